@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One flat stream of tokens: documents end to end, no padding.
+
+Shape letters: T tokens of the stream, D documents, N trained positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from oumi.core.types.example import Example, Source
+
+IGNORED = -100
+"""Target of a position that is not trained, as in torch.nn.functional.cross_entropy."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The documents of one micro-batch, and what is to be learned from them."""
+
+    tokens: torch.Tensor
+    """Token ids [T], int64."""
+    positions: torch.Tensor
+    """Position of each token in its document [T], int64."""
+    targets: torch.Tensor
+    """The token that follows, where it is to be learned, else IGNORED [T], int64."""
+    trained: torch.Tensor
+    """Where `targets` is not IGNORED [N], int64, ascending."""
+    offsets: tuple[int, ...]
+    """Where each document begins, and where the last one ends [D + 1]."""
+    sources: tuple[Source, ...]
+    """Where each document came from [D]."""
+
+    @property
+    def num_terms(self) -> int:
+        """How many terms the loss sums: the trained positions."""
+        return len(self.trained)
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens the stream holds."""
+        return len(self.tokens)
+
+    def to(self, device: torch.device) -> Batch:
+        """Returns the same batch on `device`."""
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("tokens", "positions", "targets", "trained")
+        }
+        return replace(self, **moved)
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Joins examples end to end; each document predicts its own tokens only."""
+    lengths = [len(example.tokens) for example in examples]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    tokens = np.concatenate([example.tokens for example in examples]).astype(np.int64)
+    is_target = np.concatenate([example.is_target for example in examples])
+    is_target[offsets[:-1]] = False  # nothing in the document predicts its first token
+    targets = np.full(len(tokens), IGNORED, dtype=np.int64)
+    targets[:-1][is_target[1:]] = tokens[1:][is_target[1:]]
+    positions = np.arange(len(tokens)) - np.repeat(offsets[:-1], lengths)
+    return Batch(
+        tokens=torch.from_numpy(tokens),
+        positions=torch.from_numpy(positions),
+        targets=torch.from_numpy(targets),
+        trained=torch.from_numpy(np.flatnonzero(is_target[1:])),
+        offsets=tuple(offsets.tolist()),
+        sources=tuple(example.source for example in examples),
+    )

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One optimizer step."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from oumi.core.batch import Batch
+from oumi.core.run import Run, StepReport
+
+
+def take_step(run: Run, micro_batches: list[Batch]) -> StepReport:
+    """Takes one optimizer step, as if the micro-batches of all ranks were one big batch.
+
+    A loss is a sum over terms (target tokens), divided by the global number of terms. So 1 x 8 rows,
+    4 x 2 rows and any order of them give the same gradients.
+    """
+    num_terms = sum(batch.num_terms for batch in micro_batches)
+    loss = torch.zeros((), device=run.world.device)
+    for batch in micro_batches:
+        with autocast(run):
+            part = run.objective(run.model, batch.to(run.world.device)) / max(num_terms, 1)
+        run.scaler.scale(part).backward()
+        loss += part.detach()
+    run.scaler.unscale_(run.optimizer)
+    report = StepReport(
+        loss=loss,
+        grad_norm=clip(run),
+        learning_rate=run.optimizer.param_groups[0]["lr"],
+        num_terms=num_terms,
+        num_tokens=sum(batch.num_tokens for batch in micro_batches),
+    )
+    run.callbacks.before_update(run, report, micro_batches)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.schedule.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    return report
+
+
+def clip(run: Run) -> torch.Tensor:
+    """Scales the gradients down to the plan's norm, if it has one, and returns their norm before."""
+    limit = run.plan.optimizer.max_grad_norm
+    parameters = [parameter for parameter in run.model.parameters() if parameter.grad is not None]
+    return torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
+
+
+def autocast(run: Run) -> AbstractContextManager[object]:
+    """Returns the context in which matrix products take the plan's mixed precision."""
+    dtype = run.plan.precision.autocast
+    if dtype is None:
+        return nullcontext()
+    return torch.autocast(run.world.device.type, dtype=getattr(torch, dtype))

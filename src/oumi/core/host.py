@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""This machine: its device, its precision, its memory, its allocator. Imports no torch."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+# Parameters of glibc's mallopt(3), by their numbers in <malloc.h>.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a plan must know of the machine."""
+
+    device: str
+    """`cuda`, `mps` or `cpu`: where training runs."""
+    device_name: str
+    has_bf16: bool
+    """True if the device multiplies bfloat16 in hardware."""
+    num_cpus: int
+    memory_bytes: int
+    """Memory of the machine, or of the first GPU."""
+
+
+@lru_cache(maxsize=1)
+def describe_host() -> Host:
+    """Returns this machine as torch will see it, found without importing torch."""
+    gpu = _first_gpu()
+    if gpu is not None:
+        name, capability, memory_mib = gpu
+        return Host("cuda", name, float(capability) >= 8.0, num_cpus(), int(float(memory_mib)) << 20)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if os.uname().sysname == "Darwin" and os.uname().machine == "arm64":
+        return Host("mps", "Apple GPU", True, num_cpus(), memory)
+    return Host("cpu", _cpu_name(), bool(cpu_flags() & {"avx512_bf16", "amx_bf16"}), num_cpus(), memory)
+
+
+def num_cpus() -> int:
+    """Returns how many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@lru_cache(maxsize=1)
+def cpu_flags() -> frozenset[str]:
+    """Returns the instruction sets of the CPU as Linux names them, or an empty set elsewhere."""
+    for line in _cpuinfo():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def free_bytes(path: Path) -> int:
+    """Returns the free disk space where `path` is, or will be."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to reuse freed blocks rather than return them to the system; True if it took the setting.
+
+    A training step frees and takes the same blocks again. By default glibc maps large blocks afresh each
+    time, and every page of them faults anew. Must be called before torch allocates.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # not glibc
+        return False
+    settings = ((_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, (1 << 31) - 1), (_M_TOP_PAD, 64 << 20))
+    return all(mallopt(parameter, value) == 1 for parameter, value in settings)
+
+
+def _first_gpu() -> list[str] | None:
+    """Returns name, compute capability and MiB of the first visible NVIDIA GPU, or None."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or not _torch_has_cuda():
+        return None
+    command = ["nvidia-smi", "--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return [part.strip() for part in found.splitlines()[0].split(",")] if found.strip() else None
+
+
+def _torch_has_cuda() -> bool:
+    try:
+        return not version("torch").endswith("+cpu")
+    except PackageNotFoundError:
+        return False
+
+
+def _cpu_name() -> str:
+    for line in _cpuinfo():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return os.uname().machine
+
+
+@lru_cache(maxsize=1)
+def _cpuinfo() -> tuple[str, ...]:
+    path = Path("/proc/cpuinfo")
+    return tuple(path.read_text().splitlines()) if path.exists() else ()

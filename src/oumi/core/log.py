@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The logger `oumi`: rank 0 speaks on stderr, every rank writes its own file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+logger = logging.getLogger("oumi")
+
+_LINE = "%(asctime)s %(levelname)s rank{rank} %(filename)s:%(lineno)d %(message)s"
+
+
+def start_console(level: str = "info") -> None:
+    """Makes rank 0 speak on stderr at `level`, once."""
+    logger.setLevel(level.upper())
+    logger.propagate = False
+    if current_rank() == 0 and not any(type(h) is logging.StreamHandler for h in logger.handlers):
+        console = logging.StreamHandler(sys.stderr)
+        console.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        console.setLevel(logging.WARNING if level.upper() == "INFO" else level.upper())
+        logger.addHandler(console)
+
+
+def start_file(output_dir: Path, level: str = "info") -> logging.Handler:
+    """Appends this rank's log to `logs/rank_0000.log` of the run and returns the handler, to be closed."""
+    rank = current_rank()
+    path = output_dir / "logs" / f"rank_{rank:04d}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(_LINE.format(rank=rank)))
+    logger.setLevel(level.upper())
+    logger.addHandler(handler)
+    return handler
+
+
+def stop_file(handler: logging.Handler) -> None:
+    """Ends the log that `start_file` began."""
+    logger.removeHandler(handler)
+    handler.close()
+
+
+def current_rank() -> int:
+    """Returns the rank of this process as its launcher told it, 0 when there is none."""
+    return max(0, int(os.environ.get("RANK", "0")))

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Causal attention within each document of a flat batch, through the attention interface of transformers.
+
+Shape letters: T tokens, H query heads, K key heads, E head size, S tokens of one document.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+FLAT_SDPA = "oumi_flat_sdpa"
+FLAT_EAGER = "oumi_flat_eager"
+
+
+def flat_attention(
+    module: torch.nn.Module,
+    query_1HTE: torch.Tensor,
+    key_1KTE: torch.Tensor,
+    value_1KTE: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **settings: Any,
+) -> tuple[torch.Tensor, None]:
+    """Returns attention [1, T, H, E] in which each token sees its own document up to itself.
+
+    `settings` are what the model's layer passes: `scaling`, `dropout`, `sliding_window`, `softcap`,
+    attention sinks `s_aux`, and our `document_offsets` [D + 1].
+    """
+    offsets = settings["document_offsets"]
+    attend = _explicit if _needs_scores(module, settings) else _fused
+    parts = [
+        attend(query_1HTE[:, :, a:b], key_1KTE[:, :, a:b], value_1KTE[:, :, a:b], settings)
+        for a, b in zip(offsets[:-1], offsets[1:], strict=True)
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _needs_scores(module: torch.nn.Module, settings: dict[str, Any]) -> bool:
+    """Returns True where the score matrix itself is altered, which fused kernels cannot do."""
+    implementation = module.config._attn_implementation
+    return (
+        implementation == FLAT_EAGER or settings.get("softcap") is not None or settings.get("s_aux") is not None
+    )
+
+
+def _fused(
+    query_1HSE: torch.Tensor, key_1KSE: torch.Tensor, value_1KSE: torch.Tensor, settings: dict[str, Any]
+) -> torch.Tensor:
+    window = settings.get("sliding_window")
+    length = query_1HSE.shape[2]
+    has_window = window is not None and window < length
+    return F.scaled_dot_product_attention(
+        query_1HSE,
+        key_1KSE,
+        value_1KSE,
+        attn_mask=_visible(length, window, query_1HSE.device) if has_window else None,
+        is_causal=not has_window,
+        dropout_p=settings.get("dropout", 0.0),
+        scale=settings.get("scaling"),
+        enable_gqa=query_1HSE.shape[1] != key_1KSE.shape[1],
+    )
+
+
+def _explicit(
+    query_1HSE: torch.Tensor, key_1KSE: torch.Tensor, value_1KSE: torch.Tensor, settings: dict[str, Any]
+) -> torch.Tensor:
+    """Returns attention by its definition, with soft-capped scores and attention sinks where asked."""
+    groups = query_1HSE.shape[1] // key_1KSE.shape[1]
+    key_1HSE, value_1HSE = (part.repeat_interleave(groups, dim=1) for part in (key_1KSE, value_1KSE))
+    scale = settings.get("scaling") or query_1HSE.shape[-1] ** -0.5
+    scores_1HSS = query_1HSE @ key_1HSE.transpose(-1, -2) * scale
+    softcap, sinks_H = settings.get("softcap"), settings.get("s_aux")
+    if softcap is not None:
+        scores_1HSS = softcap * torch.tanh(scores_1HSS / softcap)
+    length = query_1HSE.shape[2]
+    visible = _visible(length, settings.get("sliding_window"), query_1HSE.device)
+    scores_1HSS = scores_1HSS.masked_fill(~visible, torch.finfo(scores_1HSS.dtype).min)
+    if sinks_H is not None:  # one more column that takes weight and gives no value
+        column = sinks_H.reshape(1, -1, 1, 1).expand(1, -1, length, 1).to(scores_1HSS.dtype)
+        scores_1HSS = torch.cat([scores_1HSS, column], dim=-1)
+    weights = scores_1HSS.float().softmax(dim=-1).to(value_1HSE.dtype)[..., :length]
+    return F.dropout(weights, settings.get("dropout", 0.0)) @ value_1HSE
+
+
+def _visible(length: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Returns which token [row] sees which [column]: itself and those before it, within the window."""
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
+    return (distance >= 0) & (distance < (window or length))
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """Returns None: documents are kept apart by their offsets."""
+
+
+for _name in (FLAT_SDPA, FLAT_EAGER):
+    AttentionInterface.register(_name, flat_attention)
+    AttentionMaskInterface.register(_name, _no_mask)

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of a plan: what will be done, every value decided. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from oumi.core.configs import DatasetParams, TrainingConfig
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model before it is loaded; None where it is not known."""
+
+    num_parameters: int | None = None
+    num_trainable: int | None = None
+    """With an adapter: parameters of the adapter alone."""
+    stored_dtype: str | None = None
+    max_positions: int | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a plan takes from the world: the machine, the data and the model as they are."""
+
+    device: str
+    device_name: str
+    has_bf16: bool
+    num_cpus: int
+    memory_bytes: int
+    free_bytes: int
+    """On the file system of the output directory."""
+    num_rows: int | None = None
+    """Rows of the training set, None if they are only known after reading it."""
+    model: ModelFacts = ModelFacts()
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """Which model and tokenizer are loaded, and how."""
+
+    name: str
+    revision: str | None
+    pretrained: bool
+    """False: random weights."""
+    trust_remote_code: bool
+    dtype: str
+    """`float32`, `bfloat16`, ...; `auto` only when the file's own dtype is not known yet."""
+    attention: str | None
+    config_overrides: Mapping[str, Any]
+    disable_dropout: bool
+    freeze: tuple[str, ...]
+    tokenizer_name: str
+    tokenizer_kwargs: Mapping[str, Any]
+    pad_token: str | None
+    max_length: int | None
+    chat_template: str | None
+    adapter: str | None
+
+
+@dataclass(frozen=True)
+class LoraPlan:
+    """A LoRA adapter, in the terms of peft.LoraConfig."""
+
+    r: int
+    alpha: int
+    dropout: float
+    target_modules: tuple[str, ...] | str | None
+    exclude_modules: str | None
+    target_parameters: tuple[str, ...] | None
+    modules_to_save: tuple[str, ...] | None
+    bias: str
+    init: bool | str
+    task_type: str
+    save_mode: str
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """Which rows are read, and which of their tokens are trained."""
+
+    train: tuple[DatasetParams, ...]
+    validation: tuple[DatasetParams, ...]
+    train_on: str
+    """`all`, `all_assistant_turns` or `final_assistant_turn`."""
+    max_rejected_rows: int
+    max_rejected_validation_rows: int
+    seed: int
+    """Of the order of the rows."""
+
+
+@dataclass(frozen=True)
+class OptimizerPlan:
+    """How the weights move."""
+
+    name: str
+    learning_rate: float
+    weight_decay: float
+    betas: tuple[float, float]
+    epsilon: float
+    momentum: float
+    max_grad_norm: float | None
+
+
+@dataclass(frozen=True)
+class SchedulePlan:
+    """How the learning rate moves, in the terms of transformers.get_scheduler."""
+
+    name: str
+    warmup_steps: int | None
+    warmup_ratio: float | None
+    kwargs: Mapping[str, Any]
+
+    def num_warmup_steps(self, num_steps: int) -> int:
+        """Returns the steps of warmup in a run of `num_steps`."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return math.ceil((self.warmup_ratio or 0.0) * num_steps)
+
+
+@dataclass(frozen=True)
+class PrecisionPlan:
+    """In which number formats the run computes."""
+
+    autocast: str | None
+    """`bfloat16` or `float16`: dtype of matrix products while weights stay float32."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class CheckpointPlan:
+    """When the state of the run is saved, and what is kept."""
+
+    every_steps: int | None
+    every_epoch: bool
+    keep: int | None
+    final_model: bool
+    resume_from: Path | None
+    resume_last: bool
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """When the validation set is measured."""
+
+    every_steps: int | None
+    every_epoch: bool
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class LogPlan:
+    """What is told, where, and how often."""
+
+    every_steps: int | None
+    first_step: bool
+    every_epoch: bool
+    level: str
+    dependency_level: str
+    tensorboard_dir: Path | None
+    wandb: bool
+    mlflow: bool
+    telemetry_dir: Path | None
+    step_times: bool
+    model_summary: bool
+    examples: bool
+
+
+@dataclass(frozen=True)
+class DiskPlan:
+    """Bytes that the run will write."""
+
+    checkpoint_bytes: int | None
+    num_checkpoints: int
+    """Checkpoints that stand at the same time, at most."""
+    final_bytes: int | None
+    free_bytes: int
+
+    @property
+    def total_bytes(self) -> int | None:
+        """Returns the bytes that stand at the end, None if the model's size is not known yet."""
+        if self.checkpoint_bytes is None or self.final_bytes is None:
+            return None
+        return self.checkpoint_bytes * self.num_checkpoints + self.final_bytes
+
+
+@dataclass(frozen=True)
+class StepsPlan:
+    """How the rows are cut into optimizer steps."""
+
+    micro_batch_rows: int
+    accumulation: int
+    world_size: int
+    num_epochs: int
+    max_steps: int | None
+    num_rows: int | None = None
+
+    @property
+    def rows_per_step(self) -> int:
+        """Returns the rows of one optimizer step over all ranks."""
+        return self.micro_batch_rows * self.accumulation * self.world_size
+
+    @property
+    def per_epoch(self) -> int | None:
+        """Returns the optimizer steps of one epoch; the last one takes the rows that are left."""
+        return None if self.num_rows is None else math.ceil(self.num_rows / self.rows_per_step)
+
+    @property
+    def total(self) -> int | None:
+        """Returns the optimizer steps of the run, None until the rows are counted."""
+        if self.max_steps is not None:
+            return self.max_steps
+        return None if self.per_epoch is None else self.per_epoch * self.num_epochs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, decided: acting code reads its values here and has no defaults of its own."""
+
+    config: TrainingConfig
+    """As given: for the adapter to other trainers, and for the records of the run."""
+    trainer: str
+    output_dir: Path
+    run_name: str | None
+    device: str
+    device_name: str
+    seed: int
+    deterministic: bool
+    model: ModelPlan
+    lora: LoraPlan | None
+    data: DataPlan
+    steps: StepsPlan
+    optimizer: OptimizerPlan
+    schedule: SchedulePlan
+    precision: PrecisionPlan
+    gradient_checkpointing: Mapping[str, Any] | None
+    empty_cache_every: int | None
+    checkpoints: CheckpointPlan
+    evaluation: EvaluationPlan
+    logs: LogPlan
+    disk: DiskPlan
+    notes: tuple[str, ...]
+    """Where the run differs from what one may expect, and why."""
+
+    @property
+    def num_steps(self) -> int:
+        """Returns the optimizer steps of the run, which must be known by now."""
+        assert self.steps.total is not None, "the rows are counted before anything acts"
+        return self.steps.total
+
+    def with_num_rows(self, num_rows: int) -> Plan:
+        """Returns the same plan for the rows that the training set really has."""
+        return replace(self, steps=replace(self.steps, num_rows=num_rows))

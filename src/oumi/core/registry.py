@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names that reach parts: a part is imported when it is first used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Generic, TypeVar, cast
+
+from oumi.core.errors import ConfigError, Problem, did_you_mean
+
+Part = TypeVar("Part")
+NewPart = TypeVar("NewPart")
+
+
+class Registry(Generic[Part]):
+    """A table of names, each of which stands for a part, or for `module:attribute` where it is found."""
+
+    def __init__(self, kind: str, parts: Mapping[str, str] | None = None) -> None:
+        self.kind = kind
+        self._parts: dict[str, str | Part] = {name.lower(): part for name, part in (parts or {}).items()}
+
+    def __contains__(self, name: str) -> bool:
+        return name.lower() in self._parts
+
+    def names(self) -> list[str]:
+        """Returns the known names, sorted."""
+        return sorted(self._parts)
+
+    def get(self, name: str) -> Part:
+        """Returns the part called `name`, in any case; raises ConfigError with near names on a miss."""
+        part = self._parts.get(name.lower())
+        if part is None:
+            hint = did_you_mean(name, self.names()) or f"; known: {', '.join(self.names())}"
+            raise ConfigError([Problem("", f"unknown {self.kind} '{name}'{hint}")], self.kind)
+        if isinstance(part, str):
+            module, _, attribute = part.partition(":")
+            part = cast(Part, getattr(import_module(module), attribute))
+            self._parts[name.lower()] = part
+        return part
+
+    def register(self, name: str) -> Callable[[NewPart], NewPart]:
+        """Returns a decorator that enters a part under `name`; a taken name is an error."""
+        if name in self:
+            raise ConfigError(f"{self.kind} '{name}' is registered already")
+
+        def enter(part: NewPart) -> NewPart:
+            self._parts[name.lower()] = cast(Part, part)
+            return part
+
+        return enter

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run while it runs: its parts, its progress, and who is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from oumi.core.batch import Batch
+from oumi.core.distributed.world import World
+from oumi.core.plan.parts import Plan
+
+Objective = Callable[[torch.nn.Module, Batch], torch.Tensor]
+"""What is minimised: a sum over the terms of a batch."""
+
+
+@dataclass
+class TrainState:
+    """How far a run has come: all that a checkpoint must count."""
+
+    step: int = 0
+    """Optimizer steps taken."""
+    num_tokens: int = 0
+    """Tokens that went through the model."""
+    num_terms: int = 0
+    """Tokens that were trained."""
+    epoch: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step. Loss and norm stay on the device: who prints them pays for the transfer."""
+
+    loss: torch.Tensor | float
+    """Mean over all terms of the step."""
+    grad_norm: torch.Tensor | float
+    """Before clipping."""
+    learning_rate: float
+    num_terms: int
+    num_tokens: int
+    extra: Mapping[str, float] = field(default_factory=dict)
+    """What another trainer logs beside."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Progress:
+    """What every trainer can show of a run: its plan, its state and its listeners."""
+
+    plan: Plan
+    callbacks: Callbacks
+    state: TrainState = field(default_factory=TrainState)
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The last value of everything that was measured."""
+    stop_requested: bool = False
+
+
+@dataclass(eq=False, kw_only=True)
+class Run(Progress):
+    """The parts of a run of our own loop."""
+
+    world: World
+    model: torch.nn.Module
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+    """Passes everything through unless float16 is used."""
+    loader: StepSource
+
+
+class StepSource(Protocol):
+    """Where the micro-batches of each step come from."""
+
+    steps_per_epoch: int
+
+    def from_step(self, step: int) -> Iterator[list[Batch]]:
+        """Yields the micro-batches of step `step` (from 0), then of those after it."""
+
+
+class Callback:
+    """Something that happens around steps. Override what you need."""
+
+    def train_start(self, run: Progress) -> None:
+        """Before the first step; `run.state` says where a resumed run goes on."""
+
+    def before_update(self, run: Run, report: StepReport, micro_batches: list[Batch]) -> None:
+        """After the gradients of a step are known, before any weight moves."""
+
+    def step_end(self, run: Progress, report: StepReport) -> None:
+        """After an optimizer step; `run.state.step` counts it."""
+
+    def measured(self, run: Progress, metrics: Mapping[str, float]) -> None:
+        """When something other than a step was measured, such as the validation loss."""
+
+    def saved(self, run: Progress, checkpoint: Path) -> None:
+        """When a checkpoint stands complete on disk."""
+
+    def train_end(self, run: Progress) -> None:
+        """After the last step."""
+
+    def close(self) -> None:
+        """Always, also when training failed: release what is held."""
+
+
+class Callbacks(Callback):
+    """Tells several callbacks, in order."""
+
+    def __init__(self, callbacks: list[Callback]) -> None:
+        self.all = callbacks
+
+    def train_start(self, run: Progress) -> None:
+        for callback in self.all:
+            callback.train_start(run)
+
+    def before_update(self, run: Run, report: StepReport, micro_batches: list[Batch]) -> None:
+        for callback in self.all:
+            callback.before_update(run, report, micro_batches)
+
+    def step_end(self, run: Progress, report: StepReport) -> None:
+        for callback in self.all:
+            callback.step_end(run, report)
+
+    def measured(self, run: Progress, metrics: Mapping[str, float]) -> None:
+        run.metrics.update(metrics)
+        for callback in self.all:
+            callback.measured(run, metrics)
+
+    def saved(self, run: Progress, checkpoint: Path) -> None:
+        for callback in self.all:
+            callback.saved(run, checkpoint)
+
+    def train_end(self, run: Progress) -> None:
+        for callback in self.all:
+            callback.train_end(run)
+
+    def close(self) -> None:
+        for callback in self.all:
+            callback.close()
