@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-FLAT_SDPA = "oumi_flat_sdpa"
+FLAT_SDPA = "oumi_flat_fused"
 FLAT_EAGER = "oumi_flat_eager"
 
 

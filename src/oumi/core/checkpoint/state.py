@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run must remember to go on as if it had never stopped. Tensors as safetensors, the rest as JSON."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from oumi.core.errors import StorageError
+from oumi.core.run import Run, TrainState
+
+FOLDER = "state"
+_TENSOR = "tensor:"
+"""Marks a JSON string that stands for a tensor in the file beside it."""
+
+
+def save_state(run: Run, directory: Path) -> None:
+    """Writes all but the weights: optimizer, schedule, loss scale, random generators, progress."""
+    folder = directory / FOLDER
+    folder.mkdir()
+    _write(folder / "optimizer", run.optimizer.state_dict())
+    _write(folder / "random", _random_state(run.world.device))
+    progress = {
+        "train_state": asdict(run.state),
+        "schedule": {key: value for key, value in run.schedule.state_dict().items() if key != "lr_lambdas"},
+        "scaler": run.scaler.state_dict(),
+    }
+    (folder / "progress.json").write_text(json.dumps(progress, indent=1) + "\n")
+
+
+def load_state(run: Run, directory: Path) -> None:
+    """Puts a run where `save_state` left it; the weights are loaded already.
+
+    Raises:
+        StorageError: A part is missing; nothing is guessed in its place.
+    """
+    folder = directory / FOLDER
+    if not folder.is_dir():
+        raise StorageError(f"{directory}: holds weights but no training state, so a run cannot go on from it")
+    run.optimizer.load_state_dict(_read(folder / "optimizer"))
+    progress = _read_json(folder / "progress.json")
+    run.schedule.load_state_dict(progress["schedule"])
+    run.scaler.load_state_dict(progress["scaler"])
+    run.state = TrainState(**progress["train_state"])
+    _restore_random(_read(folder / "random"), run.world.device)
+
+
+def _random_state(device: torch.device) -> dict[str, Any]:
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss],
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _restore_random(state: dict[str, Any], device: torch.device) -> None:
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _write(stem: Path, value: Any) -> None:
+    """Writes nested values as `<stem>.json`, their tensors as `<stem>.safetensors`."""
+    tensors: dict[str, torch.Tensor] = {}
+    text = json.dumps(_without_tensors(value, "", tensors))
+    stem.with_suffix(".json").write_text(text + "\n")
+    save_file(tensors, stem.with_suffix(".safetensors"))
+
+
+def _read(stem: Path) -> Any:
+    tensors_path = stem.with_suffix(".safetensors")
+    if not tensors_path.exists():
+        raise StorageError(f"{tensors_path}: missing, so the run cannot go on from this checkpoint")
+    return _with_tensors(_read_json(stem.with_suffix(".json")), load_file(tensors_path))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise StorageError(f"{path}: missing, so the run cannot go on from this checkpoint") from error
+
+
+def _without_tensors(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        tensors[name] = value.detach().cpu().contiguous()
+        return _TENSOR + name
+    if isinstance(value, dict):
+        # JSON keys are text; optimizers number their parameters, so the type of a key is kept beside it.
+        return {"dict": [[key, _without_tensors(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return [_without_tensors(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]
+    return value
+
+
+def _with_tensors(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, str) and value.startswith(_TENSOR):
+        return tensors[value.removeprefix(_TENSOR)]
+    if isinstance(value, dict):
+        return {key: _with_tensors(item, tensors) for key, item in value["dict"]}
+    if isinstance(value, list):
+        return [_with_tensors(item, tensors) for item in value]
+    return value

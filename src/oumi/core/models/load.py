@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model as the plan names it: from files, from the Hub, or with random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from oumi.core.errors import ConfigError, RefusedError, did_you_mean
+from oumi.core.hub import hub_errors
+from oumi.core.plan.parts import ModelPlan
+from oumi.core.recipes import resolve_asset
+
+
+def load_model(plan: ModelPlan, device: torch.device, weights_from: Path | None = None) -> Any:
+    """Returns the model of a plan on `device`, in eval mode.
+
+    Args:
+        plan: Which model, in which dtype, with which changes to its config.
+        device: Where it is to stand.
+        weights_from: A checkpoint whose weights are taken instead of the named ones.
+
+    Raises:
+        ConfigError: An unknown override, an unknown module to freeze, or no such model.
+        RefusedError: The model needs code of the Hub, or its weights are pickled.
+    """
+    config = load_model_config(plan)
+    if plan.pretrained or weights_from is not None:
+        model = _from_files(plan, config, weights_from)
+    else:
+        model = AutoModelForCausalLM.from_config(
+            config,
+            dtype=dtype_of(plan.dtype) or torch.float32,
+            trust_remote_code=plan.trust_remote_code,
+            **_attention(plan),
+        )
+    freeze(model, plan.freeze)
+    return model.to(device).eval()
+
+
+def load_model_config(plan: ModelPlan) -> Any:
+    """Returns the config of the model, with the plan's overrides; a name it does not have is an error."""
+    name = str(resolve_asset(plan.name))
+    with hub_errors("model", plan.name), remote_code_refused(plan.name):
+        config = AutoConfig.from_pretrained(
+            name, revision=plan.revision, trust_remote_code=plan.trust_remote_code
+        )
+    known = set(config.to_dict()) | set(getattr(config, "attribute_map", {}))
+    for key, value in plan.config_overrides.items():
+        if key not in known:
+            raise ConfigError(
+                f"model.model_kwargs.{key}: {plan.name} has no such setting{did_you_mean(key, known)}"
+            )
+        setattr(config, key, value)
+    if plan.disable_dropout:
+        for key, value in config.to_dict().items():
+            if "drop" in key and isinstance(value, float):
+                setattr(config, key, 0.0)
+    return config
+
+
+def dtype_of(name: str) -> torch.dtype | None:
+    """Returns the torch dtype called `name`, None for `auto`."""
+    return None if name == "auto" else getattr(torch, name)
+
+
+def freeze(model: Any, module_names: tuple[str, ...]) -> None:
+    """Stops the weights of the named modules from moving; an unknown name is an error."""
+    modules = dict(model.named_modules())
+    for name in module_names:
+        if name not in modules:
+            raise ConfigError(f"model.freeze_layers: the model has no module '{name}'{did_you_mean(name, modules)}")
+        modules[name].requires_grad_(False)
+
+
+class remote_code_refused:  # noqa: N801  a context manager, read as a verb
+    """Turns transformers' question about code of the Hub into an error that says what to set."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+            raise RefusedError(
+                f"{self.name} brings its own Python code. Read it, and set `model.trust_remote_code: true` if you trust it."
+            ) from None
+
+
+def _from_files(plan: ModelPlan, config: Any, weights_from: Path | None) -> Any:
+    name = str(weights_from or resolve_asset(plan.name))
+    with hub_errors("model", plan.name), remote_code_refused(plan.name):
+        try:
+            return AutoModelForCausalLM.from_pretrained(
+                name,
+                config=config,
+                revision=None if weights_from else plan.revision,
+                dtype=dtype_of(plan.dtype) or "auto",
+                trust_remote_code=plan.trust_remote_code,
+                use_safetensors=True,
+                **_attention(plan),
+            )
+        except OSError as error:
+            if _has_pickled_weights(name):
+                raise RefusedError(
+                    f"{name} holds pickled weights only (pytorch_model.bin), which can run code when loaded. "
+                    "Convert them: load them where you trust them and call save_pretrained(...)."
+                ) from error
+            raise
+
+
+def _attention(plan: ModelPlan) -> dict[str, Any]:
+    return {} if plan.attention is None else {"attn_implementation": plan.attention}
+
+
+def _has_pickled_weights(name: str) -> bool:
+    folder = Path(name)
+    return folder.is_dir() and bool([*folder.glob("*.bin"), *folder.glob("*.pt")])

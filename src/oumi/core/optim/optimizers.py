@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optimizers by their names in the config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from oumi.core.errors import ConfigError, did_you_mean
+from oumi.core.plan.parts import OptimizerPlan
+
+Groups = list[dict[str, Any]]
+
+
+def build_optimizer(model: torch.nn.Module, plan: OptimizerPlan) -> torch.optim.Optimizer:
+    """Returns the plan's optimizer over the weights that move.
+
+    Vectors (biases, the scales of norms) get no weight decay: decay is for matrices.
+
+    Raises:
+        ConfigError: Unknown name, no GPU or package for it, or nothing to train.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ConfigError("no weight is trained: everything is frozen")
+    groups: Groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": plan.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return optimizer_maker(plan.name)([group for group in groups if group["params"]], plan)
+
+
+def optimizer_maker(name: str) -> Callable[[Groups, OptimizerPlan], torch.optim.Optimizer]:
+    """Returns what makes the optimizer called `name`; an unknown name is a ConfigError with near names."""
+    if name not in OPTIMIZERS:
+        hint = did_you_mean(name, OPTIMIZERS) or f"; known: {', '.join(OPTIMIZERS)}"
+        raise ConfigError(f"training.optimizer: unknown optimizer '{name}'{hint}")
+    return OPTIMIZERS[name]
+
+
+def _adam(groups: Groups, plan: OptimizerPlan) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, lr=plan.learning_rate, betas=plan.betas, eps=plan.epsilon, fused=True)
+
+
+def _adamw(groups: Groups, plan: OptimizerPlan) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=plan.betas, eps=plan.epsilon, fused=True)
+
+
+def _sgd(groups: Groups, plan: OptimizerPlan) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=plan.learning_rate, momentum=plan.momentum, fused=True)
+
+
+def _adafactor(groups: Groups, plan: OptimizerPlan) -> torch.optim.Optimizer:
+    """Adafactor (arXiv 1804.04235) at a fixed learning rate."""
+    from transformers.optimization import Adafactor
+
+    return Adafactor(groups, lr=plan.learning_rate, relative_step=False, scale_parameter=False, warmup_init=False)
+
+
+def _bitsandbytes(attribute: str) -> Callable[[Groups, OptimizerPlan], torch.optim.Optimizer]:
+    def make(groups: Groups, plan: OptimizerPlan) -> torch.optim.Optimizer:
+        try:
+            import bitsandbytes.optim
+        except ImportError as error:
+            raise ConfigError(
+                "training.optimizer: 8-bit and paged optimizers need: pip install 'oumi[gpu]'"
+            ) from error
+        made: torch.optim.Optimizer = getattr(bitsandbytes.optim, attribute)(
+            groups, lr=plan.learning_rate, betas=plan.betas, eps=plan.epsilon
+        )
+        return made
+
+    return make
+
+
+OPTIMIZERS: dict[str, Callable[[Groups, OptimizerPlan], torch.optim.Optimizer]] = {
+    "adam": _adam,
+    "adamw": _adamw,
+    "adamw_torch": _adamw,
+    "adamw_torch_fused": _adamw,
+    "adamw_8bit": _bitsandbytes("AdamW8bit"),
+    "paged_adamw_8bit": _bitsandbytes("PagedAdamW8bit"),
+    "paged_adamw": _bitsandbytes("PagedAdamW"),
+    "paged_adamw_32bit": _bitsandbytes("PagedAdamW32bit"),
+    "sgd": _sgd,
+    "adafactor": _adafactor,
+}

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a reader of the plan should be told: where the run differs from what one may expect."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+
+from oumi.core.configs import DatasetParams, TrainerType, TrainingConfig
+from oumi.core.configs.loading import leaves
+from oumi.core.plan.parts import Facts, PrecisionPlan
+
+_GROUPS = "training.grpo.*", "training.gkd.*", "training.gold.*"
+
+_NEVER_READ = {
+    ("data.test.*",): "training reads no test split",
+    ("data.*.target_col",): "deprecated, targets come from the rendered conversation",
+    ("data.*.datasets[[]].shuffle_buffer_size",): "only streams have a shuffle buffer",
+    ("data.*.datasets[[]].transform_num_workers",): "rows are tokenised in one process",
+    ("data.*.mixture_strategy", "data.*.seed"): "only a mixture with proportions reads it",
+    ("data.*.collator_kwargs*",): "targets are found by rendering, so templates say only which turns are trained",
+    ("data.validation.collator_name", "data.validation.train_target"): "data.train decides for both splits",
+    ("model.chat_template_kwargs*", "model.shard_for_eval", "model.tool_call_parser"): "training does not read it",
+    ("model.processor_kwargs*",): "a text model has no processor",
+    ("model.device_map",): "one process holds the whole model on its device",
+    ("training.nccl_default_timeout_minutes", "training.ddp_find_unused_parameters"): "the run is one process",
+    _GROUPS: "this method does not read it",
+}
+_NOT_READ_BY_OURS = {
+    ("training.dataloader_*",): "batches are cut from tokens in memory, which needs no workers",
+    ("training.label_ignore_index",): "only trained positions reach the loss",
+    ("training.include_alternative_mfu_metrics",): "it repeats include_performance_metrics",
+}
+_NOT_READ_BY_ADAPTER = {
+    ("training.label_ignore_index",): "the collator of the trainer marks ignored labels with -100",
+    ("training.include_alternative_mfu_metrics",): "it repeats include_performance_metrics",
+    ("training.sgd_momentum",): "transformers takes it from trainer_kwargs.optim_args",
+}
+
+
+def plan_notes(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -> tuple[str, ...]:
+    """Returns one sentence for everything that a reader of the config might not expect."""
+    return tuple([*_surprises(config, facts, precision), *_unread(config)])
+
+
+def changed_keys(config: TrainingConfig) -> list[str]:
+    """Returns the dotted keys whose value is not the default."""
+    defaults = leaves(TrainingConfig())
+    row_defaults = leaves(DatasetParams(dataset_name="-"))
+    changed = []
+    for key, value in leaves(config).items():
+        of_row = re.fullmatch(r"data\.\w+\.datasets\[\d+\]\.(.+)", key)
+        known = row_defaults if of_row else defaults
+        name = of_row[1] if of_row else key
+        if name not in known or known[name] != value:
+            changed.append(key)
+    return changed
+
+
+def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -> Iterator[str]:
+    training, train = config.training, config.data.train
+    on_cpu = facts.device == "cpu" and not facts.has_bf16
+    asked = training.mixed_precision_dtype.name != "NONE" or config.model.torch_dtype_str.lower() not in (
+        "auto", "float32", "f32", "float", "float64", "f64", "double",
+    )  # fmt: skip
+    if on_cpu and asked:
+        yield f"precision: {precision.reason}, instead of what the config asks for"
+    if training.trainer_type == TrainerType.OUMI:
+        if train.train_target is None and train.collator_name is None:
+            yield "targets: assistant turns only; name `data.train.train_target` for another choice"
+    elif train.collator_name != "text_completions_only_with_padding":
+        yield "targets: every token, prompts included; set `data.train.collator_name` to train on answers only"
+    if training.max_steps > 0 and "training.num_train_epochs" in changed_keys(config):
+        yield "steps: max_steps decides, num_train_epochs is not read"
+    if training.save_steps > 0 and training.save_epoch:
+        yield "checkpoints: save_steps decides; set it to 0 to save after each epoch"
+    if training.warmup_steps is not None and training.warmup_ratio is not None:
+        yield "schedule: warmup_steps decides, warmup_ratio is not read"
+    if training.optimizer in ("adamw_torch_fused", "adamw_8bit") and facts.device == "cpu":
+        yield f"optimizer: {training.optimizer} computes as adamw_torch on a CPU" if (
+            training.optimizer == "adamw_torch_fused"
+        ) else f"optimizer: {training.optimizer} needs a GPU"
+
+
+def _unread(config: TrainingConfig) -> Iterator[str]:
+    training = config.training
+    ours = training.trainer_type == TrainerType.OUMI
+    table = {**_NEVER_READ, **(_NOT_READ_BY_OURS if ours else _NOT_READ_BY_ADAPTER), **_of_choices(config)}
+    changed = changed_keys(config)
+    for patterns, reason in table.items():
+        found = [key for key in changed if any(_matches(key, pattern) for pattern in patterns)]
+        if found:
+            yield f"not read: {', '.join(found)}: {reason}"
+
+
+def _of_choices(config: TrainingConfig) -> dict[tuple[str, ...], str]:
+    """Returns the keys that another key has switched off."""
+    training = config.training
+    off: dict[tuple[str, ...], str] = {}
+    if not training.use_peft:
+        off[("peft.*",)] = "training.use_peft is false"
+    if not config.fsdp.enable_fsdp:
+        off[("fsdp.*",)] = "fsdp.enable_fsdp is false"
+    if not config.deepspeed.enable_deepspeed:
+        off[("deepspeed.*",)] = "deepspeed.enable_deepspeed is false"
+    if training.optimizer != "sgd":
+        off[("training.sgd_momentum",)] = "only sgd has a momentum"
+    if training.optimizer in ("sgd", "adafactor"):
+        off[("training.adam_*",)] = f"{training.optimizer} has no such setting"
+    if not training.enable_gradient_checkpointing:
+        off[("training.gradient_checkpointing_kwargs*",)] = "training.enable_gradient_checkpointing is false"
+    if training.eval_strategy == "no":
+        off[("training.eval_steps", "training.per_device_eval_batch_size", "data.validation.*")] = (
+            "training.eval_strategy is 'no'"
+        )
+    elif training.eval_strategy == "epoch":
+        off[("training.eval_steps",)] = "training.eval_strategy is 'epoch'"
+    if training.logging_strategy != "steps":
+        off[("training.logging_steps",)] = f"training.logging_strategy is '{training.logging_strategy}'"
+    if not training.enable_tensorboard:
+        off[("training.logging_dir",)] = "training.enable_tensorboard is false"
+    return off
+
+
+def _matches(key: str, pattern: str) -> bool:
+    return fnmatchcase(re.sub(r"\[\d+\]", "[]", key), pattern)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A plan as text for people and as JSON for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from oumi.core.plan.parts import Plan
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """Returns the plan as JSON values; the config itself is recorded beside it, not in it."""
+    record = {
+        field.name: _plain(getattr(plan, field.name)) for field in fields(plan) if field.name != "config"
+    }
+    steps = plan.steps
+    record["steps"] |= {"rows_per_step": steps.rows_per_step, "per_epoch": steps.per_epoch, "total": steps.total}
+    return record
+
+
+def plan_text(plan: Plan) -> str:
+    """Returns the plan as a few aligned lines, then its notes."""
+    lines = {
+        "model": _model(plan),
+        "data": _data(plan),
+        "steps": _steps(plan),
+        "optimizer": _optimizer(plan),
+        "precision": plan.precision.reason,
+        "device": f"{plan.device}, {plan.device_name}",
+        "evaluation": _evaluation(plan),
+        "checkpoints": _checkpoints(plan),
+        "output": str(plan.output_dir),
+    }
+    text = [f"  {name:<12} {value}" for name, value in lines.items() if value]
+    return "\n".join(["Plan", *text, *(f"  ! {note}" for note in plan.notes)])
+
+
+def _model(plan: Plan) -> str:
+    how = "" if plan.model.pretrained else ", random weights"
+    lora = f", LoRA rank {plan.lora.r}" if plan.lora else ""
+    length = f", up to {plan.model.max_length} tokens a row" if plan.model.max_length else ""
+    return f"{plan.model.name}, {plan.model.dtype}{how}{lora}{length}"
+
+
+def _data(plan: Plan) -> str:
+    names = ", ".join(data.dataset_path or data.dataset_name for data in plan.data.train)
+    rows = "rows counted on reading" if plan.steps.num_rows is None else f"{plan.steps.num_rows:,} rows"
+    return f"{names}: {rows}, trained on {plan.data.train_on.replace('_', ' ')}"
+
+
+def _steps(plan: Plan) -> str:
+    steps = plan.steps
+    total = "counted on reading" if steps.total is None else f"{steps.total:,}"
+    size = f"{steps.micro_batch_rows} rows x {steps.accumulation} x {steps.world_size} process"
+    epochs = f"{steps.num_epochs} epochs" if steps.max_steps is None else f"max_steps {steps.max_steps}"
+    return f"{total} ({epochs}) of {steps.rows_per_step} rows = {size}"
+
+
+def _optimizer(plan: Plan) -> str:
+    warmup = plan.schedule.warmup_steps
+    ratio = plan.schedule.warmup_ratio
+    ramp = f", warmup {warmup} steps" if warmup else f", warmup {ratio:.0%}" if ratio and warmup is None else ""
+    norm = plan.optimizer.max_grad_norm
+    clip = f", gradients clipped at {norm:g}" if norm else ", no clipping"
+    return f"{plan.optimizer.name}, learning rate {plan.optimizer.learning_rate:g} {plan.schedule.name}{ramp}{clip}"
+
+
+def _evaluation(plan: Plan) -> str:
+    if plan.evaluation.every_steps:
+        return f"every {plan.evaluation.every_steps} steps"
+    return "after each epoch" if plan.evaluation.every_epoch else ""
+
+
+def _checkpoints(plan: Plan) -> str:
+    saving = plan.checkpoints
+    when = f"every {saving.every_steps} steps" if saving.every_steps else ""
+    when = "after each epoch" if saving.every_epoch else when or "none on the way"
+    kept = f", the last {saving.keep} kept" if saving.keep is not None else ""
+    disk = plan.disk
+    if disk.checkpoint_bytes is None:
+        return f"{when}{kept}; {_size(disk.free_bytes)} free"
+    total = disk.checkpoint_bytes * disk.num_checkpoints + (disk.final_bytes or 0)
+    each = f"; {disk.num_checkpoints} x {_size(disk.checkpoint_bytes)}" if disk.num_checkpoints else ""
+    return f"{when}{kept}{each}; {_size(total)} in all, {_size(disk.free_bytes)} free"
+
+
+def _size(num_bytes: int) -> str:
+    value = float(num_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    return value
