@@ -6,7 +6,7 @@ Shape letters: T tokens of the stream, D documents, N trained positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -52,6 +52,19 @@ class Batch:
             for name in ("tokens", "positions", "targets", "trained")
         }
         return replace(self, **moved)
+
+    def documents(self) -> Iterator[Batch]:
+        """Yields each document as a batch of its own."""
+        for start, end, source in zip(self.offsets[:-1], self.offsets[1:], self.sources, strict=True):
+            targets = self.targets[start:end]
+            yield Batch(
+                tokens=self.tokens[start:end],
+                positions=self.positions[start:end],
+                targets=targets,
+                trained=(targets != IGNORED).nonzero()[:, 0],
+                offsets=(0, end - start),
+                sources=(source,),
+            )
 
 
 def collate(examples: Sequence[Example]) -> Batch:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -70,6 +71,13 @@ class Run(Progress):
     scaler: torch.amp.GradScaler
     """Passes everything through unless float16 is used."""
     loader: StepSource
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Returns the context in which matrix products take the plan's mixed precision."""
+        dtype = self.plan.precision.autocast
+        if dtype is None:
+            return nullcontext()
+        return torch.autocast(self.world.device.type, dtype=getattr(torch, dtype))
 
 
 class StepSource(Protocol):

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from oumi.core.errors import StorageError
 from oumi.core.log import logger
 
@@ -129,11 +131,8 @@ def storage_errors(target: Path) -> Iterator[None]:
         with suppress(OSError):
             free = f"; {shutil.disk_usage(target.parent).free / 1e6:,.0f} MB are free there"
         raise StorageError(f"{target}: could not be saved: {error.strerror or error}{free}") from error
-    except Exception as error:
-        # safetensors reports a full disk in an error of its own.
-        if type(error).__name__ == "SafetensorError":
-            raise StorageError(f"{target}: could not be saved: {error}") from error
-        raise
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise StorageError(f"{target}: could not be saved: {error}") from error
 
 
 def _read_manifest(checkpoint: Path) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 
 from oumi.core.batch import Batch
@@ -20,7 +18,7 @@ def take_step(run: Run, micro_batches: list[Batch]) -> StepReport:
     num_terms = sum(batch.num_terms for batch in micro_batches)
     loss = torch.zeros((), device=run.world.device)
     for batch in micro_batches:
-        with autocast(run):
+        with run.autocast():
             part = run.objective(run.model, batch.to(run.world.device)) / max(num_terms, 1)
         run.scaler.scale(part).backward()
         loss += part.detach()
@@ -46,10 +44,3 @@ def clip(run: Run) -> torch.Tensor:
     parameters = [parameter for parameter in run.model.parameters() if parameter.grad is not None]
     return torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
 
-
-def autocast(run: Run) -> AbstractContextManager[object]:
-    """Returns the context in which matrix products take the plan's mixed precision."""
-    dtype = run.plan.precision.autocast
-    if dtype is None:
-        return nullcontext()
-    return torch.autocast(run.world.device.type, dtype=getattr(torch, dtype))

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stops a run before harm is done: numbers that are not finite, a signal to end."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+
+from oumi.core.batch import Batch
+from oumi.core.errors import NotFiniteError
+from oumi.core.log import logger
+from oumi.core.run import Callback, Progress, Run, StepReport
+from oumi.core.types.example import Source
+
+_MOST_NAMED = 20
+
+
+class FiniteGuard(Callback):
+    """Stops before the update when the loss or the gradient is not a finite number, and names the rows."""
+
+    def before_update(self, run: Run, report: StepReport, micro_batches: list[Batch]) -> None:
+        values = {"loss": float(report.loss)}
+        if not run.scaler.is_enabled():  # float16 skips overflowing steps by itself and scales down
+            values["gradient norm"] = float(report.grad_norm)
+        broken = [f"the {name} is {value}" for name, value in values.items() if not _is_finite(value)]
+        if not broken:
+            return
+        rows = list(_guilty(run, micro_batches)) or [source for batch in micro_batches for source in batch.sources]
+        names = "\n".join(f"  {source}" for source in rows[:_MOST_NAMED])
+        more = f"\n  ... and {len(rows) - _MOST_NAMED} more" if len(rows) > _MOST_NAMED else ""
+        raise NotFiniteError(
+            f"step {run.state.step + 1}: {' and '.join(broken)}. The weights are as they were after step "
+            f"{run.state.step}. Rows of this step to look at:\n{names}{more}\n"
+            "If the rows are sound, lower training.learning_rate or raise training.warmup_steps."
+        )
+
+
+class SignalGuard(Callback):
+    """Ends the run after the current step when the system asks for it; a second signal ends it at once."""
+
+    def __init__(self) -> None:
+        self._previous: dict[int, Any] = {}
+
+    def train_start(self, run: Progress) -> None:
+        def request_stop(number: int, frame: FrameType | None) -> None:
+            self.close()
+            run.stop_requested = True
+            logger.warning("%s: stopping after this step, with a checkpoint", signal.Signals(number).name)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._previous[number] = signal.signal(number, request_stop)
+            except ValueError:  # not the main thread, as in some notebooks: its owner handles signals
+                return
+
+    def close(self) -> None:
+        while self._previous:
+            number, handler = self._previous.popitem()
+            signal.signal(number, handler)
+
+
+def _guilty(run: Run, micro_batches: list[Batch]) -> Iterator[Source]:
+    """Yields the rows whose own loss is not finite."""
+    for batch in micro_batches:
+        for document in batch.documents():
+            with torch.no_grad(), run.autocast():
+                loss = run.objective(run.model, document.to(run.world.device))
+            if not _is_finite(float(loss)):
+                yield document.sources[0]
+
+
+def _is_finite(value: float) -> bool:
+    return value - value == 0.0

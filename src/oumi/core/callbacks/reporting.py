@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns each step into one record, the same whichever trainer runs, and hands it to those who show or keep it."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from oumi.core.run import Callback, Progress, StepReport
+
+Record = dict[str, float]
+
+
+class Sink:
+    """Something that shows or keeps records. Override what you need."""
+
+    def start(self, run: Progress) -> None:
+        """Before the first step."""
+
+    def step(self, run: Progress, record: Record) -> None:
+        """One optimizer step."""
+
+    def measured(self, run: Progress, record: Record) -> None:
+        """Something other than a step, such as the validation loss."""
+
+    def note(self, text: str) -> None:
+        """Something to say."""
+
+    def close(self) -> None:
+        """At the end, also when training failed."""
+
+
+class Reporting(Callback):
+    """Makes the records and hands them round."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = sinks
+        self._last = 0.0
+
+    def train_start(self, run: Progress) -> None:
+        for sink in self._sinks:
+            sink.start(run)
+        self._last = time.perf_counter()
+
+    def step_end(self, run: Progress, report: StepReport) -> None:
+        record = self._record(run, report)
+        run.metrics.update(record)
+        for sink in self._sinks:
+            sink.step(run, record)
+
+    def measured(self, run: Progress, metrics: Mapping[str, float]) -> None:
+        record = {"step": run.state.step, "epoch": run.state.epoch, **metrics}
+        for sink in self._sinks:
+            sink.measured(run, record)
+        self._last = time.perf_counter()  # measuring is not part of the next step
+
+    def saved(self, run: Progress, checkpoint: Any) -> None:
+        for sink in self._sinks:
+            sink.note(f"step {run.state.step}: saved {checkpoint}")
+        self._last = time.perf_counter()
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+    def _record(self, run: Progress, report: StepReport) -> Record:
+        loss, grad_norm = float(report.loss), float(report.grad_norm)  # waits for the device
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return {
+            "step": run.state.step,
+            "epoch": run.state.epoch,
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "learning_rate": report.learning_rate,
+            "num_tokens": report.num_tokens,
+            "num_target_tokens": report.num_terms,
+            "total_tokens": run.state.num_tokens,
+            "step_time_s": seconds,
+            "tokens_per_second": report.num_tokens / max(seconds, 1e-9),
+            "peak_memory_bytes": peak_memory_bytes(),
+            **report.extra,
+        }
+
+
+def peak_memory_bytes() -> int:
+    """Returns the most memory that was held: of the GPU if there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
