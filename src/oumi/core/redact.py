@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Takes secrets out of what is written down or shown: by their name, by their look, by their value."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+MASK = "***"
+
+# `pad_token`, `max_new_tokens` and `sort_key` are no secrets; `hf_token` and `WANDB_API_KEY` are.
+_SECRET_WORDS = frozenset(
+    {
+        "secret",
+        "secrets",
+        "password",
+        "passwd",
+        "passphrase",
+        "credential",
+        "credentials",
+        "authorization",
+        "apikey",
+    }
+)
+_KEY_OWNERS = frozenset(
+    {"api", "access", "secret", "private", "auth", "ssh", "signing", "encryption", "license"}
+)
+_TOKEN_OF_TEXT = frozenset(
+    {
+        "pad",
+        "eos",
+        "bos",
+        "unk",
+        "cls",
+        "sep",
+        "mask",
+        "stop",
+        "special",
+        "image",
+        "video",
+        "audio",
+        "per",
+        "decoder",
+    }
+)
+
+_LOOKS = re.compile(
+    r"""
+    \b(?: hf_[A-Za-z0-9]{16,} | api_org_[A-Za-z0-9]{16,}      # Hugging Face
+      | wandb_v\d+_[A-Za-z0-9_]{16,} | sk-[A-Za-z0-9_-]{16,}  # Weights & Biases, OpenAI and its likes
+      | (?:AKIA|ASIA)[A-Z0-9]{16} | AIza[A-Za-z0-9_-]{30,}    # AWS, Google
+      | gh[pousr]_[A-Za-z0-9]{20,} | github_pat_[A-Za-z0-9_]{20,} | glpat-[A-Za-z0-9_-]{16,}
+      | xox[abprs]-[A-Za-z0-9-]{10,} )
+    | -----BEGIN[ A-Z]*PRIVATE[ ]KEY-----.*?(?:-----END[ A-Z]*PRIVATE[ ]KEY-----|\Z)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_USER_INFO = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.IGNORECASE)
+_BEARER = re.compile(
+    r"(?P<name>\bauthorization['\"]?\s*[:=]\s*['\"]?)(?:(?:bearer|basic|token)\s+)?[^\s'\",]+", re.IGNORECASE
+)
+_NAME = r"(?<![\w.\[\]-])(?P<name>[\w.\[\]-]{1,200}+)"
+_ASSIGNED = re.compile(rf"{_NAME}['\"]?\s*[=:]\s*['\"]?")
+_FLAG = re.compile(rf"(?=--){_NAME}\s+(?!-)['\"]?")
+_VALUE = re.compile(r"[^\s'\",;&{}\[\]]+")
+
+
+def redact(value: Any) -> Any:
+    """Returns text, mapping or sequence with every secret replaced by `***`; anything else as it is."""
+    if isinstance(value, str):
+        return _redact_text(value)
+    if isinstance(value, Mapping):
+        return {name: MASK if _hides(name, inner) else redact(inner) for name, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [redact(inner) for inner in value]
+    return value
+
+
+def redact_command(arguments: Sequence[str]) -> list[str]:
+    """Returns a command line without secrets, also where name and value are two arguments."""
+    shown: list[str] = []
+    for argument in arguments:
+        follows_secret = bool(shown) and shown[-1].startswith("-") and is_secret_name(shown[-1].lstrip("-"))
+        shown.append(MASK if follows_secret and "=" not in shown[-1] else _redact_text(argument))
+    return shown
+
+
+def is_secret_name(name: str) -> bool:
+    """Returns whether a value called `name` (a config key, flag or variable) is to be hidden."""
+    words = [
+        word for word in re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()) if word
+    ]
+    if not words:
+        return False
+    *before, last = words
+    if _SECRET_WORDS & set(words) or last in ("signature", "sig"):
+        return True
+    owner = before[-1] if before else ""
+    if last == "key":
+        return owner in _KEY_OWNERS or (name.isupper() and bool(before))
+    return last == "token" and owner not in _TOKEN_OF_TEXT
+
+
+def _hides(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and is_secret_name(name) and isinstance(value, str) and value != ""
+
+
+def _redact_text(text: str) -> str:
+    for secret in _values_of_environment():
+        text = text.replace(secret, MASK)
+    text = _LOOKS.sub(MASK, text)
+    text = _USER_INFO.sub(rf"\g<scheme>{MASK}@", text)
+    text = _BEARER.sub(rf"\g<name>{MASK}", text)
+    return _hide_named(_FLAG, _hide_named(_ASSIGNED, text))
+
+
+def _hide_named(pattern: re.Pattern[str], text: str) -> str:
+    """Returns `text` with the value masked that follows each secret name which `pattern` finds."""
+    parts, end = [], 0
+    for found in pattern.finditer(text):
+        value = (
+            _VALUE.match(text, found.end())
+            if found.start() >= end and is_secret_name(found["name"])
+            else None
+        )
+        if value is not None:
+            parts += [text[end : found.end()], MASK]
+            end = value.end()
+    return "".join([*parts, text[end:]])
+
+
+def _values_of_environment() -> list[str]:
+    """Returns the values of the secret variables of this process, longest first."""
+    return _long_secrets(tuple(value for name, value in os.environ.items() if is_secret_name(name)))
+
+
+@lru_cache(maxsize=8)
+def _long_secrets(values: tuple[str, ...]) -> list[str]:
+    # A short value ("1", "none") would blank out half of a log.
+    return sorted({value for value in values if len(value) >= 8}, key=len, reverse=True)
