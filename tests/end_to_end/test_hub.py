@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shipped quickstart, unchanged, with the real clients of the Hub; and every way it can fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from tests.hub_server import DATASET, MODEL, HubServer, fill
+
+RECIPE = "configs/recipes/smollm/sft/135m/quickstart_train.yaml"
+needs_train = pytest.mark.skipif(find_spec("oumi.cli.main") is None, reason="oumi train is not built yet")
+Result = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("hub")
+    fill(root)
+    return root
+
+
+@pytest.fixture
+def hub(files) -> Iterator[HubServer]:
+    with HubServer(files) as server:
+        yield server
+
+
+@pytest.fixture
+def python(hub, tmp_path) -> Callable[..., Result]:
+    """Runs Python with arguments in an empty directory, its Hub and its caches being ours."""
+
+    def run(*arguments: str, **variables: str) -> Result:
+        environment = {**os.environ, **hub.environment(tmp_path / "home"), "HOME": str(tmp_path), **variables}
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            environment.pop(name, None)
+        work = tmp_path / "work"
+        work.mkdir(exist_ok=True)
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=240)
+
+    return run
+
+
+@pytest.fixture
+def train(python) -> Callable[..., Result]:
+    return lambda *overrides, **variables: python(
+        "-m", "oumi", "train", "-c", RECIPE, *overrides, **variables
+    )
+
+
+def test_the_real_clients_take_our_hub_for_the_hub(python, hub):
+    result = python(
+        "-c",
+        f"""
+import datasets, transformers
+model = transformers.AutoModelForCausalLM.from_pretrained("{MODEL}", use_safetensors=True)
+tokenizer = transformers.AutoTokenizer.from_pretrained("{MODEL}")
+rows = datasets.load_dataset("{DATASET}", split="train[:1000]")
+streamed = next(iter(datasets.load_dataset("{DATASET}", split="train", streaming=True)))
+assert model.config.vocab_size == len(tokenizer) and tokenizer.chat_template
+assert len(rows) == 1000 and streamed == rows[0], streamed
+""",
+    )
+    assert result.returncode == 0, result.stderr
+    assert any("cursor=" in request for request in hub.requests), "the tree was read page by page"
+
+
+@needs_train
+def test_the_quickstart_trains_unchanged_and_plain_transformers_loads_the_result(train, python):
+    result = train()
+    assert result.returncode == 0, result.stdout + result.stderr
+    output = "output/smollm135m.sft.quickstart"
+    loaded = python(
+        "-c",
+        f"""
+import torch, transformers
+model = transformers.AutoModelForCausalLM.from_pretrained("{output}")
+tokenizer = transformers.AutoTokenizer.from_pretrained("{output}")
+start = transformers.AutoModelForCausalLM.from_pretrained("{MODEL}")
+chat = [{{"role": "user", "content": "Add 1 and 2."}}]
+ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True)
+ids = torch.tensor([ids if isinstance(ids, list) else ids["input_ids"]])
+assert torch.isfinite(model(ids).logits).all()
+assert not torch.equal(model(ids).logits, start(ids).logits), "nothing was learned"
+model.generate(ids, max_new_tokens=4)
+""",
+    )
+    assert loaded.returncode == 0, loaded.stderr
+
+
+@needs_train
+def test_a_run_leaves_what_one_needs_to_trust_and_repeat_it(train, tmp_path):
+    assert train("--training.output_dir", "out", HF_DEBUG="").returncode == 0
+    output = tmp_path / "work" / "out"
+    steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps if "loss" in step] == list(range(1, 11))
+    assert (output / "config.yaml").read_text().startswith("# yaml-language-server")
+    for name in ("plan.json", "environment.json", "data_report.json", "checkpoint-10/MANIFEST.json"):
+        assert json.loads((output / name).read_text()), name
+
+
+@needs_train
+def test_after_one_run_the_hub_is_not_needed_any_more(train, hub):
+    assert train().returncode == 0
+    hub.requests.clear()
+    result = train("--training.output_dir", "again", HF_HUB_OFFLINE="1")
+    assert result.returncode == 0, result.stderr
+    assert hub.requests == []
+
+
+@needs_train
+@pytest.mark.parametrize(
+    ("mode", "told"),
+    [
+        ("unauthorized", ["hf auth login"]),
+        ("gated", [f"https://huggingface.co/{MODEL}", "hf auth login"]),
+        ("missing", ["spell"]),
+        ("broken", ["again"]),
+        ("slow", ["HF_HUB_OFFLINE"]),
+    ],
+)
+def test_a_hub_that_refuses_the_model_is_told_with_what_to_do(train, hub, mode, told):
+    hub.mode = mode
+    assert_told(train(), [MODEL, *told])
+
+
+@needs_train
+@pytest.mark.parametrize("mode", ["unauthorized", "gated", "missing", "broken"])
+def test_a_hub_that_refuses_the_data_set_is_told_with_its_name(train, hub, mode):
+    assert train("--training.max_steps", "1").returncode == 0
+    hub.refused_repo = DATASET
+    hub.mode = mode
+    assert_told(train("--training.output_dir", "again", HF_DATASETS_CACHE="none-yet"), [DATASET])
+
+
+@needs_train
+def test_a_hub_out_of_reach_is_told_with_what_to_do(train, hub):
+    nowhere = hub.url
+    hub.__exit__()
+    assert_told(train(HF_ENDPOINT=nowhere), [MODEL, nowhere, "HF_HUB_OFFLINE"])
+
+
+@needs_train
+def test_offline_without_a_copy_is_told(train):
+    assert_told(train(HF_HUB_OFFLINE="1"), [MODEL, "HF_HUB_OFFLINE"])
+
+
+def assert_told(result: Result, wanted: list[str]) -> None:
+    """Asserts that a run failed as a problem of the user: told in a few lines, with no traceback."""
+    assert result.returncode in (2, 65, 74), result.stdout + result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+    for word in wanted:
+        assert word in result.stderr, result.stderr
