@@ -1,0 +1,61 @@
+# All that a newcomer needs: `make quickstart`, `make test`, `make check`.
+
+PYTHON ?= python3
+VENV ?= .venv
+# For example PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu' where there is no GPU.
+PIP_ARGS ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help quickstart test slow-test check format schema bench clean
+
+help:
+	@echo "make quickstart   set up, then train a tiny model and show what it learned (about a minute)"
+	@echo "make test         set up, then run the tests on both cores"
+	@echo "make check        format, lint and types, as the pre-commit hook does"
+	@echo "make format       mend the format and what the linter can mend"
+	@echo "make schema       write configs/schema anew, after a change of the config"
+	@echo "make slow-test    the campaigns that take minutes"
+	@echo "make bench        the benchmarks"
+	@echo "make clean        remove the virtual environment and every cache"
+
+# Set-up runs once, and again when the dependencies change.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Oumi needs Python 3.11 or newer; name it: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e '.[dev]'
+	@touch $@
+
+quickstart: $(READY)
+	$(BIN)/oumi quickstart
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2
+
+slow-test: $(READY)
+	$(BIN)/python -m pytest -n 2 -m 'slow and not gpu and not multi_gpu and not network'
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+schema: $(READY)
+	@for kind in training job; do \
+		$(BIN)/oumi config schema --kind $$kind > configs/schema/$$kind.json.new \
+			&& mv configs/schema/$$kind.json.new configs/schema/$$kind.json || exit 1; \
+	done
+
+bench: $(READY)
+	@test -d benchmarks || { echo "there are no benchmarks yet" >&2; exit 1; }
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist
