@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ships inside the package: recipes by path or short name, and small models by `oumi://` name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from oumi.core.errors import ConfigError, did_you_mean
+
+_SCHEME = "oumi://"
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+SHORT_NAMES: Mapping[str, Mapping[str, str]] = {
+    "training": {
+        "quickstart": "quickstart/train.yaml",
+        "smollm-135m": "smollm/sft/135m/train.yaml",
+        "smollm-135m-quickstart": "smollm/sft/135m/quickstart_train.yaml",
+        "llama3.2-1b": "llama3_2/sft/1b_full/train.yaml",
+        "llama3.2-1b-lora": "llama3_2/sft/1b_lora/train.yaml",
+        "llama3.2-3b": "llama3_2/sft/3b_full/train.yaml",
+        "llama3.2-3b-lora": "llama3_2/sft/3b_lora/train.yaml",
+    },
+    "job": {
+        "smollm-135m": "smollm/sft/135m/gcp_job.yaml",
+        "smollm-135m-quickstart": "smollm/sft/135m/quickstart_gcp_job.yaml",
+        "smollm-135m-slurm": "smollm/sft/135m/slurm_job.yaml",
+        "llama3.2-1b": "llama3_2/sft/1b_full/gcp_job.yaml",
+        "llama3.2-1b-lora": "llama3_2/sft/1b_lora/gcp_job.yaml",
+        "llama3.2-3b": "llama3_2/sft/3b_full/gcp_job.yaml",
+        "llama3.2-3b-lora": "llama3_2/sft/3b_lora/gcp_job.yaml",
+    },
+}
+"""Kind of config -> short name -> file below `configs/recipes`; the test holds it in step with the tree."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A config that ships."""
+
+    name: str
+    """Short name, or the path if it has none."""
+    kind: str
+    """`training` or `job`."""
+    path: Path
+
+
+def configs_dir() -> Path:
+    """Returns the directory `configs` of this version: inside the wheel, or beside `src` in a checkout."""
+    installed = _PACKAGE / "configs"
+    return installed if installed.is_dir() else _PACKAGE.parents[1] / "configs"
+
+
+def resolve_config(name: str, kind: str = "training") -> Path:
+    """Returns the file that `name` means, without network.
+
+    Args:
+        name: A path, a short name such as `smollm-135m`, or `oumi://configs/...`. A relative path
+            `configs/...` that does not exist here means the copy that ships.
+        kind: `training` or `job`: which table of short names is asked.
+
+    Raises:
+        ConfigError: Nothing has that name; names the nearest one.
+    """
+    if is_packaged(name):
+        return _packaged_file(name[len(_SCHEME) :], name)
+    short = SHORT_NAMES.get(kind, {}).get(name.lower())
+    path = Path(name)
+    if path.is_file():
+        return path
+    if short is not None:
+        return configs_dir() / "recipes" / short
+    if path.parts[:1] == ("configs",) and not path.is_dir():
+        return _packaged_file(name, name)
+    raise ConfigError(_unknown(path, name, kind))
+
+
+def list_recipes() -> list[Recipe]:
+    """Returns every recipe that ships, sorted by path."""
+    root = configs_dir() / "recipes"
+    short = {(kind, file): name for kind, names in SHORT_NAMES.items() for name, file in names.items()}
+    recipes = []
+    for path in sorted(root.rglob("*.yaml")):
+        kind = "job" if path.stem.endswith("job") else "training"
+        file = path.relative_to(root).as_posix()
+        recipes.append(Recipe(short.get((kind, file), f"configs/recipes/{file}"), kind, path))
+    return recipes
+
+
+def is_packaged(name: str) -> bool:
+    """Returns whether `name` stands for something inside the package: `oumi://...`."""
+    return name.lower().startswith(_SCHEME)
+
+
+def resolve_asset(name: str) -> Path | str:
+    """Returns the directory of a model that ships (`oumi://tiny`); any other name is returned as it is."""
+    if not is_packaged(name):
+        return name
+    wanted, root = name[len(_SCHEME) :], _PACKAGE / "embedded"
+    known = sorted(path.parent.name for path in root.glob("*/config.json"))
+    if wanted not in known:
+        names = [_SCHEME + one for one in known]
+        hint = did_you_mean(name, names) or f"; there are: {', '.join(names) or 'none'}"
+        raise ConfigError(f"no model '{name}' in this package{hint}")
+    return root / wanted
+
+
+def _packaged_file(relative: str, name: str) -> Path:
+    """Returns a file below `configs`; `relative` begins with `configs/`."""
+    root = configs_dir()
+    path = (root.parent / relative).resolve()
+    if path.is_file() and path.is_relative_to(root.resolve()):
+        return path
+    known = [f"configs/{file.relative_to(root).as_posix()}" for file in root.rglob("*.yaml")]
+    hint = did_you_mean(relative, known) or f"; all that ship are below {root}"
+    raise ConfigError(f"{name}: not a file here, nor one that ships with this version{hint}")
+
+
+def _unknown(path: Path, name: str, kind: str) -> str:
+    if path.is_dir():
+        inside = sorted(file.name for file in path.glob("*.y*ml"))
+        return f"{name} is a directory" + (
+            f"; it holds {', '.join(inside)}" if inside else ", not a config file"
+        )
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        beside = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        missing = "" if path.parent.is_dir() else f" (there is no directory {path.parent})"
+        return f"{name}: no such file{missing}{did_you_mean(path.name, beside)}"
+    known = sorted(SHORT_NAMES.get(kind, {}))
+    hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
+    return f"'{name}' is neither a file nor the short name of a {kind} recipe{hint}"
