@@ -58,4 +58,4 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) .hypothesis .pytest_cache .mypy_cache .ruff_cache build dist
