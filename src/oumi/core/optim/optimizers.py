@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from oumi.core.errors import ConfigError, did_you_mean
+from oumi.core.errors import ConfigError
 from oumi.core.plan.parts import OptimizerPlan
 
 Groups = list[dict[str, Any]]
@@ -20,7 +20,7 @@ def build_optimizer(model: torch.nn.Module, plan: OptimizerPlan) -> torch.optim.
     Vectors (biases, the scales of norms) get no weight decay: decay is for matrices.
 
     Raises:
-        ConfigError: Unknown name, no GPU or package for it, or nothing to train.
+        ConfigError: The package for it is missing, or there is nothing to train.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
@@ -29,15 +29,7 @@ def build_optimizer(model: torch.nn.Module, plan: OptimizerPlan) -> torch.optim.
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": plan.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return optimizer_maker(plan.name)([group for group in groups if group["params"]], plan)
-
-
-def optimizer_maker(name: str) -> Callable[[Groups, OptimizerPlan], torch.optim.Optimizer]:
-    """Returns what makes the optimizer called `name`; an unknown name is a ConfigError with near names."""
-    if name not in OPTIMIZERS:
-        hint = did_you_mean(name, OPTIMIZERS) or f"; known: {', '.join(OPTIMIZERS)}"
-        raise ConfigError(f"training.optimizer: unknown optimizer '{name}'{hint}")
-    return OPTIMIZERS[name]
+    return OPTIMIZERS[plan.name]([group for group in groups if group["params"]], plan)
 
 
 def _adam(groups: Groups, plan: OptimizerPlan) -> torch.optim.Optimizer:

@@ -162,6 +162,8 @@ def _train_on(config: TrainingConfig) -> str:
         return str(split.train_target.value)
     if split.collator_name == "text_completions_only_with_padding":
         return _target_of_templates(split.collator_kwargs)
+    if split.collator_name == "text_with_padding":
+        return "all"
     return "all_assistant_turns" if config.training.trainer_type == TrainerType.OUMI else "all"
 
 

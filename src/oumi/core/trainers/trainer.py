@@ -6,9 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from oumi.core.configs import TrainingConfig
 from oumi.core.distributed.world import World
-from oumi.core.errors import Problem
 from oumi.core.plan.parts import Plan
 from oumi.core.registry import Registry
 from oumi.core.run import Progress
@@ -18,10 +16,6 @@ class Trainer(Protocol):
     """Carries out a plan."""
 
     run: Progress
-
-    @classmethod
-    def problems(cls, config: TrainingConfig) -> list[Problem]:
-        """Returns what this trainer cannot do of what a config asks. Loads no model and no data."""
 
     @classmethod
     def build(cls, plan: Plan, world: World) -> Trainer:

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a config asks for and cannot have: refused by name, before anything is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+
+from oumi.core.configs import LoraWeightInitialization, TrainerType, TrainingConfig
+from oumi.core.configs.loading import leaves, locate
+from oumi.core.errors import Problem
+from oumi.core.plan.choices import wrong_optimizer, wrong_schedule
+from oumi.core.plan.notes import changed_keys
+
+_BUILT = (TrainerType.OUMI, TrainerType.TRL_SFT, TrainerType.HF)
+
+_NOT_BUILT = {
+    "data.*.pack": "packing across steps",
+    "data.*.stream": "streaming",
+    "data.*.use_torchdata": "the torchdata pipeline",
+    "data.*.datasets[[]].mixture_proportion": "mixtures with proportions",
+    "data.*.datasets[[]].sample_count": "sampling a number of rows",
+    "model.enable_liger_kernel": "Liger kernels",
+    "training.compile": "torch.compile",
+    "training.profiler.*": "the profiler",
+    "training.metrics_function": "metrics functions",
+    "training.telemetry.track_gpu_temperature": "GPU temperatures",
+    "training.telemetry.collect_telemetry_for_all_ranks": "telemetry of several processes",
+    "fsdp.enable_fsdp": "training on several devices",
+    "deepspeed.enable_deepspeed": "DeepSpeed",
+    "peft.q_lora": "quantised base weights",
+}
+_COLLATORS = (None, "text_with_padding", "text_completions_only_with_padding")
+_LORA_STARTS = (
+    LoraWeightInitialization.DEFAULT,
+    LoraWeightInitialization.RANDOM,
+    LoraWeightInitialization.GAUSSIAN,
+)
+
+
+def refusals(config: TrainingConfig) -> list[Problem]:
+    """Returns every part of the config that this version or the chosen trainer cannot carry out."""
+    found = [*_unbuilt(config), *_wrong_for_trainer(config), *_contradictions(config)]
+    return [Problem(key, message, locate(config, key)) for key, message in found]
+
+
+def _unbuilt(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+    training = config.training
+    if training.trainer_type not in _BUILT:
+        built = ", ".join(kind.name for kind in _BUILT)
+        yield "training.trainer_type", f"{training.trainer_type.name} is not built yet; there are {built}"
+    values = leaves(config)
+    for key in changed_keys(config):
+        for pattern, what in _NOT_BUILT.items():
+            if fnmatchcase(re.sub(r"\[\d+\]", "[]", key), pattern) and values[key] not in (None, False):
+                yield key, f"{what}: not built yet"
+    for split in ("train", "validation"):
+        name = config.data.train.collator_name if split == "train" else config.data.validation.collator_name
+        if name not in _COLLATORS:
+            yield f"data.{split}.collator_name", f"{name}: vision-language data is not built yet"
+    if training.use_peft and config.peft.lora_init_weights not in _LORA_STARTS:
+        starts = ", ".join(start.name for start in _LORA_STARTS)
+        yield (
+            "peft.lora_init_weights",
+            f"{config.peft.lora_init_weights.name} changes the base weights, "
+            f"so the saved adapter would not fit them: not built yet; there are {starts}",
+        )
+    if training.use_peft and "CAUSAL_LM" not in str(config.peft.lora_task_type):
+        yield "peft.lora_task_type", f"{config.peft.lora_task_type}: not built yet; there is CAUSAL_LM"
+
+
+def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+    training = config.training
+    if training.trainer_type != TrainerType.OUMI:
+        return
+    if message := wrong_optimizer(training.optimizer):
+        yield "training.optimizer", message
+    if message := wrong_schedule(training.lr_scheduler_type, training.lr_scheduler_kwargs):
+        yield "training.lr_scheduler_type", message
+    if training.trainer_kwargs:
+        names = ", ".join(training.trainer_kwargs)
+        yield "training.trainer_kwargs", f"{names}: arguments of TRL and transformers, which trainer OUMI does not read"
+
+
+def _contradictions(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+    training = config.training
+    if training.eval_strategy != "no" and not config.data.validation.datasets:
+        yield "training.eval_strategy", f"'{training.eval_strategy}' needs rows: data.validation.datasets is empty"
+    if training.use_peft and config.model.adapter_model and training.trainer_type != TrainerType.OUMI:
+        yield "model.adapter_model", "with training.use_peft, only trainer OUMI goes on training that adapter"

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What decides the weights of a run, so that a resumed run can be told from another one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from oumi.core.plan.parts import Plan
+from oumi.core.plan.render import plan_json
+
+_DECISIVE = {
+    "trainer": None,
+    "seed": None,
+    "deterministic": None,
+    "model": None,
+    "lora": None,
+    "data": ("train_on", "seed"),
+    "steps": ("rows_per_step", "num_epochs", "max_steps"),
+    "optimizer": None,
+    "schedule": None,
+    "precision": ("autocast",),
+}
+"""Parts of the plan, and which of their values; None for all. How a step is cut and what is logged is not among them."""
+
+
+def trajectory(plan: Plan) -> dict[str, str]:
+    """Returns the decisive values of a plan under dotted names, as JSON text."""
+    record = plan_json(plan)
+    chosen: dict[str, Any] = {}
+    for part, names in _DECISIVE.items():
+        value = record[part]
+        chosen[part] = value if names is None or value is None else {name: value[name] for name in names}
+    return dict(_flat(chosen, ""))
+
+
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Returns `name: old -> new` for everything that is not the same."""
+    names = sorted(before.keys() | now.keys())
+    return [
+        f"{name}: {before.get(name, 'not set')} -> {now.get(name, 'not set')}"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _flat(value: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, json.dumps(value)

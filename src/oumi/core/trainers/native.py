@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our own trainer: brings the parts of a run together around the engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oumi.core.callbacks.checkpointing import Checkpointing
+from oumi.core.callbacks.evaluation import Evaluation
+from oumi.core.callbacks.guards import FiniteGuard, SignalGuard
+from oumi.core.checkpoint.state import load_state
+from oumi.core.checkpoint.store import storage_errors
+from oumi.core.data.loader import Loader, in_order
+from oumi.core.distributed.world import World, seed_everything
+from oumi.core.engine.loop import fit
+from oumi.core.errors import ConfigError, PreemptedError
+from oumi.core.models.adapters import add_lora, load_adapter, save_model
+from oumi.core.models.language_model import make_flat
+from oumi.core.models.load import load_model
+from oumi.core.models.tokenizers import load_tokenizer
+from oumi.core.objectives.next_token import next_token_loss
+from oumi.core.optim.optimizers import build_optimizer
+from oumi.core.optim.schedules import build_schedule
+from oumi.core.plan.parts import Plan
+from oumi.core.run import Callback, Callbacks, Run
+from oumi.core.trainers.listeners import build_reporting
+from oumi.core.trainers.resume import Resume, checkpoint_facts, find_resume, mark_finished
+from oumi.core.trainers.rows import Rows, load_rows
+
+
+class NativeTrainer:
+    """Trains with our own loop: flat batches, sums over the terms of the whole step, exact resume."""
+
+    def __init__(self, run: Run, tokenizer: Any, resume: Resume) -> None:
+        self.run = run
+        self.tokenizer = tokenizer
+        self._resume = resume
+
+    @classmethod
+    def build(cls, plan: Plan, world: World) -> NativeTrainer:
+        """Reads the rows, loads the model, and goes to where the run stopped if it is resumed."""
+        seed_everything(plan.seed, plan.deterministic)
+        tokenizer = load_tokenizer(plan.model)
+        rows = load_rows(plan, tokenizer)
+        plan = plan.with_num_rows(len(rows.train))
+        resume = find_resume(plan, rows.fingerprint)
+        model = _load_model(plan, world, resume)
+        _check_vocabulary(model, rows, tokenizer)
+        run = _build_run(plan, world, model, rows)
+        if resume.checkpoint is not None:
+            load_state(run, resume.checkpoint)
+        trainer = cls(run, tokenizer, resume)
+        run.callbacks = Callbacks(trainer._callbacks(rows))
+        return trainer
+
+    def train(self) -> None:
+        """Takes every step of the plan."""
+        run = self.run
+        try:
+            state = fit(run)
+        finally:
+            run.callbacks.close()
+        if state.step < run.plan.num_steps:
+            raise PreemptedError(
+                f"stopped after step {state.step} of {run.plan.num_steps}; a checkpoint is saved. To go on, run the "
+                "same command with --training.try_resume_from_last_checkpoint true"
+            )
+
+    def save(self, directory: Path) -> None:
+        """Writes the trained model and its tokenizer, and marks the run as complete."""
+        if self.run.plan.checkpoints.final_model:
+            lora = self.run.plan.lora
+            with storage_errors(directory):
+                save_model(self._inner, directory, lora.save_mode if lora else "ADAPTER_ONLY")
+                self.tokenizer.save_pretrained(directory)
+        mark_finished(self.run.plan, self._resume.run_id, self.run.state.step)
+
+    @property
+    def _inner(self) -> Any:
+        return self.run.model.inner
+
+    def _callbacks(self, rows: Rows) -> list[Callback]:
+        plan = self.run.plan
+        callbacks: list[Callback] = [SignalGuard(), FiniteGuard(), build_reporting(plan)]
+        if len(rows.validation):
+            callbacks.append(Evaluation(lambda: in_order(rows.validation, plan.evaluation.batch_size)))
+        facts = checkpoint_facts(plan, self._resume.run_id, rows.fingerprint)
+        return [*callbacks, Checkpointing(self._write_checkpoint, facts, self._resume.step)]
+
+    def _write_checkpoint(self, directory: Path) -> None:
+        save_model(self._inner, directory)
+        self.tokenizer.save_pretrained(directory)
+
+
+def _load_model(plan: Plan, world: World, resume: Resume) -> Any:
+    """Returns the model as it was at the checkpoint, or as the plan names it."""
+    full = plan.lora is None and plan.model.adapter is None
+    model = load_model(plan.model, world.device, weights_from=resume.checkpoint if full else None)
+    adapter = resume.checkpoint or plan.model.adapter
+    if not full and adapter is not None:
+        model = load_adapter(model, adapter, is_trained=True)
+    elif plan.lora is not None:
+        model = add_lora(model, plan.lora, plan.model.name)
+    if plan.gradient_checkpointing is not None:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(plan.gradient_checkpointing))
+        if plan.lora is not None:
+            model.enable_input_require_grads()
+    return model
+
+
+def _build_run(plan: Plan, world: World, model: Any, rows: Rows) -> Run:
+    language_model = make_flat(model, plan.model.attention)
+    optimizer = build_optimizer(language_model, plan.optimizer)
+    return Run(
+        plan=plan,
+        callbacks=Callbacks([]),
+        world=world,
+        model=language_model,
+        objective=next_token_loss,
+        optimizer=optimizer,
+        schedule=build_schedule(optimizer, plan.schedule, plan.num_steps),
+        scaler=torch.amp.GradScaler(world.device.type, enabled=plan.precision.autocast == "float16"),
+        loader=Loader(rows.train, plan.steps, plan.data.seed),
+    )
+
+
+def _check_vocabulary(model: Any, rows: Rows, tokenizer: Any) -> None:
+    """Raises ConfigError if a token of the rows has no embedding."""
+    num_embeddings = model.get_input_embeddings().num_embeddings
+    highest = max(part.table.highest_token for part in (*rows.train.parts, *rows.validation.parts) if len(part.table))
+    if highest >= num_embeddings:
+        token = tokenizer.convert_ids_to_tokens(highest)
+        raise ConfigError(
+            f"model.tokenizer_name: token {highest} ('{token}') of the rows has no embedding: the model knows "
+            f"{num_embeddings} tokens. Is this the tokenizer of the model?"
+        )

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of a run, read, rendered, tokenised and accounted for; the same for every trainer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oumi.core.configs import DatasetParams
+from oumi.core.data.ledger import Ledger
+from oumi.core.data.mixture import Mixture, Part
+from oumi.core.data.supervision import check_supervision, draw
+from oumi.core.data.targets import Renderer
+from oumi.core.data.templates import chat_template_for
+from oumi.core.data.tokens import tokenise
+from oumi.core.datasets import dataset_for
+from oumi.core.errors import DataError
+from oumi.core.log import logger
+from oumi.core.plan.parts import Plan
+
+_NUM_CHECKED = 64
+"""Rows whose supervision is verified before the first step."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is trained and what is measured."""
+
+    train: Mixture
+    validation: Mixture
+    fingerprint: str
+    """Digest of the training rows."""
+
+
+def load_rows(plan: Plan, tokenizer: Any) -> Rows:
+    """Returns the rows of a plan, and writes the ledger of what became of each to `data_report.json`.
+
+    Raises:
+        DataError: Rows that cannot be used, more than the plan allows, or rows that teach the wrong thing.
+    """
+    tokenizer.chat_template = chat_template_for(tokenizer, plan.model.chat_template)
+    renderer = Renderer(tokenizer, tokenizer.chat_template, plan.data.train_on, plan.model.max_length)
+    ledgers: dict[str, list[Ledger]] = {"train": [], "validation": []}
+    try:
+        train = _read(plan.data.train, renderer, plan.data.max_rejected_rows, ledgers["train"], plan.data.seed)
+        validation = _read(
+            plan.data.validation if plan.evaluation.is_on else (),
+            renderer,
+            plan.data.max_rejected_validation_rows,
+            ledgers["validation"],
+            plan.data.seed,
+        )
+    finally:
+        _write_report(plan.output_dir, ledgers)
+    if len(train) == 0:
+        raise DataError("data.train: there is no row to train on")
+    for part in (*train.parts, *validation.parts):
+        check_supervision(part.table, tokenizer, _NUM_CHECKED, plan.data.train_on)
+    if plan.logs.examples:
+        logger.info("first row, trained tokens in brackets:\n%s", draw(train[0], tokenizer))
+    return Rows(train, validation, train.fingerprint())
+
+
+def _read(
+    params: Sequence[DatasetParams], renderer: Renderer, max_rejected: int, ledgers: list[Ledger], seed: int
+) -> Mixture:
+    parts = []
+    for one in params:
+        ledger = Ledger(one.dataset_path or one.dataset_name)
+        ledgers.append(ledger)
+        table = tokenise(dataset_for(one).rows(), renderer, ledger, max_rejected)
+        parts.append(Part(table, (one.seed if one.seed is not None else seed) if one.shuffle else None))
+    return Mixture(parts)
+
+
+def _write_report(output_dir: Path, ledgers: dict[str, list[Ledger]]) -> None:
+    report = {split: [ledger.to_dict() for ledger in of_split] for split, of_split in ledgers.items() if of_split}
+    (output_dir / "data_report.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`oumi quickstart`: from random weights to right answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from oumi.core.inference import answer, load_speaker
+
+
+def quickstart(directory, *arguments, threads="1"):
+    command = [sys.executable, "-m", "oumi", "quickstart", "--output-dir", str(directory), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "COLUMNS": "100"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+
+
+def test_short_quickstart_shows_its_table_and_says_honestly_that_it_fell_short(tmp_path):
+    result = quickstart(tmp_path / "run", "--max-steps", "10")
+    assert result.returncode == 1, result.stderr
+    assert re.search(r"Question\W+Before\W+After\W+Right answer", result.stdout)
+    assert "0% before" in result.stdout
+    assert "fewer than the 90%" in result.stderr
+    assert f"oumi chat {tmp_path / 'run'}" in result.stdout
+    assert "Traceback" not in result.stderr
+    assert load_speaker(tmp_path / "run").max_length == 128
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_quickstart_answers_nine_of_ten_held_out_questions(tmp_path, seed):
+    started = time.perf_counter()
+    result = quickstart(tmp_path / "run", "--seed", str(seed), threads="2")
+    seconds = time.perf_counter() - started
+    assert result.returncode == 0, result.stdout + result.stderr
+    before, after = re.search(r"(\d+)% before, ([\d.]+)% after", result.stdout).groups()
+    assert int(before) < 5
+    assert float(after) > 90
+    assert seconds < 300
+    chat = [{"role": "user", "content": "Spell stressed backwards."}]
+    assert answer(load_speaker(tmp_path / "run"), [chat]) == ["desserts"]
+    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps
