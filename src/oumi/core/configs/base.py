@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every section of a config is: typed fields that know where their values came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, PrivateAttr, ValidationError
+from pydantic_core import CoreSchema
+
+from oumi.core.configs.problems import semantic_problems, translate
+from oumi.core.errors import ConfigError
+
+Complaint = tuple[str, str]
+"""A key below the section that complains, and what is wrong with it."""
+
+SET_IN_PYTHON = "set in Python"
+DEFAULT = "default"
+
+Named = TypeVar("Named", bound="NamedEnum")
+
+
+class NamedEnum(Enum):
+    """A choice that is given by name or by value, in any case."""
+
+    @classmethod
+    def _missing_(cls: type[Named], value: object) -> Named | None:
+        if not isinstance(value, str):
+            return None
+        wanted = value.rpartition(".")[2].lower()
+        return next((one for one in cls if wanted in (one.name.lower(), str(one.value).lower())), None)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "string", "enum": [one.name for one in cls], "title": cls.__name__}
+
+
+class Params(BaseModel):
+    """A section of a config."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_assignment=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        coerce_numbers_to_str=True,
+    )
+
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        try:
+            super().__setattr__(name, value)
+        except ValidationError as error:
+            raise ConfigError(translate(error, type(self), value_places={}), type(self).__name__) from None
+        if name in type(self).model_fields:
+            self._origins[name] = SET_IN_PYTHON
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:  # type: ignore[override]  # pairs, as pydantic gives them
+        for name in type(self).model_fields:
+            yield name, getattr(self, name)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and list(self) == list(other)  # type: ignore[call-overload]
+
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]  # a section can change
+
+    def complaints(self) -> Iterator[Complaint]:
+        """Yields what is wrong among the fields of this section alone."""
+        yield from ()
+
+    def finalize_and_validate(self) -> None:
+        """Raises ConfigError with everything that is wrong in this section and below. Changes nothing."""
+        if found := semantic_problems(self):
+            raise ConfigError(found, type(self).__name__)
+
+    def own_origin(self, name: str) -> str:
+        """Returns where a field of this section got its value: `default`, `file:line:column`, a flag, Python."""
+        if name in self._origins:
+            return self._origins[name]
+        return SET_IN_PYTHON if name in self.model_fields_set else DEFAULT

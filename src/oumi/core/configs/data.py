@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which data is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from oumi.core.configs.base import Complaint, NamedEnum, Params
+
+COLLATORS = (
+    "text_with_padding",
+    "text_completions_only_with_padding",
+    "vision_language_with_padding",
+    "vision_language_sft",
+)
+
+
+class DatasetSplit(NamedEnum):
+    """Part of the data."""
+
+    TRAIN = "train"
+    TEST = "test"
+    VALIDATION = "validation"
+
+
+class MixtureStrategy(str, Enum):
+    """When a mixture with proportions ends."""
+
+    FIRST_EXHAUSTED = "first_exhausted"
+    ALL_EXHAUSTED = "all_exhausted"
+
+
+class TrainTarget(NamedEnum):
+    """Which turns of a conversation are trained."""
+
+    ALL_ASSISTANT_TURNS = "all_assistant_turns"
+    FINAL_ASSISTANT_TURN = "final_assistant_turn"
+
+
+class DatasetParams(Params):
+    """One data set of a mixture."""
+
+    dataset_name: str
+    """Registered name in any case, or the id of a data set on the Hub."""
+    dataset_path: str | None = None
+    """Local file or directory."""
+    subset: str | None = None
+    """Config name of a Hub data set."""
+    split: str = "train"
+    """Split expression, such as `train[:1000]`."""
+    dataset_kwargs: dict[str, Any] = {}
+    """Arguments of the data set's class."""
+    sample_count: NonNegativeInt | None = None
+    """Rows to take, repeated when there are fewer."""
+    mixture_proportion: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share in the mixture; all data sets name one, or none does."""
+    shuffle: bool = False
+    """Shuffle the rows of this data set before it joins the others."""
+    seed: int | None = None
+    """Seed of that shuffle; null takes training.data_seed."""
+    shuffle_buffer_size: int = 1000
+    """Rows that a stream holds to shuffle among."""
+    trust_remote_code: bool = False
+    """Allow code of the Hub for this data set's tokenizer or processor."""
+    transform_num_workers: PositiveInt | Literal["auto"] | None = None
+    """Processes that transform rows."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        for key in self.dataset_kwargs:
+            if key in DatasetParams.model_fields:
+                yield f"dataset_kwargs.{key}", f"is a key of the data set itself: write it beside dataset_name, as '{key}'"
+        if self.dataset_path is not None and not Path(self.dataset_path).expanduser().exists():
+            yield "dataset_path", f"no such file or directory: {self.dataset_path}{_near_file(self.dataset_path)}"
+
+
+class DatasetSplitParams(Params):
+    """A mixture of data sets, and what is trained of their rows."""
+
+    datasets: list[DatasetParams] = []
+    """Members of the mixture."""
+    collator_name: str | None = None
+    """How rows become batches; null leaves it to the trainer."""
+    collator_kwargs: dict[str, Any] = {}
+    """Arguments of the collator."""
+    train_target: TrainTarget | None = None
+    """Which turns are trained."""
+    pack: bool = False
+    """Fill rows of model_max_length with several documents, across steps."""
+    stream: bool = False
+    """Read rows while training."""
+    target_col: str | None = None
+    """Deprecated, not read."""
+    mixture_strategy: str = "first_exhausted"
+    """`first_exhausted` or `all_exhausted`, for mixtures with proportions."""
+    seed: int | None = None
+    """Seed of the mixture."""
+    use_torchdata: bool | None = None
+    """Deprecated pipeline."""
+    max_rejected_rows: NonNegativeInt = 0
+    """Rows that may be left out because they cannot be used; one more stops the run."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        if self.collator_name is not None and self.collator_name not in COLLATORS:
+            yield "collator_name", f"got '{self.collator_name}', must be one of {', '.join(COLLATORS)}"
+        strategies = [one.value for one in MixtureStrategy]
+        if self.mixture_strategy not in strategies:
+            yield "mixture_strategy", f"got '{self.mixture_strategy}', must be one of {', '.join(strategies)}"
+        if self.train_target is not None and self.collator_name not in (None, "text_completions_only_with_padding"):
+            yield "train_target", f"collator_name '{self.collator_name}' trains every token; use text_completions_only_with_padding"
+        yield from self._proportions()
+
+    def _proportions(self) -> Iterator[Complaint]:
+        proportions = [one.mixture_proportion for one in self.datasets]
+        given = [one for one in proportions if one is not None]
+        if given and len(given) < len(proportions):
+            yield "datasets", f"{len(given)} of {len(proportions)} data sets have a mixture_proportion: all must, or none"
+        elif given and abs(sum(given) - 1) > 1e-9:
+            yield "datasets", f"the mixture proportions sum to {sum(given):g}, must be 1"
+
+
+class DataParams(Params):
+    """Data to train and to measure on."""
+
+    train: DatasetSplitParams = DatasetSplitParams()
+    """What is trained."""
+    validation: DatasetSplitParams = DatasetSplitParams()
+    """What is measured during training."""
+    test: DatasetSplitParams = DatasetSplitParams()
+    """Not read by training."""
+
+    def get_split(self, split: DatasetSplit) -> DatasetSplitParams:
+        """Returns the part called `split`."""
+        part: DatasetSplitParams = getattr(self, DatasetSplit(split).value)
+        return part
+
+    def complaints(self) -> Iterator[Complaint]:
+        if not self.train.datasets:
+            yield "train.datasets", "required, and empty: name at least one data set"
+        named = {name for split in (self.train, self.validation, self.test) if (name := split.collator_name)}
+        if len(named) > 1:
+            yield "validation.collator_name", f"splits name different collators: {', '.join(sorted(named))}"
+        if named and self.train.collator_name is None:
+            yield "train.collator_name", "another split names a collator, so this one must"
+
+
+def _near_file(path: str) -> str:
+    from difflib import get_close_matches
+
+    wanted = Path(path).expanduser()
+    names = [one.name for one in wanted.parent.iterdir()][:10_000] if wanted.parent.is_dir() else []
+    near = get_close_matches(wanted.name, names, n=1)
+    return f", did you mean '{wanted.parent / near[0]}'?" if near else ""

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A job: what runs where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+from pydantic import PositiveInt
+
+from oumi.core.configs.base import Complaint, Params
+from oumi.core.configs.loading import BaseConfig
+
+_NEEDS_USER = ("polaris", "frontier", "perlmutter", "slurm")
+_NEEDS_WORKING_DIR = ("local", "frontier", "perlmutter")
+
+
+class JobResources(Params):
+    """Machines of a job."""
+
+    cloud: str
+    """Where it runs: `local`, `slurm`, `gcp`, `aws`, `k8s`, ..."""
+    region: str | None = None
+    """Region of the cloud."""
+    zone: str | None = None
+    """Zone of the region."""
+    accelerators: str | None = None
+    """Such as `A100:4`."""
+    cpus: str | None = None
+    """CPUs, `8+` for at least 8."""
+    memory: str | None = None
+    """GiB, `32+` for at least 32."""
+    instance_type: str | None = None
+    """The cloud's name of a machine."""
+    use_spot: bool = False
+    """Take cheaper machines that may be taken back."""
+    disk_size: PositiveInt | None = None
+    """GiB."""
+    disk_tier: Literal["low", "medium", "high", "ultra", "best"] | None = None
+    """Speed of the disk."""
+    image_id: str | None = None
+    """Machine image, or `docker:<image>`."""
+    image_id_map: dict[str, str] | None = None
+    """Machine image by region."""
+    config_overrides: dict[str, Any] | None = None
+    """SkyPilot settings of this cluster."""
+
+
+class StorageMount(Params):
+    """A bucket that a job sees as a directory."""
+
+    source: str
+    """URL of the bucket."""
+    store: Literal["s3", "gcs", "r2"]
+    """Kind of the bucket."""
+
+
+class JobConfig(BaseConfig):
+    """A job file. `${...}` in it belongs to the shell."""
+
+    has_references: ClassVar[bool] = False
+
+    name: str | None = None
+    """Name to show."""
+    user: str | None = None
+    """Account on the cluster."""
+    working_dir: str | None = None
+    """Local directory that is copied to the nodes."""
+    num_nodes: PositiveInt = 1
+    """Machines."""
+    resources: JobResources
+    """What each machine is."""
+    envs: dict[str, str] = {}
+    """Environment of the job."""
+    file_mounts: dict[str, str] = {}
+    """Remote path to local path."""
+    storage_mounts: dict[str, StorageMount] = {}
+    """Remote path to bucket."""
+    setup: str | None = None
+    """Script that prepares a node."""
+    run: str
+    """Script that runs on every node."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        cloud = self.resources.cloud
+        if cloud in _NEEDS_USER and not self.user:
+            yield "user", f"required on {cloud}"
+        if cloud in _NEEDS_WORKING_DIR and not self.working_dir:
+            yield "working_dir", f"required on {cloud}"
+        if not self.run.strip():
+            yield "run", "required, and empty"

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which model is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import PositiveInt
+
+from oumi.core.configs.base import Complaint, Params
+from oumi.core.errors import did_you_mean
+
+DTYPES = {
+    "auto": "auto",
+    "float32": "float32", "f32": "float32", "float": "float32",
+    "float16": "float16", "f16": "float16", "half": "float16",
+    "bfloat16": "bfloat16", "bf16": "bfloat16",
+    "float64": "float64", "f64": "float64", "double": "float64",
+}  # fmt: skip
+"""Every spelling of a dtype, and its name in torch."""
+
+
+class ModelParams(Params):
+    """Which model, tokenizer and chat template."""
+
+    model_name: str
+    """Hub id or local directory of a model."""
+    adapter_model: str | None = None
+    """A PEFT adapter to load on top."""
+    tokenizer_name: str | None = None
+    """Null takes the model's."""
+    tokenizer_pad_token: str | None = None
+    """Token to pad with."""
+    tokenizer_kwargs: dict[str, Any] = {}
+    """Arguments of AutoTokenizer.from_pretrained."""
+    processor_kwargs: dict[str, Any] = {}
+    """Arguments of AutoProcessor.from_pretrained."""
+    model_max_length: PositiveInt | None = None
+    """Most tokens of a row; longer rows are cut."""
+    load_pretrained_weights: bool = True
+    """False starts from random weights."""
+    trust_remote_code: bool = False
+    """Allow code that comes with the model."""
+    torch_dtype_str: str = "auto"
+    """`auto`, `float32`, `bfloat16`, `float16` or `float64`."""
+    compile: bool = False
+    """Must be false here: use training.compile."""
+    chat_template: str | None = None
+    """Null takes the tokenizer's, `auto` insists on it, else the name of a bundled one or a file."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """For inference."""
+    attn_implementation: str | None = None
+    """`sdpa`, `eager`, `flash_attention_2`, or a kernel of the Hub; null chooses."""
+    device_map: str | None = "auto"
+    """Where inference places the model."""
+    model_kwargs: dict[str, Any] = {}
+    """Changes to the model's own config; `disable_dropout` sets all dropout to zero."""
+    enable_liger_kernel: bool = False
+    """Use Liger's fused kernels."""
+    shard_for_eval: bool = False
+    """For evaluation."""
+    freeze_layers: list[str] = []
+    """Modules whose weights do not move."""
+    model_revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    tool_call_parser: str | None = None
+    """For inference."""
+
+    @property
+    def torch_dtype(self) -> Any:
+        """Returns the torch dtype, None for `auto`."""
+        name = DTYPES[self.torch_dtype_str.lower()]
+        if name == "auto":
+            return None
+        import torch
+
+        return getattr(torch, name)
+
+    def complaints(self) -> Iterator[Complaint]:
+        if not self.model_name.strip():
+            yield "model_name", "required, and empty"
+        if self.torch_dtype_str.lower() not in DTYPES:
+            names = sorted({*DTYPES.values()})
+            hint = did_you_mean(self.torch_dtype_str, DTYPES)
+            yield "torch_dtype_str", f"got '{self.torch_dtype_str}', must be one of {', '.join(names)}{hint}"
+        for key in self.processor_kwargs:
+            if key in ModelParams.model_fields:
+                yield f"processor_kwargs.{key}", f"is a key of 'model' itself: write it there, as '{key}'"

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt
+
+from oumi.core.configs.base import Complaint, NamedEnum, Params
+
+
+class PeftSaveMode(NamedEnum):
+    """What is saved of a model with an adapter."""
+
+    ADAPTER_ONLY = "adapter_only"
+    ADAPTER_AND_BASE_MODEL = "adapter_and_base_model"
+    MERGED = "merged"
+
+
+class LoraWeightInitialization(NamedEnum):
+    """How an adapter starts."""
+
+    DEFAULT = "default"
+    RANDOM = "random"
+    GAUSSIAN = "gaussian"
+    EVA = "eva"
+    PISA = "pissa"
+    PISSA_NITER = "pissa_niter_[number of iters]"
+    LOFTQ = "loftq"
+    OLORA = "olora"
+
+
+class PeftParams(Params):
+    """LoRA and QLoRA; read when training.use_peft is true."""
+
+    lora_r: PositiveInt = 8
+    """Rank of the update."""
+    lora_alpha: PositiveInt = 8
+    """The update is scaled by alpha / r."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the input of the update."""
+    lora_target_modules: list[str] | None = None
+    """Modules that get an adapter; null takes PEFT's choice, `[all-linear]` all linear ones."""
+    lora_exclude_modules: list[str] | None = None
+    """Regular expressions of module paths that get none."""
+    lora_target_parameters: list[str] | None = None
+    """Parameters that get an adapter, such as the weights of experts."""
+    lora_modules_to_save: list[str] | None = None
+    """Modules that are trained whole."""
+    lora_bias: Literal["none", "all", "lora_only"] = "none"
+    """Which biases are trained."""
+    lora_init_weights: LoraWeightInitialization = LoraWeightInitialization.DEFAULT
+    """How the adapter starts."""
+    lora_task_type: str = "CAUSAL_LM"
+    """PEFT's name of the task."""
+    q_lora: bool = False
+    """Quantise the base weights."""
+    q_lora_bits: Literal[4, 8] = 4
+    """Bits of a quantised weight."""
+    bnb_4bit_quant_type: Literal["fp4", "nf4"] = "fp4"
+    """Number format of a 4-bit weight."""
+    llm_int8_skip_modules: list[str] | None = None
+    """Modules that stay whole with 8 bits."""
+    use_bnb_nested_quant: bool = False
+    """Quantise the scales too."""
+    bnb_4bit_quant_storage: str = "uint8"
+    """Dtype in which 4-bit weights are stored."""
+    bnb_4bit_compute_dtype: str = "float32"
+    """Dtype in which quantised layers compute."""
+    peft_save_mode: PeftSaveMode = PeftSaveMode.ADAPTER_ONLY
+    """What is saved at the end."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        import re
+
+        for i, pattern in enumerate(self.lora_exclude_modules or []):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                yield f"lora_exclude_modules[{i}]", f"'{pattern}' is not a regular expression: {error}"
+
+    def to_lora(self) -> Any:
+        """Returns the adapter as peft.LoraConfig."""
+        from peft import LoraConfig
+
+        targets: Any = self.lora_target_modules
+        start = self.lora_init_weights
+        by_flag = {LoraWeightInitialization.DEFAULT: True, LoraWeightInitialization.RANDOM: False}
+        return LoraConfig(
+            r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules="all-linear" if targets == ["all-linear"] else targets,
+            modules_to_save=self.lora_modules_to_save,
+            bias=self.lora_bias,
+            task_type=self.lora_task_type,
+            init_lora_weights=by_flag.get(start, start.value),  # type: ignore[arg-type]  # names of PEFT
+        )

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong with a config, in the user's words: key, found, wanted, nearest known name."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from oumi.core.configs.interpolation import dotted
+from oumi.core.errors import Problem, did_you_mean
+
+Path = tuple[str | int, ...]
+
+
+def translate(error: ValidationError, root: type[BaseModel], value_places: Mapping[Path, str]) -> list[Problem]:
+    """Returns pydantic's findings as problems, each at the place of its key or of the nearest one above it."""
+    found: dict[str, Problem] = {}
+    for one in error.errors(include_url=False):
+        path = real_path(one["loc"], root)
+        key = dotted(path)
+        if key not in found:
+            found[key] = Problem(key, _message(one, path, root), nearest_place(path, value_places))
+    return list(found.values())
+
+
+def real_path(loc: Path, root: type[BaseModel]) -> Path:
+    """Returns the path without the names of union members that pydantic adds to it."""
+    path: list[str | int] = []
+    section: Any = root
+    for part in loc:
+        if isinstance(part, int):
+            path.append(part)
+        elif section is not None and part in section.model_fields:
+            path.append(part)
+            section = section_of(section.model_fields[part].annotation)
+        elif section is not None and not path or (section is not None and part not in _TYPE_NAMES):
+            path.append(part)
+            break
+        else:
+            break
+    return tuple(path)
+
+
+_TYPE_NAMES = {"int", "float", "str", "bool", "constrained-int", "constrained-str", "none", "literal['auto']"}
+
+
+def nearest_place(path: Path, places: Mapping[Path, str]) -> str:
+    """Returns where a key stands, or the nearest key above it that stands somewhere."""
+    for length in range(len(path), -1, -1):
+        if path[:length] in places:
+            return places[path[:length]]
+    return ""
+
+
+def semantic_problems(config: Any, places: Mapping[Path, str] | None = None) -> list[Problem]:
+    """Returns what is wrong among values that are each right by themselves."""
+    found = []
+    for path, section in sections(config):
+        for key, message in section.complaints():
+            full = (*path, *split_key(key))
+            place = nearest_place(full, places) if places is not None else place_of(config, full)
+            found.append(Problem(dotted(full), message, place))
+    return found
+
+
+def sections(config: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Yields a config and every section below it, with their paths."""
+    yield path, config
+    for name, value in config:
+        if isinstance(value, BaseModel):
+            yield from sections(value, (*path, name))
+        elif isinstance(value, list):
+            for i, item in enumerate(value):
+                if isinstance(item, BaseModel):
+                    yield from sections(item, (*path, name, i))
+
+
+def place_of(config: Any, path: Path) -> str:
+    """Returns the file position or flag that set a key, empty if it is a default."""
+    section: Any = config
+    origin = ""
+    for part in path:
+        if isinstance(section, BaseModel) and isinstance(part, str):
+            if part not in type(section).model_fields:
+                return origin
+            own = section.own_origin(part)  # type: ignore[attr-defined]  # every section of ours has it
+            origin = own if own != "default" else origin
+            section = getattr(section, part)
+        elif isinstance(section, list) and isinstance(part, int) and part < len(section):
+            section = section[part]
+        else:
+            return origin
+    return "" if origin == "default" else origin
+
+
+def origin_of(config: Any, path: Path) -> str:
+    """Returns who set exactly this key: `default`, `file:line:column`, a flag, Python."""
+    *above, name = path
+    section = config
+    for part in above:
+        section = section[part] if isinstance(part, int) else getattr(section, part)
+    origin: str = section.own_origin(name)
+    return origin
+
+
+def split_key(key: str) -> Path:
+    """Returns the path of a dotted key such as `a.b[0].c`."""
+    parts: list[str | int] = []
+    for piece in key.replace("[", ".[").split("."):
+        if piece.startswith("["):
+            parts.append(int(piece[1:-1]))
+        elif piece:
+            parts.append(piece)
+    return tuple(parts)
+
+
+def unknown_key(name: str, section: type[BaseModel], root: type[BaseModel] | None = None) -> str:
+    """Returns `unknown key` and the nearest key of the section, or the section where the key belongs."""
+    known = list(section.model_fields)
+    if name in known:
+        return "known"
+    elsewhere = [path for path, other in _all_sections(root or section) if name in other.model_fields and other is not section]
+    if elsewhere:
+        return f"unknown key here; it belongs in '{elsewhere[0]}'" if elsewhere[0] else "unknown key here; it belongs at the top"
+    hint = did_you_mean(name, known)
+    if hint:
+        return f"unknown key{hint}"
+    for path, other in _all_sections(root or section):
+        if hint := did_you_mean(name, other.model_fields):
+            return f"unknown key{hint[:-1]} in '{path}'?" if path else f"unknown key{hint}"
+    return f"unknown key; known here: {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """Returns the section that a field holds, also inside a list or an optional."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in typing.get_args(annotation):
+        if inner is not types.NoneType and (found := section_of(inner)):
+            return found
+    return None
+
+
+def _all_sections(root: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    yield path, root
+    for name, info in root.model_fields.items():
+        inner = section_of(info.annotation)
+        if inner is not None:
+            is_list = "list" in str(info.annotation)
+            yield from _all_sections(inner, f"{path}.{name}".lstrip(".") + ("[]" if is_list else ""))
+
+
+def _section_at(path: Path, root: type[BaseModel]) -> type[BaseModel] | None:
+    section: type[BaseModel] | None = root
+    for part in path:
+        if isinstance(part, str) and section is not None:
+            info = section.model_fields.get(part)
+            section = section_of(info.annotation) if info else None
+    return section
+
+
+def _message(one: Any, path: Path, root: type[BaseModel]) -> str:
+    kind, context = one["type"], one.get("ctx", {})
+    if kind in ("extra_forbidden", "no_such_attribute"):
+        return unknown_key(str(path[-1]), _section_at(path[:-1], root) or root, root)
+    if kind == "missing":
+        return "required, and not given"
+    if one["input"] is None and kind != "value_error":
+        return "has no value, and none is not allowed"
+    return f"got {_shown(one['input'])}, must be {_wanted(kind, context, path, root, one)}"
+
+
+def _wanted(kind: str, context: Mapping[str, Any], path: Path, root: type[BaseModel], one: Any) -> str:
+    simple = {
+        "float_parsing": "a number", "float_type": "a number", "int_parsing": "a whole number",
+        "int_type": "a whole number", "int_from_float": "a whole number", "bool_parsing": "true or false",
+        "bool_type": "true or false", "string_type": "text", "list_type": "a list", "dict_type": "a mapping of keys to values",
+        "model_type": "a section with keys", "model_attributes_type": "a section with keys",
+        "finite_number": "a finite number",
+    }  # fmt: skip
+    if kind in simple:
+        return simple[kind]
+    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        sign = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}[kind]
+        return f"{sign} {next(iter(context.values())):g}"
+    if kind in ("enum", "literal_error"):
+        names = _choices(path, root) or [str(context.get("expected", ""))]
+        hint = did_you_mean(str(one["input"]), names)
+        return f"one of {', '.join(names)}{hint}"
+    return str(one["msg"]).removeprefix("Value error, ")
+
+
+def _choices(path: Path, root: type[BaseModel]) -> list[str]:
+    section = _section_at(path[:-1], root)
+    info = section.model_fields.get(str(path[-1])) if section else None
+    return list(_names(info.annotation)) if info else []
+
+
+def _names(annotation: Any) -> Iterator[str]:
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        yield from (one.name for one in annotation)
+    elif typing.get_origin(annotation) is typing.Literal:
+        yield from (str(one) for one in typing.get_args(annotation))
+    else:
+        for inner in typing.get_args(annotation):
+            yield from _names(inner)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

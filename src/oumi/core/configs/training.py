@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training run: the file that `oumi train -c` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from oumi.core.configs.base import Complaint
+from oumi.core.configs.data import DataParams
+from oumi.core.configs.deepspeed import DeepSpeedParams
+from oumi.core.configs.fsdp import FSDPParams
+from oumi.core.configs.loading import BaseConfig
+from oumi.core.configs.model import DTYPES, ModelParams
+from oumi.core.configs.peft import PeftParams
+from oumi.core.configs.training_params import MixedPrecisionDtype, TrainerType, TrainingParams
+
+_TRL = (
+    TrainerType.TRL_SFT,
+    TrainerType.TRL_DPO,
+    TrainerType.TRL_KTO,
+    TrainerType.TRL_GRPO,
+    TrainerType.TRL_GKD,
+    TrainerType.TRL_GOLD,
+)
+
+
+class TrainingConfig(BaseConfig):
+    """Everything that a training run is."""
+
+    data: DataParams = DataParams()
+    """What is learned from."""
+    model: ModelParams = ModelParams(model_name="")
+    """What learns."""
+    training: TrainingParams = TrainingParams()
+    """How it learns."""
+    peft: PeftParams = PeftParams()
+    """With which adapter."""
+    fsdp: FSDPParams = FSDPParams()
+    """Sharded over which devices."""
+    deepspeed: DeepSpeedParams = DeepSpeedParams()
+    """Or through DeepSpeed."""
+
+    def complaints(self) -> Iterator[Complaint]:
+        training, fsdp, deepspeed = self.training, self.fsdp, self.deepspeed
+        if self.model.compile:
+            yield "model.compile", "must be false in a training run; training.compile compiles"
+        if training.compile and fsdp.use_orig_params is False:
+            yield "fsdp.use_orig_params", "must not be false with training.compile"
+        if fsdp.enable_fsdp and deepspeed.enable_deepspeed:
+            yield "deepspeed.enable_deepspeed", "fsdp.enable_fsdp is true as well: choose one"
+        if deepspeed.enable_deepspeed and training.trainer_type in _TRL and deepspeed.train_batch_size != "auto":
+            yield "deepspeed.train_batch_size", f"must be 'auto' with trainer {training.trainer_type.name}"
+        yield from self._precision_complaints()
+        if self.model.enable_liger_kernel and training.trainer_type in (TrainerType.TRL_KTO, TrainerType.VERL_GRPO):
+            yield "model.enable_liger_kernel", f"trainer {training.trainer_type.name} has no Liger kernels"
+        if training.trainer_type == TrainerType.VERL_GRPO and not self.data.validation.datasets:
+            yield "data.validation.datasets", "required by trainer VERL_GRPO, and empty"
+        yield from self._vision_complaints()
+
+    def _precision_complaints(self) -> Iterator[Complaint]:
+        mixed = self.training.mixed_precision_dtype
+        dtype = DTYPES.get(self.model.torch_dtype_str.lower(), "auto")
+        if mixed != MixedPrecisionDtype.NONE and dtype not in ("auto", "float32"):
+            yield (
+                "training.mixed_precision_dtype",
+                f"{mixed.name} is for float32 weights, but model.torch_dtype_str is '{self.model.torch_dtype_str}'",
+            )
+
+    def _vision_complaints(self) -> Iterator[Complaint]:
+        if self.data.train.collator_name != "vision_language_sft":
+            return
+        for split in ("train", "validation", "test"):
+            for i, dataset in enumerate(getattr(self.data, split).datasets):
+                if dataset.dataset_kwargs.get("return_conversations") is False:
+                    key = f"data.{split}.datasets[{i}].dataset_kwargs.return_conversations"
+                    yield key, "must be true with collator vision_language_sft"
+        if self.training.trainer_type == TrainerType.TRL_SFT and self.training.trainer_kwargs.get("remove_unused_columns"):
+            yield "training.trainer_kwargs.remove_unused_columns", "must be false with collator vision_language_sft"

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a model is trained."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from oumi.core.configs.base import Complaint, NamedEnum, Params
+from oumi.core.configs.distill import GkdParams, GoldParams
+from oumi.core.configs.grpo import GrpoParams
+from oumi.core.configs.profiler import ProfilerParams, TelemetryParams
+
+_RUN_NAME_LIMIT = 100
+
+
+class TrainerType(NamedEnum):
+    """Which trainer carries out the run."""
+
+    TRL_SFT = "trl_sft"
+    TRL_DPO = "trl_dpo"
+    TRL_KTO = "trl_kto"
+    TRL_GRPO = "trl_grpo"
+    TRL_GKD = "trl_gkd"
+    TRL_GOLD = "trl_gold"
+    HF = "hf"
+    OUMI = "oumi"
+    VERL_GRPO = "verl_grpo"
+
+
+class SchedulerType(str, Enum):
+    """Learning-rate schedules."""
+
+    LINEAR = "linear"
+    COSINE = "cosine"
+    COSINE_WITH_RESTARTS = "cosine_with_restarts"
+    COSINE_WITH_MIN_LR = "cosine_with_min_lr"
+    CONSTANT = "constant"
+
+
+class MixedPrecisionDtype(NamedEnum):
+    """Dtype of matrix products over float32 weights."""
+
+    NONE = "none"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+class TrainingParams(Params):
+    """How a model is trained."""
+
+    # What runs.
+    trainer_type: TrainerType = TrainerType.HF
+    """Which trainer."""
+    use_peft: bool = False
+    """Train an adapter, by the 'peft' section."""
+    output_dir: str = "output"
+    """Directory of the run."""
+    run_name: str | None = None
+    """Name for trackers."""
+
+    # Steps.
+    per_device_train_batch_size: PositiveInt = 8
+    """Rows of a micro-batch."""
+    per_device_eval_batch_size: PositiveInt = 8
+    """Rows of a batch of evaluation."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Micro-batches of an optimizer step."""
+    max_steps: int = -1
+    """Optimizer steps; above 0 it decides instead of epochs."""
+    num_train_epochs: int = 3
+    """Times that every row is trained."""
+    seed: NonNegativeInt = 42
+    """Of weights and dropout."""
+    data_seed: NonNegativeInt = 42
+    """Of the order of rows."""
+    use_deterministic: bool = False
+    """Use deterministic kernels only."""
+    full_determinism: bool = False
+    """The same, in transformers' words."""
+
+    # Speed and memory.
+    compile: bool = False
+    """Use torch.compile."""
+    mixed_precision_dtype: MixedPrecisionDtype = MixedPrecisionDtype.NONE
+    """Dtype of matrix products over float32 weights."""
+    enable_gradient_checkpointing: bool = False
+    """Compute activations again in backward rather than keep them."""
+    gradient_checkpointing_kwargs: dict[str, Any] = {}
+    """Such as `use_reentrant: false`."""
+    empty_device_cache_steps: PositiveInt | None = None
+    """Steps between emptying the GPU's cache."""
+    label_ignore_index: int | None = None
+    """Label that collators give to what is not trained."""
+    nccl_default_timeout_minutes: PositiveFloat | None = None
+    """Of communication between processes."""
+
+    # Optimizer and schedule.
+    learning_rate: NonNegativeFloat = 5e-05
+    """Peak learning rate, reached after warmup."""
+    optimizer: str = "adamw_torch"
+    """Such as `adamw_torch`, `sgd`, `adafactor`."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Of matrices; vectors have none."""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the first moment."""
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the second moment."""
+    adam_epsilon: NonNegativeFloat = 1e-08
+    """Added to the root of the second moment."""
+    sgd_momentum: NonNegativeFloat = 0.0
+    """Of optimizer sgd."""
+    max_grad_norm: NonNegativeFloat | None = 1.0
+    """Gradients are scaled down to this norm; null or 0 does not."""
+    lr_scheduler_type: str = "linear"
+    """Such as `linear`, `cosine`, `constant`."""
+    lr_scheduler_kwargs: dict[str, Any] = {}
+    """Such as `min_lr_rate: 0.1`."""
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of the steps in which the learning rate rises."""
+    warmup_steps: NonNegativeInt | None = None
+    """Steps in which the learning rate rises."""
+
+    # Saving, resuming, measuring.
+    save_steps: NonNegativeInt = 500
+    """Steps between checkpoints; 0 saves none on the way."""
+    save_epoch: bool = False
+    """Save after each epoch, when save_steps is 0."""
+    save_final_model: bool = True
+    """Save the model at the end."""
+    save_total_limit: PositiveInt | None = None
+    """Checkpoints to keep; null keeps all."""
+    resume_from_checkpoint: str | None = None
+    """A checkpoint directory to go on from."""
+    try_resume_from_last_checkpoint: bool = False
+    """Go on from the newest checkpoint in output_dir, if there is one."""
+    eval_strategy: Literal["no", "steps", "epoch"] = "no"
+    """When the validation data is measured."""
+    eval_steps: PositiveInt = 500
+    """Steps between measurements."""
+    metrics_function: str | None = None
+    """Registered function that computes metrics."""
+
+    # Logging.
+    log_level: str = "info"
+    """Of this program."""
+    dep_log_level: str = "warning"
+    """Of the libraries below."""
+    log_examples: bool = False
+    """Log the first row with its trained tokens marked."""
+    enable_wandb: bool = False
+    """Report to Weights & Biases."""
+    enable_mlflow: bool = False
+    """Report to MLflow."""
+    enable_tensorboard: bool = True
+    """Write TensorBoard event files."""
+    logging_strategy: Literal["steps", "epoch", "no"] = "steps"
+    """When a step is reported."""
+    logging_dir: str | None = None
+    """Of TensorBoard; null takes `<output_dir>/tensorboard`."""
+    logging_steps: PositiveInt = 50
+    """Steps between reports."""
+    logging_first_step: bool = False
+    """Report the first step too."""
+    include_performance_metrics: bool = False
+    """Write timings below telemetry/."""
+    include_alternative_mfu_metrics: bool = False
+    """Oumi's second way to count operations."""
+    log_model_summary: bool = False
+    """Write the module tree to telemetry/model_summary.txt."""
+    profiler: ProfilerParams = ProfilerParams()
+    """torch.profiler."""
+    telemetry: TelemetryParams = TelemetryParams()
+    """Timings."""
+
+    # Loading data, processes.
+    dataloader_num_workers: NonNegativeInt | Literal["auto"] = 0
+    """Processes that load batches."""
+    dataloader_persistent_workers: bool = False
+    """Keep them between epochs."""
+    dataloader_prefetch_factor: PositiveInt | None = None
+    """Batches that each loads ahead."""
+    dataloader_main_process_only: bool | None = None
+    """Load on the first process and hand out."""
+    ddp_find_unused_parameters: bool | None = None
+    """Look for weights without a gradient."""
+
+    # Of single methods.
+    grpo: GrpoParams = GrpoParams()
+    """GRPO."""
+    gkd: GkdParams = GkdParams()
+    """GKD."""
+    gold: GoldParams = GoldParams()
+    """GOLD."""
+    trainer_kwargs: dict[str, Any] = {}
+    """Further arguments of the config class of TRL or transformers."""
+    reward_functions: list[str] | None = None
+    """Registered functions that rate answers."""
+    reward_function_kwargs: dict[str, dict[str, Any]] = {}
+    """Arguments of reward functions, by their names."""
+    verl_config_overrides: dict[str, Any] = {}
+    """Changes to verl's config."""
+
+    @property
+    def telemetry_dir(self) -> Path | None:
+        """Returns where telemetry files go, None if there are none."""
+        name = self.telemetry.telemetry_dir
+        return Path(self.output_dir) / name if name else None
+
+    @property
+    def safe_run_name(self) -> str | None:
+        """Returns run_name with unusual characters replaced, and at most 100 characters."""
+        if self.run_name is None:
+            return None
+        name = re.sub(r"[^A-Za-z0-9_.-]", "_", self.run_name)
+        if len(name) <= _RUN_NAME_LIMIT:
+            return name
+        digest = hashlib.shake_128(name.encode()).hexdigest(8)
+        return f"{name[: _RUN_NAME_LIMIT - len(digest) - 3]}...{digest}"
+
+    def complaints(self) -> Iterator[Complaint]:
+        if self.max_steps <= 0 and self.num_train_epochs <= 0:
+            yield "max_steps", f"got {self.max_steps}, and num_train_epochs is {self.num_train_epochs}: one must be > 0"
+        for key in ("log_level", "dep_log_level"):
+            if getattr(self, key).lower() not in ("debug", "info", "warning", "error", "critical"):
+                yield key, f"got '{getattr(self, key)}', must be one of debug, info, warning, error, critical"
+        taken = {"grpo": GrpoParams, "gkd": GkdParams, "gold": GoldParams}
+        for key in self.trainer_kwargs:
+            if key in TrainingParams.model_fields:
+                yield f"trainer_kwargs.{key}", f"is a key of 'training' itself: write it there, as '{key}'"
+            section = taken.get(self.trainer_type.value.removeprefix("trl_"))
+            if section is not None and key in section.model_fields:
+                name = self.trainer_type.value.removeprefix("trl_")
+                yield f"trainer_kwargs.{key}", f"belongs in 'training.{name}'"
+        yield from self._reward_complaints()
+
+    def _reward_complaints(self) -> Iterator[Complaint]:
+        names = [name for name in self.reward_functions or [] if name]
+        if names and self.trainer_type not in (TrainerType.TRL_GRPO, TrainerType.VERL_GRPO):
+            yield "reward_functions", f"trainer {self.trainer_type.name} has no rewards; TRL_GRPO and VERL_GRPO have"
+        if len(names) > 1 and self.trainer_type == TrainerType.VERL_GRPO:
+            yield "reward_functions", f"VERL_GRPO takes one, got {len(names)}"
+        for name in self.reward_function_kwargs:
+            if name not in names:
+                yield f"reward_function_kwargs.{name}", f"'{name}' is not among reward_functions"
