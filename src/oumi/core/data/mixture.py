@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,6 +64,11 @@ class Mixture:
         if part.shuffle_seed is not None:
             row = int(permute(np.array([row]), len(part.table), part.shuffle_seed, 0)[0])
         return part.table[row]
+
+    def fingerprint(self) -> str:
+        """Returns a digest of all rows and of the order in which they are joined."""
+        parts = "".join(f"{part.table.fingerprint()} {part.shuffle_seed}\n" for part in self.parts)
+        return hashlib.sha256(parts.encode()).hexdigest()
 
 
 def _feistel(values: npt.NDArray[np.uint64], keys: npt.NDArray[np.uint64], half_bits: int) -> npt.NDArray[np.uint64]:

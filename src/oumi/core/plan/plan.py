@@ -51,7 +51,7 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan
         config=config,
         trainer=training.trainer_type.name,
         output_dir=output_dir,
-        run_name=training.run_name,
+        run_name=training.safe_run_name,
         device=facts.device,
         device_name=facts.device_name,
         seed=training.seed,
@@ -147,7 +147,7 @@ def _plan_data(config: TrainingConfig) -> DataPlan:
     train, validation = config.data.train, config.data.validation
     return DataPlan(
         train=tuple(train.datasets),
-        validation=tuple(validation.datasets),
+        validation=tuple(validation.datasets) if config.training.eval_strategy != "no" else (),
         train_on=_train_on(config),
         max_rejected_rows=train.max_rejected_rows,
         max_rejected_validation_rows=validation.max_rejected_rows,

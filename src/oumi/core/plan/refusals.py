@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 
 from oumi.core.configs import LoraWeightInitialization, TrainerType, TrainingConfig
 from oumi.core.configs.loading import leaves, locate
-from oumi.core.errors import Problem
+from oumi.core.configs.problems import semantic_problems
+from oumi.core.errors import ConfigError, Problem
 from oumi.core.plan.choices import wrong_optimizer, wrong_schedule
 from oumi.core.plan.notes import changed_keys
 
@@ -37,6 +38,13 @@ _LORA_STARTS = (
     LoraWeightInitialization.RANDOM,
     LoraWeightInitialization.GAUSSIAN,
 )
+
+
+def check(config: TrainingConfig) -> None:
+    """Raises ConfigError with everything that is wrong with a config, or that cannot be carried out."""
+    found = [*semantic_problems(config), *refusals(config)]
+    if found:
+        raise ConfigError(list(dict.fromkeys(found)), "config")
 
 
 def refusals(config: TrainingConfig) -> list[Problem]:

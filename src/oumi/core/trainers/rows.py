@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oumi.core.configs import DatasetParams
 from oumi.core.data.ledger import Ledger
 from oumi.core.data.mixture import Mixture, Part
 from oumi.core.data.supervision import check_supervision, draw
@@ -45,14 +43,8 @@ def load_rows(plan: Plan, tokenizer: Any) -> Rows:
     renderer = Renderer(tokenizer, tokenizer.chat_template, plan.data.train_on, plan.model.max_length)
     ledgers: dict[str, list[Ledger]] = {"train": [], "validation": []}
     try:
-        train = _read(plan.data.train, renderer, plan.data.max_rejected_rows, ledgers["train"], plan.data.seed)
-        validation = _read(
-            plan.data.validation if plan.evaluation.is_on else (),
-            renderer,
-            plan.data.max_rejected_validation_rows,
-            ledgers["validation"],
-            plan.data.seed,
-        )
+        train = _read(plan, "train", renderer, ledgers["train"])
+        validation = _read(plan, "validation", renderer, ledgers["validation"])
     finally:
         _write_report(plan.output_dir, ledgers)
     if len(train) == 0:
@@ -64,14 +56,15 @@ def load_rows(plan: Plan, tokenizer: Any) -> Rows:
     return Rows(train, validation, train.fingerprint())
 
 
-def _read(
-    params: Sequence[DatasetParams], renderer: Renderer, max_rejected: int, ledgers: list[Ledger], seed: int
-) -> Mixture:
+def _read(plan: Plan, split: str, renderer: Renderer, ledgers: list[Ledger]) -> Mixture:
+    params = plan.data.train if split == "train" else plan.data.validation
+    max_rejected = plan.data.max_rejected_rows if split == "train" else plan.data.max_rejected_validation_rows
+    key, seed = f"data.{split}", plan.data.seed
     parts = []
     for one in params:
-        ledger = Ledger(one.dataset_path or one.dataset_name)
+        ledger = Ledger(one.dataset_path or one.dataset_name, key, max_rejected)
         ledgers.append(ledger)
-        table = tokenise(dataset_for(one).rows(), renderer, ledger, max_rejected)
+        table = tokenise(dataset_for(one).rows(), renderer, ledger)
         parts.append(Part(table, (one.seed if one.seed is not None else seed) if one.shuffle else None))
     return Mixture(parts)
 

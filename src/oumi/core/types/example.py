@@ -54,3 +54,11 @@ class Example:
     is_target: npt.NDArray[np.bool_]
     """True where the token itself is to be predicted (from the tokens before it)."""
     source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A prompt and what is to follow it, both as plain text."""
+
+    prompt: str
+    completion: str

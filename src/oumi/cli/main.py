@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command table, and the one place that turns an OumiError into an exit code."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from oumi import __version__
+from oumi.cli.chat import chat, infer
+from oumi.cli.config import EXTRA, config_app
+from oumi.cli.env import env
+from oumi.cli.plan import plan
+from oumi.cli.quickstart import quickstart
+from oumi.cli.train import train
+from oumi.core import log
+from oumi.core.errors import OumiError
+
+app = typer.Typer(
+    name="oumi",
+    help="Train language models from one YAML file.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(context_settings=EXTRA)(train)
+app.command(context_settings=EXTRA)(plan)
+app.add_typer(config_app, name="config")
+app.command()(quickstart)
+app.command()(chat)
+app.command()(infer)
+app.command()(env)
+
+_LEVELS = ("debug", "info", "warning", "error", "critical")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+    log_level: Annotated[str, typer.Option("--log-level", "-log", help="debug, info, warning, error.")] = "info",
+) -> None:
+    """Train language models from one YAML file."""
+    if log_level.lower() not in _LEVELS:
+        raise typer.BadParameter(f"got '{log_level}', must be one of {', '.join(_LEVELS)}", param_hint="--log-level")
+    log.start_console(log_level)
+
+
+def run() -> None:
+    """Runs the command line; a problem that the user can mend is printed bare."""
+    try:
+        app()
+    except OumiError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

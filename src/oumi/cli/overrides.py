@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`--training.learning_rate 1e-4` and its like, as overrides of a config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from oumi.core.configs.loading import Override
+from oumi.core.errors import ConfigError, Problem
+
+
+def parse_overrides(arguments: Sequence[str]) -> list[Override]:
+    """Returns the overrides in the arguments that no option took.
+
+    `--a.b 1`, `--a.b=1`, `--a.b[0].c x`, `--a.flag` for true, `--no-a.flag` for false. `--local-rank` of old
+    launchers is dropped.
+
+    Raises:
+        ConfigError: An argument that is none of these; names each.
+    """
+    found: list[Override] = []
+    wrong: list[Problem] = []
+    waiting = list(arguments)
+    while waiting:
+        flag = waiting.pop(0)
+        name, equals, text = flag.removeprefix("--").partition("=")
+        if not flag.startswith("--") or not name:
+            wrong.append(Problem("", "wanted --section.key value", flag))
+            continue
+        if name.startswith(("local-rank", "local_rank")):
+            if not equals and waiting and not waiting[0].startswith("--"):
+                waiting.pop(0)
+            continue
+        if not equals and name.startswith("no-"):
+            name, text = name.removeprefix("no-"), "false"
+        elif not equals:
+            text = waiting.pop(0) if waiting and not _is_flag(waiting[0]) else "true"
+        found.append(Override(name, text, flag.partition("=")[0]))
+    if wrong:
+        raise ConfigError(wrong, "command line")
+    return found
+
+
+def _is_flag(text: str) -> bool:
+    return text.startswith("--") and len(text) > 2 and not text[2:3].isdigit()

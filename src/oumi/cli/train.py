@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`oumi train`: carries out a config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from oumi.core.train import TrainResult
+
+
+def train(
+    context: typer.Context,
+    config: Annotated[str | None, typer.Option("--config", "-c", help="Config file, recipe or oumi:// name.")] = None,
+    list_recipes: Annotated[bool, typer.Option("--list", help="List the recipes that ship.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the whole config first.")] = False,
+) -> None:
+    """Train a model. Any key of the config can follow: --training.learning_rate 1e-4."""
+    from oumi.cli.overrides import parse_overrides
+    from oumi.core import recipes
+    from oumi.core.configs import TrainingConfig
+    from oumi.core.configs.loading import read_text
+    from oumi.core.plan.refusals import check
+
+    if list_recipes:
+        for recipe in recipes.list_recipes():
+            if recipe.kind == "training":
+                typer.echo(recipe.name)
+        return
+    if config is None:
+        raise typer.BadParameter("missing; name a config file or a recipe", param_hint="--config / -c")
+    path = recipes.resolve_config(config)
+    loaded = TrainingConfig.load(path, parse_overrides(context.args))
+    check(loaded)  # before torch is imported: a typo is told at once
+    from oumi.core.train import train as carry_out
+
+    _tell(carry_out(loaded, verbose=verbose, source=read_text(path)), loaded.training.save_final_model)
+
+
+def _tell(result: TrainResult, has_model: bool) -> None:
+    loss = f", loss {result.metrics['loss']:.4f}" if "loss" in result.metrics else ""
+    typer.echo(f"\nDone after {result.steps} steps{loss}: {result.output_dir}")
+    if has_model:
+        typer.echo(f"  talk to it:    oumi chat {result.output_dir}")
+    typer.echo(f"  see the run:   tensorboard --logdir {Path(result.output_dir) / 'tensorboard'}")

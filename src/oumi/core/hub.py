@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What went wrong with the Hub, and what to do about it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from oumi.core.errors import ConfigError, DataError, OumiError, StorageError
+
+_DEFAULT_ENDPOINT = "https://huggingface.co"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def hub_errors(what: str, name: str) -> Iterator[None]:
+    """Turns failures of loading `name` into errors that say what to do.
+
+    Args:
+        what: `model`, `tokenizer`, `adapter` or `data set`.
+        name: Its id, or a local path.
+
+    Raises:
+        ConfigError: No such model, or no access. DataError: the same of a data set, or the Hub is not reached.
+        StorageError: The disk is full.
+    """
+    try:
+        yield
+    except OumiError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        told = _explain(what, name, error)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _explain(what: str, name: str, error: BaseException) -> OumiError | None:
+    chain = list(_chain(error))
+    if any(isinstance(one, OSError) and one.errno in _DISK_FULL for one in chain):
+        home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+        return StorageError(f"{what} {name}: the disk of the cache is full. Free some, or set HF_HOME to another place than {home}")
+    kinds = {type(one).__name__ for one in chain}
+    status = next((code for one in chain if (code := _status(one)) is not None), None)
+    kind = DataError if what == "data set" else ConfigError
+    if "GatedRepoError" in kinds or status == 403:
+        return kind(f"{what} {name}: access must be granted. Ask for it at {_page(what, name)}, then log in: hf auth login")
+    if status == 401:
+        return kind(
+            f"{what} {name}: not found, or private. Check the spelling; for a private one log in with `hf auth login` or set HF_TOKEN"
+        )
+    if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"} or status == 404:
+        return kind(f"{what} {name}: not on the Hub ({_endpoint()}), and no such directory here. Check the spelling")
+    if kinds & {"RevisionNotFoundError"}:
+        return kind(f"{what} {name}: has no such revision on the Hub")
+    if status is not None and status >= 500:
+        return kind(f"{what} {name}: the Hub ({_endpoint()}) answered with error {status}. Try again later")
+    if _is_unreachable(kinds, chain):
+        return kind(
+            f"{what} {name}: the Hub ({_endpoint()}) cannot be reached, and it is not in the cache. Check the network; "
+            "HF_ENDPOINT names another Hub; with HF_HUB_OFFLINE=1 only the cache is used"
+        )
+    if isinstance(error, OSError) and what != "data set":
+        return ConfigError(f"{what} {name}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}")
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yields an error and everything that led to it; libraries hide the cause below their own."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop(0)
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        waiting += [one.__cause__, one.__context__]
+
+
+def _status(error: BaseException) -> int | None:
+    code = getattr(getattr(error, "response", None), "status_code", None)
+    return code if isinstance(code, int) and code >= 400 else None
+
+
+def _is_unreachable(kinds: set[str], chain: list[BaseException]) -> bool:
+    names = {
+        "ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "ConnectionRefusedError", "Timeout", "ReadError",
+        "OfflineModeIsEnabled", "LocalEntryNotFoundError", "RemoteProtocolError",
+    }  # fmt: skip
+    texts = " ".join(str(one) for one in chain)
+    return bool(kinds & names) or "offline mode" in texts.lower() or "couldn't connect to" in texts.lower()
+
+
+def _endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", _DEFAULT_ENDPOINT)
+
+
+def _page(what: str, name: str) -> str:
+    return f"{_endpoint()}/{'datasets/' if what == 'data set' else ''}{name}"

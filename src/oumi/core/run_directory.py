@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run leaves behind beside its model: config, plan, environment."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from oumi.core.configs import TrainingConfig
+from oumi.core.configs.loading import dump, leaves
+from oumi.core.environment import describe_environment
+from oumi.core.plan.parts import Plan
+from oumi.core.plan.render import plan_json
+from oumi.core.redact import redact
+
+
+def write_records(plan: Plan, source: str | None) -> None:
+    """Writes everything that tells what was asked for, and where.
+
+    Args:
+        plan: Of the run.
+        source: Text of the config file as given; None if the config was made in Python.
+    """
+    config, output_dir = plan.config, plan.output_dir
+    (output_dir / "config.yaml").write_text(source if source is not None else dump(config))
+    write_plan(plan)
+    environment = {**describe_environment(), "seed": plan.seed, "data_seed": plan.data.seed}
+    (output_dir / "environment.json").write_text(json.dumps(environment, indent=1, default=str) + "\n")
+    folder = plan.logs.telemetry_dir
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "training_config.yaml").write_text(with_origins(config))
+        world = {"LOCAL_WORLD_SIZE": int(os.environ.get("LOCAL_WORLD_SIZE", "1")), "WORLD_SIZE": plan.steps.world_size}
+        (folder / "world_size.json").write_text(json.dumps(world) + "\n")
+        (folder / "devices_info.txt").write_text(f"{plan.device}: {plan.device_name}\n")
+
+
+def write_plan(plan: Plan) -> None:
+    """Writes `plan.json`."""
+    (plan.output_dir / "plan.json").write_text(json.dumps(plan_json(plan), indent=1) + "\n")
+
+
+def with_origins(config: TrainingConfig) -> str:
+    """Returns the whole config as YAML that loads back, then the origin of each value that is no default."""
+    text = str(redact(dump(config)))
+    origins = [f"# {key}: {config.origin_of(key)}" for key in leaves(config) if key in config.keys_set()]
+    return "\n".join([text.rstrip("\n"), "# Where these values come from; all others are defaults:", *origins, ""])
+
+
+def write_model_summary(directory: Path, model: Any) -> None:
+    """Writes the module tree of a model to `model_summary.txt`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "model_summary.txt").write_text(f"{model}\n")

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""THE story: check, plan, train, save."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oumi.core import host, log
+from oumi.core.checkpoint.identity import hold
+from oumi.core.configs import TrainingConfig
+from oumi.core.configs.loading import dump
+from oumi.core.distributed.world import World
+from oumi.core.errors import ConfigError
+from oumi.core.plan.parts import Plan
+from oumi.core.plan.plan import make_plan
+from oumi.core.plan.refusals import check
+from oumi.core.plan.render import plan_text
+from oumi.core.run_directory import write_plan, write_records
+from oumi.core.survey import survey
+from oumi.core.trainers.resume import finished_step
+from oumi.core.trainers.trainer import TRAINERS
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves: where it is, how far it came, and the last value of everything measured."""
+
+    output_dir: Path
+    steps: int
+    metrics: Mapping[str, float]
+
+
+def train(
+    config: TrainingConfig,
+    additional_model_kwargs: Mapping[str, Any] | None = None,
+    additional_trainer_kwargs: Mapping[str, Any] | None = None,
+    verbose: bool = False,
+    source: str | None = None,
+) -> TrainResult:
+    """Trains the model that a config describes.
+
+    Args:
+        config: The run. It is not changed.
+        additional_model_kwargs: Joined with `model.model_kwargs`.
+        additional_trainer_kwargs: Joined with `training.trainer_kwargs`.
+        verbose: Print the whole config first.
+        source: Text of the config file, to be kept as given.
+
+    Raises:
+        OumiError: What the user can mend, by kind: config, data, output, storage, stopped, not finite.
+    """
+    host.keep_freed_memory()
+    config = _joined(config, additional_model_kwargs or {}, additional_trainer_kwargs or {})
+    check(config)  # every problem at once, before anything is loaded
+    with World.start() as world:
+        plan = make_plan(config, survey(config), world.size)  # pure: batch sizes, step count, dtypes, paths
+        print(dump(config) + plan_text(plan) if verbose else plan_text(plan), file=sys.stderr, flush=True)
+        with hold(plan.output_dir):
+            step = finished_step(plan)
+            return _finished(plan, step) if step is not None else _run(plan, world, source)
+
+
+def _run(plan: Plan, world: World, source: str | None) -> TrainResult:
+    write_records(plan, source)
+    log_file = log.start_file(plan.output_dir, plan.logs.level)
+    try:
+        trainer = TRAINERS.get(plan.trainer).build(plan, world)
+        write_plan(trainer.run.plan)
+        trainer.train()
+        trainer.save(plan.output_dir)
+    finally:
+        log.stop_file(log_file)
+    return TrainResult(plan.output_dir, trainer.run.state.step, dict(trainer.run.metrics))
+
+
+def _finished(plan: Plan, step: int) -> TrainResult:
+    print(f"already complete after step {step}: {plan.output_dir}", file=sys.stderr)
+    return TrainResult(plan.output_dir, step, {})
+
+
+def _joined(config: TrainingConfig, model_kwargs: Mapping[str, Any], trainer_kwargs: Mapping[str, Any]) -> TrainingConfig:
+    if not isinstance(config, TrainingConfig):
+        raise ConfigError(f"train() takes a TrainingConfig, got {type(config).__name__}")
+    if not model_kwargs and not trainer_kwargs:
+        return config
+    joined = config.model_copy(deep=True)
+    joined.model.model_kwargs = {**joined.model.model_kwargs, **model_kwargs}
+    joined.training.trainer_kwargs = {**joined.training.trainer_kwargs, **trainer_kwargs}
+    return joined

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets of instruction, input and output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from oumi.core.datasets import BaseSftDataset
+from oumi.core.types.conversation import Conversation, Message, Role
+
+# The sentences that the Alpaca project put before every instruction.
+_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request."
+)
+_WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+)
+
+
+class AlpacaDataset(BaseSftDataset):
+    """Alpaca and its descendants."""
+
+    default_dataset = "tatsu-lab/alpaca"
+
+    def __init__(self, *, include_system_prompt: bool = True, **named: Any) -> None:
+        """Takes whether the sentence of the Alpaca project goes before each instruction."""
+        super().__init__(**named)
+        self.include_system_prompt = include_system_prompt
+
+    def transform_conversation(self, example: Mapping[str, Any]) -> Conversation:
+        """Returns a row as question and answer; an input follows the instruction below a heading."""
+        question, extra, output = example["instruction"], example.get("input") or "", example["output"]
+        for name, text in (("instruction", question), ("output", output)):
+            if not isinstance(text, str):
+                raise ValueError(f"'{name}' must be text")
+        if not output:
+            raise ValueError("'output' is empty, so there is nothing to learn")
+        if extra:
+            question = f"{question}\n\n### Input:\n{extra}"
+        messages = [Message(role=Role.USER, content=question), Message(role=Role.ASSISTANT, content=output)]
+        if self.include_system_prompt:
+            system = _WITH_INPUT if extra else _WITHOUT_INPUT
+            messages.insert(0, Message(role=Role.SYSTEM, content=system))
+        return Conversation(messages=messages)
