@@ -75,7 +75,10 @@ def write_chats(path: Path, num_rows: int = 24) -> Path:
             {"role": "assistant", "content": f"It is {i + i * 7 % 5}." + " Yes!" * (i % 3)},
         ]
         if i % 3 == 0:
-            messages += [{"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Quite sure."}]
+            messages += [
+                {"role": "user", "content": "Sure?"},
+                {"role": "assistant", "content": "Quite sure."},
+            ]
         rows.append(json.dumps({"messages": messages}))
     path.write_text("\n".join(rows) + "\n")
     return path

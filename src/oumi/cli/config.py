@@ -14,7 +14,9 @@ EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 @config_app.command()
-def check(files: Annotated[list[str], typer.Argument(help="Config files, recipes or oumi:// names.")]) -> None:
+def check(
+    files: Annotated[list[str], typer.Argument(help="Config files, recipes or oumi:// names.")],
+) -> None:
     """Check config files; every problem of each is told."""
     from oumi.core.errors import ConfigError
 

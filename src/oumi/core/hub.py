@@ -41,18 +41,24 @@ def _explain(what: str, name: str, error: BaseException) -> OumiError | None:
     chain = list(_chain(error))
     if any(isinstance(one, OSError) and one.errno in _DISK_FULL for one in chain):
         home = os.environ.get("HF_HOME", "~/.cache/huggingface")
-        return StorageError(f"{what} {name}: the disk of the cache is full. Free some, or set HF_HOME to another place than {home}")
+        return StorageError(
+            f"{what} {name}: the disk of the cache is full. Free some, or set HF_HOME to another place than {home}"
+        )
     kinds = {type(one).__name__ for one in chain}
     status = next((code for one in chain if (code := _status(one)) is not None), None)
     kind = DataError if what == "data set" else ConfigError
     if "GatedRepoError" in kinds or status == 403:
-        return kind(f"{what} {name}: access must be granted. Ask for it at {_page(what, name)}, then log in: hf auth login")
+        return kind(
+            f"{what} {name}: access must be granted. Ask for it at {_page(what, name)}, then log in: hf auth login"
+        )
     if status == 401:
         return kind(
             f"{what} {name}: not found, or private. Check the spelling; for a private one log in with `hf auth login` or set HF_TOKEN"
         )
     if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"} or status == 404:
-        return kind(f"{what} {name}: not on the Hub ({_endpoint()}), and no such directory here. Check the spelling")
+        return kind(
+            f"{what} {name}: not on the Hub ({_endpoint()}), and no such directory here. Check the spelling"
+        )
     if kinds & {"RevisionNotFoundError"}:
         return kind(f"{what} {name}: has no such revision on the Hub")
     if status is not None and status >= 500:
@@ -63,7 +69,9 @@ def _explain(what: str, name: str, error: BaseException) -> OumiError | None:
             "HF_ENDPOINT names another Hub; with HF_HUB_OFFLINE=1 only the cache is used"
         )
     if isinstance(error, OSError) and what != "data set":
-        return ConfigError(f"{what} {name}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}")
+        return ConfigError(
+            f"{what} {name}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+        )
     return None
 
 

@@ -32,7 +32,10 @@ def write_records(plan: Plan, source: str | None) -> None:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "training_config.yaml").write_text(with_origins(config))
-        world = {"LOCAL_WORLD_SIZE": int(os.environ.get("LOCAL_WORLD_SIZE", "1")), "WORLD_SIZE": plan.steps.world_size}
+        world = {
+            "LOCAL_WORLD_SIZE": int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+            "WORLD_SIZE": plan.steps.world_size,
+        }
         (folder / "world_size.json").write_text(json.dumps(world) + "\n")
         (folder / "devices_info.txt").write_text(f"{plan.device}: {plan.device_name}\n")
 
@@ -46,7 +49,9 @@ def with_origins(config: TrainingConfig) -> str:
     """Returns the whole config as YAML that loads back, then the origin of each value that is no default."""
     text = str(redact(dump(config)))
     origins = [f"# {key}: {config.origin_of(key)}" for key in leaves(config) if key in config.keys_set()]
-    return "\n".join([text.rstrip("\n"), "# Where these values come from; all others are defaults:", *origins, ""])
+    return "\n".join(
+        [text.rstrip("\n"), "# Where these values come from; all others are defaults:", *origins, ""]
+    )
 
 
 def write_model_summary(directory: Path, model: Any) -> None:

@@ -82,7 +82,9 @@ def _finished(plan: Plan, step: int) -> TrainResult:
     return TrainResult(plan.output_dir, step, {})
 
 
-def _joined(config: TrainingConfig, model_kwargs: Mapping[str, Any], trainer_kwargs: Mapping[str, Any]) -> TrainingConfig:
+def _joined(
+    config: TrainingConfig, model_kwargs: Mapping[str, Any], trainer_kwargs: Mapping[str, Any]
+) -> TrainingConfig:
     if not isinstance(config, TrainingConfig):
         raise ConfigError(f"train() takes a TrainingConfig, got {type(config).__name__}")
     if not model_kwargs and not trainer_kwargs:

@@ -7,7 +7,8 @@ import sys
 import time
 
 from rich.console import Console as Terminal
-from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from oumi.core.callbacks.reporting import Record, Sink
 from oumi.core.plan.parts import LogPlan
@@ -30,7 +31,12 @@ class Console(Sink):
         self._first_step = run.state.step
         self._epoch = int(run.state.epoch)
         if sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
             self._bar = Bar(*columns, console=Terminal(stderr=True))
             self._task = self._bar.add_task("training", total=run.plan.num_steps, completed=run.state.step)
             self._bar.start()
@@ -44,7 +50,9 @@ class Console(Sink):
         self._epoch = int(run.state.epoch)
 
     def measured(self, run: Progress, record: Record) -> None:
-        values = "  ".join(f"{name} {value:.4f}" for name, value in record.items() if name not in ("step", "epoch"))
+        values = "  ".join(
+            f"{name} {value:.4f}" for name, value in record.items() if name not in ("step", "epoch")
+        )
         self._print(f"step {run.state.step}/{run.plan.num_steps}  {values}")
 
     def note(self, text: str) -> None:
@@ -62,7 +70,9 @@ class Console(Sink):
 
     def _remaining(self, run: Progress) -> str:
         taken = run.state.step - self._first_step
-        seconds = (time.perf_counter() - self._started) / max(taken, 1) * (run.plan.num_steps - run.state.step)
+        seconds = (
+            (time.perf_counter() - self._started) / max(taken, 1) * (run.plan.num_steps - run.state.step)
+        )
         return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 

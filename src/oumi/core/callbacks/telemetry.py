@@ -93,7 +93,11 @@ class TelemetryTracker:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what `load_state_dict` takes."""
-        return {"timers": dict(self._timers), "cuda_timers": dict(self._cuda_timers), "gpu_memory": self._memory}
+        return {
+            "timers": dict(self._timers),
+            "cuda_timers": dict(self._cuda_timers),
+            "gpu_memory": self._memory,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from what `state_dict` returned."""

@@ -70,7 +70,9 @@ def hold(output_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise OutputError(f"training.output_dir: {output_dir} is in use by {_holder(descriptor)}") from error
+            raise OutputError(
+                f"training.output_dir: {output_dir} is in use by {_holder(descriptor)}"
+            ) from error
         _sign(descriptor)
         yield
     finally:
@@ -78,7 +80,11 @@ def hold(output_dir: Path) -> Iterator[None]:
 
 
 def _sign(descriptor: int) -> None:
-    holder: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}
+    holder: dict[str, Any] = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": time.strftime("%F %T"),
+    }
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(holder).encode(), 0)
 

@@ -49,7 +49,10 @@ def publish(target: Path, write: Callable[[Path], None], facts: Mapping[str, Any
             write(unfinished)
             for path in _files(unfinished):
                 _to_disk(path)
-            manifest = {"facts": dict(facts), "files": {name: _describe(unfinished / name) for name in _names(unfinished)}}
+            manifest = {
+                "facts": dict(facts),
+                "files": {name: _describe(unfinished / name) for name in _names(unfinished)},
+            }
             (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
             _to_disk(unfinished / MANIFEST)
             for folder in {path.parent for path in _files(unfinished)} | {unfinished}:

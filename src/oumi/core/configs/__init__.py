@@ -12,7 +12,13 @@ from oumi.core.configs.data import (
 )
 from oumi.core.configs.deepspeed import DeepSpeedParams
 from oumi.core.configs.distill import GkdParams, GoldParams
-from oumi.core.configs.fsdp import AutoWrapPolicy, BackwardPrefetch, FSDPParams, ShardingStrategy, StateDictType
+from oumi.core.configs.fsdp import (
+    AutoWrapPolicy,
+    BackwardPrefetch,
+    FSDPParams,
+    ShardingStrategy,
+    StateDictType,
+)
 from oumi.core.configs.grpo import GrpoParams
 from oumi.core.configs.job import JobConfig, JobResources, StorageMount
 from oumi.core.configs.loading import BaseConfig

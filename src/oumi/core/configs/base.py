@@ -33,7 +33,9 @@ class NamedEnum(Enum):
         return next((one for one in cls if wanted in (one.name.lower(), str(one.value).lower())), None)
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
         return {"type": "string", "enum": [one.name for one in cls], "title": cls.__name__}
 
 

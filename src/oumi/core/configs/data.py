@@ -73,9 +73,15 @@ class DatasetParams(Params):
     def complaints(self) -> Iterator[Complaint]:
         for key in self.dataset_kwargs:
             if key in DatasetParams.model_fields:
-                yield f"dataset_kwargs.{key}", f"is a key of the data set itself: write it beside dataset_name, as '{key}'"
+                yield (
+                    f"dataset_kwargs.{key}",
+                    f"is a key of the data set itself: write it beside dataset_name, as '{key}'",
+                )
         if self.dataset_path is not None and not Path(self.dataset_path).expanduser().exists():
-            yield "dataset_path", f"no such file or directory: {self.dataset_path}{_near_file(self.dataset_path)}"
+            yield (
+                "dataset_path",
+                f"no such file or directory: {self.dataset_path}{_near_file(self.dataset_path)}",
+            )
 
 
 class DatasetSplitParams(Params):
@@ -110,15 +116,24 @@ class DatasetSplitParams(Params):
         strategies = [one.value for one in MixtureStrategy]
         if self.mixture_strategy not in strategies:
             yield "mixture_strategy", f"got '{self.mixture_strategy}', must be one of {', '.join(strategies)}"
-        if self.train_target is not None and self.collator_name not in (None, "text_completions_only_with_padding"):
-            yield "train_target", f"collator_name '{self.collator_name}' trains every token; use text_completions_only_with_padding"
+        if self.train_target is not None and self.collator_name not in (
+            None,
+            "text_completions_only_with_padding",
+        ):
+            yield (
+                "train_target",
+                f"collator_name '{self.collator_name}' trains every token; use text_completions_only_with_padding",
+            )
         yield from self._proportions()
 
     def _proportions(self) -> Iterator[Complaint]:
         proportions = [one.mixture_proportion for one in self.datasets]
         given = [one for one in proportions if one is not None]
         if given and len(given) < len(proportions):
-            yield "datasets", f"{len(given)} of {len(proportions)} data sets have a mixture_proportion: all must, or none"
+            yield (
+                "datasets",
+                f"{len(given)} of {len(proportions)} data sets have a mixture_proportion: all must, or none",
+            )
         elif given and abs(sum(given) - 1) > 1e-9:
             yield "datasets", f"the mixture proportions sum to {sum(given):g}, must be 1"
 

@@ -115,7 +115,12 @@ class GoldParams(Params):
         weights = (self.uld_hybrid_matched_weight, self.uld_hybrid_unmatched_weight)
         if self.use_uld_loss and self.uld_use_hybrid_loss and (weights[0] is None) != (weights[1] is None):
             yield "uld_hybrid_matched_weight", "both hybrid weights must be set, or neither"
-        for name in ("uld_hybrid_matched_weight", "uld_hybrid_unmatched_weight", "uld_crossentropy_weight", "uld_distillation_weight"):
+        for name in (
+            "uld_hybrid_matched_weight",
+            "uld_hybrid_unmatched_weight",
+            "uld_crossentropy_weight",
+            "uld_distillation_weight",
+        ):
             value = getattr(self, name)
             if self.use_uld_loss and value is not None and value < 0:
                 yield name, f"got {value:g}, must be >= 0"

@@ -53,7 +53,9 @@ def _value(name: str, root: Node, defaults: Mapping[str, Any], seen: tuple[str, 
         if variable in os.environ:
             return scalar(os.environ[variable])
         if not has_default:
-            raise LookupError(f"environment variable {variable} is not set; ${{oc.env:{variable},DEFAULT}} gives it a default")
+            raise LookupError(
+                f"environment variable {variable} is not set; ${{oc.env:{variable},DEFAULT}} gives it a default"
+            )
         return scalar(default.strip())
     if name in seen:
         raise LookupError(f"goes in a circle: {' -> '.join([*seen, name])}")

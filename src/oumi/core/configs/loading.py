@@ -15,9 +15,17 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from oumi.core.configs.base import DEFAULT, Params
-from oumi.core.configs.interpolation import dotted, interpolate
+from oumi.core.configs.interpolation import interpolate
 from oumi.core.configs.problems import Path as KeyPath
-from oumi.core.configs.problems import origin_of, place_of, real_path, section_of, semantic_problems, split_key, translate
+from oumi.core.configs.problems import (
+    origin_of,
+    place_of,
+    real_path,
+    section_of,
+    semantic_problems,
+    split_key,
+    translate,
+)
 from oumi.core.configs.tree import MAX_BYTES, Node, TreeError, parse, plain, walk
 from oumi.core.errors import ConfigError, Problem
 
@@ -60,7 +68,9 @@ class BaseConfig(Params):
         ignore_interpolation: bool = False,
     ) -> Self:
         """Returns the config in a file, changed by arguments such as `training.max_steps=10`."""
-        overrides = [_from_argument(argument) for argument in arg_list if not argument.startswith("--local-rank")]
+        overrides = [
+            _from_argument(argument) for argument in arg_list if not argument.startswith("--local-rank")
+        ]
         return cls.load(config_path, overrides, ignore_interpolation)
 
     @classmethod
@@ -205,9 +215,7 @@ def _note_origins(section: Params, places: Mapping[KeyPath, str], path: KeyPath)
 
 def _drop(values: Any, path: KeyPath) -> None:
     for part in path[:-1]:
-        if isinstance(values, dict) and part in values:
-            values = values[part]
-        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+        if (isinstance(values, dict) and part in values) or (isinstance(values, list) and isinstance(part, int) and part < len(values)):
             values = values[part]
         else:
             return
@@ -265,7 +273,13 @@ def _put(parent: Node, part: str | int, value: Node, override: Override) -> list
         parent.value[part : part + 1] = [value]
         return []
     if isinstance(parent.value, list):
-        return [Problem(override.key, f"the list has {len(parent.value)} entries, so there is no [{part}]", override.flag)]
+        return [
+            Problem(
+                override.key,
+                f"the list has {len(parent.value)} entries, so there is no [{part}]",
+                override.flag,
+            )
+        ]
     return [Problem(override.key, f"'{part}' lies inside a value that is not a section", override.flag)]
 
 

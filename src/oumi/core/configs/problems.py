@@ -17,7 +17,9 @@ from oumi.core.errors import Problem, did_you_mean
 Path = tuple[str | int, ...]
 
 
-def translate(error: ValidationError, root: type[BaseModel], value_places: Mapping[Path, str]) -> list[Problem]:
+def translate(
+    error: ValidationError, root: type[BaseModel], value_places: Mapping[Path, str]
+) -> list[Problem]:
     """Returns pydantic's findings as problems, each at the place of its key or of the nearest one above it."""
     found: dict[str, Problem] = {}
     for one in error.errors(include_url=False):
@@ -38,7 +40,7 @@ def real_path(loc: Path, root: type[BaseModel]) -> Path:
         elif section is not None and part in section.model_fields:
             path.append(part)
             section = section_of(section.model_fields[part].annotation)
-        elif section is not None and not path or (section is not None and part not in _TYPE_NAMES):
+        elif (section is not None and not path) or (section is not None and part not in _TYPE_NAMES):
             path.append(part)
             break
         else:
@@ -124,9 +126,17 @@ def unknown_key(name: str, section: type[BaseModel], root: type[BaseModel] | Non
     known = list(section.model_fields)
     if name in known:
         return "known"
-    elsewhere = [path for path, other in _all_sections(root or section) if name in other.model_fields and other is not section]
+    elsewhere = [
+        path
+        for path, other in _all_sections(root or section)
+        if name in other.model_fields and other is not section
+    ]
     if elsewhere:
-        return f"unknown key here; it belongs in '{elsewhere[0]}'" if elsewhere[0] else "unknown key here; it belongs at the top"
+        return (
+            f"unknown key here; it belongs in '{elsewhere[0]}'"
+            if elsewhere[0]
+            else "unknown key here; it belongs at the top"
+        )
     hint = did_you_mean(name, known)
     if hint:
         return f"unknown key{hint}"
@@ -186,7 +196,9 @@ def _wanted(kind: str, context: Mapping[str, Any], path: Path, root: type[BaseMo
     if kind in simple:
         return simple[kind]
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
-        sign = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}[kind]
+        sign = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}[
+            kind
+        ]
         return f"{sign} {next(iter(context.values())):g}"
     if kind in ("enum", "literal_error"):
         names = _choices(path, root) or [str(context.get("expected", ""))]

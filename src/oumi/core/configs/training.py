@@ -48,10 +48,17 @@ class TrainingConfig(BaseConfig):
             yield "fsdp.use_orig_params", "must not be false with training.compile"
         if fsdp.enable_fsdp and deepspeed.enable_deepspeed:
             yield "deepspeed.enable_deepspeed", "fsdp.enable_fsdp is true as well: choose one"
-        if deepspeed.enable_deepspeed and training.trainer_type in _TRL and deepspeed.train_batch_size != "auto":
+        if (
+            deepspeed.enable_deepspeed
+            and training.trainer_type in _TRL
+            and deepspeed.train_batch_size != "auto"
+        ):
             yield "deepspeed.train_batch_size", f"must be 'auto' with trainer {training.trainer_type.name}"
         yield from self._precision_complaints()
-        if self.model.enable_liger_kernel and training.trainer_type in (TrainerType.TRL_KTO, TrainerType.VERL_GRPO):
+        if self.model.enable_liger_kernel and training.trainer_type in (
+            TrainerType.TRL_KTO,
+            TrainerType.VERL_GRPO,
+        ):
             yield "model.enable_liger_kernel", f"trainer {training.trainer_type.name} has no Liger kernels"
         if training.trainer_type == TrainerType.VERL_GRPO and not self.data.validation.datasets:
             yield "data.validation.datasets", "required by trainer VERL_GRPO, and empty"
@@ -74,5 +81,10 @@ class TrainingConfig(BaseConfig):
                 if dataset.dataset_kwargs.get("return_conversations") is False:
                     key = f"data.{split}.datasets[{i}].dataset_kwargs.return_conversations"
                     yield key, "must be true with collator vision_language_sft"
-        if self.training.trainer_type == TrainerType.TRL_SFT and self.training.trainer_kwargs.get("remove_unused_columns"):
-            yield "training.trainer_kwargs.remove_unused_columns", "must be false with collator vision_language_sft"
+        if self.training.trainer_type == TrainerType.TRL_SFT and self.training.trainer_kwargs.get(
+            "remove_unused_columns"
+        ):
+            yield (
+                "training.trainer_kwargs.remove_unused_columns",
+                "must be false with collator vision_language_sft",
+            )

@@ -226,7 +226,10 @@ class TrainingParams(Params):
 
     def complaints(self) -> Iterator[Complaint]:
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
-            yield "max_steps", f"got {self.max_steps}, and num_train_epochs is {self.num_train_epochs}: one must be > 0"
+            yield (
+                "max_steps",
+                f"got {self.max_steps}, and num_train_epochs is {self.num_train_epochs}: one must be > 0",
+            )
         for key in ("log_level", "dep_log_level"):
             if getattr(self, key).lower() not in ("debug", "info", "warning", "error", "critical"):
                 yield key, f"got '{getattr(self, key)}', must be one of debug, info, warning, error, critical"
@@ -243,7 +246,10 @@ class TrainingParams(Params):
     def _reward_complaints(self) -> Iterator[Complaint]:
         names = [name for name in self.reward_functions or [] if name]
         if names and self.trainer_type not in (TrainerType.TRL_GRPO, TrainerType.VERL_GRPO):
-            yield "reward_functions", f"trainer {self.trainer_type.name} has no rewards; TRL_GRPO and VERL_GRPO have"
+            yield (
+                "reward_functions",
+                f"trainer {self.trainer_type.name} has no rewards; TRL_GRPO and VERL_GRPO have",
+            )
         if len(names) > 1 and self.trainer_type == TrainerType.VERL_GRPO:
             yield "reward_functions", f"VERL_GRPO takes one, got {len(names)}"
         for name in self.reward_function_kwargs:

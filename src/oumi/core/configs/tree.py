@@ -110,7 +110,11 @@ class _Builder:
         if isinstance(event, yaml.AliasEvent):
             node = self._anchors.get(event.anchor)
             if node is None:
-                raise TreeError(Problem("", f"alias '*{event.anchor}' is used inside or before its anchor", self._at(event)))
+                raise TreeError(
+                    Problem(
+                        "", f"alias '*{event.anchor}' is used inside or before its anchor", self._at(event)
+                    )
+                )
             self._place(node, event)
         elif isinstance(event, yaml.ScalarEvent):
             self._check_tag(event)
@@ -138,7 +142,9 @@ class _Builder:
     def _place(self, node: Node, event: Any) -> None:
         self._num_nodes += node.size
         if self._num_nodes > MAX_NODES:
-            raise TreeError(Problem("", f"more than {MAX_NODES:,} values once aliases are written out", self._at(event)))
+            raise TreeError(
+                Problem("", f"more than {MAX_NODES:,} values once aliases are written out", self._at(event))
+            )
         if not self._stack:
             if self.root is not None:
                 raise TreeError(Problem("", "a second document; a config is one", self._at(event)))
@@ -163,13 +169,17 @@ class _Builder:
         if isinstance(node.value, (dict, list)):
             raise TreeError(Problem("", "a key must be text", node.place))
         if node.value == "<<":
-            raise TreeError(Problem("<<", "merge keys are not read; write the values out or use an alias", node.place))
+            raise TreeError(
+                Problem("<<", "merge keys are not read; write the values out or use an alias", node.place)
+            )
         return str(node.value)
 
     def _check_tag(self, event: Any) -> None:
         if event.tag not in (None, "!") and event.tag not in _CORE_TAGS:
             short = event.tag.replace("tag:yaml.org,2002:", "!!")
-            raise TreeError(Problem("", f"tag '{short}' is refused: a config holds plain values only", self._at(event)))
+            raise TreeError(
+                Problem("", f"tag '{short}' is refused: a config holds plain values only", self._at(event))
+            )
 
     def _at(self, event: Any) -> str:
         return f"{self.name}:{event.start_mark.line + 1}:{event.start_mark.column + 1}"

@@ -34,7 +34,9 @@ def detect_shape(record: Any) -> str | None:
         return "conversation"
     if "conversations" in record:
         turns = record["conversations"]
-        is_sharegpt = isinstance(turns, list) and turns and isinstance(turns[0], Mapping) and "from" in turns[0]
+        is_sharegpt = (
+            isinstance(turns, list) and turns and isinstance(turns[0], Mapping) and "from" in turns[0]
+        )
         return "sharegpt" if is_sharegpt else "conversations"
     if "instruction" in record and "output" in record:
         return "alpaca"
@@ -95,7 +97,9 @@ def _sharegpt(record: Mapping[str, Any]) -> Conversation:
 
 
 def _alpaca(record: Mapping[str, Any]) -> Conversation:
-    question = f"{_text(record, 'instruction')}\n\n{_text(record, 'input') if record.get('input') else ''}".strip()
+    question = (
+        f"{_text(record, 'instruction')}\n\n{_text(record, 'input') if record.get('input') else ''}".strip()
+    )
     messages = [
         {"role": "user", "content": question},
         {"role": "assistant", "content": _text(record, "output")},
@@ -178,5 +182,12 @@ def _text(record: Mapping[str, Any], key: str) -> str:
 
 
 def _kind(value: Any) -> str:
-    names = {type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list"}
+    names = {
+        type(None): "null",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+    }
     return names.get(type(value), "an object")

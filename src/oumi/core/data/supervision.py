@@ -22,7 +22,9 @@ def check_supervision(table: TokenTable, tokenizer: Any, num_checked: int, train
     for i in np.unique(np.linspace(0, len(table) - 1, min(num_checked, len(table))).astype(int)).tolist():
         example = table[i]
         if wrong := _wrong(example, tokenizer, train_on):
-            raise DataError(f"{example.source}: {wrong}. Trained tokens stand in brackets:\n{draw(example, tokenizer)}")
+            raise DataError(
+                f"{example.source}: {wrong}. Trained tokens stand in brackets:\n{draw(example, tokenizer)}"
+            )
 
 
 def draw(example: Example, tokenizer: Any) -> str:

@@ -57,7 +57,9 @@ class Renderer:
             max_length: Tokens after which a row is cut; None cuts none.
         """
         if not tokenizer.is_fast:
-            raise ConfigError(f"{tokenizer.name_or_path}: only fast tokenizers tell which text a token covers")
+            raise ConfigError(
+                f"{tokenizer.name_or_path}: only fast tokenizers tell which text a token covers"
+            )
         self.tokenizer = tokenizer
         self.template = Template(tokenizer, template)
         self.train_on = train_on
@@ -106,7 +108,9 @@ class Renderer:
             is_target |= (starts < last) & (ends > first)
         return is_target
 
-    def _cut(self, row: Rendered, tokens: npt.NDArray[np.int32], is_target: npt.NDArray[np.bool_]) -> Cut | BadRow:
+    def _cut(
+        self, row: Rendered, tokens: npt.NDArray[np.int32], is_target: npt.NDArray[np.bool_]
+    ) -> Cut | BadRow:
         length = self.max_length or len(tokens)
         kept, kept_targets = tokens[:length], is_target[:length]
         if not kept_targets[1:].any():
@@ -126,7 +130,9 @@ class Renderer:
         turns = [i for i, one in enumerate(messages) if one.role == Role.ASSISTANT]
         if self.train_on == "final_assistant_turn":
             turns = turns[-1:]
-        spans = tuple(self._span(chat, i, text) for i in turns) if self.train_on != "all" else ((0, len(text)),)
+        spans = (
+            tuple(self._span(chat, i, text) for i in turns) if self.train_on != "all" else ((0, len(text)),)
+        )
         assert all(a[1] <= b[0] for a, b in pairwise(spans)), "turns follow each other"
         return Rendered(text, spans, source, is_chat=True)
 
@@ -154,5 +160,7 @@ class Renderer:
         before = self.template.render(list(messages[:turn]))
         common = len(os.path.commonprefix([prompt, upto]))
         if not upto.startswith(before) or common < len(before):
-            raise Undecided(f"turn {turn}: the chat template gives no prompt that the finished chat begins with")
+            raise Undecided(
+                f"turn {turn}: the chat template gives no prompt that the finished chat begins with"
+            )
         return common

@@ -43,4 +43,3 @@ def clip(run: Run) -> torch.Tensor:
     limit = run.plan.optimizer.max_grad_norm
     parameters = [parameter for parameter in run.model.parameters() if parameter.grad is not None]
     return torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
-

@@ -43,7 +43,9 @@ def _needs_scores(module: torch.nn.Module, settings: dict[str, Any]) -> bool:
     """Returns True where the score matrix itself is altered, which fused kernels cannot do."""
     implementation = module.config._attn_implementation
     return (
-        implementation == FLAT_EAGER or settings.get("softcap") is not None or settings.get("s_aux") is not None
+        implementation == FLAT_EAGER
+        or settings.get("softcap") is not None
+        or settings.get("s_aux") is not None
     )
 
 

@@ -72,7 +72,9 @@ def freeze(model: Any, module_names: tuple[str, ...]) -> None:
     modules = dict(model.named_modules())
     for name in module_names:
         if name not in modules:
-            raise ConfigError(f"model.freeze_layers: the model has no module '{name}'{did_you_mean(name, modules)}")
+            raise ConfigError(
+                f"model.freeze_layers: the model has no module '{name}'{did_you_mean(name, modules)}"
+            )
         modules[name].requires_grad_(False)
 
 

@@ -48,7 +48,9 @@ def _adafactor(groups: Groups, plan: OptimizerPlan) -> torch.optim.Optimizer:
     """Adafactor (arXiv 1804.04235) at a fixed learning rate."""
     from transformers.optimization import Adafactor
 
-    return Adafactor(groups, lr=plan.learning_rate, relative_step=False, scale_parameter=False, warmup_init=False)
+    return Adafactor(
+        groups, lr=plan.learning_rate, relative_step=False, scale_parameter=False, warmup_init=False
+    )
 
 
 def _bitsandbytes(attribute: str) -> Callable[[Groups, OptimizerPlan], torch.optim.Optimizer]:

@@ -19,12 +19,21 @@ _NEVER_READ = {
     ("data.*.datasets[[]].shuffle_buffer_size",): "only streams have a shuffle buffer",
     ("data.*.datasets[[]].transform_num_workers",): "rows are tokenised in one process",
     ("data.*.mixture_strategy", "data.*.seed"): "only a mixture with proportions reads it",
-    ("data.*.collator_kwargs*",): "targets are found by rendering, so templates say only which turns are trained",
+    (
+        "data.*.collator_kwargs*",
+    ): "targets are found by rendering, so templates say only which turns are trained",
     ("data.validation.collator_name", "data.validation.train_target"): "data.train decides for both splits",
-    ("model.chat_template_kwargs*", "model.shard_for_eval", "model.tool_call_parser"): "training does not read it",
+    (
+        "model.chat_template_kwargs*",
+        "model.shard_for_eval",
+        "model.tool_call_parser",
+    ): "training does not read it",
     ("model.processor_kwargs*",): "a text model has no processor",
     ("model.device_map",): "one process holds the whole model on its device",
-    ("training.nccl_default_timeout_minutes", "training.ddp_find_unused_parameters"): "the run is one process",
+    (
+        "training.nccl_default_timeout_minutes",
+        "training.ddp_find_unused_parameters",
+    ): "the run is one process",
     _GROUPS: "this method does not read it",
 }
 _NOT_READ_BY_OURS = {
@@ -78,9 +87,11 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
     if training.warmup_steps is not None and training.warmup_ratio is not None:
         yield "schedule: warmup_steps decides, warmup_ratio is not read"
     if training.optimizer in ("adamw_torch_fused", "adamw_8bit") and facts.device == "cpu":
-        yield f"optimizer: {training.optimizer} computes as adamw_torch on a CPU" if (
-            training.optimizer == "adamw_torch_fused"
-        ) else f"optimizer: {training.optimizer} needs a GPU"
+        yield (
+            f"optimizer: {training.optimizer} computes as adamw_torch on a CPU"
+            if (training.optimizer == "adamw_torch_fused")
+            else f"optimizer: {training.optimizer} needs a GPU"
+        )
 
 
 def _unread(config: TrainingConfig) -> Iterator[str]:

@@ -88,12 +88,18 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         yield "training.lr_scheduler_type", message
     if training.trainer_kwargs:
         names = ", ".join(training.trainer_kwargs)
-        yield "training.trainer_kwargs", f"{names}: arguments of TRL and transformers, which trainer OUMI does not read"
+        yield (
+            "training.trainer_kwargs",
+            f"{names}: arguments of TRL and transformers, which trainer OUMI does not read",
+        )
 
 
 def _contradictions(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     training = config.training
     if training.eval_strategy != "no" and not config.data.validation.datasets:
-        yield "training.eval_strategy", f"'{training.eval_strategy}' needs rows: data.validation.datasets is empty"
+        yield (
+            "training.eval_strategy",
+            f"'{training.eval_strategy}' needs rows: data.validation.datasets is empty",
+        )
     if training.use_peft and config.model.adapter_model and training.trainer_type != TrainerType.OUMI:
         yield "model.adapter_model", "with training.use_peft, only trainer OUMI goes on training that adapter"

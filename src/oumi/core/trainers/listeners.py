@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import logging
+
+import datasets
+from transformers.utils import logging as transformers_logging
+
 from oumi.core.callbacks.console import Console
 from oumi.core.callbacks.metrics_file import MetricsFile
 from oumi.core.callbacks.reporting import Reporting, Sink
@@ -17,3 +22,10 @@ def build_reporting(plan: Plan) -> Reporting:
     if plan.logs.step_times and plan.logs.telemetry_dir is not None:
         sinks.append(Telemetry(plan.logs.telemetry_dir))
     return Reporting(sinks)
+
+
+def quiet_libraries(plan: Plan) -> None:
+    """Makes the libraries below speak at the level that the plan names, and show no bars of their own."""
+    transformers_logging.set_verbosity(getattr(logging, plan.logs.dependency_level.upper()))
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()

@@ -26,7 +26,7 @@ from oumi.core.optim.optimizers import build_optimizer
 from oumi.core.optim.schedules import build_schedule
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callback, Callbacks, Run
-from oumi.core.trainers.listeners import build_reporting
+from oumi.core.trainers.listeners import build_reporting, quiet_libraries
 from oumi.core.trainers.resume import Resume, checkpoint_facts, find_resume, mark_finished
 from oumi.core.trainers.rows import Rows, load_rows
 
@@ -42,6 +42,7 @@ class NativeTrainer:
     @classmethod
     def build(cls, plan: Plan, world: World) -> NativeTrainer:
         """Reads the rows, loads the model, and goes to where the run stopped if it is resumed."""
+        quiet_libraries(plan)
         seed_everything(plan.seed, plan.deterministic)
         tokenizer = load_tokenizer(plan.model)
         rows = load_rows(plan, tokenizer)
@@ -130,7 +131,9 @@ def _build_run(plan: Plan, world: World, model: Any, rows: Rows) -> Run:
 def _check_vocabulary(model: Any, rows: Rows, tokenizer: Any) -> None:
     """Raises ConfigError if a token of the rows has no embedding."""
     num_embeddings = model.get_input_embeddings().num_embeddings
-    highest = max(part.table.highest_token for part in (*rows.train.parts, *rows.validation.parts) if len(part.table))
+    highest = max(
+        part.table.highest_token for part in (*rows.train.parts, *rows.validation.parts) if len(part.table)
+    )
     if highest >= num_embeddings:
         token = tokenizer.convert_ids_to_tokens(highest)
         raise ConfigError(

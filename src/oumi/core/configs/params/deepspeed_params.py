@@ -1,4 +1,3 @@
 # SPDX-License-Identifier: Apache-2.0
 """An import path that Oumi documents."""
 
-from oumi.core.configs.deepspeed import DeepSpeedOffloadDevice, DeepSpeedParams, DeepSpeedPrecision, OffloadConfig, ZeRORuntimeStage  # noqa: F401
