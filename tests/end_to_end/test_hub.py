@@ -129,7 +129,7 @@ def test_after_one_run_the_hub_is_not_needed_any_more(train, hub):
     ("mode", "told"),
     [
         ("unauthorized", ["hf auth login"]),
-        ("gated", [f"https://huggingface.co/{MODEL}", "hf auth login"]),
+        ("gated", [f"/{MODEL},", "hf auth login"]),
         ("missing", ["spell"]),
         pytest.param("broken", ["again"], marks=pytest.mark.slow),  # the client tries for half a minute
         pytest.param("slow", ["HF_HUB_OFFLINE"], marks=pytest.mark.slow),
@@ -173,7 +173,7 @@ def test_a_disk_that_cannot_take_the_download_is_told(train):
 def test_a_disk_that_fills_while_training_is_told(train, tmp_path):
     output = tmp_path / "work" / "out"
     output.mkdir(parents=True)
-    (output / "metrics.jsonl").symlink_to("/dev/full")
+    (output / "metrics.tmp").symlink_to("/dev/full")
     result = train("--training.output_dir", "out")
     assert result.returncode == 74, result.stdout + result.stderr
     assert_told(result, ["metrics.jsonl", "No space left"])

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import TextIO
 
+from oumi.core.checkpoint.store import storage_errors
 from oumi.core.callbacks.reporting import Record, Sink
 from oumi.core.run import Progress
 
@@ -20,10 +21,11 @@ class MetricsFile(Sink):
 
     def __init__(self) -> None:
         self._file: TextIO | None = None
+        self._path = Path()
 
     def start(self, run: Progress) -> None:
         """Opens the file; a resumed run drops the lines of steps that it takes again."""
-        path = run.plan.output_dir / NAMES[0]
+        path = self._path = run.plan.output_dir / NAMES[0]
         kept = [line for line in _lines(path) if _step(line) <= run.state.step] if run.state.step else []
         unfinished = path.with_suffix(".tmp")
         unfinished.write_text("".join(kept))
@@ -45,7 +47,8 @@ class MetricsFile(Sink):
 
     def _write(self, record: Record) -> None:
         assert self._file is not None, "start opens the file"
-        self._file.write(json.dumps(record) + "\n")
+        with storage_errors(self._path):
+            self._file.write(json.dumps(record) + "\n")
 
 
 def _lines(path: Path) -> list[str]:

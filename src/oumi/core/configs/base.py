@@ -60,7 +60,7 @@ class Params(BaseModel):
         if name in type(self).model_fields:
             self._origins[name] = SET_IN_PYTHON
 
-    def __iter__(self) -> Iterator[tuple[str, Any]]:  # type: ignore[override]  # pairs, as pydantic gives them
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
         for name in type(self).model_fields:
             yield name, getattr(self, name)
 

@@ -233,11 +233,11 @@ class TrainingParams(Params):
         for key in ("log_level", "dep_log_level"):
             if getattr(self, key).lower() not in ("debug", "info", "warning", "error", "critical"):
                 yield key, f"got '{getattr(self, key)}', must be one of debug, info, warning, error, critical"
-        taken = {"grpo": GrpoParams, "gkd": GkdParams, "gold": GoldParams}
+        taken: dict[str, type[Params]] = {"grpo": GrpoParams, "gkd": GkdParams, "gold": GoldParams}
         for key in self.trainer_kwargs:
             if key in TrainingParams.model_fields:
                 yield f"trainer_kwargs.{key}", f"is a key of 'training' itself: write it there, as '{key}'"
-            section = taken.get(self.trainer_type.value.removeprefix("trl_"))
+            section: type[Params] | None = taken.get(self.trainer_type.value.removeprefix("trl_"))
             if section is not None and key in section.model_fields:
                 name = self.trainer_type.value.removeprefix("trl_")
                 yield f"trainer_kwargs.{key}", f"belongs in 'training.{name}'"

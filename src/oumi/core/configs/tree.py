@@ -108,7 +108,7 @@ class _Builder:
 
     def take(self, event: Any) -> None:
         if isinstance(event, yaml.AliasEvent):
-            node = self._anchors.get(event.anchor)
+            node = self._anchors.get(str(event.anchor))
             if node is None:
                 raise TreeError(
                     Problem(
