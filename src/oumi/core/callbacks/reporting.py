@@ -73,6 +73,7 @@ class Reporting(Callback):
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         return {
+            **report.extra,
             "step": run.state.step,
             "epoch": run.state.epoch,
             "loss": loss,
@@ -84,7 +85,6 @@ class Reporting(Callback):
             "step_time_s": seconds,
             "tokens_per_second": report.num_tokens / max(seconds, 1e-9),
             "peak_memory_bytes": peak_memory_bytes(),
-            **report.extra,
         }
 
 

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One adapter for the trainers of TRL and transformers: our rows, our order, our callbacks, their loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from oumi.core.batch import IGNORED
+from oumi.core.callbacks.guards import SignalGuard
+from oumi.core.checkpoint.identity import Identity, new_run_id, write_identity
+from oumi.core.checkpoint.store import storage_errors
+from oumi.core.data.mixture import Mixture, permute
+from oumi.core.distributed.world import World, seed_everything
+from oumi.core.errors import ConfigError, NotFiniteError, PreemptedError, did_you_mean
+from oumi.core.models.adapters import add_lora, load_adapter, save_model
+from oumi.core.models.load import load_model
+from oumi.core.models.tokenizers import load_tokenizer
+from oumi.core.plan.parts import Plan
+from oumi.core.run import Callbacks, Progress, StepReport
+from oumi.core.trainers.listeners import build_reporting, quiet_libraries
+from oumi.core.trainers.resume import mark_finished
+from oumi.core.trainers.rows import load_rows
+from oumi.core.trainers.trl_methods import METHODS, arguments
+
+
+class TrlTrainer:
+    """Runs a trainer of TRL or transformers as the plan says."""
+
+    def __init__(self, run: Progress, inner: Any, tokenizer: Any) -> None:
+        self.run = run
+        self.inner = inner
+        self.tokenizer = tokenizer
+        self._run_id = new_run_id()
+
+    @classmethod
+    def build(cls, plan: Plan, world: World) -> TrlTrainer:
+        """Reads the rows as our own trainer does, loads the model, and makes the other trainer around them."""
+        quiet_libraries(plan)
+        seed_everything(plan.seed, plan.deterministic)
+        tokenizer = load_tokenizer(plan.model)
+        rows = load_rows(plan, tokenizer)
+        plan = plan.with_num_rows(len(rows.train))
+        model = load_model(plan.model, torch.device("cpu"))
+        if plan.model.adapter is not None:
+            model = load_adapter(model, plan.model.adapter, is_trained=False)
+        if plan.lora is not None:
+            model = add_lora(model, plan.lora, plan.model.name)
+        run = Progress(plan=plan, callbacks=Callbacks([SignalGuard(), build_reporting(plan)]))
+        bridge = Bridge(run)
+        method = METHODS[plan.trainer]
+        made = _in_our_order(_load(method.trainer), plan.data.seed, bridge)(
+            model=model,
+            args=_checked(_load(method.config), arguments(plan)),
+            train_dataset=_as_dataset(rows.train),
+            eval_dataset=_as_dataset(rows.validation) if len(rows.validation) else None,
+            data_collator=_collator(tokenizer, plan.config.data.train.collator_kwargs),
+            processing_class=tokenizer,
+            callbacks=[bridge],
+        )
+        made.remove_callback(PrinterCallback)  # our console shows the steps
+        return cls(run, made, tokenizer)
+
+    def train(self) -> None:
+        """Takes every step of the plan."""
+        write_identity(self.run.plan.output_dir, Identity(self._run_id))
+        checkpoint = self._checkpoint()
+        self.run.state.step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        try:
+            with storage_errors(self.run.plan.output_dir):
+                self.inner.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            self.run.callbacks.close()
+        if self.run.stop_requested and self.run.state.step < self.run.plan.num_steps:
+            raise PreemptedError(f"stopped after step {self.run.state.step} of {self.run.plan.num_steps}")
+
+    def save(self, directory: Path) -> None:
+        """Writes the trained model and its tokenizer."""
+        plan = self.run.plan
+        if plan.checkpoints.final_model:
+            model = self.inner.accelerator.unwrap_model(self.inner.model)
+            with storage_errors(directory):
+                save_model(model, directory, plan.lora.save_mode if plan.lora else "ADAPTER_ONLY")
+                self.tokenizer.save_pretrained(directory)
+        mark_finished(plan, self._run_id, self.run.state.step)
+
+    def _checkpoint(self) -> Path | None:
+        saving = self.run.plan.checkpoints
+        if saving.resume_from is not None:
+            if not saving.resume_from.is_dir():
+                raise ConfigError(f"training.resume_from_checkpoint: no directory {saving.resume_from}")
+            return saving.resume_from
+        found = get_last_checkpoint(str(self.run.plan.output_dir)) if saving.resume_last else None
+        return Path(found) if found else None
+
+
+class Bridge(TrainerCallback):
+    """Shows the steps of another trainer to our callbacks."""
+
+    def __init__(self, run: Progress) -> None:
+        self.run = run
+        self.num_tokens = 0
+        self.num_terms = 0
+        self._learning_rate = 0.0
+
+    def count(self, inputs: Mapping[str, Any], loss: torch.Tensor) -> None:
+        """Notes a micro-batch; raises NotFiniteError before its step moves any weight."""
+        self.num_tokens += int(inputs["attention_mask"].sum())
+        self.num_terms += int((inputs["labels"] != IGNORED).sum())
+        if not torch.isfinite(loss):
+            raise NotFiniteError(
+                f"step {self.run.state.step + 1}: the loss is {loss.item()}. The weights are as they were after step "
+                f"{self.run.state.step}. Lower training.learning_rate or raise training.warmup_steps."
+            )
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.run.state.step = state.global_step
+        self.run.callbacks.train_start(self.run)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+        self._learning_rate = parts["optimizer"].param_groups[0]["lr"]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.run.stop_requested:
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        logs = dict(logs or {})
+        if "loss" not in logs:
+            return
+        now = self.run.state
+        now.step, now.epoch = state.global_step, float(state.epoch or 0.0)
+        now.num_tokens += self.num_tokens
+        now.num_terms += self.num_terms
+        taken = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
+        report = StepReport(
+            loss=logs["loss"],
+            grad_norm=logs.get("grad_norm", float("nan")),
+            learning_rate=self._learning_rate,
+            num_terms=self.num_terms,
+            num_tokens=self.num_tokens,
+            extra={name: value for name, value in logs.items() if name not in taken and _is_number(value)},
+        )
+        self.num_tokens = self.num_terms = 0
+        self.run.callbacks.step_end(self.run, report)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any) -> None:
+        self.run.callbacks.measured(self.run, {k: v for k, v in (metrics or {}).items() if _is_number(v) and k != "epoch"})
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.run.callbacks.saved(self.run, self.run.plan.output_dir / f"checkpoint-{state.global_step}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.run.callbacks.train_end(self.run)
+
+
+class EpochOrder(torch.utils.data.Sampler[int]):
+    """The rows in the order in which our own trainer takes them."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self._length = length
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Turns to another epoch; called by the trainer."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[int]:
+        yield from permute(np.arange(self._length), self._length, self._seed, self._epoch).tolist()
+
+
+def _in_our_order(trainer_class: Any, seed: int, bridge: Bridge) -> Any:
+    class OrderedTrainer(trainer_class):  # type: ignore[misc]  # the class is chosen by the plan
+        def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
+            return EpochOrder(len(self.train_dataset), seed)
+
+        def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> torch.Tensor:
+            loss: torch.Tensor = super().training_step(model, inputs, *rest, **named)
+            bridge.count(inputs, loss)
+            return loss
+
+    return OrderedTrainer
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _checked(config_class: Any, values: dict[str, Any]) -> Any:
+    known = {field.name for field in dataclasses.fields(config_class)}
+    for name in values:
+        if name not in known:
+            raise ConfigError(
+                f"training.trainer_kwargs.{name}: {config_class.__name__} has no such argument{did_you_mean(name, known)}"
+            )
+    return config_class(**values)
+
+
+def _as_dataset(rows: Mixture) -> Dataset:
+    """Returns the rows with labels; what is not trained is labelled IGNORED."""
+    examples = [rows[i] for i in range(len(rows))]
+    labels = [np.where(one.is_target, one.tokens, IGNORED) for one in examples]
+    for one in labels:
+        one[0] = IGNORED  # nothing predicts the first token
+    return Dataset.from_dict({"input_ids": [one.tokens for one in examples], "labels": labels})
+
+
+def _collator(tokenizer: Any, kwargs: Mapping[str, Any]) -> Any:
+    return DataCollatorForSeq2Seq(
+        tokenizer, label_pad_token_id=IGNORED, pad_to_multiple_of=kwargs.get("pad_to_multiple_of")
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

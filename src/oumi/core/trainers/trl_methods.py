@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of TRL and transformers trainers, and our plan in their arguments. Imports neither.
+
+A new method is a row of METHODS; a test holds the table to the installed versions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from oumi.core.plan.parts import Plan
+
+
+@dataclass(frozen=True)
+class Method:
+    """Where a trainer and its config class are found."""
+
+    trainer: str
+    config: str
+    extra: Mapping[str, Any]
+    """Arguments that this trainer needs to take our rows as they are."""
+
+
+METHODS = {
+    "HF": Method("transformers:Trainer", "transformers:TrainingArguments", {}),
+    "TRL_SFT": Method(
+        "trl:SFTTrainer",
+        "trl:SFTConfig",
+        # Rows come tokenised, cut and with their targets.
+        {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None, "packing": False},
+    ),
+}
+
+_SAME_NAME = (
+    "gradient_accumulation_steps", "max_steps", "num_train_epochs", "per_device_train_batch_size",
+    "per_device_eval_batch_size", "run_name", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs",
+    "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "eval_strategy", "eval_steps", "full_determinism",
+    "dataloader_persistent_workers", "ddp_find_unused_parameters", "seed", "data_seed", "save_total_limit",
+)  # fmt: skip
+"""Keys of `training` that transformers calls the same."""
+
+
+def arguments(plan: Plan) -> dict[str, Any]:
+    """Returns the arguments of the config class of the plan's trainer."""
+    training = plan.config.training
+    num_workers = min(2, 8) if training.dataloader_num_workers == "auto" else training.dataloader_num_workers
+    made = {name: getattr(training, name) for name in _SAME_NAME}
+    made |= {
+        "output_dir": str(plan.output_dir),
+        "optim": training.optimizer,
+        "log_level": training.dep_log_level,
+        "gradient_checkpointing": plan.gradient_checkpointing is not None,
+        "gradient_checkpointing_kwargs": plan.gradient_checkpointing,
+        "warmup_steps": training.warmup_steps if training.warmup_steps is not None else training.warmup_ratio or 0,
+        "fp16": plan.precision.autocast == "float16",
+        "bf16": plan.precision.autocast == "bfloat16",  # said aloud: TRL turns it on where nothing is said
+        "use_cpu": plan.device == "cpu",
+        "max_grad_norm": plan.optimizer.max_grad_norm or 0.0,
+        "torch_empty_cache_steps": plan.empty_cache_every,
+        "save_strategy": _save_strategy(plan),
+        "save_steps": plan.checkpoints.every_steps or 500,
+        "dataloader_num_workers": num_workers,
+        "dataloader_prefetch_factor": training.dataloader_prefetch_factor if num_workers else None,
+        "dataloader_pin_memory": plan.device != "cpu",
+        "accelerator_config": {"dispatch_batches": training.dataloader_main_process_only},
+        # Every step is shown to our own callbacks, as it is: not smoothed, not filtered.
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "push_to_hub": False,
+        "remove_unused_columns": False,
+    }
+    return {**made, **METHODS[plan.trainer].extra, **training.trainer_kwargs}
+
+
+def _save_strategy(plan: Plan) -> str:
+    if plan.checkpoints.every_steps:
+        return "steps"
+    return "epoch" if plan.checkpoints.every_epoch else "no"
