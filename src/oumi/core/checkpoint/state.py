@@ -46,7 +46,9 @@ def load_state(run: Run, directory: Path) -> None:
         raise StorageError(f"{directory}: holds weights but no training state, so a run cannot go on from it")
     run.optimizer.load_state_dict(_read(folder / "optimizer"))
     progress = _read_json(folder / "progress.json")
-    run.schedule.load_state_dict(progress["schedule"])
+    # The functions of a schedule come from the plan; None tells it to keep its own.
+    unchanged = {"lr_lambdas": [None] * len(run.optimizer.param_groups)}
+    run.schedule.load_state_dict({**unchanged, **progress["schedule"]})
     run.scaler.load_state_dict(progress["scaler"])
     run.state = TrainState(**progress["train_state"])
     _restore_random(_read(folder / "random"), run.world.device)

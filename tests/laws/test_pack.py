@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Law 2: packed = padded = one by one, and no document sees another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from oumi.core.batch import collate
+from oumi.core.models.language_model import LanguageModel, make_flat
+from oumi.core.types.example import Example, Source
+from tests.runs import tiny_rows
+from tests.tiny import tiny_llama
+
+_SMALL: dict[str, Any] = {
+    "vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+FLAT = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo2", "phi3", "granite", "gpt2", "mixtral"]
+PADDED = ["bloom", "mamba", "falcon_h1"]
+
+
+# Eager attention of transformers takes its softmax in float32, whatever the model's dtype.
+@pytest.mark.parametrize(("attention", "tolerance"), [("sdpa", 1e-10), ("eager", 1e-6)])
+def test_packed_equals_padded_equals_one_by_one(
+    tmp_path: Path, attention: str, tolerance: float
+) -> None:
+    rows = tiny_rows(tmp_path)
+    inner = tiny_llama().double().eval()
+    alone = torch.cat([inner(torch.tensor(row.tokens[None]).long()).logits[0] for row in rows])
+    batch = collate(rows)
+    # A position's logits tell the next token, so those of a document's last token are never trained.
+    wanted = alone[batch.trained]
+    padded = LanguageModel(inner, is_flat=False)(batch)
+    packed = make_flat(inner, attention)
+    assert packed.is_flat
+    for found in (padded, packed(batch)):
+        assert float((found - wanted).norm() / wanted.norm()) < tolerance
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_changing_one_document_leaves_the_others_bitwise_unchanged(tmp_path: Path, attention: str) -> None:
+    rows = tiny_rows(tmp_path)
+    model = make_flat(tiny_llama().eval(), attention)
+    before = model(collate(rows))
+    num_first = collate(rows[:1]).num_terms
+    rows[0].tokens[:] = (rows[0].tokens + 7) % 250
+    after = model(collate(rows))
+    assert not torch.equal(before[:num_first], after[:num_first])
+    assert torch.equal(before[num_first:], after[num_first:])
+
+
+@pytest.mark.parametrize("model_type", FLAT + PADDED)
+def test_every_architecture_gives_the_logits_of_each_document_alone(model_type: str) -> None:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **_settings(model_type))
+    inner = AutoModelForCausalLM.from_config(config).eval()
+    lengths = (7, 3, 12)
+    rows = [Example(((np.arange(n) * 5 + n) % 120 + 3).astype(np.int32), np.ones(n, bool), Source("", "", 0)) for n in lengths]
+    with torch.no_grad():
+        alone = torch.cat([inner(torch.tensor(row.tokens[None]).long()).logits[0][:-1] for row in rows])
+        model = make_flat(inner, None)
+        found = model(collate(rows))
+    assert model.is_flat == (model_type in FLAT)
+    assert float((found - alone).norm() / alone.norm()) < 1e-5
+
+
+def _settings(model_type: str) -> dict[str, Any]:
+    if model_type == "gpt2":
+        return {"vocab_size": 128, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}
+    if model_type == "mixtral":
+        return {**_SMALL, "num_local_experts": 4, "num_experts_per_tok": 2}
+    return dict(_SMALL)

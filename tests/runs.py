@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs made tiny, for the laws."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oumi.core.batch import Batch, collate
+from oumi.core.configs import TrainingConfig
+from oumi.core.data.ledger import Ledger
+from oumi.core.data.mixture import Mixture, Part
+from oumi.core.data.readers import read_rows
+from oumi.core.data.shapes import to_conversations
+from oumi.core.data.targets import Renderer
+from oumi.core.data.tokens import TokenTable, tokenise
+from oumi.core.types.example import Example
+from tests.tiny import byte_tokenizer, save_tiny_model, write_chats
+
+
+def tiny_config(folder: Path, num_rows: int = 24, **training: Any) -> TrainingConfig:
+    """Returns a run of a tiny model on a few chats, both written below `folder`."""
+    model, chats = folder / "model", folder / "chats.jsonl"
+    if not model.exists():
+        save_tiny_model(model)
+    if not chats.exists():
+        write_chats(chats, num_rows)
+    return TrainingConfig.model_validate(
+        {
+            "model": {"model_name": str(model)},
+            "data": {"train": {"datasets": [{"dataset_name": "text_sft", "dataset_path": str(chats)}]}},
+            "training": {
+                "trainer_type": "OUMI",
+                "output_dir": str(folder / "out"),
+                "per_device_train_batch_size": 2,
+                "gradient_accumulation_steps": 2,
+                "num_train_epochs": 2,
+                "learning_rate": 1e-3,
+                "save_steps": 0,
+                "logging_steps": 100,
+                "enable_tensorboard": False,
+                **training,
+            },
+        }
+    )
+
+
+def tiny_rows(folder: Path, num_rows: int = 8) -> list[Example]:
+    """Returns a few chats as examples."""
+    table = tiny_table(folder, num_rows)
+    return [table[i] for i in range(len(table))]
+
+
+def tiny_table(folder: Path, num_rows: int = 8) -> TokenTable:
+    """Returns a few chats as a table of tokens."""
+    tokenizer = byte_tokenizer()
+    path = write_chats(folder / "rows.jsonl", num_rows)
+    renderer = Renderer(tokenizer, tokenizer.chat_template, "all_assistant_turns", None)
+    return tokenise(to_conversations(read_rows(path, "chats")), renderer, Ledger("chats"))
+
+
+def tiny_mixture(folder: Path, num_rows: int = 8) -> Mixture:
+    """Returns a few chats as a mixture of one."""
+    return Mixture([Part(tiny_table(folder, num_rows), None)])
+
+
+def batches(examples: list[Example], size: int) -> list[Batch]:
+    """Returns examples cut into micro-batches of `size` rows."""
+    return [collate(examples[i : i + size]) for i in range(0, len(examples), size)]
+
+
+def losses(output_dir: Path) -> list[float]:
+    """Returns the loss of each step as the run wrote it."""
+    records = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    return [record["loss"] for record in records if "loss" in record]
+
+
+def weights(output_dir: Path) -> dict[str, torch.Tensor]:
+    """Returns the weights that a run saved."""
+    from safetensors.torch import load_file
+
+    return load_file(output_dir / "model.safetensors")
