@@ -22,15 +22,25 @@ _SMALL: dict[str, Any] = {
     "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
     "eos_token_id": 2,
 }  # fmt: skip
-FLAT = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo2", "phi3", "granite", "gpt2", "mixtral"]
+FLAT = [
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "olmo2",
+    "phi3",
+    "granite",
+    "gpt2",
+    "mixtral",
+]
 PADDED = ["bloom", "mamba", "falcon_h1"]
 
 
 # Eager attention of transformers takes its softmax in float32, whatever the model's dtype.
 @pytest.mark.parametrize(("attention", "tolerance"), [("sdpa", 1e-10), ("eager", 1e-6)])
-def test_packed_equals_padded_equals_one_by_one(
-    tmp_path: Path, attention: str, tolerance: float
-) -> None:
+def test_packed_equals_padded_equals_one_by_one(tmp_path: Path, attention: str, tolerance: float) -> None:
     rows = tiny_rows(tmp_path)
     inner = tiny_llama().double().eval()
     alone = torch.cat([inner(torch.tensor(row.tokens[None]).long()).logits[0] for row in rows])
@@ -62,7 +72,10 @@ def test_every_architecture_gives_the_logits_of_each_document_alone(model_type: 
     config = AutoConfig.for_model(model_type, **_settings(model_type))
     inner = AutoModelForCausalLM.from_config(config).eval()
     lengths = (7, 3, 12)
-    rows = [Example(((np.arange(n) * 5 + n) % 120 + 3).astype(np.int32), np.ones(n, bool), Source("", "", 0)) for n in lengths]
+    rows = [
+        Example(((np.arange(n) * 5 + n) % 120 + 3).astype(np.int32), np.ones(n, bool), Source("", "", 0))
+        for n in lengths
+    ]
     with torch.no_grad():
         alone = torch.cat([inner(torch.tensor(row.tokens[None]).long()).logits[0][:-1] for row in rows])
         model = make_flat(inner, None)
@@ -73,7 +86,15 @@ def test_every_architecture_gives_the_logits_of_each_document_alone(model_type: 
 
 def _settings(model_type: str) -> dict[str, Any]:
     if model_type == "gpt2":
-        return {"vocab_size": 128, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}
+        return {
+            "vocab_size": 128,
+            "n_embd": 64,
+            "n_layer": 2,
+            "n_head": 4,
+            "n_positions": 64,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        }
     if model_type == "mixtral":
         return {**_SMALL, "num_local_experts": 4, "num_experts_per_tok": 2}
     return dict(_SMALL)

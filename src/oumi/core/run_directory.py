@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
-from typing import Any
 
 from oumi.core.configs import TrainingConfig
 from oumi.core.configs.loading import dump, leaves
@@ -52,9 +50,3 @@ def with_origins(config: TrainingConfig) -> str:
     return "\n".join(
         [text.rstrip("\n"), "# Where these values come from; all others are defaults:", *origins, ""]
     )
-
-
-def write_model_summary(directory: Path, model: Any) -> None:
-    """Writes the module tree of a model to `model_summary.txt`."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "model_summary.txt").write_text(f"{model}\n")

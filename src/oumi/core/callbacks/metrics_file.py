@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import TextIO
 
-from oumi.core.checkpoint.store import storage_errors
 from oumi.core.callbacks.reporting import Record, Sink
+from oumi.core.checkpoint.store import storage_errors
 from oumi.core.run import Progress
 
 NAMES = ("metrics.jsonl", "metrics_rank0000.jsonl")

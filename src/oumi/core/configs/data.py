@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from oumi.core.configs.base import Complaint, NamedEnum, Params
+from oumi.core.errors import did_you_mean
 
 COLLATORS = (
     "text_with_padding",
@@ -112,7 +113,8 @@ class DatasetSplitParams(Params):
 
     def complaints(self) -> Iterator[Complaint]:
         if self.collator_name is not None and self.collator_name not in COLLATORS:
-            yield "collator_name", f"got '{self.collator_name}', must be one of {', '.join(COLLATORS)}"
+            hint = did_you_mean(self.collator_name, COLLATORS)
+            yield "collator_name", f"got '{self.collator_name}', must be one of {', '.join(COLLATORS)}{hint}"
         strategies = [one.value for one in MixtureStrategy]
         if self.mixture_strategy not in strategies:
             yield "mixture_strategy", f"got '{self.mixture_strategy}', must be one of {', '.join(strategies)}"

@@ -6,12 +6,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
-from oumi.core.configs.tree import Node, plain, scalar, walk
+from oumi.core.configs.tree import Node, scalar, walk
 from oumi.core.errors import Problem, did_you_mean
 
 _REFERENCE = re.compile(r"(?<!\\)\$\{([^{}]*)\}")
+_NESTED = re.compile(r"(?<!\\)\$\{[^}]*\$\{")
+_MAX_LENGTH = 100_000
+_MAX_CHAIN = 50
 
 
 def interpolate(root: Node, defaults: Mapping[str, Any]) -> list[Problem]:
@@ -22,10 +26,11 @@ def interpolate(root: Node, defaults: Mapping[str, Any]) -> list[Problem]:
         defaults: Values of dotted keys that the tree does not set.
     """
     problems: list[Problem] = []
+    references = _References(root, defaults)
     for path, node in walk(root):
         if isinstance(node.value, str) and "${" in node.value:
             try:
-                node.value = _resolve(node.value, root, defaults, ())
+                references.fill(node)
             except LookupError as error:
                 problems.append(Problem(dotted(path), str(error.args[0]), node.place))
     return problems
@@ -39,35 +44,66 @@ def dotted(path: tuple[str | int, ...]) -> str:
     return text
 
 
-def _resolve(text: str, root: Node, defaults: Mapping[str, Any], seen: tuple[str, ...]) -> Any:
-    whole = _REFERENCE.fullmatch(text)
-    if whole:
-        return _value(whole[1].strip(), root, defaults, seen)
-    filled = _REFERENCE.sub(lambda match: str(_value(match[1].strip(), root, defaults, seen)), text)
-    return filled.replace("\\${", "${")
+class _References:
+    """Fills each node once: what a filled node holds is never read as a reference again."""
 
+    def __init__(self, root: Node, defaults: Mapping[str, Any]) -> None:
+        self._root = root
+        self._defaults = defaults
+        self._filled: set[int] = set()
 
-def _value(name: str, root: Node, defaults: Mapping[str, Any], seen: tuple[str, ...]) -> Any:
-    if name.startswith("oc.env:"):
-        variable, has_default, default = name.removeprefix("oc.env:").partition(",")
-        if variable in os.environ:
-            return scalar(os.environ[variable])
-        if not has_default:
+    def fill(self, node: Node, seen: tuple[str, ...] = ()) -> None:
+        if id(node) not in self._filled:
+            node.value = self._resolve(node.value, seen)
+            self._filled.add(id(node))
+
+    def _resolve(self, text: str, seen: tuple[str, ...]) -> Any:
+        if _NESTED.search(text):
+            raise LookupError("a reference inside a reference is not read")
+        whole = _REFERENCE.fullmatch(text)
+        if whole:
+            return self._value(whole[1].strip(), seen)
+        filled = _REFERENCE.sub(lambda match: _written(self._value(match[1].strip(), seen)), text)
+        if len(filled) > _MAX_LENGTH:
+            raise LookupError(f"longer than {_MAX_LENGTH:,} characters once references are written out")
+        return filled.replace("\\${", "${")
+
+    def _value(self, name: str, seen: tuple[str, ...]) -> Any:
+        if name.startswith("oc.env:"):
+            return _from_environment(name.removeprefix("oc.env:"))
+        if name in seen:
+            raise LookupError(f"goes in a circle: {' -> '.join([*seen, name])}")
+        if len(seen) >= _MAX_CHAIN:
+            raise LookupError(f"more than {_MAX_CHAIN} references, each naming the next")
+        node = _find(self._root, name)
+        if node is None and name not in self._defaults:
             raise LookupError(
-                f"environment variable {variable} is not set; ${{oc.env:{variable},DEFAULT}} gives it a default"
+                f"'${{{name}}}' names no key of this config{did_you_mean(name, self._defaults)}"
             )
-        return scalar(default.strip())
-    if name in seen:
-        raise LookupError(f"goes in a circle: {' -> '.join([*seen, name])}")
-    node = _find(root, name)
-    if node is None:
-        if name in defaults:
-            return defaults[name]
-        raise LookupError(f"'${{{name}}}' names no key of this config{did_you_mean(name, defaults)}")
-    value = plain(node)
-    if isinstance(value, str) and "${" in value:
-        return _resolve(value, root, defaults, (*seen, name))
-    return value
+        if node is not None and isinstance(node.value, str) and "${" in node.value:
+            self.fill(node, (*seen, name))
+        value = node.value if node is not None else self._defaults[name]
+        if isinstance(value, (dict, list)):
+            raise LookupError(f"'${{{name}}}' names a section or a list; a reference names a single value")
+        return value.name if isinstance(value, Enum) else value
+
+
+def _from_environment(reference: str) -> Any:
+    variable, has_default, default = reference.partition(",")
+    if variable in os.environ:
+        return scalar(os.environ[variable])
+    if not has_default:
+        raise LookupError(
+            f"environment variable {variable} is not set; ${{oc.env:{variable},DEFAULT}} gives it a default"
+        )
+    return scalar(default.strip())
+
+
+def _written(value: Any) -> str:
+    """Returns a value as it would stand in YAML."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _find(root: Node, name: str) -> Node | None:

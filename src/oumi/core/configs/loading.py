@@ -215,7 +215,9 @@ def _note_origins(section: Params, places: Mapping[KeyPath, str], path: KeyPath)
 
 def _drop(values: Any, path: KeyPath) -> None:
     for part in path[:-1]:
-        if (isinstance(values, dict) and part in values) or (isinstance(values, list) and isinstance(part, int) and part < len(values)):
+        if (isinstance(values, dict) and part in values) or (
+            isinstance(values, list) and isinstance(part, int) and part < len(values)
+        ):
             values = values[part]
         else:
             return

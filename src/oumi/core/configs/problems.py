@@ -33,22 +33,37 @@ def translate(
 def real_path(loc: Path, root: type[BaseModel]) -> Path:
     """Returns the path without the names of union members that pydantic adds to it."""
     path: list[str | int] = []
-    section: Any = root
+    holder: Any = root
     for part in loc:
-        if isinstance(part, int):
-            path.append(part)
-        elif section is not None and part in section.model_fields:
-            path.append(part)
-            section = section_of(section.model_fields[part].annotation)
-        elif (section is not None and not path) or (section is not None and part not in _TYPE_NAMES):
-            path.append(part)
+        inside = _inside(holder, part)
+        if inside is None:
+            if isinstance(part, str) and _is_section(holder):
+                path.append(part)
             break
-        else:
-            break
+        path.append(part)
+        holder = _holder(inside)
     return tuple(path)
 
 
-_TYPE_NAMES = {"int", "float", "str", "bool", "constrained-int", "constrained-str", "none", "literal['auto']"}
+def _is_section(holder: Any) -> bool:
+    return isinstance(holder, type) and issubclass(holder, BaseModel)
+
+
+def _holder(annotation: Any) -> Any:
+    """Returns the section, list or mapping that an annotation allows, None if it allows none."""
+    if _is_section(annotation) or typing.get_origin(annotation) in (list, dict):
+        return annotation
+    inner = (_holder(one) for one in typing.get_args(annotation))
+    return next((one for one in inner if one is not None), None)
+
+
+def _inside(holder: Any, part: str | int) -> Any:
+    """Returns the annotation of one part of a section, list or mapping, None if it has no such part."""
+    if _is_section(holder):
+        info = holder.model_fields.get(part)
+        return info.annotation if info else None
+    wanted = {list: int, dict: str}.get(typing.get_origin(holder))  # type: ignore[arg-type]  # of None: None
+    return typing.get_args(holder)[-1] if wanted is not None and isinstance(part, wanted) else None
 
 
 def nearest_place(path: Path, places: Mapping[Path, str]) -> str:
@@ -166,12 +181,10 @@ def _all_sections(root: type[BaseModel], path: str = "") -> Iterator[tuple[str, 
 
 
 def _section_at(path: Path, root: type[BaseModel]) -> type[BaseModel] | None:
-    section: type[BaseModel] | None = root
+    holder: Any = root
     for part in path:
-        if isinstance(part, str) and section is not None:
-            info = section.model_fields.get(part)
-            section = section_of(info.annotation) if info else None
-    return section
+        holder = _holder(_inside(holder, part))
+    return holder if _is_section(holder) else None
 
 
 def _message(one: Any, path: Path, root: type[BaseModel]) -> str:
@@ -181,7 +194,7 @@ def _message(one: Any, path: Path, root: type[BaseModel]) -> str:
     if kind == "missing":
         return "required, and not given"
     if one["input"] is None and kind != "value_error":
-        return "has no value, and none is not allowed"
+        return f"has no value, must be {_wanted(kind, context, path, root, one)}"
     return f"got {_shown(one['input'])}, must be {_wanted(kind, context, path, root, one)}"
 
 
@@ -194,7 +207,7 @@ def _wanted(kind: str, context: Mapping[str, Any], path: Path, root: type[BaseMo
         "finite_number": "a finite number",
     }  # fmt: skip
     if kind in simple:
-        return simple[kind]
+        return " or ".join([simple[kind], *_choices(path, root)])
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
         sign = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}[
             kind

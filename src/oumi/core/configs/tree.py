@@ -55,7 +55,7 @@ def parse(text: str, name: str) -> tuple[Node, list[Problem]]:
         for event in yaml.parse(text, Loader=_LOADER):
             builder.take(event)
     except yaml.YAMLError as error:
-        raise TreeError(_syntax_problem(error, name)) from None
+        raise TreeError(_syntax_problem(error, name, text)) from None
     root = builder.root or Node({}, f"{name}:1:1")
     return (Node({}, root.place) if root.value is None else root), builder.problems
 
@@ -160,10 +160,18 @@ class _Builder:
             key, place = self._keys[-1]
             self._keys[-1] = None
             if key in parent.value:
-                self.problems.append(Problem(key, f"given twice, first at {parent.key_places[key]}", place))
+                first = parent.key_places[key]
+                self.problems.append(Problem(self._dotted(key), f"given twice, first at {first}", place))
                 return
             parent.value[key] = node
             parent.key_places[key] = place
+
+    def _dotted(self, key: str) -> str:
+        """Returns the whole name of a key of the mapping that is being read."""
+        above = ""
+        for (node, _), open_key in zip(self._stack[:-1], self._keys[:-1], strict=True):
+            above += f".{open_key[0]}" if open_key is not None else f"[{len(node.value)}]"
+        return f"{above}.{key}".lstrip(".")
 
     def _key(self, node: Node) -> str:
         if isinstance(node.value, (dict, list)):
@@ -185,10 +193,19 @@ class _Builder:
         return f"{self.name}:{event.start_mark.line + 1}:{event.start_mark.column + 1}"
 
 
-def _syntax_problem(error: yaml.YAMLError, name: str) -> Problem:
+def _syntax_problem(error: yaml.YAMLError, name: str, text: str) -> Problem:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark is not None else name
     what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0]
-    if "cannot start any token" in str(what) and "\\t" in str(what):
+    start = getattr(error, "context_mark", None)
+    rest = text.splitlines()[mark.line][mark.column :] if mark and mark.line < len(text.splitlines()) else ""
+    if rest.startswith("\t"):
         what = "a tab; YAML is indented with spaces"
+    elif "mapping values are not allowed" in str(what):
+        what = (
+            "a ':' that cannot be here: quote a value that holds one, "
+            "and look for wrong indentation or a ':' without a space after it above"
+        )
+    elif start is not None and getattr(error, "context", None):
+        what = f"{what} {error.context} that begins at line {start.line + 1}"  # type: ignore[attr-defined]
     return Problem("", f"not valid YAML: {what}", place)

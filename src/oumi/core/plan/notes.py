@@ -11,7 +11,19 @@ from oumi.core.configs import DatasetParams, TrainerType, TrainingConfig
 from oumi.core.configs.loading import leaves
 from oumi.core.plan.parts import Facts, PrecisionPlan
 
-_GROUPS = "training.grpo.*", "training.gkd.*", "training.gold.*"
+_GROUPS = (
+    "training.grpo.*",
+    "training.gkd.*",
+    "training.gold.*",
+    "training.verl_config_overrides*",
+    "training.reward_function*",
+)
+_QUANTISATION = (
+    "peft.q_lora_bits",
+    "peft.bnb_4bit_*",
+    "peft.llm_int8_skip_modules",
+    "peft.use_bnb_nested_quant",
+)
 
 _NEVER_READ = {
     ("data.test.*",): "training reads no test split",
@@ -111,6 +123,8 @@ def _of_choices(config: TrainingConfig) -> dict[tuple[str, ...], str]:
     off: dict[tuple[str, ...], str] = {}
     if not training.use_peft:
         off[("peft.*",)] = "training.use_peft is false"
+    elif not config.peft.q_lora:
+        off[_QUANTISATION] = "peft.q_lora is false"
     if not config.fsdp.enable_fsdp:
         off[("fsdp.*",)] = "fsdp.enable_fsdp is false"
     if not config.deepspeed.enable_deepspeed:

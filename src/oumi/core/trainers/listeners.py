@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 
 import datasets
+import torch
 from transformers.utils import logging as transformers_logging
 
 from oumi.core.callbacks.console import Console
@@ -13,6 +14,7 @@ from oumi.core.callbacks.metrics_file import MetricsFile
 from oumi.core.callbacks.reporting import Reporting, Sink
 from oumi.core.callbacks.telemetry import Telemetry
 from oumi.core.callbacks.trackers import build_trackers
+from oumi.core.log import logger
 from oumi.core.plan.parts import Plan
 
 
@@ -29,3 +31,13 @@ def quiet_libraries(plan: Plan) -> None:
     transformers_logging.set_verbosity(getattr(logging, plan.logs.dependency_level.upper()))
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
+
+
+def write_model_summary(plan: Plan, model: torch.nn.Module) -> None:
+    """Logs the module tree if the plan wants it, and writes it to `model_summary.txt` among the telemetry."""
+    if not plan.logs.model_summary:
+        return
+    logger.info("%s", model)
+    if plan.logs.telemetry_dir is not None:
+        plan.logs.telemetry_dir.mkdir(parents=True, exist_ok=True)
+        (plan.logs.telemetry_dir / "model_summary.txt").write_text(f"{model}\n")

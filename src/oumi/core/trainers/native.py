@@ -26,7 +26,7 @@ from oumi.core.optim.optimizers import build_optimizer
 from oumi.core.optim.schedules import build_schedule
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callback, Callbacks, Run
-from oumi.core.trainers.listeners import build_reporting, quiet_libraries
+from oumi.core.trainers.listeners import build_reporting, quiet_libraries, write_model_summary
 from oumi.core.trainers.resume import Resume, checkpoint_facts, find_resume, mark_finished
 from oumi.core.trainers.rows import Rows, load_rows
 
@@ -49,6 +49,7 @@ class NativeTrainer:
         plan = plan.with_num_rows(len(rows.train))
         resume = find_resume(plan, rows.fingerprint)
         model = _load_model(plan, world, resume)
+        write_model_summary(plan, model)
         _check_vocabulary(model, rows, tokenizer)
         run = _build_run(plan, world, model, rows)
         if resume.checkpoint is not None:

@@ -27,7 +27,7 @@ from oumi.core.models.load import load_model
 from oumi.core.models.tokenizers import load_tokenizer
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callbacks, Progress, StepReport
-from oumi.core.trainers.listeners import build_reporting, quiet_libraries
+from oumi.core.trainers.listeners import build_reporting, quiet_libraries, write_model_summary
 from oumi.core.trainers.resume import mark_finished
 from oumi.core.trainers.rows import load_rows
 from oumi.core.trainers.trl_methods import METHODS, arguments
@@ -55,6 +55,7 @@ class TrlTrainer:
             model = load_adapter(model, plan.model.adapter, is_trained=False)
         if plan.lora is not None:
             model = add_lora(model, plan.lora, plan.model.name)
+        write_model_summary(plan, model)
         run = Progress(plan=plan, callbacks=Callbacks([SignalGuard(), build_reporting(plan)]))
         bridge = Bridge(run)
         method = METHODS[plan.trainer]
@@ -133,7 +134,9 @@ class Bridge(TrainerCallback):
         if self.run.stop_requested:
             control.should_save = control.should_training_stop = True
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
         logs = dict(logs or {})
         if "loss" not in logs:
             return
@@ -153,8 +156,12 @@ class Bridge(TrainerCallback):
         self.num_tokens = self.num_terms = 0
         self.run.callbacks.step_end(self.run, report)
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any) -> None:
-        self.run.callbacks.measured(self.run, {k: v for k, v in (metrics or {}).items() if _is_number(v) and k != "epoch"})
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        self.run.callbacks.measured(
+            self.run, {k: v for k, v in (metrics or {}).items() if _is_number(v) and k != "epoch"}
+        )
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.run.callbacks.saved(self.run, self.run.plan.output_dir / f"checkpoint-{state.global_step}")

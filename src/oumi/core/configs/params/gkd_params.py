@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
 """An import path that Oumi documents."""
 
-from oumi.core.configs.distill import GkdParams  # noqa: F401
+from oumi.core.configs.distill import GkdParams

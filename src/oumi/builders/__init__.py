@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts built from sections of a config, for notebooks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from oumi.core import host
+from oumi.core.configs import DataParams, ModelParams, PeftParams, TrainingConfig, TrainingParams
+from oumi.core.configs.data import DatasetParams
+from oumi.core.plan.parts import Facts, Plan
+from oumi.core.plan.plan import make_plan
+
+__all__ = ["build_chat_template", "build_model", "build_optimizer", "build_tokenizer"]
+
+
+def build_tokenizer(model_params: ModelParams) -> Any:
+    """Returns the tokenizer of a model, with its chat template."""
+    from oumi.core.data.templates import chat_template_for
+    from oumi.core.models.tokenizers import load_tokenizer
+
+    tokenizer = load_tokenizer(_plan(model_params).model)
+    tokenizer.chat_template = chat_template_for(tokenizer, model_params.chat_template)
+    return tokenizer
+
+
+def build_model(model_params: ModelParams, peft_params: PeftParams | None = None) -> Any:
+    """Returns a model, with a new adapter if one is described."""
+    import torch
+
+    from oumi.core.models.adapters import add_lora
+    from oumi.core.models.load import load_model
+
+    plan = _plan(model_params, peft=peft_params)
+    model = load_model(plan.model, torch.device(plan.device))
+    return model if plan.lora is None else add_lora(model, plan.lora, plan.model.name)
+
+
+def build_chat_template(template_name: str) -> str:
+    """Returns the bundled chat template of that name."""
+    from oumi.core.data.templates import bundled_template
+
+    return bundled_template(template_name)
+
+
+def build_optimizer(model: Any, config: TrainingParams) -> Any:
+    """Returns the optimizer that a training section describes, over the weights of a model."""
+    from oumi.core.optim.optimizers import build_optimizer as build
+
+    return build(model, _plan(ModelParams(model_name="-"), training=config).optimizer)
+
+
+def _plan(model: ModelParams, peft: PeftParams | None = None, training: TrainingParams | None = None) -> Plan:
+    training = (training or TrainingParams()).model_copy(update={"use_peft": peft is not None})
+    data = DataParams()
+    data.train.datasets = [DatasetParams(dataset_name="-")]
+    config = TrainingConfig(data=data, model=model, training=training, peft=peft or PeftParams())
+    machine = host.describe_host()
+    facts = Facts(
+        machine.device,
+        machine.device_name,
+        machine.has_bf16,
+        machine.num_cpus,
+        machine.memory_bytes,
+        free_bytes=0,
+    )
+    return make_plan(config, facts)

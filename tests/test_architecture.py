@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Law 10: layers, cycles, sizes, and no torch where none is needed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "oumi"
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 400, 60, 6
+
+# A module imports only from lower floors, or from its own folder.
+FLOORS = {
+    "oumi.core.errors": 0, "oumi.core.log": 0, "oumi.core.host": 0, "oumi.core.registry": 0.2, "oumi.core.types": 0,
+    "oumi.core.hub": 0.2, "oumi.core.recipes": 0.2, "oumi.core.redact": 0.2, "oumi.core.environment": 0.5,
+    "oumi.core.configs": 1, "oumi.core.plan": 2, "oumi.core.distributed": 3, "oumi.core.batch": 3, "oumi.core.run": 4,
+    "oumi.core.data": 5, "oumi.core.models": 5, "oumi.core.objectives": 5, "oumi.core.optim": 5,
+    "oumi.core.checkpoint": 5, "oumi.core.datasets": 6, "oumi.core.engine": 6, "oumi.core.callbacks": 6,
+    "oumi.datasets": 7, "oumi.core.trainers": 7, "oumi.core.survey": 8, "oumi.core.run_directory": 8,
+    "oumi.core.inference": 8, "oumi.core.train": 9, "oumi.performance": 9, "oumi.builders": 9, "oumi.train": 10,
+    "oumi.embedded": 0, "oumi.cli": 10, "oumi.__main__": 11, "oumi": 12,
+}  # fmt: skip
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def floor_name(module: str) -> str:
+    return max((name for name in FLOORS if module == name or module.startswith(name + ".")), key=len)
+
+
+def imports(path: Path) -> set[str]:
+    """Returns the modules of ours that a file imports, inside functions too, but not for types alone."""
+    tree = ast.parse(path.read_text())
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "oumi":
+            found |= {_target(node.module, name.name) for name in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {name.name for name in node.names if name.name.split(".")[0] == "oumi"}
+    return found
+
+
+def _target(module: str, name: str) -> str:
+    inner = SOURCE.parent / Path(*module.split("."), name)
+    return f"{module}.{name}" if inner.with_suffix(".py").exists() or inner.is_dir() else module
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_down(path: Path) -> None:
+    own = floor_name(module_of(path))
+    for imported in imports(path) - {"oumi"}:
+        theirs = floor_name(imported)
+        assert theirs == own or FLOORS[theirs] < FLOORS[own], f"{module_of(path)} imports {imported}"
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    edges = {module_of(path): imports(path) - {"oumi"} for path in FILES}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path, module])
+        if module not in done:
+            for inner in edges.get(module, set()):
+                visit(inner, (*path, module))
+            done.add(module)
+
+    for module in edges:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_files_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text()
+    assert not text or text.startswith("# SPDX-License-Identifier: Apache-2.0\n")
+    assert len(text.splitlines()) <= MAX_FILE_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or 0) - node.lineno + 1
+            assert length <= MAX_FUNCTION_LINES, f"{node.name} has {length} lines"
+            parameters = [one for one in node.args.args if one.arg not in ("self", "cls")]
+            is_command = "cli" in path.parts  # options of a command are its documented surface
+            assert is_command or len(parameters) <= MAX_PARAMETERS, (
+                f"{node.name} has {len(parameters)} parameters"
+            )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "import oumi, oumi.core.configs",
+        "import oumi.cli.main",
+        "import oumi.core.plan.plan, oumi.core.plan.refusals, oumi.core.survey",
+        "import oumi.core.datasets",
+    ],
+)
+def test_no_torch_is_loaded_before_it_is_needed(command: str) -> None:
+    check = f"{command}; import sys; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
+    assert found.split() == ["False", "False"]
+
+
+def test_the_core_has_at_most_12_dependencies() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert len(project["dependencies"]) <= 12

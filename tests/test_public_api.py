@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Public names and command-line flags, frozen: a change here is a change for users."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+
+import pytest
+
+NAMES = {
+    "oumi": ["train"],
+    "oumitrain": ["train"],
+    "oumi.train": ["train"],
+    "oumi.core.train": ["train", "TrainResult"],
+    "oumi.core.configs": [
+        "BaseConfig", "OumiConfigError", "TrainingConfig", "JobConfig", "JobResources", "StorageMount", "ModelParams",
+        "DataParams", "DatasetParams", "DatasetSplit", "DatasetSplitParams", "MixtureStrategy", "TrainTarget",
+        "TrainingParams", "TrainerType", "SchedulerType", "MixedPrecisionDtype", "PeftParams", "PeftSaveMode",
+        "LoraWeightInitialization", "FSDPParams", "ShardingStrategy", "BackwardPrefetch", "StateDictType",
+        "AutoWrapPolicy", "GrpoParams", "ProfilerParams", "TelemetryParams",
+    ],
+    "oumi.core.configs.params.deepspeed_params": ["DeepSpeedParams", "ZeRORuntimeStage", "OffloadConfig"],
+    "oumi.core.configs.params.gkd_params": ["GkdParams"],
+    "oumi.core.configs.params.gold_params": ["GoldParams"],
+    "oumi.core.configs.params.fsdp_params": ["ShardingStrategy"],
+    "oumi.core.configs.params.profiler_params": ["ProfilerScheduleParams"],
+    "oumi.core.datasets": ["BaseSftDataset", "DATASETS"],
+    "oumi.core.types.conversation": ["Conversation", "Message", "Role"],
+    "oumi.builders": ["build_tokenizer", "build_model", "build_chat_template", "build_optimizer"],
+    "oumi.datasets": ["AlpacaDataset", "TextSftJsonLinesDataset"],
+    "oumi.performance.telemetry": ["TelemetryTracker"],
+}  # fmt: skip
+
+FLAGS = {
+    "train": {"--config", "--list", "--verbose"},
+    "plan": {"--config", "--json"},
+    "config check": set(),
+    "config show": {"--set-only"},
+    "config schema": {"--kind"},
+    "quickstart": {"--output-dir", "--seed", "--max-steps"},
+    "chat": {"--system", "--max-new-tokens", "--temperature"},
+    "infer": {"--interactive", "--config", "--system", "--max-new-tokens", "--temperature"},
+    "env": {"--json"},
+    "": {"--version", "--log-level", "--install-completion", "--show-completion"},
+}
+
+
+@pytest.mark.parametrize("module", NAMES)
+def test_public_names_are_where_they_are_documented(module: str) -> None:
+    found = importlib.import_module(module)
+    assert [name for name in NAMES[module] if not hasattr(found, name)] == []
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_flags_are_those_that_are_frozen(command: str) -> None:
+    arguments = [sys.executable, "-m", "oumi", *command.split(), "--help"]
+    environment = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1", "PATH": ""}
+    text = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment).stdout
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) - {"--help"} >= FLAGS[command]
+    shown = {flag for flag in re.findall(r"^\W*\*?\s*(--[a-z][a-z-]*)", text, re.MULTILINE)} - {"--help"}
+    assert shown <= FLAGS[command]
+
+
+def test_train_takes_what_is_documented() -> None:
+    train = importlib.import_module("oumi.core.train").train
+    assert list(inspect.signature(train).parameters)[:4] == [
+        "config", "additional_model_kwargs", "additional_trainer_kwargs", "verbose",
+    ]  # fmt: skip
