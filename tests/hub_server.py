@@ -172,9 +172,7 @@ class _Answer(BaseHTTPRequestHandler):
         headers = {}
         if end < len(entries):
             address = urlsplit(self.path)
-            others = "&".join(
-                part for part in address.query.split("&") if part and not part.startswith("cursor=")
-            )
+            others = "&".join(part for part in address.query.split("&") if part and not part.startswith("cursor="))
             headers["Link"] = f'<{self.hub.url}{address.path}?{others}&cursor={end}>; rel="next"'
         self._json(entries[start:end], headers)
 

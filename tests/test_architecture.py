@@ -97,9 +97,7 @@ def test_files_and_functions_stay_small(path: Path) -> None:
             assert length <= MAX_FUNCTION_LINES, f"{node.name} has {length} lines"
             parameters = [one for one in node.args.args if one.arg not in ("self", "cls")]
             is_command = "cli" in path.parts  # options of a command are its documented surface
-            assert is_command or len(parameters) <= MAX_PARAMETERS, (
-                f"{node.name} has {len(parameters)} parameters"
-            )
+            assert is_command or len(parameters) <= MAX_PARAMETERS, f"{node.name} has {len(parameters)} parameters"
 
 
 @pytest.mark.parametrize(

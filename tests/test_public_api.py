@@ -61,7 +61,7 @@ def test_flags_are_those_that_are_frozen(command: str) -> None:
     environment = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1", "PATH": ""}
     text = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment).stdout
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) - {"--help"} >= FLAGS[command]
-    shown = {flag for flag in re.findall(r"^\W*\*?\s*(--[a-z][a-z-]*)", text, re.MULTILINE)} - {"--help"}
+    shown = set(re.findall(r"^\W*\*?\s*(--[a-z][a-z-]*)", text, re.MULTILINE)) - {"--help"}
     assert shown <= FLAGS[command]
 
 

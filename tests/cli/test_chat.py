@@ -23,9 +23,7 @@ def model_dir(tmp_path_factory):
 
 
 def run(*arguments, lines=()):
-    return CliRunner().invoke(
-        app, [str(part) for part in arguments], input="".join(f"{line}\n" for line in lines)
-    )
+    return CliRunner().invoke(app, [str(part) for part in arguments], input="".join(f"{line}\n" for line in lines))
 
 
 def test_each_line_is_a_question_and_each_answer_goes_to_stdout(model_dir):

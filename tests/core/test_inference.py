@@ -35,9 +35,7 @@ def test_answers_in_a_batch_are_those_of_plain_transformers_one_by_one(model_dir
     tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
     wanted = []
     for chat in CHATS:
-        prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")[
-            "input_ids"
-        ]
+        prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")["input_ids"]
         output = model.generate(prompt, max_new_tokens=24, do_sample=False, eos_token_id=2, pad_token_id=3)
         wanted.append(tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True))
     speaker = load_speaker(model_dir)
@@ -128,9 +126,7 @@ def test_question_longer_than_the_model_is_refused():
 def test_answer_stops_where_the_model_ends():
     speaker = load_untrained("oumi://tiny", 0)
     tokens = len(speaker.prompt(CHATS[0])) + len(
-        speaker.tokenizer(answer(speaker, CHATS[:1], max_new_tokens=1000)[0], add_special_tokens=False)[
-            "input_ids"
-        ]
+        speaker.tokenizer(answer(speaker, CHATS[:1], max_new_tokens=1000)[0], add_special_tokens=False)["input_ids"]
     )
     assert tokens <= 3 * speaker.max_length  # a broken byte becomes three
 
@@ -198,8 +194,6 @@ def _with_bias_to(model, token):
 def _save_adapter(model_dir, directory):
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_pretrained(str(model_dir))
-    adapted = get_peft_model(
-        model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    )
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     adapted.save_pretrained(directory)
     return adapted

@@ -31,9 +31,7 @@ def test_a_path_that_exists_is_taken_as_it_is(elsewhere):
     assert resolve_config("my.yaml") == Path("my.yaml")
 
 
-@pytest.mark.parametrize(
-    "name", [QUICKSTART, f"oumi://{QUICKSTART}", f"OUMI://{QUICKSTART}", "smollm-135m-quickstart"]
-)
+@pytest.mark.parametrize("name", [QUICKSTART, f"oumi://{QUICKSTART}", f"OUMI://{QUICKSTART}", "smollm-135m-quickstart"])
 def test_a_recipe_is_found_from_any_directory(elsewhere, name):
     assert resolve_config(name).samefile(configs_dir().parent / QUICKSTART)
 
@@ -98,7 +96,5 @@ def test_a_packaged_model_is_a_directory_with_a_config():
 
 
 def test_an_unknown_packaged_model_is_refused():
-    with pytest.raises(
-        ConfigError, match=r"no model 'oumi://tyni' in this package, did you mean 'oumi://tiny'\?"
-    ):
+    with pytest.raises(ConfigError, match=r"no model 'oumi://tyni' in this package, did you mean 'oumi://tiny'\?"):
         resolve_asset("oumi://tyni")

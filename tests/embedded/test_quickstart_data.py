@@ -63,9 +63,7 @@ def test_data_set_yields_its_rows_as_conversations_with_their_place():
     rows = list(data.rows())
     assert data.count() == len(rows) == 5
     for i, (row, turns) in enumerate(zip(rows, make_chats("validation", 5, 3), strict=True)):
-        assert [message.content for message in row.value.messages] == [
-            text for turn in turns for text in turn
-        ]
+        assert [message.content for message in row.value.messages] == [text for turn in turns for text in turn]
         assert [message.role for message in row.value.messages] == [Role.USER, Role.ASSISTANT] * len(turns)
         assert str(row.source) == f"oumi/quickstart[validation]:{i}"
 

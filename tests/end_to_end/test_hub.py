@@ -59,9 +59,7 @@ def python(hub, tmp_path) -> Callable[..., Result]:
 
 @pytest.fixture
 def train(python) -> Callable[..., Result]:
-    return lambda *overrides, **variables: python(
-        "-m", "oumi", "train", "-c", RECIPE, *overrides, **variables
-    )
+    return lambda *overrides, **variables: python("-m", "oumi", "train", "-c", RECIPE, *overrides, **variables)
 
 
 def test_the_real_clients_take_our_hub_for_the_hub(python, hub):

@@ -45,9 +45,7 @@ def gradient(micro_batches: list[Batch], dtype: torch.dtype) -> torch.Tensor:
     num_terms = sum(batch.num_terms for batch in micro_batches)
     for batch in micro_batches:
         (objective(model, batch, dtype) / num_terms).backward()
-    return torch.cat(
-        [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
-    )
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
 
 
 def objective(model: torch.nn.Module, batch: Batch, dtype: torch.dtype) -> torch.Tensor:

@@ -120,6 +120,4 @@ def another(value: Any, annotation: Any) -> Any:
 
 def test_the_leaves_of_a_config_are_its_keys() -> None:
     known = {key.replace("[]", "[0]") for key, _ in keys_of(TrainingConfig)}
-    assert {
-        key for key in leaves(base_config()) if "offload" not in key and key != "data.test.datasets"
-    } <= known
+    assert {key for key in leaves(base_config()) if "offload" not in key and key != "data.test.datasets"} <= known

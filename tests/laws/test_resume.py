@@ -42,9 +42,7 @@ def test_ten_kills_at_random_moments_leave_the_run_bitwise_as_it_was(tmp_path: P
         {"seed": 7, "enable_gradient_checkpointing": True},
     ],
 )
-def test_a_run_resumed_across_an_epoch_is_bitwise_the_whole_run(
-    tmp_path: Path, training: dict[str, Any]
-) -> None:
+def test_a_run_resumed_across_an_epoch_is_bitwise_the_whole_run(tmp_path: Path, training: dict[str, Any]) -> None:
     shape = {**training, "save_steps": 4, "lr_scheduler_type": training.get("lr_scheduler_type", "constant")}
     whole = tiny_config(tmp_path, **shape, output_dir=str(tmp_path / "whole"))
     whole.model.model_kwargs = {"attention_dropout": 0.1}  # so that the random generators matter
@@ -61,11 +59,7 @@ def test_a_run_resumed_across_an_epoch_is_bitwise_the_whole_run(
 def test_a_finished_run_is_told_complete_and_left_untouched(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, **_SAVING)
     first = train(config)
-    changed = {
-        path: path.stat().st_mtime_ns
-        for path in (tmp_path / "out").rglob("*")
-        if path.suffix == ".safetensors"
-    }
+    changed = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.suffix == ".safetensors"}
     second = train(config)
     assert second.steps == first.steps
     assert changed == {path: path.stat().st_mtime_ns for path in changed}
@@ -105,9 +99,7 @@ def test_a_broken_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path: P
     out = tmp_path / "out"
     newest = max(out.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     harm_checkpoint(newest, harm)
-    (out / "run.json").write_text(
-        json.dumps({"run_id": json.loads((out / "run.json").read_text())["run_id"]})
-    )
+    (out / "run.json").write_text(json.dumps({"run_id": json.loads((out / "run.json").read_text())["run_id"]}))
     train(config)
     assert list(out.glob(f"broken-{newest.name}-*"))
     assert_same_run(out, tmp_path / "whole")

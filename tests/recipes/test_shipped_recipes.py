@@ -20,9 +20,7 @@ TRAINING = [name for name, recipe in RECIPES.items() if recipe.kind == "training
 JOBS = [name for name, recipe in RECIPES.items() if recipe.kind == "job"]
 has_configs = find_spec("oumi.core.configs") is not None
 needs_configs = pytest.mark.skipif(not has_configs, reason="the config models are not built yet")
-needs_command = pytest.mark.skipif(
-    find_spec("oumi.cli.main") is None, reason="the command line is not built yet"
-)
+needs_command = pytest.mark.skipif(find_spec("oumi.cli.main") is None, reason="the command line is not built yet")
 
 
 @pytest.fixture(params=RECIPES)
@@ -45,9 +43,7 @@ def test_a_recipe_has_at_most_40_lines_and_says_what_it_is(recipe):
 def test_an_editor_finds_the_schema_of_a_recipe(recipe):
     first = recipe.path.read_text(encoding="utf-8").splitlines()[0]
     link = first.removeprefix("# yaml-language-server: $schema=")
-    assert (recipe.path.parent / link).resolve() == (
-        configs_dir() / "schema" / f"{recipe.kind}.json"
-    ).resolve()
+    assert (recipe.path.parent / link).resolve() == (configs_dir() / "schema" / f"{recipe.kind}.json").resolve()
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -71,9 +67,7 @@ def test_a_training_recipe_sets_only_what_differs_from_the_defaults(name):
     recipe = TrainingConfig.from_yaml(str(RECIPES[name].path))
     values, defaults = leaves(recipe), leaves(TrainingConfig())
     repeated = {key for key in recipe.keys_set() if key in defaults and values[key] == defaults[key]}
-    assert repeated <= {"training.learning_rate"}, (
-        "a reader looks for the learning rate, and for no other default"
-    )
+    assert repeated <= {"training.learning_rate"}, "a reader looks for the learning rate, and for no other default"
 
 
 @needs_configs
@@ -104,6 +98,4 @@ def test_a_job_recipe_is_checked(name):
 def test_the_schema_that_ships_is_current(kind):
     command = [sys.executable, "-m", "oumi", "config", "schema", "--kind", kind]
     fresh = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert json.loads((configs_dir() / "schema" / f"{kind}.json").read_text()) == json.loads(fresh), (
-        "run `make schema`"
-    )
+    assert json.loads((configs_dir() / "schema" / f"{kind}.json").read_text()) == json.loads(fresh), "run `make schema`"

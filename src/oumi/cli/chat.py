@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 ModelDir = Annotated[Path, typer.Argument(help="Directory of a trained model, an adapter, or a checkpoint.")]
 System = Annotated[str | None, typer.Option(help="What the model is told before the chat.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
-Temperature = Annotated[
-    float, typer.Option(min=0.0, help="0: the most likely answer. Above: drawn at random.")
-]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0: the most likely answer. Above: drawn at random.")]
 
 _GREETING = "Ask; /reset forgets what was said, /quit or Ctrl-D ends."
 
@@ -86,9 +84,7 @@ class Talk:
         turns = [*self._turns, {"role": "user", "content": question}]
         while len(turns) > 1 and not self._fits(turns):
             turns = turns[2:]
-        said = stream_answer(
-            self._speaker, [*self._start, *turns], on_text, self._max_new_tokens, self._temperature
-        )
+        said = stream_answer(self._speaker, [*self._start, *turns], on_text, self._max_new_tokens, self._temperature)
         self._turns = [*turns, {"role": "assistant", "content": said}]
         return said
 

@@ -13,9 +13,7 @@ from oumi.core.environment import PACKAGES, describe_environment
 
 
 def env(
-    json: Annotated[
-        bool, typer.Option("--json", help="Print everything as JSON, all packages included.")
-    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, all packages included.")] = False,
 ) -> None:
     """Show versions, devices and environment variables. Secrets are masked."""
     found = describe_environment()

@@ -47,15 +47,11 @@ def main(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
-    log_level: Annotated[
-        str, typer.Option("--log-level", "-log", help="debug, info, warning, error.")
-    ] = "info",
+    log_level: Annotated[str, typer.Option("--log-level", "-log", help="debug, info, warning, error.")] = "info",
 ) -> None:
     """Train language models from one YAML file."""
     if log_level.lower() not in _LEVELS:
-        raise typer.BadParameter(
-            f"got '{log_level}', must be one of {', '.join(_LEVELS)}", param_hint="--log-level"
-        )
+        raise typer.BadParameter(f"got '{log_level}', must be one of {', '.join(_LEVELS)}", param_hint="--log-level")
     log.start_console(log_level)
 
 

@@ -21,24 +21,16 @@ _CELL_WIDTH = 12
 
 
 def quickstart(
-    output_dir: Annotated[Path, typer.Option(help="Where the trained model goes.")] = Path(
-        "output/quickstart"
-    ),
+    output_dir: Annotated[Path, typer.Option(help="Where the trained model goes.")] = Path("output/quickstart"),
     seed: Annotated[int, typer.Option(help="Of the weights, the questions and their order.")] = 42,
-    max_steps: Annotated[
-        int | None, typer.Option(min=1, help="Stop early; fewer answers will be right.")
-    ] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Stop early; fewer answers will be right.")] = None,
 ) -> None:
     """Train a tiny model for about a minute and see what it learned. Needs no GPU, account or network."""
     from oumi.core.host import keep_freed_memory
 
     keep_freed_memory()
-    typer.echo(
-        "A tiny model with random weights will learn to spell words backwards and to count their letters."
-    )
-    typer.echo(
-        f"It is asked {NUM_QUESTIONS} questions about words it is never trained on, before and after.\n"
-    )
+    typer.echo("A tiny model with random weights will learn to spell words backwards and to count their letters.")
+    typer.echo(f"It is asked {NUM_QUESTIONS} questions about words it is never trained on, before and after.\n")
     started = time.perf_counter()
     right, before, after = _learn(output_dir, seed, max_steps)
     _show(right, before, after)

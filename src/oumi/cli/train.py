@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 def train(
     context: typer.Context,
-    config: Annotated[
-        str | None, typer.Option("--config", "-c", help="Config file, recipe or oumi:// name.")
-    ] = None,
+    config: Annotated[str | None, typer.Option("--config", "-c", help="Config file, recipe or oumi:// name.")] = None,
     list_recipes: Annotated[bool, typer.Option("--list", help="List the recipes that ship.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the whole config first.")] = False,
 ) -> None:

@@ -159,7 +159,8 @@ def import_extra_files() -> None:
         if not path.is_file():
             raise ConfigError(f"{listing}: no file {line}")
         spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None and spec.loader is not None, "a path has a loader"
+        assert spec is not None, "a path has a spec"
+        assert spec.loader is not None, "a path has a loader"
         module = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = module
         spec.loader.exec_module(module)

@@ -109,10 +109,7 @@ def list_gpus() -> list[dict[str, str]]:
     """Returns name, memory in MiB and driver of each NVIDIA GPU; empty where there is none."""
     fields = ("name", "memory_mib", "driver")
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
-    return [
-        dict(zip(fields, map(str.strip, line.split(",")), strict=False))
-        for line in _output(query).splitlines()
-    ]
+    return [dict(zip(fields, map(str.strip, line.split(",")), strict=False)) for line in _output(query).splitlines()]
 
 
 def git_state(directory: Path) -> dict[str, Any] | None:

@@ -20,9 +20,7 @@ class Problem:
     """Where it stands: `file:line:column`, or the flag that set it."""
 
     def __str__(self) -> str:
-        return " ".join(
-            part for part in (self.place, f"{self.key}:" if self.key else "", self.message) if part
-        )
+        return " ".join(part for part in (self.place, f"{self.key}:" if self.key else "", self.message) if part)
 
 
 class OumiError(Exception):

@@ -53,12 +53,11 @@ def _explain(what: str, name: str, error: BaseException) -> OumiError | None:
         )
     if status == 401:
         return kind(
-            f"{what} {name}: not found, or private. Check the spelling; for a private one log in with `hf auth login` or set HF_TOKEN"
+            f"{what} {name}: not found, or private. Check the spelling; for a private one log in with "
+            "`hf auth login` or set HF_TOKEN"
         )
     if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"} or status == 404:
-        return kind(
-            f"{what} {name}: not on the Hub ({_endpoint()}), and no such directory here. Check the spelling"
-        )
+        return kind(f"{what} {name}: not on the Hub ({_endpoint()}), and no such directory here. Check the spelling")
     if kinds & {"RevisionNotFoundError"}:
         return kind(f"{what} {name}: has no such revision on the Hub")
     if status is not None and status >= 500:
@@ -95,7 +94,8 @@ def _status(error: BaseException) -> int | None:
 
 def _is_unreachable(kinds: set[str], chain: list[BaseException]) -> bool:
     names = {
-        "ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "ConnectionRefusedError", "Timeout", "ReadError",
+        "ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "ConnectionRefusedError", "Timeout",
+        "ReadError",
         "OfflineModeIsEnabled", "LocalEntryNotFoundError", "RemoteProtocolError",
     }  # fmt: skip
     texts = " ".join(str(one) for one in chain)

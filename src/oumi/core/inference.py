@@ -44,9 +44,7 @@ class Speaker:
 
     def prompt(self, messages: Messages) -> list[int]:
         """Returns the tokens of a chat up to where the answer begins."""
-        return list(
-            self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True)["input_ids"]
-        )
+        return list(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True)["input_ids"])
 
 
 def make_speaker(model: Any, tokenizer: Any) -> Speaker:
@@ -177,9 +175,7 @@ def _load(kind: Any, source: Path | str, **settings: Any) -> Any:
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         if "trust_remote_code" in str(error):
-            raise RefusedError(
-                f"{source} brings its own Python code, which `chat` and `infer` do not run"
-            ) from None
+            raise RefusedError(f"{source} brings its own Python code, which `chat` and `infer` do not run") from None
         raise StorageError(f"{source}: cannot be loaded: {reason}") from error
 
 

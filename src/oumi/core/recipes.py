@@ -120,9 +120,7 @@ def _packaged_file(relative: str, name: str) -> Path:
 def _unknown(path: Path, name: str, kind: str) -> str:
     if path.is_dir():
         inside = sorted(file.name for file in path.glob("*.y*ml"))
-        return f"{name} is a directory" + (
-            f"; it holds {', '.join(inside)}" if inside else ", not a config file"
-        )
+        return f"{name} is a directory" + (f"; it holds {', '.join(inside)}" if inside else ", not a config file")
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         beside = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         missing = "" if path.parent.is_dir() else f" (there is no directory {path.parent})"

@@ -25,9 +25,7 @@ _SECRET_WORDS = frozenset(
         "apikey",
     }
 )
-_KEY_OWNERS = frozenset(
-    {"api", "access", "secret", "private", "auth", "ssh", "signing", "encryption", "license"}
-)
+_KEY_OWNERS = frozenset({"api", "access", "secret", "private", "auth", "ssh", "signing", "encryption", "license"})
 _TOKEN_OF_TEXT = frozenset(
     {
         "pad",
@@ -90,9 +88,7 @@ def redact_command(arguments: Sequence[str]) -> list[str]:
 
 def is_secret_name(name: str) -> bool:
     """Returns whether a value called `name` (a config key, flag or variable) is to be hidden."""
-    words = [
-        word for word in re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()) if word
-    ]
+    words = [word for word in re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()) if word]
     if not words:
         return False
     *before, last = words
@@ -121,11 +117,7 @@ def _hide_named(pattern: re.Pattern[str], text: str) -> str:
     """Returns `text` with the value masked that follows each secret name which `pattern` finds."""
     parts, end = [], 0
     for found in pattern.finditer(text):
-        value = (
-            _VALUE.match(text, found.end())
-            if found.start() >= end and is_secret_name(found["name"])
-            else None
-        )
+        value = _VALUE.match(text, found.end()) if found.start() >= end and is_secret_name(found["name"]) else None
         if value is not None:
             parts += [text[end : found.end()], MASK]
             end = value.end()

@@ -47,6 +47,4 @@ def with_origins(config: TrainingConfig) -> str:
     """Returns the whole config as YAML that loads back, then the origin of each value that is no default."""
     text = str(redact(dump(config)))
     origins = [f"# {key}: {config.origin_of(key)}" for key in leaves(config) if key in config.keys_set()]
-    return "\n".join(
-        [text.rstrip("\n"), "# Where these values come from; all others are defaults:", *origins, ""]
-    )
+    return "\n".join([text.rstrip("\n"), "# Where these values come from; all others are defaults:", *origins, ""])

@@ -35,9 +35,7 @@ def build_tokenizer() -> Any:
 
     specials = [END, PAD, *(f"<|{role}|>" for role in ROLES)]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(
-        models.BPE(vocab={token: i for i, token in enumerate(specials + alphabet)}, merges=[])
-    )
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(specials + alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(

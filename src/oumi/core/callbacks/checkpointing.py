@@ -16,9 +16,7 @@ from oumi.core.run import Callback, Run, StepReport
 class Checkpointing(Callback):
     """Publishes a checkpoint when the plan says so, and when the run is asked to stop."""
 
-    def __init__(
-        self, write_model: Callable[[Path], None], facts: Mapping[str, Any], saved_until: int
-    ) -> None:
+    def __init__(self, write_model: Callable[[Path], None], facts: Mapping[str, Any], saved_until: int) -> None:
         """Takes what a checkpoint holds beside the training state.
 
         Args:

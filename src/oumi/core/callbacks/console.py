@@ -50,9 +50,7 @@ class Console(Sink):
         self._epoch = int(run.state.epoch)
 
     def measured(self, run: Progress, record: Record) -> None:
-        values = "  ".join(
-            f"{name} {value:.4f}" for name, value in record.items() if name not in ("step", "epoch")
-        )
+        values = "  ".join(f"{name} {value:.4f}" for name, value in record.items() if name not in ("step", "epoch"))
         self._print(f"step {run.state.step}/{run.plan.num_steps}  {values}")
 
     def note(self, text: str) -> None:
@@ -70,9 +68,7 @@ class Console(Sink):
 
     def _remaining(self, run: Progress) -> str:
         taken = run.state.step - self._first_step
-        seconds = (
-            (time.perf_counter() - self._started) / max(taken, 1) * (run.plan.num_steps - run.state.step)
-        )
+        seconds = (time.perf_counter() - self._started) / max(taken, 1) * (run.plan.num_steps - run.state.step)
         return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 

@@ -29,9 +29,7 @@ class FiniteGuard(Callback):
         broken = [f"the {name} is {value}" for name, value in values.items() if not _is_finite(value)]
         if not broken:
             return
-        rows = list(_guilty(run, micro_batches)) or [
-            source for batch in micro_batches for source in batch.sources
-        ]
+        rows = list(_guilty(run, micro_batches)) or [source for batch in micro_batches for source in batch.sources]
         names = "\n".join(f"  {source}" for source in rows[:_MOST_NAMED])
         more = f"\n  ... and {len(rows) - _MOST_NAMED} more" if len(rows) > _MOST_NAMED else ""
         raise NotFiniteError(

@@ -119,9 +119,7 @@ class Mlflow(_Tracker):
 
 def _named(prefix: str, record: Record) -> Record:
     """Returns the values under names such as `train/loss` and `eval/loss`."""
-    return {
-        f"{prefix}/{name.removeprefix('eval_')}": value for name, value in record.items() if name != "step"
-    }
+    return {f"{prefix}/{name.removeprefix('eval_')}": value for name, value in record.items() if name != "step"}
 
 
 def _missing(key: str) -> ConfigError:

@@ -70,9 +70,7 @@ def hold(output_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise OutputError(
-                f"training.output_dir: {output_dir} is in use by {_holder(descriptor)}"
-            ) from error
+            raise OutputError(f"training.output_dir: {output_dir} is in use by {_holder(descriptor)}") from error
         _sign(descriptor)
         yield
     finally:

@@ -104,9 +104,7 @@ def _without_tensors(value: Any, name: str, tensors: dict[str, torch.Tensor]) ->
         return _TENSOR + name
     if isinstance(value, dict):
         # JSON keys are text; optimizers number their parameters, so the type of a key is kept beside it.
-        return {
-            "dict": [[key, _without_tensors(item, f"{name}/{key}", tensors)] for key, item in value.items()]
-        }
+        return {"dict": [[key, _without_tensors(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
         return [_without_tensors(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]
     return value

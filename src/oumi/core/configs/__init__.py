@@ -32,7 +32,9 @@ from oumi.core.errors import ConfigError as OumiConfigError
 __all__ = [
     "AutoWrapPolicy", "BackwardPrefetch", "BaseConfig", "BaseParams", "DataParams", "DatasetParams", "DatasetSplit",
     "DatasetSplitParams", "DeepSpeedParams", "FSDPParams", "GkdParams", "GoldParams", "GrpoParams", "JobConfig",
-    "JobResources", "LoraWeightInitialization", "MixedPrecisionDtype", "MixtureStrategy", "ModelParams", "OumiConfigError",
+    "JobResources", "LoraWeightInitialization", "MixedPrecisionDtype", "MixtureStrategy", "ModelParams",
+    "OumiConfigError",
     "PeftParams", "PeftSaveMode", "ProfilerParams", "ProfilerScheduleParams", "SchedulerType", "ShardingStrategy",
-    "StateDictType", "StorageMount", "TelemetryParams", "TrainTarget", "TrainerType", "TrainingConfig", "TrainingParams",
+    "StateDictType", "StorageMount", "TelemetryParams", "TrainTarget", "TrainerType", "TrainingConfig",
+    "TrainingParams",
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from enum import Enum
 from typing import Any, ClassVar, TypeVar
 
@@ -33,9 +33,7 @@ class NamedEnum(Enum):
         return next((one for one in cls if wanted in (one.name.lower(), str(one.value).lower())), None)
 
     @classmethod
-    def __get_pydantic_json_schema__(
-        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {"type": "string", "enum": [one.name for one in cls], "title": cls.__name__}
 
 
@@ -60,12 +58,12 @@ class Params(BaseModel):
         if name in type(self).model_fields:
             self._origins[name] = SET_IN_PYTHON
 
-    def __iter__(self) -> Iterator[tuple[str, Any]]:
+    def __iter__(self) -> Generator[tuple[str, Any], None, None]:
         for name in type(self).model_fields:
             yield name, getattr(self, name)
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and list(self) == list(other)  # type: ignore[call-overload]
+        return type(self) is type(other) and list(self) == list(other)
 
     __hash__: ClassVar[None] = None  # type: ignore[assignment]  # a section can change
 

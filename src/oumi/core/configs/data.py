@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,7 +29,7 @@ class DatasetSplit(NamedEnum):
     VALIDATION = "validation"
 
 
-class MixtureStrategy(str, Enum):
+class MixtureStrategy(StrEnum):
     """When a mixture with proportions ends."""
 
     FIRST_EXHAUSTED = "first_exhausted"

@@ -77,9 +77,7 @@ class _References:
             raise LookupError(f"more than {_MAX_CHAIN} references, each naming the next")
         node = _find(self._root, name)
         if node is None and name not in self._defaults:
-            raise LookupError(
-                f"'${{{name}}}' names no key of this config{did_you_mean(name, self._defaults)}"
-            )
+            raise LookupError(f"'${{{name}}}' names no key of this config{did_you_mean(name, self._defaults)}")
         if node is not None and isinstance(node.value, str) and "${" in node.value:
             self.fill(node, (*seen, name))
         value = node.value if node is not None else self._defaults[name]

@@ -68,9 +68,7 @@ class BaseConfig(Params):
         ignore_interpolation: bool = False,
     ) -> Self:
         """Returns the config in a file, changed by arguments such as `training.max_steps=10`."""
-        overrides = [
-            _from_argument(argument) for argument in arg_list if not argument.startswith("--local-rank")
-        ]
+        overrides = [_from_argument(argument) for argument in arg_list if not argument.startswith("--local-rank")]
         return cls.load(config_path, overrides, ignore_interpolation)
 
     @classmethod
@@ -110,6 +108,7 @@ class BaseConfig(Params):
             problems += _apply(root, override)
         if cls.has_references and not ignore_interpolation:
             problems += interpolate(root, leaves(cls()) if not problems else {})
+        config: Self | None
         config, found = _typed(cls, root)
         problems += found
         if problems or config is None:
@@ -215,12 +214,10 @@ def _note_origins(section: Params, places: Mapping[KeyPath, str], path: KeyPath)
 
 def _drop(values: Any, path: KeyPath) -> None:
     for part in path[:-1]:
-        if (isinstance(values, dict) and part in values) or (
-            isinstance(values, list) and isinstance(part, int) and part < len(values)
-        ):
-            values = values[part]
-        else:
+        inside = part in values if isinstance(values, dict) else isinstance(values, list) and isinstance(part, int)
+        if not inside:
             return
+        values = values[part]
     if path and isinstance(values, dict):
         values.pop(path[-1], None)
 

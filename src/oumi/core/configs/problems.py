@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -17,9 +17,7 @@ from oumi.core.errors import Problem, did_you_mean
 Path = tuple[str | int, ...]
 
 
-def translate(
-    error: ValidationError, root: type[BaseModel], value_places: Mapping[Path, str]
-) -> list[Problem]:
+def translate(error: ValidationError, root: type[BaseModel], value_places: Mapping[Path, str]) -> list[Problem]:
     """Returns pydantic's findings as problems, each at the place of its key or of the nearest one above it."""
     found: dict[str, Problem] = {}
     for one in error.errors(include_url=False):
@@ -62,7 +60,7 @@ def _inside(holder: Any, part: str | int) -> Any:
     if _is_section(holder):
         info = holder.model_fields.get(part)
         return info.annotation if info else None
-    wanted = {list: int, dict: str}.get(typing.get_origin(holder))  # type: ignore[arg-type]  # of None: None
+    wanted = {list: int, dict: str}.get(typing.get_origin(holder))
     return typing.get_args(holder)[-1] if wanted is not None and isinstance(part, wanted) else None
 
 
@@ -105,7 +103,7 @@ def place_of(config: Any, path: Path) -> str:
         if isinstance(section, BaseModel) and isinstance(part, str):
             if part not in type(section).model_fields:
                 return origin
-            own = section.own_origin(part)  # type: ignore[attr-defined]  # every section of ours has it
+            own = cast(Any, section).own_origin(part)
             origin = own if own != "default" else origin
             section = getattr(section, part)
         elif isinstance(section, list) and isinstance(part, int) and part < len(section):
@@ -142,9 +140,7 @@ def unknown_key(name: str, section: type[BaseModel], root: type[BaseModel] | Non
     if name in known:
         return "known"
     elsewhere = [
-        path
-        for path, other in _all_sections(root or section)
-        if name in other.model_fields and other is not section
+        path for path, other in _all_sections(root or section) if name in other.model_fields and other is not section
     ]
     if elsewhere:
         return (
@@ -202,16 +198,15 @@ def _wanted(kind: str, context: Mapping[str, Any], path: Path, root: type[BaseMo
     simple = {
         "float_parsing": "a number", "float_type": "a number", "int_parsing": "a whole number",
         "int_type": "a whole number", "int_from_float": "a whole number", "bool_parsing": "true or false",
-        "bool_type": "true or false", "string_type": "text", "list_type": "a list", "dict_type": "a mapping of keys to values",
+        "bool_type": "true or false", "string_type": "text", "list_type": "a list",
+        "dict_type": "a mapping of keys to values",
         "model_type": "a section with keys", "model_attributes_type": "a section with keys",
         "finite_number": "a finite number",
     }  # fmt: skip
     if kind in simple:
         return " or ".join([simple[kind], *_choices(path, root)])
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
-        sign = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}[
-            kind
-        ]
+        sign = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}[kind]
         return f"{sign} {next(iter(context.values())):g}"
     if kind in ("enum", "literal_error"):
         names = _choices(path, root) or [str(context.get("expected", ""))]

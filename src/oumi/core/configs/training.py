@@ -48,11 +48,7 @@ class TrainingConfig(BaseConfig):
             yield "fsdp.use_orig_params", "must not be false with training.compile"
         if fsdp.enable_fsdp and deepspeed.enable_deepspeed:
             yield "deepspeed.enable_deepspeed", "fsdp.enable_fsdp is true as well: choose one"
-        if (
-            deepspeed.enable_deepspeed
-            and training.trainer_type in _TRL
-            and deepspeed.train_batch_size != "auto"
-        ):
+        if deepspeed.enable_deepspeed and training.trainer_type in _TRL and deepspeed.train_batch_size != "auto":
             yield "deepspeed.train_batch_size", f"must be 'auto' with trainer {training.trainer_type.name}"
         yield from self._precision_complaints()
         if self.model.enable_liger_kernel and training.trainer_type in (

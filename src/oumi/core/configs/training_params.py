@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,7 +34,7 @@ class TrainerType(NamedEnum):
     VERL_GRPO = "verl_grpo"
 
 
-class SchedulerType(str, Enum):
+class SchedulerType(StrEnum):
     """Learning-rate schedules."""
 
     LINEAR = "linear"

@@ -111,9 +111,7 @@ class _Builder:
             node = self._anchors.get(str(event.anchor))
             if node is None:
                 raise TreeError(
-                    Problem(
-                        "", f"alias '*{event.anchor}' is used inside or before its anchor", self._at(event)
-                    )
+                    Problem("", f"alias '*{event.anchor}' is used inside or before its anchor", self._at(event))
                 )
             self._place(node, event)
         elif isinstance(event, yaml.ScalarEvent):
@@ -177,17 +175,13 @@ class _Builder:
         if isinstance(node.value, (dict, list)):
             raise TreeError(Problem("", "a key must be text", node.place))
         if node.value == "<<":
-            raise TreeError(
-                Problem("<<", "merge keys are not read; write the values out or use an alias", node.place)
-            )
+            raise TreeError(Problem("<<", "merge keys are not read; write the values out or use an alias", node.place))
         return str(node.value)
 
     def _check_tag(self, event: Any) -> None:
         if event.tag not in (None, "!") and event.tag not in _CORE_TAGS:
             short = event.tag.replace("tag:yaml.org,2002:", "!!")
-            raise TreeError(
-                Problem("", f"tag '{short}' is refused: a config holds plain values only", self._at(event))
-            )
+            raise TreeError(Problem("", f"tag '{short}' is refused: a config holds plain values only", self._at(event)))
 
     def _at(self, event: Any) -> str:
         return f"{self.name}:{event.start_mark.line + 1}:{event.start_mark.column + 1}"

@@ -71,9 +71,7 @@ class Mixture:
         return hashlib.sha256(parts.encode()).hexdigest()
 
 
-def _feistel(
-    values: npt.NDArray[np.uint64], keys: npt.NDArray[np.uint64], half_bits: int
-) -> npt.NDArray[np.uint64]:
+def _feistel(values: npt.NDArray[np.uint64], keys: npt.NDArray[np.uint64], half_bits: int) -> npt.NDArray[np.uint64]:
     shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
     left, right = values >> shift, values & mask
     for key in keys:

@@ -114,9 +114,7 @@ def _json_list(path: Path, dataset: str) -> Iterator[Row | BadRow]:
             value, end = decoder.raw_decode(text, at)
         except ValueError as error:
             reason = "the list breaks off here" if at >= len(text) - 1 else str(error).split(": line")[0]
-            raise DataError(
-                f"{source}: not valid JSON: {reason}: {excerpt(text[at : at + _EXCERPT_LENGTH])}"
-            ) from None
+            raise DataError(f"{source}: not valid JSON: {reason}: {excerpt(text[at : at + _EXCERPT_LENGTH])}") from None
         part = text[at:end]
         if "\\u0000" not in part and _SURROGATE.search(part) and not _is_text(value):
             yield BadRow(source, "holds half of a character (a lone surrogate)", excerpt(part))
@@ -143,9 +141,7 @@ def _parquet(path: Path, dataset: str) -> Iterator[Row | BadRow]:
                 yield Row(value, Source(dataset, str(path), number))
                 number += 1
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(
-            f"{path}: not a Parquet file, or a broken one: {str(error).splitlines()[0]}"
-        ) from None
+        raise DataError(f"{path}: not a Parquet file, or a broken one: {str(error).splitlines()[0]}") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -15,7 +15,8 @@ Value = Conversation | Completion
 
 _ROLES = {
     "system": Role.SYSTEM, "developer": Role.SYSTEM, "user": Role.USER, "human": Role.USER,
-    "assistant": Role.ASSISTANT, "gpt": Role.ASSISTANT, "model": Role.ASSISTANT, "chatgpt": Role.ASSISTANT, "bot": Role.ASSISTANT,
+    "assistant": Role.ASSISTANT, "gpt": Role.ASSISTANT, "model": Role.ASSISTANT, "chatgpt": Role.ASSISTANT,
+    "bot": Role.ASSISTANT,
     "tool": Role.TOOL, "function": Role.TOOL, "observation": Role.TOOL,
 }  # fmt: skip
 
@@ -34,9 +35,7 @@ def detect_shape(record: Any) -> str | None:
         return "conversation"
     if "conversations" in record:
         turns = record["conversations"]
-        is_sharegpt = (
-            isinstance(turns, list) and turns and isinstance(turns[0], Mapping) and "from" in turns[0]
-        )
+        is_sharegpt = isinstance(turns, list) and turns and isinstance(turns[0], Mapping) and "from" in turns[0]
         return "sharegpt" if is_sharegpt else "conversations"
     if "instruction" in record and "output" in record:
         return "alpaca"
@@ -97,9 +96,7 @@ def _sharegpt(record: Mapping[str, Any]) -> Conversation:
 
 
 def _alpaca(record: Mapping[str, Any]) -> Conversation:
-    question = (
-        f"{_text(record, 'instruction')}\n\n{_text(record, 'input') if record.get('input') else ''}".strip()
-    )
+    question = f"{_text(record, 'instruction')}\n\n{_text(record, 'input') if record.get('input') else ''}".strip()
     messages = [
         {"role": "user", "content": question},
         {"role": "assistant", "content": _text(record, "output")},

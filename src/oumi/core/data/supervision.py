@@ -22,9 +22,7 @@ def check_supervision(table: TokenTable, tokenizer: Any, num_checked: int, train
     for i in np.unique(np.linspace(0, len(table) - 1, min(num_checked, len(table))).astype(int)).tolist():
         example = table[i]
         if wrong := _wrong(example, tokenizer, train_on):
-            raise DataError(
-                f"{example.source}: {wrong}. Trained tokens stand in brackets:\n{draw(example, tokenizer)}"
-            )
+            raise DataError(f"{example.source}: {wrong}. Trained tokens stand in brackets:\n{draw(example, tokenizer)}")
 
 
 def draw(example: Example, tokenizer: Any) -> str:
@@ -32,9 +30,7 @@ def draw(example: Example, tokenizer: Any) -> str:
     edges = np.flatnonzero(np.diff(example.is_target.astype(np.int8))) + 1
     parts = np.split(np.arange(len(example.tokens)), edges)
     texts = [tokenizer.decode(example.tokens[part].tolist()) for part in parts]
-    return "".join(
-        f"[{text}]" if example.is_target[part[0]] else text for text, part in zip(texts, parts, strict=True)
-    )
+    return "".join(f"[{text}]" if example.is_target[part[0]] else text for text, part in zip(texts, parts, strict=True))
 
 
 def _wrong(example: Example, tokenizer: Any, train_on: str) -> str:
@@ -48,7 +44,9 @@ def _wrong(example: Example, tokenizer: Any, train_on: str) -> str:
         return "it begins with two start tokens: the chat template writes one, the tokenizer another"
     ends = np.flatnonzero(is_target[:-1] & ~is_target[1:])
     if train_on != "all" and any(not _is_special(int(tokens[end]), tokenizer) for end in ends):
-        return "an answer ends without a special token, so the model would not learn to stop; name a model.chat_template"
+        return (
+            "an answer ends without a special token, so the model would not learn to stop; name a model.chat_template"
+        )
     return ""
 
 

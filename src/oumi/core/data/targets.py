@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -57,9 +56,7 @@ class Renderer:
             max_length: Tokens after which a row is cut; None cuts none.
         """
         if not tokenizer.is_fast:
-            raise ConfigError(
-                f"{tokenizer.name_or_path}: only fast tokenizers tell which text a token covers"
-            )
+            raise ConfigError(f"{tokenizer.name_or_path}: only fast tokenizers tell which text a token covers")
         self.tokenizer = tokenizer
         self.template = Template(tokenizer, template)
         self.train_on = train_on
@@ -108,9 +105,7 @@ class Renderer:
             is_target |= (starts < last) & (ends > first)
         return is_target
 
-    def _cut(
-        self, row: Rendered, tokens: npt.NDArray[np.int32], is_target: npt.NDArray[np.bool_]
-    ) -> Cut | BadRow:
+    def _cut(self, row: Rendered, tokens: npt.NDArray[np.int32], is_target: npt.NDArray[np.bool_]) -> Cut | BadRow:
         length = self.max_length or len(tokens)
         kept, kept_targets = tokens[:length], is_target[:length]
         if not kept_targets[1:].any():
@@ -130,14 +125,12 @@ class Renderer:
         turns = [i for i, one in enumerate(messages) if one.role == Role.ASSISTANT]
         if self.train_on == "final_assistant_turn":
             turns = turns[-1:]
-        spans = (
-            tuple(self._span(chat, i, text) for i in turns) if self.train_on != "all" else ((0, len(text)),)
-        )
+        spans = tuple(self._span(chat, i, text) for i in turns) if self.train_on != "all" else ((0, len(text)),)
         assert all(a[1] <= b[0] for a, b in pairwise(spans)), "turns follow each other"
         return Rendered(text, spans, source, is_chat=True)
 
     def _span(self, chat: Conversation, turn: int, text: str) -> Span:
-        """Returns where an answer begins, after what is given to the model at inference, and where its end mark ends."""
+        """Returns where an answer begins, after the prompt of inference, and where its end mark ends."""
         messages = chat.messages
         upto = text if turn == len(messages) - 1 else self.template.render(messages[: turn + 1])
         if not text.startswith(upto):
@@ -158,9 +151,7 @@ class Renderer:
             return len(prompt)
         # The prompt of inference holds more than the finished chat does, such as an opened thought.
         before = self.template.render(list(messages[:turn]))
-        common = len(os.path.commonprefix([prompt, upto]))
+        common = next((i for i, (a, b) in enumerate(zip(prompt, upto, strict=False)) if a != b), len(upto))
         if not upto.startswith(before) or common < len(before):
-            raise Undecided(
-                f"turn {turn}: the chat template gives no prompt that the finished chat begins with"
-            )
+            raise Undecided(f"turn {turn}: the chat template gives no prompt that the finished chat begins with")
         return common

@@ -49,9 +49,7 @@ def bundled_template(name: str) -> str:
     found = next((one for one in known if one == name.lower()), None)
     if found is None:
         if name.lower() in _VISION:
-            raise ConfigError(
-                f"model.chat_template: '{name}' is for vision-language models, which are not built yet"
-            )
+            raise ConfigError(f"model.chat_template: '{name}' is for vision-language models, which are not built yet")
         hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
         raise ConfigError(f"model.chat_template: unknown template '{name}'{hint}")
     return (FOLDER / f"{found}.jinja").read_text().removesuffix("\n")

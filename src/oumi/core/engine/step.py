@@ -20,7 +20,7 @@ def take_step(run: Run, micro_batches: list[Batch]) -> StepReport:
     for batch in micro_batches:
         with run.autocast():
             part = run.objective(run.model, batch.to(run.world.device)) / max(num_terms, 1)
-        run.scaler.scale(part).backward()
+        run.scaler.scale(part).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         loss += part.detach()
     run.scaler.unscale_(run.optimizer)
     report = StepReport(

@@ -33,9 +33,7 @@ def lora_config(plan: LoraPlan) -> LoraConfig:
         r=plan.r,
         lora_alpha=plan.alpha,
         lora_dropout=plan.dropout,
-        target_modules=list(plan.target_modules)
-        if isinstance(plan.target_modules, tuple)
-        else plan.target_modules,
+        target_modules=list(plan.target_modules) if isinstance(plan.target_modules, tuple) else plan.target_modules,
         exclude_modules=plan.exclude_modules,
         target_parameters=list(plan.target_parameters) if plan.target_parameters else None,
         modules_to_save=list(plan.modules_to_save) if plan.modules_to_save else None,

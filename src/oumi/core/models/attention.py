@@ -6,6 +6,7 @@ Shape letters: T tokens, H query heads, K key heads, E head size, S tokens of on
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def flat_attention(
     attend = _explicit if _needs_scores(module, settings) else _fused
     parts = [
         attend(query_1HTE[:, :, a:b], key_1KTE[:, :, a:b], value_1KTE[:, :, a:b], settings)
-        for a, b in zip(offsets[:-1], offsets[1:], strict=True)
+        for a, b in pairwise(offsets)
     ]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
@@ -42,11 +43,7 @@ def flat_attention(
 def _needs_scores(module: torch.nn.Module, settings: dict[str, Any]) -> bool:
     """Returns True where the score matrix itself is altered, which fused kernels cannot do."""
     implementation = module.config._attn_implementation
-    return (
-        implementation == FLAT_EAGER
-        or settings.get("softcap") is not None
-        or settings.get("s_aux") is not None
-    )
+    return implementation == FLAT_EAGER or settings.get("softcap") is not None or settings.get("s_aux") is not None
 
 
 def _fused(

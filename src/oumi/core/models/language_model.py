@@ -84,8 +84,7 @@ def _keeps_documents_apart(model: LanguageModel) -> bool:
     model.eval()
     try:
         together, alone, beside_other = (
-            model(collate(documents).to(device))
-            for documents in ([first, second], [second], [changed, second])
+            model(collate(documents).to(device)) for documents in ([first, second], [second], [changed, second])
         )
     except TypeError:  # its layers do not pass on what they are not told of
         return False

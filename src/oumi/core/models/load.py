@@ -45,15 +45,11 @@ def load_model_config(plan: ModelPlan) -> Any:
     """Returns the config of the model, with the plan's overrides; a name it does not have is an error."""
     name = str(resolve_asset(plan.name))
     with hub_errors("model", plan.name), remote_code_refused(plan.name):
-        config = AutoConfig.from_pretrained(
-            name, revision=plan.revision, trust_remote_code=plan.trust_remote_code
-        )
+        config = AutoConfig.from_pretrained(name, revision=plan.revision, trust_remote_code=plan.trust_remote_code)
     known = set(config.to_dict()) | set(getattr(config, "attribute_map", {}))
     for key, value in plan.config_overrides.items():
         if key not in known:
-            raise ConfigError(
-                f"model.model_kwargs.{key}: {plan.name} has no such setting{did_you_mean(key, known)}"
-            )
+            raise ConfigError(f"model.model_kwargs.{key}: {plan.name} has no such setting{did_you_mean(key, known)}")
         setattr(config, key, value)
     if plan.disable_dropout:
         for key, value in config.to_dict().items():
@@ -72,9 +68,7 @@ def freeze(model: Any, module_names: tuple[str, ...]) -> None:
     modules = dict(model.named_modules())
     for name in module_names:
         if name not in modules:
-            raise ConfigError(
-                f"model.freeze_layers: the model has no module '{name}'{did_you_mean(name, modules)}"
-            )
+            raise ConfigError(f"model.freeze_layers: the model has no module '{name}'{did_you_mean(name, modules)}")
         modules[name].requires_grad_(False)
 
 
@@ -90,7 +84,8 @@ class remote_code_refused:  # noqa: N801  a context manager, read as a verb
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if isinstance(error, ValueError) and "trust_remote_code" in str(error):
             raise RefusedError(
-                f"{self.name} brings its own Python code. Read it, and set `model.trust_remote_code: true` if you trust it."
+                f"{self.name} brings its own Python code. Read it, and if you trust it, set "
+                "`model.trust_remote_code: true`."
             ) from None
 
 

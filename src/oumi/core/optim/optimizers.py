@@ -48,9 +48,7 @@ def _adafactor(groups: Groups, plan: OptimizerPlan) -> torch.optim.Optimizer:
     """Adafactor (arXiv 1804.04235) at a fixed learning rate."""
     from transformers.optimization import Adafactor
 
-    return Adafactor(
-        groups, lr=plan.learning_rate, relative_step=False, scale_parameter=False, warmup_init=False
-    )
+    return Adafactor(groups, lr=plan.learning_rate, relative_step=False, scale_parameter=False, warmup_init=False)
 
 
 def _bitsandbytes(attribute: str) -> Callable[[Groups, OptimizerPlan], torch.optim.Optimizer]:
@@ -58,9 +56,7 @@ def _bitsandbytes(attribute: str) -> Callable[[Groups, OptimizerPlan], torch.opt
         try:
             import bitsandbytes.optim
         except ImportError as error:
-            raise ConfigError(
-                "training.optimizer: 8-bit and paged optimizers need: pip install 'oumi[gpu]'"
-            ) from error
+            raise ConfigError("training.optimizer: 8-bit and paged optimizers need: pip install 'oumi[gpu]'") from error
         made: torch.optim.Optimizer = getattr(bitsandbytes.optim, attribute)(
             groups, lr=plan.learning_rate, betas=plan.betas, eps=plan.epsilon
         )

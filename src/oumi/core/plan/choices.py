@@ -42,17 +42,13 @@ def wrong_optimizer(name: str) -> str:
     """Returns what is wrong with the name of an optimizer, or an empty string."""
     if name in OPTIMIZERS:
         return ""
-    return (
-        f"unknown optimizer '{name}'{did_you_mean(name, OPTIMIZERS) or '; known: ' + ', '.join(OPTIMIZERS)}"
-    )
+    return f"unknown optimizer '{name}'{did_you_mean(name, OPTIMIZERS) or '; known: ' + ', '.join(OPTIMIZERS)}"
 
 
 def wrong_schedule(name: str, kwargs: Mapping[str, Any]) -> str:
     """Returns what is wrong with a schedule and its arguments, or an empty string."""
     if name not in SCHEDULES:
-        return (
-            f"unknown schedule '{name}'{did_you_mean(name, SCHEDULES) or '; known: ' + ', '.join(SCHEDULES)}"
-        )
+        return f"unknown schedule '{name}'{did_you_mean(name, SCHEDULES) or '; known: ' + ', '.join(SCHEDULES)}"
     known = SCHEDULES[name]
     for key in kwargs:
         if key not in known:

@@ -20,14 +20,10 @@ def plan_disk(steps: StepsPlan, checkpoints: CheckpointPlan, facts: Facts, keeps
         keeps_one: While a new checkpoint is published the oldest still stands.
     """
     trained = facts.model.num_trainable or facts.model.num_parameters
-    weight_bytes = (
-        _BYTES["float32"] if facts.device == "cpu" else _BYTES.get(facts.model.stored_dtype or "", 4)
-    )
+    weight_bytes = _BYTES["float32"] if facts.device == "cpu" else _BYTES.get(facts.model.stored_dtype or "", 4)
     model_bytes = None if trained is None else trained * weight_bytes
     return DiskPlan(
-        checkpoint_bytes=None
-        if model_bytes is None or trained is None
-        else model_bytes + _ADAM_BYTES * trained,
+        checkpoint_bytes=None if model_bytes is None or trained is None else model_bytes + _ADAM_BYTES * trained,
         num_checkpoints=_count(steps, checkpoints, keeps_one),
         final_bytes=model_bytes if checkpoints.final_model else 0,
         free_bytes=facts.free_bytes,

@@ -25,15 +25,13 @@ _QUANTISATION = (
     "peft.use_bnb_nested_quant",
 )
 
-_NEVER_READ = {
+_NEVER_READ: dict[tuple[str, ...], str] = {
     ("data.test.*",): "training reads no test split",
     ("data.*.target_col",): "deprecated, targets come from the rendered conversation",
     ("data.*.datasets[[]].shuffle_buffer_size",): "only streams have a shuffle buffer",
     ("data.*.datasets[[]].transform_num_workers",): "rows are tokenised in one process",
     ("data.*.mixture_strategy", "data.*.seed"): "only a mixture with proportions reads it",
-    (
-        "data.*.collator_kwargs*",
-    ): "targets are found by rendering, so templates say only which turns are trained",
+    ("data.*.collator_kwargs*",): "targets are found by rendering, so templates say only which turns are trained",
     ("data.validation.collator_name", "data.validation.train_target"): "data.train decides for both splits",
     (
         "model.chat_template_kwargs*",
@@ -48,12 +46,12 @@ _NEVER_READ = {
     ): "the run is one process",
     _GROUPS: "this method does not read it",
 }
-_NOT_READ_BY_OURS = {
+_NOT_READ_BY_OURS: dict[tuple[str, ...], str] = {
     ("training.dataloader_*",): "batches are cut from tokens in memory, which needs no workers",
     ("training.label_ignore_index",): "only trained positions reach the loss",
     ("training.include_alternative_mfu_metrics",): "it repeats include_performance_metrics",
 }
-_NOT_READ_BY_ADAPTER = {
+_NOT_READ_BY_ADAPTER: dict[tuple[str, ...], str] = {
     ("training.label_ignore_index",): "the collator of the trainer marks ignored labels with -100",
     ("training.include_alternative_mfu_metrics",): "it repeats include_performance_metrics",
     ("training.sgd_momentum",): "transformers takes it from trainer_kwargs.optim_args",
@@ -62,7 +60,7 @@ _NOT_READ_BY_ADAPTER = {
 
 def plan_notes(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -> tuple[str, ...]:
     """Returns one sentence for everything that a reader of the config might not expect."""
-    return tuple([*_surprises(config, facts, precision), *_unread(config)])
+    return (*_surprises(config, facts, precision), *_unread(config))
 
 
 def changed_keys(config: TrainingConfig) -> list[str]:
@@ -109,7 +107,11 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
 def _unread(config: TrainingConfig) -> Iterator[str]:
     training = config.training
     ours = training.trainer_type == TrainerType.OUMI
-    table = {**_NEVER_READ, **(_NOT_READ_BY_OURS if ours else _NOT_READ_BY_ADAPTER), **_of_choices(config)}
+    table: dict[tuple[str, ...], str] = {
+        **_NEVER_READ,
+        **(_NOT_READ_BY_OURS if ours else _NOT_READ_BY_ADAPTER),
+        **_of_choices(config),
+    }
     changed = changed_keys(config)
     for patterns, reason in table.items():
         found = [key for key in changed if any(_matches(key, pattern) for pattern in patterns)]

@@ -94,9 +94,7 @@ def _plan_precision(config: TrainingConfig, facts: Facts) -> tuple[str, Precisio
         return "float32", PrecisionPlan(None, f"float32, since {why}")
     if mixed != MixedPrecisionDtype.NONE:
         autocast = "bfloat16" if mixed == MixedPrecisionDtype.BF16 else "float16"
-        return "float32", PrecisionPlan(
-            autocast, f"float32 weights, {autocast} matrix products, as configured"
-        )
+        return "float32", PrecisionPlan(autocast, f"float32 weights, {autocast} matrix products, as configured")
     if named != "auto":
         return named, PrecisionPlan(None, f"{named} as configured")
     if not config.model.load_pretrained_weights:

@@ -13,9 +13,7 @@ from oumi.core.plan.parts import Plan
 
 def plan_json(plan: Plan) -> dict[str, Any]:
     """Returns the plan as JSON values; the config itself is recorded beside it, not in it."""
-    record = {
-        field.name: _plain(getattr(plan, field.name)) for field in fields(plan) if field.name != "config"
-    }
+    record = {field.name: _plain(getattr(plan, field.name)) for field in fields(plan) if field.name != "config"}
     steps = plan.steps
     record["steps"] |= {
         "rows_per_step": steps.rows_per_step,
@@ -66,9 +64,7 @@ def _steps(plan: Plan) -> str:
 def _optimizer(plan: Plan) -> str:
     warmup = plan.schedule.warmup_steps
     ratio = plan.schedule.warmup_ratio
-    ramp = (
-        f", warmup {warmup} steps" if warmup else f", warmup {ratio:.0%}" if ratio and warmup is None else ""
-    )
+    ramp = f", warmup {warmup} steps" if warmup else f", warmup {ratio:.0%}" if ratio and warmup is None else ""
     norm = plan.optimizer.max_grad_norm
     clip = f", gradients clipped at {norm:g}" if norm else ", no clipping"
     return f"{plan.optimizer.name}, learning rate {plan.optimizer.learning_rate:g} {plan.schedule.name}{ramp}{clip}"

@@ -22,7 +22,7 @@ _DECISIVE = {
     "schedule": None,
     "precision": ("autocast",),
 }
-"""Parts of the plan, and which of their values; None for all. How a step is cut and what is logged is not among them."""
+"""Parts of the plan, and which of their values; None for all. How a step is cut is not among them."""
 
 
 def trajectory(plan: Plan) -> dict[str, str]:

@@ -132,9 +132,7 @@ def _build_run(plan: Plan, world: World, model: Any, rows: Rows) -> Run:
 def _check_vocabulary(model: Any, rows: Rows, tokenizer: Any) -> None:
     """Raises ConfigError if a token of the rows has no embedding."""
     num_embeddings = model.get_input_embeddings().num_embeddings
-    highest = max(
-        part.table.highest_token for part in (*rows.train.parts, *rows.validation.parts) if len(part.table)
-    )
+    highest = max(part.table.highest_token for part in (*rows.train.parts, *rows.validation.parts) if len(part.table))
     if highest >= num_embeddings:
         token = tokenizer.convert_ids_to_tokens(highest)
         raise ConfigError(

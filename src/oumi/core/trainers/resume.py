@@ -84,6 +84,7 @@ def _check_same_run(checkpoint: Path, facts: Mapping[str, Any], plan: Plan, data
         )
     if facts["data"] != data_fingerprint:
         raise DataError(
-            f"{checkpoint} was trained on other rows: their digest was {facts['data'][:12]}, it is {data_fingerprint[:12]}. "
+            f"{checkpoint} was trained on other rows: "
+            f"their digest was {facts['data'][:12]}, it is {data_fingerprint[:12]}. "
             "Bring the data back, or start anew in another training.output_dir."
         )

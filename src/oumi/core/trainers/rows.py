@@ -70,7 +70,5 @@ def _read(plan: Plan, split: str, renderer: Renderer, ledgers: list[Ledger]) -> 
 
 
 def _write_report(output_dir: Path, ledgers: dict[str, list[Ledger]]) -> None:
-    report = {
-        split: [ledger.to_dict() for ledger in of_split] for split, of_split in ledgers.items() if of_split
-    }
+    report = {split: [ledger.to_dict() for ledger in of_split] for split, of_split in ledgers.items() if of_split}
     (output_dir / "data_report.json").write_text(json.dumps(report, indent=1) + "\n")

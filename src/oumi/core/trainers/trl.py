@@ -134,9 +134,7 @@ class Bridge(TrainerCallback):
         if self.run.stop_requested:
             control.should_save = control.should_training_stop = True
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         logs = dict(logs or {})
         if "loss" not in logs:
             return
@@ -212,7 +210,8 @@ def _checked(config_class: Any, values: dict[str, Any]) -> Any:
     for name in values:
         if name not in known:
             raise ConfigError(
-                f"training.trainer_kwargs.{name}: {config_class.__name__} has no such argument{did_you_mean(name, known)}"
+                f"training.trainer_kwargs.{name}: {config_class.__name__} has no such argument"
+                f"{did_you_mean(name, known)}"
             )
     return config_class(**values)
 

@@ -53,9 +53,7 @@ def arguments(plan: Plan) -> dict[str, Any]:
         "log_level": training.dep_log_level,
         "gradient_checkpointing": plan.gradient_checkpointing is not None,
         "gradient_checkpointing_kwargs": plan.gradient_checkpointing,
-        "warmup_steps": training.warmup_steps
-        if training.warmup_steps is not None
-        else training.warmup_ratio or 0,
+        "warmup_steps": training.warmup_steps if training.warmup_steps is not None else training.warmup_ratio or 0,
         "fp16": plan.precision.autocast == "float16",
         "bf16": plan.precision.autocast == "bfloat16",  # said aloud: TRL turns it on where nothing is said
         "use_cpu": plan.device == "cpu",

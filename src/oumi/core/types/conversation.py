@@ -5,22 +5,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 
-class Role(str, Enum):
+class Role(StrEnum):
     """Who speaks."""
 
     SYSTEM = "system"
     USER = "user"
     ASSISTANT = "assistant"
     TOOL = "tool"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 class Message(BaseModel):
@@ -54,9 +51,7 @@ class Conversation(BaseModel):
         self, role: Role | None = None, filter_fn: Callable[[Message], bool] | None = None
     ) -> list[Message]:
         """Returns the messages of a role that a function accepts."""
-        return [
-            one for one in self.messages if role in (None, one.role) and (filter_fn is None or filter_fn(one))
-        ]
+        return [one for one in self.messages if role in (None, one.role) and (filter_fn is None or filter_fn(one))]
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values."""

@@ -14,7 +14,9 @@ _WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request."
 )
-_WITHOUT_INPUT = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+_WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+)
 
 
 class AlpacaDataset(BaseSftDataset):

@@ -35,9 +35,7 @@ class TextSftDataset(ShapedDataset):
     def raw_rows(self) -> Iterator[Row | BadRow]:
         """Yields the rows of the file."""
         if self.dataset_path is None:
-            raise ConfigError(
-                f"data set '{self.dataset_name}': needs dataset_path, a .jsonl, .json or .parquet file"
-            )
+            raise ConfigError(f"data set '{self.dataset_name}': needs dataset_path, a .jsonl, .json or .parquet file")
         return super().raw_rows()
 
 
