@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 from oumi.core.callbacks.reporting import Record, Sink
 from oumi.core.checkpoint.store import storage_errors
@@ -20,7 +20,7 @@ class MetricsFile(Sink):
     """Writes `metrics.jsonl`, one object a step; each line is on its way to disk when the step ends."""
 
     def __init__(self) -> None:
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
         self._path = Path()
 
     def start(self, run: Progress) -> None:
@@ -33,7 +33,7 @@ class MetricsFile(Sink):
         alias = run.plan.output_dir / NAMES[1]
         alias.unlink(missing_ok=True)
         os.symlink(path.name, alias)
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("ab", buffering=0)
 
     def step(self, run: Progress, record: Record) -> None:
         self._write(record)
@@ -48,7 +48,7 @@ class MetricsFile(Sink):
     def _write(self, record: Record) -> None:
         assert self._file is not None, "start opens the file"
         with storage_errors(self._path):
-            self._file.write(json.dumps(record) + "\n")
+            self._file.write((json.dumps(record) + "\n").encode())
 
 
 def _lines(path: Path) -> list[str]:
