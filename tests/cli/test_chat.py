@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import pytest
 import typer
-from tests.tiny import save_tiny_model
 from typer.testing import CliRunner
 
 from oumi.cli.chat import Talk, chat, infer
 from oumi.core.errors import ConfigError
 from oumi.core.inference import answer, load_speaker, load_untrained
+from tests.tiny import save_tiny_model
 
 app = typer.Typer()
 app.command("chat")(chat)

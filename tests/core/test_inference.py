@@ -8,11 +8,11 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tests.tiny import byte_tokenizer, save_tiny_model, tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from oumi.core.errors import ConfigError, RefusedError, StorageError
 from oumi.core.inference import answer, load_speaker, load_untrained, make_speaker, stream_answer
+from tests.tiny import byte_tokenizer, save_tiny_model, tiny_llama
 
 QUESTIONS = [
     "Hi",

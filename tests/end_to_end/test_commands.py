@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.runs import tiny_config
 
 from oumi.core.configs.loading import dump
+from tests.runs import tiny_config
 
 SNIPPET = """
 from oumi.core.train import train

@@ -13,6 +13,7 @@ from pathlib import Path
 from resource import RLIM_INFINITY, RLIMIT_FSIZE, setrlimit
 
 import pytest
+
 from tests.hub_server import DATASET, MODEL, HubServer, fill
 
 RECIPE = "configs/recipes/smollm/sft/135m/quickstart_train.yaml"
