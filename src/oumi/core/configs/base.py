@@ -5,10 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from enum import Enum
-from typing import Any, ClassVar, TypeVar
+from types import UnionType
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, PrivateAttr, ValidationError
-from pydantic_core import CoreSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import CoreSchema, PydanticKnownError
 
 from oumi.core.configs.problems import semantic_problems, translate
 from oumi.core.errors import ConfigError
@@ -27,14 +36,23 @@ class NamedEnum(Enum):
 
     @classmethod
     def _missing_(cls: type[Named], value: object) -> Named | None:
-        if not isinstance(value, str):
+        if isinstance(value, bool) or not isinstance(value, (str, int)):
             return None
-        wanted = value.rpartition(".")[2].lower()
+        wanted = str(value).rpartition(".")[2].lower()
         return next((one for one in cls if wanted in (one.name.lower(), str(one.value).lower())), None)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {"type": "string", "enum": [one.name for one in cls], "title": cls.__name__}
+
+
+def _types_in(annotation: Any) -> Iterator[Any]:
+    """Yields the types of a union, without their constraints."""
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        for one in get_args(annotation):
+            yield from _types_in(one)
+    else:
+        yield annotation if isinstance(annotation, type) or annotation is Any else None
 
 
 class Params(BaseModel):
@@ -46,9 +64,21 @@ class Params(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
         coerce_numbers_to_str=True,
+        allow_inf_nan=False,
     )
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_flags_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool):
+            allowed = set(_types_in(cls.model_fields[info.field_name or ""].annotation))
+            if int in allowed and not allowed & {bool, Any}:
+                raise PydanticKnownError("int_type")
+            if float in allowed and not allowed & {bool, Any}:
+                raise PydanticKnownError("float_type")
+        return value
 
     def __setattr__(self, name: str, value: Any) -> None:
         try:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -26,8 +27,10 @@ from oumi.core.configs.problems import (
     split_key,
     translate,
 )
-from oumi.core.configs.tree import MAX_BYTES, Node, TreeError, parse, plain, walk
+from oumi.core.configs.tree import MAX_BYTES, Node, TreeError, parse, plain, scalar, walk
 from oumi.core.errors import ConfigError, Problem
+
+_KEY = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[\d+\])*")
 
 
 @dataclass(frozen=True)
@@ -162,8 +165,32 @@ def to_plain(value: Any) -> Any:
 
 
 def dump(config: Params) -> str:
-    """Returns every value of a config as YAML."""
-    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=1000)
+    """Returns every value of a config as YAML that is read back the same."""
+    values = to_plain(config)
+    if isinstance(config, BaseConfig) and config.has_references:
+        values = _escaped(values)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _escaped(value: Any) -> Any:
+    """Returns plain values in which no text is a reference."""
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that our reader would take for a number, such as `1e5`."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        return self.represent_scalar(
+            "tag:yaml.org,2002:str", text, style=None if isinstance(scalar(text), str) else "'"
+        )
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def _typed(cls: type[BaseConfig], root: Node) -> tuple[Any, list[Problem]]:
@@ -224,6 +251,10 @@ def _drop(values: Any, path: KeyPath) -> None:
 
 def _apply(root: Node, override: Override) -> list[Problem]:
     """Puts an override into the tree; a mapping joins the mapping that is there."""
+    name = re.sub(r"\.(\d+)(?=\.|\[|$)", r"[\1]", override.key)
+    if not _KEY.fullmatch(name):
+        wanted = "training.max_steps or data.train.datasets[0].split"
+        return [Problem(override.key, f"cannot be the name of a key, such as {wanted}", override.flag)]
     try:
         value, problems = parse(override.text, override.flag)
     except TreeError as error:
@@ -235,7 +266,7 @@ def _apply(root: Node, override: Override) -> list[Problem]:
     for _, node in walk(value):
         node.place = override.flag
         node.key_places = dict.fromkeys(node.key_places, override.flag)
-    parts = split_key(re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", override.key))
+    parts = split_key(name)
     parent = root
     for part, following in zip(parts, [*parts[1:], None], strict=True):
         if following is None:
@@ -250,20 +281,26 @@ def _apply(root: Node, override: Override) -> list[Problem]:
 
 
 def _child(parent: Node, part: str | int) -> Node | None:
+    """Returns a node inside another, made the parent's own: an alias may have put it elsewhere too."""
     if isinstance(parent.value, dict) and isinstance(part, str):
         found: Node | None = parent.value.get(part)
-        return found if found is None or found.value is not None else None
-    if isinstance(parent.value, list) and isinstance(part, int) and part < len(parent.value):
-        return parent.value[part]  # type: ignore[no-any-return]  # a list of nodes
-    return None
+    elif isinstance(parent.value, list) and isinstance(part, int) and part < len(parent.value):
+        found = parent.value[part]
+    else:
+        return None
+    if found is None or found.value is None:
+        return None
+    own = replace(found, value=copy(found.value), key_places=dict(found.key_places))
+    inside: Any = parent.value
+    inside[part] = own
+    return own
 
 
 def _put(parent: Node, part: str | int, value: Node, override: Override) -> list[Problem]:
     if isinstance(parent.value, dict) and isinstance(part, str):
-        before = parent.value.get(part)
+        before = _child(parent, part)
         if before is not None and isinstance(before.value, dict) and isinstance(value.value, dict):
-            before.value |= value.value
-            before.key_places |= value.key_places
+            _join(before, value)
         else:
             parent.value[part] = value
             parent.key_places[part] = override.flag
@@ -280,6 +317,17 @@ def _put(parent: Node, part: str | int, value: Node, override: Override) -> list
             )
         ]
     return [Problem(override.key, f"'{part}' lies inside a value that is not a section", override.flag)]
+
+
+def _join(before: Node, after: Node) -> None:
+    """Puts the keys of one mapping into another; mappings in both join."""
+    for key, item in after.value.items():
+        own = _child(before, key)
+        if own is not None and isinstance(own.value, dict) and isinstance(item.value, dict):
+            _join(own, item)
+        else:
+            before.value[key] = item
+            before.key_places[key] = after.key_places[key]
 
 
 def _from_argument(argument: str) -> Override:

@@ -15,12 +15,15 @@ from oumi.core.configs.interpolation import dotted
 from oumi.core.errors import Problem, did_you_mean
 
 Path = tuple[str | int, ...]
+_MAX_PROBLEMS = 100
 
 
 def translate(error: ValidationError, root: type[BaseModel], value_places: Mapping[Path, str]) -> list[Problem]:
     """Returns pydantic's findings as problems, each at the place of its key or of the nearest one above it."""
     found: dict[str, Problem] = {}
     for one in error.errors(include_url=False):
+        if len(found) >= _MAX_PROBLEMS:
+            return [*found.values(), Problem("", f"and more: only the first {_MAX_PROBLEMS} are told")]
         path = real_path(one["loc"], root)
         key = dotted(path)
         if key not in found:

@@ -29,7 +29,7 @@ class TrainingConfig(BaseConfig):
 
     data: DataParams = DataParams()
     """What is learned from."""
-    model: ModelParams = ModelParams(model_name="")
+    model: ModelParams = ModelParams.model_construct(_fields_set=set(), model_name="")
     """What learns."""
     training: TrainingParams = TrainingParams()
     """How it learns."""

@@ -15,6 +15,7 @@ from oumi.core.errors import Problem
 MAX_BYTES = 5_000_000
 MAX_DEPTH = 100
 MAX_NODES = 200_000
+_MAX_DIGITS = 1000
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _CORE_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map")}
@@ -66,7 +67,7 @@ def scalar(text: str) -> Any:
         return None
     if text.lower() in ("true", "false") and text in ("true", "True", "TRUE", "false", "False", "FALSE"):
         return text.lower() == "true"
-    if _INTEGER.fullmatch(text):
+    if _INTEGER.fullmatch(text) and len(text) <= _MAX_DIGITS:
         return int(text.replace("_", ""), 0) if text[:2] in ("0o", "0x") else int(text.replace("_", ""))
     if _FLOAT.fullmatch(text):
         return float(text.replace("_", ""))
@@ -153,7 +154,7 @@ class _Builder:
         if isinstance(parent.value, list):
             parent.value.append(node)
         elif self._keys[-1] is None:
-            self._keys[-1] = (self._key(node), self._at(event))
+            self._keys[-1] = (self._key(node, event), self._at(event))
         else:
             key, place = self._keys[-1]
             self._keys[-1] = None
@@ -171,12 +172,12 @@ class _Builder:
             above += f".{open_key[0]}" if open_key is not None else f"[{len(node.value)}]"
         return f"{above}.{key}".lstrip(".")
 
-    def _key(self, node: Node) -> str:
+    def _key(self, node: Node, event: Any) -> str:
         if isinstance(node.value, (dict, list)):
             raise TreeError(Problem("", "a key must be text", node.place))
         if node.value == "<<":
             raise TreeError(Problem("<<", "merge keys are not read; write the values out or use an alias", node.place))
-        return str(node.value)
+        return str(event.value if isinstance(event, yaml.ScalarEvent) else node.value)
 
     def _check_tag(self, event: Any) -> None:
         if event.tag not in (None, "!") and event.tag not in _CORE_TAGS:

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values given on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from oumi.cli.overrides import parse_overrides
+from oumi.core.configs import TrainingConfig
+from oumi.core.configs.loading import leaves
+from oumi.core.errors import ConfigError
+
+BASE = """\
+model:
+  model_name: oumi://tiny
+data:
+  train:
+    datasets:
+      - dataset_name: a
+training:
+  seed: 1
+  trainer_kwargs: {a: {b: 1}, c: 2}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "train.yaml"
+    path.write_text(BASE)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "wanted"),
+    [
+        (["--training.seed", "5"], "training.seed", 5),
+        (["--training.seed=5"], "training.seed", 5),
+        (["--training.max_steps", "-1"], "training.max_steps", -1),
+        (["--training.learning_rate=1e-4"], "training.learning_rate", 1e-4),
+        (["--training.run_name=a=b"], "training.run_name", "a=b"),
+        (["--training.run_name", "5"], "training.run_name", "5"),
+        (["--training.run_name", "#5"], "training.run_name", "#5"),
+        (["--training.run_name", "null"], "training.run_name", None),
+        (["--training.run_name="], "training.run_name", ""),
+        (["--training.use_peft"], "training.use_peft", True),
+        (["--training.use_peft", "--training.seed", "5"], "training.use_peft", True),
+        (["--training.use_peft", "false"], "training.use_peft", False),
+        (["--no-training.enable_tensorboard"], "training.enable_tensorboard", False),
+        (["--data.train.datasets[0].split", "test"], "data.train.datasets[0].split", "test"),
+        (["--data.train.datasets[0].split=test"], "data.train.datasets[0].split", "test"),
+        (["--data.train.datasets.0.split", "test"], "data.train.datasets[0].split", "test"),
+        (["--data.train.datasets[1].dataset_name", "b"], "data.train.datasets[1].dataset_name", "b"),
+        (["--data.train.datasets", "[{dataset_name: z}]"], "data.train.datasets[0].dataset_name", "z"),
+        (["--model.freeze_layers", "[x, y]"], "model.freeze_layers", ["x", "y"]),
+        (["--training.profiler.schedule.wait", "2"], "training.profiler.schedule.wait", 2),
+        (
+            ["--deepspeed.offload_optimizer", "{}", "--deepspeed.zero_stage=3"],
+            "deepspeed.offload_optimizer.buffer_count",
+            4,
+        ),
+        (["--training.seed", "5", "--training.seed", "6"], "training.seed", 6),
+        (["--training.run_name", "${model.model_name}"], "training.run_name", "oumi://tiny"),
+    ],
+)
+def test_an_argument_sets_a_key(file: Path, arguments: list[str], key: str, wanted: object) -> None:
+    assert leaves(TrainingConfig.load(file, parse_overrides(arguments)))[key] == wanted
+
+
+def test_a_mapping_joins_the_mapping_that_is_there_at_every_depth(file: Path) -> None:
+    arguments = ["--training.trainer_kwargs", "{a: {d: 3}, e: [4]}", "--training.trainer_kwargs.f.g", "5"]
+    config = TrainingConfig.load(file, parse_overrides(arguments))
+    assert config.training.trainer_kwargs == {"a": {"b": 1, "d": 3}, "c": 2, "e": [4], "f": {"g": 5}}
+
+
+def test_a_mapping_sets_keys_of_a_section_and_leaves_the_others(file: Path) -> None:
+    config = TrainingConfig.load(file, parse_overrides(["--training", "{max_steps: 9}"]))
+    assert (config.training.max_steps, config.training.seed) == (9, 1)
+
+
+def test_a_list_replaces_the_list_that_is_there(file: Path) -> None:
+    config = TrainingConfig.load(
+        file, parse_overrides(["--data.train.datasets=[{dataset_name: y}, {dataset_name: z}]"])
+    )
+    assert [one.dataset_name for one in config.data.train.datasets] == ["y", "z"]
+
+
+def test_an_override_changes_one_of_two_places_that_an_alias_made_equal(file: Path) -> None:
+    file.write_text(
+        "model: {model_name: m}\ndata:\n  train: &rows {datasets: [{dataset_name: a}]}\n  validation: *rows\n"
+    )
+    config = TrainingConfig.load(file, parse_overrides(["--data.validation.datasets[0].split", "test"]))
+    assert config.data.train.datasets[0].split == "train"
+    assert config.data.validation.datasets[0].split == "test"
+
+
+@pytest.mark.parametrize("arguments", [["--local-rank=0"], ["--local_rank=0"], ["--local-rank", "0"]])
+def test_the_local_rank_of_old_launchers_is_dropped(file: Path, arguments: list[str]) -> None:
+    config = TrainingConfig.load(file, parse_overrides([*arguments, "--training.seed", "5"]))
+    assert config.training.seed == 5
+    assert TrainingConfig.load(file, parse_overrides(arguments)) == TrainingConfig.from_yaml(file)
+
+
+def test_an_argument_list_from_python_is_read_alike(file: Path) -> None:
+    config = TrainingConfig.from_yaml_and_arg_list(file, ["training.seed=5", "--local-rank=0"])
+    assert config.training.seed == 5
+
+
+def test_a_config_may_come_from_arguments_alone() -> None:
+    arguments = ["--model.model_name", "m", "--data.train.datasets[0].dataset_name", "a"]
+    config = TrainingConfig.load(None, parse_overrides(arguments))
+    assert config.keys_set() == {"model.model_name", "data.train.datasets[0].dataset_name"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["training.seed", "5"], "training.seed wanted --section.key value"),
+        (["--"], "-- wanted --section.key value"),
+        (["--=x"], "--=x wanted --section.key value"),
+        (["-v"], "-v wanted --section.key value"),
+        (["--training[seed]", "5"], "--training[seed] training[seed]: cannot be the name of a key"),
+        (["--training[", "5"], "--training[ training[: cannot be the name of a key"),
+        (["--training..seed", "5"], "--training..seed training..seed: cannot be the name of a key"),
+        (["--data.train.datasets[-1].split", "x"], "--data.train.datasets[-1].split"),
+        (["--data.train.datasets[5].split", "x"], "the list has 1 entries, so there is no [5]"),
+        (["--data.train.datasets[0].split.x", "y"], "--data.train.datasets[0].split.x"),
+        (["--training.seed", "five"], "--training.seed training.seed: got 'five', must be a whole number"),
+        (["--training.sede", "5"], "--training.sede training.sede: unknown key, did you mean 'seed'?"),
+        (["--seed", "5"], "--seed seed: unknown key here; it belongs in"),
+        (["--training.run_name", "{x"], "--training.run_name training.run_name: not valid YAML"),
+        (["--training.run_name", "!!python/name:os.system"], "'!!python/name:os.system' is refused"),
+        (["--no-training.seed"], "--no-training.seed training.seed: got false, must be a whole number"),
+        (["--training.use_peft", "maybe"], "--training.use_peft training.use_peft: got 'maybe', must be true or false"),
+    ],
+)
+def test_a_malformed_argument_is_told_by_its_flag(file: Path, arguments: list[str], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainingConfig.load(file, parse_overrides(arguments))
+    assert words in str(caught.value)
+
+
+def test_every_malformed_argument_is_told_at_once(file: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainingConfig.load(file, parse_overrides(["--training.seed", "x", "--peft.lora_r=0", "--modle.x", "1"]))
+    assert len(caught.value.problems) == 3
+
+
+def test_every_value_knows_where_it_comes_from(file: Path) -> None:
+    arguments = ["--training.max_steps", "5", "--no-training.enable_tensorboard", "--data.train.datasets.0.split=x"]
+    config = TrainingConfig.load(file, parse_overrides(arguments))
+    assert config.origin_of("model.model_name") == "train.yaml:2:3"
+    assert config.origin_of("data.train.datasets[0].dataset_name") == "train.yaml:6:9"
+    assert config.origin_of("data.train.datasets[0].split") == "--data.train.datasets.0.split"
+    assert config.origin_of("training.seed") == "train.yaml:8:3"
+    assert config.origin_of("training.max_steps") == "--training.max_steps"
+    assert config.origin_of("training.enable_tensorboard") == "--no-training.enable_tensorboard"
+    assert config.origin_of("training.learning_rate") == "default"
+    assert config.keys_set() == {
+        "model.model_name",
+        "data.train.datasets[0].dataset_name",
+        "data.train.datasets[0].split",
+        "training.seed",
+        "training.trainer_kwargs",
+        "training.max_steps",
+        "training.enable_tensorboard",
+    }
+
+
+def test_an_override_takes_the_place_of_the_file_in_what_is_told(file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--training\.seed training\.seed: got -1, must be >= 0"):
+        TrainingConfig.load(file, parse_overrides(["--training.seed=-1"]))
