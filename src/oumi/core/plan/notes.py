@@ -88,8 +88,8 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
     if training.trainer_type == TrainerType.OUMI:
         if train.train_target is None and train.collator_name is None:
             yield "targets: assistant turns only; name `data.train.train_target` for another choice"
-    elif train.collator_name != "text_completions_only_with_padding":
-        yield "targets: every token, prompts included; set `data.train.collator_name` to train on answers only"
+    elif train.train_target is None and train.collator_name != "text_completions_only_with_padding":
+        yield "targets: every token, prompts included; set `data.train.train_target` to train on answers only"
     if training.max_steps > 0 and "training.num_train_epochs" in changed_keys(config):
         yield "steps: max_steps decides, num_train_epochs is not read"
     if training.save_steps > 0 and training.save_epoch:

@@ -30,7 +30,7 @@ from oumi.core.run import Callbacks, Progress, StepReport
 from oumi.core.trainers.listeners import build_reporting, quiet_libraries, write_model_summary
 from oumi.core.trainers.resume import mark_finished
 from oumi.core.trainers.rows import load_rows
-from oumi.core.trainers.trl_methods import METHODS, arguments
+from oumi.core.trainers.trl_methods import METHODS, NEWER_NAMES, arguments
 
 
 class TrlTrainer:
@@ -207,6 +207,8 @@ def _load(place: str) -> Any:
 
 def _checked(config_class: Any, values: dict[str, Any]) -> Any:
     known = {field.name for field in dataclasses.fields(config_class)}
+    newer = {old: new for old, new in NEWER_NAMES.items() if new in known}
+    values = {newer.get(name, name): value for name, value in values.items()}
     for name in values:
         if name not in known:
             raise ConfigError(

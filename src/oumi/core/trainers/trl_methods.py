@@ -41,6 +41,12 @@ _SAME_NAME = (
 )  # fmt: skip
 """Keys of `training` that transformers calls the same."""
 
+NEWER_NAMES = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+"""Arguments that later versions of transformers call otherwise."""
+
 
 def arguments(plan: Plan) -> dict[str, Any]:
     """Returns the arguments of the config class of the plan's trainer."""
