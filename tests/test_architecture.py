@@ -23,8 +23,8 @@ FLOORS = {
     "oumi.core.data": 5, "oumi.core.models": 5, "oumi.core.objectives": 5, "oumi.core.optim": 5,
     "oumi.core.checkpoint": 5, "oumi.core.datasets": 6, "oumi.core.engine": 6, "oumi.core.callbacks": 6,
     "oumi.datasets": 7, "oumi.core.trainers": 7, "oumi.core.survey": 8, "oumi.core.run_directory": 8,
-    "oumi.core.inference": 8, "oumi.core.train": 9, "oumi.performance": 9, "oumi.builders": 9, "oumi.train": 10,
-    "oumi.embedded": 0, "oumi.cli": 10, "oumi.__main__": 11, "oumi": 12,
+    "oumi.core.inference": 8, "oumi.core.train": 9, "oumi.performance": 9, "oumi.builders": 9, "oumi.launcher": 2,
+    "oumi.train": 10, "oumi.embedded": 0, "oumi.cli": 10, "oumi.__main__": 11, "oumi": 12,
 }  # fmt: skip
 FILES = sorted(SOURCE.rglob("*.py"))
 

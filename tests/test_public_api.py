@@ -30,7 +30,13 @@ NAMES = {
     "oumi.core.configs.params.profiler_params": ["ProfilerScheduleParams"],
     "oumi.core.datasets": ["BaseSftDataset", "DATASETS"],
     "oumi.core.types.conversation": ["Conversation", "Message", "Role"],
-    "oumi.builders": ["build_tokenizer", "build_model", "build_chat_template", "build_optimizer"],
+    "oumi.core.types": ["Conversation", "Message", "Role"],
+    "oumi.builders": [
+        "build_tokenizer", "build_model", "build_peft_model", "build_chat_template", "build_optimizer",
+        "build_lr_scheduler",
+    ],
+    "oumi.builders.lr_schedules": ["build_lr_scheduler"],
+    "oumi.launcher": ["JobConfig", "JobResources", "StorageMount"],
     "oumi.datasets": ["AlpacaDataset", "TextSftJsonLinesDataset"],
     "oumi.performance.telemetry": ["TelemetryTracker"],
 }  # fmt: skip

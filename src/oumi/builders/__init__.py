@@ -11,7 +11,14 @@ from oumi.core.configs.data import DatasetParams
 from oumi.core.plan.parts import Facts, Plan
 from oumi.core.plan.plan import make_plan
 
-__all__ = ["build_chat_template", "build_model", "build_optimizer", "build_tokenizer"]
+__all__ = [
+    "build_chat_template",
+    "build_lr_scheduler",
+    "build_model",
+    "build_optimizer",
+    "build_peft_model",
+    "build_tokenizer",
+]
 
 
 def build_tokenizer(model_params: ModelParams) -> Any:
@@ -36,6 +43,19 @@ def build_model(model_params: ModelParams, peft_params: PeftParams | None = None
     return model if plan.lora is None else add_lora(model, plan.lora, plan.model.name)
 
 
+def build_peft_model(base_model: Any, use_gradient_checkpointing: bool, peft_params: PeftParams) -> Any:
+    """Returns a model with a new adapter; only the adapter is trained."""
+    from oumi.core.models.adapters import add_lora
+
+    plan = _plan(ModelParams(model_name=base_model.name_or_path or "-"), peft=peft_params)
+    assert plan.lora is not None, "an adapter is described"
+    model = add_lora(base_model, plan.lora, plan.model.name)
+    if use_gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    return model
+
+
 def build_chat_template(template_name: str) -> str:
     """Returns the bundled chat template of that name."""
     from oumi.core.data.templates import bundled_template
@@ -48,6 +68,14 @@ def build_optimizer(model: Any, config: TrainingParams) -> Any:
     from oumi.core.optim.optimizers import build_optimizer as build
 
     return build(model, _plan(ModelParams(model_name="-"), training=config).optimizer)
+
+
+def build_lr_scheduler(optimizer: Any, training_params: TrainingParams, num_training_steps: int) -> Any:
+    """Returns the learning-rate schedule that a training section describes, over that many optimizer steps."""
+    from oumi.core.optim.schedules import build_schedule
+
+    plan = _plan(ModelParams(model_name="-"), training=training_params)
+    return build_schedule(optimizer, plan.schedule, num_training_steps)
 
 
 def _plan(model: ModelParams, peft: PeftParams | None = None, training: TrainingParams | None = None) -> Plan:
