@@ -5,20 +5,34 @@ from __future__ import annotations
 
 import json
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from oumi.core import host
-from oumi.core.configs import TrainingConfig
+from oumi.core.configs import ModelParams, TrainingConfig
 from oumi.core.datasets import dataset_for
+from oumi.core.errors import ConfigError
+from oumi.core.hub import hub_errors
 from oumi.core.plan.parts import Facts, ModelFacts
 from oumi.core.recipes import resolve_asset
 
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_UNLIMITED = 1_000_000_000
+"""Tokenizers without a length of their own say some number above this."""
 
 
-def survey(config: TrainingConfig) -> Facts:
-    """Returns the facts for a plan; what only the network could tell stays unknown."""
+def survey(config: TrainingConfig, may_download: bool = False) -> Facts:
+    """Returns the facts for a plan.
+
+    Args:
+        config: The run.
+        may_download: Fetch the few small files that describe a model of the Hub. Otherwise what is not in the
+            cache stays unknown.
+
+    Raises:
+        ConfigError: No such model, or no access to it.
+    """
     machine = host.describe_host()
     return Facts(
         device=machine.device,
@@ -28,7 +42,7 @@ def survey(config: TrainingConfig) -> Facts:
         memory_bytes=machine.memory_bytes,
         free_bytes=host.free_bytes(Path(config.training.output_dir).expanduser().absolute()),
         num_rows=_count_rows(config),
-        model=_model_facts(Path(str(resolve_asset(config.model.model_name)))),
+        model=_model_facts(config.model, may_download),
     )
 
 
@@ -43,28 +57,79 @@ def _count_rows(config: TrainingConfig) -> int | None:
     return total
 
 
-def _model_facts(folder: Path) -> ModelFacts:
-    """Returns what the files of a local model tell."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return ModelFacts()
+def _model_facts(model: ModelParams, may_download: bool) -> ModelFacts:
+    """Returns what the files of a model and its tokenizer tell."""
+    name, revision = model.model_name, model.model_revision
+    adapter_of = None
+    path = _file(name, "config.json", revision, may_download)
+    if path is None and (adapter := _file(name, "adapter_config.json", revision, may_download)) is not None:
+        adapter_of = json.loads(adapter.read_text())["base_model_name_or_path"]
+        path = _file(adapter_of, "config.json", None, may_download)
+    if path is None:
+        return ModelFacts(adapter_of=adapter_of)
     config = json.loads(path.read_text())
-    headers = [_header(file) for file in sorted(folder.glob("*.safetensors"))]
-    tensors = [one for header in headers for name, one in header.items() if name != "__metadata__"]
-    dtypes = [_DTYPES[one["dtype"]] for one in tensors if one["dtype"] in _DTYPES]
+    tensors = _tensors(path.parent) if model.load_pretrained_weights else {}
+    tokenizer = model.tokenizer_name or name
     return ModelFacts(
-        num_parameters=sum(_size(one["shape"]) for one in tensors) if tensors else None,
-        stored_dtype=max(set(dtypes), key=dtypes.count) if dtypes else None,
-        max_positions=config.get("max_position_embeddings") or config.get("n_positions"),
+        are_known=True,
+        num_parameters=sum(_size(one["shape"]) for one in tensors.values()) if tensors else None,
+        matrices={name: tuple(one["shape"]) for name, one in tensors.items() if len(one["shape"]) == 2},
+        stored_dtype=_stored_dtype(config, tensors),
+        max_positions=_max_positions(config),
+        tokenizer_length=_tokenizer_length(
+            _file(tokenizer, "tokenizer_config.json", revision if tokenizer == name else None, may_download)
+        ),
+        adapter_of=adapter_of,
+        commit=path.parent.name if path.parent.parent.name == "snapshots" else None,
     )
 
 
-def _header(path: Path) -> dict[str, Any]:
-    """Returns the names, shapes and dtypes that a safetensors file begins with."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header: dict[str, Any] = json.loads(file.read(length))
-        return header
+def _file(name: str, file: str, revision: str | None, may_download: bool) -> Path | None:
+    """Returns a file of a model: in its directory, in the cache of the Hub, or fetched; None if there is none."""
+    folder = Path(str(resolve_asset(name))).expanduser()
+    if folder.is_dir():
+        return folder / file if (folder / file).is_file() else None
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
+
+    try:
+        if not may_download:
+            found = try_to_load_from_cache(name, file, revision=revision)
+            return Path(found) if isinstance(found, str) else None
+        with hub_errors("model", name), suppress(RemoteEntryNotFoundError):
+            return Path(hf_hub_download(name, file, revision=revision))
+    except HFValidationError:
+        raise ConfigError(f"model {name}: no such directory, and no name that a model of the Hub could have") from None
+    return None
+
+
+def _stored_dtype(config: dict[str, Any], tensors: dict[str, Any]) -> str | None:
+    named = config.get("dtype") or config.get("torch_dtype")
+    if isinstance(named, str):
+        return named
+    dtypes = [_DTYPES[one["dtype"]] for one in tensors.values() if one["dtype"] in _DTYPES]
+    return max(set(dtypes), key=dtypes.count) if dtypes else None
+
+
+def _max_positions(config: dict[str, Any]) -> int | None:
+    text = config.get("text_config") or config
+    return text.get("max_position_embeddings") or text.get("n_positions")
+
+
+def _tokenizer_length(path: Path | None) -> int | None:
+    length = json.loads(path.read_text()).get("model_max_length") if path is not None else None
+    return int(length) if isinstance(length, (int, float)) and 0 < length < _UNLIMITED else None
+
+
+def _tensors(folder: Path) -> dict[str, dict[str, Any]]:
+    """Returns the dtype and shape of every tensor in the safetensors files of a folder, from their headers."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            found |= json.loads(file.read(length))
+    found.pop("__metadata__", None)
+    return found
 
 
 def _size(shape: list[int]) -> int:

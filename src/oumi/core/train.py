@@ -57,7 +57,7 @@ def train(
     config = _joined(config, additional_model_kwargs or {}, additional_trainer_kwargs or {})
     check(config)  # every problem at once, before anything is loaded
     with World.start() as world:
-        plan = make_plan(config, survey(config), world.size)  # pure: batch sizes, step count, dtypes, paths
+        plan = make_plan(config, survey(config, may_download=True), world.size)  # pure: every number decided
         print(dump(config) + plan_text(plan) if verbose else plan_text(plan), file=sys.stderr, flush=True)
         with hold(plan.output_dir):
             step = finished_step(plan)

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.hub import hub_errors
-from oumi.core.plan.parts import LoraPlan
+from oumi.core.plan.parts import LoraPlan, Saved
 
 
 def add_lora(model: Any, plan: LoraPlan, base_name: str) -> Any:
@@ -52,6 +52,12 @@ def load_adapter(model: Any, source: str | Path, is_trained: bool) -> Any:
 def is_adapted(model: Any) -> bool:
     """Returns True if the model carries a PEFT adapter."""
     return isinstance(model, PeftModel)
+
+
+def saved_of(model: Any) -> Saved:
+    """Returns how large the weights are that `save_model` writes: the adapter alone if there is one."""
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    return Saved(trained if is_adapted(model) else sum(p.nbytes for p in model.parameters()), trained)
 
 
 def save_model(model: Any, directory: Path, mode: str = "ADAPTER_ONLY") -> None:

@@ -27,7 +27,7 @@ def load_tokenizer(plan: ModelPlan) -> Any:
     with hub_errors("tokenizer", plan.tokenizer_name), remote_code_refused(plan.tokenizer_name):
         tokenizer = AutoTokenizer.from_pretrained(
             name,
-            revision=plan.revision,
+            revision=plan.tokenizer_revision,
             trust_remote_code=plan.trust_remote_code,
             **plan.tokenizer_kwargs,
         )

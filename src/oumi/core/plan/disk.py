@@ -3,39 +3,81 @@
 
 from __future__ import annotations
 
-from oumi.core.plan.parts import CheckpointPlan, DiskPlan, Facts, StepsPlan
+from dataclasses import replace
+
+from oumi.core.errors import OutputError
+from oumi.core.plan.parts import CheckpointPlan, DiskPlan, LoraPlan, ModelFacts, OptimizerPlan, Plan, Saved, StepsPlan
 
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-_ADAM_BYTES = 8
-"""Two float32 moments a trained parameter."""
+_STATES = {"adafactor": 0.0, "sgd": 0.0, "adamw_8bit": 0.5, "paged_adamw_8bit": 0.5}
+"""Size of an optimizer's state, as a multiple of the trained weights in float32; Adam's two moments by default."""
+_EMBEDDINGS = ("embed", "lm_head", "wte", "wpe")
 
 
-def plan_disk(steps: StepsPlan, checkpoints: CheckpointPlan, facts: Facts, keeps_one: bool) -> DiskPlan:
-    """Returns the bytes of a checkpoint and of all that stand together.
-
-    Args:
-        steps: How many optimizer steps there are, when that is known.
-        checkpoints: How often is saved, and how many are kept.
-        facts: Size of the model, free space.
-        keeps_one: While a new checkpoint is published the oldest still stands.
-    """
-    trained = facts.model.num_trainable or facts.model.num_parameters
-    weight_bytes = _BYTES["float32"] if facts.device == "cpu" else _BYTES.get(facts.model.stored_dtype or "", 4)
-    model_bytes = None if trained is None else trained * weight_bytes
+def plan_disk(
+    steps: StepsPlan, checkpoints: CheckpointPlan, optimizer: OptimizerPlan, saved: Saved | None, free_bytes: int
+) -> DiskPlan:
+    """Returns the bytes of a checkpoint and of all that stand together; None where the weights are not known yet."""
+    num_bytes = None if saved is None else saved.num_bytes
+    state = 1.0 if optimizer.name == "sgd" and optimizer.momentum else _STATES.get(optimizer.name, 2.0)
     return DiskPlan(
-        checkpoint_bytes=None if model_bytes is None or trained is None else model_bytes + _ADAM_BYTES * trained,
-        num_checkpoints=_count(steps, checkpoints, keeps_one),
-        final_bytes=model_bytes if checkpoints.final_model else 0,
-        free_bytes=facts.free_bytes,
+        checkpoint_bytes=None if saved is None else saved.num_bytes + int(saved.trained_bytes * state),
+        num_checkpoints=_count(steps, checkpoints),
+        final_bytes=num_bytes if checkpoints.final_model else 0,
+        free_bytes=free_bytes,
     )
 
 
-def _count(steps: StepsPlan, checkpoints: CheckpointPlan, keeps_one: bool) -> int:
-    """Returns how many checkpoints stand at the same time, at most."""
+def with_saved(plan: Plan, saved: Saved) -> Plan:
+    """Returns the same plan for the weights that the model really has.
+
+    Raises:
+        OutputError: More has to be written than there is room for.
+    """
+    disk = plan_disk(plan.steps, plan.checkpoints, plan.optimizer, saved, plan.disk.free_bytes)
+    if disk.is_short:
+        assert disk.total_bytes is not None, "the weights are known"
+        raise OutputError(
+            f"training.output_dir: the run writes {disk.total_bytes / 1e6:,.0f} MB and {plan.output_dir} has "
+            f"{disk.free_bytes / 1e6:,.0f} MB free. Free some, keep fewer checkpoints with training.save_total_limit, "
+            "or save less often with training.save_steps"
+        )
+    return replace(plan, disk=disk)
+
+
+def saved_of_files(facts: ModelFacts, dtype: str, lora: LoraPlan | None) -> Saved | None:
+    """Returns what will be saved as far as the model's files tell, None where they do not.
+
+    Args:
+        facts: Of the model.
+        dtype: Of its weights in the run.
+        lora: The adapter, if one is trained; its matrices are rank x in and out x rank, in float32.
+    """
+    if lora is None:
+        if facts.num_parameters is None:
+            return None
+        num_bytes = facts.num_parameters * _BYTES.get(dtype, 4)
+        return Saved(num_bytes, num_bytes)
+    if lora.target_modules is None or lora.modules_to_save or lora.target_parameters or not facts.matrices:
+        return None
+    adapted = [shape for name, shape in facts.matrices.items() if _is_adapted(name, lora.target_modules)]
+    adapter_bytes = 4 * sum(lora.r * sum(shape) for shape in adapted)
+    return Saved(adapter_bytes, adapter_bytes)
+
+
+def _is_adapted(name: str, targets: tuple[str, ...] | str) -> bool:
+    module = name.removesuffix(".weight")
+    if isinstance(targets, str):
+        return not any(part in module for part in _EMBEDDINGS)
+    return any(module == target or module.endswith(f".{target}") for target in targets)
+
+
+def _count(steps: StepsPlan, checkpoints: CheckpointPlan) -> int:
+    """Returns how many checkpoints stand at the same time, at most: a new one is published before the oldest goes."""
     every = checkpoints.every_steps or (steps.per_epoch if checkpoints.every_epoch else None)
     if not every:
         return 0
     if steps.total is None:
-        return checkpoints.keep + keeps_one if checkpoints.keep is not None else 1
+        return 1 if checkpoints.keep is None else checkpoints.keep + 1
     saved = steps.total // every
-    return saved if checkpoints.keep is None else min(saved, checkpoints.keep + keeps_one)
+    return saved if checkpoints.keep is None else min(saved, checkpoints.keep + 1)

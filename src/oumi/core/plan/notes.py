@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from oumi.core.configs import DatasetParams, TrainerType, TrainingConfig
 from oumi.core.configs.loading import leaves
-from oumi.core.plan.parts import Facts, PrecisionPlan
+from oumi.core.plan.parts import DiskPlan, Facts, ModelFacts, PrecisionPlan
 
 _GROUPS = (
     "training.grpo.*",
@@ -58,9 +58,9 @@ _NOT_READ_BY_ADAPTER: dict[tuple[str, ...], str] = {
 }
 
 
-def plan_notes(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -> tuple[str, ...]:
+def plan_notes(config: TrainingConfig, facts: Facts, precision: PrecisionPlan, disk: DiskPlan) -> tuple[str, ...]:
     """Returns one sentence for everything that a reader of the config might not expect."""
-    return (*_surprises(config, facts, precision), *_unread(config))
+    return (*_surprises(config, facts, precision), *_limits(config, facts.model, disk), *_unread(config))
 
 
 def changed_keys(config: TrainingConfig) -> list[str]:
@@ -102,6 +102,16 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
             if (training.optimizer == "adamw_torch_fused")
             else f"optimizer: {training.optimizer} needs a GPU"
         )
+
+
+def _limits(config: TrainingConfig, model: ModelFacts, disk: DiskPlan) -> Iterator[str]:
+    if disk.is_short:
+        yield "disk: not enough is free; the run will be refused before its first step"
+    wanted, made_for = config.model.model_max_length, model.max_positions
+    if wanted and made_for and wanted > made_for:
+        yield f"length: model_max_length {wanted:,} is beyond the {made_for:,} positions that the model was made for"
+    if not model.are_known:
+        yield "model: its files are not here yet; what they decide (dtype, length, disk) is known once they are"
 
 
 def _unread(config: TrainingConfig) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,18 @@ from oumi.core.configs import DatasetParams, TrainingConfig
 class ModelFacts:
     """What is known of a model before it is loaded; None where it is not known."""
 
+    are_known: bool = False
+    """The files are here."""
     num_parameters: int | None = None
-    num_trainable: int | None = None
-    """With an adapter: parameters of the adapter alone."""
+    matrices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shape of every weight that is a matrix."""
     stored_dtype: str | None = None
     max_positions: int | None = None
+    tokenizer_length: int | None = None
+    adapter_of: str | None = None
+    """The files are an adapter's: the model that it belongs to."""
+    commit: str | None = None
+    """Of the Hub: exactly which version of the model is meant."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Facts:
     """On the file system of the output directory."""
     num_rows: int | None = None
     """Rows of the training set, None if they are only known after reading it."""
-    model: ModelFacts = ModelFacts()
+    model: ModelFacts = field(default_factory=ModelFacts)
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class ModelPlan:
     disable_dropout: bool
     freeze: tuple[str, ...]
     tokenizer_name: str
+    tokenizer_revision: str | None
     tokenizer_kwargs: Mapping[str, Any]
     pad_token: str | None
     max_length: int | None
@@ -171,6 +179,16 @@ class LogPlan:
 
 
 @dataclass(frozen=True)
+class Saved:
+    """What of a model is saved: all of it, or its adapter."""
+
+    num_bytes: int
+    """Of all weights that are saved."""
+    trained_bytes: int
+    """Of those among them that are trained, for which the optimizer keeps a state."""
+
+
+@dataclass(frozen=True)
 class DiskPlan:
     """Bytes that the run will write."""
 
@@ -186,6 +204,11 @@ class DiskPlan:
         if self.checkpoint_bytes is None or self.final_bytes is None:
             return None
         return self.checkpoint_bytes * self.num_checkpoints + self.final_bytes
+
+    @property
+    def is_short(self) -> bool:
+        """Returns True if more will be written than there is room for."""
+        return self.total_bytes is not None and self.total_bytes > self.free_bytes
 
 
 @dataclass(frozen=True)

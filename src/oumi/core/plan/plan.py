@@ -15,7 +15,7 @@ from oumi.core.configs import (
     TrainingConfig,
     TrainingParams,
 )
-from oumi.core.plan.disk import plan_disk
+from oumi.core.plan.disk import plan_disk, saved_of_files
 from oumi.core.plan.notes import plan_notes
 from oumi.core.plan.parts import (
     CheckpointPlan,
@@ -24,6 +24,7 @@ from oumi.core.plan.parts import (
     Facts,
     LogPlan,
     LoraPlan,
+    ModelFacts,
     ModelPlan,
     OptimizerPlan,
     Plan,
@@ -47,6 +48,9 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan
     dtype, precision = _plan_precision(config, facts)
     steps = _plan_steps(training, world_size, facts.num_rows)
     checkpoints = _plan_checkpoints(training)
+    optimizer = _plan_optimizer(training)
+    lora = _plan_lora(config.peft) if training.use_peft else None
+    disk = plan_disk(steps, checkpoints, optimizer, saved_of_files(facts.model, dtype, lora), facts.free_bytes)
     return Plan(
         config=config,
         trainer=training.trainer_type.name,
@@ -56,11 +60,11 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan
         device_name=facts.device_name,
         seed=training.seed,
         deterministic=training.use_deterministic or training.full_determinism,
-        model=_plan_model(config.model, dtype, facts.model.max_positions),
-        lora=_plan_lora(config.peft) if training.use_peft else None,
+        model=_plan_model(config.model, dtype, facts.model),
+        lora=lora,
         data=_plan_data(config),
         steps=steps,
-        optimizer=_plan_optimizer(training),
+        optimizer=optimizer,
         schedule=SchedulePlan(
             name=training.lr_scheduler_type,
             warmup_steps=training.warmup_steps,
@@ -77,8 +81,8 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan
         checkpoints=checkpoints,
         evaluation=_plan_evaluation(config),
         logs=_plan_logs(training, output_dir),
-        disk=plan_disk(steps, checkpoints, facts, training.trainer_type == TrainerType.OUMI),
-        notes=plan_notes(config, facts, precision),
+        disk=disk,
+        notes=plan_notes(config, facts, precision, disk),
     )
 
 
@@ -103,11 +107,15 @@ def _plan_precision(config: TrainingConfig, facts: Facts) -> tuple[str, Precisio
     return stored or "auto", PrecisionPlan(None, f"{stored or 'the dtype'} of the model's own files")
 
 
-def _plan_model(model: ModelParams, dtype: str, max_positions: int | None) -> ModelPlan:
+def _plan_model(model: ModelParams, dtype: str, facts: ModelFacts) -> ModelPlan:
     overrides = dict(model.model_kwargs)
+    name = facts.adapter_of or model.model_name
+    tokenizer_name = model.tokenizer_name or model.model_name
+    revision = facts.commit or model.model_revision
+    lengths = (facts.tokenizer_length, overrides.get("max_position_embeddings", facts.max_positions))
     return ModelPlan(
-        name=model.model_name,
-        revision=model.model_revision,
+        name=name,
+        revision=revision,
         pretrained=model.load_pretrained_weights,
         trust_remote_code=model.trust_remote_code,
         dtype=dtype,
@@ -115,12 +123,13 @@ def _plan_model(model: ModelParams, dtype: str, max_positions: int | None) -> Mo
         disable_dropout=bool(overrides.pop("disable_dropout", False)),
         config_overrides=overrides,
         freeze=tuple(model.freeze_layers),
-        tokenizer_name=model.tokenizer_name or model.model_name,
+        tokenizer_name=tokenizer_name,
+        tokenizer_revision=revision if tokenizer_name == name else None,
         tokenizer_kwargs=model.tokenizer_kwargs,
         pad_token=model.tokenizer_pad_token,
-        max_length=model.model_max_length or max_positions,
+        max_length=model.model_max_length or min(filter(None, lengths), default=None),
         chat_template=model.chat_template,
-        adapter=model.adapter_model,
+        adapter=model.model_name if facts.adapter_of else model.adapter_model,
     )
 
 

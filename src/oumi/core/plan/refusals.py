@@ -101,5 +101,3 @@ def _contradictions(config: TrainingConfig) -> Iterator[tuple[str, str]]:
             "training.eval_strategy",
             f"'{training.eval_strategy}' needs rows: data.validation.datasets is empty",
         )
-    if training.use_peft and config.model.adapter_model and training.trainer_type != TrainerType.OUMI:
-        yield "model.adapter_model", "with training.use_peft, only trainer OUMI goes on training that adapter"

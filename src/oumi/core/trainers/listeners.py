@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 
 import datasets
 import torch
@@ -31,6 +32,8 @@ def quiet_libraries(plan: Plan) -> None:
     transformers_logging.set_verbosity(getattr(logging, plan.logs.dependency_level.upper()))
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    # What one of them should call otherwise in another is not for the user to mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate)\.")
 
 
 def write_model_summary(plan: Plan, model: torch.nn.Module) -> None:

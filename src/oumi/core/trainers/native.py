@@ -17,13 +17,14 @@ from oumi.core.data.loader import Loader, in_order
 from oumi.core.distributed.world import World, seed_everything
 from oumi.core.engine.loop import fit
 from oumi.core.errors import ConfigError, PreemptedError
-from oumi.core.models.adapters import add_lora, load_adapter, save_model
+from oumi.core.models.adapters import add_lora, load_adapter, save_model, saved_of
 from oumi.core.models.language_model import make_flat
 from oumi.core.models.load import load_model
 from oumi.core.models.tokenizers import load_tokenizer
 from oumi.core.objectives.next_token import next_token_loss
 from oumi.core.optim.optimizers import build_optimizer
 from oumi.core.optim.schedules import build_schedule
+from oumi.core.plan.disk import with_saved
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callback, Callbacks, Run
 from oumi.core.trainers.listeners import build_reporting, quiet_libraries, write_model_summary
@@ -51,6 +52,7 @@ class NativeTrainer:
         model = _load_model(plan, world, resume)
         write_model_summary(plan, model)
         _check_vocabulary(model, rows, tokenizer)
+        plan = with_saved(plan, saved_of(model))
         run = _build_run(plan, world, model, rows)
         if resume.checkpoint is not None:
             load_state(run, resume.checkpoint)

@@ -22,9 +22,10 @@ from oumi.core.checkpoint.store import storage_errors
 from oumi.core.data.mixture import Mixture, permute
 from oumi.core.distributed.world import World, seed_everything
 from oumi.core.errors import ConfigError, NotFiniteError, PreemptedError, did_you_mean
-from oumi.core.models.adapters import add_lora, load_adapter, save_model
+from oumi.core.models.adapters import add_lora, load_adapter, save_model, saved_of
 from oumi.core.models.load import load_model
 from oumi.core.models.tokenizers import load_tokenizer
+from oumi.core.plan.disk import with_saved
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callbacks, Progress, StepReport
 from oumi.core.trainers.listeners import build_reporting, quiet_libraries, write_model_summary
@@ -52,10 +53,11 @@ class TrlTrainer:
         plan = plan.with_num_rows(len(rows.train))
         model = load_model(plan.model, torch.device("cpu"))
         if plan.model.adapter is not None:
-            model = load_adapter(model, plan.model.adapter, is_trained=False)
-        if plan.lora is not None:
+            model = load_adapter(model, plan.model.adapter, is_trained=True)
+        elif plan.lora is not None:
             model = add_lora(model, plan.lora, plan.model.name)
         write_model_summary(plan, model)
+        plan = with_saved(plan, saved_of(model))
         run = Progress(plan=plan, callbacks=Callbacks([SignalGuard(), build_reporting(plan)]))
         bridge = Bridge(run)
         method = METHODS[plan.trainer]

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run writes is told before it starts, and it does not start when there is no room."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oumi.core.errors import OutputError
+from oumi.core.plan.disk import plan_disk, saved_of_files, with_saved
+from oumi.core.plan.parts import CheckpointPlan, ModelFacts, OptimizerPlan, Saved, StepsPlan
+from oumi.core.plan.plan import make_plan
+from oumi.core.survey import survey
+from oumi.core.train import train
+from tests.runs import tiny_config
+from tests.tiny import save_tiny_model
+
+MB = 10**6
+ADAM = OptimizerPlan("adamw_torch", 1e-3, 0.0, (0.9, 0.99), 1e-8, 0.0, None)
+
+
+def checkpoints(**changes: Any) -> CheckpointPlan:
+    return replace(CheckpointPlan(10, False, None, True, None, False), **changes)
+
+
+def bytes_below(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("saving", "num_rows", "standing"),
+    [
+        (checkpoints(), 100, 10),
+        (checkpoints(keep=3), 100, 4),
+        (checkpoints(keep=30), 100, 10),
+        (checkpoints(every_steps=None), 100, 0),
+        (checkpoints(every_steps=None, every_epoch=True), 100, 1),
+        (checkpoints(keep=2), None, 3),
+        (checkpoints(), None, 1),
+    ],
+)
+def test_as_many_checkpoints_as_stand_together(saving: CheckpointPlan, num_rows: int | None, standing: int) -> None:
+    disk = plan_disk(StepsPlan(1, 1, 1, 1, None, num_rows), saving, ADAM, Saved(MB, MB), 1)
+    assert disk.num_checkpoints == standing
+    assert disk.total_bytes == standing * 3 * MB + MB
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "momentum", "state"), [("adamw_torch", 0.0, 2), ("sgd", 0.0, 0), ("sgd", 0.9, 1), ("adafactor", 0, 0)]
+)
+def test_an_optimizer_is_saved_with_its_state(optimizer: str, momentum: float, state: int) -> None:
+    plan = replace(ADAM, name=optimizer, momentum=momentum)
+    disk = plan_disk(StepsPlan(1, 1, 1, 1, None, 20), checkpoints(), plan, Saved(4 * MB, MB), 1)
+    assert disk.checkpoint_bytes == 4 * MB + state * MB
+
+
+@pytest.mark.parametrize("lora", [{}, {"lora_target_modules": ["q_proj", "down_proj"]}])
+def test_the_prediction_is_what_a_checkpoint_takes(tmp_path: Path, lora: dict[str, Any]) -> None:
+    save_tiny_model(tmp_path / "model", hidden_size=256, intermediate_size=1024)
+    config = tiny_config(tmp_path, save_steps=2, max_steps=2, use_peft=bool(lora))
+    config.peft.lora_r = 32
+    for key, value in lora.items():
+        setattr(config.peft, key, value)
+    predicted = make_plan(config, survey(config)).disk
+    train(config)
+    assert predicted.checkpoint_bytes == pytest.approx(bytes_below(tmp_path / "out" / "checkpoint-2"), rel=0.05)
+    final = next((tmp_path / "out").glob("*model.safetensors"))
+    assert predicted.final_bytes == pytest.approx(final.stat().st_size, rel=0.05)
+
+
+def test_nothing_is_predicted_of_a_model_that_is_not_here(tmp_path: Path) -> None:
+    assert saved_of_files(ModelFacts(), "float32", None) is None
+
+
+def test_a_run_without_room_is_refused_with_what_would_help(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, save_steps=1)
+    plan = make_plan(config, replace(survey(config), free_bytes=MB))
+    assert any(note.startswith("disk: not enough") for note in plan.notes)
+    with pytest.raises(OutputError, match=r"writes \d+ MB and .* has 1 MB free.*save_total_limit") as refused:
+        with_saved(plan, Saved(MB, MB))
+    assert refused.value.exit_code == 73

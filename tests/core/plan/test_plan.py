@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A plan is a pure function of config and facts, with every number decided."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from oumi.core.configs import TrainingConfig
+from oumi.core.plan.parts import Facts, ModelFacts, Plan
+from oumi.core.plan.plan import make_plan
+from oumi.core.plan.render import plan_text
+
+MODEL = ModelFacts(are_known=True, stored_dtype="bfloat16", max_positions=2048, tokenizer_length=1024)
+CPU = Facts("cpu", "CPU", False, 2, 24 << 30, 10**12, num_rows=103, model=MODEL)
+BF16_CPU = Facts("cpu", "CPU", True, 2, 24 << 30, 10**12, num_rows=103, model=MODEL)
+GPU = Facts("cuda", "GPU", True, 8, 80 << 30, 10**12, num_rows=103, model=MODEL)
+
+
+def plan(facts: Facts = CPU, world_size: int = 1, model: dict[str, Any] | None = None, **training: Any) -> Plan:
+    config = TrainingConfig.model_validate(
+        {
+            "model": {"model_name": "some/model", **(model or {})},
+            "data": {"train": {"datasets": [{"dataset_name": "a"}]}},
+            "training": {"trainer_type": "OUMI", "output_dir": "out", **training},
+        }
+    )
+    return make_plan(config, facts, world_size)
+
+
+def test_the_same_config_and_facts_give_the_same_plan() -> None:
+    assert plan() == plan()
+
+
+@pytest.mark.parametrize(
+    ("training", "world_size", "per_epoch", "total"),
+    [
+        ({"per_device_train_batch_size": 8, "num_train_epochs": 1}, 1, 13, 13),
+        ({"per_device_train_batch_size": 8, "num_train_epochs": 3}, 1, 13, 39),
+        ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "num_train_epochs": 1}, 1, 13, 13),
+        ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "num_train_epochs": 1}, 2, 7, 7),
+        ({"per_device_train_batch_size": 8, "max_steps": 5}, 1, 13, 5),
+        ({"per_device_train_batch_size": 8, "max_steps": 50}, 1, 13, 50),
+        ({"per_device_train_batch_size": 200, "num_train_epochs": 2}, 1, 1, 2),
+    ],
+)
+def test_steps_follow_from_rows_and_sizes(training: Any, world_size: int, per_epoch: int, total: int) -> None:
+    steps = plan(world_size=world_size, **training).steps
+    assert (steps.per_epoch, steps.total) == (per_epoch, total)
+
+
+def test_steps_are_open_until_the_rows_are_counted() -> None:
+    uncounted = plan(Facts("cpu", "CPU", False, 2, 1, 1), per_device_train_batch_size=8, num_train_epochs=2)
+    assert uncounted.steps.total is None
+    assert uncounted.with_num_rows(17).num_steps == 6
+    assert "counted on reading" in plan_text(uncounted)
+
+
+@pytest.mark.parametrize(
+    ("facts", "dtype", "mixed", "weights", "autocast"),
+    [
+        (CPU, "auto", "NONE", "float32", None),
+        (CPU, "bfloat16", "NONE", "float32", None),
+        (CPU, "float32", "BF16", "float32", None),
+        (CPU, "float64", "NONE", "float64", None),
+        (BF16_CPU, "auto", "NONE", "bfloat16", None),
+        (GPU, "auto", "NONE", "bfloat16", None),
+        (GPU, "float32", "BF16", "float32", "bfloat16"),
+        (GPU, "float32", "FP16", "float32", "float16"),
+        (GPU, "f32", "NONE", "float32", None),
+        (GPU, "half", "NONE", "float16", None),
+    ],
+)
+def test_precision_is_what_the_device_can_do_and_says_why(
+    facts: Facts, dtype: str, mixed: str, weights: str, autocast: str | None
+) -> None:
+    made = plan(facts, model={"torch_dtype_str": dtype}, mixed_precision_dtype=mixed)
+    assert (made.model.dtype, made.precision.autocast) == (weights, autocast)
+    assert made.precision.reason
+    told = [note for note in made.notes if note.startswith("precision")]
+    assert bool(told) == (facts is CPU and (dtype == "bfloat16" or mixed == "BF16"))
+
+
+def test_random_weights_are_drawn_in_float32() -> None:
+    assert plan(GPU, model={"load_pretrained_weights": False}).model.dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("model", "length"),
+    [
+        ({}, 1024),
+        ({"model_max_length": 64}, 64),
+        ({"model_max_length": 4096}, 4096),
+        ({"model_kwargs": {"max_position_embeddings": 512}}, 512),
+    ],
+)
+def test_rows_are_cut_at_the_length_that_is_named_or_that_model_and_tokenizer_take(model: Any, length: int) -> None:
+    made = plan(model=model)
+    assert made.model.max_length == length
+    assert any("beyond the 2,048 positions" in note for note in made.notes) == (length > 2048)
+
+
+def test_the_version_of_a_model_is_pinned_for_model_and_tokenizer() -> None:
+    facts = Facts("cpu", "CPU", False, 2, 1, 1, model=ModelFacts(commit="c0ffee"))
+    made = plan(facts)
+    assert (made.model.revision, made.model.tokenizer_revision) == ("c0ffee", "c0ffee")
+    other = plan(facts, model={"tokenizer_name": "other/tokenizer"})
+    assert (other.model.revision, other.model.tokenizer_revision) == ("c0ffee", None)
+
+
+def test_a_directory_with_an_adapter_is_the_adapter_on_its_base() -> None:
+    made = plan(Facts("cpu", "CPU", False, 2, 1, 1, model=ModelFacts(adapter_of="the/base")))
+    assert (made.model.name, made.model.adapter, made.model.tokenizer_name) == ("the/base", "some/model", "some/model")
+
+
+def test_a_plan_tells_what_no_reader_would_expect() -> None:
+    notes = plan(warmup_ratio=0.1, warmup_steps=3, save_steps=5, save_epoch=True, max_steps=3, num_train_epochs=9).notes
+    for key in ("warmup_steps decides", "save_steps decides", "max_steps decides"):
+        assert any(key in note for note in notes), key
+
+
+@pytest.mark.parametrize("trainer", ["TRL_SFT", "HF"])
+@pytest.mark.parametrize("target", [None, "FINAL_ASSISTANT_TURN"])
+def test_a_plan_says_when_prompts_are_trained(trainer: str, target: str | None) -> None:
+    config = TrainingConfig.model_validate(
+        {
+            "data": {"train": {"datasets": [{"dataset_name": "a"}], "train_target": target}},
+            "training": {"trainer_type": trainer},
+        }
+    )
+    made = make_plan(config, CPU)
+    assert (made.data.train_on == "all") == (target is None)
+    assert any("prompts included" in note for note in made.notes) == (target is None)
