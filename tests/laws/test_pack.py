@@ -40,6 +40,7 @@ PADDED = ["bloom", "mamba", "falcon_h1"]
 
 # Eager attention of transformers takes its softmax in float32, whatever the model's dtype.
 @pytest.mark.parametrize(("attention", "tolerance"), [("sdpa", 1e-10), ("eager", 1e-6)])
+@torch.no_grad()
 def test_packed_equals_padded_equals_one_by_one(tmp_path: Path, attention: str, tolerance: float) -> None:
     rows = tiny_rows(tmp_path)
     inner = tiny_llama().double().eval()
@@ -68,9 +69,23 @@ def test_changing_one_document_leaves_the_others_bitwise_unchanged(tmp_path: Pat
 
 @pytest.mark.parametrize("model_type", FLAT + PADDED)
 def test_every_architecture_gives_the_logits_of_each_document_alone(model_type: str) -> None:
+    model, error = _error(model_type, _settings(model_type))
+    assert model.is_flat == (model_type in FLAT)
+    assert error < 1e-5
+
+
+# Scores that see five tokens back, are capped, or lose weight to a sink.
+@pytest.mark.parametrize("model_type", ["mistral", "gemma2", "gemma3_text", "gpt_oss"])
+def test_windows_caps_and_sinks_are_exact(model_type: str) -> None:
+    model, error = _error(model_type, {**_SMALL, "sliding_window": 5})
+    assert model.is_flat
+    assert error < 1e-5
+
+
+def _error(model_type: str, settings: dict[str, Any]) -> tuple[LanguageModel, float]:
+    """Returns a random model on flat or padded batches, and how far its logits are from each document alone."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **_settings(model_type))
-    inner = AutoModelForCausalLM.from_config(config).eval()
+    inner = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings)).eval()
     lengths = (7, 3, 12)
     rows = [
         Example(((np.arange(n) * 5 + n) % 120 + 3).astype(np.int32), np.ones(n, bool), Source("", "", 0))
@@ -80,8 +95,7 @@ def test_every_architecture_gives_the_logits_of_each_document_alone(model_type: 
         alone = torch.cat([inner(torch.tensor(row.tokens[None]).long()).logits[0][:-1] for row in rows])
         model = make_flat(inner, None)
         found = model(collate(rows))
-    assert model.is_flat == (model_type in FLAT)
-    assert float((found - alone).norm() / alone.norm()) < 1e-5
+    return model, float((found - alone).norm() / alone.norm())
 
 
 def _settings(model_type: str) -> dict[str, Any]:
