@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from oumi.core.configs.loading import Override
@@ -25,7 +26,7 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
         flag = waiting.pop(0)
         name, equals, text = flag.removeprefix("--").partition("=")
         if not flag.startswith("--") or not name:
-            wrong.append(Problem("", "wanted --section.key value", flag))
+            wrong.append(Problem("", _wanted(flag), flag))
             continue
         if name.startswith(("local-rank", "local_rank")):
             if not equals and waiting and not waiting[0].startswith("--"):
@@ -39,6 +40,15 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
     if wrong:
         raise ConfigError(wrong, "command line")
     return found
+
+
+def _wanted(argument: str) -> str:
+    """Returns what an argument that is no flag was probably meant to be."""
+    if argument.endswith((".yaml", ".yml")):
+        return f"wanted --section.key value; a config file is named with -c {argument}"
+    if re.fullmatch(r"[a-z_]+(\.[a-z_]+|\[\d+\])+=.*", argument):
+        return f"wanted --section.key value, did you mean '--{argument}'?"
+    return "wanted --section.key value"
 
 
 def _is_flag(text: str) -> bool:

@@ -30,10 +30,11 @@ def train(
             if recipe.kind == "training":
                 typer.echo(recipe.name)
         return
+    overrides = parse_overrides(context.args)
     if config is None:
         raise typer.BadParameter("missing; name a config file or a recipe", param_hint="--config / -c")
     path = recipes.resolve_config(config)
-    loaded = TrainingConfig.load(path, parse_overrides(context.args))
+    loaded = TrainingConfig.load(path, overrides)
     check(loaded)  # before torch is imported: a typo is told at once
     from oumi.core.train import train as carry_out
 

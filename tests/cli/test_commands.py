@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Words in, exit code out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from oumi import __version__
+from oumi.cli.main import run
+from oumi.core.configs import TrainingConfig
+from tests.runs import tiny_config
+
+RECIPE = "smollm-135m"
+TINY = """
+model:
+  model_name: model
+data:
+  train:
+    datasets:
+      - {dataset_name: text_sft, dataset_path: chats.jsonl}
+training:
+  trainer_type: OUMI
+  per_device_train_batch_size: 4
+  num_train_epochs: 2
+"""
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def oumi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Said]:
+    """Runs the command line in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str) -> Said:
+        monkeypatch.setattr(sys, "argv", ["oumi", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            run()
+        return Said(int(ended.value.code or 0), *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    """Returns the name of a config file of a tiny run."""
+    tiny_config(tmp_path)  # writes the model and the chats
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return "tiny.yaml"
+
+
+def test_the_version_is_told(oumi: Callable[..., Said]) -> None:
+    assert oumi("--version") == (0, f"{__version__}\n", "")
+
+
+def test_recipes_are_listed_by_the_name_that_train_takes(oumi: Callable[..., Said]) -> None:
+    listed = oumi("train", "--list").out.split()
+    assert {"quickstart", RECIPE, "llama3.2-3b-lora"} <= set(listed)
+    assert all(oumi("plan", "-c", name).code == 0 for name in listed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train"], "--config"),
+        (["train", "tiny.yaml"], "a config file is named with -c tiny.yaml"),
+        (["train", "-c", "tiny.yaml", "training.seed=1"], "did you mean '--training.seed=1'?"),
+        (["train", "-c", "tiny.yml"], "did you mean 'tiny.yaml'?"),
+        (["train", "-c", "smolm-135m"], "did you mean 'smollm-135m'?"),
+        (["train", "-c", "."], "is a directory; it holds tiny.yaml"),
+        (["train", "-c", "tiny.yaml", "--training.trainer_type", "TRL_DPO"], "TRL_DPO is not built yet"),
+        (["plan", "-c", "tiny.yaml", "--training.sede", "1"], "did you mean 'seed'?"),
+        (["config", "show", "nothing.yaml"], "no such file"),
+        (["config", "schema", "--kind", "jobs"], "must be training or job"),
+        (["infer", "out"], "add -i"),
+        (["infer", "-i"], "name one model"),
+        (["chat", "nowhere"], "no such directory"),
+        (["--log-level", "loud", "env"], "must be one of debug"),
+        (["trian"], "train"),
+    ],
+)
+def test_a_mistake_is_told_without_a_traceback(
+    oumi: Callable[..., Said], config: str, arguments: list[str], words: str
+) -> None:
+    said = oumi(*arguments)
+    assert said.code == 2
+    assert words in said.err
+    assert "Traceback" not in said.err
+
+
+def test_a_plan_is_for_people_and_for_programs(oumi: Callable[..., Said], config: str) -> None:
+    text = oumi("plan", "-c", config, "--training.learning_rate", "3e-4").out
+    assert "learning rate 0.0003" in text
+    assert "24 rows" in text
+    made = json.loads(oumi("plan", "-c", config, "--json", "--training.learning_rate=3e-4").out)
+    assert made["optimizer"]["learning_rate"] == 3e-4
+    assert made["steps"]["total"] == 12
+
+
+def test_every_file_is_checked_though_one_is_wrong(oumi: Callable[..., Said], config: str, tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text(TINY + "  sede: 1\n  learning_rate: fast\n")
+    said = oumi("config", "check", "wrong.yaml", config, RECIPE)
+    assert said.code == 2
+    assert said.out == f"{config}: OK\n{RECIPE}: OK\n"
+    assert "wrong.yaml:12:3 training.sede: unknown key, did you mean 'seed'?" in said.err
+    assert "wrong.yaml:13:3 training.learning_rate: got 'fast', must be a number" in said.err
+
+
+def test_a_file_that_asks_for_what_is_not_built_does_not_pass_the_check(
+    oumi: Callable[..., Said], config: str, tmp_path: Path
+) -> None:
+    (tmp_path / "dpo.yaml").write_text(TINY.replace("OUMI", "TRL_DPO"))
+    said = oumi("config", "check", "dpo.yaml")
+    assert said.code == 2
+    assert "dpo.yaml:9:3 training.trainer_type: TRL_DPO is not built yet" in said.err
+
+
+def test_values_are_shown_with_their_origin(oumi: Callable[..., Said], config: str) -> None:
+    shown = oumi("config", "show", config, "--training.seed", "7").out.splitlines()
+    assert "training.seed: 7  # --training.seed" in shown
+    assert 'training.trainer_type: "OUMI"  # tiny.yaml:9:3' in shown
+    assert "model.tokenizer_name: null  # default" in shown
+    only_set = oumi("config", "show", config, "--set-only").out.splitlines()
+    assert 0 < len(only_set) < len(shown)
+    assert not any(line.endswith("# default") for line in only_set)
+
+
+def test_a_schema_knows_every_section_and_its_documentation(oumi: Callable[..., Said]) -> None:
+    schema = json.loads(oumi("config", "schema").out)
+    assert set(schema["properties"]) == set(TrainingConfig.model_fields)
+    assert all(field.get("description") for field in schema["$defs"]["TrainingParams"]["properties"].values())
+    assert "run" in json.loads(oumi("config", "schema", "--kind", "job").out)["properties"]
+
+
+def test_the_environment_is_told_without_secrets(oumi: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_verysecretvalue123")
+    for said in (oumi("env"), oumi("env", "--json")):
+        assert said.code == 0
+        assert "HF_TOKEN" in said.out
+        assert "verysecret" not in said.out
