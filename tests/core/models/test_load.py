@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models, tokenizers and adapters are what the config says, or the reason why not is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from oumi.core.configs import PeftParams
+from oumi.core.errors import ConfigError, RefusedError
+from oumi.core.models.adapters import add_lora, save_model
+from oumi.core.models.load import load_model
+from oumi.core.models.tokenizers import load_tokenizer
+from oumi.core.plan.plan import make_plan
+from oumi.core.survey import survey
+from tests.runs import tiny_config
+from tests.tiny import byte_tokenizer, save_tiny_model, tiny_llama
+
+CPU = torch.device("cpu")
+
+
+def load(folder: Path, **settings: Any) -> Any:
+    return load_model(plan(folder, **settings).model, CPU)
+
+
+def plan(folder: Path, peft: dict[str, Any] | None = None, **settings: Any) -> Any:
+    config = tiny_config(folder, use_peft=peft is not None)
+    for name, value in settings.items():
+        setattr(config.model, name, value)
+    config.peft = PeftParams(**(peft or {}))
+    return make_plan(config, survey(config))
+
+
+def test_a_model_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
+    model, wanted = load(tmp_path), tiny_llama().state_dict()
+    assert all(torch.equal(weight, wanted[name]) for name, weight in model.state_dict().items())
+    assert not model.training
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("float32", torch.float32), ("float64", torch.float64)])
+def test_the_dtype_is_that_of_the_plan(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    assert load(tmp_path, torch_dtype_str=name).dtype == dtype
+
+
+def test_random_weights_follow_the_seed_not_the_files(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    torch.manual_seed(5)
+    first = load(tmp_path, load_pretrained_weights=False)
+    torch.manual_seed(5)
+    again = load(tmp_path, load_pretrained_weights=False)
+    weights = [model.model.embed_tokens.weight for model in (first, again, load(tmp_path))]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_settings_of_the_model_can_be_changed_and_a_wrong_name_is_told(tmp_path: Path) -> None:
+    assert load(tmp_path, model_kwargs={"rms_norm_eps": 0.5}).config.rms_norm_eps == 0.5
+    with pytest.raises(ConfigError, match=r"model_kwargs\.rms_norm_epsilon: .*did you mean 'rms_norm_eps'"):
+        load(tmp_path, model_kwargs={"rms_norm_epsilon": 0.5})
+
+
+def test_dropout_can_be_switched_off(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model", attention_dropout=0.5)
+    assert load(tmp_path).config.attention_dropout == 0.5
+    assert load(tmp_path, model_kwargs={"disable_dropout": True}).config.attention_dropout == 0.0
+
+
+def test_named_modules_are_frozen_and_a_wrong_name_is_told(tmp_path: Path) -> None:
+    model = load(tmp_path, freeze_layers=["model.layers.0", "model.embed_tokens"])
+    frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+    assert "model.embed_tokens.weight" in frozen
+    assert all(name.startswith(("model.layers.0.", "model.embed_tokens")) for name in frozen)
+    with pytest.raises(ConfigError, match=r"no module 'model\.layer\.0', did you mean 'model\.layers\.0'"):
+        load(tmp_path, freeze_layers=["model.layer.0"])
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    (tmp_path / "model" / "model.safetensors").unlink()
+    torch.save(tiny_llama().state_dict(), tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(RefusedError, match="pickled weights only") as refused:
+        load(tmp_path)
+    assert refused.value.exit_code == 77
+
+
+def test_code_of_a_model_is_refused_unless_it_is_trusted(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    path = tmp_path / "model" / "config.json"
+    code = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine", "AutoModelForCausalLM": "mine.Model"}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **code}))
+    (tmp_path / "model" / "mine.py").write_text("raise SystemExit('foreign code ran')\n")
+    with pytest.raises(RefusedError, match=r"model\.trust_remote_code: true"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("named", "reserved", "wanted"),
+    [
+        (None, None, "<|im_end|>"),
+        (None, "<|finetune_right_pad_id|>", "<|finetune_right_pad_id|>"),
+        ("<|endoftext|>", None, "<|endoftext|>"),
+    ],
+)
+def test_padding_is_a_token_that_is_there(tmp_path: Path, named: str | None, reserved: str | None, wanted: str) -> None:
+    tiny_config(tmp_path)
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = None
+    if reserved:
+        tokenizer.add_special_tokens({"additional_special_tokens": [reserved]})
+    tokenizer.save_pretrained(tmp_path / "model")
+    changed = tmp_path / "model" / "tokenizer_config.json"
+    values = json.loads(changed.read_text())
+    changed.write_text(json.dumps({key: value for key, value in values.items() if key != "pad_token"}))
+    text = tmp_path / "model" / "tokenizer.json"
+    if not reserved:
+        text.write_text(text.read_text().replace("<|pad|>", "<|other|>"))
+    found = load_tokenizer(plan(tmp_path, tokenizer_pad_token=named).model)
+    assert found.pad_token == wanted
+
+
+def test_a_padding_token_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tokenizer_pad_token: .* has no '<mine>'"):
+        load_tokenizer(plan(tmp_path, tokenizer_pad_token="<mine>").model)
+
+
+def test_a_wrong_name_of_a_target_of_lora_is_told(tmp_path: Path) -> None:
+    made = plan(tmp_path, peft={"lora_target_modules": ["q_porj"]})
+    with pytest.raises(ConfigError, match=r"lora_target_modules: .*did you mean 'q_proj'"):
+        add_lora(load_model(made.model, CPU), made.lora, made.model.name)
+
+
+@pytest.mark.parametrize(("excluded", "num_adapted"), [(None, 2), (["model.layers.0.*"], 1)])
+def test_lora_leaves_out_what_is_excluded(tmp_path: Path, excluded: list[str] | None, num_adapted: int) -> None:
+    made = plan(tmp_path, peft={"lora_target_modules": ["q_proj"], "lora_exclude_modules": excluded})
+    model = add_lora(load_model(made.model, CPU), made.lora, made.model.name)
+    assert sum("lora_A" in name for name, _ in model.named_parameters()) == num_adapted
+
+
+def test_an_adapter_says_which_model_it_belongs_to(tmp_path: Path) -> None:
+    made = plan(tmp_path, peft={"lora_target_modules": ["q_proj", "v_proj"], "lora_r": 3})
+    save_model(add_lora(load_model(made.model, CPU), made.lora, made.model.name), tmp_path / "adapter")
+    saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert saved["base_model_name_or_path"] == str(tmp_path / "model")
+    assert saved["r"] == 3
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors",
+    }  # fmt: skip

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Documents end to end, each predicting its own tokens only."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from oumi.core.batch import IGNORED, collate
+from oumi.core.types.example import Example, Source
+
+
+def example(tokens: list[int], is_target: list[bool], line: int = 0) -> Example:
+    return Example(np.array(tokens, np.int32), np.array(is_target), Source("rows", "rows.jsonl", line))
+
+
+FIRST = example([5, 6, 7], [False, True, True], 1)
+SECOND = example([8, 9], [True, True], 2)
+
+
+def test_a_batch_is_one_stream_with_positions_and_offsets() -> None:
+    batch = collate([FIRST, SECOND])
+    assert batch.tokens.tolist() == [5, 6, 7, 8, 9]
+    assert batch.positions.tolist() == [0, 1, 2, 0, 1]
+    assert batch.offsets == (0, 3, 5)
+    assert [source.line for source in batch.sources] == [1, 2]
+    assert batch.num_tokens == 5
+
+
+def test_a_target_is_the_next_token_and_never_that_of_the_next_document() -> None:
+    batch = collate([FIRST, SECOND])
+    assert batch.targets.tolist() == [6, 7, IGNORED, 9, IGNORED]
+    assert batch.trained.tolist() == [0, 1, 3]
+    assert batch.num_terms == 3
+
+
+def test_documents_can_be_taken_apart_again() -> None:
+    for part, alone in zip(collate([FIRST, SECOND]).documents(), (FIRST, SECOND), strict=True):
+        wanted = collate([alone])
+        for name in ("tokens", "positions", "targets", "trained"):
+            assert torch.equal(getattr(part, name), getattr(wanted, name)), name
+        assert (part.offsets, part.sources) == (wanted.offsets, wanted.sources)
+
+
+def test_a_row_of_one_token_trains_nothing() -> None:
+    assert collate([example([5], [True])]).num_terms == 0
