@@ -40,12 +40,12 @@ class Reporting(Callback):
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         self._sinks = sinks
-        self._last = 0.0
+        self._last = _clocks()
 
     def train_start(self, run: Progress) -> None:
         for sink in self._sinks:
             sink.start(run)
-        self._last = time.perf_counter()
+        self._last = _clocks()
 
     def step_end(self, run: Progress, report: StepReport) -> None:
         record = self._record(run, report)
@@ -57,12 +57,12 @@ class Reporting(Callback):
         record = {"step": run.state.step, "epoch": run.state.epoch, **metrics}
         for sink in self._sinks:
             sink.measured(run, record)
-        self._last = time.perf_counter()  # measuring is not part of the next step
+        self._last = _clocks()  # measuring is not part of the next step
 
     def saved(self, run: Progress, checkpoint: Any) -> None:
         for sink in self._sinks:
             sink.note(f"step {run.state.step}: saved {checkpoint}")
-        self._last = time.perf_counter()
+        self._last = _clocks()
 
     def close(self) -> None:
         for sink in self._sinks:
@@ -70,8 +70,8 @@ class Reporting(Callback):
 
     def _record(self, run: Progress, report: StepReport) -> Record:
         loss, grad_norm = float(report.loss), float(report.grad_norm)  # waits for the device
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
+        before, self._last = self._last, _clocks()
+        wall, cpu = (now - then for now, then in zip(self._last, before, strict=True))
         return {
             **report.extra,
             "step": run.state.step,
@@ -82,10 +82,16 @@ class Reporting(Callback):
             "num_tokens": report.num_tokens,
             "num_target_tokens": report.num_terms,
             "total_tokens": run.state.num_tokens,
-            "step_time_s": seconds,
-            "tokens_per_second": report.num_tokens / max(seconds, 1e-9),
+            "step_time_s": wall,
+            "cpu_time_s": cpu,
+            "tokens_per_second": report.num_tokens / max(wall, 1e-9),
             "peak_memory_bytes": peak_memory_bytes(),
         }
+
+
+def _clocks() -> tuple[float, float]:
+    """Returns the seconds of the wall clock, and those that all threads of this process have worked."""
+    return time.perf_counter(), time.process_time()
 
 
 def peak_memory_bytes() -> int:

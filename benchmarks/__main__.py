@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m benchmarks`: every table."""
+
+from benchmarks import trainers
+
+trainers.main()
