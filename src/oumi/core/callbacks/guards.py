@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -30,13 +30,7 @@ class FiniteGuard(Callback):
         if not broken:
             return
         rows = list(_guilty(run, micro_batches)) or [source for batch in micro_batches for source in batch.sources]
-        names = "\n".join(f"  {source}" for source in rows[:_MOST_NAMED])
-        more = f"\n  ... and {len(rows) - _MOST_NAMED} more" if len(rows) > _MOST_NAMED else ""
-        raise NotFiniteError(
-            f"step {run.state.step + 1}: {' and '.join(broken)}. The weights are as they were after step "
-            f"{run.state.step}. Rows of this step to look at:\n{names}{more}\n"
-            "If the rows are sound, lower training.learning_rate or raise training.warmup_steps."
-        )
+        raise not_finite(run, " and ".join(broken), rows)
 
 
 class SignalGuard(Callback):
@@ -61,6 +55,17 @@ class SignalGuard(Callback):
         while self._previous:
             number, handler = self._previous.popitem()
             signal.signal(number, handler)
+
+
+def not_finite(run: Progress, broken: str, rows: Sequence[Source]) -> NotFiniteError:
+    """Returns the error that stops a run before the update of the step after `run.state.step`."""
+    names = "\n".join(f"  {source}" for source in rows[:_MOST_NAMED])
+    more = f"\n  ... and {len(rows) - _MOST_NAMED} more" if len(rows) > _MOST_NAMED else ""
+    return NotFiniteError(
+        f"step {run.state.step + 1}: {broken}. The weights are as they were after step {run.state.step}. "
+        f"Rows of this step to look at:\n{names}{more}\n"
+        "If the rows are sound, lower training.learning_rate or raise training.warmup_steps."
+    )
 
 
 def _guilty(run: Run, micro_batches: list[Batch]) -> Iterator[Source]:

@@ -16,12 +16,13 @@ from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallbac
 from transformers.trainer_utils import get_last_checkpoint
 
 from oumi.core.batch import IGNORED
-from oumi.core.callbacks.guards import SignalGuard
+from oumi.core.callbacks.guards import SignalGuard, not_finite
 from oumi.core.checkpoint.identity import Identity, new_run_id, write_identity
 from oumi.core.checkpoint.store import storage_errors
+from oumi.core.data.loader import Loader
 from oumi.core.data.mixture import Mixture, permute
 from oumi.core.distributed.world import World, seed_everything
-from oumi.core.errors import ConfigError, NotFiniteError, PreemptedError, did_you_mean
+from oumi.core.errors import ConfigError, PreemptedError, did_you_mean
 from oumi.core.models.adapters import add_lora, load_adapter, save_model, saved_of
 from oumi.core.models.load import load_model
 from oumi.core.models.tokenizers import load_tokenizer
@@ -32,6 +33,7 @@ from oumi.core.trainers.listeners import build_reporting, quiet_libraries, write
 from oumi.core.trainers.resume import mark_finished
 from oumi.core.trainers.rows import load_rows
 from oumi.core.trainers.trl_methods import METHODS, NEWER_NAMES, arguments
+from oumi.core.types.example import Source
 
 
 class TrlTrainer:
@@ -59,7 +61,7 @@ class TrlTrainer:
         write_model_summary(plan, model)
         plan = with_saved(plan, saved_of(model))
         run = Progress(plan=plan, callbacks=Callbacks([SignalGuard(), build_reporting(plan)]))
-        bridge = Bridge(run)
+        bridge = Bridge(run, rows.train)
         method = METHODS[plan.trainer]
         made = _in_our_order(_load(method.trainer), plan.data.seed, bridge)(
             model=model,
@@ -109,8 +111,10 @@ class TrlTrainer:
 class Bridge(TrainerCallback):
     """Shows the steps of another trainer to our callbacks."""
 
-    def __init__(self, run: Progress) -> None:
+    def __init__(self, run: Progress, rows: Mixture) -> None:
         self.run = run
+        self._rows = rows
+        self._order = Loader(rows, run.plan.steps, run.plan.data.seed)
         self.num_tokens = 0
         self.num_terms = 0
         self._learning_rate = 0.0
@@ -120,10 +124,7 @@ class Bridge(TrainerCallback):
         self.num_tokens += int(inputs["attention_mask"].sum())
         self.num_terms += int((inputs["labels"] != IGNORED).sum())
         if not torch.isfinite(loss):
-            raise NotFiniteError(
-                f"step {self.run.state.step + 1}: the loss is {loss.item()}. The weights are as they were after step "
-                f"{self.run.state.step}. Lower training.learning_rate or raise training.warmup_steps."
-            )
+            raise not_finite(self.run, f"the loss is {loss.item()}", self._rows_of_step())
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.run.state.step = state.global_step
@@ -131,6 +132,9 @@ class Bridge(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         self._learning_rate = parts["optimizer"].param_groups[0]["lr"]
+        gradients = (weight.grad for weight in parts["model"].parameters() if weight.grad is not None)
+        if not args.fp16 and not all(torch.isfinite(gradient).all() for gradient in gradients):
+            raise not_finite(self.run, "a gradient is not a finite number", self._rows_of_step())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.run.stop_requested:
@@ -168,6 +172,10 @@ class Bridge(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.run.callbacks.train_end(self.run)
+
+    def _rows_of_step(self) -> list[Source]:
+        """Returns the rows of the step that is being taken."""
+        return [self._rows[i].source for i in self._order.rows_of(self.run.state.step)]
 
 
 class EpochOrder(torch.utils.data.Sampler[int]):

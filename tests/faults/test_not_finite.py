@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Law 7: a loss or gradient that is not finite stops the run before the update, and names the rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from oumi.core.batch import collate
+from oumi.core.configs import TrainingConfig
+from oumi.core.data.loader import Loader
+from oumi.core.engine.step import take_step
+from oumi.core.errors import NotFiniteError
+from oumi.core.plan.parts import StepsPlan
+from oumi.core.train import train
+from oumi.core.trainers.native import NativeTrainer
+from oumi.core.trainers.trl import TrlTrainer
+from tests.runs import losses, tiny_config, tiny_mixture, weights
+from tests.tiny import byte_tokenizer
+
+POISON = "~"
+Built = TypeVar("Built", NativeTrainer, TrlTrainer)
+
+
+def poisoned(folder: Path, lines: tuple[int, ...], **training: object) -> TrainingConfig:
+    """Returns a run whose model gives no number for one letter, and rows of which some hold it."""
+    config = tiny_config(folder, num_rows=24, num_train_epochs=1, **training)
+    token = byte_tokenizer().convert_tokens_to_ids(POISON)
+    path = folder / "model" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.embed_tokens.weight"][token] = float("nan")
+    save_file(tensors, path, {"format": "pt"})
+    chats = folder / "chats.jsonl"
+    rows = chats.read_text().splitlines()
+    for line in lines:
+        rows[line - 1] = rows[line - 1].replace("What is", f"What{POISON} is", 1)
+    chats.write_text("\n".join(rows) + "\n")
+    return config
+
+
+def untie(folder: Path) -> None:
+    """Gives the model an output matrix of its own, so that only rows that hold the letter are touched by it."""
+    from tests.tiny import save_tiny_model
+
+    save_tiny_model(folder / "model", tie_word_embeddings=False)
+
+
+def first_step_with(folder: Path, lines: set[int]) -> tuple[int, set[int]]:
+    """Returns the step (from 1) that first trains one of the lines, and which of them it trains."""
+    rows = tiny_mixture(folder, 24)
+    loader = Loader(rows, StepsPlan(2, 2, 1, 1, None, 24), seed=42)
+    for step in range(6):
+        found = {i + 1 for i in loader.rows_of(step)} & lines
+        if found:
+            return step + 1, found
+    raise AssertionError("an epoch trains every row")
+
+
+def test_the_rows_that_give_no_number_are_named_and_no_weight_moves(tmp_path: Path) -> None:
+    untie(tmp_path)
+    config = poisoned(tmp_path, (5, 17), save_steps=1)
+    step, guilty = first_step_with(tmp_path, {5, 17})
+    with pytest.raises(NotFiniteError) as stopped:
+        train(config)
+    assert stopped.value.exit_code == 76
+    message = str(stopped.value)
+    assert f"step {step}: the loss is nan" in message
+    named = {line for line in range(1, 25) if f"chats.jsonl:{line}\n" in message + "\n"}
+    assert named == guilty
+    assert len(losses(tmp_path / "out")) == step - 1
+    kept = tmp_path / "out" / f"checkpoint-{step - 1}"
+    assert kept.is_dir()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert torch.isfinite(weights(kept)["lm_head.weight"]).all()
+
+
+def test_a_gradient_that_overflows_stops_before_the_update(tmp_path: Path) -> None:
+    trainer = build(tiny_config(tmp_path), NativeTrainer)
+    run = trainer.run
+    before = {name: weight.clone() for name, weight in run.model.named_parameters()}
+    vast = torch.finfo(torch.float32).max
+
+    def steep(model: torch.nn.Module, batch: object) -> torch.Tensor:
+        total = sum(weight.sum() for weight in model.parameters())
+        return vast * (total - total.detach()) * 4  # zero, with a slope beyond every number
+
+    run.objective = steep
+    rows = run.loader.rows
+    with pytest.raises(NotFiniteError, match="the gradient norm is inf"):
+        take_step(run, [collate([rows[0], rows[1]])])
+    assert all(torch.equal(weight, before[name]) for name, weight in run.model.named_parameters())
+
+
+@pytest.mark.parametrize("trainer", ["TRL_SFT", "HF"])
+def test_other_trainers_stop_before_the_update_too(tmp_path: Path, trainer: str) -> None:
+    untie(tmp_path)
+    config = poisoned(tmp_path, (5, 17), save_steps=1, trainer_type=trainer)
+    config.data.train.train_target = "ALL_ASSISTANT_TURNS"
+    step, guilty = first_step_with(tmp_path, {5, 17})
+    with pytest.raises(NotFiniteError, match=f"step {step}: the loss is nan") as stopped:
+        train(config)
+    assert all(f"chats.jsonl:{line}\n" in str(stopped.value) for line in guilty)
+    assert len(losses(tmp_path / "out")) == step - 1
+    assert torch.isfinite(weights(tmp_path / "out" / f"checkpoint-{step - 1}")["lm_head.weight"]).all()
+
+
+@pytest.mark.parametrize("trainer", ["TRL_SFT", "HF"])
+def test_a_gradient_of_other_trainers_stops_before_the_update_too(tmp_path: Path, trainer: str) -> None:
+    built = build(tiny_config(tmp_path, trainer_type=trainer), TrlTrainer)
+    weight = next(iter(built.inner.model.parameters()))
+    before = weight.detach().clone()
+    weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NotFiniteError, match="step 1: a gradient is not a finite number"):
+        built.train()
+    assert torch.equal(weight, before)
+
+
+def test_a_step_size_that_diverges_is_stopped_with_advice(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, optimizer="sgd", learning_rate=1e30, max_grad_norm=None, num_train_epochs=5)
+    with pytest.raises(NotFiniteError, match=r"lower training\.learning_rate"):
+        train(config)
+
+
+def build(config: TrainingConfig, kind: type[Built]) -> Built:
+    """Returns a trainer that is ready to take its first step."""
+    from oumi.core.distributed.world import World
+    from oumi.core.plan.plan import make_plan
+    from oumi.core.survey import survey
+
+    Path(config.training.output_dir).mkdir()
+    with World.start() as world:
+        return kind.build(make_plan(config, survey(config)), world)
