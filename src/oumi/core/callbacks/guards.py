@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from oumi.core.batch import Batch
-from oumi.core.errors import NotFiniteError
+from oumi.core.errors import NotFiniteError, PreemptedError
 from oumi.core.log import logger
 from oumi.core.run import Callback, Progress, Run, StepReport
 from oumi.core.types.example import Source
@@ -55,6 +55,14 @@ class SignalGuard(Callback):
         while self._previous:
             number, handler = self._previous.popitem()
             signal.signal(number, handler)
+
+
+def stopped_early(run: Progress) -> PreemptedError:
+    """Returns the error that ends a run which was asked to stop."""
+    return PreemptedError(
+        f"stopped after step {run.state.step} of {run.plan.num_steps}; a checkpoint is saved. To go on, run the same "
+        "command with --training.try_resume_from_last_checkpoint true"
+    )
 
 
 def not_finite(run: Progress, broken: str, rows: Sequence[Source]) -> NotFiniteError:

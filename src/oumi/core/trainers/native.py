@@ -10,13 +10,13 @@ import torch
 
 from oumi.core.callbacks.checkpointing import Checkpointing
 from oumi.core.callbacks.evaluation import Evaluation
-from oumi.core.callbacks.guards import FiniteGuard, SignalGuard
+from oumi.core.callbacks.guards import FiniteGuard, SignalGuard, stopped_early
 from oumi.core.checkpoint.state import load_state
 from oumi.core.checkpoint.store import storage_errors
 from oumi.core.data.loader import Loader, in_order
 from oumi.core.distributed.world import World, seed_everything
 from oumi.core.engine.loop import fit
-from oumi.core.errors import ConfigError, PreemptedError
+from oumi.core.errors import ConfigError
 from oumi.core.models.adapters import add_lora, load_adapter, save_model, saved_of
 from oumi.core.models.language_model import make_flat
 from oumi.core.models.load import load_model
@@ -68,10 +68,7 @@ class NativeTrainer:
         finally:
             run.callbacks.close()
         if state.step < run.plan.num_steps:
-            raise PreemptedError(
-                f"stopped after step {state.step} of {run.plan.num_steps}; a checkpoint is saved. To go on, run the "
-                "same command with --training.try_resume_from_last_checkpoint true"
-            )
+            raise stopped_early(run)
 
     def save(self, directory: Path) -> None:
         """Writes the trained model and its tokenizer, and marks the run as complete."""

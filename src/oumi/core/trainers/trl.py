@@ -16,13 +16,13 @@ from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallbac
 from transformers.trainer_utils import get_last_checkpoint
 
 from oumi.core.batch import IGNORED
-from oumi.core.callbacks.guards import SignalGuard, not_finite
+from oumi.core.callbacks.guards import SignalGuard, not_finite, stopped_early
 from oumi.core.checkpoint.identity import Identity, new_run_id, write_identity
 from oumi.core.checkpoint.store import storage_errors
 from oumi.core.data.loader import Loader
 from oumi.core.data.mixture import Mixture, permute
 from oumi.core.distributed.world import World, seed_everything
-from oumi.core.errors import ConfigError, PreemptedError, did_you_mean
+from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.models.adapters import add_lora, load_adapter, save_model, saved_of
 from oumi.core.models.load import load_model
 from oumi.core.models.tokenizers import load_tokenizer
@@ -86,7 +86,7 @@ class TrlTrainer:
         finally:
             self.run.callbacks.close()
         if self.run.stop_requested and self.run.state.step < self.run.plan.num_steps:
-            raise PreemptedError(f"stopped after step {self.run.state.step} of {self.run.plan.num_steps}")
+            raise stopped_early(self.run)
 
     def save(self, directory: Path) -> None:
         """Writes the trained model and its tokenizer."""
