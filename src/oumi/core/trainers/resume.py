@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from oumi.core.checkpoint.identity import Identity, new_run_id, read_identity, write_identity
-from oumi.core.checkpoint.store import clear_unfinished, newest_good, read_facts
+from oumi.core.checkpoint.store import clear_unfinished, find_checkpoints, newest_good, read_facts
 from oumi.core.errors import ConfigError, DataError
+from oumi.core.log import logger
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.trajectory import differences, trajectory
+
+_FACTS = "oumi_run.json"
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,27 @@ def mark_finished(plan: Plan, run_id: str, step: int) -> None:
 def checkpoint_facts(plan: Plan, run_id: str, data_fingerprint: str) -> dict[str, Any]:
     """Returns what each checkpoint of a run says of itself."""
     return {"run_id": run_id, "trajectory": trajectory(plan), "data": data_fingerprint}
+
+
+def mark_complete(checkpoint: Path, facts: Mapping[str, Any]) -> None:
+    """Notes in a checkpoint that another trainer wrote that it is whole, and of which run."""
+    unfinished = checkpoint / f"{_FACTS}.tmp"
+    unfinished.write_text(json.dumps(facts, indent=1) + "\n")
+    unfinished.replace(checkpoint / _FACTS)
+
+
+def newest_complete(plan: Plan, data_fingerprint: str) -> Path | None:
+    """Returns the newest checkpoint of another trainer that was written whole, None if there is none.
+
+    Raises:
+        ConfigError: It is of a run with another trajectory. DataError: It was trained on other rows.
+    """
+    for _, checkpoint in sorted(find_checkpoints(plan.output_dir), reverse=True):
+        if (checkpoint / _FACTS).is_file():
+            _check_same_run(checkpoint, json.loads((checkpoint / _FACTS).read_text()), plan, data_fingerprint)
+            return checkpoint
+        logger.warning("%s was not written whole; an older checkpoint is used", checkpoint)
+    return None
 
 
 def _checkpoint(plan: Plan) -> tuple[Path, dict[str, Any]] | None:

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from oumi.core.batch import IGNORED
 from oumi.core.callbacks.guards import SignalGuard, not_finite, stopped_early
 from oumi.core.checkpoint.identity import Identity, new_run_id, write_identity
-from oumi.core.checkpoint.store import storage_errors
+from oumi.core.checkpoint.store import checkpoint_path, storage_errors
 from oumi.core.data.loader import Loader
 from oumi.core.data.mixture import Mixture, permute
 from oumi.core.distributed.world import World, seed_everything
@@ -30,7 +29,7 @@ from oumi.core.plan.disk import with_saved
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callbacks, Progress, StepReport
 from oumi.core.trainers.listeners import build_reporting, quiet_libraries, write_model_summary
-from oumi.core.trainers.resume import mark_finished
+from oumi.core.trainers.resume import checkpoint_facts, mark_complete, mark_finished, newest_complete
 from oumi.core.trainers.rows import load_rows
 from oumi.core.trainers.trl_methods import METHODS, NEWER_NAMES, arguments
 from oumi.core.types.example import Source
@@ -39,11 +38,11 @@ from oumi.core.types.example import Source
 class TrlTrainer:
     """Runs a trainer of TRL or transformers as the plan says."""
 
-    def __init__(self, run: Progress, inner: Any, tokenizer: Any) -> None:
+    def __init__(self, run: Progress, inner: Any, tokenizer: Any, facts: Mapping[str, Any]) -> None:
         self.run = run
         self.inner = inner
         self.tokenizer = tokenizer
-        self._run_id = new_run_id()
+        self._facts = facts
 
     @classmethod
     def build(cls, plan: Plan, world: World) -> TrlTrainer:
@@ -61,7 +60,8 @@ class TrlTrainer:
         write_model_summary(plan, model)
         plan = with_saved(plan, saved_of(model))
         run = Progress(plan=plan, callbacks=Callbacks([SignalGuard(), build_reporting(plan)]))
-        bridge = Bridge(run, rows.train)
+        facts = checkpoint_facts(plan, new_run_id(), rows.fingerprint)
+        bridge = Bridge(run, rows.train, facts)
         method = METHODS[plan.trainer]
         made = _in_our_order(_load(method.trainer), plan.data.seed, bridge)(
             model=model,
@@ -73,11 +73,11 @@ class TrlTrainer:
             callbacks=[bridge],
         )
         made.remove_callback(PrinterCallback)  # our console shows the steps
-        return cls(run, made, tokenizer)
+        return cls(run, made, tokenizer, facts)
 
     def train(self) -> None:
         """Takes every step of the plan."""
-        write_identity(self.run.plan.output_dir, Identity(self._run_id))
+        write_identity(self.run.plan.output_dir, Identity(self._facts["run_id"]))
         checkpoint = self._checkpoint()
         self.run.state.step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
         try:
@@ -96,23 +96,24 @@ class TrlTrainer:
             with storage_errors(directory):
                 save_model(model, directory, plan.lora.save_mode if plan.lora else "ADAPTER_ONLY")
                 self.tokenizer.save_pretrained(directory)
-        mark_finished(plan, self._run_id, self.run.state.step)
+        mark_finished(plan, self._facts["run_id"], self.run.state.step)
 
     def _checkpoint(self) -> Path | None:
-        saving = self.run.plan.checkpoints
-        if saving.resume_from is not None:
-            if not saving.resume_from.is_dir():
-                raise ConfigError(f"training.resume_from_checkpoint: no directory {saving.resume_from}")
-            return saving.resume_from
-        found = get_last_checkpoint(str(self.run.plan.output_dir)) if saving.resume_last else None
-        return Path(found) if found else None
+        plan = self.run.plan
+        named = plan.checkpoints.resume_from
+        if named is None:
+            return newest_complete(plan, self._facts["data"]) if plan.checkpoints.resume_last else None
+        if not named.is_dir():
+            raise ConfigError(f"training.resume_from_checkpoint: no directory {named}")
+        return named
 
 
 class Bridge(TrainerCallback):
     """Shows the steps of another trainer to our callbacks."""
 
-    def __init__(self, run: Progress, rows: Mixture) -> None:
+    def __init__(self, run: Progress, rows: Mixture, facts: Mapping[str, Any]) -> None:
         self.run = run
+        self._facts = facts
         self._rows = rows
         self._order = Loader(rows, run.plan.steps, run.plan.data.seed)
         self.num_tokens = 0
@@ -168,7 +169,9 @@ class Bridge(TrainerCallback):
         )
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.run.callbacks.saved(self.run, self.run.plan.output_dir / f"checkpoint-{state.global_step}")
+        checkpoint = checkpoint_path(self.run.plan.output_dir, state.global_step)
+        mark_complete(checkpoint, self._facts)
+        self.run.callbacks.saved(self.run, checkpoint)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.run.callbacks.train_end(self.run)

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The adapter to TRL and transformers: its table fits what is installed, its checkpoints are whole and of this run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oumi.core.configs import TrainingConfig
+from oumi.core.errors import ConfigError, DataError
+from oumi.core.plan.parts import Plan
+from oumi.core.plan.plan import make_plan
+from oumi.core.survey import survey
+from oumi.core.train import train
+from oumi.core.trainers.trl_methods import METHODS, NEWER_NAMES, arguments
+from tests.runs import losses, tiny_config
+
+OTHERS = ["TRL_SFT", "HF"]
+SAVING = {"save_steps": 3, "try_resume_from_last_checkpoint": True, "max_steps": 9}
+
+
+def plan_of(config: TrainingConfig) -> Plan:
+    return make_plan(config, survey(config))
+
+
+def loaded(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+@pytest.mark.parametrize("trainer", OTHERS)
+def test_every_argument_is_one_of_the_installed_version(tmp_path: Path, trainer: str) -> None:
+    given = arguments(plan_of(tiny_config(tmp_path, trainer_type=trainer)))
+    fields = {field.name for field in dataclasses.fields(loaded(METHODS[trainer].config))}
+    assert {NEWER_NAMES.get(name, name) if NEWER_NAMES.get(name) in fields else name for name in given} <= fields
+    assert callable(loaded(METHODS[trainer].trainer))
+
+
+@pytest.mark.parametrize(
+    ("training", "name", "value"),
+    [
+        ({"optimizer": "sgd"}, "optim", "sgd"),
+        ({"warmup_ratio": 0.25}, "warmup_steps", 0.25),
+        ({"warmup_ratio": 0.25, "warmup_steps": 3}, "warmup_steps", 3),
+        ({"max_grad_norm": None}, "max_grad_norm", 0.0),
+        ({"save_steps": 7}, "save_strategy", "steps"),
+        ({"save_steps": 0, "save_epoch": True}, "save_strategy", "epoch"),
+        ({"save_steps": 0, "save_epoch": False}, "save_strategy", "no"),
+        ({"dep_log_level": "error"}, "log_level", "error"),
+        ({"use_deterministic": True}, "use_cpu", True),
+        ({"trainer_kwargs": {"logging_nan_inf_filter": True}}, "logging_nan_inf_filter", True),
+        ({}, "bf16", False),
+        ({}, "remove_unused_columns", False),
+        ({}, "report_to", "none"),
+    ],
+)
+def test_a_key_becomes_the_argument_that_means_the_same(
+    tmp_path: Path, training: dict[str, Any], name: str, value: object
+) -> None:
+    assert arguments(plan_of(tiny_config(tmp_path, trainer_type="TRL_SFT", **training)))[name] == value
+
+
+def test_an_argument_that_the_trainer_does_not_have_is_told_with_the_nearest(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, trainer_type="TRL_SFT", trainer_kwargs={"pakcing": True})
+    with pytest.raises(ConfigError, match=r"trainer_kwargs\.pakcing: SFTConfig has no .* did you mean 'packing'"):
+        train(config)
+
+
+@pytest.mark.parametrize("trainer", OTHERS)
+def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(tmp_path: Path, trainer: str) -> None:
+    config = tiny_config(tmp_path, trainer_type=trainer, **SAVING)
+    train(config)
+    whole, out = losses(tmp_path / "out"), tmp_path / "out"
+    (out / "checkpoint-9" / "oumi_run.json").unlink()  # as a kill in the middle of saving would leave it
+    (out / "run.json").unlink()
+    assert train(config).steps == 9
+    assert losses(out) == pytest.approx(whole, rel=1e-6)
+
+
+def test_a_checkpoint_of_another_run_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    train(tiny_config(tmp_path, trainer_type="HF", **SAVING))
+    (tmp_path / "out" / "run.json").unlink()
+    with pytest.raises(ConfigError, match=r"optimizer\.learning_rate: 0\.001 -> 0\.5"):
+        train(tiny_config(tmp_path, trainer_type="HF", learning_rate=0.5, **SAVING))
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text(chats.read_text().replace("Sure?", "Pure?"))
+    with pytest.raises(DataError, match="trained on other rows"):
+        train(tiny_config(tmp_path, trainer_type="HF", **SAVING))
+
+
+@pytest.mark.parametrize("trainer", OTHERS)
+def test_the_same_files_are_left_as_by_our_own_trainer(tmp_path: Path, trainer: str) -> None:
+    ours = tiny_config(tmp_path, max_steps=2, output_dir=str(tmp_path / "ours"))
+    theirs = tiny_config(tmp_path, max_steps=2, trainer_type=trainer)
+    train(ours)
+    train(theirs)
+    names = [{path.name for path in (tmp_path / folder).iterdir()} for folder in ("ours", "out")]
+    assert names[0] == names[1] - {"training_args.bin"}
+    records = [
+        json.loads((tmp_path / folder / "metrics.jsonl").read_text().splitlines()[0]) for folder in ("ours", "out")
+    ]
+    assert records[0].keys() <= records[1].keys()
+
+
+@pytest.mark.parametrize("trainer", ["OUMI", *OTHERS])
+def test_the_validation_set_is_measured_alike(tmp_path: Path, trainer: str) -> None:
+    config = tiny_config(tmp_path, trainer_type=trainer, max_steps=2, eval_strategy="steps", eval_steps=1)
+    config.data.train.train_target = "ALL_ASSISTANT_TURNS"
+    config.data.validation.datasets = list(config.data.train.datasets)
+    result = train(config)
+    records = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [one["step"] for one in records if "eval_loss" in one] == [1, 2]
+    assert 0 < result.metrics["eval_loss"] < 6
