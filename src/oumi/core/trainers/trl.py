@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class TrlTrainer:
         facts = checkpoint_facts(plan, new_run_id(), rows.fingerprint)
         bridge = Bridge(run, rows.train, facts)
         method = METHODS[plan.trainer]
-        made = _in_our_order(_load(method.trainer), plan.data.seed, bridge)(
+        made = _in_our_terms(_load(method.trainer), plan.data.seed, bridge)(
             model=model,
             args=_checked(_load(method.config), arguments(plan)),
             train_dataset=_as_dataset(rows.train),
@@ -200,8 +201,11 @@ class EpochOrder(torch.utils.data.Sampler[int]):
         yield from permute(np.arange(self._length), self._length, self._seed, self._epoch).tolist()
 
 
-def _in_our_order(trainer_class: Any, seed: int, bridge: Bridge) -> Any:
-    class OrderedTrainer(trainer_class):  # type: ignore[misc]  # the class is chosen by the plan
+def _in_our_terms(trainer_class: Any, seed: int, bridge: Bridge) -> Any:
+    """Returns the trainer with our order of rows, our guard, and a validation loss over all terms alike."""
+    terms_per_row = functools.cache(lambda trainer: _terms_per_row(trainer.eval_dataset["labels"]))
+
+    class OurTrainer(trainer_class):  # type: ignore[misc]  # the class is chosen by the plan
         def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
             return EpochOrder(len(self.train_dataset), seed)
 
@@ -210,7 +214,17 @@ def _in_our_order(trainer_class: Any, seed: int, bridge: Bridge) -> Any:
             bridge.count(inputs, loss)
             return loss
 
-    return OrderedTrainer
+        def prediction_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
+            loss, *outputs = super().prediction_step(model, inputs, *rest, **named)
+            # Batches are averaged by their rows; so each is weighed by its terms a row, over those of all rows.
+            return loss * (_terms_per_row(inputs["labels"]) / terms_per_row(self)), *outputs
+
+    return OurTrainer
+
+
+def _terms_per_row(labels: Iterable[Any]) -> float:
+    counts = [int((torch.as_tensor(row) != IGNORED).sum()) for row in labels]
+    return sum(counts) / len(counts)
 
 
 def _load(place: str) -> Any:
