@@ -67,6 +67,7 @@ def train(
 def _run(plan: Plan, world: World, source: str | None) -> TrainResult:
     write_records(plan, source)
     log_file = log.start_file(plan.output_dir, plan.logs.level)
+    log.logger.info("%s", plan_text(plan))
     try:
         trainer = TRAINERS.get(plan.trainer).build(plan, world)
         write_plan(trainer.run.plan)

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as Bar
 
 from oumi.core.callbacks.reporting import Record, Sink
+from oumi.core.log import logger
 from oumi.core.plan.parts import LogPlan
 from oumi.core.run import Progress
 
@@ -45,15 +46,18 @@ class Console(Sink):
         text = line(record, run.plan.num_steps)
         if self._bar is not None:
             self._bar.update(self._task, completed=run.state.step, description=text)
-        elif is_due(self._plan, run, self._epoch):
-            self._print(f"{text}  {self._remaining(run)} left")
+        if is_due(self._plan, run, self._epoch):
+            logger.info("%s", text)
+            if self._bar is None:
+                self._print(f"{text}  {self._remaining(run)} left")
         self._epoch = int(run.state.epoch)
 
     def measured(self, run: Progress, record: Record) -> None:
         values = "  ".join(f"{name} {value:.4f}" for name, value in record.items() if name not in ("step", "epoch"))
-        self._print(f"step {run.state.step}/{run.plan.num_steps}  {values}")
+        self.note(f"step {run.state.step}/{run.plan.num_steps}  {values}")
 
     def note(self, text: str) -> None:
+        logger.info("%s", text)
         self._print(text)
 
     def close(self) -> None:

@@ -47,6 +47,7 @@ def publish(target: Path, write: Callable[[Path], None], facts: Mapping[str, Any
         try:
             unfinished.mkdir(parents=True)
             write(unfinished)
+            let_others_read(unfinished)
             for path in _files(unfinished):
                 _to_disk(path)
             manifest = {
@@ -122,6 +123,14 @@ def remove(checkpoint: Path) -> None:
     vanishing = checkpoint.with_name(f"{_UNFINISHED}old-{checkpoint.name}-{os.getpid()}")
     checkpoint.rename(vanishing)
     shutil.rmtree(vanishing)
+
+
+def let_others_read(directory: Path) -> None:
+    """Gives files the permissions of any new file here; safetensors keeps what it writes to its owner."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in directory.rglob("*.safetensors"):
+        path.chmod(0o666 & ~mask)
 
 
 @contextmanager

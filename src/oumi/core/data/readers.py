@@ -15,6 +15,8 @@ from oumi.core.types.example import BadRow, Row, Source
 MAX_ROW_BYTES = 64_000_000
 SUFFIXES = (".jsonl", ".json", ".parquet")
 _EXCERPT_LENGTH = 80
+_BOM = b"\xef\xbb\xbf"
+_SPACE = re.compile(r"\s*")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -43,7 +45,7 @@ def count_rows(path: Path) -> int | None:
         except ValueError:
             return None
     with path.open("rb") as file:
-        return sum(1 for line in file if line.strip())
+        return sum(1 for line in file if line.removeprefix(_BOM).strip())
 
 
 def check_file(path: Path) -> None:
@@ -64,14 +66,14 @@ def excerpt(text: str) -> str:
 
 def _is_list(path: Path) -> bool:
     with path.open("rb") as file:
-        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+        start = file.read(4096).removeprefix(_BOM).lstrip()
     return path.suffix == ".json" and start.startswith(b"[")
 
 
 def _json_lines(path: Path, dataset: str) -> Iterator[Row | BadRow]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            data = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            data = line.removeprefix(_BOM) if number == 1 else line
             if data.strip():
                 yield _parse(data.rstrip(b"\r\n"), Source(dataset, str(path), number))
 
@@ -102,30 +104,43 @@ def _json_list(path: Path, dataset: str) -> Iterator[Row | BadRow]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 (byte {error.start})") from None
     decoder = json.JSONDecoder(parse_constant=_refuse_constant)
-    at, line, counted = text.index("[") + 1, 1, 0
+    at, line, counted, separator = text.index("[") + 1, 1, 0, ""
     while True:
-        at = _skip(text, at)
+        at, has_separator = _skip(text, at, separator)
         line += text.count("\n", counted, at)
-        counted = at
+        counted, separator = at, ","
         source = Source(dataset, str(path), line)
-        if at < len(text) and text[at] == "]":
-            return
         try:
+            if text[at : at + 1] == "]":
+                if rest := text[at + 1 :].strip():
+                    raise ValueError(f"text after the list: {excerpt(rest)}")
+                return
+            if not has_separator and at < len(text):
+                raise ValueError("no comma before this row")
             value, end = decoder.raw_decode(text, at)
+        except RecursionError:
+            raise DataError(f"{source}: not valid JSON: nested too deep") from None
         except ValueError as error:
             reason = "the list breaks off here" if at >= len(text) - 1 else str(error).split(": line")[0]
             raise DataError(f"{source}: not valid JSON: {reason}: {excerpt(text[at : at + _EXCERPT_LENGTH])}") from None
         part = text[at:end]
-        if "\\u0000" not in part and _SURROGATE.search(part) and not _is_text(value):
+        if _SURROGATE.search(part) and not _is_text(value):
             yield BadRow(source, "holds half of a character (a lone surrogate)", excerpt(part))
         else:
             yield Row(value, source)
         at = end
 
 
-def _skip(text: str, at: int) -> int:
-    """Returns where the next record of a list begins."""
-    match = re.compile(r"[\s,]*").match(text, at)
+def _skip(text: str, at: int, separator: str) -> tuple[int, bool]:
+    """Returns where the next record of a list begins, and whether the separator stands before it."""
+    at = _end_of_space(text, at)
+    if not text.startswith(separator, at):
+        return at, False
+    return _end_of_space(text, at + len(separator)), True
+
+
+def _end_of_space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
     assert match is not None, "the pattern matches nothing, too"
     return match.end()
 

@@ -12,7 +12,7 @@ from oumi.core.callbacks.checkpointing import Checkpointing
 from oumi.core.callbacks.evaluation import Evaluation
 from oumi.core.callbacks.guards import FiniteGuard, SignalGuard, stopped_early
 from oumi.core.checkpoint.state import load_state
-from oumi.core.checkpoint.store import storage_errors
+from oumi.core.checkpoint.store import let_others_read, storage_errors
 from oumi.core.data.loader import Loader, in_order
 from oumi.core.distributed.world import World, seed_everything
 from oumi.core.engine.loop import fit
@@ -77,6 +77,7 @@ class NativeTrainer:
             with storage_errors(directory):
                 save_model(self._inner, directory, lora.save_mode if lora else "ADAPTER_ONLY")
                 self.tokenizer.save_pretrained(directory)
+                let_others_read(directory)
         mark_finished(self.run.plan, self._resume.run_id, self.run.state.step)
 
     @property

@@ -18,7 +18,7 @@ from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallbac
 from oumi.core.batch import IGNORED
 from oumi.core.callbacks.guards import SignalGuard, not_finite, stopped_early
 from oumi.core.checkpoint.identity import Identity, new_run_id, write_identity
-from oumi.core.checkpoint.store import checkpoint_path, storage_errors
+from oumi.core.checkpoint.store import checkpoint_path, let_others_read, storage_errors
 from oumi.core.data.loader import Loader
 from oumi.core.data.mixture import Mixture, permute
 from oumi.core.distributed.world import World, seed_everything
@@ -97,6 +97,7 @@ class TrlTrainer:
             with storage_errors(directory):
                 save_model(model, directory, plan.lora.save_mode if plan.lora else "ADAPTER_ONLY")
                 self.tokenizer.save_pretrained(directory)
+                let_others_read(directory)
         mark_finished(plan, self._facts["run_id"], self.run.state.step)
 
     def _checkpoint(self) -> Path | None:

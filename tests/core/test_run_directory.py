@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from oumi.core.configs import TrainingConfig
+from oumi.core.train import train
+from tests.runs import tiny_config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingConfig, Path]:
+    """Returns the config of a run that is done, and its directory."""
+    config = tiny_config(
+        tmp_path_factory.mktemp("run"), max_steps=4, save_steps=2, logging_steps=1, include_performance_metrics=True
+    )
+    config.training.enable_tensorboard = True
+    train(config, source="# as given\n")
+    return config, Path(config.training.output_dir)
+
+
+def test_everything_is_there_that_is_needed_to_trust_and_repeat_it(run: tuple[TrainingConfig, Path]) -> None:
+    _, out = run
+    for name in (
+        "config.yaml", "plan.json", "environment.json", "data_report.json", "metrics.jsonl", "metrics_rank0000.jsonl",
+        "logs/rank_0000.log", "telemetry/training_config.yaml", "telemetry/world_size.json",
+        "telemetry/devices_info.txt", "telemetry/telemetry_callback_rank0000.json",
+        "telemetry/telemetry_callback_metrics_rank0000.json", "model.safetensors", "config.json",
+        "checkpoint-2/MANIFEST.json", "checkpoint-4/state/optimizer.safetensors",
+    ):  # fmt: skip
+        assert (out / name).stat().st_size > 0, name
+    assert list((out / "tensorboard").glob("events.*"))
+
+
+def test_the_config_is_kept_as_given_and_as_resolved(run: tuple[TrainingConfig, Path]) -> None:
+    config, out = run
+    assert (out / "config.yaml").read_text() == "# as given\n"
+    assert TrainingConfig.from_yaml(out / "telemetry" / "training_config.yaml") == config
+
+
+def test_the_log_tells_the_plan_and_the_steps(run: tuple[TrainingConfig, Path]) -> None:
+    text = (run[1] / "logs" / "rank_0000.log").read_text()
+    for words in ("learning rate 0.001 linear", "step 1/4  loss", "step 4/4  loss", "saved", "checkpoint-2"):
+        assert words in text, words
+
+
+def test_there_is_one_record_a_step(run: tuple[TrainingConfig, Path]) -> None:
+    records = [json.loads(line) for line in (run[1] / "metrics.jsonl").read_text().splitlines()]
+    assert [one["step"] for one in records] == [1, 2, 3, 4]
+    for one in records:
+        assert one["num_target_tokens"] < one["num_tokens"]
+        assert one["tokens_per_second"] == pytest.approx(one["num_tokens"] / one["step_time_s"])
+        assert one["cpu_time_s"] > 0
+    assert records[-1]["total_tokens"] == sum(one["num_tokens"] for one in records)
+    assert records[-1]["learning_rate"] == pytest.approx(1e-3 / 4)
+
+
+def test_tensorboard_shows_what_the_records_say(run: tuple[TrainingConfig, Path]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run[1] / "tensorboard"))
+    events.Reload()
+    records = [json.loads(line) for line in (run[1] / "metrics.jsonl").read_text().splitlines()]
+    shown = {event.step: event.value for event in events.Scalars("train/loss")}
+    assert shown == pytest.approx({one["step"]: one["loss"] for one in records})
+
+
+def test_whoever_may_read_here_may_read_the_weights(run: tuple[TrainingConfig, Path]) -> None:
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in run[1].rglob("*.safetensors"):
+        assert path.stat().st_mode & 0o777 == 0o666 & ~mask, path
+
+
+def test_the_environment_tells_versions_and_seeds(run: tuple[TrainingConfig, Path]) -> None:
+    environment = json.loads((run[1] / "environment.json").read_text())
+    assert environment["seed"] == 42
+    assert "torch" in environment["packages"]
