@@ -20,6 +20,10 @@ _ROLES = {
     "tool": Role.TOOL, "function": Role.TOOL, "observation": Role.TOOL,
 }  # fmt: skip
 
+_OF_A_CHAT = ("tools", "images", "videos", "audios")
+_OF_A_TURN = ("tool_calls", "function_call", "reasoning_content", "thinking", "images", "weight", "train", "loss")
+"""What would change the text or what of it is trained, and is not built yet."""
+
 
 class Unusable(Exception):  # noqa: N818  it says what a row is
     """A record that does not have the shape."""
@@ -69,6 +73,7 @@ def _convert(row: Row, shape: str | None, found: str | None) -> Row | BadRow:
     if shape != found and found is not None:
         return BadRow(row.source, f"has the shape '{found}', the rows before it '{shape}'", shown)
     try:
+        _refuse_unbuilt(row.value, _OF_A_CHAT, "the row")
         return Row(SHAPES[shape](row.value), row.source)
     except Unusable as error:
         return BadRow(row.source, str(error), shown)
@@ -146,7 +151,16 @@ def _message(turn: Any, index: int, role_key: str, content_key: str) -> Message:
     role = _ROLES.get(name) if isinstance(name, str) else None
     if role is None:
         raise Unusable(f"turn {index}: unknown role {name!r}{did_you_mean(str(name), _ROLES)}")
+    _refuse_unbuilt(turn, _OF_A_TURN, f"turn {index}")
     return Message(role=role, content=_content(turn[content_key], index))
+
+
+def _refuse_unbuilt(record: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
+    for key in keys:
+        value = record.get(key)
+        says_nothing = value is None or value in (1, "") or (isinstance(value, list) and not value)  # 1 is True, too
+        if not says_nothing:
+            raise Unusable(f"{where}: has '{key}', which is not built yet")
 
 
 def _content(content: Any, index: int) -> str:

@@ -19,7 +19,7 @@ class Source:
     path: str
     """File, or `name[split]` of a Hub data set."""
     line: int
-    """Line in the file (from 1), or index in the split or JSON list (from 0)."""
+    """Line in the file (from 1); of a Parquet file or a split of the Hub, the index of the row (from 0)."""
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}"
