@@ -141,7 +141,7 @@ class Renderer:
         start = self._start(messages, turn, upto)
         answer = messages[turn].content.strip()
         end = len(upto.rstrip())  # white space after the end mark is never generated
-        if answer and answer not in upto[start:]:
+        if answer not in upto[max(start - len(answer), 0) :]:  # its first words may be those that the prompt ends with
             raise Undecided(f"turn {turn}: the chat template changes or drops its text")
         return start, max(end, start)
 

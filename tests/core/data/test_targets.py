@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is trained of a chat: the answers and their end marks, found by rendering, never by searching."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oumi.core.data.supervision import draw
+from oumi.core.data.targets import Cut, Rendered, Renderer
+from oumi.core.data.templates import FOLDER, bundled_template
+from oumi.core.errors import ConfigError
+from oumi.core.types.conversation import Conversation, Message, Role
+from oumi.core.types.example import BadRow, Completion, Row, Source
+from tests.tiny import CHATML, byte_tokenizer
+
+SOURCE = Source("set", "x.jsonl", 1)
+ONE = (("user", "Hi?"), ("assistant", "Yo."))
+MANY = (("system", "Be."), *ONE, ("user", "B?"), ("assistant", "C."))
+
+# A chat rendered, trained parts in brackets: <name of template>: (one turn, many turns with a system message).
+# The byte tokenizer's end token is <|im_end|>; it has no start token.
+DRAWN = {
+    "chat_ml": (
+        "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n[Yo.<|im_end|>]\n",
+        "<|im_start|>system\nBe.<|im_end|>\n<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n[Yo.<|im_end|>]\n"
+        "<|im_start|>user\nB?<|im_end|>\n<|im_start|>assistant\n[C.<|im_end|>]\n",
+    ),
+    "default": (
+        "USER: Hi?\nASSISTANT:[ Yo.<|im_end|>]\n",
+        "SYSTEM: Be.\nUSER: Hi?\nASSISTANT:[ Yo.<|im_end|>]\nUSER: B?\nASSISTANT:[ C.<|im_end|>]\n",
+    ),
+    "default_gen": (
+        "USER: Hi?\nASSISTANT:[ Yo.<|im_end|>]\n",
+        "SYSTEM: Be.\nUSER: Hi?\nASSISTANT:[ Yo.<|im_end|>]\nUSER: B?\nASSISTANT:[ C.<|im_end|>]\n",
+    ),
+    "gemma2-it": (
+        "<start_of_turn>user\nHi?<end_of_turn>\n<start_of_turn>model\n[Yo.<end_of_turn>]\n",
+        "<start_of_turn>user\nBe.\n\nHi?<end_of_turn>\n<start_of_turn>model\n[Yo.<end_of_turn>]\n"
+        "<start_of_turn>user\nB?<end_of_turn>\n<start_of_turn>model\n[C.<end_of_turn>]\n",
+    ),
+    "gpt2": (
+        "Hi?<|im_end|>[Yo.<|im_end|>]",
+        "Be.<|im_end|>Hi?<|im_end|>[Yo.<|im_end|>]B?<|im_end|>[C.<|im_end|>]",
+    ),
+    "llama3-instruct": (
+        "<|start_header_id|>user<|end_header_id|>\n\nHi?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n[Yo.<|eot_id|>]",
+        "<|start_header_id|>system<|end_header_id|>\n\nBe.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nHi?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n[Yo.<|eot_id|>]"
+        "<|start_header_id|>user<|end_header_id|>\n\nB?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n[C.<|eot_id|>]",
+    ),
+    "phi3-instruct": (
+        "<|user|>\nHi?<|end|>\n<|assistant|>\n[Yo.<|end|>]\n",
+        "<|system|>\nBe.<|end|>\n<|user|>\nHi?<|end|>\n<|assistant|>\n[Yo.<|end|>]\n"
+        "<|user|>\nB?<|end|>\n<|assistant|>\n[C.<|end|>]\n",
+    ),
+    "zephyr": (
+        "<|user|>\nHi?<|im_end|>\n<|assistant|>\n[Yo.<|im_end|>]\n",
+        "<|system|>\nBe.<|im_end|>\n<|user|>\nHi?<|im_end|>\n<|assistant|>\n[Yo.<|im_end|>]\n"
+        "<|user|>\nB?<|im_end|>\n<|assistant|>\n[C.<|im_end|>]\n",
+    ),
+}
+# Writes the thoughts of the last answer only, as reasoning models do.
+FORGETFUL = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and not loop.last %}{{ m.content.split('</think>')[-1] }}"
+    "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Opens a thought in the prompt of inference that the finished chat does not hold.
+OPENING = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+
+
+def chat(turns: tuple[tuple[str, str], ...]) -> Conversation:
+    return Conversation(messages=[Message(role=Role(role), content=text) for role, text in turns])
+
+
+def rendered(value: Any, template: str = CHATML, train_on: str = "all_assistant_turns", **kwargs: Any) -> Any:
+    renderer = Renderer(kwargs.get("tokenizer") or byte_tokenizer(), template, train_on, kwargs.get("max_length"))
+    return renderer, renderer.render(Row(value, SOURCE))
+
+
+def made(value: Any, template: str = CHATML, train_on: str = "all_assistant_turns", **kwargs: Any) -> Cut | BadRow:
+    renderer, row = rendered(value, template, train_on, **kwargs)
+    assert isinstance(row, Rendered), row
+    (cut,) = renderer.tokenise([row])
+    return cut
+
+
+def drawn(*arguments: Any, **kwargs: Any) -> str:
+    """Returns a chat with the tokens that are trained in brackets."""
+    cut = made(*arguments, **kwargs)
+    assert isinstance(cut, Cut), cut
+    return draw(cut.example, kwargs.get("tokenizer") or byte_tokenizer())
+
+
+def test_every_bundled_template_is_tested() -> None:
+    assert {path.stem for path in FOLDER.glob("*.jinja")} == set(DRAWN)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("turns", [ONE, MANY])
+def test_answers_are_trained_with_their_end_marks(name: str, turns: tuple[tuple[str, str], ...]) -> None:
+    wanted = DRAWN[name][turns is MANY]
+    assert drawn(chat(turns), bundled_template(name)) == wanted
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_of_many_turns_the_final_one_can_be_trained_alone(name: str) -> None:
+    wanted = DRAWN[name][1].replace("[", "", 1).replace("]", "", 1)
+    assert drawn(chat(MANY), bundled_template(name), "final_assistant_turn") == wanted
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_all_can_be_trained(name: str) -> None:
+    text = DRAWN[name][1].replace("[", "").replace("]", "")
+    assert drawn(chat(MANY), bundled_template(name), "all") == f"[{text}]"
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_the_prompt_of_inference_is_what_stands_before_the_answer(name: str) -> None:
+    renderer, row = rendered(chat(MANY), bundled_template(name))
+    prompt = renderer.template.render(chat(MANY).messages[:-1], add_generation_prompt=True)
+    assert row.text[: row.spans[-1][0]] == prompt
+
+
+def test_a_template_that_forgets_thoughts_trains_the_final_turn_alone_or_says_so() -> None:
+    turns = (("user", "Hi?"), ("assistant", "<think>hm</think>Yo."), ("user", "B?"), ("assistant", "<think>x</think>C"))
+    _, row = rendered(chat(turns), FORGETFUL)
+    assert isinstance(row, BadRow)
+    assert row.reason.startswith("turn 1: the chat template writes it differently once others follow")
+    assert "FINAL_ASSISTANT_TURN" in row.reason
+    assert drawn(chat(turns), FORGETFUL, "final_assistant_turn") == (
+        "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nYo.<|im_end|>\n"
+        "<|im_start|>user\nB?<|im_end|>\n<|im_start|>assistant\n[<think>x</think>C<|im_end|>]\n"
+    )
+
+
+def test_an_answer_begins_where_prompt_and_chat_part() -> None:
+    assert drawn(chat(ONE), OPENING).endswith("<|im_start|>assistant\n[Yo.<|im_end|>]\n")
+    thought = (("user", "Hi?"), ("assistant", "<think>\nhm</think>Yo."))
+    assert drawn(chat(thought), OPENING).endswith("assistant\n<think>\n[hm</think>Yo.<|im_end|>]\n")
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        (CHATML.replace("message['content']", "message['content'][:2]"), "changes or drops its text"),
+        ("{{ raise_exception('no system message') }}", "the chat template refuses it: no system message"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}?{% endif %}", None),
+    ],
+)
+def test_a_template_that_cannot_tell_the_answer_is_refused(template: str, told: str | None) -> None:
+    _, row = rendered(chat((("user", "Hi?"), ("assistant", "A long answer."))), template)
+    assert (told is None) == isinstance(row, Rendered)
+    if told is not None:
+        assert isinstance(row, BadRow)
+        assert told in row.reason
+
+
+def test_padding_with_the_end_token_leaves_the_end_trained() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    assert drawn(chat(ONE), tokenizer=tokenizer).endswith("[Yo.<|im_end|>]\n")
+
+
+@pytest.mark.parametrize(("max_length", "cut", "cut_targets"), [(None, 0, 0), (27, 0, 0), (26, 1, 0), (24, 3, 2)])
+def test_what_is_cut_off_is_counted(max_length: int | None, cut: int, cut_targets: int) -> None:
+    found = made(chat(ONE), max_length=max_length)
+    assert isinstance(found, Cut)
+    assert len(found.example.tokens) == 27 - cut
+    assert (found.cut_tokens, found.cut_targets) == (cut, cut_targets)
+
+
+def test_a_row_of_which_only_the_prompt_fits_is_refused() -> None:
+    found = made(chat(ONE), max_length=20)
+    assert isinstance(found, BadRow)
+    assert found.reason == "every trained token lies beyond model_max_length 20"
+
+
+def test_a_completion_is_trained_with_the_end_token() -> None:
+    assert drawn(Completion("Hi? ", "Yo.")) == "Hi? [Yo.<|im_end|>]"
+
+
+def test_a_token_across_the_border_is_trained_and_the_ids_are_those_of_the_whole_text() -> None:
+    tokenizer = merging_tokenizer()
+    found = made(Completion("ab", "cd"), tokenizer=tokenizer)
+    assert isinstance(found, Cut)
+    tokens = tokenizer.convert_ids_to_tokens(found.example.tokens)
+    assert tokens == ["a", "bc", "d", "<end>"]
+    assert found.example.is_target.tolist() == [False, True, True, True]
+    assert found.example.tokens.tolist() == tokenizer("abcd<end>")["input_ids"]
+
+
+def test_a_slow_tokenizer_is_refused() -> None:
+    class Slow:
+        is_fast, name_or_path = False, "slow/one"
+
+    with pytest.raises(ConfigError, match="slow/one: only fast tokenizers"):
+        Renderer(Slow(), CHATML, "all", None)
+
+
+def merging_tokenizer() -> Any:
+    """Returns a tokenizer that joins `b` and `c`."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: i for i, token in enumerate(["a", "b", "c", "d", "bc", "<end>"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("b", "c")]))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+
+
+# No lone surrogates, and no marks of the template itself: those are the matter of special tokens in texts.
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(
+    lambda text: text.strip() and "<|" not in text
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4), st.booleans())
+def test_of_any_chat_the_answers_are_trained_and_nothing_else(pairs: list[tuple[str, str]], final: bool) -> None:
+    turns = tuple(turn for asked, said in pairs for turn in (("user", asked), ("assistant", said)))
+    renderer, row = rendered(chat(turns), CHATML, "final_assistant_turn" if final else "all_assistant_turns")
+    (cut,) = renderer.tokenise([row])
+    example, tokenizer = cut.example, renderer.tokenizer
+    answers = [said for _, said in pairs][-1 if final else 0 :]
+    assert tokenizer.decode(example.tokens[example.is_target]) == "".join(f"{said}<|im_end|>" for said in answers)
+    prompt = renderer.template.render(chat(turns).messages[:-1], add_generation_prompt=True)
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert example.tokens[: len(ids)].tolist() == ids
+    assert not example.is_target[len(ids) - 1]
+    assert example.is_target[len(ids)]
