@@ -12,8 +12,17 @@ from oumi.core.errors import DataError
 from oumi.core.types.example import Example
 
 
-def check_supervision(table: TokenTable, tokenizer: Any, num_checked: int, train_on: str) -> None:
+def check_supervision(
+    table: TokenTable, tokenizer: Any, num_checked: int, train_on: str, max_length: int | None
+) -> None:
     """Verifies rows spread over a table, and draws the first that teaches the wrong thing.
+
+    Args:
+        table: The rows.
+        tokenizer: Tells which tokens are special.
+        num_checked: How many rows are looked at.
+        train_on: What was asked to be trained.
+        max_length: A row of so many tokens may have been cut, and its answer with it.
 
     Raises:
         DataError: A row without a target, one that trains its prompt although answers were asked for, one
@@ -21,7 +30,7 @@ def check_supervision(table: TokenTable, tokenizer: Any, num_checked: int, train
     """
     for i in np.unique(np.linspace(0, len(table) - 1, min(num_checked, len(table))).astype(int)).tolist():
         example = table[i]
-        if wrong := _wrong(example, tokenizer, train_on):
+        if wrong := _wrong(example, tokenizer, train_on, max_length):
             raise DataError(f"{example.source}: {wrong}. Trained tokens stand in brackets:\n{draw(example, tokenizer)}")
 
 
@@ -33,7 +42,7 @@ def draw(example: Example, tokenizer: Any) -> str:
     return "".join(f"[{text}]" if example.is_target[part[0]] else text for text, part in zip(texts, parts, strict=True))
 
 
-def _wrong(example: Example, tokenizer: Any, train_on: str) -> str:
+def _wrong(example: Example, tokenizer: Any, train_on: str, max_length: int | None) -> str:
     tokens, is_target = example.tokens, example.is_target
     if not is_target[1:].any():
         return "no token is trained"
@@ -42,7 +51,8 @@ def _wrong(example: Example, tokenizer: Any, train_on: str) -> str:
     bos = tokenizer.bos_token_id
     if bos is not None and bos != tokenizer.eos_token_id and len(tokens) > 1 and (tokens[:2] == bos).all():
         return "it begins with two start tokens: the chat template writes one, the tokenizer another"
-    ends = np.flatnonzero(is_target[:-1] & ~is_target[1:])
+    was_cut = len(tokens) == max_length
+    ends = np.flatnonzero(is_target & ~np.append(is_target[1:], was_cut))
     if train_on != "all" and any(not _is_special(int(tokens[end]), tokenizer) for end in ends):
         return (
             "an answer ends without a special token, so the model would not learn to stop; name a model.chat_template"

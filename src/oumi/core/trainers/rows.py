@@ -50,7 +50,7 @@ def load_rows(plan: Plan, tokenizer: Any) -> Rows:
     if len(train) == 0:
         raise DataError("data.train: there is no row to train on")
     for part in (*train.parts, *validation.parts):
-        check_supervision(part.table, tokenizer, _NUM_CHECKED, plan.data.train_on)
+        check_supervision(part.table, tokenizer, _NUM_CHECKED, plan.data.train_on, plan.model.max_length)
     if plan.logs.examples:
         logger.info("first row, trained tokens in brackets:\n%s", draw(train[0], tokenizer))
     return Rows(train, validation, train.fingerprint())
