@@ -1,110 +1,178 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files become rows, each with the line where it stands."""
+"""Every way in which rows stand in a file, and every way in which a file is broken."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 
-from oumi.core.data.readers import count_rows, read_rows
+from oumi.core.data.readers import count_rows, excerpt, read_rows
 from oumi.core.errors import DataError
 from oumi.core.types.example import BadRow, Row
 
-RECORDS = [{"a": "one"}, {"a": "zwei ü"}, {"a": "three\nlines"}]
+RECORDS: list[Any] = [{"a": 1}, {"a": "two\nlines"}, {"a": [3, None]}]
+LINES = [json.dumps(one) for one in RECORDS]
+BOM = b"\xef\xbb\xbf"
 
-
-def write(path: Path, text: str) -> Path:
-    path.write_bytes(text.encode())
-    return path
-
-
-def write_parquet(path: Path) -> Path:
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS), path)
-    return path
-
-
-LINES = "".join(json.dumps(one) + "\n" for one in RECORDS)
-FILES = {
-    "lines": ("x.jsonl", LINES, [1, 2, 3]),
-    "no end of line": ("x.jsonl", LINES.rstrip("\n"), [1, 2, 3]),
-    "blank lines": ("x.jsonl", "\n" + LINES.replace("\n", "\n  \n"), [2, 4, 6]),
-    "BOM": ("x.jsonl", "\ufeff" + LINES, [1, 2, 3]),
-    "CRLF": ("x.jsonl", LINES.replace("\n", "\r\n"), [1, 2, 3]),
-    "lines in .json": ("x.json", LINES, [1, 2, 3]),
-    "list": ("x.json", json.dumps(RECORDS), [1, 1, 1]),
-    "list, BOM": ("x.json", "\ufeff" + json.dumps(RECORDS), [1, 1, 1]),
-    "list, written out": ("x.json", json.dumps(RECORDS, indent=2), [2, 5, 8]),
-    "list, a record a line": ("x.json", "[\n" + ",\n".join(json.dumps(one) for one in RECORDS) + "\n]\n", [2, 3, 4]),
-    "list below blanks": ("x.json", "\n\n " + json.dumps(RECORDS), [3, 3, 3]),
+# Name of the file, its bytes, and the line of each record.
+SOUND: dict[str, tuple[str, bytes, list[int]]] = {
+    "lines": ("x.jsonl", "\n".join(LINES).encode() + b"\n", [1, 2, 3]),
+    "lines without a last newline": ("x.jsonl", "\n".join(LINES).encode(), [1, 2, 3]),
+    "lines in .json": ("x.json", "\n".join(LINES).encode(), [1, 2, 3]),
+    "blank lines": ("x.jsonl", ("\n\n" + "\n \t\n".join(LINES) + "\n\n").encode(), [3, 5, 7]),
+    "CRLF": ("x.jsonl", "\r\n".join(LINES).encode() + b"\r\n", [1, 2, 3]),
+    "BOM": ("x.jsonl", BOM + "\n".join(LINES).encode(), [1, 2, 3]),
+    "BOM on a line of its own": ("x.jsonl", BOM + b"\n" + "\n".join(LINES).encode(), [2, 3, 4]),
+    "compact list": ("x.json", json.dumps(RECORDS).encode(), [1, 1, 1]),
+    "list, a row a line": ("x.json", ("[\n" + ",\n".join(LINES) + "\n]\n").encode(), [2, 3, 4]),
+    "list, commas first": ("x.json", ("[ " + "\n, ".join(LINES) + "\n]").encode(), [1, 2, 3]),
+    "pretty list": ("x.json", json.dumps(RECORDS, indent=1).encode(), [2, 5, 8]),
+    "pretty list with CRLF": ("x.json", json.dumps(RECORDS, indent=1).replace("\n", "\r\n").encode(), [2, 5, 8]),
+    "list after blank lines": ("x.json", b"\n\n " + json.dumps(RECORDS).encode() + b"\n\n", [3, 3, 3]),
+    "list after a BOM": ("x.json", BOM + json.dumps(RECORDS).encode(), [1, 1, 1]),
 }
 
 
-@pytest.mark.parametrize("kind", FILES)
-def test_rows_come_with_their_lines(tmp_path: Path, kind: str) -> None:
-    name, text, lines = FILES[kind]
-    path = write(tmp_path / name, text)
-    rows = list(read_rows(path, "set"))
+def written(folder: Path, name: str, content: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+def read(path: Path) -> list[Row | BadRow]:
+    return list(read_rows(path, "rows"))
+
+
+@pytest.mark.parametrize("kind", SOUND)
+def test_every_record_is_read_with_its_line(tmp_path: Path, kind: str) -> None:
+    name, content, lines = SOUND[kind]
+    path = written(tmp_path, name, content)
+    rows = read(path)
+    assert all(isinstance(row, Row) for row in rows), rows
     assert [row.value for row in rows if isinstance(row, Row)] == RECORDS
     assert [row.source.line for row in rows] == lines
     assert str(rows[0].source) == f"{path}:{lines[0]}"
-    assert count_rows(path) == len(RECORDS)
+    assert {row.source.dataset for row in rows} == {"rows"}
 
 
-def test_a_parquet_file_comes_with_the_index_of_each_row(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "x.parquet")
-    assert [(row.value, row.source.line) for row in read_rows(path, "set")] == list(
-        zip(RECORDS, (0, 1, 2), strict=True)
-    )
-    assert count_rows(path) == 3
+@pytest.mark.parametrize("kind", SOUND)
+def test_the_count_equals_what_is_read(tmp_path: Path, kind: str) -> None:
+    name, content, _ = SOUND[kind]
+    assert count_rows(written(tmp_path, name, content)) == len(RECORDS)
+
+
+def test_the_line_of_a_list_is_right_when_a_text_holds_brackets_and_newlines(tmp_path: Path) -> None:
+    records = [{"a": "] [ , \\n"}, {"a": "\u2028 \x85 \x0b"}, {"a": '"]'}]
+    path = written(tmp_path, "x.json", json.dumps(records, indent=1, ensure_ascii=False).encode())
+    rows = read(path)
+    assert [row.value for row in rows if isinstance(row, Row)] == records
+    assert [row.source.line for row in rows] == [2, 5, 8]
+
+
+def test_parquet_rows_are_read_with_their_index_across_row_groups(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    records = [{"messages": [{"role": "user", "content": f"é{i}"}], "id": None} for i in range(25)]
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path, row_group_size=4)
+    rows = read(path)
+    assert [row.value for row in rows if isinstance(row, Row)] == records
+    assert [row.source.line for row in rows] == list(range(25))
+    assert count_rows(path) == 25
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "content", "told"),
     [
-        ("x.jsonl", "", "empty"),
-        ("x.txt", "a", r"ends in \.jsonl, \.json, \.parquet"),
-        ("x.json", '[{"a": 1}, {"a"', r"x\.json:1: not valid JSON"),
-        ("x.json", '[\n{"a": 1},\n', r"x\.json:3: not valid JSON: the list breaks off here"),
-        ("x.json", '[\n{"a": 1},\nnope]', r"x\.json:3: not valid JSON.*nope"),
-        ("x.parquet", "not parquet at all", "not a Parquet file, or a broken one"),
+        ("x.jsonl", b"", "x.jsonl: empty"),
+        ("x.parquet", b"PAR1", "not a Parquet file, or a broken one"),
+        ("x.csv", b"a,b", "cannot be read; a data file ends in .jsonl, .json, .parquet"),
+        ("x.json", b"[", "x.json:1: not valid JSON: the list breaks off here"),
+        ("x.json", b'[\n{"a": 1},\n', "x.json:3: not valid JSON: the list breaks off here"),
+        ("x.json", b'[\n{"a": 1},\n{"a": 2', "x.json:3: not valid JSON: Expecting ',' delimiter"),
+        ("x.json", b'[\n{"a": 1}\n', "x.json:3: not valid JSON: the list breaks off here"),
+        ("x.json", b'[{"a": 1}]\n[{"a": 2}]', 'x.json:1: text after the end of the list: [{"a": 2}]'),
+        ("x.json", b'[{"a": 1}] trailing', "text after the end of the list: trailing"),
+        ("x.json", b'[\n{"a": 1}\n{"a": 2}]', "x.json:3: not valid JSON: a comma stands between two rows"),
+        ("x.json", b'[,{"a": 1}]', "a comma stands between two rows"),
+        ("x.json", b'[{"a": 1},,{"a": 1}]', "x.json:1: not valid JSON: Expecting value: ,"),
+        ("x.json", b'[{"a": NaN}]', "x.json:1: not valid JSON: NaN is not JSON"),
+        ("x.json", b"[" + b"[" * 5000 + b"]" * 5000 + b"]", "x.json:1: not valid JSON: nested too deep"),
+        ("x.json", b'[{"a": "\xff"}]', "x.json: not UTF-8 (byte 8)"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_told_with_its_place(tmp_path: Path, name: str, text: str, told: str) -> None:
-    path = write(tmp_path / name, text)
-    with pytest.raises(DataError, match=told):
-        list(read_rows(path, "set"))
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    path = written(tmp_path, name, content)
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert told in str(caught.value)
+    assert str(path) in str(caught.value)
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    for use in (count_rows, lambda path: read_rows(path, "rows")):
+        with pytest.raises(DataError, match=r"gone\.jsonl: no such file"):
+            use(tmp_path / "gone.jsonl")
+
+
+def test_a_directory_with_the_name_of_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").mkdir()
     with pytest.raises(DataError, match="no such file"):
-        list(read_rows(tmp_path / "none.jsonl", "set"))
+        read(tmp_path / "x.jsonl")
+
+
+def test_a_list_that_breaks_off_has_no_count(tmp_path: Path) -> None:
+    assert count_rows(written(tmp_path, "x.json", b'[{"a": 1},')) is None
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "reason", "shown"),
     [
-        (b"\xff\xfe", "not UTF-8 (byte 0)"),
-        (b'{"a": NaN}', "NaN is not JSON"),
-        (b"[" * 100_000, "nested too deep"),
-        (b'{"a": "\\ud83d"}', "lone surrogate"),
+        (b"{'a': 1}", "not valid JSON: Expecting property name", "{'a': 1}"),
+        (b'{"a": Infinity}', "not valid JSON: Infinity is not JSON", '{"a": Infinity}'),
+        (b'{"a": 1} {"a": 2}', "not valid JSON: Extra data", '{"a": 1} {"a": 2}'),
+        (b'{"a": "\xff\xfe"}', "not UTF-8 (byte 7)", "\\ufffd"),
+        (b'{"a": "\x00"}', "holds a NUL byte", '{"a": "\\x00"}'),
+        (b'{"a": "\\udc00"}', "holds half of a character", '{"a": "\\\\udc00"}'),
+        (b'{"\\ud83d": 1}', "holds half of a character", "ud83d"),
+        (b"[" * 5000, "not valid JSON: nested too deep", "[[["),
+        (b'{"a": "\x1b[31m"}', "not valid JSON: Invalid control character", "\\x1b[31m"),
     ],
 )
-def test_a_line_that_is_no_record_leaves_the_others_alone(tmp_path: Path, line: bytes, told: str) -> None:
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
-    first, bad, last = read_rows(path, "set")
+def test_a_broken_line_is_told_and_those_around_it_are_read(
+    tmp_path: Path, line: bytes, reason: str, shown: str
+) -> None:
+    before, bad, after = read(written(tmp_path, "x.jsonl", b'{"a": 1}\n' + line + b'\n{"a": 3}\n'))
+    assert isinstance(before, Row)
+    assert isinstance(after, Row)
+    assert after.source.line == 3
     assert isinstance(bad, BadRow)
-    assert told in bad.reason
     assert bad.source.line == 2
+    assert bad.reason.startswith(reason)
+    assert shown in bad.excerpt
+
+
+@pytest.mark.parametrize("text", ['"\\ud800"', '"\\u0000 \\ud800"', '{"a": ["\\udfff"]}'])
+@pytest.mark.parametrize("form", ["lines", "list"])
+def test_half_a_character_is_found_wherever_it_stands(tmp_path: Path, form: str, text: str) -> None:
+    content = f'{{"a": 1}}\n{{"b": {text}}}' if form == "lines" else f'[{{"a": 1}},\n{{"b": {text}}}]'
+    first, second = read(written(tmp_path, "x.json" if form == "list" else "x.jsonl", content.encode()))
     assert isinstance(first, Row)
-    assert isinstance(last, Row)
+    assert isinstance(second, BadRow)
+    assert (second.source.line, second.reason) == (2, "holds half of a character (a lone surrogate)")
 
 
-def test_a_whole_pair_of_surrogates_is_a_character(tmp_path: Path) -> None:
-    (row,) = read_rows(write(tmp_path / "x.jsonl", '{"a": "\\ud83d\\ude00"}'), "set")
+def test_a_character_written_as_two_halves_is_whole(tmp_path: Path) -> None:
+    (row,) = read(written(tmp_path, "x.jsonl", b'{"a": "\\ud83d\\ude00 \\\\ud800"}'))
     assert isinstance(row, Row)
-    assert row.value == {"a": "😀"}
+    assert row.value == {"a": "😀 \\ud800"}
+
+
+def test_an_excerpt_is_short_and_cannot_steer_a_terminal() -> None:
+    assert excerpt("a\n\x1b[2J") == "a\\n\\x1b[2J"
+    assert excerpt("b" * 81) == "b" * 80 + "..."
+    assert excerpt("b" * 80) == "b" * 80

@@ -16,7 +16,7 @@ MAX_ROW_BYTES = 64_000_000
 SUFFIXES = (".jsonl", ".json", ".parquet")
 _EXCERPT_LENGTH = 80
 _BOM = b"\xef\xbb\xbf"
-_SPACE = re.compile(r"\s*")
+_GAP = re.compile(r"\s*(,?)\s*")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -104,19 +104,22 @@ def _json_list(path: Path, dataset: str) -> Iterator[Row | BadRow]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 (byte {error.start})") from None
     decoder = json.JSONDecoder(parse_constant=_refuse_constant)
-    at, line, counted, separator = text.index("[") + 1, 1, 0, ""
+    at, line, counted = text.index("[") + 1, 1, 0
+    is_first = True
     while True:
-        at, has_separator = _skip(text, at, separator)
+        gap = _GAP.match(text, at)
+        assert gap is not None, "the pattern matches nothing, too"
+        at = gap.end()
         line += text.count("\n", counted, at)
-        counted, separator = at, ","
+        counted = at
         source = Source(dataset, str(path), line)
+        if text[at : at + 1] == "]":
+            if text[at + 1 :].strip():
+                raise DataError(f"{source}: text after the end of the list: {excerpt(text[at + 1 :].strip())}")
+            return
         try:
-            if text[at : at + 1] == "]":
-                if rest := text[at + 1 :].strip():
-                    raise ValueError(f"text after the list: {excerpt(rest)}")
-                return
-            if not has_separator and at < len(text):
-                raise ValueError("no comma before this row")
+            if at < len(text) and is_first == bool(gap[1]):
+                raise ValueError("a comma stands between two rows, and nowhere else")
             value, end = decoder.raw_decode(text, at)
         except RecursionError:
             raise DataError(f"{source}: not valid JSON: nested too deep") from None
@@ -128,21 +131,7 @@ def _json_list(path: Path, dataset: str) -> Iterator[Row | BadRow]:
             yield BadRow(source, "holds half of a character (a lone surrogate)", excerpt(part))
         else:
             yield Row(value, source)
-        at = end
-
-
-def _skip(text: str, at: int, separator: str) -> tuple[int, bool]:
-    """Returns where the next record of a list begins, and whether the separator stands before it."""
-    at = _end_of_space(text, at)
-    if not text.startswith(separator, at):
-        return at, False
-    return _end_of_space(text, at + len(separator)), True
-
-
-def _end_of_space(text: str, at: int) -> int:
-    match = _SPACE.match(text, at)
-    assert match is not None, "the pattern matches nothing, too"
-    return match.end()
+        at, is_first = end, False
 
 
 def _parquet(path: Path, dataset: str) -> Iterator[Row | BadRow]:
