@@ -100,6 +100,7 @@ def test_parquet_rows_are_read_with_their_index_across_row_groups(tmp_path: Path
         ("x.json", b'[\n{"a": 1}\n{"a": 2}]', "x.json:3: not valid JSON: a comma stands between two rows"),
         ("x.json", b'[,{"a": 1}]', "a comma stands between two rows"),
         ("x.json", b'[{"a": 1},,{"a": 1}]', "x.json:1: not valid JSON: Expecting value: ,"),
+        ("x.json", b'[\n{"a": 1},\nnope]', "x.json:3: not valid JSON: Expecting value: nope]"),
         ("x.json", b'[{"a": NaN}]', "x.json:1: not valid JSON: NaN is not JSON"),
         ("x.json", b"[" + b"[" * 5000 + b"]" * 5000 + b"]", "x.json:1: not valid JSON: nested too deep"),
         ("x.json", b'[{"a": "\xff"}]', "x.json: not UTF-8 (byte 8)"),

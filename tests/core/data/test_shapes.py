@@ -24,7 +24,7 @@ SHAPES: dict[str, tuple[str, Any, list[tuple[str, str]]]] = {
         "messages",
         {
             "messages": [
-                {"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "text", "text": "?"}]},
+                {"role": "user", "content": [{"type": "text", "text": part} for part in ("Hi", "", "?")]},
                 {"role": "assistant", "content": "Yo."},
             ]
         },
@@ -125,12 +125,42 @@ def test_a_row_of_another_shape_than_the_first_is_refused() -> None:
         ({"instruction": "Hi?", "input": 5, "output": "x"}, "'input' must be text, got a number"),
         ({"prompt": "Hi?", "completion": ""}, "'completion' is empty"),
         ({"prompt": True, "completion": "x"}, "'prompt' must be text, got true or false"),
+        ({"prompt": turns(USER), "completion": "x"}, "'prompt' must be text, got a list"),
+        ({"prompt": "Hi?", "completion": turns(ASSISTANT)}, "'completion' must be text, got a list"),
+        ({"conversation": "Hi"}, "'conversation' must be a list of turns, got text"),
+        ({"conversation": {"mesages": []}}, "has no 'messages', did you mean 'mesages'?"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "turn 0: a part of kind 'text'"),
+        ({"messages": [{"role": "user", "content": ["Hi"]}]}, "turn 0: a part of kind None"),
+        ({"messages": [{"role": "User", "content": "x"}]}, "turn 0: unknown role 'User', did you mean 'user'?"),
     ],
 )
 def test_a_row_that_cannot_be_used_says_why(record: Any, told: str) -> None:
     (row,) = convert(record)
     assert isinstance(row, BadRow)
     assert row.reason.startswith(told)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SHAPES if kind != "parts"])
+def test_a_later_row_without_the_keys_of_its_shape_is_a_bad_row(kind: str) -> None:
+    shape, record, _ = SHAPES[kind]
+    first, second, third = convert(record, {"text": "Hi?"}, record)
+    assert isinstance(first, Row)
+    assert isinstance(third, Row)
+    assert isinstance(second, BadRow)
+    key = {"sharegpt": "conversations", "alpaca": "instruction", "prompt_completion": "prompt"}.get(shape, shape)
+    assert second.reason == f"has no '{key}'"
+
+
+def test_an_empty_chat_among_those_of_sharegpt_is_told_as_empty() -> None:
+    _, empty, _ = convert(SHAPES["ShareGPT"][1], {"conversations": []}, SHAPES["ShareGPT"][1])
+    assert isinstance(empty, BadRow)
+    assert empty.reason == "the conversation is empty"
+
+
+def test_a_row_of_another_shape_in_the_same_column_is_refused() -> None:
+    _, other = convert(SHAPES["ShareGPT"][1], SHAPES["conversations"][1])
+    assert isinstance(other, BadRow)
+    assert other.reason == "has the shape 'conversations', the rows before it 'sharegpt'"
 
 
 def test_what_says_nothing_new_of_a_turn_is_no_obstacle() -> None:

@@ -63,20 +63,23 @@ def to_conversations(rows: Iterable[Row | BadRow], shape: str | None = None) -> 
 
 
 def _convert(row: Row, shape: str | None, found: str | None) -> Row | BadRow:
-    shown = excerpt(str(row.value))
-    if not isinstance(row.value, Mapping):
-        return BadRow(row.source, f"a row is an object with keys, got {_kind(row.value)}", shown)
-    if shape is None:
-        keys = ", ".join(map(str, row.value)) or "none"
-        known = "messages; conversations; instruction, output; prompt, completion"
-        return BadRow(row.source, f"no known shape; its keys are {keys}; known are {known}", shown)
-    if shape != found and found is not None:
-        return BadRow(row.source, f"has the shape '{found}', the rows before it '{shape}'", shown)
     try:
-        _refuse_unbuilt(row.value, _OF_A_CHAT, "the row")
-        return Row(SHAPES[shape](row.value), row.source)
+        return Row(_value(row.value, shape, found), row.source)
     except Unusable as error:
-        return BadRow(row.source, str(error), shown)
+        return BadRow(row.source, str(error), excerpt(str(row.value)))
+
+
+def _value(record: Any, shape: str | None, found: str | None) -> Value:
+    if not isinstance(record, Mapping):
+        raise Unusable(f"a row is an object with keys, got {_kind(record)}")
+    if shape is None:
+        keys = ", ".join(map(str, record)) or "none"
+        known = "messages; conversations; instruction, output; prompt, completion"
+        raise Unusable(f"no known shape; its keys are {keys}; known are {known}")
+    if found not in (None, shape) and record.get("conversations") != []:  # an empty chat has either shape
+        raise Unusable(f"has the shape '{found}', the rows before it '{shape}'")
+    _refuse_unbuilt(record, _OF_A_CHAT, "the row")
+    return SHAPES[shape](record)
 
 
 def _messages(record: Mapping[str, Any]) -> Conversation:
@@ -84,8 +87,9 @@ def _messages(record: Mapping[str, Any]) -> Conversation:
 
 
 def _conversation(record: Mapping[str, Any]) -> Conversation:
-    inside = record["conversation"]
-    return _chat(inside if isinstance(inside, list) else _list(inside, "messages"), "role", "content")
+    inside = _field(record, "conversation")
+    turns = _list(inside, "messages") if isinstance(inside, Mapping) else _list(record, "conversation")
+    return _chat(turns, "role", "content")
 
 
 def _conversations(record: Mapping[str, Any]) -> Conversation:
@@ -110,8 +114,8 @@ def _alpaca(record: Mapping[str, Any]) -> Conversation:
 
 
 def _prompt_completion(record: Mapping[str, Any]) -> Value:
-    key = "completion" if "completion" in record else "response"
-    prompt, completion = record["prompt"], record[key]
+    key = "response" if "response" in record and "completion" not in record else "completion"
+    prompt, completion = _field(record, "prompt"), _field(record, key)
     if isinstance(prompt, list) and isinstance(completion, list):
         return _chat([*prompt, *completion], "role", "content")
     if not _text(record, key):
@@ -171,22 +175,29 @@ def _content(content: Any, index: int) -> str:
     texts = []
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
-        text = (part.get("text") or part.get("content")) if isinstance(part, Mapping) else None
+        found = [part.get(key) for key in ("text", "content")] if isinstance(part, Mapping) else []
+        text = next((one for one in found if one is not None), None)
         if kind != "text" or not isinstance(text, str):
             raise Unusable(f"turn {index}: a part of kind {kind!r}; text only, images are not built yet")
         texts.append(text)
     return "".join(texts)
 
 
-def _list(record: Any, key: str) -> list[Any]:
-    value = record.get(key) if isinstance(record, Mapping) else None
+def _field(record: Mapping[str, Any], key: str) -> Any:
+    if key not in record:
+        raise Unusable(f"has no '{key}'{did_you_mean(key, map(str, record))}")
+    return record[key]
+
+
+def _list(record: Mapping[str, Any], key: str) -> list[Any]:
+    value = _field(record, key)
     if not isinstance(value, list):
         raise Unusable(f"'{key}' must be a list of turns, got {_kind(value)}")
     return value
 
 
 def _text(record: Mapping[str, Any], key: str) -> str:
-    value = record.get(key)
+    value = _field(record, key)
     if not isinstance(value, str):
         raise Unusable(f"'{key}' must be text, got {_kind(value)}")
     return value
