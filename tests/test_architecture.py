@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -118,3 +119,11 @@ def test_no_torch_is_loaded_before_it_is_needed(command: str) -> None:
 def test_the_core_has_at_most_12_dependencies() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert len(project["dependencies"]) <= 12
+
+
+def test_the_way_to_the_optimizer_is_short_and_told_rightly() -> None:
+    told = re.findall(r"^\| \d \| `([\w/.]+)` \| .* \| (\d+) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    counted = [(name, str(len((SOURCE / name).read_text().splitlines()))) for name, _ in told]
+    assert told == counted
+    assert len(told) <= 7
+    assert sum(int(lines) for _, lines in told) < 500

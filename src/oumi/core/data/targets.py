@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from oumi.core.data.templates import Template, TemplateError
 from oumi.core.errors import ConfigError
-from oumi.core.types.conversation import Conversation, Role
+from oumi.core.types.conversation import Conversation, Message, Role
 from oumi.core.types.example import BadRow, Completion, Example, Row, Source
 
 Span = tuple[int, int]
@@ -96,7 +96,12 @@ class Renderer:
             yield one, self._cut(one, tokens, self._targets(one, np.asarray(offsets).reshape(-1, 2)))
 
     def _targets(self, row: Rendered, offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Returns which tokens cover a character that is trained."""
+        """Returns which tokens cover a character that is trained.
+
+        A token across the border of prompt and answer is trained: the ids are those of the whole text, whose
+        answer it begins. (A prompt of inference ends before it, so a template should end its prompts where
+        tokens do: after a special token, a newline, or a word.)
+        """
         if self.train_on == "all":
             return np.ones(len(offsets), dtype=np.bool_)
         starts, ends = offsets[:, 0], offsets[:, 1]
@@ -121,6 +126,8 @@ class Renderer:
 
     def _chat(self, chat: Conversation, source: Source) -> Rendered:
         messages = chat.messages
+        if not messages:
+            raise Undecided("the conversation is empty")
         text = self.template.render(messages)
         turns = [i for i, one in enumerate(messages) if one.role == Role.ASSISTANT]
         if self.train_on == "final_assistant_turn":
@@ -146,7 +153,9 @@ class Renderer:
         return start, max(end, start)
 
     def _start(self, messages: Sequence[Any], turn: int, upto: str) -> int:
-        prompt = self.template.render(list(messages[:turn]), add_generation_prompt=True) if turn else ""
+        if not turn:
+            return self._end_of_header(upto)
+        prompt = self.template.render(list(messages[:turn]), add_generation_prompt=True)
         if upto.startswith(prompt):
             return len(prompt)
         # The prompt of inference holds more than the finished chat does, such as an opened thought.
@@ -154,4 +163,12 @@ class Renderer:
         common = next((i for i, (a, b) in enumerate(zip(prompt, upto, strict=False)) if a != b), len(upto))
         if not upto.startswith(before) or common < len(before):
             raise Undecided(f"turn {turn}: the chat template gives no prompt that the finished chat begins with")
-        return common
+        # The answer may begin as that thought does: `<b>` and `<think>`.
+        answer = upto.rfind(messages[turn].content.strip())
+        return min(common, answer) if answer >= len(before) else common
+
+    def _end_of_header(self, upto: str) -> int:
+        """Returns where an answer begins that nothing stands before: after what opens any answer."""
+        question = [Message(role=Role.USER, content="?")]
+        header = self.template.render(question, add_generation_prompt=True).removeprefix(self.template.render(question))
+        return upto.index(header) + len(header) if header in upto else 0

@@ -16,10 +16,9 @@ from oumi.core.checkpoint.store import let_others_read, storage_errors
 from oumi.core.data.loader import Loader, in_order
 from oumi.core.distributed.world import World, seed_everything
 from oumi.core.engine.loop import fit
-from oumi.core.errors import ConfigError
-from oumi.core.models.adapters import add_lora, load_adapter, save_model, saved_of
+from oumi.core.models.adapters import save_model, saved_of
+from oumi.core.models.build import build_model
 from oumi.core.models.language_model import make_flat
-from oumi.core.models.load import load_model
 from oumi.core.models.tokenizers import load_tokenizer
 from oumi.core.objectives.next_token import next_token_loss
 from oumi.core.optim.optimizers import build_optimizer
@@ -49,9 +48,11 @@ class NativeTrainer:
         rows = load_rows(plan, tokenizer)
         plan = plan.with_num_rows(len(rows.train))
         resume = find_resume(plan, rows.fingerprint)
-        model = _load_model(plan, world, resume)
+        model = build_model(plan, world.device, resume.checkpoint)
+        if plan.gradient_checkpointing is not None:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(plan.gradient_checkpointing))
         write_model_summary(plan, model)
-        _check_vocabulary(model, rows, tokenizer)
+        rows.check_vocabulary(model, tokenizer)
         plan = with_saved(plan, saved_of(model))
         run = _build_run(plan, world, model, rows)
         if resume.checkpoint is not None:
@@ -97,22 +98,6 @@ class NativeTrainer:
         self.tokenizer.save_pretrained(directory)
 
 
-def _load_model(plan: Plan, world: World, resume: Resume) -> Any:
-    """Returns the model as it was at the checkpoint, or as the plan names it."""
-    full = plan.lora is None and plan.model.adapter is None
-    model = load_model(plan.model, world.device, weights_from=resume.checkpoint if full else None)
-    adapter = resume.checkpoint or plan.model.adapter
-    if not full and adapter is not None:
-        model = load_adapter(model, adapter, is_trained=True)
-    elif plan.lora is not None:
-        model = add_lora(model, plan.lora, plan.model.name)
-    if plan.gradient_checkpointing is not None:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(plan.gradient_checkpointing))
-        if plan.lora is not None:
-            model.enable_input_require_grads()
-    return model
-
-
 def _build_run(plan: Plan, world: World, model: Any, rows: Rows) -> Run:
     language_model = make_flat(model, plan.model.attention)
     optimizer = build_optimizer(language_model, plan.optimizer)
@@ -127,15 +112,3 @@ def _build_run(plan: Plan, world: World, model: Any, rows: Rows) -> Run:
         scaler=torch.amp.GradScaler(world.device.type, enabled=plan.precision.autocast == "float16"),
         loader=Loader(rows.train, plan.steps, plan.data.seed),
     )
-
-
-def _check_vocabulary(model: Any, rows: Rows, tokenizer: Any) -> None:
-    """Raises ConfigError if a token of the rows has no embedding."""
-    num_embeddings = model.get_input_embeddings().num_embeddings
-    highest = max(part.table.highest_token for part in (*rows.train.parts, *rows.validation.parts) if len(part.table))
-    if highest >= num_embeddings:
-        token = tokenizer.convert_ids_to_tokens(highest)
-        raise ConfigError(
-            f"model.tokenizer_name: token {highest} ('{token}') of the rows has no embedding: the model knows "
-            f"{num_embeddings} tokens. Is this the tokenizer of the model?"
-        )

@@ -15,7 +15,7 @@ from oumi.core.data.targets import Renderer
 from oumi.core.data.templates import chat_template_for
 from oumi.core.data.tokens import tokenise
 from oumi.core.datasets import dataset_for
-from oumi.core.errors import DataError
+from oumi.core.errors import ConfigError, DataError
 from oumi.core.log import logger
 from oumi.core.plan.parts import Plan
 
@@ -31,6 +31,19 @@ class Rows:
     validation: Mixture
     fingerprint: str
     """Digest of the training rows."""
+
+    def check_vocabulary(self, model: Any, tokenizer: Any) -> None:
+        """Raises ConfigError if a token of the rows has no embedding."""
+        num_embeddings = model.get_input_embeddings().num_embeddings
+        highest = max(
+            part.table.highest_token for part in (*self.train.parts, *self.validation.parts) if len(part.table)
+        )
+        if highest >= num_embeddings:
+            token = tokenizer.convert_ids_to_tokens(highest)
+            raise ConfigError(
+                f"model.tokenizer_name: token {highest} ('{token}') of the rows has no embedding: the model knows "
+                f"{num_embeddings} tokens. Is this the tokenizer of the model?"
+            )
 
 
 def load_rows(plan: Plan, tokenizer: Any) -> Rows:

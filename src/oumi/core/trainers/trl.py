@@ -23,8 +23,8 @@ from oumi.core.data.loader import Loader
 from oumi.core.data.mixture import Mixture, permute
 from oumi.core.distributed.world import World, seed_everything
 from oumi.core.errors import ConfigError, did_you_mean
-from oumi.core.models.adapters import add_lora, load_adapter, save_model, saved_of
-from oumi.core.models.load import load_model
+from oumi.core.models.adapters import save_model, saved_of
+from oumi.core.models.build import build_model
 from oumi.core.models.tokenizers import load_tokenizer
 from oumi.core.plan.disk import with_saved
 from oumi.core.plan.parts import Plan
@@ -53,11 +53,8 @@ class TrlTrainer:
         tokenizer = load_tokenizer(plan.model)
         rows = load_rows(plan, tokenizer)
         plan = plan.with_num_rows(len(rows.train))
-        model = load_model(plan.model, torch.device("cpu"))
-        if plan.model.adapter is not None:
-            model = load_adapter(model, plan.model.adapter, is_trained=True)
-        elif plan.lora is not None:
-            model = add_lora(model, plan.lora, plan.model.name)
+        model = build_model(plan, torch.device("cpu"))
+        rows.check_vocabulary(model, tokenizer)
         write_model_summary(plan, model)
         plan = with_saved(plan, saved_of(model))
         run = Progress(plan=plan, callbacks=Callbacks([SignalGuard(), build_reporting(plan)]))

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model that a run trains: all of its weights, or an adapter on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oumi.core.models.adapters import add_lora, load_adapter
+from oumi.core.models.load import load_model
+from oumi.core.plan.parts import Plan
+
+
+def build_model(plan: Plan, device: torch.device, checkpoint: Path | None = None) -> Any:
+    """Returns the model as it was at the checkpoint, or as the plan names it; a named adapter is trained further."""
+    is_full = plan.lora is None and plan.model.adapter is None
+    model = load_model(plan.model, device, weights_from=checkpoint if is_full else None)
+    adapter = checkpoint or plan.model.adapter
+    if not is_full and adapter is not None:
+        return load_adapter(model, adapter, is_trained=True)
+    return model if plan.lora is None else add_lora(model, plan.lora, plan.model.name)

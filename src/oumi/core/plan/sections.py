@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each section of a config comes to in the plan. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from oumi.core.configs import (
+    LoraWeightInitialization,
+    MixedPrecisionDtype,
+    ModelParams,
+    PeftParams,
+    TrainerType,
+    TrainingConfig,
+    TrainingParams,
+)
+from oumi.core.plan.parts import (
+    CheckpointPlan,
+    DataPlan,
+    EvaluationPlan,
+    Facts,
+    LogPlan,
+    LoraPlan,
+    ModelFacts,
+    ModelPlan,
+    OptimizerPlan,
+    PrecisionPlan,
+    SchedulePlan,
+    StepsPlan,
+)
+
+_DTYPES = {
+    "float32": {"float32", "f32", "float"},
+    "float16": {"float16", "f16", "half"},
+    "bfloat16": {"bfloat16", "bf16"},
+    "float64": {"float64", "f64", "double"},
+}
+
+
+def plan_precision(config: TrainingConfig, facts: Facts) -> tuple[str, PrecisionPlan]:
+    """Returns the dtype of the weights, and in what the run computes and why."""
+    wanted = config.model.torch_dtype_str.lower().removeprefix("torch.")
+    named = next((name for name, spellings in _DTYPES.items() if wanted in spellings), wanted)
+    mixed = config.training.mixed_precision_dtype
+    if facts.device == "cpu" and not facts.has_bf16:
+        why = "this CPU has no bfloat16 instructions"
+        if named == "float64":
+            return named, PrecisionPlan(None, "float64 as configured")
+        return "float32", PrecisionPlan(None, f"float32, since {why}")
+    if mixed != MixedPrecisionDtype.NONE:
+        autocast = "bfloat16" if mixed == MixedPrecisionDtype.BF16 else "float16"
+        return "float32", PrecisionPlan(autocast, f"float32 weights, {autocast} matrix products, as configured")
+    if named != "auto":
+        return named, PrecisionPlan(None, f"{named} as configured")
+    if not config.model.load_pretrained_weights:
+        return "float32", PrecisionPlan(None, "float32, as random weights are drawn")
+    stored = facts.model.stored_dtype
+    return stored or "auto", PrecisionPlan(None, f"{stored or 'the dtype'} of the model's own files")
+
+
+def plan_model(model: ModelParams, dtype: str, facts: ModelFacts) -> ModelPlan:
+    """Returns which model and tokenizer are loaded, and how."""
+    overrides = dict(model.model_kwargs)
+    name = facts.adapter_of or model.model_name
+    tokenizer_name = model.tokenizer_name or model.model_name
+    revision = facts.commit or model.model_revision
+    lengths = (facts.tokenizer_length, overrides.get("max_position_embeddings", facts.max_positions))
+    return ModelPlan(
+        name=name,
+        revision=revision,
+        pretrained=model.load_pretrained_weights,
+        trust_remote_code=model.trust_remote_code,
+        dtype=dtype,
+        attention=model.attn_implementation,
+        disable_dropout=bool(overrides.pop("disable_dropout", False)),
+        config_overrides=overrides,
+        freeze=tuple(model.freeze_layers),
+        tokenizer_name=tokenizer_name,
+        tokenizer_revision=revision if tokenizer_name == name else None,
+        tokenizer_kwargs=model.tokenizer_kwargs,
+        pad_token=model.tokenizer_pad_token,
+        max_length=model.model_max_length or min(filter(None, lengths), default=None),
+        chat_template=model.chat_template,
+        adapter=model.model_name if facts.adapter_of else model.adapter_model,
+    )
+
+
+def plan_lora(peft: PeftParams) -> LoraPlan:
+    """Returns the adapter in the terms of PEFT."""
+    targets: Any = tuple(peft.lora_target_modules) if peft.lora_target_modules is not None else None
+    init: bool | str = peft.lora_init_weights.value
+    if peft.lora_init_weights in (LoraWeightInitialization.DEFAULT, LoraWeightInitialization.RANDOM):
+        init = peft.lora_init_weights == LoraWeightInitialization.DEFAULT
+    exclude = peft.lora_exclude_modules
+    return LoraPlan(
+        r=peft.lora_r,
+        alpha=peft.lora_alpha,
+        dropout=peft.lora_dropout,
+        target_modules="all-linear" if targets == ("all-linear",) else targets,
+        exclude_modules="|".join(f"(?:{pattern})" for pattern in exclude) if exclude else None,
+        target_parameters=tuple(peft.lora_target_parameters) if peft.lora_target_parameters else None,
+        modules_to_save=tuple(peft.lora_modules_to_save) if peft.lora_modules_to_save else None,
+        bias=peft.lora_bias,
+        init=init,
+        task_type=str(peft.lora_task_type),
+        save_mode=peft.peft_save_mode.name,
+    )
+
+
+def plan_data(config: TrainingConfig) -> DataPlan:
+    """Returns which rows are read, and what of them is trained."""
+    train, validation = config.data.train, config.data.validation
+    return DataPlan(
+        train=tuple(train.datasets),
+        validation=tuple(validation.datasets) if config.training.eval_strategy != "no" else (),
+        train_on=_train_on(config),
+        max_rejected_rows=train.max_rejected_rows,
+        max_rejected_validation_rows=validation.max_rejected_rows,
+        seed=config.training.data_seed,
+    )
+
+
+def _train_on(config: TrainingConfig) -> str:
+    """Returns which tokens are trained: assistant turns, unless a TRL or HF run says nothing of them."""
+    split = config.data.train
+    if split.train_target is not None:
+        return str(split.train_target.value)
+    if split.collator_name == "text_completions_only_with_padding":
+        return _target_of_templates(split.collator_kwargs)
+    if split.collator_name == "text_with_padding":
+        return "all"
+    return "all_assistant_turns" if config.training.trainer_type == TrainerType.OUMI else "all"
+
+
+def _target_of_templates(collator_kwargs: dict[str, Any]) -> str:
+    """Returns what a completions collator trains, by which of its templates are named."""
+    every_turn = {"end_of_turn_template", "instruction_template"} & collator_kwargs.keys()
+    if "response_template" in collator_kwargs and not every_turn:
+        return "final_assistant_turn"
+    return "all_assistant_turns"
+
+
+def plan_steps(training: TrainingParams, world_size: int, num_rows: int | None) -> StepsPlan:
+    """Returns how rows are cut into steps."""
+    return StepsPlan(
+        micro_batch_rows=training.per_device_train_batch_size,
+        accumulation=training.gradient_accumulation_steps,
+        world_size=world_size,
+        num_epochs=training.num_train_epochs,
+        max_steps=training.max_steps if training.max_steps > 0 else None,
+        num_rows=num_rows,
+    )
+
+
+def plan_optimizer(training: TrainingParams) -> OptimizerPlan:
+    """Returns how the weights move."""
+    return OptimizerPlan(
+        name=training.optimizer,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        betas=(training.adam_beta1, training.adam_beta2),
+        epsilon=training.adam_epsilon,
+        momentum=training.sgd_momentum,
+        max_grad_norm=training.max_grad_norm or None,
+    )
+
+
+def plan_schedule(training: TrainingParams) -> SchedulePlan:
+    """Returns how the learning rate moves."""
+    return SchedulePlan(
+        name=training.lr_scheduler_type,
+        warmup_steps=training.warmup_steps,
+        warmup_ratio=training.warmup_ratio,
+        kwargs=training.lr_scheduler_kwargs,
+    )
+
+
+def plan_gradient_checkpointing(training: TrainingParams) -> dict[str, Any] | None:
+    """Returns how activations are computed again in the backward pass, None if they are kept."""
+    if not training.enable_gradient_checkpointing:
+        return None
+    return {"use_reentrant": False, **training.gradient_checkpointing_kwargs}
+
+
+def plan_checkpoints(training: TrainingParams) -> CheckpointPlan:
+    """Returns when the run is saved, and what is kept."""
+    return CheckpointPlan(
+        every_steps=training.save_steps if training.save_steps > 0 else None,
+        every_epoch=training.save_epoch and training.save_steps <= 0,
+        keep=training.save_total_limit,
+        final_model=training.save_final_model,
+        resume_from=Path(training.resume_from_checkpoint) if training.resume_from_checkpoint else None,
+        resume_last=training.try_resume_from_last_checkpoint,
+    )
+
+
+def plan_evaluation(config: TrainingConfig) -> EvaluationPlan:
+    """Returns when the validation set is measured."""
+    training = config.training
+    return EvaluationPlan(
+        every_steps=training.eval_steps if training.eval_strategy == "steps" else None,
+        every_epoch=training.eval_strategy == "epoch",
+        batch_size=training.per_device_eval_batch_size,
+    )
+
+
+def plan_logs(training: TrainingParams, output_dir: Path) -> LogPlan:
+    """Returns what is told, where and how often."""
+    telemetry = training.telemetry.telemetry_dir
+    tensorboard = Path(training.logging_dir) if training.logging_dir else output_dir / "tensorboard"
+    return LogPlan(
+        every_steps=training.logging_steps if training.logging_strategy == "steps" else None,
+        first_step=training.logging_first_step,
+        every_epoch=training.logging_strategy == "epoch",
+        level=training.log_level,
+        dependency_level=training.dep_log_level,
+        tensorboard_dir=tensorboard if training.enable_tensorboard else None,
+        wandb=training.enable_wandb,
+        mlflow=training.enable_mlflow,
+        telemetry_dir=output_dir / telemetry if telemetry else None,
+        step_times=training.include_performance_metrics,
+        model_summary=training.log_model_summary,
+        examples=training.log_examples,
+    )
