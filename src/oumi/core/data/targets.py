@@ -65,13 +65,16 @@ class Renderer:
     def render(self, row: Row) -> Rendered | BadRow:
         """Returns a row as text with the spans that are trained."""
         try:
-            if isinstance(row.value, Completion):
-                return self._completion(row.value, row.source)
-            return self._chat(row.value, row.source)
+            is_completion = isinstance(row.value, Completion)
+            made = self._completion(row.value, row.source) if is_completion else self._chat(row.value, row.source)
+            made.text.encode()
+            return made
         except TemplateError as error:
             return BadRow(row.source, f"the chat template refuses it: {error}")
         except Undecided as error:
             return BadRow(row.source, str(error))
+        except UnicodeEncodeError:
+            return BadRow(row.source, "holds half of a character (a lone surrogate)")
 
     def tokenise(self, batch: Sequence[Rendered]) -> Iterator[Cut | BadRow]:
         """Yields the rows as tokens, cut to the model's length."""
@@ -117,6 +120,8 @@ class Renderer:
             if is_target.any():
                 return BadRow(row.source, f"every trained token lies beyond model_max_length {length}")
             return BadRow(row.source, "no token is trained")
+        if self.train_on != "all" and is_target.all():
+            return BadRow(row.source, "every token is trained: nothing stands before the answer")
         cut = max(len(tokens) - length, 0)
         return Cut(Example(kept, kept_targets, row.source), cut, int(is_target[length:].sum()))
 

@@ -58,9 +58,15 @@ _NOT_READ_BY_ADAPTER: dict[tuple[str, ...], str] = {
 }
 
 
-def plan_notes(config: TrainingConfig, facts: Facts, precision: PrecisionPlan, disk: DiskPlan) -> tuple[str, ...]:
+def plan_notes(
+    config: TrainingConfig, facts: Facts, dtype: str, precision: PrecisionPlan, disk: DiskPlan
+) -> tuple[str, ...]:
     """Returns one sentence for everything that a reader of the config might not expect."""
-    return (*_surprises(config, facts, precision), *_limits(config, facts.model, disk), *_unread(config))
+    return (
+        *_surprises(config, facts, precision),
+        *_limits(config, facts.model, dtype, disk),
+        *_unread(config),
+    )
 
 
 def changed_keys(config: TrainingConfig) -> list[str]:
@@ -104,7 +110,12 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
         )
 
 
-def _limits(config: TrainingConfig, model: ModelFacts, disk: DiskPlan) -> Iterator[str]:
+def _limits(config: TrainingConfig, model: ModelFacts, dtype: str, disk: DiskPlan) -> Iterator[str]:
+    if dtype in ("bfloat16", "float16") and not config.training.use_peft:
+        yield (
+            f"precision: {dtype} weights lose small updates; `model.torch_dtype_str: float32` with "
+            "`training.mixed_precision_dtype: BF16` keeps them, for twice the memory of the weights"
+        )
     if disk.is_short:
         yield "disk: not enough is free; the run will be refused before its first step"
     wanted, made_for = config.model.model_max_length, model.max_positions
