@@ -12,6 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from oumi.core.configs import DatasetParams
 from oumi.core.data.readers import count_rows, excerpt, read_rows
 from oumi.core.data.shapes import to_conversations
@@ -19,7 +21,7 @@ from oumi.core.errors import ConfigError, DataError, did_you_mean
 from oumi.core.hub import hub_errors
 from oumi.core.registry import Registry
 from oumi.core.types.conversation import Conversation
-from oumi.core.types.example import BadRow, Row, Source
+from oumi.core.types.example import BadRow, Completion, Row, Source
 
 
 class BaseSftDataset:
@@ -51,7 +53,9 @@ class BaseSftDataset:
         """Yields the rows of the local file, or of the data set on the Hub."""
         if self.dataset_path is None:
             return hub_rows(self.dataset_name, self.subset, self.split or "train")
-        return local_rows(self.dataset_path, self.dataset_name)
+        splits = self.dataset_path / "dataset_dict.json"
+        path = self.dataset_path / (self.split or "train") if splits.is_file() else self.dataset_path
+        return local_rows(path, self.dataset_name)
 
     def transform_conversation(self, example: Mapping[str, Any]) -> Conversation:
         """Returns a row as a conversation."""
@@ -64,11 +68,18 @@ class BaseSftDataset:
 
     def _transformed(self, row: Row) -> Row | BadRow:
         try:
-            return Row(self.transform_conversation(row.value), row.source)
+            made = self.transform_conversation(row.value)
+            if isinstance(made, Conversation | Completion):
+                return Row(made, row.source)
+            reason = f"transform_conversation returned {type(made).__name__}, not a Conversation"
         except KeyError as error:
-            return BadRow(row.source, f"has no column {error}", excerpt(str(row.value)))
+            reason = f"has no column {error}"
+        except ValidationError as error:
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         except (TypeError, ValueError, AttributeError) as error:
-            return BadRow(row.source, str(error).splitlines()[0], excerpt(str(row.value)))
+            reason = str(error).partition("\n")[0] or type(error).__name__
+        return BadRow(row.source, reason, excerpt(str(row.value)))
 
 
 class ShapedDataset(BaseSftDataset):
@@ -158,17 +169,21 @@ def import_extra_files() -> None:
         path = Path(line).expanduser()
         if not path.is_file():
             raise ConfigError(f"{listing}: no file {line}")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        # A name of its own, so that a file `datasets.py` does not stand for the library.
+        spec = importlib.util.spec_from_file_location(f"oumi_extra_{path.stem}", path)
         assert spec is not None, "a path has a spec"
         assert spec.loader is not None, "a path has a loader"
         module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
+        sys.modules[spec.name] = module
         spec.loader.exec_module(module)
 
 
 def _enumerated(rows: Any, name: str, place: str) -> Iterator[Row | BadRow]:
     for i, value in enumerate(rows):
         yield Row(value, Source(name, place, i))
+
+
+_NAMED = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def _arguments(kind: type[BaseSftDataset]) -> set[str]:
@@ -179,6 +194,6 @@ def _arguments(kind: type[BaseSftDataset]) -> set[str]:
             named |= {
                 key
                 for key, argument in inspect.signature(one.__init__).parameters.items()
-                if argument.kind is inspect.Parameter.KEYWORD_ONLY
+                if key != "self" and argument.kind in _NAMED
             }
     return named - {"dataset_name", "dataset_path", "split", "subset"}

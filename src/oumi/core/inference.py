@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TextStreamer
+from transformers.utils import logging as transformers_logging
 
 from oumi.core.errors import ConfigError, RefusedError, StorageError, did_you_mean
 from oumi.core.host import describe_host
@@ -64,6 +65,7 @@ def load_speaker(directory: Path | str) -> Speaker:
         ConfigError: The directory holds no model; names what is missing and where one is.
         RefusedError: Its weights are pickled, or it needs Python code of its own.
     """
+    transformers_logging.disable_progress_bar()
     folder = Path(directory).expanduser()
     check_model_dir(folder)
     adapter = folder if (folder / _ADAPTER).is_file() else None

@@ -7,7 +7,7 @@ import sys
 import time
 
 from rich.console import Console as Terminal
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from oumi.core.callbacks.reporting import Record, Sink
@@ -32,13 +32,8 @@ class Console(Sink):
         self._first_step = run.state.step
         self._epoch = int(run.state.epoch)
         if sys.stderr.isatty():
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-            )
-            self._bar = Bar(*columns, console=Terminal(stderr=True))
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=8), TimeRemainingColumn(compact=True))
+            self._bar = Bar(*columns, console=Terminal(stderr=True))  # 80 columns hold it
             self._task = self._bar.add_task("training", total=run.plan.num_steps, completed=run.state.step)
             self._bar.start()
 
