@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -53,9 +54,7 @@ class BaseSftDataset:
         """Yields the rows of the local file, or of the data set on the Hub."""
         if self.dataset_path is None:
             return hub_rows(self.dataset_name, self.subset, self.split or "train")
-        splits = self.dataset_path / "dataset_dict.json"
-        path = self.dataset_path / (self.split or "train") if splits.is_file() else self.dataset_path
-        return local_rows(path, self.dataset_name)
+        return local_rows(_of_split(self.dataset_path, self.split or "train"), self.dataset_name)
 
     def transform_conversation(self, example: Mapping[str, Any]) -> Conversation:
         """Returns a row as a conversation."""
@@ -176,6 +175,18 @@ def import_extra_files() -> None:
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
+
+
+def _of_split(path: Path, split: str) -> Path:
+    """Returns the directory of a split, if `datasets` saved several together, else the path itself."""
+    listing = path / "dataset_dict.json"
+    if not listing.is_file():
+        return path
+    splits = json.loads(listing.read_text())["splits"]
+    if split not in splits:
+        hint = did_you_mean(split, splits) or f"; there are {', '.join(splits)}"
+        raise DataError(f"{path}: unknown split '{split}'{hint}")
+    return path / split
 
 
 def _enumerated(rows: Any, name: str, place: str) -> Iterator[Row | BadRow]:
