@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which chat template serves, and that a bundled one writes nothing that is not meant."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from oumi.core.data.templates import FOLDER, Template, TemplateError, bundled_template, chat_template_for
+from oumi.core.errors import ConfigError
+from oumi.core.types.conversation import Message, Role
+from tests.tiny import CHATML, byte_tokenizer
+
+NAMES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
+ASKED = [Message(role=Role.USER, content="Q")]
+CHAT = [*ASKED, Message(role=Role.ASSISTANT, content="A")]
+
+# What each template writes around a question, and before the answer that is asked for.
+PROMPTS = {
+    "chat_ml": "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n",
+    "default": "USER: Q\nASSISTANT:",
+    "default_gen": "USER: Q\nASSISTANT:",
+    "gemma2-it": "<start_of_turn>user\nQ<end_of_turn>\n<start_of_turn>model\n",
+    "gpt2": "Q<|im_end|>",
+    "llama3-instruct": "<|start_header_id|>user<|end_header_id|>\n\nQ<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "phi3-instruct": "<|user|>\nQ<|end|>\n<|assistant|>\n",
+    "zephyr": "<|user|>\nQ<|im_end|>\n<|assistant|>\n",
+}
+
+
+def test_the_tokenizers_own_template_serves_unless_another_is_named() -> None:
+    tokenizer = byte_tokenizer()
+    assert chat_template_for(tokenizer, None) == CHATML
+    assert chat_template_for(tokenizer, "auto") == CHATML
+    assert chat_template_for(tokenizer, "zephyr") == bundled_template("zephyr")
+
+
+def test_a_tokenizer_without_a_template_takes_the_default_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    logging.getLogger("oumi").addHandler(caplog.handler)
+    try:
+        assert chat_template_for(tokenizer, None) == bundled_template("default")
+    finally:
+        logging.getLogger("oumi").removeHandler(caplog.handler)
+    assert "the bundled 'default' is used" in caplog.text
+    with pytest.raises(ConfigError, match="'auto', but the tokenizer brings no chat template"):
+        chat_template_for(tokenizer, "auto")
+
+
+def test_a_template_is_read_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jinja"
+    path.write_text("{{ messages[0]['content'] }}")
+    assert chat_template_for(byte_tokenizer(), str(path)) == "{{ messages[0]['content'] }}"
+    with pytest.raises(ConfigError, match=r"model\.chat_template: no file .*gone\.jinja"):
+        chat_template_for(byte_tokenizer(), str(tmp_path / "gone.jinja"))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("chatml", "unknown template 'chatml', did you mean 'chat_ml'?"),
+        ("llama3-instuct", "unknown template 'llama3-instuct', did you mean 'llama3-instruct'?"),
+        ("zzz", "unknown template 'zzz'; known: chat_ml, default, default_gen"),
+        ("Qwen2-VL-Instruct", "is for vision-language models, which are not built yet"),
+    ],
+)
+def test_an_unknown_template_is_told_with_the_nearest(name: str, told: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        bundled_template(name)
+    assert str(refused.value).startswith("model.chat_template: ")
+    assert told in str(refused.value)
+
+
+def test_a_bundled_template_is_found_in_any_case() -> None:
+    assert bundled_template("Llama3-Instruct") == bundled_template("llama3-instruct")
+
+
+def test_every_bundled_template_has_its_prompt_written_down() -> None:
+    assert list(PROMPTS) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_prompt_of_inference_is_as_written_by_hand(name: str) -> None:
+    template = Template(byte_tokenizer(), bundled_template(name))
+    assert template.render(ASKED, add_generation_prompt=True) == PROMPTS[name]
+    assert template.render(CHAT).startswith(PROMPTS[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prompt_ends_where_a_token_does(name: str) -> None:
+    assert not PROMPTS[name].endswith(" "), "a word takes the space before it into its token"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_text_within_a_chat_is_never_run_as_a_template(name: str) -> None:
+    text = "{{ 7 * 6 }}{% if true %}{# x #}"
+    messages = [Message(role=Role.USER, content=text), Message(role=Role.ASSISTANT, content=text)]
+    rendered = Template(byte_tokenizer(), bundled_template(name)).render(messages)
+    assert rendered.count(text) == 2
+    assert "42" not in rendered
+
+
+@pytest.mark.parametrize("name", ["gpt2", "zephyr"])
+def test_a_template_that_ends_turns_with_the_end_token_needs_one(name: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(TemplateError, match="eos_token"):
+        Template(tokenizer, bundled_template(name)).render(CHAT)
+
+
+@pytest.mark.parametrize("roles", ["UU", "A", "UAA", "SA"])
+def test_gemma_refuses_those_who_do_not_take_turns(roles: str) -> None:
+    kinds = {"U": Role.USER, "A": Role.ASSISTANT, "S": Role.SYSTEM}
+    messages = [Message(role=kinds[one], content="x") for one in roles]
+    with pytest.raises(TemplateError, match="user and assistant must take turns"):
+        Template(byte_tokenizer(), bundled_template("gemma2-it")).render(messages)
