@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from oumi.core.errors import DataError
 from oumi.core.types.example import BadRow
 
 _MOST_SHOWN = 20
+_TURN = re.compile(r"^turn \d+: ")
 
 
 @dataclass
@@ -77,6 +79,6 @@ class Ledger:
                 "cut": self.cut_tokens,
                 "cut_targets": self.cut_target_tokens,
             },
-            "reasons": dict(Counter(row.reason.partition(":")[0] for row in self.rejected)),
+            "reasons": dict(Counter(_TURN.sub("", row.reason).partition(":")[0] for row in self.rejected)),
             "rejected": [str(row) for row in self.rejected[:_MOST_SHOWN]],
         }
