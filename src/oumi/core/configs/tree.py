@@ -14,6 +14,7 @@ from oumi.core.errors import Problem
 
 MAX_BYTES = 5_000_000
 MAX_DEPTH = 100
+_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 MAX_NODES = 200_000
 _MAX_DIGITS = 1000
 
@@ -125,7 +126,7 @@ class _Builder:
         elif isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
             self._check_tag(event)
             if len(self._stack) >= MAX_DEPTH:
-                raise TreeError(Problem("", f"nested deeper than {MAX_DEPTH} levels", self._at(event)))
+                raise TreeError(Problem("", _TOO_DEEP, self._at(event)))
             node = Node({} if isinstance(event, yaml.MappingStartEvent) else [], self._at(event))
             self._stack.append((node, None))
             self._keys.append(None)
@@ -196,6 +197,8 @@ def _syntax_problem(error: yaml.YAMLError, name: str, text: str) -> Problem:
     rest = text.splitlines()[mark.line][mark.column :] if mark and mark.line < len(text.splitlines()) else ""
     if rest.startswith("\t"):
         what = "a tab; YAML is indented with spaces"
+    elif "maximum nesting depth" in str(what):  # newer parsers stop by themselves, and earlier than we see it
+        return Problem("", _TOO_DEEP, place)
     elif "mapping values are not allowed" in str(what):
         what = (
             "a ':' that cannot be here: quote a value that holds one, "
