@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,9 +16,19 @@ from oumi.core.data.mixture import Mixture, Part
 from oumi.core.data.readers import read_rows
 from oumi.core.data.shapes import to_conversations
 from oumi.core.data.targets import Renderer
+from oumi.core.data.templates import Template
 from oumi.core.data.tokens import TokenTable, tokenise
+from oumi.core.distributed.world import World
+from oumi.core.plan.plan import make_plan
+from oumi.core.survey import survey
+from oumi.core.trainers.native import NativeTrainer
+from oumi.core.trainers.resume import find_start
+from oumi.core.trainers.rows import load_rows
+from oumi.core.trainers.trl import TrlTrainer
 from oumi.core.types.example import Example
 from tests.tiny import byte_tokenizer, save_tiny_model, write_chats
+
+Built = TypeVar("Built", NativeTrainer, TrlTrainer)
 
 
 def tiny_config(folder: Path, num_rows: int = 24, **training: Any) -> TrainingConfig:
@@ -48,6 +58,16 @@ def tiny_config(folder: Path, num_rows: int = 24, **training: Any) -> TrainingCo
     )
 
 
+def build(config: TrainingConfig, kind: type[Built]) -> Built:
+    """Returns a trainer that is ready to take its first step."""
+    Path(config.training.output_dir).mkdir()
+    with World.start() as world:
+        plan = make_plan(config, survey(config), world.size)
+        start = find_start(plan)
+        rows = load_rows(plan, start.began)
+        return kind.build(plan.with_num_rows(len(rows.train)), world, rows, start)
+
+
 def tiny_rows(folder: Path, num_rows: int = 8) -> list[Example]:
     """Returns a few chats as examples."""
     table = tiny_table(folder, num_rows)
@@ -58,7 +78,7 @@ def tiny_table(folder: Path, num_rows: int = 8) -> TokenTable:
     """Returns a few chats as a table of tokens."""
     tokenizer = byte_tokenizer()
     path = write_chats(folder / "rows.jsonl", num_rows)
-    renderer = Renderer(tokenizer, tokenizer.chat_template, "all_assistant_turns", None)
+    renderer = Renderer(tokenizer, Template(tokenizer, tokenizer.chat_template), "all_assistant_turns", None)
     return tokenise(to_conversations(read_rows(path, "chats")), renderer, Ledger("chats"))
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 import torch
@@ -19,11 +18,10 @@ from oumi.core.plan.parts import StepsPlan
 from oumi.core.train import train
 from oumi.core.trainers.native import NativeTrainer
 from oumi.core.trainers.trl import TrlTrainer
-from tests.runs import losses, tiny_config, tiny_mixture, weights
+from tests.runs import build, losses, tiny_config, tiny_mixture, weights
 from tests.tiny import byte_tokenizer
 
 POISON = "~"
-Built = TypeVar("Built", NativeTrainer, TrlTrainer)
 
 
 def poisoned(folder: Path, lines: tuple[int, ...], **training: object) -> TrainingConfig:
@@ -123,14 +121,3 @@ def test_a_step_size_that_diverges_is_stopped_with_advice(tmp_path: Path) -> Non
     config = tiny_config(tmp_path, optimizer="sgd", learning_rate=1e30, max_grad_norm=None, num_train_epochs=5)
     with pytest.raises(NotFiniteError, match=r"lower training\.learning_rate"):
         train(config)
-
-
-def build(config: TrainingConfig, kind: type[Built]) -> Built:
-    """Returns a trainer that is ready to take its first step."""
-    from oumi.core.distributed.world import World
-    from oumi.core.plan.plan import make_plan
-    from oumi.core.survey import survey
-
-    Path(config.training.output_dir).mkdir()
-    with World.start() as world:
-        return kind.build(make_plan(config, survey(config)), world)

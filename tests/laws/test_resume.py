@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from oumi.core.errors import ConfigError, DataError
+from oumi.core.checkpoint.identity import Identity, write_identity
+from oumi.core.data.templates import bundled_template
+from oumi.core.errors import ConfigError, DataError, OutputError, StorageError
 from oumi.core.train import train
 from tests.runs import losses, tiny_config, weights
 
@@ -59,10 +61,103 @@ def test_a_run_resumed_across_an_epoch_is_bitwise_the_whole_run(tmp_path: Path, 
 def test_a_finished_run_is_told_complete_and_left_untouched(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, **_SAVING)
     first = train(config)
-    changed = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.suffix == ".safetensors"}
+    before = contents(tmp_path / "out")
     second = train(config)
-    assert second.steps == first.steps
-    assert changed == {path: path.stat().st_mtime_ns for path in changed}
+    assert (second.steps, second.metrics) == (first.steps, first.metrics)
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_finished_run_whose_model_was_deleted_is_not_complete(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, **_SAVING)
+    train(config)
+    model = tmp_path / "out" / "model.safetensors"
+    before = model.read_bytes()
+    model.unlink()
+    train(config)
+    assert model.read_bytes() == before
+
+
+@pytest.mark.parametrize("trainer", ["OUMI", "TRL_SFT"])
+@pytest.mark.parametrize("saving", [{}, {"save_steps": 3}])
+def test_other_rows_do_not_count_as_complete(tmp_path: Path, trainer: str, saving: dict[str, Any]) -> None:
+    shape = {"trainer_type": trainer, "try_resume_from_last_checkpoint": True, **saving}
+    train(tiny_config(tmp_path, **shape))
+    before = weights(tmp_path / "out")
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text(chats.read_text().replace("Quite sure", "Quite pure"))
+    if saving:
+        with pytest.raises(DataError, match="trained on other rows"):
+            train(tiny_config(tmp_path, **shape))
+    else:
+        train(tiny_config(tmp_path, **shape))
+        after = weights(tmp_path / "out")
+        assert any(not torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_template_that_tells_the_date_tells_that_of_the_first_day(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, **_SAVING)
+    template = tmp_path / "dated.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y %H:%M:%S.%f') }}\n" + bundled_template("chat_ml"))
+    config.model.chat_template = str(template)
+    train(config)
+    newest = max((tmp_path / "out").glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    shutil.rmtree(newest)
+    first = weights(tmp_path / "out")
+    (tmp_path / "out" / "model.safetensors").unlink()
+    train(config)
+    again = weights(tmp_path / "out")
+    assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+@pytest.mark.parametrize("trainer", ["OUMI", "TRL_SFT"])
+def test_a_new_run_does_not_touch_the_checkpoints_of_another(tmp_path: Path, trainer: str) -> None:
+    shape = {"trainer_type": trainer, "save_steps": 3}
+    train(tiny_config(tmp_path, **shape))
+    before = contents(tmp_path / "out")
+    with pytest.raises(OutputError, match="try_resume_from_last_checkpoint: true, name another"):
+        train(tiny_config(tmp_path, **shape))
+    write_identity(tmp_path / "out", Identity("another", "2026-01-01T00:00:00+00:00"))
+    with pytest.raises(OutputError, match="is of another run"):
+        train(tiny_config(tmp_path, **shape, try_resume_from_last_checkpoint=True))
+    after = contents(tmp_path / "out")
+    assert after.keys() == before.keys()
+    assert all(after[name] == content for name, content in before.items() if name != "run.json")
+
+
+@pytest.mark.parametrize("trainer", ["OUMI", "TRL_SFT"])
+def test_a_run_that_went_on_from_a_named_checkpoint_goes_on_from_its_own_later_one(
+    tmp_path: Path, trainer: str
+) -> None:
+    shape = {"trainer_type": trainer, "save_steps": 3, "num_train_epochs": 2}
+    train(tiny_config(tmp_path, **shape, output_dir=str(tmp_path / "first")))
+    shape |= {
+        "resume_from_checkpoint": str(tmp_path / "first" / "checkpoint-3"),
+        "try_resume_from_last_checkpoint": True,
+    }
+    train(tiny_config(tmp_path, **shape))
+    (tmp_path / "out" / "model.safetensors").unlink()
+    lines = len(losses(tmp_path / "out"))
+    train(tiny_config(tmp_path, **shape))  # from checkpoint-12, the last: no step is left
+    assert len(losses(tmp_path / "out")) == lines
+    assert weights(tmp_path / "out").keys() == weights(tmp_path / "first").keys()
+
+
+@pytest.mark.parametrize("trainer", ["OUMI", "HF"])
+def test_a_named_checkpoint_must_be_whole_and_of_this_run(tmp_path: Path, trainer: str) -> None:
+    shape = {"trainer_type": trainer, "save_steps": 3}
+    train(tiny_config(tmp_path, **shape, output_dir=str(tmp_path / "first")))
+    checkpoint = tmp_path / "first" / "checkpoint-3"
+    again = {**shape, "resume_from_checkpoint": str(checkpoint)}
+    with pytest.raises(ConfigError, match=r"optimizer\.learning_rate: 0\.001 -> 0\.002"):
+        train(tiny_config(tmp_path, **{**again, "learning_rate": 2e-3}))
+    (checkpoint / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(StorageError, match=r"model\.safetensors: has 3 bytes, had \d+ when it was saved"):
+        train(tiny_config(tmp_path, **again))
+    (checkpoint / "MANIFEST.json").unlink()
+    with pytest.raises(StorageError, match="not written whole, or not by Oumi"):
+        train(tiny_config(tmp_path, **again))
+    with pytest.raises(ConfigError, match="resume_from_checkpoint: no directory"):
+        train(tiny_config(tmp_path, **{**again, "resume_from_checkpoint": str(tmp_path / "nowhere")}))
 
 
 def test_another_learning_rate_is_refused_with_old_and_new_value(tmp_path: Path) -> None:
@@ -73,21 +168,9 @@ def test_another_learning_rate_is_refused_with_old_and_new_value(tmp_path: Path)
 
 def test_other_logging_goes_on(tmp_path: Path) -> None:
     train(tiny_config(tmp_path, **{**_SAVING, "max_steps": 7}))
-    (tmp_path / "out" / "run.json").write_text(
-        json.dumps({"run_id": json.loads((tmp_path / "out" / "run.json").read_text())["run_id"]})
-    )
-    assert train(tiny_config(tmp_path, **{**_SAVING, "max_steps": 7, "logging_steps": 1})).steps == 7
-
-
-def test_other_rows_are_refused(tmp_path: Path) -> None:
-    train(tiny_config(tmp_path, **_SAVING))
-    chats = tmp_path / "chats.jsonl"
-    chats.write_text(chats.read_text().replace("Quite sure", "Quite pure"))
-    (tmp_path / "out" / "run.json").write_text(
-        json.dumps({"run_id": json.loads((tmp_path / "out" / "run.json").read_text())["run_id"]})
-    )
-    with pytest.raises(DataError, match="trained on other rows"):
-        train(tiny_config(tmp_path, **_SAVING))
+    (tmp_path / "out" / "model.safetensors").unlink()
+    other = {**_SAVING, "max_steps": 7, "logging_steps": 1, "num_train_epochs": 9}  # what max_steps overrules
+    assert train(tiny_config(tmp_path, **other)).steps == 7
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "missing", "no manifest"])
@@ -99,10 +182,17 @@ def test_a_broken_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path: P
     out = tmp_path / "out"
     newest = max(out.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     harm_checkpoint(newest, harm)
-    (out / "run.json").write_text(json.dumps({"run_id": json.loads((out / "run.json").read_text())["run_id"]}))
+    (out / "model.safetensors").unlink()
     train(config)
     assert list(out.glob(f"broken-{newest.name}-*"))
     assert_same_run(out, tmp_path / "whole")
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Returns every file of a run but its log and its lock."""
+    files = (path for path in directory.rglob("*") if path.is_file())
+    named = {str(path.relative_to(directory)): path.read_bytes() for path in files}
+    return {name: content for name, content in named.items() if name != ".lock" and not name.startswith("logs/")}
 
 
 def harm_checkpoint(checkpoint: Path, harm: str) -> None:

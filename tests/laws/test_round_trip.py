@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from oumi.core.train import train
 from oumi.core.trainers.native import NativeTrainer
-from tests.runs import tiny_config
+from tests.runs import build, tiny_config
 
 
 @pytest.mark.parametrize("trainer", ["OUMI", "TRL_SFT"])
@@ -30,16 +30,9 @@ def test_a_saved_model_loads_with_plain_transformers_and_generates(tmp_path: Pat
 
 
 def test_a_saved_model_gives_the_logits_of_the_trained_one(tmp_path: Path) -> None:
-    from oumi.core.distributed.world import World
-    from oumi.core.plan.plan import make_plan
-    from oumi.core.survey import survey
-
-    config = tiny_config(tmp_path, max_steps=5)
-    (tmp_path / "out").mkdir()
-    with World.start() as world:
-        trainer = NativeTrainer.build(make_plan(config, survey(config)), world)
-        trainer.train()
-        trainer.save(tmp_path / "out")
+    trainer = build(tiny_config(tmp_path, max_steps=5), NativeTrainer)
+    trainer.train()
+    trainer.save(tmp_path / "out")
     ids = torch.arange(4, 40)[None]
     trained = trainer.run.model.eval().inner
     trained.set_attn_implementation("sdpa")

@@ -6,6 +6,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 logger = logging.getLogger("oumi")
@@ -24,8 +26,9 @@ def start_console(level: str = "info") -> None:
         logger.addHandler(console)
 
 
-def start_file(output_dir: Path, level: str = "info") -> logging.Handler:
-    """Appends this rank's log to `logs/rank_0000.log` of the run and returns the handler, to be closed."""
+@contextmanager
+def file(output_dir: Path, level: str = "info") -> Iterator[None]:
+    """Appends this rank's log to `logs/rank_0000.log` of the run."""
     rank = current_rank()
     path = output_dir / "logs" / f"rank_{rank:04d}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,13 +36,11 @@ def start_file(output_dir: Path, level: str = "info") -> logging.Handler:
     handler.setFormatter(logging.Formatter(_LINE.format(rank=rank)))
     logger.setLevel(level.upper())
     logger.addHandler(handler)
-    return handler
-
-
-def stop_file(handler: logging.Handler) -> None:
-    """Ends the log that `start_file` began."""
-    logger.removeHandler(handler)
-    handler.close()
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
 
 
 def current_rank() -> int:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from oumi.core import host, log
-from oumi.core.checkpoint.identity import hold
+from oumi.core.checkpoint.identity import Identity, hold
+from oumi.core.checkpoint.store import storage_errors
 from oumi.core.configs import TrainingConfig
 from oumi.core.configs.loading import dump
 from oumi.core.distributed.world import World
@@ -21,7 +22,8 @@ from oumi.core.plan.refusals import check
 from oumi.core.plan.render import plan_text
 from oumi.core.run_directory import write_plan, write_records
 from oumi.core.survey import survey
-from oumi.core.trainers.resume import finished_step
+from oumi.core.trainers.resume import begin, find_start, mark_finished
+from oumi.core.trainers.rows import load_rows
 from oumi.core.trainers.trainer import TRAINERS
 
 
@@ -59,28 +61,30 @@ def train(
     with World.start() as world:
         plan = make_plan(config, survey(config, may_download=True), world.size)  # pure: every number decided
         print(dump(config) + plan_text(plan) if verbose else plan_text(plan), file=sys.stderr, flush=True)
-        with hold(plan.output_dir):
-            step = finished_step(plan)
-            return _finished(plan, step) if step is not None else _run(plan, world, source)
+        with hold(plan.output_dir), storage_errors(plan.output_dir), log.file(plan.output_dir, plan.logs.level):
+            log.logger.info("%s", plan_text(plan))
+            return _run(plan, world, source)
 
 
 def _run(plan: Plan, world: World, source: str | None) -> TrainResult:
+    start = find_start(plan)
+    rows = load_rows(plan, start.began)
+    if start.is_finished(plan, rows.fingerprint):
+        return _complete(plan, start.identity)
+    start.check_rows(rows.fingerprint)
+    begin(plan, start)
     write_records(plan, source)
-    log_file = log.start_file(plan.output_dir, plan.logs.level)
-    log.logger.info("%s", plan_text(plan))
-    try:
-        trainer = TRAINERS.get(plan.trainer).build(plan, world)
-        write_plan(trainer.run.plan)
-        trainer.train()
-        trainer.save(plan.output_dir)
-    finally:
-        log.stop_file(log_file)
+    trainer = TRAINERS.get(plan.trainer).build(plan.with_num_rows(len(rows.train)), world, rows, start)
+    write_plan(trainer.run.plan)
+    trainer.train()
+    trainer.save(plan.output_dir)
+    mark_finished(trainer.run, start, rows.fingerprint)
     return TrainResult(plan.output_dir, trainer.run.state.step, dict(trainer.run.metrics))
 
 
-def _finished(plan: Plan, step: int) -> TrainResult:
-    print(f"already complete after step {step}: {plan.output_dir}", file=sys.stderr)
-    return TrainResult(plan.output_dir, step, {})
+def _complete(plan: Plan, run: Identity) -> TrainResult:
+    print(f"already complete after step {run.finished_step}: {plan.output_dir}", file=sys.stderr)
+    return TrainResult(plan.output_dir, run.finished_step or 0, run.metrics or {})
 
 
 def _joined(

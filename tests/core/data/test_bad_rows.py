@@ -10,6 +10,7 @@ import pytest
 from oumi.core.configs import DatasetParams
 from oumi.core.data.ledger import Ledger
 from oumi.core.data.targets import Renderer
+from oumi.core.data.templates import Template
 from oumi.core.data.tokens import tokenise
 from oumi.core.datasets import dataset_for
 from oumi.core.errors import DataError
@@ -42,7 +43,7 @@ def account(folder: Path, text: str, max_rejected: int = 0) -> tuple[Ledger, Dat
     path = folder / "rows.jsonl"
     path.write_bytes(text.encode())
     tokenizer = byte_tokenizer()
-    renderer = Renderer(tokenizer, tokenizer.chat_template, "all_assistant_turns", 512)
+    renderer = Renderer(tokenizer, Template(tokenizer, tokenizer.chat_template), "all_assistant_turns", 512)
     ledger = Ledger("rows", "data.train", max_rejected)
     data = dataset_for(DatasetParams(dataset_name="text_sft", dataset_path=str(path)))
     try:

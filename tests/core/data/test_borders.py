@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from oumi.core.data.supervision import draw
 from oumi.core.data.targets import Cut, Rendered, Renderer
-from oumi.core.data.templates import bundled_template
+from oumi.core.data.templates import Template, bundled_template
 from oumi.core.types.conversation import Conversation, Message, Role
 from oumi.core.types.example import BadRow, Completion, Row, Source
 from tests.tiny import CHATML, byte_tokenizer
@@ -58,7 +58,7 @@ def chat(*turns: tuple[str, str]) -> Conversation:
 
 
 def made(value: Any, tokenizer: Any, template: str = CHATML, train_on: str = "all_assistant_turns") -> Cut | BadRow:
-    renderer = Renderer(tokenizer, template, train_on, None)
+    renderer = Renderer(tokenizer, Template(tokenizer, template), train_on, None)
     row = renderer.render(Row(value, SOURCE))
     return row if isinstance(row, BadRow) else next(renderer.tokenise([row]))
 
@@ -158,7 +158,8 @@ def test_a_completion_begins_with_the_start_token_and_ends_with_the_end_token() 
 
 
 def test_chats_and_completions_keep_their_order() -> None:
-    renderer = Renderer(starting_tokenizer(), CHATML, "all_assistant_turns", None)
+    tokenizer = starting_tokenizer()
+    renderer = Renderer(tokenizer, Template(tokenizer, CHATML), "all_assistant_turns", None)
     values = [Completion("a", "b"), chat(("user", "c"), ("assistant", "d")), Completion("e", "f")]
     rows = [renderer.render(Row(value, SOURCE)) for value in values]
     cuts = list(renderer.tokenise([row for row in rows if isinstance(row, Rendered)]))

@@ -15,6 +15,7 @@ from oumi.core.data.ledger import Ledger
 from oumi.core.data.readers import read_rows
 from oumi.core.data.shapes import to_conversations
 from oumi.core.data.targets import Renderer
+from oumi.core.data.templates import Template
 from oumi.core.data.tokens import tokenise
 from oumi.core.errors import DataError
 from oumi.core.train import train
@@ -49,7 +50,7 @@ KINDS: dict[str, tuple[str, str | None]] = {
 def read(path: Path, max_rejected: int) -> tuple[Ledger, int]:
     """Returns the account of a file, and how many rows are in the table."""
     tokenizer, ledger = byte_tokenizer(), Ledger("set", "data.train", max_rejected)
-    renderer = Renderer(tokenizer, tokenizer.chat_template, "all_assistant_turns", MAX_LENGTH)
+    renderer = Renderer(tokenizer, Template(tokenizer, tokenizer.chat_template), "all_assistant_turns", MAX_LENGTH)
     return ledger, len(tokenise(to_conversations(read_rows(path, "set")), renderer, ledger))
 
 

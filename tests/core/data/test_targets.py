@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from oumi.core.data.supervision import draw
 from oumi.core.data.targets import Cut, Rendered, Renderer
-from oumi.core.data.templates import FOLDER, bundled_template
+from oumi.core.data.templates import FOLDER, Template, bundled_template
 from oumi.core.errors import ConfigError
 from oumi.core.types.conversation import Conversation, Message, Role
 from oumi.core.types.example import BadRow, Completion, Row, Source
@@ -82,7 +82,8 @@ def chat(turns: tuple[tuple[str, str], ...]) -> Conversation:
 
 
 def rendered(value: Any, template: str = CHATML, train_on: str = "all_assistant_turns", **kwargs: Any) -> Any:
-    renderer = Renderer(kwargs.get("tokenizer") or byte_tokenizer(), template, train_on, kwargs.get("max_length"))
+    tokenizer = kwargs.get("tokenizer") or byte_tokenizer()
+    renderer = Renderer(tokenizer, Template(tokenizer, template), train_on, kwargs.get("max_length"))
     return renderer, renderer.render(Row(value, SOURCE))
 
 
@@ -203,7 +204,7 @@ def test_a_slow_tokenizer_is_refused() -> None:
         is_fast, name_or_path = False, "slow/one"
 
     with pytest.raises(ConfigError, match="slow/one: only fast tokenizers"):
-        Renderer(Slow(), CHATML, "all", None)
+        Renderer(Slow(), Template(Slow(), CHATML), "all", None)
 
 
 def merging_tokenizer() -> Any:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,18 @@ def test_gemma_refuses_those_who_do_not_take_turns(roles: str) -> None:
     messages = [Message(role=kinds[one], content="x") for one in roles]
     with pytest.raises(TemplateError, match="user and assistant must take turns"):
         Template(byte_tokenizer(), bundled_template("gemma2-it")).render(messages)
+
+
+DATES = "%d %b %Y|%A %-d %B %y|%Y-%m-%dT%H:%M:%S.%f|%I %p|%j|%%d|%F %T|100%"
+
+
+@pytest.mark.parametrize(
+    "start", ["", "\n", "  ", "  {% if true %}\n  x\n  {% endif %}\n", "{%- if true -%} y{% endif %}"]
+)
+def test_a_template_tells_the_date_that_it_is_given(start: str) -> None:
+    now = datetime(2024, 2, 9, 15, 4, 5, 678)
+    asks = "{% macro at(format) %}{{ strftime_now(format) }}{% endmacro %}{{ strftime_now is defined }}"
+    asks += "".join(f"[{{{{ at('{code}') }}}}]" for code in DATES.split("|"))
+    tells = "{% if true %}True{% endif %}" + "".join(f"[{now.strftime(code)}]" for code in DATES.split("|"))
+    tokenizer = byte_tokenizer()
+    assert Template(tokenizer, start + asks, now).render(CHAT) == Template(tokenizer, start + tells).render(CHAT)

@@ -76,7 +76,7 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(tmp_path: Path, 
     config = tiny_config(tmp_path, trainer_type=trainer, **SAVING)
     train(config)
     whole, out = losses(tmp_path / "out"), tmp_path / "out"
-    (out / "checkpoint-9" / "oumi_run.json").unlink()  # as a kill in the middle of saving would leave it
+    (out / "checkpoint-9" / "MANIFEST.json").unlink()  # as a kill in the middle of saving would leave it
     (out / "run.json").unlink()
     assert train(config).steps == 9
     assert losses(out) == pytest.approx(whole, rel=1e-6)

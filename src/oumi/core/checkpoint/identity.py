@@ -26,10 +26,16 @@ class Identity:
     """The run that an output directory belongs to."""
 
     run_id: str
+    began: str
+    """When the first process of the run began, as ISO 8601 with its time zone."""
     finished_step: int | None = None
     """The last step, once the run is complete."""
     trajectory: Mapping[str, str] | None = None
     """What decided the weights of the finished run."""
+    data: str | None = None
+    """Digest of the rows that the finished run was trained on."""
+    metrics: Mapping[str, float] | None = None
+    """What the finished run measured last."""
 
 
 def read_identity(output_dir: Path) -> Identity | None:

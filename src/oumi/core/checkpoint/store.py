@@ -24,6 +24,8 @@ from oumi.core.log import logger
 
 MANIFEST = "MANIFEST.json"
 _UNFINISHED = ".tmp-"
+_REPLACED = ".replaced-"
+"""Begins the name of what stood where a new directory is about to stand."""
 
 
 def checkpoint_path(output_dir: Path, step: int) -> Path:
@@ -47,24 +49,25 @@ def publish(target: Path, write: Callable[[Path], None], facts: Mapping[str, Any
         try:
             unfinished.mkdir(parents=True)
             write(unfinished)
-            let_others_read(unfinished)
-            for path in _files(unfinished):
-                _to_disk(path)
-            manifest = {
-                "facts": dict(facts),
-                "files": {name: _describe(unfinished / name) for name in _names(unfinished)},
-            }
-            (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-            _to_disk(unfinished / MANIFEST)
-            for folder in {path.parent for path in _files(unfinished)} | {unfinished}:
-                _to_disk(folder)
-            if target.exists():
-                remove(target)
-            unfinished.rename(target)
-            _to_disk(target.parent)
+            seal(unfinished, facts)
+            _put_in_place(unfinished, target)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
+
+
+def seal(directory: Path, facts: Mapping[str, Any]) -> None:
+    """Forces every file of a checkpoint to disk, then adds the manifest that tells that it is whole."""
+    let_others_read(directory)
+    for path in _files(directory):
+        _to_disk(path)
+    manifest = {"facts": dict(facts), "files": {name: _describe(directory / name) for name in _names(directory)}}
+    unfinished = directory / f"{MANIFEST}.tmp"
+    unfinished.write_text(json.dumps(manifest, indent=1) + "\n")
+    _to_disk(unfinished)
+    unfinished.replace(directory / MANIFEST)
+    for folder in {path.parent for path in _files(directory)} | {directory}:
+        _to_disk(folder)
 
 
 def read_facts(checkpoint: Path) -> dict[str, Any]:
@@ -90,7 +93,7 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
 def newest_good(output_dir: Path, run_id: str | None) -> tuple[Path, dict[str, Any]] | None:
     """Returns the newest checkpoint of a run that is intact, with its facts; sets broken ones aside.
 
-    Checkpoints of another run that lie in the same place are left alone and never used.
+    Checkpoints of another run that lie in the same place are left alone and never used. None takes any run's.
     """
     for _, checkpoint in sorted(find_checkpoints(output_dir), reverse=True):
         try:
@@ -100,7 +103,7 @@ def newest_good(output_dir: Path, run_id: str | None) -> tuple[Path, dict[str, A
             checkpoint.rename(aside)
             logger.warning("%s; set aside as %s, an older checkpoint is used", error, aside.name)
             continue
-        if facts.get("run_id") == run_id:
+        if run_id in (None, facts.get("run_id")):
             return checkpoint, facts
         logger.warning("%s is of an earlier run; it is left alone", checkpoint)
     return None
@@ -113,7 +116,13 @@ def find_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
 
 
 def clear_unfinished(output_dir: Path) -> None:
-    """Deletes what killed processes left half-written or half-deleted."""
+    """Deletes what killed processes left half-written or half-deleted, and puts back what they had not replaced."""
+    for path in output_dir.glob(f"{_REPLACED}*"):
+        target = output_dir / path.name.removeprefix(_REPLACED)
+        if target.exists():
+            shutil.rmtree(path)
+        else:
+            path.rename(target)
     for path in output_dir.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(path)
 
@@ -139,12 +148,30 @@ def storage_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None or isinstance(error, ConnectionError | TimeoutError):
+            raise  # no matter of files
         free = ""
         with suppress(OSError):
             free = f"; {shutil.disk_usage(target.parent).free / 1e6:,.0f} MB are free there"
-        raise StorageError(f"{target}: could not be saved: {error.strerror or error}{free}") from error
+        raise StorageError(f"{error.filename or target}: {error.strerror or error}{free}") from error
     except SafetensorError as error:  # how safetensors reports a full disk
         raise StorageError(f"{target}: could not be saved: {error}") from error
+
+
+def _put_in_place(made: Path, target: Path) -> None:
+    """Renames a directory to where it is to stand; what stands there goes only when the new one stands."""
+    replaced = target.with_name(f"{_REPLACED}{target.name}")
+    if target.exists():
+        target.rename(replaced)
+    try:
+        made.rename(target)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(target)
+        raise
+    _to_disk(target.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
 
 
 def _read_manifest(checkpoint: Path) -> dict[str, Any]:
@@ -152,7 +179,8 @@ def _read_manifest(checkpoint: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise StorageError(f"{path}: {'missing' if not path.exists() else 'unreadable'}") from error
+        why = "unreadable" if path.exists() else "missing, so the checkpoint was not written whole, or not by Oumi"
+        raise StorageError(f"{path}: {why}") from error
     if not isinstance(manifest, dict) or not {"facts", "files"} <= manifest.keys():
         raise StorageError(f"{path}: not a manifest")
     return manifest

@@ -46,19 +46,19 @@ class Undecided(Exception):  # noqa: N818  it says what a row is
 class Renderer:
     """Makes examples of rows."""
 
-    def __init__(self, tokenizer: Any, template: str, train_on: str, max_length: int | None) -> None:
+    def __init__(self, tokenizer: Any, template: Template, train_on: str, max_length: int | None) -> None:
         """Takes how rows are rendered, and what of them is trained.
 
         Args:
             tokenizer: Must be a fast one, which tells which characters a token covers.
-            template: Text of the chat template.
+            template: Writes chats as text.
             train_on: `all`, `all_assistant_turns` or `final_assistant_turn`.
             max_length: Tokens after which a row is cut; None cuts none.
         """
         if not tokenizer.is_fast:
             raise ConfigError(f"{tokenizer.name_or_path}: only fast tokenizers tell which text a token covers")
         self.tokenizer = tokenizer
-        self.template = Template(tokenizer, template)
+        self.template = template
         self.train_on = train_on
         self.max_length = max_length
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from oumi.core.log import logger
 from oumi.core.types.conversation import Message
 
 FOLDER = Path(__file__).parent / "chat_templates"
+_DATE_CODES = [f"%{letter}" for letter in "aAbBcdefFGHIjmMpSTuUVwWxXyYzZ"] + [f"%-{letter}" for letter in "dHIjmMSuy"]
 _VISION = ("llava", "molmo", "qwen2-vl-instruct", "qwen3-vl-instruct", "internvl3")
 
 
@@ -58,9 +61,10 @@ def bundled_template(name: str) -> str:
 class Template:
     """A chat template, with the tokenizer whose special tokens it writes."""
 
-    def __init__(self, tokenizer: Any, text: str) -> None:
+    def __init__(self, tokenizer: Any, text: str, now: datetime | None = None) -> None:
+        """Takes a template and the date and time that it tells; None takes those of each rendering."""
         self._tokenizer = tokenizer
-        self._text = text
+        self._text = text if now is None else _dated(text, now)
 
     def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
         """Returns the chat as text; raises TemplateError where the template refuses it."""
@@ -70,6 +74,15 @@ class Template:
                 plain, chat_template=self._text, tokenize=False, add_generation_prompt=add_generation_prompt
             )
         )
+
+
+def _dated(text: str, now: datetime) -> str:
+    """Returns a template whose `strftime_now` tells one moment: a macro of that name hides the library's clock."""
+    if "strftime_now" not in text:
+        return text
+    told = "".join(f" | replace('{code}', {json.dumps(now.strftime(code))})" for code in _DATE_CODES)
+    macro = f"{{% macro strftime_now(format) %}}{{{{ format | replace('%%', '\0'){told} | replace('\0', '%') }}}}"
+    return f"{macro}{{% endmacro %}}\n{text}"  # the line break goes with the tag
 
 
 __all__ = ["FOLDER", "Template", "TemplateError", "bundled_template", "chat_template_for"]

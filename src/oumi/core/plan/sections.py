@@ -185,12 +185,13 @@ def plan_gradient_checkpointing(training: TrainingParams) -> dict[str, Any] | No
 
 def plan_checkpoints(training: TrainingParams) -> CheckpointPlan:
     """Returns when the run is saved, and what is kept."""
+    resume_from = training.resume_from_checkpoint
     return CheckpointPlan(
         every_steps=training.save_steps if training.save_steps > 0 else None,
         every_epoch=training.save_epoch and training.save_steps <= 0,
         keep=training.save_total_limit,
         final_model=training.save_final_model,
-        resume_from=Path(training.resume_from_checkpoint) if training.resume_from_checkpoint else None,
+        resume_from=Path(resume_from).expanduser() if resume_from else None,
         resume_last=training.try_resume_from_last_checkpoint,
     )
 

@@ -32,6 +32,8 @@ def trajectory(plan: Plan) -> dict[str, str]:
     for part, names in _DECISIVE.items():
         value = record[part]
         chosen[part] = value if names is None or value is None else {name: value[name] for name in names}
+    if chosen["steps"]["max_steps"] is not None:
+        del chosen["steps"]["num_epochs"]  # nothing reads it
     return dict(_flat(chosen, ""))
 
 

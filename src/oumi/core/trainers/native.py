@@ -19,46 +19,40 @@ from oumi.core.engine.loop import fit
 from oumi.core.models.adapters import save_model, saved_of
 from oumi.core.models.build import build_model
 from oumi.core.models.language_model import make_flat
-from oumi.core.models.tokenizers import load_tokenizer
 from oumi.core.objectives.next_token import next_token_loss
 from oumi.core.optim.optimizers import build_optimizer
 from oumi.core.optim.schedules import build_schedule
 from oumi.core.plan.disk import with_saved
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callback, Callbacks, Run
-from oumi.core.trainers.listeners import build_reporting, quiet_libraries, write_model_summary
-from oumi.core.trainers.resume import Resume, checkpoint_facts, find_resume, mark_finished
-from oumi.core.trainers.rows import Rows, load_rows
+from oumi.core.trainers.listeners import build_reporting, write_model_summary
+from oumi.core.trainers.resume import Start
+from oumi.core.trainers.rows import Rows
 
 
 class NativeTrainer:
     """Trains with our own loop: flat batches, sums over the terms of the whole step, exact resume."""
 
-    def __init__(self, run: Run, tokenizer: Any, resume: Resume) -> None:
+    def __init__(self, run: Run, rows: Rows, start: Start) -> None:
         self.run = run
-        self.tokenizer = tokenizer
-        self._resume = resume
+        self._rows = rows
+        self._start = start
 
     @classmethod
-    def build(cls, plan: Plan, world: World) -> NativeTrainer:
-        """Reads the rows, loads the model, and goes to where the run stopped if it is resumed."""
-        quiet_libraries(plan)
+    def build(cls, plan: Plan, world: World, rows: Rows, start: Start) -> NativeTrainer:
+        """Loads the model, and goes to where the run stopped if it is resumed."""
         seed_everything(plan.seed, plan.deterministic)
-        tokenizer = load_tokenizer(plan.model)
-        rows = load_rows(plan, tokenizer)
-        plan = plan.with_num_rows(len(rows.train))
-        resume = find_resume(plan, rows.fingerprint)
-        model = build_model(plan, world.device, resume.checkpoint)
+        model = build_model(plan, world.device, start.checkpoint)
         if plan.gradient_checkpointing is not None:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(plan.gradient_checkpointing))
         write_model_summary(plan, model)
-        rows.check_vocabulary(model, tokenizer)
+        rows.check_vocabulary(model)
         plan = with_saved(plan, saved_of(model))
         run = _build_run(plan, world, model, rows)
-        if resume.checkpoint is not None:
-            load_state(run, resume.checkpoint)
-        trainer = cls(run, tokenizer, resume)
-        run.callbacks = Callbacks(trainer._callbacks(rows))
+        if start.checkpoint is not None:
+            load_state(run, start.checkpoint)
+        trainer = cls(run, rows, start)
+        run.callbacks = Callbacks(trainer._callbacks())
         return trainer
 
     def train(self) -> None:
@@ -72,30 +66,29 @@ class NativeTrainer:
             raise stopped_early(run)
 
     def save(self, directory: Path) -> None:
-        """Writes the trained model and its tokenizer, and marks the run as complete."""
+        """Writes the trained model and its tokenizer."""
         if self.run.plan.checkpoints.final_model:
             lora = self.run.plan.lora
             with storage_errors(directory):
                 save_model(self._inner, directory, lora.save_mode if lora else "ADAPTER_ONLY")
-                self.tokenizer.save_pretrained(directory)
+                self._rows.tokenizer.save_pretrained(directory)
                 let_others_read(directory)
-        mark_finished(self.run.plan, self._resume.run_id, self.run.state.step)
 
     @property
     def _inner(self) -> Any:
         return self.run.model.inner
 
-    def _callbacks(self, rows: Rows) -> list[Callback]:
-        plan = self.run.plan
+    def _callbacks(self) -> list[Callback]:
+        plan, rows = self.run.plan, self._rows
         callbacks: list[Callback] = [SignalGuard(), FiniteGuard(), build_reporting(plan)]
         if len(rows.validation):
             callbacks.append(Evaluation(lambda: in_order(rows.validation, plan.evaluation.batch_size)))
-        facts = checkpoint_facts(plan, self._resume.run_id, rows.fingerprint)
-        return [*callbacks, Checkpointing(self._write_checkpoint, facts, self._resume.step)]
+        facts = self._start.facts(plan, rows.fingerprint)
+        return [*callbacks, Checkpointing(self._write_checkpoint, facts, self._start.step)]
 
     def _write_checkpoint(self, directory: Path) -> None:
         save_model(self._inner, directory)
-        self.tokenizer.save_pretrained(directory)
+        self._rows.tokenizer.save_pretrained(directory)
 
 
 def _build_run(plan: Plan, world: World, model: Any, rows: Rows) -> Run:

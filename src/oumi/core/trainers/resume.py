@@ -1,115 +1,133 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From which checkpoint a run goes on, and whether it may."""
+"""Whether a run begins, goes on from a checkpoint or is complete already, and whether it may."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from oumi.core.checkpoint.identity import Identity, new_run_id, read_identity, write_identity
 from oumi.core.checkpoint.store import clear_unfinished, find_checkpoints, newest_good, read_facts
-from oumi.core.errors import ConfigError, DataError
-from oumi.core.log import logger
+from oumi.core.errors import ConfigError, DataError, OutputError
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.trajectory import differences, trajectory
-
-_FACTS = "oumi_run.json"
+from oumi.core.run import Progress
 
 
 @dataclass(frozen=True)
-class Resume:
+class Start:
     """Where a run stands before its first step."""
 
-    run_id: str
-    checkpoint: Path | None
-    step: int
+    identity: Identity
+    checkpoint: Path | None = None
+    step: int = 0
+    data: str | None = None
+    """Digest of the rows that the checkpoint was trained on."""
+
+    @property
+    def began(self) -> datetime:
+        """Returns when the run's first process began: the date of its chat templates, also when it is resumed."""
+        return datetime.fromisoformat(self.identity.began)
+
+    def is_finished(self, plan: Plan, data: str) -> bool:
+        """Returns whether this very run, on these very rows, is complete and its model still there."""
+        same = (self.identity.trajectory, self.identity.data) == (trajectory(plan), data)
+        return same and (not plan.checkpoints.final_model or any(plan.output_dir.glob("*.safetensors")))
+
+    def check_rows(self, data: str) -> None:
+        """Raises DataError if the checkpoint was trained on other rows than those of the digest `data`."""
+        if self.data is not None and self.data != data:
+            raise DataError(
+                f"{self.checkpoint} was trained on other rows: their digest was {self.data[:12]}, it is {data[:12]}. "
+                "Bring the data back, or start anew in another training.output_dir."
+            )
+
+    def facts(self, plan: Plan, data: str) -> dict[str, Any]:
+        """Returns what each checkpoint of the run says of itself."""
+        return {
+            "run_id": self.identity.run_id,
+            "began": self.identity.began,
+            "trajectory": trajectory(plan),
+            "data": data,
+        }
 
 
-def find_resume(plan: Plan, data_fingerprint: str) -> Resume:
-    """Returns the checkpoint from which the plan's run goes on, or a fresh run if there is none.
+def find_start(plan: Plan) -> Start:
+    """Returns from where the plan's run goes on, or a new run if there is nothing to go on from.
 
     Raises:
         ConfigError: The checkpoint is of a run with another trajectory; lists `key: old -> new`.
-        DataError: The rows are not those that the checkpoint was trained on.
+        OutputError: The checkpoints of a new run would mix with those of another.
         StorageError: The checkpoint that the config names is not intact.
     """
     clear_unfinished(plan.output_dir)
-    found = _checkpoint(plan)
+    known = read_identity(plan.output_dir)
+    found = _checkpoint(plan, known)
     if found is None:
-        run_id = new_run_id()
-        write_identity(plan.output_dir, Identity(run_id))
-        return Resume(run_id, None, 0)
+        _check_unoccupied(plan)
+        goes_on = known is not None and plan.checkpoints.resume_last
+        return Start(known if known and goes_on else _new_identity())
     checkpoint, facts = found
-    _check_same_run(checkpoint, facts, plan, data_fingerprint)
-    write_identity(plan.output_dir, Identity(facts["run_id"]))
-    return Resume(facts["run_id"], checkpoint, facts["step"])
+    _check_same_run(checkpoint, facts, plan)
+    if known is None or known.run_id != facts["run_id"]:
+        known = Identity(facts["run_id"], facts["began"])
+        if checkpoint.resolve().parent != plan.output_dir.resolve():
+            _check_unoccupied(plan)
+    return Start(known, checkpoint, facts["step"], facts["data"])
 
 
-def finished_step(plan: Plan) -> int | None:
-    """Returns the last step if the very run of this plan is complete already and is to be resumed."""
-    identity = read_identity(plan.output_dir) if plan.checkpoints.resume_last else None
-    if identity is None or identity.finished_step is None:
-        return None
-    return identity.finished_step if identity.trajectory == trajectory(plan) else None
+def begin(plan: Plan, start: Start) -> None:
+    """Makes the output directory belong to the run, which is not complete yet."""
+    write_identity(plan.output_dir, Identity(start.identity.run_id, start.identity.began))
 
 
-def mark_finished(plan: Plan, run_id: str, step: int) -> None:
-    """Notes that the run is complete."""
-    write_identity(plan.output_dir, Identity(run_id, step, trajectory(plan)))
+def mark_finished(progress: Progress, start: Start, data: str) -> None:
+    """Notes that the run is complete, and what it measured last."""
+    plan, begun = progress.plan, start.identity
+    finished = Identity(
+        begun.run_id, begun.began, progress.state.step, trajectory(plan), data, metrics=dict(progress.metrics)
+    )
+    write_identity(plan.output_dir, finished)
 
 
-def checkpoint_facts(plan: Plan, run_id: str, data_fingerprint: str) -> dict[str, Any]:
-    """Returns what each checkpoint of a run says of itself."""
-    return {"run_id": run_id, "trajectory": trajectory(plan), "data": data_fingerprint}
+def _new_identity() -> Identity:
+    return Identity(new_run_id(), datetime.now().astimezone().isoformat())
 
 
-def mark_complete(checkpoint: Path, facts: Mapping[str, Any]) -> None:
-    """Notes in a checkpoint that another trainer wrote that it is whole, and of which run."""
-    unfinished = checkpoint / f"{_FACTS}.tmp"
-    unfinished.write_text(json.dumps(facts, indent=1) + "\n")
-    unfinished.replace(checkpoint / _FACTS)
-
-
-def newest_complete(plan: Plan, data_fingerprint: str) -> Path | None:
-    """Returns the newest checkpoint of another trainer that was written whole, None if there is none.
-
-    Raises:
-        ConfigError: It is of a run with another trajectory. DataError: It was trained on other rows.
-    """
-    for _, checkpoint in sorted(find_checkpoints(plan.output_dir), reverse=True):
-        if (checkpoint / _FACTS).is_file():
-            _check_same_run(checkpoint, json.loads((checkpoint / _FACTS).read_text()), plan, data_fingerprint)
-            return checkpoint
-        logger.warning("%s was not written whole; an older checkpoint is used", checkpoint)
-    return None
-
-
-def _checkpoint(plan: Plan) -> tuple[Path, dict[str, Any]] | None:
+def _checkpoint(plan: Plan, known: Identity | None) -> tuple[Path, dict[str, Any]] | None:
+    """Returns the checkpoint that the config names, or a later one of the run that went on from it."""
+    run_id = known.run_id if known else None
+    last = newest_good(plan.output_dir, run_id) if plan.checkpoints.resume_last else None
     named = plan.checkpoints.resume_from
-    if named is not None:
-        if not named.is_dir():
-            raise ConfigError(f"training.resume_from_checkpoint: no directory {named}")
-        return named, read_facts(named)
-    identity = read_identity(plan.output_dir)
-    if not plan.checkpoints.resume_last or identity is None:
-        return None
-    return newest_good(plan.output_dir, identity.run_id)
+    if named is None:
+        return last
+    if not named.is_dir():
+        raise ConfigError(f"training.resume_from_checkpoint: no directory {named}")
+    facts = read_facts(named)
+    is_later = last is not None and last[1]["run_id"] == facts["run_id"] and last[1]["step"] > facts["step"]
+    return last if is_later else (named, facts)
 
 
-def _check_same_run(checkpoint: Path, facts: Mapping[str, Any], plan: Plan, data_fingerprint: str) -> None:
+def _check_unoccupied(plan: Plan) -> None:
+    found = find_checkpoints(plan.output_dir)
+    if not found:
+        return
+    _, newest = found[-1]
+    go_on = "" if plan.checkpoints.resume_last else "go on with it by training.try_resume_from_last_checkpoint: true, "
+    raise OutputError(
+        f"training.output_dir: {newest} is of another run, and the checkpoints of two would be mixed: "
+        f"{go_on}name another training.output_dir, or delete what is no longer needed"
+    )
+
+
+def _check_same_run(checkpoint: Path, facts: Mapping[str, Any], plan: Plan) -> None:
     changed = differences(facts["trajectory"], trajectory(plan))
     if changed:
         raise ConfigError(
             f"{checkpoint} is of a run with other settings, so going on from it would be neither run:\n  "
             + "\n  ".join(changed)
             + "\nSet them back, or start anew in another training.output_dir with model.model_name at the checkpoint."
-        )
-    if facts["data"] != data_fingerprint:
-        raise DataError(
-            f"{checkpoint} was trained on other rows: "
-            f"their digest was {facts['data'][:12]}, it is {data_fingerprint[:12]}. "
-            "Bring the data back, or start anew in another training.output_dir."
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from oumi.core.data.ledger import Ledger
 from oumi.core.data.mixture import Mixture, Part
 from oumi.core.data.supervision import check_supervision, draw
 from oumi.core.data.targets import Renderer
-from oumi.core.data.templates import chat_template_for
+from oumi.core.data.templates import Template, chat_template_for
 from oumi.core.data.tokens import tokenise
 from oumi.core.datasets import dataset_for
 from oumi.core.errors import ConfigError, DataError
 from oumi.core.log import logger
+from oumi.core.models.tokenizers import load_tokenizer
 from oumi.core.plan.parts import Plan
+from oumi.core.trainers.listeners import quiet_libraries
 
 _NUM_CHECKED = 64
 """Rows whose supervision is verified before the first step."""
@@ -29,31 +32,40 @@ class Rows:
 
     train: Mixture
     validation: Mixture
+    tokenizer: Any
+    """With the chat template of the plan."""
     fingerprint: str
     """Digest of the training rows."""
 
-    def check_vocabulary(self, model: Any, tokenizer: Any) -> None:
+    def check_vocabulary(self, model: Any) -> None:
         """Raises ConfigError if a token of the rows has no embedding."""
         num_embeddings = model.get_input_embeddings().num_embeddings
         highest = max(
             part.table.highest_token for part in (*self.train.parts, *self.validation.parts) if len(part.table)
         )
         if highest >= num_embeddings:
-            token = tokenizer.convert_ids_to_tokens(highest)
+            token = self.tokenizer.convert_ids_to_tokens(highest)
             raise ConfigError(
                 f"model.tokenizer_name: token {highest} ('{token}') of the rows has no embedding: the model knows "
                 f"{num_embeddings} tokens. Is this the tokenizer of the model?"
             )
 
 
-def load_rows(plan: Plan, tokenizer: Any) -> Rows:
+def load_rows(plan: Plan, began: datetime) -> Rows:
     """Returns the rows of a plan, and writes the ledger of what became of each to `data_report.json`.
+
+    Args:
+        plan: Of the run.
+        began: The date and time that chat templates tell.
 
     Raises:
         DataError: Rows that cannot be used, more than the plan allows, or rows that teach the wrong thing.
     """
+    quiet_libraries(plan)
+    tokenizer = load_tokenizer(plan.model)
     tokenizer.chat_template = chat_template_for(tokenizer, plan.model.chat_template)
-    renderer = Renderer(tokenizer, tokenizer.chat_template, plan.data.train_on, plan.model.max_length)
+    template = Template(tokenizer, tokenizer.chat_template, began)
+    renderer = Renderer(tokenizer, template, plan.data.train_on, plan.model.max_length)
     ledgers: dict[str, list[Ledger]] = {"train": [], "validation": []}
     try:
         train = _read(plan, "train", renderer, ledgers["train"])
@@ -66,7 +78,7 @@ def load_rows(plan: Plan, tokenizer: Any) -> Rows:
         check_supervision(part.table, tokenizer, _NUM_CHECKED, plan.data.train_on, plan.model.max_length)
     if plan.logs.examples:
         logger.info("first row, trained tokens in brackets:\n%s", draw(train[0], tokenizer))
-    return Rows(train, validation, train.fingerprint())
+    return Rows(train, validation, tokenizer, train.fingerprint())
 
 
 def _read(plan: Plan, split: str, renderer: Renderer, ledgers: list[Ledger]) -> Mixture:

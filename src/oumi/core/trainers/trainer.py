@@ -10,6 +10,8 @@ from oumi.core.distributed.world import World
 from oumi.core.plan.parts import Plan
 from oumi.core.registry import Registry
 from oumi.core.run import Progress
+from oumi.core.trainers.resume import Start
+from oumi.core.trainers.rows import Rows
 
 
 class Trainer(Protocol):
@@ -18,8 +20,8 @@ class Trainer(Protocol):
     run: Progress
 
     @classmethod
-    def build(cls, plan: Plan, world: World) -> Trainer:
-        """Reads the data, loads the model, and makes everything ready for the first step."""
+    def build(cls, plan: Plan, world: World, rows: Rows, start: Start) -> Trainer:
+        """Loads the model, and makes everything ready for the first step."""
 
     def train(self) -> None:
         """Takes every step of the plan; raises PreemptedError if it was asked to stop before."""

@@ -17,21 +17,19 @@ from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallbac
 
 from oumi.core.batch import IGNORED
 from oumi.core.callbacks.guards import SignalGuard, not_finite, stopped_early
-from oumi.core.checkpoint.identity import Identity, new_run_id, write_identity
-from oumi.core.checkpoint.store import checkpoint_path, let_others_read, storage_errors
+from oumi.core.checkpoint.store import checkpoint_path, let_others_read, seal, storage_errors
 from oumi.core.data.loader import Loader
 from oumi.core.data.mixture import Mixture, permute
 from oumi.core.distributed.world import World, seed_everything
 from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.models.adapters import save_model, saved_of
 from oumi.core.models.build import build_model
-from oumi.core.models.tokenizers import load_tokenizer
 from oumi.core.plan.disk import with_saved
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callbacks, Progress, StepReport
-from oumi.core.trainers.listeners import build_reporting, quiet_libraries, write_model_summary
-from oumi.core.trainers.resume import checkpoint_facts, mark_complete, mark_finished, newest_complete
-from oumi.core.trainers.rows import load_rows
+from oumi.core.trainers.listeners import build_reporting, write_model_summary
+from oumi.core.trainers.resume import Start
+from oumi.core.trainers.rows import Rows
 from oumi.core.trainers.trl_methods import METHODS, NEWER_NAMES, arguments
 from oumi.core.types.example import Source
 
@@ -39,48 +37,40 @@ from oumi.core.types.example import Source
 class TrlTrainer:
     """Runs a trainer of TRL or transformers as the plan says."""
 
-    def __init__(self, run: Progress, inner: Any, tokenizer: Any, facts: Mapping[str, Any]) -> None:
+    def __init__(self, run: Progress, inner: Any, tokenizer: Any, checkpoint: Path | None) -> None:
         self.run = run
         self.inner = inner
         self.tokenizer = tokenizer
-        self._facts = facts
+        self._checkpoint = checkpoint
 
     @classmethod
-    def build(cls, plan: Plan, world: World) -> TrlTrainer:
-        """Reads the rows as our own trainer does, loads the model, and makes the other trainer around them."""
-        quiet_libraries(plan)
+    def build(cls, plan: Plan, world: World, rows: Rows, start: Start) -> TrlTrainer:
+        """Loads the model, and makes the other trainer around it and our rows."""
         seed_everything(plan.seed, plan.deterministic)
-        tokenizer = load_tokenizer(plan.model)
-        rows = load_rows(plan, tokenizer)
-        plan = plan.with_num_rows(len(rows.train))
         model = build_model(plan, torch.device("cpu"))
-        rows.check_vocabulary(model, tokenizer)
+        rows.check_vocabulary(model)
         write_model_summary(plan, model)
         plan = with_saved(plan, saved_of(model))
         run = Progress(plan=plan, callbacks=Callbacks([SignalGuard(), build_reporting(plan)]))
-        facts = checkpoint_facts(plan, new_run_id(), rows.fingerprint)
-        bridge = Bridge(run, rows.train, facts)
+        run.state.step = start.step
+        bridge = Bridge(run, rows.train, start.facts(plan, rows.fingerprint))
         method = METHODS[plan.trainer]
         made = _in_our_terms(_load(method.trainer), plan.data.seed, bridge)(
             model=model,
             args=_checked(_load(method.config), arguments(plan)),
             train_dataset=_as_dataset(rows.train),
             eval_dataset=_as_dataset(rows.validation) if len(rows.validation) else None,
-            data_collator=_collator(tokenizer, plan.config.data.train.collator_kwargs),
-            processing_class=tokenizer,
+            data_collator=_collator(rows.tokenizer, plan.config.data.train.collator_kwargs),
+            processing_class=rows.tokenizer,
             callbacks=[bridge],
         )
         made.remove_callback(PrinterCallback)  # our console shows the steps
-        return cls(run, made, tokenizer, facts)
+        return cls(run, made, rows.tokenizer, start.checkpoint)
 
     def train(self) -> None:
         """Takes every step of the plan."""
-        write_identity(self.run.plan.output_dir, Identity(self._facts["run_id"]))
-        checkpoint = self._checkpoint()
-        self.run.state.step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
         try:
-            with storage_errors(self.run.plan.output_dir):
-                self.inner.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            self.inner.train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None)
         finally:
             self.run.callbacks.close()
         if self.run.stop_requested and self.run.state.step < self.run.plan.num_steps:
@@ -95,16 +85,6 @@ class TrlTrainer:
                 save_model(model, directory, plan.lora.save_mode if plan.lora else "ADAPTER_ONLY")
                 self.tokenizer.save_pretrained(directory)
                 let_others_read(directory)
-        mark_finished(plan, self._facts["run_id"], self.run.state.step)
-
-    def _checkpoint(self) -> Path | None:
-        plan = self.run.plan
-        named = plan.checkpoints.resume_from
-        if named is None:
-            return newest_complete(plan, self._facts["data"]) if plan.checkpoints.resume_last else None
-        if not named.is_dir():
-            raise ConfigError(f"training.resume_from_checkpoint: no directory {named}")
-        return named
 
 
 class Bridge(TrainerCallback):
@@ -169,7 +149,8 @@ class Bridge(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         checkpoint = checkpoint_path(self.run.plan.output_dir, state.global_step)
-        mark_complete(checkpoint, self._facts)
+        with storage_errors(checkpoint):
+            seal(checkpoint, {**self._facts, "step": state.global_step})
         self.run.callbacks.saved(self.run, checkpoint)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
