@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import re
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args
@@ -20,72 +22,146 @@ from oumi.core.plan.parts import Facts
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import refusals
 from oumi.core.plan.render import plan_json
+from oumi.core.trainers.trl_methods import arguments
 
 FACTS = Facts("cuda", "GPU", True, 8, 80 << 30, 1 << 40, num_rows=1000)
 # Another value than the default, where one cannot be made up from the type.
 SAMPLES: dict[str, Any] = {
     "training.lr_scheduler_type": "cosine", "training.optimizer": "sgd", "training.log_level": "debug",
     "training.dep_log_level": "info", "model.torch_dtype_str": "bfloat16", "peft.lora_task_type": "SEQ_CLS",
-    "data.train.collator_name": "text_completions_only_with_padding", "data.train.mixture_strategy": "all_exhausted",
+    "data.train.collator_name": "text_with_padding", "data.train.train_target": "FINAL_ASSISTANT_TURN",
+    "data.train.mixture_strategy": "all_exhausted",
     "training.lr_scheduler_kwargs": {"x": 1}, "training.max_steps": 7, "training.num_train_epochs": 2,
     "model.device_map": "cpu", "training.telemetry.telemetry_dir": "t", "peft.lora_dropout": 0.1, "peft.q_lora_bits": 8,
     "deepspeed.train_batch_size": 8, "deepspeed.train_micro_batch_size_per_gpu": 8,
     "deepspeed.gradient_accumulation_steps": 8, "deepspeed.gradient_clipping": 0.5,
 }  # fmt: skip
-# What says how a run is watched or which data it takes is read from the config itself.
-SOURCE = Path(__file__).parents[2] / "src" / "oumi" / "core"
+SAMPLES_OF_OTHERS = {"data.train.collator_name": "text_completions_only_with_padding"}
+ZERO_IS_NONE = {"training.max_steps", "training.warmup_steps", "training.warmup_ratio"}
+# Read by `dataset_for` and by the mixture; tests/core/test_datasets.py and tests/core/data hold what they do.
+OF_DATASETS = {"dataset_name", "dataset_path", "split", "subset", "dataset_kwargs", "shuffle", "seed"}
+# Parts of the plan that the trainers of TRL and transformers only know by their own arguments.
+BY_ARGUMENTS = {
+    "steps", "optimizer", "schedule", "precision", "gradient_checkpointing", "empty_cache_every", "evaluation", "run_name",
+}  # fmt: skip
+SOURCE = Path(__file__).parents[2] / "src"
+TRAINERS = ["OUMI", "TRL_SFT", "HF"]
 
 
-def base_config() -> TrainingConfig:
+def base_config(trainer: str) -> TrainingConfig:
     return TrainingConfig.from_str(
         "model: {model_name: m}\n"
         "data: {train: {datasets: [{dataset_name: a}]}, validation: {datasets: [{dataset_name: b}]}}\n"
-        "training: {trainer_type: OUMI, eval_strategy: steps, use_peft: true, enable_gradient_checkpointing: true}\n"
+        "training: {eval_strategy: steps, use_peft: true, enable_gradient_checkpointing: true, "
+        f"trainer_type: {trainer}}}\n"
     )
 
 
-KEYS = [
-    key
-    for key, _ in keys_of(TrainingConfig)
-    if not key.startswith(("deepspeed.offload", "data.test", "data.validation"))
-]
+KEYS = [key for key, _ in keys_of(TrainingConfig) if not key.startswith(("deepspeed.offload", "data.test"))]
 
 
+@pytest.mark.parametrize("trainer", TRAINERS)
 @pytest.mark.parametrize("key", KEYS)
-def test_a_key_changes_the_plan_or_is_refused(key: str) -> None:
-    config = base_config()
-    path = split_key(key.replace("[]", "[0]"))
-    section: Any = config
-    for part in path[:-1]:
-        section = section[part] if isinstance(part, int) else getattr(section, part)
-    name = str(path[-1])
-    annotation = type(section).model_fields[name].annotation
-    value = SAMPLES.get(key, another(getattr(section, name), annotation))
-    try:
-        setattr(section, name, value)
-    except ConfigError:
-        pytest.fail(f"no other value of {key} is known to this test")
-    if semantic_problems(config) or refusals(config):
-        return
-    assert shown(config) != shown(base_config()), f"{key} changes nothing that a plan shows"
+def test_a_key_changes_what_is_done_or_is_refused_or_told_as_not_read(key: str, trainer: str) -> None:
+    name = key.rpartition(".")[2]
+    given, default = base_config(trainer), value_of(base_config(trainer), key)
+    tried = 0
+    for value in others(key, default, annotation_of(given, key), trainer):
+        config = base_config(trainer)
+        try:
+            setattr(section_of(config, key), name, value)
+        except ConfigError:
+            continue  # refused as it is set
+        tried += 1
+        if semantic_problems(config) or refusals(config) or told_as_not_read(config, key):
+            continue
+        if ".datasets[]." in key:
+            assert name in OF_DATASETS, f"nothing reads {key}: {value!r}"
+        assert acted(config) != acted(given), f"{key}: {value!r} changes nothing"
+    assert tried, f"no other value of {key} is known to this test"
 
 
-@pytest.mark.parametrize("name", [name for name in vars(parts) if name.endswith("Plan") and name != "Plan"])
-def test_every_value_of_the_plan_is_read_by_what_acts(name: str) -> None:
-    acting = [path for path in SOURCE.rglob("*.py") if path.parent.name not in ("configs",)]
+@pytest.mark.parametrize("name", [name for name in vars(parts) if name.endswith("Plan")])
+def test_every_value_of_the_plan_is_read_by_our_own_trainer(name: str) -> None:
+    modules = ["oumi.core.train", "oumi.core.trainers.native", "oumi.core.callbacks.trackers"]
     read = {
         node.attr
-        for path in acting
-        if path.name not in ("plan.py", "parts.py")
+        for path in imported_by(modules)
+        if "plan" not in path.parts and "configs" not in path.parts
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute)
     }
     fields = {field.name for field in dataclasses.fields(getattr(parts, name))}
-    assert fields - read == set()
+    assert fields - read - TOLD.get(name, set()) == set()
 
 
-def shown(config: TrainingConfig) -> dict[str, Any]:
-    return plan_json(make_plan(config, FACTS))
+# What only the plan itself reads, or tells.
+TOLD = {
+    "StepsPlan": {"num_epochs", "max_steps", "num_rows", "accumulation"},  # by its properties
+    "PrecisionPlan": {"reason"},
+    "SchedulePlan": {"warmup_steps", "warmup_ratio"},
+    "DiskPlan": {"checkpoint_bytes", "num_checkpoints", "final_bytes", "free_bytes"},
+    "Plan": {"notes", "disk"},
+}
+
+
+def imported_by(modules: list[str]) -> list[Path]:
+    """Returns the files of modules and of all that they import."""
+    found: dict[str, Path] = {}
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        path = SOURCE.joinpath(*module.split(".")).with_suffix(".py")
+        if module in found or not path.exists():
+            continue
+        found[module] = path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("oumi."):
+                waiting += [node.module, *(f"{node.module}.{name.name}" for name in node.names)]
+    return list(found.values())
+
+
+def acted(config: TrainingConfig) -> dict[str, Any]:
+    """Returns what a config makes the trainer do."""
+    plan = make_plan(config, FACTS)
+    record = {key: value for key, value in plan_json(plan).items() if key != "notes"}
+    if config.training.trainer_type.name == "OUMI":
+        return record
+    return {**{key: value for key, value in record.items() if key not in BY_ARGUMENTS}, "arguments": arguments(plan)}
+
+
+def told_as_not_read(config: TrainingConfig, key: str) -> bool:
+    named = key.replace("[]", "[0]")
+    return any(
+        note.startswith("not read:") and any(one.startswith(named) for one in re.split(r"[ ,:]+", note))
+        for note in make_plan(config, FACTS).notes
+    )
+
+
+def section_of(config: TrainingConfig, key: str) -> Any:
+    section: Any = config
+    for part in split_key(key.replace("[]", "[0]"))[:-1]:
+        section = section[part] if isinstance(part, int) else getattr(section, str(part))
+    return section
+
+
+def value_of(config: TrainingConfig, key: str) -> Any:
+    return getattr(section_of(config, key), key.rpartition(".")[2])
+
+
+def annotation_of(config: TrainingConfig, key: str) -> Any:
+    return type(section_of(config, key)).model_fields[key.rpartition(".")[2]].annotation
+
+
+def others(key: str, default: Any, annotation: Any, trainer: str) -> Iterator[Any]:
+    """Yields values that are not the default, those among them that Python takes for false."""
+    samples = SAMPLES if trainer == "OUMI" else {**SAMPLES, **SAMPLES_OF_OTHERS}
+    yield samples.get(key, another(default, annotation))
+    for value in (0, 0.0):
+        if value != default and type(value).__name__ in str(annotation) and key not in ZERO_IS_NONE:
+            yield value
+    if default:
+        yield from (value for value in ("", [], {}, False) if type(value) is type(default))
 
 
 def another(value: Any, annotation: Any) -> Any:
@@ -120,4 +196,4 @@ def another(value: Any, annotation: Any) -> Any:
 
 def test_the_leaves_of_a_config_are_its_keys() -> None:
     known = {key.replace("[]", "[0]") for key, _ in keys_of(TrainingConfig)}
-    assert {key for key in leaves(base_config()) if "offload" not in key and key != "data.test.datasets"} <= known
+    assert {key for key in leaves(base_config("OUMI")) if "offload" not in key and key != "data.test.datasets"} <= known

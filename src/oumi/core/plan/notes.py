@@ -97,11 +97,13 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
     elif train.train_target is None and train.collator_name != "text_completions_only_with_padding":
         yield "targets: every token, prompts included; set `data.train.train_target` to train on answers only"
     if training.max_steps > 0 and "training.num_train_epochs" in changed_keys(config):
-        yield "steps: max_steps decides, num_train_epochs is not read"
+        yield "not read: training.num_train_epochs: max_steps decides"
     if training.save_steps > 0 and training.save_epoch:
-        yield "checkpoints: save_steps decides; set it to 0 to save after each epoch"
+        yield "not read: training.save_epoch: save_steps decides; set it to 0 to save after each epoch"
     if training.warmup_steps is not None and training.warmup_ratio is not None:
-        yield "schedule: warmup_steps decides, warmup_ratio is not read"
+        yield "not read: training.warmup_ratio: warmup_steps decides"
+    if training.empty_device_cache_steps is not None and facts.device == "cpu":
+        yield "not read: training.empty_device_cache_steps: a CPU has no such cache"
     if training.optimizer in ("adamw_torch_fused", "adamw_8bit") and facts.device == "cpu":
         yield (
             f"optimizer: {training.optimizer} computes as adamw_torch on a CPU"
@@ -166,6 +168,8 @@ def _of_choices(config: TrainingConfig) -> dict[tuple[str, ...], str]:
         off[("training.eval_steps",)] = "training.eval_strategy is 'epoch'"
     if training.logging_strategy != "steps":
         off[("training.logging_steps",)] = f"training.logging_strategy is '{training.logging_strategy}'"
+    if training.dataloader_num_workers == 0:
+        off[("training.dataloader_prefetch_factor",)] = "training.dataloader_num_workers is 0"
     if not training.enable_tensorboard:
         off[("training.logging_dir",)] = "training.enable_tensorboard is false"
     return off

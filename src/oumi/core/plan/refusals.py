@@ -22,6 +22,7 @@ _NOT_BUILT = {
     "data.*.use_torchdata": "the torchdata pipeline",
     "data.*.datasets[[]].mixture_proportion": "mixtures with proportions",
     "data.*.datasets[[]].sample_count": "sampling a number of rows",
+    "data.*.datasets[[]].trust_remote_code": "data sets that run code of their own",
     "model.enable_liger_kernel": "Liger kernels",
     "training.compile": "torch.compile",
     "training.profiler.*": "the profiler",
@@ -61,7 +62,7 @@ def _unbuilt(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     values = leaves(config)
     for key in changed_keys(config):
         for pattern, what in _NOT_BUILT.items():
-            if fnmatchcase(re.sub(r"\[\d+\]", "[]", key), pattern) and values[key] not in (None, False):
+            if fnmatchcase(re.sub(r"\[\d+\]", "[]", key), pattern) and not _is_off(values[key]):
                 yield key, f"{what}: not built yet"
     for split in ("train", "validation"):
         name = config.data.train.collator_name if split == "train" else config.data.validation.collator_name
@@ -76,6 +77,10 @@ def _unbuilt(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         )
     if training.use_peft and "CAUSAL_LM" not in str(config.peft.lora_task_type):
         yield "peft.lora_task_type", f"{config.peft.lora_task_type}: not built yet; there is CAUSAL_LM"
+
+
+def _is_off(value: object) -> bool:
+    return value is None or value is False  # not 0, which asks for something
 
 
 def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:

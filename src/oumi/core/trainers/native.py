@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from oumi.core.callbacks.checkpointing import Checkpointing
+from oumi.core.callbacks.device_memory import EmptyCache
 from oumi.core.callbacks.evaluation import Evaluation
 from oumi.core.callbacks.guards import FiniteGuard, SignalGuard, stopped_early
 from oumi.core.checkpoint.state import load_state
@@ -83,6 +84,8 @@ class NativeTrainer:
         callbacks: list[Callback] = [SignalGuard(), FiniteGuard(), build_reporting(plan)]
         if len(rows.validation):
             callbacks.append(Evaluation(lambda: in_order(rows.validation, plan.evaluation.batch_size)))
+        if plan.empty_cache_every is not None and self.run.world.device.type != "cpu":
+            callbacks.append(EmptyCache(plan.empty_cache_every))
         facts = self._start.facts(plan, rows.fingerprint)
         return [*callbacks, Checkpointing(self._write_checkpoint, facts, self._start.step)]
 
