@@ -42,7 +42,8 @@ ZERO_IS_NONE = {"training.max_steps", "training.warmup_steps", "training.warmup_
 OF_DATASETS = {"dataset_name", "dataset_path", "split", "subset", "dataset_kwargs", "shuffle", "seed"}
 # Parts of the plan that the trainers of TRL and transformers only know by their own arguments.
 BY_ARGUMENTS = {
-    "steps", "optimizer", "schedule", "precision", "gradient_checkpointing", "empty_cache_every", "evaluation", "run_name",
+    "steps", "optimizer", "schedule", "precision", "gradient_checkpointing", "empty_cache_every", "evaluation",
+    "run_name",
 }  # fmt: skip
 SOURCE = Path(__file__).parents[2] / "src"
 TRAINERS = ["OUMI", "TRL_SFT", "HF"]

@@ -53,7 +53,7 @@ def test_what_stood_there_still_stands_when_writing_fails(tmp_path: Path) -> Non
     def fail(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(StorageError, match="No space left on device; .* MB are free there"):
+    with pytest.raises(StorageError, match=r"No space left on device; .* MB are free there"):
         publish(checkpoint, fail, {})
     assert read_facts(checkpoint)["step"] == 3
     assert os.listdir(tmp_path) == ["checkpoint-3"]
