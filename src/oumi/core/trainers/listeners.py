@@ -8,6 +8,7 @@ import warnings
 
 import datasets
 import torch
+from huggingface_hub import constants as hub_constants
 from transformers.utils import logging as transformers_logging
 
 from oumi.core.callbacks.console import Console
@@ -28,7 +29,8 @@ def build_reporting(plan: Plan) -> Reporting:
 
 
 def quiet_libraries(plan: Plan) -> None:
-    """Makes the libraries below speak at the level that the plan names, and show no bars of their own."""
+    """Makes the libraries below speak at the level that the plan names, show no bars, and tell nobody of the run."""
+    hub_constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL reports each trainer that is made
     transformers_logging.set_verbosity(getattr(logging, plan.logs.dependency_level.upper()))
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
