@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ FLAT = [
     "gpt2",
     "mixtral",
 ]
-PADDED = ["bloom", "mamba", "falcon_h1"]
+PADDED = ["bloom", "mamba", "falcon_h1", "nemotron"]
 
 
 # Eager attention of transformers takes its softmax in float32, whatever the model's dtype.
@@ -82,10 +83,51 @@ def test_windows_caps_and_sinks_are_exact(model_type: str) -> None:
     assert error < 1e-5
 
 
-def _error(model_type: str, settings: dict[str, Any]) -> tuple[LanguageModel, float]:
+# Chunks, and a window that only the mask tells of: nothing that attention within documents is told.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [
+        ("llama4_text", {"attention_chunk_size": 8, "num_local_experts": 2, "intermediate_size_mlp": 96}),
+        ("llama4_text", {"attention_chunk_size": 40, "num_local_experts": 2, "intermediate_size_mlp": 96}),
+        ("phimoe", {"sliding_window": 5, "num_local_experts": 2}),
+        ("phimoe", {"sliding_window": 40, "num_local_experts": 2}),
+    ],
+)
+def test_what_attention_is_not_told_of_gives_padded_batches(
+    model_type: str, settings: dict[str, Any], dtype: torch.dtype
+) -> None:
+    model, error = _error(model_type, {**_SMALL, **settings}, dtype)
+    assert not model.is_flat
+    assert error < (1e-5 if dtype == torch.float32 else 0.02)
+
+
+def test_why_batches_are_padded_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("oumi").addHandler(caplog.handler)
+    try:
+        for model_type in ("nemotron", "mamba", "llama"):
+            _error(model_type, _SMALL)
+    finally:
+        logging.getLogger("oumi").removeHandler(caplog.handler)
+    assert list(dict.fromkeys(caplog.messages)) == [
+        "batches are padded: the layers of nemotron do not pass on where documents begin",
+        "batches are padded: the attention of mamba cannot be exchanged",
+    ]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "gemma2", "mixtral"])
+def test_a_model_of_half_precision_is_flat_too(model_type: str) -> None:
+    model, error = _error(model_type, {**_settings(model_type), "sliding_window": 5}, torch.bfloat16)
+    assert model.is_flat
+    assert error < 0.02
+
+
+def _error(
+    model_type: str, settings: dict[str, Any], dtype: torch.dtype = torch.float32
+) -> tuple[LanguageModel, float]:
     """Returns a random model on flat or padded batches, and how far its logits are from each document alone."""
     torch.manual_seed(0)
-    inner = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings)).eval()
+    inner = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings)).eval().to(dtype)
     lengths = (7, 3, 12)
     rows = [
         Example(((np.arange(n) * 5 + n) % 120 + 3).astype(np.int32), np.ones(n, bool), Source("", "", 0))

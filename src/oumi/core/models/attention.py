@@ -30,8 +30,13 @@ def flat_attention(
 
     `settings` are what the model's layer passes: `scaling`, `dropout`, `sliding_window`, `softcap`,
     attention sinks `s_aux`, and our `document_offsets` [D + 1].
+
+    Raises:
+        TypeError: The model's layers do not pass on the offsets.
     """
-    offsets = settings["document_offsets"]
+    offsets = settings.get("document_offsets")
+    if offsets is None:
+        raise TypeError(f"{type(module).__name__} is not told where documents begin")
     attend = _explicit if _needs_scores(module, settings) else _fused
     parts = [
         attend(query_1HTE[:, :, a:b], key_1KTE[:, :, a:b], value_1KTE[:, :, a:b], settings)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,13 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from oumi.core.batch import Batch, collate
+from oumi.core.log import logger
 from oumi.core.models.attention import FLAT_EAGER, FLAT_SDPA
 from oumi.core.types.example import Example, Source
+
+_WINDOWS = ("sliding_window", "attention_chunk_size")
+_NARROW = 4
+"""Tokens."""
 
 
 class LanguageModel(torch.nn.Module):
@@ -54,19 +61,38 @@ class LanguageModel(torch.nn.Module):
 
 
 def make_flat(inner: Any, attention: str | None) -> LanguageModel:
-    """Returns the model on flat batches if that leaves its numbers unchanged, else on padded ones.
+    """Returns the model on flat batches if that leaves its numbers unchanged, else on padded ones, and says why.
 
-    Whether it does is tried on the model itself: two documents in one stream must give the logits that
-    each gives alone, and changing the first must not move the second beyond rounding (the rows of a
-    mixture of experts are multiplied in groups, whose size the first document changes).
+    Whether it does is tried on the model itself: two documents in one stream must give the logits that each
+    gives alone by the model's own attention, and changing the first must not move the second beyond rounding
+    (the rows of a mixture of experts are multiplied in groups, whose size the first document changes).
     """
+    why = _why_not_flat(inner, attention)
+    if why:
+        logger.warning("batches are padded: %s", why)
+    return LanguageModel(inner, is_flat=not why)
+
+
+def _why_not_flat(inner: Any, attention: str | None) -> str:
+    """Sets the model to flat attention and returns nothing, or leaves it as it was and returns the reason."""
+    kind = inner.config.model_type
+    if attention not in (None, "sdpa", "eager"):
+        return f"model.attn_implementation {attention} does not tell documents apart"
+    if not _takes_interface(inner):
+        return f"the attention of {kind} cannot be exchanged"
     own = inner.config._attn_implementation
-    if attention in (None, "sdpa", "eager") and _takes_interface(inner):
-        inner.set_attn_implementation(FLAT_EAGER if attention == "eager" else FLAT_SDPA)
-        if _keeps_documents_apart(LanguageModel(inner, is_flat=True)):
-            return LanguageModel(inner, is_flat=True)
+    try:
+        with _narrow(inner), _evaluating(inner):
+            alone = _alone(inner)
+            inner.set_attn_implementation(FLAT_EAGER if attention == "eager" else FLAT_SDPA)
+            is_same = _is_same(LanguageModel(inner, is_flat=True), alone)
+    except TypeError:
         inner.set_attn_implementation(own)
-    return LanguageModel(inner, is_flat=False)
+        return f"the layers of {kind} do not pass on where documents begin"
+    if is_same:
+        return ""
+    inner.set_attn_implementation(own)
+    return f"{kind} lets a token see otherwise than causally within its document and window"
 
 
 def _takes_interface(inner: Any) -> bool:
@@ -74,24 +100,63 @@ def _takes_interface(inner: Any) -> bool:
     return bool(base._supports_attention_backend)
 
 
-@torch.no_grad()
-def _keeps_documents_apart(model: LanguageModel) -> bool:
-    device = next(model.parameters()).device
-    vocabulary = model.inner.get_input_embeddings().num_embeddings
-    first, second = (_document(length, vocabulary, start) for length, start in ((5, 0), (9, 3)))
-    changed = _document(5, vocabulary, 11)
-    was_training = model.training
-    model.eval()
+@contextmanager
+def _narrow(inner: Any) -> Iterator[None]:
+    """Makes windows and chunks so small that a short document is longer than they are."""
+    holders = [inner.config, *(module for module in inner.modules() if not isinstance(module, LanguageModel))]
+    before = [
+        (holder, name, value)
+        for holder in holders
+        for name in _WINDOWS
+        if isinstance(value := getattr(holder, name, None), int)
+    ]
     try:
-        together, alone, beside_other = (
-            model(collate(documents).to(device)) for documents in ([first, second], [second], [changed, second])
-        )
-    except TypeError:  # its layers do not pass on what they are not told of
-        return False
+        for holder, name, value in before:
+            setattr(holder, name, min(value, _NARROW))
+        yield
     finally:
-        model.train(was_training)
-    after = together[-len(alone) :]
-    return _close(after, beside_other[-len(alone) :]) and _close(after, alone)
+        for holder, name, value in before:
+            setattr(holder, name, value)
+
+
+@contextmanager
+def _evaluating(inner: Any) -> Iterator[None]:
+    was_training = inner.training
+    inner.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        inner.train(was_training)
+
+
+def _alone(inner: Any) -> torch.Tensor:
+    """Returns the logits of the second document by the model's own attention."""
+    tokens = torch.from_numpy(_second(inner).tokens)[None].long().to(_device(inner))
+    logits: torch.Tensor = inner(input_ids=tokens, use_cache=False).logits[0, :-1]
+    return logits
+
+
+def _is_same(flat: LanguageModel, alone: torch.Tensor) -> bool:
+    vocabulary = _vocabulary(flat.inner)
+    found = [
+        flat(collate([_document(5, vocabulary, start), _second(flat.inner)]).to(_device(flat.inner)))[-len(alone) :]
+        for start in (0, 11)
+    ]
+    return _close(found[0], alone) and _close(found[0], found[1])
+
+
+def _second(inner: Any) -> Example:
+    return _document(3 * _NARROW, _vocabulary(inner), 3)
+
+
+def _vocabulary(inner: Any) -> int:
+    return int(inner.get_input_embeddings().num_embeddings)
+
+
+def _device(inner: Any) -> torch.device:
+    device: torch.device = next(inner.parameters()).device
+    return device
 
 
 def _document(length: int, vocabulary: int, start: int) -> Example:
@@ -102,7 +167,8 @@ def _document(length: int, vocabulary: int, start: int) -> Example:
 def _close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
     """Returns True if the two differ by rounding only."""
     error = (found.float() - wanted.float()).norm() / wanted.float().norm().clamp_min(1e-12)
-    return error.item() < 64 * torch.finfo(found.dtype).eps
+    eps = torch.finfo(found.dtype).eps
+    return error.item() < max(64 * torch.finfo(torch.float32).eps, 4 * eps)
 
 
 def _lengths(batch: Batch) -> list[int]:
