@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from oumi.core.configs import PeftParams
 from oumi.core.errors import ConfigError, RefusedError
@@ -17,6 +19,7 @@ from oumi.core.models.load import load_model
 from oumi.core.models.tokenizers import load_tokenizer
 from oumi.core.plan.plan import make_plan
 from oumi.core.survey import survey
+from oumi.core.train import train
 from tests.runs import tiny_config
 from tests.tiny import byte_tokenizer, save_tiny_model, tiny_llama
 
@@ -127,10 +130,50 @@ def test_a_padding_token_without_weights_is_refused(tmp_path: Path) -> None:
         load_tokenizer(plan(tmp_path, tokenizer_pad_token="<mine>").model)
 
 
-def test_a_wrong_name_of_a_target_of_lora_is_told(tmp_path: Path) -> None:
-    made = plan(tmp_path, peft={"lora_target_modules": ["q_porj"]})
-    with pytest.raises(ConfigError, match=r"lora_target_modules: .*did you mean 'q_proj'"):
+@pytest.mark.parametrize(
+    ("peft", "told"),
+    [
+        ({"lora_target_modules": ["q_porj"]}, r"lora_target_modules: .*'q_porj', did you mean 'q_proj'"),
+        ({"lora_target_modules": ["q_proj", "v_porj"]}, r"lora_target_modules: .*'v_porj', did you mean 'v_proj'"),
+        ({"lora_modules_to_save": ["lm_haed"]}, r"lora_modules_to_save: .*'lm_haed', did you mean 'lm_head'"),
+        ({"lora_target_parameters": ["q_proj.wieght"]}, r"lora_target_parameters: .*'q_proj.wieght'"),
+    ],
+)
+def test_a_name_of_lora_that_the_model_does_not_have_is_told(tmp_path: Path, peft: dict[str, Any], told: str) -> None:
+    made = plan(tmp_path, peft=peft)
+    with pytest.raises(ConfigError, match=told):
         add_lora(load_model(made.model, CPU), made.lora, made.model.name)
+
+
+@pytest.mark.parametrize("mode", ["merged", "adapter_and_base_model"])
+def test_a_model_of_random_weights_below_an_adapter_is_saved_whole(tmp_path: Path, mode: str) -> None:
+    config = tiny_config(tmp_path, use_peft=True, max_steps=3)
+    config.model.load_pretrained_weights = False
+    with pytest.raises(ConfigError, match=r"peft_save_mode: ADAPTER_ONLY would lose the random weights"):
+        train(config)
+    config.peft.peft_save_mode = mode
+    result = train(config)
+    out = tmp_path / "out"
+    if mode == "merged":
+        trained = AutoModelForCausalLM.from_pretrained(out)
+    else:
+        trained = AutoPeftModelForCausalLM.from_pretrained(out)
+    tokens = torch.arange(4, 40)[None]
+    loss = trained(tokens, labels=tokens).loss
+    assert torch.isfinite(loss)
+    planned = json.loads((out / "plan.json").read_text())["disk"]["final_bytes"]
+    saved = sum(path.stat().st_size for path in out.rglob("*.safetensors"))
+    assert planned == pytest.approx(saved, rel=0.05), result
+
+
+def test_an_adapter_that_is_trained_further_keeps_its_own_shape(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, use_peft=True, max_steps=1, output_dir=str(tmp_path / "first"))
+    train(config)
+    again = tiny_config(tmp_path, use_peft=True, max_steps=1)
+    again.model.adapter_model = str(tmp_path / "first")
+    again.peft.lora_r = 64
+    with pytest.raises(ConfigError, match=r"peft\.lora_r: the adapter of model\.adapter_model brings its own"):
+        train(again)
 
 
 @pytest.mark.parametrize(("excluded", "num_adapted"), [(None, 2), (["model.layers.0.*"], 1)])

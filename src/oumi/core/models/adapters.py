@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,25 @@ from oumi.core.plan.parts import LoraPlan, Saved
 
 def add_lora(model: Any, plan: LoraPlan, base_name: str) -> Any:
     """Returns the model with a new LoRA adapter; only the adapter is trained."""
+    modules = [name for name, _ in model.named_modules()]
+    targets = plan.target_modules if isinstance(plan.target_modules, tuple) else None
+    _check_known("peft.lora_target_modules", targets, modules)
+    _check_known("peft.lora_modules_to_save", plan.modules_to_save, modules)
+    _check_known("peft.lora_target_parameters", plan.target_parameters, [name for name, _ in model.named_parameters()])
     try:
         wrapped = get_peft_model(model, lora_config(plan))
     except ValueError as error:
-        known = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-        wanted = plan.target_modules if isinstance(plan.target_modules, tuple) else ()
-        hint = next((did_you_mean(name, known) for name in wanted if name not in known), "")
-        raise ConfigError(f"peft.lora_target_modules: {str(error).splitlines()[0]}{hint}") from error
+        raise ConfigError(f"peft: {str(error).splitlines()[0]}") from error
     wrapped.peft_config["default"].base_model_name_or_path = base_name
     return wrapped
+
+
+def _check_known(key: str, wanted: Sequence[str] | None, known: Sequence[str]) -> None:
+    """Raises ConfigError unless every name is the end of the path of something in the model."""
+    for name in wanted or ():
+        if not any(f".{path}".endswith(f".{name}") for path in known):
+            hint = did_you_mean(name, {path.rpartition(".")[2] for path in known} | set(known))
+            raise ConfigError(f"{key}: the model has no '{name}'{hint}")
 
 
 def lora_config(plan: LoraPlan) -> LoraConfig:
@@ -54,10 +65,13 @@ def is_adapted(model: Any) -> bool:
     return isinstance(model, PeftModel)
 
 
-def saved_of(model: Any) -> Saved:
-    """Returns how large the weights are that `save_model` writes: the adapter alone if there is one."""
+def saved_of(model: Any, mode: str = "ADAPTER_ONLY") -> Saved:
+    """Returns how large the weights are that `save_model` writes in a mode."""
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    return Saved(trained if is_adapted(model) else sum(p.nbytes for p in model.parameters()), trained)
+    whole = sum(p.nbytes for p in model.parameters())
+    if not is_adapted(model):
+        return Saved(whole, trained)
+    return Saved(trained, trained, 0 if mode == "ADAPTER_ONLY" else whole - trained)
 
 
 def save_model(model: Any, directory: Path, mode: str = "ADAPTER_ONLY") -> None:

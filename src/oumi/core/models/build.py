@@ -20,4 +20,7 @@ def build_model(plan: Plan, device: torch.device, checkpoint: Path | None = None
     adapter = checkpoint or plan.model.adapter
     if not is_full and adapter is not None:
         return load_adapter(model, adapter, is_trained=True)
-    return model if plan.lora is None else add_lora(model, plan.lora, plan.model.name)
+    if plan.lora is None:
+        return model
+    # Random weights have no name; the config sees to it that they are saved.
+    return add_lora(model, plan.lora, plan.model.name if plan.model.pretrained else str(plan.output_dir / "base"))

@@ -18,12 +18,12 @@ def plan_disk(
     steps: StepsPlan, checkpoints: CheckpointPlan, optimizer: OptimizerPlan, saved: Saved | None, free_bytes: int
 ) -> DiskPlan:
     """Returns the bytes of a checkpoint and of all that stand together; None where the weights are not known yet."""
-    num_bytes = None if saved is None else saved.num_bytes
+    final_bytes = None if saved is None else saved.num_bytes + saved.base_bytes
     state = 1.0 if optimizer.name == "sgd" and optimizer.momentum else _STATES.get(optimizer.name, 2.0)
     return DiskPlan(
         checkpoint_bytes=None if saved is None else saved.num_bytes + int(saved.trained_bytes * state),
         num_checkpoints=_count(steps, checkpoints),
-        final_bytes=num_bytes if checkpoints.final_model else 0,
+        final_bytes=final_bytes if checkpoints.final_model else 0,
         free_bytes=free_bytes,
     )
 
@@ -62,7 +62,8 @@ def saved_of_files(facts: ModelFacts, dtype: str, lora: LoraPlan | None) -> Save
         return None
     adapted = [shape for name, shape in facts.matrices.items() if _is_adapted(name, lora.target_modules)]
     adapter_bytes = 4 * sum(lora.r * sum(shape) for shape in adapted)
-    return Saved(adapter_bytes, adapter_bytes)
+    base_bytes = (facts.num_parameters or 0) * _BYTES.get(dtype, 4)
+    return Saved(adapter_bytes, adapter_bytes, 0 if lora.save_mode == "ADAPTER_ONLY" else base_bytes)
 
 
 def _is_adapted(name: str, targets: tuple[str, ...] | str) -> bool:

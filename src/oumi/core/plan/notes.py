@@ -123,6 +123,8 @@ def _limits(config: TrainingConfig, model: ModelFacts, dtype: str, disk: DiskPla
     wanted, made_for = config.model.model_max_length, model.max_positions
     if wanted and made_for and wanted > made_for:
         yield f"length: model_max_length {wanted:,} is beyond the {made_for:,} positions that the model was made for"
+    if model.adapter_of and any(key.startswith("peft.lora_") for key in changed_keys(config)):
+        yield "not read: peft.lora_*: model.model_name is an adapter, which brings its own"
     if not model.are_known:
         yield "model: its files are not here yet; what they decide (dtype, length, disk) is known once they are"
 

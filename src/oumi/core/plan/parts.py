@@ -186,6 +186,8 @@ class Saved:
     """Of all weights that are saved."""
     trained_bytes: int
     """Of those among them that are trained, for which the optimizer keeps a state."""
+    base_bytes: int = 0
+    """Of the weights below an adapter that are written at the end, in the adapter's mode of saving."""
 
 
 @dataclass(frozen=True)
@@ -274,6 +276,11 @@ class Plan:
         """Returns the optimizer steps of the run, which must be known by now."""
         assert self.steps.total is not None, "the rows are counted before anything acts"
         return self.steps.total
+
+    @property
+    def save_mode(self) -> str:
+        """Returns what is saved of a model with an adapter; one that was trained further is saved alone."""
+        return self.lora.save_mode if self.lora else "ADAPTER_ONLY"
 
     def with_num_rows(self, num_rows: int) -> Plan:
         """Returns the same plan for the rows that the training set really has."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
-from oumi.core.configs import LoraWeightInitialization, TrainerType, TrainingConfig
+from oumi.core.configs import LoraWeightInitialization, PeftSaveMode, TrainerType, TrainingConfig
 from oumi.core.configs.loading import leaves, locate
 from oumi.core.configs.problems import semantic_problems
 from oumi.core.errors import ConfigError, Problem
@@ -101,8 +101,23 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 
 def _contradictions(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     training = config.training
+    if training.use_peft:
+        yield from _wrong_for_adapters(config)
     if training.eval_strategy != "no" and not config.data.validation.datasets:
         yield (
             "training.eval_strategy",
             f"'{training.eval_strategy}' needs rows: data.validation.datasets is empty",
         )
+
+
+def _wrong_for_adapters(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+    if not config.model.load_pretrained_weights and config.peft.peft_save_mode == PeftSaveMode.ADAPTER_ONLY:
+        yield (
+            "peft.peft_save_mode",
+            "ADAPTER_ONLY would lose the random weights below the adapter (model.load_pretrained_weights is false); "
+            "set MERGED or ADAPTER_AND_BASE_MODEL",
+        )
+    if config.model.adapter_model is not None:
+        for key in changed_keys(config):
+            if key.startswith("peft.lora_"):
+                yield key, "the adapter of model.adapter_model brings its own; leave this key out"

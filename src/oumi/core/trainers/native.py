@@ -48,7 +48,7 @@ class NativeTrainer:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(plan.gradient_checkpointing))
         write_model_summary(plan, model)
         rows.check_vocabulary(model)
-        plan = with_saved(plan, saved_of(model))
+        plan = with_saved(plan, saved_of(model, plan.save_mode))
         run = _build_run(plan, world, model, rows)
         if start.checkpoint is not None:
             load_state(run, start.checkpoint)
@@ -69,9 +69,8 @@ class NativeTrainer:
     def save(self, directory: Path) -> None:
         """Writes the trained model and its tokenizer."""
         if self.run.plan.checkpoints.final_model:
-            lora = self.run.plan.lora
             with storage_errors(directory):
-                save_model(self._inner, directory, lora.save_mode if lora else "ADAPTER_ONLY")
+                save_model(self._inner, directory, self.run.plan.save_mode)
                 self._rows.tokenizer.save_pretrained(directory)
                 let_others_read(directory)
 

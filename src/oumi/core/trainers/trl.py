@@ -50,7 +50,7 @@ class TrlTrainer:
         model = build_model(plan, torch.device("cpu"))
         rows.check_vocabulary(model)
         write_model_summary(plan, model)
-        plan = with_saved(plan, saved_of(model))
+        plan = with_saved(plan, saved_of(model, plan.save_mode))
         run = Progress(plan=plan, callbacks=Callbacks([SignalGuard(), build_reporting(plan)]))
         run.state.step = start.step
         bridge = Bridge(run, rows.train, start.facts(plan, rows.fingerprint))
@@ -82,7 +82,7 @@ class TrlTrainer:
         if plan.checkpoints.final_model:
             model = self.inner.accelerator.unwrap_model(self.inner.model)
             with storage_errors(directory):
-                save_model(model, directory, plan.lora.save_mode if plan.lora else "ADAPTER_ONLY")
+                save_model(model, directory, plan.save_mode)
                 self.tokenizer.save_pretrained(directory)
                 let_others_read(directory)
 
