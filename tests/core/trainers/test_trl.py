@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -15,9 +16,11 @@ from typing import Any
 import pytest
 
 from oumi.core.configs import TrainingConfig
+from oumi.core.configs.loading import keys_of
 from oumi.core.errors import ConfigError, DataError
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.plan import make_plan
+from oumi.core.plan.trainer_kwargs import DECIDED
 from oumi.core.survey import survey
 from oumi.core.train import train
 from oumi.core.trainers.trl_methods import METHODS, NEWER_NAMES, arguments
@@ -49,7 +52,7 @@ def test_every_argument_is_one_of_the_installed_version(tmp_path: Path, trainer:
     ("training", "name", "value"),
     [
         ({"optimizer": "sgd"}, "optim", "sgd"),
-        ({"warmup_ratio": 0.25}, "warmup_steps", 0.25),
+        ({"warmup_ratio": 0.25}, "warmup_steps", 3),
         ({"warmup_ratio": 0.25, "warmup_steps": 3}, "warmup_steps", 3),
         ({"max_grad_norm": None}, "max_grad_norm", 0.0),
         ({"save_steps": 7}, "save_strategy", "steps"),
@@ -57,7 +60,8 @@ def test_every_argument_is_one_of_the_installed_version(tmp_path: Path, trainer:
         ({"save_steps": 0, "save_epoch": False}, "save_strategy", "no"),
         ({"dep_log_level": "error"}, "log_level", "error"),
         ({"use_deterministic": True}, "use_cpu", True),
-        ({"trainer_kwargs": {"logging_nan_inf_filter": True}}, "logging_nan_inf_filter", True),
+        ({"trainer_kwargs": {"neftune_noise_alpha": 5.0}}, "neftune_noise_alpha", 5.0),
+        ({"optimizer": "adamw"}, "optim", "adamw_torch"),
         ({}, "bf16", False),
         ({}, "remove_unused_columns", False),
         ({}, "report_to", "none"),
@@ -69,10 +73,61 @@ def test_a_key_becomes_the_argument_that_means_the_same(
     assert arguments(plan_of(tiny_config(tmp_path, trainer_type="TRL_SFT", **training)))[name] == value
 
 
-def test_an_argument_that_the_trainer_does_not_have_is_told_with_the_nearest(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, trainer_type="TRL_SFT", trainer_kwargs={"pakcing": True})
-    with pytest.raises(ConfigError, match=r"trainer_kwargs\.pakcing: SFTConfig has no .* did you mean 'packing'"):
-        train(config)
+# Arguments that are passed on, since they act on what the trainers still do by themselves.
+PASSED = {
+    "optim_args", "optim_target_modules", "label_smoothing_factor", "tf32", "use_cache", "neftune_noise_alpha",
+    "eval_delay", "eval_on_start", "eval_accumulation_steps", "load_best_model_at_end", "metric_for_best_model",
+    "greater_is_better", "dataloader_multiprocessing_context", "label_names", "debug", "skip_memory_metrics",
+    "router_aux_loss_coef", "loss_type", "activation_offloading",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("trainer", OTHERS)
+def test_every_argument_is_decided_by_us_or_passed_on(trainer: str) -> None:
+    known = {field.name for field in dataclasses.fields(loaded(METHODS[trainer].config))}
+    assert known - PASSED - DECIDED.keys() == set()
+    assert not PASSED & DECIDED.keys()
+
+
+def test_every_argument_that_we_set_is_decided_by_us(tmp_path: Path) -> None:
+    made = arguments(plan_of(tiny_config(tmp_path, trainer_type="TRL_SFT")))
+    assert made.keys() <= DECIDED.keys()
+
+
+@pytest.mark.parametrize("key", sorted({one.removeprefix("set ") for one in DECIDED.values() if "set " in one[:4]}))
+def test_the_key_that_is_named_instead_is_there(key: str) -> None:
+    known = {key for key, _ in keys_of(TrainingConfig)}
+    first = re.split(" or |, | and ", key)[0]
+    assert any(one == first or one.startswith(f"{first}.") or one.startswith(f"{first}[") for one in known)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "told"),
+    [
+        ({"optim": "sgd"}, r"trainer_kwargs\.optim: the adapter decides it: set training\.optimizer"),
+        ({"packing": True}, r"trainer_kwargs\.packing: .* set data\.train\.pack"),
+        ({"dataloader_drop_last": True}, r"dataloader_drop_last: .* the rows come in the order of the seed"),
+        ({"pakcing": True}, r"trainer_kwargs\.pakcing: SFTConfig has no .* did you mean 'packing'"),
+        ({"loss_type": "nlll"}, r"training: TRL_SFT refuses the config: .*nlll"),
+        ({"label_smoothing_factor": "much"}, r"training: TRL_SFT refuses the config: "),
+    ],
+)
+def test_an_argument_that_cannot_be_given_is_told(tmp_path: Path, kwargs: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        train(tiny_config(tmp_path, trainer_type="TRL_SFT", trainer_kwargs=kwargs, max_steps=1))
+
+
+@pytest.mark.parametrize("trainer", OTHERS)
+@pytest.mark.parametrize("optimizer", ["adamw_trch", "galore_adamw", "lomo"])
+def test_an_optimizer_that_is_not_there_is_told(tmp_path: Path, trainer: str, optimizer: str) -> None:
+    with pytest.raises(ConfigError, match=f"training: {trainer} refuses the config: "):
+        train(tiny_config(tmp_path, trainer_type=trainer, optimizer=optimizer, max_steps=1))
+
+
+def test_other_arguments_are_another_run(tmp_path: Path) -> None:
+    train(tiny_config(tmp_path, trainer_type="TRL_SFT", **SAVING))
+    with pytest.raises(ConfigError, match=r"trainer_kwargs\.neftune_noise_alpha: not set -> 5\.0"):
+        train(tiny_config(tmp_path, trainer_type="TRL_SFT", trainer_kwargs={"neftune_noise_alpha": 5.0}, **SAVING))
 
 
 @pytest.mark.parametrize("trainer", OTHERS)

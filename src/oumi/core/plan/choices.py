@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from oumi.core.errors import did_you_mean
@@ -37,6 +37,10 @@ SCHEDULES: Mapping[str, frozenset[str]] = {
 }
 """Schedules, and what `lr_scheduler_kwargs` may hold for each."""
 
+_SHAPES = {"warmup_type": ("linear", "cosine", "1-sqrt"), "decay_type": ("linear", "cosine", "1-sqrt")}
+_LR_END = 1e-7
+"""Where `polynomial` ends, if nothing is said."""
+
 
 def wrong_optimizer(name: str) -> str:
     """Returns what is wrong with the name of an optimizer, or an empty string."""
@@ -45,13 +49,34 @@ def wrong_optimizer(name: str) -> str:
     return f"unknown optimizer '{name}'{did_you_mean(name, OPTIMIZERS) or '; known: ' + ', '.join(OPTIMIZERS)}"
 
 
-def wrong_schedule(name: str, kwargs: Mapping[str, Any]) -> str:
-    """Returns what is wrong with a schedule and its arguments, or an empty string."""
+def wrong_schedule(name: str, kwargs: Mapping[str, Any], learning_rate: float) -> Iterator[tuple[str, str]]:
+    """Yields what is wrong with a schedule and its arguments: the key, and what about it."""
     if name not in SCHEDULES:
-        return f"unknown schedule '{name}'{did_you_mean(name, SCHEDULES) or '; known: ' + ', '.join(SCHEDULES)}"
+        known = did_you_mean(name, SCHEDULES) or "; known: " + ", ".join(SCHEDULES)
+        yield "training.lr_scheduler_type", f"unknown schedule '{name}'{known}"
+        return
+    for key, value in kwargs.items():
+        if message := _wrong_argument(name, key, value):
+            yield f"training.lr_scheduler_kwargs.{key}", message
+    if name == "warmup_stable_decay" and "num_decay_steps" not in kwargs:
+        yield "training.lr_scheduler_kwargs", f"'{name}' needs num_decay_steps"
+    if {"min_lr", "min_lr_rate"} <= kwargs.keys():
+        yield "training.lr_scheduler_kwargs", "min_lr and min_lr_rate say the same: give one of them"
+    lowest = kwargs.get("lr_end", _LR_END)
+    if name == "polynomial" and is_number(lowest) and not lowest < learning_rate:
+        yield "training.lr_scheduler_kwargs", f"lr_end, {lowest:g}, must be below training.learning_rate"
+
+
+def _wrong_argument(name: str, key: str, value: Any) -> str:
     known = SCHEDULES[name]
-    for key in kwargs:
-        if key not in known:
-            takes = f"; it takes {', '.join(sorted(known))}" if known else "; it takes no arguments"
-            return f"'{name}' has no argument '{key}'{did_you_mean(key, known) or takes}"
-    return ""
+    if key not in known:
+        takes = f"; it takes {', '.join(sorted(known))}" if known else "; it takes no arguments"
+        return f"'{name}' has no argument '{key}'{did_you_mean(key, known) or takes}"
+    if key in _SHAPES:
+        return "" if value in _SHAPES[key] else f"'{value}': wanted one of {', '.join(_SHAPES[key])}"
+    return "" if is_number(value) and value >= 0 else f"{value!r}: wanted a number, 0 or more"
+
+
+def is_number(value: Any) -> bool:
+    """Returns True for a whole number or a fraction; a flag is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -11,8 +11,9 @@ from oumi.core.configs import LoraWeightInitialization, PeftSaveMode, TrainerTyp
 from oumi.core.configs.loading import leaves, locate
 from oumi.core.configs.problems import semantic_problems
 from oumi.core.errors import ConfigError, Problem
-from oumi.core.plan.choices import wrong_optimizer, wrong_schedule
+from oumi.core.plan.choices import SCHEDULES, wrong_optimizer, wrong_schedule
 from oumi.core.plan.notes import changed_keys
+from oumi.core.plan.trainer_kwargs import DECIDED
 
 _BUILT = (TrainerType.OUMI, TrainerType.TRL_SFT, TrainerType.HF)
 
@@ -85,12 +86,15 @@ def _is_off(value: object) -> bool:
 
 def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     training = config.training
-    if training.trainer_type != TrainerType.OUMI:
+    is_ours = training.trainer_type == TrainerType.OUMI
+    if is_ours or training.lr_scheduler_type in SCHEDULES:
+        yield from wrong_schedule(training.lr_scheduler_type, training.lr_scheduler_kwargs, training.learning_rate)
+    if not is_ours:
+        for name in training.trainer_kwargs.keys() & DECIDED.keys():
+            yield f"training.trainer_kwargs.{name}", f"the adapter decides it: {DECIDED[name]}"
         return
     if message := wrong_optimizer(training.optimizer):
         yield "training.optimizer", message
-    if message := wrong_schedule(training.lr_scheduler_type, training.lr_scheduler_kwargs):
-        yield "training.lr_scheduler_type", message
     if training.trainer_kwargs:
         names = ", ".join(training.trainer_kwargs)
         yield (

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from oumi.core.checkpoint.store import checkpoint_path, let_others_read, seal, s
 from oumi.core.data.loader import Loader
 from oumi.core.data.mixture import Mixture, permute
 from oumi.core.distributed.world import World, seed_everything
-from oumi.core.errors import ConfigError, did_you_mean
+from oumi.core.errors import ConfigError, OumiError, did_you_mean
 from oumi.core.models.adapters import save_model, saved_of
 from oumi.core.models.build import build_model
+from oumi.core.optim.schedules import build_schedule
+from oumi.core.plan.choices import SCHEDULES
 from oumi.core.plan.disk import with_saved
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callbacks, Progress, StepReport
@@ -47,6 +50,9 @@ class TrlTrainer:
     def build(cls, plan: Plan, world: World, rows: Rows, start: Start) -> TrlTrainer:
         """Loads the model, and makes the other trainer around it and our rows."""
         seed_everything(plan.seed, plan.deterministic)
+        method = METHODS[plan.trainer]
+        with _refusals(plan):
+            settings = _checked(_load(method.config), arguments(plan))
         model = build_model(plan, torch.device("cpu"))
         rows.check_vocabulary(model)
         write_model_summary(plan, model)
@@ -54,16 +60,17 @@ class TrlTrainer:
         run = Progress(plan=plan, callbacks=Callbacks([SignalGuard(), build_reporting(plan)]))
         run.state.step = start.step
         bridge = Bridge(run, rows.train, start.facts(plan, rows.fingerprint))
-        method = METHODS[plan.trainer]
-        made = _in_our_terms(_load(method.trainer), plan.data.seed, bridge)(
-            model=model,
-            args=_checked(_load(method.config), arguments(plan)),
-            train_dataset=_as_dataset(rows.train),
-            eval_dataset=_as_dataset(rows.validation) if len(rows.validation) else None,
-            data_collator=_collator(rows.tokenizer, plan.config.data.train.collator_kwargs),
-            processing_class=rows.tokenizer,
-            callbacks=[bridge],
-        )
+        with _refusals(plan):
+            made = _in_our_terms(_load(method.trainer), plan, bridge)(
+                model=model,
+                args=settings,
+                train_dataset=_as_dataset(rows.train),
+                eval_dataset=_as_dataset(rows.validation) if len(rows.validation) else None,
+                data_collator=_collator(rows.tokenizer, plan.config.data.train.collator_kwargs),
+                processing_class=rows.tokenizer,
+                callbacks=[bridge],
+            )
+            made.create_optimizer()
         made.remove_callback(PrinterCallback)  # our console shows the steps
         return cls(run, made, rows.tokenizer, start.checkpoint)
 
@@ -180,13 +187,20 @@ class EpochOrder(torch.utils.data.Sampler[int]):
         yield from permute(np.arange(self._length), self._length, self._seed, self._epoch).tolist()
 
 
-def _in_our_terms(trainer_class: Any, seed: int, bridge: Bridge) -> Any:
-    """Returns the trainer with our order of rows, our guard, and a validation loss over all terms alike."""
+def _in_our_terms(trainer_class: Any, plan: Plan, bridge: Bridge) -> Any:
+    """Returns the trainer with our order of rows, schedule and guard, and a validation loss over all terms alike."""
     terms_per_row = functools.cache(lambda trainer: _terms_per_row(trainer.eval_dataset["labels"]))
 
     class OurTrainer(trainer_class):  # type: ignore[misc]  # the class is chosen by the plan
         def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
-            return EpochOrder(len(self.train_dataset), seed)
+            return EpochOrder(len(self.train_dataset), plan.data.seed)
+
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            if plan.schedule.name not in SCHEDULES:
+                return super().create_scheduler(num_training_steps, optimizer)
+            if self.lr_scheduler is None:
+                self.lr_scheduler = build_schedule(optimizer or self.optimizer, plan.schedule, num_training_steps)
+            return self.lr_scheduler
 
         def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> torch.Tensor:
             loss: torch.Tensor = super().training_step(model, inputs, *rest, **named)
@@ -204,6 +218,18 @@ def _in_our_terms(trainer_class: Any, seed: int, bridge: Bridge) -> Any:
 def _terms_per_row(labels: Iterable[Any]) -> float:
     counts = [int((torch.as_tensor(row) != IGNORED).sum()) for row in labels]
     return sum(counts) / len(counts)
+
+
+@contextmanager
+def _refusals(plan: Plan) -> Iterator[None]:
+    """Turns what TRL and transformers find wrong with their arguments into ConfigError, in their words."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, NotImplementedError) as error:
+        if isinstance(error, OumiError):
+            raise
+        told = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"training: {plan.trainer} refuses the config: {told}") from error
 
 
 def _load(place: str) -> Any:

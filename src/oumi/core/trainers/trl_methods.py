@@ -6,11 +6,13 @@ A new method is a row of METHODS; a test holds the table to the installed versio
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from oumi.core.plan.parts import Plan
+from oumi.core.plan.trainer_kwargs import SAME_NAME
 
 
 @dataclass(frozen=True)
@@ -33,33 +35,30 @@ METHODS = {
     ),
 }
 
-_SAME_NAME = (
-    "gradient_accumulation_steps", "max_steps", "num_train_epochs", "per_device_train_batch_size",
-    "per_device_eval_batch_size", "run_name", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs",
-    "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "eval_strategy", "eval_steps", "full_determinism",
-    "dataloader_persistent_workers", "ddp_find_unused_parameters", "seed", "data_seed", "save_total_limit",
-)  # fmt: skip
-"""Keys of `training` that transformers calls the same."""
-
 NEWER_NAMES = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
 """Arguments that later versions of transformers call otherwise."""
 
+_OPTIMIZERS = {"adamw": "adamw_torch", "paged_adamw": "paged_adamw_32bit"}
+"""Names of our own trainer that transformers does not know -> its own."""
+
 
 def arguments(plan: Plan) -> dict[str, Any]:
     """Returns the arguments of the config class of the plan's trainer."""
     training = plan.config.training
-    num_workers = min(2, 8) if training.dataloader_num_workers == "auto" else training.dataloader_num_workers
-    made = {name: getattr(training, name) for name in _SAME_NAME}
+    num_workers = training.dataloader_num_workers
+    if num_workers == "auto":  # two, of a quarter of the cores
+        num_workers = max(1, min(2, len(os.sched_getaffinity(0)) // 4))
+    made = {name: getattr(training, name) for name in SAME_NAME}
     made |= {
         "output_dir": str(plan.output_dir),
-        "optim": training.optimizer,
+        "optim": _OPTIMIZERS.get(training.optimizer, training.optimizer),
         "log_level": training.dep_log_level,
         "gradient_checkpointing": plan.gradient_checkpointing is not None,
         "gradient_checkpointing_kwargs": plan.gradient_checkpointing,
-        "warmup_steps": training.warmup_steps if training.warmup_steps is not None else training.warmup_ratio or 0,
+        "warmup_steps": plan.schedule.num_warmup_steps(plan.steps.total or 0),
         "fp16": plan.precision.autocast == "float16",
         "bf16": plan.precision.autocast == "bfloat16",  # said aloud: TRL turns it on where nothing is said
         "use_cpu": plan.device == "cpu",
