@@ -17,6 +17,9 @@ from oumi.core.configs import DatasetParams
 from oumi.core.configs.loading import dump
 from oumi.core.datasets import DATASETS, BaseSftDataset, dataset_for
 from oumi.core.errors import ConfigError, DataError
+from oumi.core.plan.plan import make_plan
+from oumi.core.plan.refusals import refusals
+from oumi.core.survey import survey
 from oumi.core.types.conversation import Conversation, Message
 from oumi.core.types.example import BadRow, Row
 from tests.hub_server import HubServer
@@ -250,3 +253,25 @@ def test_a_listing_of_ones_own_files_that_is_wrong_is_told(
     import_extra_files.cache_clear()
     with pytest.raises(ConfigError, match=told):
         import_extra_files()
+
+
+@pytest.mark.parametrize("name", ["system", "history"])
+def test_alpaca_refuses_what_it_would_drop(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"instruction": "Q", "output": "A", name: "x"}) + "\n")
+    (row,) = rows_of(dataset_name="yahma/alpaca-cleaned", dataset_path=str(path))
+    assert isinstance(row, BadRow)
+    assert f"has '{name}', which this data set does not read" in row.reason
+
+
+def test_a_part_of_a_file_is_refused_and_a_name_of_one_is_told_as_not_read(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    config.data.train.datasets[0].split = "train[:3]"
+    (problem,) = refusals(config)
+    assert problem.key == "data.train.datasets[0].split"
+    assert "parts of a file are not built yet" in problem.message
+    config.data.train.datasets[0].split = "test"
+    config.data.train.datasets[0].subset = "main"
+    notes = make_plan(config, survey(config)).notes
+    for key in ("split", "subset"):
+        assert any(f"not read: data.train.datasets[0].{key}: " in note for note in notes)

@@ -114,6 +114,20 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, name: str, content: 
     assert str(path) in str(caught.value)
 
 
+def test_a_file_is_known_by_its_ending_in_any_case(tmp_path: Path) -> None:
+    for name, content in (("a.JSONL", '{"a": 1}\n'), ("a.JSON", '[{"a": 1}]'), ("b.Json", '{"a": 1}')):
+        (tmp_path / name).write_text(content)
+        (row,) = read_rows(tmp_path / name, "d")
+        assert isinstance(row, Row)
+        assert row.value == {"a": 1}
+
+
+def test_an_object_over_several_lines_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"data": [{"a": 1}], "b": 2}, indent=2))
+    with pytest.raises(DataError, match=r"a\.json: one object over several lines; wanted a list of rows"):
+        list(read_rows(tmp_path / "a.json", "d"))
+
+
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     for use in (count_rows, lambda path: read_rows(path, "rows")):
         with pytest.raises(DataError, match=r"gone\.jsonl: no such file"):

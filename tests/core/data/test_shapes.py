@@ -175,3 +175,56 @@ def test_a_named_shape_is_not_guessed() -> None:
     assert isinstance(row, BadRow)
     (row,) = convert(both, shape="messages")
     assert isinstance(row, Row)
+
+
+def read(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns role and text of each turn of a record."""
+    (row,) = to_conversations([Row(record, Source("d", "f", 1))])
+    assert isinstance(row, Row), row
+    return [(str(message.role), message.content) for message in row.value.messages]
+
+
+CHAT = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+OF_CHAT = [("user", "Q"), ("assistant", "A")]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": CHAT},
+        {"conversation": CHAT},
+        {"conversations": CHAT},
+        {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
+        {"instruction": "Q", "output": "A"},
+        {"prompt": CHAT[:1], "completion": CHAT[1:]},
+    ],
+)
+def test_a_column_of_the_system_is_the_first_turn_of_every_chat(record: dict[str, Any]) -> None:
+    assert read({**record, "system": "S"}) == [("system", "S"), *OF_CHAT]
+    assert read({**record, "system": ""}) == read({**record, "system": None}) == OF_CHAT
+
+
+def test_a_history_comes_before_the_instruction() -> None:
+    record = {"instruction": "Q", "input": "", "output": "A", "system": "S", "history": [["q", "a"], ["r", "b"]]}
+    before = [("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")]
+    assert read(record) == [("system", "S"), *before, *OF_CHAT]
+    assert read({**record, "system": None, "history": []}) == OF_CHAT
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ({"messages": CHAT, "system": {"a": 1}}, "'system' must be text, got an object"),
+        ({"messages": [{"role": "system", "content": "T"}, *CHAT], "system": "S"}, "and they differ"),
+        ({"messages": CHAT, "history": [["q", "a"]]}, "has 'history', which only stands beside instruction and output"),
+        ({"prompt": "Q", "completion": "A", "system": "S"}, "'system', for which a prompt of plain text has no place"),
+        ({"prompt": "Q", "completion": "A", "history": [["q", "a"]]}, "has 'history'"),
+        ({"instruction": "Q", "output": "A", "history": ["q"]}, "'history' must be a list of pairs of text"),
+        ({"instruction": "Q", "output": "A", "history": "q"}, "'history' must be a list of pairs, got text"),
+        ({"instruction": "Q", "output": "A", "history": [["q", 1]]}, "'history' must be a list of pairs of text"),
+    ],
+)
+def test_a_system_or_history_that_has_no_place_makes_a_bad_row(record: dict[str, Any], told: str) -> None:
+    (row,) = to_conversations([Row(record, Source("d", "f", 1))])
+    assert isinstance(row, BadRow)
+    assert told in row.reason

@@ -43,6 +43,10 @@ class TrainTarget(NamedEnum):
     FINAL_ASSISTANT_TURN = "final_assistant_turn"
 
 
+FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
+"""How a data file is called."""
+
+
 class DatasetParams(Params):
     """One data set of a mixture."""
 
@@ -67,9 +71,14 @@ class DatasetParams(Params):
     shuffle_buffer_size: int = 1000
     """Rows that a stream holds to shuffle among."""
     trust_remote_code: bool = False
-    """Allow code of the Hub for this data set's tokenizer or processor."""
+    """Allow code of the Hub for this data set."""
     transform_num_workers: PositiveInt | Literal["auto"] | None = None
     """Processes that transform rows."""
+
+    @property
+    def is_file(self) -> bool:
+        """Returns True if the rows are those of one local file."""
+        return self.dataset_path is not None and self.dataset_path.lower().endswith(FILE_SUFFIXES)
 
     def complaints(self) -> Iterator[Complaint]:
         for key in self.dataset_kwargs:

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from oumi.core.configs.data import FILE_SUFFIXES
 from oumi.core.errors import DataError
 from oumi.core.types.example import BadRow, Row, Source
 
 MAX_ROW_BYTES = 64_000_000
-SUFFIXES = (".jsonl", ".json", ".parquet")
 _EXCERPT_LENGTH = 80
 _BOM = b"\xef\xbb\xbf"
 _GAP = re.compile(r"\s*(,?)\s*")
@@ -27,15 +27,19 @@ def read_rows(path: Path, dataset: str) -> Iterator[Row | BadRow]:
         DataError: No such file, an empty one, another kind, or a JSON list that breaks off.
     """
     check_file(path)
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         return _parquet(path, dataset)
-    return _json_list(path, dataset) if _is_list(path) else _json_lines(path, dataset)
+    if _is_list(path):
+        return _json_list(path, dataset)
+    if path.suffix.lower() == ".json":
+        _check_lines(path)
+    return _json_lines(path, dataset)
 
 
 def count_rows(path: Path) -> int | None:
     """Returns how many rows a file holds, None if that cannot be told before reading it."""
     check_file(path)
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         import pyarrow.parquet
 
         return int(pyarrow.parquet.ParquetFile(path).metadata.num_rows)
@@ -50,8 +54,8 @@ def count_rows(path: Path) -> int | None:
 
 def check_file(path: Path) -> None:
     """Raises DataError unless the path is a file that can be read here."""
-    if path.suffix not in SUFFIXES:
-        raise DataError(f"{path}: cannot be read; a data file ends in {', '.join(SUFFIXES)}")
+    if path.suffix.lower() not in FILE_SUFFIXES:
+        raise DataError(f"{path}: cannot be read; a data file ends in {', '.join(FILE_SUFFIXES)}")
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     if path.stat().st_size == 0:
@@ -67,7 +71,20 @@ def excerpt(text: str) -> str:
 def _is_list(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(4096).removeprefix(_BOM).lstrip()
-    return path.suffix == ".json" and start.startswith(b"[")
+    return path.suffix.lower() == ".json" and start.startswith(b"[")
+
+
+def _check_lines(path: Path) -> None:
+    """Raises DataError if the first line of a `.json` file begins a value that goes on below it."""
+    with path.open("rb") as file:
+        lines = (line.removeprefix(_BOM).rstrip().decode("utf-8", "replace") for line in file)
+        first = next(filter(None, lines), "")
+        goes_on = next(filter(None, lines), None) is not None
+    try:
+        json.loads(first)
+    except json.JSONDecodeError as error:
+        if error.pos >= len(first) and goes_on:
+            raise DataError(f"{path}: one object over several lines; wanted a list of rows, or a row a line") from None
 
 
 def _json_lines(path: Path, dataset: str) -> Iterator[Row | BadRow]:

@@ -79,7 +79,24 @@ def _value(record: Any, shape: str | None, found: str | None) -> Value:
     if found not in (None, shape) and record.get("conversations") != []:  # an empty chat has either shape
         raise Unusable(f"has the shape '{found}', the rows before it '{shape}'")
     _refuse_unbuilt(record, _OF_A_CHAT, "the row")
-    return SHAPES[shape](record)
+    if shape != "alpaca" and not _says_nothing(record.get("history")):
+        raise Unusable(f"has 'history', which only stands beside instruction and output; this is '{shape}'")
+    return _with_system(SHAPES[shape](record), record)
+
+
+def _with_system(value: Value, record: Mapping[str, Any]) -> Value:
+    """Returns the value with what a column `system` says as its first turn."""
+    if _says_nothing(record.get("system")):
+        return value
+    system = _text(record, "system")
+    if isinstance(value, Completion):
+        raise Unusable("has 'system', for which a prompt of plain text has no place")
+    first = value.messages[0]
+    if first.role != Role.SYSTEM:
+        return Conversation(messages=[Message(role=Role.SYSTEM, content=system), *value.messages])
+    if first.content != system:
+        raise Unusable("has a column 'system' and a first turn of the system, and they differ")
+    return value
 
 
 def _messages(record: Mapping[str, Any]) -> Conversation:
@@ -97,20 +114,31 @@ def _conversations(record: Mapping[str, Any]) -> Conversation:
 
 
 def _sharegpt(record: Mapping[str, Any]) -> Conversation:
-    turns = _list(record, "conversations")
-    system = record.get("system")
-    if isinstance(system, str) and system:
-        turns = [{"from": "system", "value": system}, *turns]
-    return _chat(turns, "from", "value")
+    return _chat(_list(record, "conversations"), "from", "value")
 
 
 def _alpaca(record: Mapping[str, Any]) -> Conversation:
     question = f"{_text(record, 'instruction')}\n\n{_text(record, 'input') if record.get('input') else ''}".strip()
+    exchanges = [*_history(record), (question, _text(record, "output"))]
     messages = [
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": _text(record, "output")},
+        {"role": role, "content": text}
+        for exchange in exchanges
+        for role, text in zip(("user", "assistant"), exchange, strict=True)
     ]
     return _chat(messages, "role", "content")
+
+
+def _history(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns the exchanges of question and answer that came before."""
+    history = record.get("history")
+    if _says_nothing(history):
+        return []
+    if not isinstance(history, list):
+        raise Unusable(f"'history' must be a list of pairs, got {_kind(history)}")
+    for pair in history:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+            raise Unusable("'history' must be a list of pairs of text: question, answer")
+    return [(question, answer) for question, answer in history]
 
 
 def _prompt_completion(record: Mapping[str, Any]) -> Value:
@@ -162,9 +190,12 @@ def _message(turn: Any, index: int, role_key: str, content_key: str) -> Message:
 def _refuse_unbuilt(record: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
     for key in keys:
         value = record.get(key)
-        says_nothing = value is None or value in (1, "") or (isinstance(value, list) and not value)  # 1 is True, too
-        if not says_nothing:
+        if not _says_nothing(value) and value != 1:  # as a weight, and as True
             raise Unusable(f"{where}: has '{key}', which is not built yet")
+
+
+def _says_nothing(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, list) and not value)
 
 
 def _content(content: Any, index: int) -> str:

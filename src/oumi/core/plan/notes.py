@@ -138,10 +138,20 @@ def _unread(config: TrainingConfig) -> Iterator[str]:
         **_of_choices(config),
     }
     changed = changed_keys(config)
+    yield from _of_files(config, changed)
     for patterns, reason in table.items():
         found = [key for key in changed if any(_matches(key, pattern) for pattern in patterns)]
         if found:
             yield f"not read: {', '.join(found)}: {reason}"
+
+
+def _of_files(config: TrainingConfig, changed: list[str]) -> Iterator[str]:
+    for split in ("train", "validation"):
+        for i, one in enumerate(getattr(config.data, split).datasets):
+            for name in ("split", "subset") if one.is_file else ():
+                key = f"data.{split}.datasets[{i}].{name}"
+                if key in changed:
+                    yield f"not read: {key}: {one.dataset_path} is a file, which is read whole"
 
 
 def _of_choices(config: TrainingConfig) -> dict[tuple[str, ...], str]:

@@ -105,6 +105,13 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 
 def _contradictions(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     training = config.training
+    for split in ("train", "validation"):
+        for i, one in enumerate(getattr(config.data, split).datasets):
+            if one.is_file and "[" in (one.split or ""):
+                yield (
+                    f"data.{split}.datasets[{i}].split",
+                    f"'{one.split}' takes a part of {one.dataset_path}: parts of a file are not built yet",
+                )
     if training.use_peft:
         yield from _wrong_for_adapters(config)
     if training.eval_strategy != "no" and not config.data.validation.datasets:

@@ -35,6 +35,9 @@ class AlpacaDataset(BaseSftDataset):
         for name, text in (("instruction", question), ("output", output)):
             if not isinstance(text, str):
                 raise ValueError(f"'{name}' must be text")
+        for name in ("system", "history"):
+            if example.get(name):
+                raise ValueError(f"has '{name}', which this data set does not read; text_sft does")
         if not output:
             raise ValueError("'output' is empty, so there is nothing to learn")
         if extra:
