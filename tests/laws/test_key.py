@@ -32,7 +32,8 @@ SAMPLES: dict[str, Any] = {
     "data.train.collator_name": "text_with_padding", "data.train.train_target": "FINAL_ASSISTANT_TURN",
     "data.train.mixture_strategy": "all_exhausted",
     "training.lr_scheduler_kwargs": {"x": 1}, "training.max_steps": 7, "training.num_train_epochs": 2,
-    "model.device_map": "cpu", "training.telemetry.telemetry_dir": "t", "peft.lora_dropout": 0.1, "peft.q_lora_bits": 8,
+    "model.device_map": "cpu", "model.attn_implementation": "eager",
+    "training.telemetry.telemetry_dir": "t", "peft.lora_dropout": 0.1, "peft.q_lora_bits": 8,
     "deepspeed.train_batch_size": 8, "deepspeed.train_micro_batch_size_per_gpu": 8,
     "deepspeed.gradient_accumulation_steps": 8, "deepspeed.gradient_clipping": 0.5,
 }  # fmt: skip

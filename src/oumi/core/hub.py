@@ -8,6 +8,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
 from oumi.core.errors import ConfigError, DataError, OumiError, StorageError
 
 _DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -30,7 +33,7 @@ def hub_errors(what: str, name: str) -> Iterator[None]:
         yield
     except OumiError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError, StrictDataclassError, SafetensorError) as error:
         told = _explain(what, name, error)
         if told is None:
             raise
@@ -56,6 +59,8 @@ def _explain(what: str, name: str, error: BaseException) -> OumiError | None:
             f"{what} {name}: not found, or private. Check the spelling; for a private one log in with "
             "`hf auth login` or set HF_TOKEN"
         )
+    if "HFValidationError" in kinds:
+        return kind(f"{what} {name}: no such directory, and no name that the Hub could have")
     if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"} or status == 404:
         return kind(f"{what} {name}: not on the Hub ({_endpoint()}), and no such directory here. Check the spelling")
     if kinds & {"RevisionNotFoundError"}:
@@ -67,10 +72,9 @@ def _explain(what: str, name: str, error: BaseException) -> OumiError | None:
             f"{what} {name}: the Hub ({_endpoint()}) cannot be reached, and it is not in the cache. Check the network; "
             "HF_ENDPOINT names another Hub; with HF_HUB_OFFLINE=1 only the cache is used"
         )
-    if isinstance(error, OSError) and what != "data set":
-        return ConfigError(
-            f"{what} {name}: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
-        )
+    if what != "data set":
+        told = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
+        return ConfigError(f"{what} {name}: {told or type(error).__name__}")
     return None
 
 

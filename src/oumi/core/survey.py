@@ -63,11 +63,15 @@ def _model_facts(model: ModelParams, may_download: bool) -> ModelFacts:
     adapter_of = None
     path = _file(name, "config.json", revision, may_download)
     if path is None and (adapter := _file(name, "adapter_config.json", revision, may_download)) is not None:
-        adapter_of = json.loads(adapter.read_text())["base_model_name_or_path"]
+        adapter_of = _read_json(adapter).get("base_model_name_or_path")
+        if not isinstance(adapter_of, str):
+            raise ConfigError(f"{adapter}: does not say which model it belongs to (base_model_name_or_path)")
         path = _file(adapter_of, "config.json", None, may_download)
     if path is None:
+        if adapter_of is None and (folder := _folder(name)).is_dir():
+            raise ConfigError(f"model {name}: {folder} holds no config.json, so there is no model")
         return ModelFacts(adapter_of=adapter_of)
-    config = json.loads(path.read_text())
+    config = _read_json(path)
     tensors = _tensors(path.parent) if model.load_pretrained_weights else {}
     tokenizer = model.tokenizer_name or name
     return ModelFacts(
@@ -86,21 +90,32 @@ def _model_facts(model: ModelParams, may_download: bool) -> ModelFacts:
 
 def _file(name: str, file: str, revision: str | None, may_download: bool) -> Path | None:
     """Returns a file of a model: in its directory, in the cache of the Hub, or fetched; None if there is none."""
-    folder = Path(str(resolve_asset(name))).expanduser()
+    folder = _folder(name)
     if folder.is_dir():
         return folder / file if (folder / file).is_file() else None
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    try:
-        if not may_download:
-            found = try_to_load_from_cache(name, file, revision=revision)
-            return Path(found) if isinstance(found, str) else None
-        with hub_errors("model", name), suppress(RemoteEntryNotFoundError):
+    with hub_errors("model", name), suppress(RemoteEntryNotFoundError):
+        if may_download:
             return Path(hf_hub_download(name, file, revision=revision))
-    except HFValidationError:
-        raise ConfigError(f"model {name}: no such directory, and no name that a model of the Hub could have") from None
+        found = try_to_load_from_cache(name, file, revision=revision)
+        return Path(found) if isinstance(found, str) else None
     return None
+
+
+def _folder(name: str) -> Path:
+    return Path(str(resolve_asset(name))).expanduser()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: must be an object with keys")
+    return value
 
 
 def _stored_dtype(config: dict[str, Any], tensors: dict[str, Any]) -> str | None:
@@ -117,7 +132,7 @@ def _max_positions(config: dict[str, Any]) -> int | None:
 
 
 def _tokenizer_length(path: Path | None) -> int | None:
-    length = json.loads(path.read_text()).get("model_max_length") if path is not None else None
+    length = _read_json(path).get("model_max_length") if path is not None else None
     return int(length) if isinstance(length, (int, float)) and 0 < length < _UNLIMITED else None
 
 
@@ -125,11 +140,23 @@ def _tensors(folder: Path) -> dict[str, dict[str, Any]]:
     """Returns the dtype and shape of every tensor in the safetensors files of a folder, from their headers."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            found |= json.loads(file.read(length))
-    found.pop("__metadata__", None)
+        try:
+            found |= _header(path)
+        except (struct.error, ValueError, OverflowError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path}: not a safetensors file, or one that breaks off") from error
     return found
+
+
+def _header(path: Path) -> dict[str, dict[str, Any]]:
+    """Returns what a safetensors file says of its tensors; raises ValueError and its like if it is not whole."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header: dict[str, dict[str, Any]] = json.loads(file.read(min(length, size)))
+    header.pop("__metadata__", None)
+    if size != 8 + length + max((one["data_offsets"][1] for one in header.values()), default=0):
+        raise ValueError("has another size than its tensors")
+    return header
 
 
 def _size(shape: list[int]) -> int:

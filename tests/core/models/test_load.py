@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,84 @@ def test_an_adapter_says_which_model_it_belongs_to(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors",
     }  # fmt: skip
+
+
+BROKEN: dict[str, tuple[str, bytes, str]] = {
+    "config that is no JSON": ("config.json", b"{", r"config\.json: not valid JSON"),
+    "config that is a list": ("config.json", b"[]", r"config\.json: must be an object"),
+    "config without a kind": ("config.json", b"{}", r"model .*Unrecognized model"),
+    "config of an unknown kind": ("config.json", b'{"model_type": "foo"}', r"model .*does not recognize"),
+    "weights that break off": ("model.safetensors", b"\x10", r"model\.safetensors: .* breaks off"),
+    "weights that are none": ("model.safetensors", b"\xff" * 99, r"model\.safetensors: not a safetensors file"),
+    "tokenizer that is no JSON": ("tokenizer.json", b"{", r"tokenizer .*: Expecting property name"),
+    "settings of a tokenizer that are no JSON": ("tokenizer_config.json", b"{", r"tokenizer_config\.json: not valid"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_of_a_model_is_told(tmp_path: Path, name: str) -> None:
+    file, content, told = BROKEN[name]
+    config = tiny_config(tmp_path)
+    (tmp_path / "model" / file).write_bytes(content)
+    with pytest.raises(ConfigError, match=told):
+        train(config)
+
+
+def test_weights_that_were_cut_are_told_by_their_size(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    path = tmp_path / "model" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ConfigError, match=r"model\.safetensors: .* breaks off"):
+        train(config)
+
+
+def test_a_directory_without_a_model_or_a_tokenizer_is_told(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    for file in (tmp_path / "model").glob("*token*"):
+        file.unlink()
+    with pytest.raises(ConfigError, match=r"model\.tokenizer_name: .* holds no tokenizer"):
+        train(config)
+    (tmp_path / "model" / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"holds no config\.json, so there is no model"):
+        train(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("model_kwargs", {"hidden_size": "x"}, r"model_kwargs\.hidden_size: .* expected int, got str"),
+        ("model_kwargs", {"dtype": "float16"}, r"model_kwargs\.dtype: set model\.torch_dtype_str"),
+        (
+            "model_kwargs",
+            {"vocab_size": 10},
+            r"embed_tokens\.weight has the shape \(260, 64\), the model wants \(10, 64",
+        ),
+        ("model_kwargs", {"num_hidden_layers": 4}, r"model\.layers\.2\.\S+ is missing; .* and 15 more"),
+        ("attn_implementation", "flash_attn_2", r"unknown attention 'flash_attn_2', did you mean 'flash_attention_2'"),
+        ("attn_implementation", "flash_attention_2", r"flash_attention_2 trains on a GPU only"),
+        ("adapter_model", "/nowhere/x", r"adapter /nowhere/x: no such directory"),
+    ],
+)
+@pytest.mark.parametrize("trainer", ["OUMI", "HF"])
+def test_a_model_that_cannot_be_made_is_told(tmp_path: Path, trainer: str, key: str, value: Any, told: str) -> None:
+    config = tiny_config(tmp_path, trainer_type=trainer)
+    setattr(config.model, key, value)
+    with pytest.raises(ConfigError, match=told):
+        train(config)
+
+
+def test_a_model_that_cannot_compute_is_told(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    config.model.load_pretrained_weights = False
+    config.model.model_kwargs = {"num_attention_heads": 5}
+    with pytest.raises(ConfigError, match="cannot compute a dozen tokens: Number of heads"):
+        train(config)
+
+
+def test_weights_without_a_place_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("oumi").addHandler(caplog.handler)
+    try:
+        assert load(tmp_path, model_kwargs={"num_hidden_layers": 1}).config.num_hidden_layers == 1
+    finally:
+        logging.getLogger("oumi").removeHandler(caplog.handler)
+    assert "weights that the model has no place for: model.layers.1." in caplog.text

@@ -12,6 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from oumi.core.batch import Batch, collate
+from oumi.core.errors import ConfigError
 from oumi.core.log import logger
 from oumi.core.models.attention import FLAT_EAGER, FLAT_SDPA
 from oumi.core.types.example import Example, Source
@@ -133,7 +134,11 @@ def _evaluating(inner: Any) -> Iterator[None]:
 def _alone(inner: Any) -> torch.Tensor:
     """Returns the logits of the second document by the model's own attention."""
     tokens = torch.from_numpy(_second(inner).tokens)[None].long().to(_device(inner))
-    logits: torch.Tensor = inner(input_ids=tokens, use_cache=False).logits[0, :-1]
+    try:
+        logits: torch.Tensor = inner(input_ids=tokens, use_cache=False).logits[0, :-1]
+    except RuntimeError as error:
+        told = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"model {inner.config.name_or_path}: cannot compute a dozen tokens: {told}") from error
     return logits
 
 

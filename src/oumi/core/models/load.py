@@ -3,16 +3,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from oumi.core.errors import ConfigError, RefusedError, did_you_mean
 from oumi.core.hub import hub_errors
+from oumi.core.log import logger
 from oumi.core.plan.parts import ModelPlan
 from oumi.core.recipes import resolve_asset
+
+_MOST_TOLD = 3
+"""Weights that are named when some do not fit."""
 
 
 def load_model(plan: ModelPlan, device: torch.device, weights_from: Path | None = None) -> Any:
@@ -28,15 +34,16 @@ def load_model(plan: ModelPlan, device: torch.device, weights_from: Path | None 
         RefusedError: The model needs code of the Hub, or its weights are pickled.
     """
     config = load_model_config(plan)
-    if plan.pretrained or weights_from is not None:
-        model = _from_files(plan, config, weights_from)
-    else:
-        model = AutoModelForCausalLM.from_config(
-            config,
-            dtype=dtype_of(plan.dtype) or torch.float32,
-            trust_remote_code=plan.trust_remote_code,
-            **_attention(plan),
-        )
+    with hub_errors("model", plan.name), remote_code_refused(plan.name):
+        if plan.pretrained or weights_from is not None:
+            model = _from_files(plan, config, weights_from)
+        else:
+            model = AutoModelForCausalLM.from_config(
+                config,
+                dtype=dtype_of(plan.dtype) or torch.float32,
+                trust_remote_code=plan.trust_remote_code,
+                **_attention(plan),
+            )
     freeze(model, plan.freeze)
     return model.to(device).eval()
 
@@ -48,9 +55,15 @@ def load_model_config(plan: ModelPlan) -> Any:
         config = AutoConfig.from_pretrained(name, revision=plan.revision, trust_remote_code=plan.trust_remote_code)
     known = set(config.to_dict()) | set(getattr(config, "attribute_map", {}))
     for key, value in plan.config_overrides.items():
+        if key == "dtype":
+            raise ConfigError("model.model_kwargs.dtype: set model.torch_dtype_str")
         if key not in known:
             raise ConfigError(f"model.model_kwargs.{key}: {plan.name} has no such setting{did_you_mean(key, known)}")
-        setattr(config, key, value)
+        try:
+            setattr(config, key, value)
+        except StrictDataclassError as error:
+            told = str(error).strip().splitlines()[-1].strip()
+            raise ConfigError(f"model.model_kwargs.{key}: {told}") from error
     if plan.disable_dropout:
         for key, value in config.to_dict().items():
             if "drop" in key and isinstance(value, float):
@@ -91,24 +104,45 @@ class remote_code_refused:  # noqa: N801  a context manager, read as a verb
 
 def _from_files(plan: ModelPlan, config: Any, weights_from: Path | None) -> Any:
     name = str(weights_from or resolve_asset(plan.name))
-    with hub_errors("model", plan.name), remote_code_refused(plan.name):
-        try:
-            return AutoModelForCausalLM.from_pretrained(
-                name,
-                config=config,
-                revision=None if weights_from else plan.revision,
-                dtype=dtype_of(plan.dtype) or "auto",
-                trust_remote_code=plan.trust_remote_code,
-                use_safetensors=True,
-                **_attention(plan),
-            )
-        except OSError as error:
-            if _has_pickled_weights(name):
-                raise RefusedError(
-                    f"{name} holds pickled weights only (pytorch_model.bin), which can run code when loaded. "
-                    "Convert them: load them where you trust them and call save_pretrained(...)."
-                ) from error
-            raise
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            revision=None if weights_from else plan.revision,
+            dtype=dtype_of(plan.dtype) or "auto",
+            trust_remote_code=plan.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
+            **_attention(plan),
+        )
+    except OSError as error:
+        if _has_pickled_weights(name):
+            raise RefusedError(
+                f"{name} holds pickled weights only (pytorch_model.bin), which can run code when loaded. "
+                "Convert them: load them where you trust them and call save_pretrained(...)."
+            ) from error
+        raise
+    _check_loaded(name, found)
+    return model
+
+
+def _check_loaded(name: str, found: Mapping[str, Any]) -> None:
+    """Raises ConfigError if a weight of the model would be random; tells which of the files are left over."""
+    wrong = [f"{one} has the shape {tuple(saved)}, the model wants {tuple(wanted)}"
+             for one, saved, wanted in sorted(found["mismatched_keys"])]  # fmt: skip
+    wrong += [f"{one} is missing" for one in sorted(found["missing_keys"])]
+    if wrong:
+        more = f" and {len(wrong) - _MOST_TOLD} more" if len(wrong) > _MOST_TOLD else ""
+        raise ConfigError(
+            f"model {name}: its files do not fit the model: {'; '.join(wrong[:_MOST_TOLD])}{more}. "
+            "Is it changed by model.model_kwargs?"
+        )
+    if left := sorted(found["unexpected_keys"]):
+        more = f" and {len(left) - _MOST_TOLD} more" if len(left) > _MOST_TOLD else ""
+        logger.warning(
+            "model %s: weights that the model has no place for: %s%s", name, ", ".join(left[:_MOST_TOLD]), more
+        )
 
 
 def _attention(plan: ModelPlan) -> dict[str, Any]:

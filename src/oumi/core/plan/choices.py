@@ -37,6 +37,9 @@ SCHEDULES: Mapping[str, frozenset[str]] = {
 }
 """Schedules, and what `lr_scheduler_kwargs` may hold for each."""
 
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
+"""What `model.attn_implementation` may be, beside kernels of the Hub by their id."""
+
 _SHAPES = {"warmup_type": ("linear", "cosine", "1-sqrt"), "decay_type": ("linear", "cosine", "1-sqrt")}
 _LR_END = 1e-7
 """Where `polynomial` ends, if nothing is said."""

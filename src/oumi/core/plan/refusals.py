@@ -10,8 +10,8 @@ from fnmatch import fnmatchcase
 from oumi.core.configs import LoraWeightInitialization, PeftSaveMode, TrainerType, TrainingConfig
 from oumi.core.configs.loading import leaves, locate
 from oumi.core.configs.problems import semantic_problems
-from oumi.core.errors import ConfigError, Problem
-from oumi.core.plan.choices import SCHEDULES, wrong_optimizer, wrong_schedule
+from oumi.core.errors import ConfigError, Problem, did_you_mean
+from oumi.core.plan.choices import ATTENTIONS, SCHEDULES, wrong_optimizer, wrong_schedule
 from oumi.core.plan.notes import changed_keys
 from oumi.core.plan.trainer_kwargs import DECIDED
 
@@ -105,6 +105,7 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 
 def _contradictions(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     training = config.training
+    yield from _wrong_attention(config)
     for split in ("train", "validation"):
         for i, one in enumerate(getattr(config.data, split).datasets):
             if one.is_file and "[" in (one.split or ""):
@@ -119,6 +120,13 @@ def _contradictions(config: TrainingConfig) -> Iterator[tuple[str, str]]:
             "training.eval_strategy",
             f"'{training.eval_strategy}' needs rows: data.validation.datasets is empty",
         )
+
+
+def _wrong_attention(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+    wanted = config.model.attn_implementation
+    if wanted is not None and wanted not in ATTENTIONS and "/" not in wanted:
+        known = did_you_mean(wanted, ATTENTIONS) or f"; known: {', '.join(ATTENTIONS)}"
+        yield "model.attn_implementation", f"unknown attention '{wanted}'{known}"
 
 
 def _wrong_for_adapters(config: TrainingConfig) -> Iterator[tuple[str, str]]:
