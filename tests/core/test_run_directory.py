@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from oumi.core.configs import TrainingConfig
+from oumi.core.configs.loading import dump
 from oumi.core.train import train
 from tests.runs import tiny_config
 
@@ -82,3 +83,26 @@ def test_the_environment_tells_versions_and_seeds(run: tuple[TrainingConfig, Pat
     environment = json.loads((run[1] / "environment.json").read_text())
     assert environment["seed"] == 42
     assert "torch" in environment["packages"]
+
+
+def test_no_secret_is_written_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny_config(tmp_path, max_steps=1, save_steps=1, include_performance_metrics=True)
+    config.model.tokenizer_kwargs = {"token": SECRET}
+    config.training.enable_tensorboard = True
+    train(config, source=config_text(config), verbose=True)
+    for path in Path(config.training.output_dir).rglob("*"):
+        if path.is_file():
+            assert SECRET.encode() not in path.read_bytes(), path
+    told = capsys.readouterr()
+    assert SECRET not in told.err + told.out
+    for name in ("config.yaml", "telemetry/training_config.yaml"):
+        again = TrainingConfig.from_yaml(Path(config.training.output_dir) / name)
+        assert again.model.tokenizer_kwargs == {"token": "***"}
+        assert again.training == config.training
+
+
+SECRET = "correct-horse-battery"
+
+
+def config_text(config: TrainingConfig) -> str:
+    return f"# mine\n{dump(config)}"

@@ -42,13 +42,14 @@ def show(
     from oumi.cli.overrides import parse_overrides
     from oumi.core.configs.loading import leaves, to_plain
     from oumi.core.recipes import resolve_config
+    from oumi.core.redact import redact
 
     path = resolve_config(file, kind_of(file))
     config = class_of(path).load(path, parse_overrides(context.args))
-    for key, value in leaves(config).items():
+    for key, value in redact(to_plain(leaves(config))).items():
         origin = config.origin_of(key)
         if not set_only or origin != "default":
-            typer.echo(f"{key}: {json.dumps(to_plain(value), ensure_ascii=False)}  # {origin}")
+            typer.echo(f"{key}: {json.dumps(value, ensure_ascii=False)}  # {origin}")
 
 
 @config_app.command()

@@ -45,4 +45,5 @@ def file(output_dir: Path, level: str = "info") -> Iterator[None]:
 
 def current_rank() -> int:
     """Returns the rank of this process as its launcher told it, 0 when there is none."""
-    return max(0, int(os.environ.get("RANK", "0")))
+    told = os.environ.get("RANK", "")
+    return int(told) if told.isdecimal() else 0

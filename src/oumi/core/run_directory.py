@@ -19,10 +19,11 @@ def write_records(plan: Plan, source: str | None) -> None:
 
     Args:
         plan: Of the run.
-        source: Text of the config file as given; None if the config was made in Python.
+        source: Text of the config file, kept as given unless it holds a secret; None if there is no file.
     """
     config, output_dir = plan.config, plan.output_dir
-    (output_dir / "config.yaml").write_text(source if source is not None else dump(config))
+    is_clean = source is not None and redact(source) == source
+    (output_dir / "config.yaml").write_text(source if source and is_clean else dump(config, hides_secrets=True))
     write_plan(plan)
     environment = {**describe_environment(), "seed": plan.seed, "data_seed": plan.data.seed}
     (output_dir / "environment.json").write_text(json.dumps(environment, indent=1, default=str) + "\n")
@@ -45,6 +46,6 @@ def write_plan(plan: Plan) -> None:
 
 def with_origins(config: TrainingConfig) -> str:
     """Returns the whole config as YAML that loads back, then the origin of each value that is no default."""
-    text = str(redact(dump(config)))
+    text = dump(config, hides_secrets=True)
     origins = [f"# {key}: {config.origin_of(key)}" for key in leaves(config) if key in config.keys_set()]
     return "\n".join([text.rstrip("\n"), "# Where these values come from; all others are defaults:", *origins, ""])

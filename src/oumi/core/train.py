@@ -60,7 +60,11 @@ def train(
     check(config)  # every problem at once, before anything is loaded
     with World.start() as world:
         plan = make_plan(config, survey(config, may_download=True), world.size)  # pure: every number decided
-        print(dump(config) + plan_text(plan) if verbose else plan_text(plan), file=sys.stderr, flush=True)
+        print(
+            dump(config, hides_secrets=True) + plan_text(plan) if verbose else plan_text(plan),
+            file=sys.stderr,
+            flush=True,
+        )
         with hold(plan.output_dir), storage_errors(plan.output_dir), log.file(plan.output_dir, plan.logs.level):
             log.logger.info("%s", plan_text(plan))
             return _run(plan, world, source)

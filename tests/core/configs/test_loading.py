@@ -222,3 +222,26 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         TrainingConfig.from_yaml(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("text", ["007", "1e5", "12e4567", "0x10", "1_000", "1.50", "+3"])
+def test_a_number_is_the_text_that_is_written_where_text_is_wanted(text: str) -> None:
+    config = TrainingConfig.from_str(
+        f"model: {{model_name: {text}, model_revision: {text}, freeze_layers: [{text}, a]}}\n"
+        f"data: {{train: {{datasets: [{{dataset_name: a, subset: {text}}}]}}}}\n"
+        f"training: {{run_name: {text}, output_dir: {text}}}\n"
+    )
+    names = (config.model.model_name, config.model.model_revision, config.training.run_name, config.training.output_dir)
+    assert names == (text,) * 4
+    assert config.model.freeze_layers == [text, "a"]
+    assert config.data.train.datasets[0].subset == text
+
+
+def test_a_number_stays_one_where_it_is_wanted() -> None:
+    config = TrainingConfig.from_str(
+        "model: {model_name: m}\n"
+        "data: {train: {datasets: [{dataset_name: a, dataset_kwargs: {size: 007}}]}}\n"
+        "training: {learning_rate: 1e-4, max_steps: 1_000}\n"
+    )
+    assert (config.training.learning_rate, config.training.max_steps) == (1e-4, 1000)
+    assert config.data.train.datasets[0].dataset_kwargs == {"size": 7}

@@ -134,3 +134,22 @@ def test_a_template_tells_the_date_that_it_is_given(start: str) -> None:
     tells = "{% if true %}True{% endif %}" + "".join(f"[{now.strftime(code)}]" for code in DATES.split("|"))
     tokenizer = byte_tokenizer()
     assert Template(tokenizer, start + asks, now).render(CHAT) == Template(tokenizer, start + tells).render(CHAT)
+
+
+@pytest.mark.parametrize("text", ["{% if %}", "{{ 'a' | nothing }}", "{% for x in y %}"])
+def test_what_is_no_template_is_told_once_with_its_line(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"model\.chat_template: line 2: "):
+        Template(byte_tokenizer(), f"\n{text}").render(CHAT)
+
+
+@pytest.mark.parametrize("text", ["{{ messages + 1 }}", "{{ 1 / 0 }}", "{% include 'x' %}", "{{ nothing() }}"])
+def test_a_template_that_fails_on_a_chat_refuses_it(text: str) -> None:
+    with pytest.raises(TemplateError):
+        Template(byte_tokenizer(), text).render(CHAT)
+
+
+def test_a_template_that_is_no_text_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jinja"
+    path.write_bytes(b"{{\xff")
+    with pytest.raises(ConfigError, match=r"mine\.jinja is not UTF-8 text \(byte 2\)"):
+        chat_template_for(byte_tokenizer(), str(path))

@@ -10,6 +10,7 @@ import pytest
 from oumi.core.configs import TrainingConfig
 from oumi.core.plan.parts import Facts, ModelFacts, Plan
 from oumi.core.plan.plan import make_plan
+from oumi.core.plan.refusals import refusals
 from oumi.core.plan.render import plan_text
 
 MODEL = ModelFacts(are_known=True, stored_dtype="bfloat16", max_positions=2048, tokenizer_length=1024)
@@ -133,3 +134,33 @@ def test_a_plan_says_when_prompts_are_trained(trainer: str, target: str | None) 
     made = make_plan(config, CPU)
     assert (made.data.train_on == "all") == (target is None)
     assert any("prompts included" in note for note in made.notes) == (target is None)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "told"),
+    [
+        ({"train_target": "FINAL_ASSISTANT_TURN"}, "as data.train.train_target"),
+        ({"pad_to_multiple_of": 0}, "must be a whole number, 1 or more"),
+        ({"response_template": 3}, "must be text"),
+        ({"pad_to_multiple": 8}, "did you mean 'pad_to_multiple_of'?"),
+    ],
+)
+def test_an_argument_of_the_collator_that_cannot_be_is_refused(kwargs: dict[str, Any], told: str) -> None:
+    config = TrainingConfig()
+    config.data.train.collator_kwargs = kwargs
+    found = [problem for problem in refusals(config) if "collator_kwargs" in problem.key]
+    assert len(found) == 1
+    assert told in found[0].message
+
+
+def test_an_argument_of_gradient_checkpointing_that_is_none_is_refused() -> None:
+    config = TrainingConfig()
+    config.training.gradient_checkpointing_kwargs = {"use_reentrent": True}
+    (problem,) = (one for one in refusals(config) if "checkpointing" in one.key)
+    assert "did you mean 'use_reentrant'?" in problem.message
+
+
+def test_what_is_never_due_is_told() -> None:
+    notes = plan(max_steps=10, save_steps=11).notes
+    assert "training.save_steps: 11 is beyond the run's 10 steps, so it is never due" in notes
+    assert not any("never due" in note for note in plan(max_steps=10, save_steps=10).notes)

@@ -7,6 +7,7 @@ comes last, and one rename publishes it. What fails verification later is set as
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -153,7 +154,8 @@ def storage_errors(target: Path) -> Iterator[None]:
         free = ""
         with suppress(OSError):
             free = f"; {shutil.disk_usage(target.parent).free / 1e6:,.0f} MB are free there"
-        raise StorageError(f"{error.filename or target}: {error.strerror or error}{free}") from error
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise StorageError(f"{error.filename or target}: {error.strerror}{free if is_full else ''}") from error
     except SafetensorError as error:  # how safetensors reports a full disk
         raise StorageError(f"{target}: could not be saved: {error}") from error
 

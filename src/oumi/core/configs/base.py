@@ -46,13 +46,15 @@ class NamedEnum(Enum):
         return {"type": "string", "enum": [one.name for one in cls], "title": cls.__name__}
 
 
-def _types_in(annotation: Any) -> Iterator[Any]:
+def types_in(annotation: Any) -> Iterator[Any]:
     """Yields the types of a union, without their constraints."""
-    if get_origin(annotation) in (Union, UnionType, Annotated):
+    if get_origin(annotation) in (Union, UnionType):
         for one in get_args(annotation):
-            yield from _types_in(one)
+            yield from types_in(one)
+    elif get_origin(annotation) is Annotated:
+        yield from types_in(get_args(annotation)[0])
     else:
-        yield annotation if isinstance(annotation, type) or annotation is Any else None
+        yield annotation
 
 
 class Params(BaseModel):
@@ -73,7 +75,7 @@ class Params(BaseModel):
     @classmethod
     def _refuse_flags_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool):
-            allowed = set(_types_in(cls.model_fields[info.field_name or ""].annotation))
+            allowed = set(types_in(cls.model_fields[info.field_name or ""].annotation))
             if int in allowed and not allowed & {bool, Any}:
                 raise PydanticKnownError("int_type")
             if float in allowed and not allowed & {bool, Any}:

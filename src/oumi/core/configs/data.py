@@ -66,7 +66,7 @@ class DatasetParams(Params):
     """Share in the mixture; all data sets name one, or none does."""
     shuffle: bool = False
     """Shuffle the rows of this data set before it joins the others."""
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     """Seed of that shuffle; null takes training.data_seed."""
     shuffle_buffer_size: int = 1000
     """Rows that a stream holds to shuffle among."""

@@ -15,10 +15,12 @@ from typing import Any, ClassVar, Self
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from oumi.core.configs.base import DEFAULT, Params
+from oumi.core.configs.base import DEFAULT, Params, types_in
 from oumi.core.configs.interpolation import interpolate
 from oumi.core.configs.problems import Path as KeyPath
 from oumi.core.configs.problems import (
+    holder_of,
+    inside,
     origin_of,
     place_of,
     real_path,
@@ -29,6 +31,7 @@ from oumi.core.configs.problems import (
 )
 from oumi.core.configs.tree import MAX_BYTES, Node, TreeError, parse, plain, scalar, walk
 from oumi.core.errors import ConfigError, Problem
+from oumi.core.redact import redact
 
 _KEY = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[\d+\])*")
 
@@ -88,8 +91,8 @@ class BaseConfig(Params):
         Path(config_path).write_text(dump(self))
 
     def print_config(self, logger: logging.Logger | None = None) -> None:
-        """Prints every value as YAML, or logs it."""
-        (logger.info if logger is not None else print)(dump(self))
+        """Prints every value but secrets as YAML, or logs it."""
+        (logger.info if logger is not None else print)(dump(self, hides_secrets=True))
 
     def origin_of(self, key: str) -> str:
         """Returns where the value of a dotted key comes from: `default`, `file:line:column`, a flag, Python."""
@@ -164,9 +167,9 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def dump(config: Params) -> str:
-    """Returns every value of a config as YAML that is read back the same."""
-    values = to_plain(config)
+def dump(config: Params, hides_secrets: bool = False) -> str:
+    """Returns every value of a config as YAML that is read back the same, secrets masked if they are to be hidden."""
+    values = redact(to_plain(config)) if hides_secrets else to_plain(config)
     if isinstance(config, BaseConfig) and config.has_references:
         values = _escaped(values)
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
@@ -199,6 +202,7 @@ def _typed(cls: type[BaseConfig], root: Node) -> tuple[Any, list[Problem]]:
     What cannot be typed is left out and the rest is checked all the same, so that all problems come at once.
     """
     places = _places(root)
+    _spell(root, cls)
     values = plain(root)
     try:
         config = cls.model_validate(values)
@@ -214,6 +218,19 @@ def _typed(cls: type[BaseConfig], root: Node) -> tuple[Any, list[Problem]]:
         return None, problems + [problem for problem in rest if problem.key not in named]
     _note_origins(config, places, ())
     return config, semantic_problems(config, places)
+
+
+def _spell(node: Node, annotation: Any) -> None:
+    """Makes a number text again, as it is written, where text is wanted: a name `007` is not `7`."""
+    types = set(types_in(annotation))
+    if node.text is not None and str in types and not types & {int, float, Any}:
+        node.value = node.text
+    holder = holder_of(annotation)
+    children = dict(enumerate(node.value)) if isinstance(node.value, list) else node.value
+    for part, inner in children.items() if isinstance(children, dict) else ():
+        wanted = inside(holder, part)
+        if wanted is not None:
+            _spell(inner, wanted)
 
 
 def _places(root: Node) -> dict[KeyPath, str]:

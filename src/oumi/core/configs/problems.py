@@ -36,13 +36,13 @@ def real_path(loc: Path, root: type[BaseModel]) -> Path:
     path: list[str | int] = []
     holder: Any = root
     for part in loc:
-        inside = _inside(holder, part)
-        if inside is None:
+        found = inside(holder, part)
+        if found is None:
             if isinstance(part, str) and _is_section(holder):
                 path.append(part)
             break
         path.append(part)
-        holder = _holder(inside)
+        holder = holder_of(found)
     return tuple(path)
 
 
@@ -50,15 +50,15 @@ def _is_section(holder: Any) -> bool:
     return isinstance(holder, type) and issubclass(holder, BaseModel)
 
 
-def _holder(annotation: Any) -> Any:
+def holder_of(annotation: Any) -> Any:
     """Returns the section, list or mapping that an annotation allows, None if it allows none."""
     if _is_section(annotation) or typing.get_origin(annotation) in (list, dict):
         return annotation
-    inner = (_holder(one) for one in typing.get_args(annotation))
+    inner = (holder_of(one) for one in typing.get_args(annotation))
     return next((one for one in inner if one is not None), None)
 
 
-def _inside(holder: Any, part: str | int) -> Any:
+def inside(holder: Any, part: str | int) -> Any:
     """Returns the annotation of one part of a section, list or mapping, None if it has no such part."""
     if _is_section(holder):
         info = holder.model_fields.get(part)
@@ -182,7 +182,7 @@ def _all_sections(root: type[BaseModel], path: str = "") -> Iterator[tuple[str, 
 def _section_at(path: Path, root: type[BaseModel]) -> type[BaseModel] | None:
     holder: Any = root
     for part in path:
-        holder = _holder(_inside(holder, part))
+        holder = holder_of(inside(holder, part))
     return holder if _is_section(holder) else None
 
 

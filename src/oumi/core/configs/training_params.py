@@ -60,7 +60,7 @@ class TrainingParams(Params):
     """Which trainer."""
     use_peft: bool = False
     """Train an adapter, by the 'peft' section."""
-    output_dir: str = "output"
+    output_dir: Annotated[str, Field(min_length=1)] = "output"
     """Directory of the run."""
     run_name: str | None = None
     """Name for trackers."""
@@ -76,9 +76,9 @@ class TrainingParams(Params):
     """Optimizer steps; above 0 it decides instead of epochs."""
     num_train_epochs: int = 3
     """Times that every row is trained."""
-    seed: NonNegativeInt = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Of weights and dropout."""
-    data_seed: NonNegativeInt = 42
+    data_seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     """Of the order of rows."""
     use_deterministic: bool = False
     """Use deterministic kernels only."""

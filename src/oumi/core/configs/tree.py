@@ -34,6 +34,8 @@ class Node:
     key_places: dict[str, str] = field(default_factory=dict)
     """For a mapping: where each key stands."""
     size: int = 1
+    text: str | None = None
+    """For a number: as it is written."""
 
 
 class TreeError(Exception):
@@ -120,6 +122,8 @@ class _Builder:
             self._check_tag(event)
             is_plain = event.implicit[0]
             node = Node(scalar(event.value) if is_plain else event.value, self._at(event))
+            if isinstance(node.value, int | float) and not isinstance(node.value, bool):
+                node.text = event.value
             if event.anchor:
                 self._anchors[event.anchor] = node
             self._place(node, event)

@@ -31,7 +31,7 @@ def permute(positions: npt.NDArray[np.int64], length: int, seed: int, epoch: int
         epoch: From 0.
     """
     half_bits = max(_MIN_HALF_BITS, (max(length - 1, 1).bit_length() + 1) // 2)
-    keys = np.random.SeedSequence([seed % 2**63, epoch]).generate_state(_NUM_ROUNDS, np.uint64)
+    keys = np.random.SeedSequence([seed, epoch]).generate_state(_NUM_ROUNDS, np.uint64)
     found = _feistel(positions.astype(np.uint64), keys, half_bits)
     while (outside := found >= length).any():
         found[outside] = _feistel(found[outside], keys, half_bits)

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 
 from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.log import logger
@@ -42,7 +42,10 @@ def chat_template_for(tokenizer: Any, name: str | None) -> str:
         path = Path(name).expanduser()
         if not path.is_file():
             raise ConfigError(f"model.chat_template: no file {name}")
-        return path.read_text()
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"model.chat_template: {name} is not UTF-8 text (byte {error.start})") from None
     return bundled_template(name)
 
 
@@ -67,13 +70,23 @@ class Template:
         self._text = text if now is None else _dated(text, now)
 
     def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
-        """Returns the chat as text; raises TemplateError where the template refuses it."""
+        """Returns the chat as text.
+
+        Raises:
+            TemplateError: The template refuses the chat, or fails on it.
+            ConfigError: It is no template.
+        """
         plain = [{"role": str(one.role), "content": one.content} for one in messages]
-        return str(
-            self._tokenizer.apply_chat_template(
-                plain, chat_template=self._text, tokenize=False, add_generation_prompt=add_generation_prompt
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    plain, chat_template=self._text, tokenize=False, add_generation_prompt=add_generation_prompt
+                )
             )
-        )
+        except TemplateSyntaxError as error:
+            raise ConfigError(f"model.chat_template: line {error.lineno}: {error.message}") from None
+        except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+            raise TemplateError(f"{type(error).__name__}: {error}") from error
 
 
 def _dated(text: str, now: datetime) -> str:

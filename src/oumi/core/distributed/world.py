@@ -28,6 +28,9 @@ class World:
     @contextmanager
     def start(cls) -> Iterator[World]:
         """Yields this process's place among the processes of the run."""
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+            if not os.environ.get(name, "0").isdecimal():
+                raise ConfigError(f"{name} is '{os.environ[name]}' in the environment: must be a number, or not set")
         size = max(1, int(os.environ.get("WORLD_SIZE", "1")))
         if size > 1:
             raise ConfigError(
@@ -47,6 +50,6 @@ class World:
 def seed_everything(seed: int, deterministic: bool) -> None:
     """Seeds Python, numpy and torch, so that the same command gives the same run."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed)
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(deterministic)

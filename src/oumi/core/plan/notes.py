@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from oumi.core.configs import DatasetParams, TrainerType, TrainingConfig
 from oumi.core.configs.loading import leaves
-from oumi.core.plan.parts import DiskPlan, Facts, ModelFacts, PrecisionPlan
+from oumi.core.plan.parts import DiskPlan, Facts, ModelFacts, PrecisionPlan, StepsPlan
 
 _GROUPS = (
     "training.grpo.*",
@@ -30,9 +30,12 @@ _NEVER_READ: dict[tuple[str, ...], str] = {
     ("data.*.target_col",): "deprecated, targets come from the rendered conversation",
     ("data.*.datasets[[]].shuffle_buffer_size",): "only streams have a shuffle buffer",
     ("data.*.datasets[[]].transform_num_workers",): "rows are tokenised in one process",
-    ("data.*.mixture_strategy", "data.*.seed"): "only a mixture with proportions reads it",
-    ("data.*.collator_kwargs*",): "targets are found by rendering, so templates say only which turns are trained",
-    ("data.validation.collator_name", "data.validation.train_target"): "data.train decides for both splits",
+    ("data.*.mixture_strategy", "data.train.seed", "data.validation.seed"): "only a mixture with proportions reads it",
+    (
+        "data.validation.collator_name",
+        "data.validation.collator_kwargs*",
+        "data.validation.train_target",
+    ): "data.train decides for both splits",
     (
         "model.chat_template_kwargs*",
         "model.shard_for_eval",
@@ -59,11 +62,12 @@ _NOT_READ_BY_ADAPTER: dict[tuple[str, ...], str] = {
 
 
 def plan_notes(
-    config: TrainingConfig, facts: Facts, dtype: str, precision: PrecisionPlan, disk: DiskPlan
+    config: TrainingConfig, facts: Facts, steps: StepsPlan, dtype: str, precision: PrecisionPlan, disk: DiskPlan
 ) -> tuple[str, ...]:
     """Returns one sentence for everything that a reader of the config might not expect."""
     return (
         *_surprises(config, facts, precision),
+        *_never_due(config, steps),
         *_limits(config, facts.model, dtype, disk),
         *_unread(config),
     )
@@ -105,11 +109,18 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
     if training.empty_device_cache_steps is not None and facts.device == "cpu":
         yield "not read: training.empty_device_cache_steps: a CPU has no such cache"
     if training.optimizer in ("adamw_torch_fused", "adamw_8bit") and facts.device == "cpu":
-        yield (
-            f"optimizer: {training.optimizer} computes as adamw_torch on a CPU"
-            if (training.optimizer == "adamw_torch_fused")
-            else f"optimizer: {training.optimizer} needs a GPU"
-        )
+        what = "computes as adamw_torch on a CPU" if training.optimizer == "adamw_torch_fused" else "needs a GPU"
+        yield f"optimizer: {training.optimizer} {what}"
+
+
+def _never_due(config: TrainingConfig, steps: StepsPlan) -> Iterator[str]:
+    training = config.training
+    every = {"training.save_steps": training.save_steps}
+    if training.eval_strategy == "steps":
+        every["training.eval_steps"] = training.eval_steps
+    for key, num_steps in every.items():
+        if steps.total is not None and num_steps > steps.total and key in changed_keys(config):
+            yield f"{key}: {num_steps:,} is beyond the run's {steps.total:,} steps, so it is never due"
 
 
 def _limits(config: TrainingConfig, model: ModelFacts, dtype: str, disk: DiskPlan) -> Iterator[str]:
@@ -158,6 +169,11 @@ def _of_choices(config: TrainingConfig) -> dict[tuple[str, ...], str]:
     """Returns the keys that another key has switched off."""
     training = config.training
     off: dict[tuple[str, ...], str] = {}
+    padding, templates = "pad_to_multiple_of", [key for key in config.data.train.collator_kwargs if "template" in key]
+    if training.trainer_type == TrainerType.OUMI and padding in config.data.train.collator_kwargs:
+        off[("data.train.collator_kwargs",)] = f"{padding} is for padded batches, and these are flat"
+    if templates and config.data.train.collator_name != "text_completions_only_with_padding":
+        off[("data.train.collator_kwargs",)] = "only text_completions_only_with_padding reads templates"
     if not training.use_peft:
         off[("peft.*",)] = "training.use_peft is false"
     elif not config.peft.q_lora:

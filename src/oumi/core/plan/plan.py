@@ -44,5 +44,5 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan
         evaluation=sections.plan_evaluation(config),
         logs=sections.plan_logs(training, output_dir),
         disk=disk,
-        notes=plan_notes(config, facts, dtype, precision, disk),
+        notes=plan_notes(config, facts, steps, dtype, precision, disk),
     )

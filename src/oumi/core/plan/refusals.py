@@ -35,6 +35,8 @@ _NOT_BUILT = {
     "peft.q_lora": "quantised base weights",
 }
 _COLLATORS = (None, "text_with_padding", "text_completions_only_with_padding")
+_CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
+_COLLATOR_KWARGS = ("pad_to_multiple_of", "response_template", "instruction_template", "end_of_turn_template")
 _LORA_STARTS = (
     LoraWeightInitialization.DEFAULT,
     LoraWeightInitialization.RANDOM,
@@ -106,6 +108,14 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 def _contradictions(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     training = config.training
     yield from _wrong_attention(config)
+    yield from _wrong_collator_kwargs(config)
+    for name in training.gradient_checkpointing_kwargs:
+        if name not in _CHECKPOINTING:
+            known = did_you_mean(name, _CHECKPOINTING) or f"; it takes {', '.join(_CHECKPOINTING)}"
+            yield (
+                f"training.gradient_checkpointing_kwargs.{name}",
+                f"torch.utils.checkpoint has no such argument{known}",
+            )
     for split in ("train", "validation"):
         for i, one in enumerate(getattr(config.data, split).datasets):
             if one.is_file and "[" in (one.split or ""):
@@ -120,6 +130,20 @@ def _contradictions(config: TrainingConfig) -> Iterator[tuple[str, str]]:
             "training.eval_strategy",
             f"'{training.eval_strategy}' needs rows: data.validation.datasets is empty",
         )
+
+
+def _wrong_collator_kwargs(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+    for name, value in config.data.train.collator_kwargs.items():
+        key = f"data.train.collator_kwargs.{name}"
+        if name == "train_target":
+            yield key, "write it beside collator_name, as data.train.train_target"
+        elif name not in _COLLATOR_KWARGS:
+            yield key, f"no collator reads it{did_you_mean(name, _COLLATOR_KWARGS) or ''}"
+        elif name == "pad_to_multiple_of":
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                yield key, f"got {value!r}, must be a whole number, 1 or more"
+        elif not isinstance(value, str) or not value:
+            yield key, f"got {value!r}, must be text"
 
 
 def _wrong_attention(config: TrainingConfig) -> Iterator[tuple[str, str]]:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from oumi.core.plan.parts import Plan
+from oumi.core.redact import redact
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """Returns the plan as JSON values; the config itself is recorded beside it, not in it."""
+    """Returns the plan as JSON values without secrets; the config itself is recorded beside it, not in it."""
     record = {field.name: _plain(getattr(plan, field.name)) for field in fields(plan) if field.name != "config"}
     steps = plan.steps
     record["steps"] |= {
@@ -20,7 +21,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "per_epoch": steps.per_epoch,
         "total": steps.total,
     }
-    return record
+    return dict(redact(record))
 
 
 def plan_text(plan: Plan) -> str:

@@ -38,8 +38,9 @@ class QuickstartDataset(BaseSftDataset):
     def __init__(self, *, num_rows: int = 14_400, seed: int = 0, **named: Any) -> None:
         """Takes how many chats to make, and from which seed; the rest as every data set does."""
         super().__init__(**named)
-        if num_rows < 1:
-            raise ConfigError(f"dataset_kwargs.num_rows: got {num_rows}, must be at least 1")
+        for name, value, least in (("num_rows", num_rows, 1), ("seed", seed, 0)):
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(f"dataset_kwargs.{name}: got {value!r}, must be a whole number, {least} or more")
         check_split(self.split or "train")
         self.num_rows = num_rows
         self.seed = seed

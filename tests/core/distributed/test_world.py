@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process knows its place among the others, or says what is wrong with what it was told."""
+
+from __future__ import annotations
+
+import pytest
+
+from oumi.core.distributed.world import World
+from oumi.core.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"])
+def test_a_place_that_is_no_number_is_told(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "abc")
+    with pytest.raises(ConfigError, match=f"{name} is 'abc' in the environment"), World.start():
+        pass
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 2"), World.start():
+        pass
+
+
+def test_one_process_is_the_whole_world() -> None:
+    with World.start() as world:
+        assert (world.rank, world.size) == (0, 1)
