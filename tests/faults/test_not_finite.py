@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from oumi.core.batch import collate
+from oumi.core.callbacks.guards import FiniteGuard
 from oumi.core.configs import TrainingConfig
 from oumi.core.data.loader import Loader
 from oumi.core.engine.step import take_step
 from oumi.core.errors import NotFiniteError
 from oumi.core.plan.parts import StepsPlan
+from oumi.core.run import Callbacks
 from oumi.core.train import train
 from oumi.core.trainers.native import NativeTrainer
 from oumi.core.trainers.trl import TrlTrainer
@@ -91,6 +93,37 @@ def test_a_gradient_that_overflows_stops_before_the_update(tmp_path: Path) -> No
     with pytest.raises(NotFiniteError, match="the gradient norm is inf"):
         take_step(run, [collate([rows[0], rows[1]])])
     assert all(torch.equal(weight, before[name]) for name, weight in run.model.named_parameters())
+
+
+def test_a_step_that_overflows_in_half_precision_moves_neither_weights_nor_schedule(tmp_path: Path) -> None:
+    trainer = build(tiny_config(tmp_path, lr_scheduler_type="linear"), NativeTrainer)
+    run = trainer.run
+    run.callbacks = Callbacks([FiniteGuard()])
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    before = {name: weight.clone() for name, weight in run.model.named_parameters()}
+    rows = run.loader.rows
+    take_step(run, [collate([rows[0], rows[1]])])
+    assert run.scaler.get_scale() == 2.0**126
+    assert run.schedule.last_epoch == 0
+    assert all(torch.equal(weight, before[name]) for name, weight in run.model.named_parameters())
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    take_step(run, [collate([rows[0], rows[1]])])
+    assert run.schedule.last_epoch == 1
+    assert any(not torch.equal(weight, before[name]) for name, weight in run.model.named_parameters())
+
+
+def test_steps_that_overflow_at_every_scale_stop_the_run(tmp_path: Path) -> None:
+    trainer = build(tiny_config(tmp_path), NativeTrainer)
+    run = trainer.run
+    run.callbacks = Callbacks([FiniteGuard()])
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
+    weight = next(iter(run.model.parameters()))
+    weight.register_hook(lambda gradient: gradient * float("inf"))
+    rows = run.loader.rows
+    for _ in range(4):
+        take_step(run, [collate([rows[0], rows[1]])])
+    with pytest.raises(NotFiniteError, match="the gradient norm is"):
+        take_step(run, [collate([rows[0], rows[1]])])
 
 
 @pytest.mark.parametrize("trainer", ["TRL_SFT", "HF"])

@@ -116,6 +116,20 @@ def test_a_directory_with_an_adapter_is_the_adapter_on_its_base() -> None:
     assert (made.model.name, made.model.adapter, made.model.tokenizer_name) == ("the/base", "some/model", "some/model")
 
 
+def test_the_version_of_an_adapter_is_not_that_of_its_base() -> None:
+    facts = Facts("cpu", "CPU", False, 2, 1, 1, model=ModelFacts(adapter_of="the/base"))
+    made = plan(facts, model={"model_revision": "v2"}).model
+    assert (made.revision, made.adapter_revision, made.tokenizer_revision) == (None, "v2", "v2")
+
+
+def test_weights_of_float16_are_refused_unless_they_stand_still() -> None:
+    config = TrainingConfig()
+    config.model.torch_dtype_str = "half"
+    assert any("gradients of float16 weights vanish" in problem.message for problem in refusals(config))
+    config.training.use_peft = True
+    assert not any("float16" in problem.message for problem in refusals(config))
+
+
 def test_a_plan_tells_what_no_reader_would_expect() -> None:
     notes = plan(warmup_ratio=0.1, warmup_steps=3, save_steps=5, save_epoch=True, max_steps=3, num_train_epochs=9).notes
     for key in ("warmup_steps decides", "save_steps decides", "max_steps decides"):

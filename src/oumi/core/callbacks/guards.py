@@ -24,7 +24,7 @@ class FiniteGuard(Callback):
 
     def before_update(self, run: Run, report: StepReport, micro_batches: list[Batch]) -> None:
         values = {"loss": float(report.loss)}
-        if not run.scaler.is_enabled():  # float16 skips overflowing steps by itself and scales down
+        if run.scaler.get_scale() <= 1:  # above it, float16 skips steps that overflow, and scales down
             values["gradient norm"] = float(report.grad_norm)
         broken = [f"the {name} is {value}" for name, value in values.items() if not _is_finite(value)]
         if not broken:

@@ -31,9 +31,11 @@ def take_step(run: Run, micro_batches: list[Batch]) -> StepReport:
         num_tokens=sum(batch.num_tokens for batch in micro_batches),
     )
     run.callbacks.before_update(run, report, micro_batches)
+    scale = run.scaler.get_scale()
     run.scaler.step(run.optimizer)
     run.scaler.update()
-    run.schedule.step()
+    if run.scaler.get_scale() >= scale:  # float16 skips the update where its scaled gradient overflows
+        run.schedule.step()
     run.optimizer.zero_grad(set_to_none=True)
     return report
 

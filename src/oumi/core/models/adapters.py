@@ -54,10 +54,10 @@ def lora_config(plan: LoraPlan) -> LoraConfig:
     )
 
 
-def load_adapter(model: Any, source: str | Path, is_trained: bool) -> Any:
+def load_adapter(model: Any, source: str | Path, is_trained: bool, revision: str | None = None) -> Any:
     """Returns the model with the adapter that lies at `source`, to be trained further or kept still."""
     with hub_errors("adapter", str(source)):
-        return PeftModel.from_pretrained(model, str(source), is_trainable=is_trained)
+        return PeftModel.from_pretrained(model, str(source), is_trainable=is_trained, revision=revision)
 
 
 def is_adapted(model: Any) -> bool:

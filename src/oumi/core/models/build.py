@@ -22,7 +22,8 @@ def build_model(plan: Plan, device: torch.device, checkpoint: Path | None = None
     model = load_model(plan.model, device, weights_from=checkpoint if is_full else None)
     adapter = checkpoint or plan.model.adapter
     if not is_full and adapter is not None:
-        return load_adapter(model, adapter, is_trained=True)
+        revision = None if checkpoint else plan.model.adapter_revision
+        return load_adapter(model, adapter, is_trained=True, revision=revision)
     if plan.lora is None:
         return model
     # Random weights have no name; the config sees to it that they are saved.

@@ -68,6 +68,7 @@ class ModelPlan:
     max_length: int | None
     chat_template: str | None
     adapter: str | None
+    adapter_revision: str | None
 
 
 @dataclass(frozen=True)

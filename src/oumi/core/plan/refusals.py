@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 from oumi.core.configs import LoraWeightInitialization, PeftSaveMode, TrainerType, TrainingConfig
 from oumi.core.configs.loading import leaves, locate
+from oumi.core.configs.model import DTYPES
 from oumi.core.configs.problems import semantic_problems
 from oumi.core.errors import ConfigError, Problem, did_you_mean
 from oumi.core.plan.choices import ATTENTIONS, SCHEDULES, wrong_optimizer, wrong_schedule
@@ -107,6 +108,12 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 
 def _contradictions(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     training = config.training
+    if DTYPES.get(config.model.torch_dtype_str.lower()) == "float16" and not training.use_peft:
+        yield (
+            "model.torch_dtype_str",
+            "the gradients of float16 weights vanish; keep float32 weights with "
+            "training.mixed_precision_dtype: FP16, or take bfloat16",
+        )
     yield from _wrong_attention(config)
     yield from _wrong_collator_kwargs(config)
     for name in training.gradient_checkpointing_kwargs:

@@ -15,6 +15,7 @@ from oumi.core.configs import (
     TrainingConfig,
     TrainingParams,
 )
+from oumi.core.configs.model import DTYPES
 from oumi.core.plan.parts import (
     CheckpointPlan,
     DataPlan,
@@ -30,18 +31,10 @@ from oumi.core.plan.parts import (
     StepsPlan,
 )
 
-_DTYPES = {
-    "float32": {"float32", "f32", "float"},
-    "float16": {"float16", "f16", "half"},
-    "bfloat16": {"bfloat16", "bf16"},
-    "float64": {"float64", "f64", "double"},
-}
-
 
 def plan_precision(config: TrainingConfig, facts: Facts) -> tuple[str, PrecisionPlan]:
     """Returns the dtype of the weights, and in what the run computes and why."""
-    wanted = config.model.torch_dtype_str.lower().removeprefix("torch.")
-    named = next((name for name, spellings in _DTYPES.items() if wanted in spellings), wanted)
+    named = DTYPES[config.model.torch_dtype_str.lower()]
     mixed = config.training.mixed_precision_dtype
     if facts.device == "cpu" and not facts.has_bf16:
         why = "this CPU has no bfloat16 instructions"
@@ -64,7 +57,9 @@ def plan_model(model: ModelParams, dtype: str, facts: ModelFacts) -> ModelPlan:
     overrides = dict(model.model_kwargs)
     name = facts.adapter_of or model.model_name
     tokenizer_name = model.tokenizer_name or model.model_name
-    revision = facts.commit or model.model_revision
+    own_revision = None if facts.adapter_of else model.model_revision  # an adapter's is not its base's
+    revision = facts.commit or own_revision
+    of_tokenizer = {name: revision, model.model_name: model.model_revision if facts.adapter_of else revision}
     lengths = (facts.tokenizer_length, overrides.get("max_position_embeddings", facts.max_positions))
     return ModelPlan(
         name=name,
@@ -77,12 +72,13 @@ def plan_model(model: ModelParams, dtype: str, facts: ModelFacts) -> ModelPlan:
         config_overrides=overrides,
         freeze=tuple(model.freeze_layers),
         tokenizer_name=tokenizer_name,
-        tokenizer_revision=revision if tokenizer_name == name else None,
+        tokenizer_revision=of_tokenizer.get(tokenizer_name),
         tokenizer_kwargs=model.tokenizer_kwargs,
         pad_token=model.tokenizer_pad_token,
         max_length=model.model_max_length or min(filter(None, lengths), default=None),
         chat_template=model.chat_template,
         adapter=model.model_name if facts.adapter_of else model.adapter_model,
+        adapter_revision=model.model_revision if facts.adapter_of else None,
     )
 
 
