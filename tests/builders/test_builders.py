@@ -64,3 +64,26 @@ def test_an_optimizer_and_its_schedule_move_together(model_params: ModelParams) 
         optimizer.step()
         schedule.step()
     assert rates == [0.0, 0.25, 0.5, 0.25]
+
+
+def test_a_model_is_built_with_the_adapter_that_it_names(model_params: ModelParams, tmp_path: Path) -> None:
+    peft = PeftParams(lora_target_modules=["q_proj"], lora_r=3)
+    build_model(model_params, peft).save_pretrained(tmp_path / "adapter")
+    model_params.adapter_model = str(tmp_path / "adapter")
+    assert build_model(model_params).peft_config["default"].r == 3
+
+
+def test_an_adapter_is_the_same_by_every_way(model_params: ModelParams) -> None:
+    peft = PeftParams(lora_target_modules=["q_proj", "v_proj"], lora_exclude_modules=["model.layers.0.*"], lora_r=3)
+    built = build_model(model_params, peft).peft_config["default"]
+    described = peft.to_lora()
+    for name in (
+        "r",
+        "lora_alpha",
+        "exclude_modules",
+        "target_modules",
+        "modules_to_save",
+        "bias",
+        "init_lora_weights",
+    ):
+        assert getattr(built, name) == getattr(described, name), name

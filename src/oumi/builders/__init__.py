@@ -32,15 +32,13 @@ def build_tokenizer(model_params: ModelParams) -> Any:
 
 
 def build_model(model_params: ModelParams, peft_params: PeftParams | None = None) -> Any:
-    """Returns a model, with a new adapter if one is described."""
+    """Returns a model, with the adapter that it names, or a new one if one is described."""
     import torch
 
-    from oumi.core.models.adapters import add_lora
-    from oumi.core.models.load import load_model
+    from oumi.core.models.build import build_model as build
 
     plan = _plan(model_params, peft=peft_params)
-    model = load_model(plan.model, torch.device(plan.device))
-    return model if plan.lora is None else add_lora(model, plan.lora, plan.model.name)
+    return build(plan, torch.device(plan.device))
 
 
 def build_peft_model(base_model: Any, use_gradient_checkpointing: bool, peft_params: PeftParams) -> Any:

@@ -37,9 +37,11 @@ def quickstart(
     share = _share_right(right, after)
     minutes, seconds = divmod(round(time.perf_counter() - started), 60)
     taken = f"{minutes}:{seconds:02d}"
+    if max_steps is not None:
+        typer.echo(f"Cut short after {max_steps} steps; a whole run reaches {PASS_SHARE:.0%}.")
     typer.echo(f"Right answers: {_share_right(right, before):.0%} before, {share:.1%} after, in {taken}.")
     _tell_next(output_dir)
-    if share < PASS_SHARE:
+    if max_steps is None and share < PASS_SHARE:
         typer.echo(f"That is fewer than the {PASS_SHARE:.0%} that a whole run reaches.", err=True)
         raise typer.Exit(1)
 

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from oumi.core.configs import TrainingParams
     from oumi.core.train import TrainResult
 
 
@@ -38,12 +38,13 @@ def train(
     check(loaded)  # before torch is imported: a typo is told at once
     from oumi.core.train import train as carry_out
 
-    _tell(carry_out(loaded, verbose=verbose, source=read_text(path)), loaded.training.save_final_model)
+    _tell(carry_out(loaded, verbose=verbose, source=read_text(path)), loaded.training)
 
 
-def _tell(result: TrainResult, has_model: bool) -> None:
+def _tell(result: TrainResult, training: TrainingParams) -> None:
     loss = f", loss {result.metrics['loss']:.4f}" if "loss" in result.metrics else ""
     typer.echo(f"\nDone after {result.steps} steps{loss}: {result.output_dir}")
-    if has_model:
+    if training.save_final_model:
         typer.echo(f"  talk to it:    oumi chat {result.output_dir}")
-    typer.echo(f"  see the run:   tensorboard --logdir {Path(result.output_dir) / 'tensorboard'}")
+    if training.enable_tensorboard:
+        typer.echo(f"  see the run:   tensorboard --logdir {training.logging_dir or result.output_dir / 'tensorboard'}")

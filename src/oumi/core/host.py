@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This machine: its device, its precision, its memory, its allocator. Imports no torch."""
+"""This machine: its device, its precision, its memory, its allocator. Imports no torch if it can be helped."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""Of the drivers of NVIDIA, of NVIDIA below Windows, and of AMD."""
 # Parameters of glibc's mallopt(3), by their numbers in <malloc.h>.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
@@ -35,8 +37,7 @@ def describe_host() -> Host:
     """Returns this machine as torch will see it, found without importing torch."""
     gpu = _first_gpu()
     if gpu is not None:
-        name, capability, memory_mib = gpu
-        return Host("cuda", name, float(capability) >= 8.0, num_cpus(), int(float(memory_mib)) << 20)
+        return gpu
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if os.uname().sysname == "Darwin" and os.uname().machine == "arm64":
         return Host("mps", "Apple GPU", True, num_cpus(), memory)
@@ -78,19 +79,32 @@ def keep_freed_memory() -> bool:
     return all(mallopt(parameter, value) == 1 for parameter, value in settings)
 
 
-def _first_gpu() -> list[str] | None:
-    """Returns name, compute capability and MiB of the first visible NVIDIA GPU, or None."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or not _torch_has_cuda():
+def _first_gpu() -> Host | None:
+    """Returns this machine with its first visible GPU, None if it has none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible in ("", "-1") or not _torch_has_gpus():
         return None
     command = ["nvidia-smi", "--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
+    command += [f"--id={visible.split(',')[0]}"] if visible else []
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
+        name, capability, memory_mib = (part.strip() for part in found.splitlines()[0].split(","))
+        return Host("cuda", name, float(capability) >= 8.0, num_cpus(), int(float(memory_mib)) << 20)
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return _gpu_of_torch() if any(Path(device).exists() for device in _GPU_DEVICES) else None
+
+
+def _gpu_of_torch() -> Host | None:
+    """Returns this machine as torch sees its GPU: the slow way, where nvidia-smi is not there to ask."""
+    import torch
+
+    if not torch.cuda.is_available():
         return None
-    return [part.strip() for part in found.splitlines()[0].split(",")] if found.strip() else None
+    properties = torch.cuda.get_device_properties(0)
+    return Host("cuda", properties.name, torch.cuda.is_bf16_supported(), num_cpus(), properties.total_memory)
 
 
-def _torch_has_cuda() -> bool:
+def _torch_has_gpus() -> bool:
     try:
         return not version("torch").endswith("+cpu")
     except PackageNotFoundError:

@@ -17,8 +17,6 @@ from oumi.core.errors import StorageError
 from oumi.core.run import Run, TrainState
 
 FOLDER = "state"
-_TENSOR = "tensor:"
-"""Marks a JSON string that stands for a tensor in the file beside it."""
 
 
 def save_state(run: Run, directory: Path) -> None:
@@ -101,7 +99,7 @@ def _read_json(path: Path) -> Any:
 def _without_tensors(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         tensors[name] = value.detach().cpu().contiguous()
-        return _TENSOR + name
+        return {"tensor": name}
     if isinstance(value, dict):
         # JSON keys are text; optimizers number their parameters, so the type of a key is kept beside it.
         return {"dict": [[key, _without_tensors(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
@@ -111,8 +109,8 @@ def _without_tensors(value: Any, name: str, tensors: dict[str, torch.Tensor]) ->
 
 
 def _with_tensors(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    if isinstance(value, str) and value.startswith(_TENSOR):
-        return tensors[value.removeprefix(_TENSOR)]
+    if isinstance(value, dict) and "tensor" in value:
+        return tensors[value["tensor"]]
     if isinstance(value, dict):
         return {key: _with_tensors(item, tensors) for key, item in value["dict"]}
     if isinstance(value, list):

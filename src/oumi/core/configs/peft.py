@@ -85,16 +85,24 @@ class PeftParams(Params):
         """Returns the adapter as peft.LoraConfig."""
         from peft import LoraConfig
 
-        targets: Any = self.lora_target_modules
-        start = self.lora_init_weights
-        by_flag = {LoraWeightInitialization.DEFAULT: True, LoraWeightInitialization.RANDOM: False}
-        return LoraConfig(
-            r=self.lora_r,
-            lora_alpha=self.lora_alpha,
-            lora_dropout=self.lora_dropout,
-            target_modules="all-linear" if targets == ["all-linear"] else targets,
-            modules_to_save=self.lora_modules_to_save,
-            bias=self.lora_bias,
-            task_type=self.lora_task_type,
-            init_lora_weights=by_flag.get(start, start.value),  # type: ignore[arg-type]  # names of PEFT
-        )
+        return LoraConfig(**self.lora_settings())
+
+    def lora_settings(self) -> dict[str, Any]:
+        """Returns the adapter in the terms of peft.LoraConfig."""
+        init: bool | str = self.lora_init_weights.value
+        if self.lora_init_weights in (LoraWeightInitialization.DEFAULT, LoraWeightInitialization.RANDOM):
+            init = self.lora_init_weights == LoraWeightInitialization.DEFAULT
+        is_all = self.lora_target_modules == ["all-linear"]
+        patterns = self.lora_exclude_modules
+        return {
+            "r": self.lora_r,
+            "lora_alpha": self.lora_alpha,
+            "lora_dropout": self.lora_dropout,
+            "target_modules": "all-linear" if is_all else self.lora_target_modules,
+            "exclude_modules": "|".join(f"(?:{pattern})" for pattern in patterns) if patterns else None,
+            "target_parameters": self.lora_target_parameters or None,
+            "modules_to_save": self.lora_modules_to_save or None,
+            "bias": self.lora_bias,
+            "init_lora_weights": init,
+            "task_type": str(self.lora_task_type),
+        }

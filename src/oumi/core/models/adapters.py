@@ -18,12 +18,13 @@ from oumi.core.plan.parts import LoraPlan, Saved
 def add_lora(model: Any, plan: LoraPlan, base_name: str) -> Any:
     """Returns the model with a new LoRA adapter; only the adapter is trained."""
     modules = [name for name, _ in model.named_modules()]
-    targets = plan.target_modules if isinstance(plan.target_modules, tuple) else None
-    _check_known("peft.lora_target_modules", targets, modules)
-    _check_known("peft.lora_modules_to_save", plan.modules_to_save, modules)
-    _check_known("peft.lora_target_parameters", plan.target_parameters, [name for name, _ in model.named_parameters()])
+    settings, targets = plan.settings, plan.settings["target_modules"]
+    _check_known("peft.lora_target_modules", targets if isinstance(targets, list) else None, modules)
+    _check_known("peft.lora_modules_to_save", settings["modules_to_save"], modules)
+    parameters = [name for name, _ in model.named_parameters()]
+    _check_known("peft.lora_target_parameters", settings["target_parameters"], parameters)
     try:
-        wrapped = get_peft_model(model, lora_config(plan))
+        wrapped = get_peft_model(model, LoraConfig(**settings))
     except ValueError as error:
         raise ConfigError(f"peft: {str(error).splitlines()[0]}") from error
     wrapped.peft_config["default"].base_model_name_or_path = base_name
@@ -36,22 +37,6 @@ def _check_known(key: str, wanted: Sequence[str] | None, known: Sequence[str]) -
         if not any(f".{path}".endswith(f".{name}") for path in known):
             hint = did_you_mean(name, {path.rpartition(".")[2] for path in known} | set(known))
             raise ConfigError(f"{key}: the model has no '{name}'{hint}")
-
-
-def lora_config(plan: LoraPlan) -> LoraConfig:
-    """Returns the plan as PEFT wants it."""
-    return LoraConfig(
-        r=plan.r,
-        lora_alpha=plan.alpha,
-        lora_dropout=plan.dropout,
-        target_modules=list(plan.target_modules) if isinstance(plan.target_modules, tuple) else plan.target_modules,
-        exclude_modules=plan.exclude_modules,
-        target_parameters=list(plan.target_parameters) if plan.target_parameters else None,
-        modules_to_save=list(plan.modules_to_save) if plan.modules_to_save else None,
-        bias=plan.bias,  # type: ignore[arg-type]  # checked by the config
-        init_lora_weights=plan.init,  # type: ignore[arg-type]  # checked by the config
-        task_type=plan.task_type,
-    )
 
 
 def load_adapter(model: Any, source: str | Path, is_trained: bool, revision: str | None = None) -> Any:

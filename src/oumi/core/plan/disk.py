@@ -58,15 +58,16 @@ def saved_of_files(facts: ModelFacts, dtype: str, lora: LoraPlan | None) -> Save
             return None
         num_bytes = facts.num_parameters * _BYTES.get(dtype, 4)
         return Saved(num_bytes, num_bytes)
-    if lora.target_modules is None or lora.modules_to_save or lora.target_parameters or not facts.matrices:
+    settings, targets = lora.settings, lora.settings["target_modules"]
+    if targets is None or settings["modules_to_save"] or settings["target_parameters"] or not facts.matrices:
         return None
-    adapted = [shape for name, shape in facts.matrices.items() if _is_adapted(name, lora.target_modules)]
-    adapter_bytes = 4 * sum(lora.r * sum(shape) for shape in adapted)
+    adapted = [shape for name, shape in facts.matrices.items() if _is_adapted(name, targets)]
+    adapter_bytes = 4 * sum(settings["r"] * sum(shape) for shape in adapted)
     base_bytes = (facts.num_parameters or 0) * _BYTES.get(dtype, 4)
     return Saved(adapter_bytes, adapter_bytes, 0 if lora.save_mode == "ADAPTER_ONLY" else base_bytes)
 
 
-def _is_adapted(name: str, targets: tuple[str, ...] | str) -> bool:
+def _is_adapted(name: str, targets: list[str] | str) -> bool:
     module = name.removesuffix(".weight")
     if isinstance(targets, str):
         return not any(part in module for part in _EMBEDDINGS)

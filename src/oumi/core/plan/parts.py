@@ -73,18 +73,10 @@ class ModelPlan:
 
 @dataclass(frozen=True)
 class LoraPlan:
-    """A LoRA adapter, in the terms of peft.LoraConfig."""
+    """A LoRA adapter, and what is saved of it."""
 
-    r: int
-    alpha: int
-    dropout: float
-    target_modules: tuple[str, ...] | str | None
-    exclude_modules: str | None
-    target_parameters: tuple[str, ...] | None
-    modules_to_save: tuple[str, ...] | None
-    bias: str
-    init: bool | str
-    task_type: str
+    settings: Mapping[str, Any]
+    """Arguments of peft.LoraConfig."""
     save_mode: str
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from oumi.core.configs import (
-    LoraWeightInitialization,
     MixedPrecisionDtype,
     ModelParams,
     PeftParams,
@@ -84,24 +83,7 @@ def plan_model(model: ModelParams, dtype: str, facts: ModelFacts) -> ModelPlan:
 
 def plan_lora(peft: PeftParams) -> LoraPlan:
     """Returns the adapter in the terms of PEFT."""
-    targets: Any = tuple(peft.lora_target_modules) if peft.lora_target_modules is not None else None
-    init: bool | str = peft.lora_init_weights.value
-    if peft.lora_init_weights in (LoraWeightInitialization.DEFAULT, LoraWeightInitialization.RANDOM):
-        init = peft.lora_init_weights == LoraWeightInitialization.DEFAULT
-    exclude = peft.lora_exclude_modules
-    return LoraPlan(
-        r=peft.lora_r,
-        alpha=peft.lora_alpha,
-        dropout=peft.lora_dropout,
-        target_modules="all-linear" if targets == ("all-linear",) else targets,
-        exclude_modules="|".join(f"(?:{pattern})" for pattern in exclude) if exclude else None,
-        target_parameters=tuple(peft.lora_target_parameters) if peft.lora_target_parameters else None,
-        modules_to_save=tuple(peft.lora_modules_to_save) if peft.lora_modules_to_save else None,
-        bias=peft.lora_bias,
-        init=init,
-        task_type=str(peft.lora_task_type),
-        save_mode=peft.peft_save_mode.name,
-    )
+    return LoraPlan(settings=peft.lora_settings(), save_mode=peft.peft_save_mode.name)
 
 
 def plan_data(config: TrainingConfig) -> DataPlan:
