@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An optimizer by its name moves weights as the one of torch does, and decays matrices alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from oumi.core.errors import ConfigError
+from oumi.core.optim.optimizers import OPTIMIZERS, build_optimizer
+from oumi.core.plan import choices
+from oumi.core.plan.parts import OptimizerPlan
+
+RATE, DECAY, BETAS, EPSILON, MOMENTUM = 0.01, 0.1, (0.8, 0.95), 1e-6, 0.7
+
+
+def plan(name: str) -> OptimizerPlan:
+    return OptimizerPlan(name, RATE, DECAY, BETAS, EPSILON, MOMENTUM, None)
+
+
+def layer() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Linear(4, 3)
+
+
+def moved(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Returns the weights after three steps on the same numbers."""
+    torch.manual_seed(1)
+    for _ in range(3):
+        module(torch.randn(5, 4)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return [weight.detach() for weight in module.parameters()]
+
+
+def groups(module: torch.nn.Module) -> list[dict[str, Any]]:
+    matrix, vector = module.parameters()
+    return [{"params": [matrix], "weight_decay": DECAY}, {"params": [vector], "weight_decay": 0.0}]
+
+
+def adafactor(parameters: Any) -> torch.optim.Optimizer:
+    from transformers.optimization import Adafactor
+
+    return Adafactor(parameters, lr=RATE, relative_step=False, scale_parameter=False, warmup_init=False)
+
+
+REFERENCES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "adam": lambda parameters: torch.optim.Adam(parameters, RATE, BETAS, EPSILON),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, RATE, BETAS, EPSILON),
+    "adamw_torch": lambda parameters: torch.optim.AdamW(parameters, RATE, BETAS, EPSILON),
+    "adamw_torch_fused": lambda parameters: torch.optim.AdamW(parameters, RATE, BETAS, EPSILON),
+    "sgd": lambda parameters: torch.optim.SGD(parameters, RATE, MOMENTUM),
+    "adafactor": adafactor,
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_an_optimizer_moves_weights_as_its_reference(name: str) -> None:
+    ours, theirs = layer(), layer()
+    found = moved(ours, build_optimizer(ours, plan(name)))
+    wanted = moved(theirs, REFERENCES[name](groups(theirs)))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_every_name_that_a_config_may_choose_is_there() -> None:
+    assert set(OPTIMIZERS) == set(choices.OPTIMIZERS)
+    assert REFERENCES.keys() | {"adamw_8bit", "paged_adamw_8bit", "paged_adamw", "paged_adamw_32bit"} == set(OPTIMIZERS)
+
+
+def test_a_model_of_which_nothing_moves_is_told() -> None:
+    frozen = layer().requires_grad_(False)
+    with pytest.raises(ConfigError, match="no weight is trained: everything is frozen"):
+        build_optimizer(frozen, plan("sgd"))
