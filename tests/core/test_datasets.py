@@ -216,7 +216,7 @@ def test_a_file_of_ones_own_does_not_stand_for_a_library_of_its_name(
     from oumi.core.datasets import import_extra_files
 
     (tmp_path / "datasets.py").write_text("HERE = True")
-    (tmp_path / "extra.txt").write_text(f"\n  {tmp_path / 'datasets.py'}  \n\n")
+    (tmp_path / "extra.txt").write_text(f"# mine\n  {tmp_path / 'datasets.py'}  # one\n\n")
     monkeypatch.setenv("OUMI_EXTRA_DEPS_FILE", str(tmp_path / "extra.txt"))
     import_extra_files.cache_clear()
     import_extra_files()

@@ -139,7 +139,7 @@ def test_missing_directory_names_the_nearest(tmp_path):
 
 def test_file_is_not_a_directory(tmp_path):
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(ConfigError, match="is a file, not a model directory"):
+    with pytest.raises(ConfigError, match="a file; name the directory of a model"):
         load_speaker(tmp_path / "model.safetensors")
 
 

@@ -164,7 +164,9 @@ def import_extra_files() -> None:
         return
     if not Path(listing).is_file():
         raise ConfigError(f"OUMI_EXTRA_DEPS_FILE: no file {listing}")
-    for line in filter(None, map(str.strip, Path(listing).read_text().splitlines())):
+    for line in (line.partition("#")[0].strip() for line in Path(listing).read_text().splitlines()):
+        if not line:
+            continue
         path = Path(line).expanduser()
         if not path.is_file():
             raise ConfigError(f"{listing}: no file {line}")

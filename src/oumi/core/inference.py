@@ -132,8 +132,9 @@ def check_model_dir(folder: Path) -> None:
     """Raises ConfigError or RefusedError unless `folder` holds a model or an adapter, with safe weights."""
     if not folder.is_dir():
         beside = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        what = "is a file, not a model directory" if folder.exists() else "no such directory"
-        raise ConfigError(f"{folder}: {what}{did_you_mean(folder.name, beside)}")
+        if folder.exists():
+            raise ConfigError(f"{folder}: a file; name the directory of a model")
+        raise ConfigError(f"{folder}: no such directory{did_you_mean(folder.name, beside)}")
     if (folder / _ADAPTER).is_file():
         return
     missing = "config.json" if not (folder / "config.json").is_file() else None

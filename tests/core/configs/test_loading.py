@@ -245,3 +245,9 @@ def test_a_number_stays_one_where_it_is_wanted() -> None:
     )
     assert (config.training.learning_rate, config.training.max_steps) == (1e-4, 1000)
     assert config.data.train.datasets[0].dataset_kwargs == {"size": 7}
+
+
+def test_a_job_file_is_told_as_one() -> None:
+    with pytest.raises(ConfigError, match="a job file, which says where a run goes") as refused:
+        TrainingConfig.from_str("name: mine\nresources: {cloud: local}\nrun: oumi train -c ${X}\n")
+    assert len(refused.value.problems) == 1

@@ -53,6 +53,8 @@ class BaseConfig(Params):
 
     has_references: ClassVar[bool] = True
     """False where `${...}` belongs to another language, such as the shell."""
+    other_kind: ClassVar[tuple[frozenset[str], str]] = (frozenset(), "")
+    """Keys that only another kind of file begins with, and what to say of it."""
 
     @classmethod
     def from_yaml(cls, config_path: str | Path, ignore_interpolation: bool = False) -> Self:
@@ -108,6 +110,8 @@ class BaseConfig(Params):
             root, problems = parse(text, name)
             if not isinstance(root.value, dict):
                 raise TreeError(Problem("", "a config is a mapping of keys to values", root.place))
+            if cls.other_kind[0] & root.value.keys() and not cls.model_fields.keys() & root.value.keys():
+                raise TreeError(Problem("", cls.other_kind[1], root.place))
         except TreeError as error:
             raise ConfigError([error.problem], name) from None
         for override in overrides:

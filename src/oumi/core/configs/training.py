@@ -27,6 +27,11 @@ _TRL = (
 class TrainingConfig(BaseConfig):
     """Everything that a training run is."""
 
+    other_kind = (
+        frozenset({"run", "resources", "num_nodes"}),
+        "a job file, which says where a run goes; name the training config that its `run` names",
+    )
+
     data: DataParams = DataParams()
     """What is learned from."""
     model: ModelParams = ModelParams.model_construct(_fields_set=set(), model_name="")
