@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from oumi.core.batch import Batch
-from oumi.core.models.language_model import make_flat
+from oumi.core.models.flat import make_flat
 from oumi.core.objectives.next_token import next_token_loss
 from tests.runs import batches, tiny_rows
 from tests.tiny import tiny_llama

@@ -3,23 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from oumi.core.batch import Batch, collate
-from oumi.core.errors import ConfigError
-from oumi.core.log import logger
-from oumi.core.models.attention import FLAT_EAGER, FLAT_SDPA
-from oumi.core.types.example import Example, Source
-
-_WINDOWS = ("sliding_window", "attention_chunk_size")
-_NARROW = 4
-"""Tokens."""
+from oumi.core.batch import Batch
 
 
 class LanguageModel(torch.nn.Module):
@@ -59,121 +48,6 @@ class LanguageModel(torch.nn.Module):
             use_cache=False,
         )
         return output.logits[is_token_DS.bool()][batch.trained]
-
-
-def make_flat(inner: Any, attention: str | None) -> LanguageModel:
-    """Returns the model on flat batches if that leaves its numbers unchanged, else on padded ones, and says why.
-
-    Whether it does is tried on the model itself: two documents in one stream must give the logits that each
-    gives alone by the model's own attention, and changing the first must not move the second beyond rounding
-    (the rows of a mixture of experts are multiplied in groups, whose size the first document changes).
-    """
-    why = _why_not_flat(inner, attention)
-    if why:
-        logger.warning("batches are padded: %s", why)
-    return LanguageModel(inner, is_flat=not why)
-
-
-def _why_not_flat(inner: Any, attention: str | None) -> str:
-    """Sets the model to flat attention and returns nothing, or leaves it as it was and returns the reason."""
-    kind = inner.config.model_type
-    if attention not in (None, "sdpa", "eager"):
-        return f"model.attn_implementation {attention} does not tell documents apart"
-    if not _takes_interface(inner):
-        return f"the attention of {kind} cannot be exchanged"
-    own = inner.config._attn_implementation
-    try:
-        with _narrow(inner), _evaluating(inner):
-            alone = _alone(inner)
-            inner.set_attn_implementation(FLAT_EAGER if attention == "eager" else FLAT_SDPA)
-            is_same = _is_same(LanguageModel(inner, is_flat=True), alone)
-    except TypeError:
-        inner.set_attn_implementation(own)
-        return f"the layers of {kind} do not pass on where documents begin"
-    if is_same:
-        return ""
-    inner.set_attn_implementation(own)
-    return f"{kind} lets a token see otherwise than causally within its document and window"
-
-
-def _takes_interface(inner: Any) -> bool:
-    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    return bool(base._supports_attention_backend)
-
-
-@contextmanager
-def _narrow(inner: Any) -> Iterator[None]:
-    """Makes windows and chunks so small that a short document is longer than they are."""
-    holders = [inner.config, *(module for module in inner.modules() if not isinstance(module, LanguageModel))]
-    before = [
-        (holder, name, value)
-        for holder in holders
-        for name in _WINDOWS
-        if isinstance(value := getattr(holder, name, None), int)
-    ]
-    try:
-        for holder, name, value in before:
-            setattr(holder, name, min(value, _NARROW))
-        yield
-    finally:
-        for holder, name, value in before:
-            setattr(holder, name, value)
-
-
-@contextmanager
-def _evaluating(inner: Any) -> Iterator[None]:
-    was_training = inner.training
-    inner.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        inner.train(was_training)
-
-
-def _alone(inner: Any) -> torch.Tensor:
-    """Returns the logits of the second document by the model's own attention."""
-    tokens = torch.from_numpy(_second(inner).tokens)[None].long().to(_device(inner))
-    try:
-        logits: torch.Tensor = inner(input_ids=tokens, use_cache=False).logits[0, :-1]
-    except RuntimeError as error:
-        told = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"model {inner.config.name_or_path}: cannot compute a dozen tokens: {told}") from error
-    return logits
-
-
-def _is_same(flat: LanguageModel, alone: torch.Tensor) -> bool:
-    vocabulary = _vocabulary(flat.inner)
-    found = [
-        flat(collate([_document(5, vocabulary, start), _second(flat.inner)]).to(_device(flat.inner)))[-len(alone) :]
-        for start in (0, 11)
-    ]
-    return _close(found[0], alone) and _close(found[0], found[1])
-
-
-def _second(inner: Any) -> Example:
-    return _document(3 * _NARROW, _vocabulary(inner), 3)
-
-
-def _vocabulary(inner: Any) -> int:
-    return int(inner.get_input_embeddings().num_embeddings)
-
-
-def _device(inner: Any) -> torch.device:
-    device: torch.device = next(inner.parameters()).device
-    return device
-
-
-def _document(length: int, vocabulary: int, start: int) -> Example:
-    tokens = (np.arange(start, start + length) * 7 % max(vocabulary - 1, 1)).astype(np.int32)
-    return Example(tokens, np.ones(length, dtype=np.bool_), Source("", "", 0))
-
-
-def _close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Returns True if the two differ by rounding only."""
-    error = (found.float() - wanted.float()).norm() / wanted.float().norm().clamp_min(1e-12)
-    eps = torch.finfo(found.dtype).eps
-    return error.item() < max(64 * torch.finfo(torch.float32).eps, 4 * eps)
 
 
 def _lengths(batch: Batch) -> list[int]:

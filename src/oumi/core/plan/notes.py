@@ -11,6 +11,7 @@ from oumi.core.configs import DatasetParams, TrainerType, TrainingConfig
 from oumi.core.configs.loading import leaves
 from oumi.core.plan.parts import DiskPlan, Facts, ModelFacts, PrecisionPlan, StepsPlan
 
+_COMPLETIONS_ONLY = "text_completions_only_with_padding"
 _GROUPS = (
     "training.grpo.*",
     "training.gkd.*",
@@ -98,7 +99,7 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
     if training.trainer_type == TrainerType.OUMI:
         if train.train_target is None and train.collator_name is None:
             yield "targets: assistant turns only; name `data.train.train_target` for another choice"
-    elif train.train_target is None and train.collator_name != "text_completions_only_with_padding":
+    elif train.train_target is None and train.collator_name != _COMPLETIONS_ONLY:
         yield "targets: every token, prompts included; set `data.train.train_target` to train on answers only"
     if training.max_steps > 0 and "training.num_train_epochs" in changed_keys(config):
         yield "not read: training.num_train_epochs: max_steps decides"
@@ -169,11 +170,11 @@ def _of_choices(config: TrainingConfig) -> dict[tuple[str, ...], str]:
     """Returns the keys that another key has switched off."""
     training = config.training
     off: dict[tuple[str, ...], str] = {}
-    padding, templates = "pad_to_multiple_of", [key for key in config.data.train.collator_kwargs if "template" in key]
-    if training.trainer_type == TrainerType.OUMI and padding in config.data.train.collator_kwargs:
-        off[("data.train.collator_kwargs",)] = f"{padding} is for padded batches, and these are flat"
-    if templates and config.data.train.collator_name != "text_completions_only_with_padding":
-        off[("data.train.collator_kwargs",)] = "only text_completions_only_with_padding reads templates"
+    train = config.data.train
+    if training.trainer_type == TrainerType.OUMI and "pad_to_multiple_of" in train.collator_kwargs:
+        off[("data.train.collator_kwargs",)] = "pad_to_multiple_of is for padded batches, and these are flat"
+    elif train.collator_kwargs.keys() - {"pad_to_multiple_of"} and train.collator_name != _COMPLETIONS_ONLY:
+        off[("data.train.collator_kwargs",)] = f"only {_COMPLETIONS_ONLY} reads templates"
     if not training.use_peft:
         off[("peft.*",)] = "training.use_peft is false"
     elif not config.peft.q_lora:

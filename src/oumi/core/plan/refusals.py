@@ -54,7 +54,8 @@ def check(config: TrainingConfig) -> None:
 
 def refusals(config: TrainingConfig) -> list[Problem]:
     """Returns every part of the config that this version or the chosen trainer cannot carry out."""
-    found = [*_unbuilt(config), *_wrong_for_trainer(config), *_contradictions(config)]
+    looks = (_unbuilt, _wrong_for_trainer, _wrong_model, _wrong_data, _wrong_gradient_checkpointing, _wrong_adapter)
+    found = [one for look in looks for one in look(config)]
     return [Problem(key, message, locate(config, key)) for key, message in found]
 
 
@@ -106,23 +107,20 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         )
 
 
-def _contradictions(config: TrainingConfig) -> Iterator[tuple[str, str]]:
-    training = config.training
-    if DTYPES.get(config.model.torch_dtype_str.lower()) == "float16" and not training.use_peft:
+def _wrong_model(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+    if DTYPES.get(config.model.torch_dtype_str.lower()) == "float16" and not config.training.use_peft:
         yield (
             "model.torch_dtype_str",
             "the gradients of float16 weights vanish; keep float32 weights with "
             "training.mixed_precision_dtype: FP16, or take bfloat16",
         )
-    yield from _wrong_attention(config)
-    yield from _wrong_collator_kwargs(config)
-    for name in training.gradient_checkpointing_kwargs:
-        if name not in _CHECKPOINTING:
-            known = did_you_mean(name, _CHECKPOINTING) or f"; it takes {', '.join(_CHECKPOINTING)}"
-            yield (
-                f"training.gradient_checkpointing_kwargs.{name}",
-                f"torch.utils.checkpoint has no such argument{known}",
-            )
+    wanted = config.model.attn_implementation
+    if wanted is not None and wanted not in ATTENTIONS and "/" not in wanted:
+        known = did_you_mean(wanted, ATTENTIONS) or f"; known: {', '.join(ATTENTIONS)}"
+        yield "model.attn_implementation", f"unknown attention '{wanted}'{known}"
+
+
+def _wrong_data(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     for split in ("train", "validation"):
         for i, one in enumerate(getattr(config.data, split).datasets):
             if one.is_file and "[" in (one.split or ""):
@@ -130,13 +128,12 @@ def _contradictions(config: TrainingConfig) -> Iterator[tuple[str, str]]:
                     f"data.{split}.datasets[{i}].split",
                     f"'{one.split}' takes a part of {one.dataset_path}: parts of a file are not built yet",
                 )
-    if training.use_peft:
-        yield from _wrong_for_adapters(config)
-    if training.eval_strategy != "no" and not config.data.validation.datasets:
+    if config.training.eval_strategy != "no" and not config.data.validation.datasets:
         yield (
             "training.eval_strategy",
-            f"'{training.eval_strategy}' needs rows: data.validation.datasets is empty",
+            f"'{config.training.eval_strategy}' needs rows: data.validation.datasets is empty",
         )
+    yield from _wrong_collator_kwargs(config)
 
 
 def _wrong_collator_kwargs(config: TrainingConfig) -> Iterator[tuple[str, str]]:
@@ -145,7 +142,7 @@ def _wrong_collator_kwargs(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         if name == "train_target":
             yield key, "write it beside collator_name, as data.train.train_target"
         elif name not in _COLLATOR_KWARGS:
-            yield key, f"no collator reads it{did_you_mean(name, _COLLATOR_KWARGS) or ''}"
+            yield key, f"no collator reads it{did_you_mean(name, _COLLATOR_KWARGS)}"
         elif name == "pad_to_multiple_of":
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 yield key, f"got {value!r}, must be a whole number, 1 or more"
@@ -153,14 +150,17 @@ def _wrong_collator_kwargs(config: TrainingConfig) -> Iterator[tuple[str, str]]:
             yield key, f"got {value!r}, must be text"
 
 
-def _wrong_attention(config: TrainingConfig) -> Iterator[tuple[str, str]]:
-    wanted = config.model.attn_implementation
-    if wanted is not None and wanted not in ATTENTIONS and "/" not in wanted:
-        known = did_you_mean(wanted, ATTENTIONS) or f"; known: {', '.join(ATTENTIONS)}"
-        yield "model.attn_implementation", f"unknown attention '{wanted}'{known}"
+def _wrong_gradient_checkpointing(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+    for name in config.training.gradient_checkpointing_kwargs:
+        if name not in _CHECKPOINTING:
+            known = did_you_mean(name, _CHECKPOINTING) or f"; it takes {', '.join(_CHECKPOINTING)}"
+            key = f"training.gradient_checkpointing_kwargs.{name}"
+            yield key, f"torch.utils.checkpoint has no such argument{known}"
 
 
-def _wrong_for_adapters(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+def _wrong_adapter(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+    if not config.training.use_peft:
+        return
     if not config.model.load_pretrained_weights and config.peft.peft_save_mode == PeftSaveMode.ADAPTER_ONLY:
         yield (
             "peft.peft_save_mode",

@@ -19,7 +19,7 @@ from oumi.core.distributed.world import World, seed_everything
 from oumi.core.engine.loop import fit
 from oumi.core.models.adapters import save_model, saved_of
 from oumi.core.models.build import build_model
-from oumi.core.models.language_model import make_flat
+from oumi.core.models.flat import make_flat
 from oumi.core.objectives.next_token import next_token_loss
 from oumi.core.optim.optimizers import build_optimizer
 from oumi.core.optim.schedules import build_schedule
