@@ -21,15 +21,16 @@ def quickstart(directory, *arguments, threads="1"):
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
 
 
-def test_short_quickstart_shows_its_table_and_says_honestly_that_it_fell_short(tmp_path):
+def test_a_quickstart_that_is_cut_short_shows_its_table_and_says_so(tmp_path):
     result = quickstart(tmp_path / "run", "--max-steps", "10")
-    assert result.returncode == 1, result.stderr
+    assert result.returncode == 0, result.stderr
     assert re.search(r"Question\W+Before\W+After\W+Right answer", result.stdout)
     assert "0% before" in result.stdout
-    assert "fewer than the 90%" in result.stderr
+    assert "Cut short after 10 steps; a whole run reaches 90%." in result.stdout
     assert f"oumi chat {tmp_path / 'run'}" in result.stdout
     assert "Traceback" not in result.stderr
     assert load_speaker(tmp_path / "run").max_length == 128
+    assert quickstart(tmp_path / "run", "--max-steps", "1").returncode == 0, "it may be run again"
 
 
 @pytest.mark.slow

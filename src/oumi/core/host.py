@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -77,6 +78,16 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, (1 << 31) - 1), (_M_TOP_PAD, 64 << 20))
     return all(mallopt(parameter, value) == 1 for parameter, value in settings)
+
+
+def peak_memory_bytes() -> int:
+    """Returns the most memory that this process has held."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+    # Not getrusage, whose peak a new process takes over from the one that started it.
+    kib = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(kib) << 10
 
 
 def _first_gpu() -> Host | None:

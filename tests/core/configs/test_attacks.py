@@ -41,10 +41,11 @@ ATTACKS = {
 """What is tried -> the file, and words of the refusal."""
 
 LOAD = """
-import json, resource, time
+import json, time
 from oumi.core.configs import TrainingConfig
 from oumi.core.errors import ConfigError
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from oumi.core.host import peak_memory_bytes
+before = peak_memory_bytes()
 started = time.process_time()
 try:
     TrainingConfig.from_yaml("attack.yaml")
@@ -52,7 +53,7 @@ try:
 except ConfigError as error:
     told = str(error)
 seconds = time.process_time() - started
-grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+grown = (peak_memory_bytes() - before) / 1e6
 print(json.dumps([told, seconds, grown]))
 """
 

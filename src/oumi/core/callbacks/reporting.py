@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from oumi.core import host
 from oumi.core.run import Callback, Progress, StepReport
 
 Record = dict[str, float]
@@ -98,5 +97,4 @@ def peak_memory_bytes() -> int:
     """Returns the most memory that was held: of the GPU if there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return host.peak_memory_bytes()
