@@ -99,6 +99,7 @@ def test_every_value_of_the_plan_is_read_by_our_own_trainer(name: str) -> None:
 
 # What only the plan itself reads, or tells.
 TOLD = {
+    "ModelPlan": {"digest"},  # compared as part of the trajectory
     "StepsPlan": {"num_epochs", "max_steps", "num_rows", "accumulation"},  # by its properties
     "PrecisionPlan": {"reason"},
     "SchedulePlan": {"warmup_steps", "warmup_ratio"},

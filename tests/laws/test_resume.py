@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from oumi.core.checkpoint.identity import Identity, write_identity
 from oumi.core.data.templates import bundled_template
@@ -92,6 +93,24 @@ def test_other_rows_do_not_count_as_complete(tmp_path: Path, trainer: str, savin
         train(tiny_config(tmp_path, **shape))
         after = weights(tmp_path / "out")
         assert any(not torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("use_peft", [False, True])
+def test_other_weights_of_the_same_name_are_another_run(tmp_path: Path, use_peft: bool) -> None:
+    train(tiny_config(tmp_path, **_SAVING, use_peft=use_peft))
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    save_file({name: tensor + 1e-3 for name, tensor in tensors.items()}, path, {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"other settings.*\n  model\.digest: "):
+        train(tiny_config(tmp_path, **_SAVING, use_peft=use_peft))
+
+
+def test_a_finished_run_is_taken_again_from_the_checkpoint_that_is_named(tmp_path: Path) -> None:
+    train(tiny_config(tmp_path, save_steps=4))
+    before = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
+    train(tiny_config(tmp_path, save_steps=4, resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4")))
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns > before
+    assert len(losses(tmp_path / "out")) == 12
 
 
 def test_a_template_that_tells_the_date_tells_that_of_the_first_day(tmp_path: Path) -> None:

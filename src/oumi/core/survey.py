@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from contextlib import suppress
@@ -18,6 +19,8 @@ from oumi.core.plan.parts import Facts, ModelFacts
 from oumi.core.recipes import resolve_asset
 
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_END_BYTES = 1 << 20
+"""Of each end of a file, for its digest."""
 _UNLIMITED = 1_000_000_000
 """Tokenizers without a length of their own say some number above this."""
 
@@ -85,6 +88,7 @@ def _model_facts(model: ModelParams, may_download: bool) -> ModelFacts:
         ),
         adapter_of=adapter_of,
         commit=path.parent.name if path.parent.parent.name == "snapshots" else None,
+        digest=_digest(name, adapter_of, model.adapter_model) if model.load_pretrained_weights else None,
     )
 
 
@@ -116,6 +120,24 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: must be an object with keys")
     return value
+
+
+def _digest(*names: str | None) -> str | None:
+    """Returns a digest of the weights of models that are local directories, None if none is.
+
+    By it other weights under the same name are noticed. It takes the size and both ends of each file, so that
+    no file needs to be read whole.
+    """
+    folders = [_folder(name) for name in names if name is not None]
+    digest, has_files = hashlib.sha256(), False
+    for path in (path for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.safetensors"))):
+        has_files, size = True, path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_END_BYTES))
+            file.seek(max(0, size - _END_BYTES))
+            digest.update(file.read())
+    return digest.hexdigest() if has_files else None
 
 
 def _stored_dtype(config: dict[str, Any], tensors: dict[str, Any]) -> str | None:

@@ -28,6 +28,8 @@ class ModelFacts:
     """The files are an adapter's: the model that it belongs to."""
     commit: str | None = None
     """Of the Hub: exactly which version of the model is meant."""
+    digest: str | None = None
+    """Of the weights in a local directory."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class ModelPlan:
 
     name: str
     revision: str | None
+    digest: str | None
+    """Of weights in a local directory, by which others under the same name are noticed."""
     pretrained: bool
     """False: random weights."""
     trust_remote_code: bool

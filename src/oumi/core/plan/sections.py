@@ -63,6 +63,7 @@ def plan_model(model: ModelParams, dtype: str, facts: ModelFacts) -> ModelPlan:
     return ModelPlan(
         name=name,
         revision=revision,
+        digest=facts.digest,
         pretrained=model.load_pretrained_weights,
         trust_remote_code=model.trust_remote_code,
         dtype=dtype,

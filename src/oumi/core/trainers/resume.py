@@ -33,7 +33,9 @@ class Start:
         return datetime.fromisoformat(self.identity.began)
 
     def is_finished(self, plan: Plan, data: str) -> bool:
-        """Returns whether this very run, on these very rows, is complete and its model still there."""
+        """Returns whether this very run is to go on, and is complete on these very rows, its model still there."""
+        if not plan.checkpoints.resume_last:
+            return False
         same = (self.identity.trajectory, self.identity.data) == (trajectory(plan), data)
         return same and (not plan.checkpoints.final_model or any(plan.output_dir.glob("*.safetensors")))
 
