@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# For example PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu' where there is no GPU.
+# More arguments for pip, for instance an index of CPU builds of torch where there is no GPU.
 PIP_ARGS ?=
 
 BIN := $(VENV)/bin

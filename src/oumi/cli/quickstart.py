@@ -60,7 +60,6 @@ def _learn(output_dir: Path, seed: int, max_steps: int | None) -> tuple[list[Tur
     config.training.save_steps = 0  # so that the next quickstart may use the same place
     if max_steps is not None:
         config.training.max_steps = max_steps
-        config.training.eval_strategy = "no"
     right = make_questions("test", NUM_QUESTIONS, seed)
     before = _ask(load_untrained(config.model.model_name, seed), right)
     train(config)

@@ -94,7 +94,8 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
 def newest_good(output_dir: Path, run_id: str | None) -> tuple[Path, dict[str, Any]] | None:
     """Returns the newest checkpoint of a run that is intact, with its facts; sets broken ones aside.
 
-    Checkpoints of another run that lie in the same place are left alone and never used. None takes any run's.
+    Checkpoints of another run that lie in the same place are left alone and never used. Where `run_id` is None,
+    those of any run will do.
     """
     for _, checkpoint in sorted(find_checkpoints(output_dir), reverse=True):
         try:

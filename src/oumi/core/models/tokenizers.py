@@ -25,7 +25,7 @@ def load_tokenizer(plan: ModelPlan) -> Any:
         ConfigError: No such tokenizer, or a pad token that it does not know.
     """
     name = str(resolve_asset(plan.tokenizer_name))
-    if (folder := Path(name).expanduser()).is_dir() and not any(folder.glob("*token*")) | any(folder.glob("vocab*")):
+    if (folder := Path(name).expanduser()).is_dir() and not [*folder.glob("*token*"), *folder.glob("vocab*")]:
         raise ConfigError(f"model.tokenizer_name: {folder} holds no tokenizer; name one that the model was made with")
     with hub_errors("tokenizer", plan.tokenizer_name), remote_code_refused(plan.tokenizer_name):
         tokenizer = AutoTokenizer.from_pretrained(

@@ -26,7 +26,7 @@ from oumi.core.errors import ConfigError, OumiError, did_you_mean
 from oumi.core.models.adapters import save_model, saved_of
 from oumi.core.models.build import build_model
 from oumi.core.optim.schedules import build_schedule
-from oumi.core.plan.choices import SCHEDULES
+from oumi.core.plan.choices import SCHEDULES, is_number
 from oumi.core.plan.disk import with_saved
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callbacks, Progress, StepReport
@@ -142,7 +142,7 @@ class Bridge(TrainerCallback):
             learning_rate=self._learning_rate,
             num_terms=self.num_terms,
             num_tokens=self.num_tokens,
-            extra={name: value for name, value in logs.items() if name not in taken and _is_number(value)},
+            extra={name: value for name, value in logs.items() if name not in taken and is_number(value)},
         )
         self.num_tokens = self.num_terms = 0
         self.run.callbacks.step_end(self.run, report)
@@ -151,7 +151,7 @@ class Bridge(TrainerCallback):
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
     ) -> None:
         self.run.callbacks.measured(
-            self.run, {k: v for k, v in (metrics or {}).items() if _is_number(v) and k != "epoch"}
+            self.run, {k: v for k, v in (metrics or {}).items() if is_number(v) and k != "epoch"}
         )
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -263,7 +263,3 @@ def _collator(tokenizer: Any, kwargs: Mapping[str, Any]) -> Any:
     return DataCollatorForSeq2Seq(
         tokenizer, label_pad_token_id=IGNORED, pad_to_multiple_of=kwargs.get("pad_to_multiple_of")
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
