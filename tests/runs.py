@@ -5,19 +5,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from oumi.core.batch import Batch, collate
 from oumi.core.configs import TrainingConfig
-from oumi.core.data.ledger import Ledger
+from oumi.core.data.ledger import Counts, Ledger
 from oumi.core.data.mixture import Mixture, Part
 from oumi.core.data.readers import read_rows
-from oumi.core.data.shapes import to_conversations
-from oumi.core.data.targets import Renderer
+from oumi.core.data.shapes import to_values
 from oumi.core.data.templates import Template
-from oumi.core.data.tokens import TokenTable, tokenise
+from oumi.core.data.tokens import Tokeniser, TokenTable, tokenise
 from oumi.core.distributed.world import World
 from oumi.core.plan.plan import make_plan
 from oumi.core.survey import survey
@@ -78,8 +79,20 @@ def tiny_table(folder: Path, num_rows: int = 8) -> TokenTable:
     """Returns a few chats as a table of tokens."""
     tokenizer = byte_tokenizer()
     path = write_chats(folder / "rows.jsonl", num_rows)
-    renderer = Renderer(tokenizer, Template(tokenizer, tokenizer.chat_template), "all_assistant_turns", None)
-    return tokenise(to_conversations(read_rows(path, "chats")), renderer, Ledger("chats"))
+    tokeniser = Tokeniser(tokenizer, Template(tokenizer, tokenizer.chat_template), "all_assistant_turns")
+    return tokenise(to_values(read_rows(path, "chats")), tokeniser, Ledger("chats"))
+
+
+def table_of(examples: list[Example]) -> TokenTable:
+    """Returns examples as a table."""
+    from oumi.core.data.tokens import Chunk, TableWriter, written
+
+    with TemporaryDirectory() as folder:
+        writer = TableWriter(Path(folder))
+        lengths = np.array([len(one.tokens) for one in examples], dtype=np.int64)
+        writer.add(Chunk(written(examples), lengths, [one.source for one in examples], Counts()))
+        writer.finish(Ledger("set"), {})
+        return TokenTable(Path(folder))
 
 
 def tiny_mixture(folder: Path, num_rows: int = 8) -> Mixture:

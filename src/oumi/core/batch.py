@@ -69,7 +69,7 @@ class Batch:
 
 def collate(examples: Sequence[Example]) -> Batch:
     """Joins examples end to end; each document predicts its own tokens only."""
-    lengths = [len(example.tokens) for example in examples]
+    lengths = [length for example in examples for length in example.lengths]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     tokens = np.concatenate([example.tokens for example in examples]).astype(np.int64)
     is_target = np.concatenate([example.is_target for example in examples])
@@ -83,5 +83,5 @@ def collate(examples: Sequence[Example]) -> Batch:
         targets=torch.from_numpy(targets),
         trained=torch.from_numpy(np.flatnonzero(is_target[1:])),
         offsets=tuple(offsets.tolist()),
-        sources=tuple(example.source for example in examples),
+        sources=tuple(example.source for example in examples for _ in example.starts),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from oumi.core.errors import ConfigError, Problem, did_you_mean
 
@@ -22,6 +22,10 @@ class Registry(Generic[Part]):
 
     def __contains__(self, name: str) -> bool:
         return name.lower() in self._parts
+
+    def add(self, parts: Mapping[str, str]) -> None:
+        """Enters parts by `module:attribute`; names that are known keep theirs."""
+        self._parts = {name.lower(): part for name, part in parts.items()} | self._parts
 
     def names(self) -> list[str]:
         """Returns the known names, sorted."""
@@ -49,3 +53,12 @@ class Registry(Generic[Part]):
             return part
 
         return enter
+
+
+DATASETS: Registry[Any] = Registry("data set")
+"""Data sets by name; `oumi.core.datasets` enters those that ship."""
+
+
+def register_dataset(name: str, subset: str | None = None) -> Callable[[NewPart], NewPart]:
+    """Returns a decorator that enters the class of a data set under a name, or of one subset of it."""
+    return DATASETS.register(f"{name}/{subset}" if subset else name)

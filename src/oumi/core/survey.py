@@ -12,6 +12,8 @@ from typing import Any
 
 from oumi.core import host
 from oumi.core.configs import ModelParams, TrainingConfig
+from oumi.core.configs.data import Truncation
+from oumi.core.data.mixture import draws_of
 from oumi.core.datasets import dataset_for
 from oumi.core.errors import ConfigError
 from oumi.core.hub import hub_errors
@@ -51,13 +53,17 @@ def survey(config: TrainingConfig, may_download: bool = False) -> Facts:
 
 def _count_rows(config: TrainingConfig) -> int | None:
     """Returns the rows of the training mixture, None unless all of it can be counted without reading it whole."""
-    total = 0
-    for params in config.data.train.datasets:
-        count = dataset_for(params).count()
+    train = config.data.train
+    if train.pack or train.truncation == Truncation.SPLIT:
+        return None
+    counts = []
+    for params in train.datasets:
+        count = params.sample_count if params.sample_count is not None else dataset_for(params).count()
         if count is None:
             return None
-        total += count
-    return total
+        counts.append(count)
+    proportions = [one.mixture_proportion for one in train.datasets if one.mixture_proportion is not None]
+    return sum(draws_of(counts, proportions or None, train.mixture_strategy))
 
 
 def _model_facts(model: ModelParams, may_download: bool) -> ModelFacts:

@@ -82,6 +82,7 @@ def _run(plan: Plan, world: World, source: str | None) -> TrainResult:
     write_plan(trainer.run.plan)
     trainer.train()
     trainer.save(plan.output_dir)
+    rows.close()
     mark_finished(trainer.run, start, rows.fingerprint)
     return TrainResult(plan.output_dir, trainer.run.state.step, dict(trainer.run.metrics))
 

@@ -9,9 +9,8 @@ import pytest
 
 from oumi.core.configs import DatasetParams
 from oumi.core.data.ledger import Ledger
-from oumi.core.data.targets import Renderer
 from oumi.core.data.templates import Template
-from oumi.core.data.tokens import tokenise
+from oumi.core.data.tokens import Tokeniser, tokenise
 from oumi.core.datasets import dataset_for
 from oumi.core.errors import DataError
 from tests.tiny import byte_tokenizer
@@ -43,11 +42,11 @@ def account(folder: Path, text: str, max_rejected: int = 0) -> tuple[Ledger, Dat
     path = folder / "rows.jsonl"
     path.write_bytes(text.encode())
     tokenizer = byte_tokenizer()
-    renderer = Renderer(tokenizer, Template(tokenizer, tokenizer.chat_template), "all_assistant_turns", 512)
+    tokeniser = Tokeniser(tokenizer, Template(tokenizer, tokenizer.chat_template), "all_assistant_turns", 512)
     ledger = Ledger("rows", "data.train", max_rejected)
     data = dataset_for(DatasetParams(dataset_name="text_sft", dataset_path=str(path)))
     try:
-        tokenise(data.rows(), renderer, ledger)
+        tokenise(data.rows(), tokeniser, ledger)
     except DataError as error:
         return ledger, error
     return ledger, None
@@ -68,7 +67,7 @@ def test_a_bad_row_stops_the_run_with_its_file_and_line(tmp_path: Path, kind: st
 def test_a_bad_row_that_is_allowed_stands_in_the_ledger(tmp_path: Path, kind: str) -> None:
     ledger, error = account(tmp_path, BAD[kind][0], max_rejected=1)
     assert error is None
-    assert len(ledger.rejected) == 1
+    assert ledger.counts.rejected == 1
     assert_adds_up(ledger)
 
 
@@ -77,7 +76,7 @@ def test_an_unusual_row_is_read(tmp_path: Path, kind: str) -> None:
     text, trained, truncated = SOUND[kind]
     ledger, error = account(tmp_path, text)
     assert error is None
-    assert (ledger.trained, ledger.truncated) == (trained, truncated)
+    assert (ledger.counts.trained, ledger.counts.truncated) == (trained, truncated)
     assert_adds_up(ledger)
 
 

@@ -13,10 +13,9 @@ import pytest
 
 from oumi.core.data.ledger import Ledger
 from oumi.core.data.readers import read_rows
-from oumi.core.data.shapes import to_conversations
-from oumi.core.data.targets import Renderer
+from oumi.core.data.shapes import to_values
 from oumi.core.data.templates import Template
-from oumi.core.data.tokens import tokenise
+from oumi.core.data.tokens import Tokeniser, tokenise
 from oumi.core.errors import DataError
 from oumi.core.train import train
 from oumi.core.types.example import BadRow, Source
@@ -50,8 +49,8 @@ KINDS: dict[str, tuple[str, str | None]] = {
 def read(path: Path, max_rejected: int) -> tuple[Ledger, int]:
     """Returns the account of a file, and how many rows are in the table."""
     tokenizer, ledger = byte_tokenizer(), Ledger("set", "data.train", max_rejected)
-    renderer = Renderer(tokenizer, Template(tokenizer, tokenizer.chat_template), "all_assistant_turns", MAX_LENGTH)
-    return ledger, len(tokenise(to_conversations(read_rows(path, "set")), renderer, ledger))
+    tokeniser = Tokeniser(tokenizer, Template(tokenizer, tokenizer.chat_template), "all_assistant_turns", MAX_LENGTH)
+    return ledger, len(tokenise(to_values(read_rows(path, "set")), tokeniser, ledger))
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -66,11 +65,12 @@ def test_two_hundred_rows_are_accounted_for_as_planted(tmp_path: Path, seed: int
     rejected = 200 - counts["trained"] - counts["truncated"]
     assert told["rows"] == {
         "read": 200, "trained": counts["trained"], "truncated": counts["truncated"], "rejected": rejected,
+        "split": 0,
     }  # fmt: skip
     assert num_rows == counts["trained"] + counts["truncated"]
     assert told["reasons"] == dict(Counter(reason for kind in planted if (reason := KINDS[kind][1]) is not None))
     lines = [line for line, kind in enumerate(planted, 1) if KINDS[kind][1] is not None]
-    assert [one.source.line for one in ledger.rejected] == lines
+    assert [int(one.removeprefix(f"{path}:").partition(":")[0]) for one in told["rejected"]] == lines[:20]
     tokens = told["tokens"]
     assert tokens["read"] == tokens["trained"] + tokens["prompt"] + tokens["cut"]
 
@@ -91,7 +91,7 @@ def test_one_reject_stops_the_run_unless_it_is_allowed(tmp_path: Path) -> None:
 def test_of_very_many_rejects_the_first_are_told() -> None:
     ledger = Ledger("set")
     for i in range(50):
-        ledger.reject(BadRow(Source("set", "x.jsonl", i + 1), "no good"))
+        ledger.counts.reject(BadRow(Source("set", "x.jsonl", i + 1), "no good"))
     with pytest.raises(DataError, match=r"50 of 50 rows(?s:.*)x\.jsonl:20: no good\n  \.\.\. and 30 more"):
         ledger.close()
 
@@ -103,6 +103,6 @@ def test_the_report_is_written_though_the_run_is_stopped(tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"chats\.jsonl:25: not valid JSON"):
         train(config)
     (report,) = json.loads((tmp_path / "out" / "data_report.json").read_text())["train"]
-    assert report["rows"] == {"read": 25, "trained": 24, "truncated": 0, "rejected": 1}
+    assert report["rows"] == {"read": 25, "trained": 24, "truncated": 0, "rejected": 1, "split": 0}
     config.data.train.max_rejected_rows = 1
     train(config)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from oumi.core.data.readers import count_rows, excerpt, read_rows
+from oumi.core.data.json_rows import excerpt
+from oumi.core.data.readers import count_rows, read_rows
 from oumi.core.errors import DataError
 from oumi.core.types.example import BadRow, Row
 
@@ -90,7 +91,7 @@ def test_parquet_rows_are_read_with_their_index_across_row_groups(tmp_path: Path
     [
         ("x.jsonl", b"", "x.jsonl: empty"),
         ("x.parquet", b"PAR1", "not a Parquet file, or a broken one"),
-        ("x.csv", b"a,b", "cannot be read; a data file ends in .jsonl, .json, .parquet"),
+        ("x.xml", b"a,b", "cannot be read; a data file ends in .jsonl, .json, .parquet, .csv, .tsv, .txt"),
         ("x.json", b"[", "x.json:1: not valid JSON: the list breaks off here"),
         ("x.json", b'[\n{"a": 1},\n', "x.json:3: not valid JSON: the list breaks off here"),
         ("x.json", b'[\n{"a": 1},\n{"a": 2', "x.json:3: not valid JSON: Expecting ',' delimiter"),

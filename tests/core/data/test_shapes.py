@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from oumi.core.data.shapes import detect_shape, to_conversations
-from oumi.core.types.conversation import Conversation
-from oumi.core.types.example import BadRow, Completion, Row, Source
+from oumi.core.data.shapes import detect_shape, to_values
+from oumi.core.types.conversation import ContentItem, Conversation, Type
+from oumi.core.types.example import BadRow, Completion, Judged, Preference, Row, Source, Text
 
 USER, ASSISTANT, SYSTEM = ("user", "Hi?"), ("assistant", "Yo."), ("system", "Be kind.")
 
@@ -60,7 +61,7 @@ SHAPES: dict[str, tuple[str, Any, list[tuple[str, str]]]] = {
 
 def convert(*records: Any, shape: str | None = None) -> list[Row | BadRow]:
     rows = [Row(record, Source("set", "x.jsonl", i + 1)) for i, record in enumerate(records)]
-    return list(to_conversations(rows, shape))
+    return list(to_values(rows, shape))
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -114,13 +115,33 @@ def test_a_row_of_another_shape_than_the_first_is_refused() -> None:
         ({"messages": turns(USER)}, "no turn of the assistant"),
         ({"messages": turns(USER, ("assistant", ""))}, "the assistant says nothing"),
         ({"messages": [{"role": 3, "content": "x"}]}, "turn 0: unknown role 3"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "turn 0: a part of kind 'image'; text only"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "names picture 0, but the row has 0"),
+        ({"messages": turns(ASSISTANT), "images": ["a.png"]}, "has 1 pictures, of which the turns name 0"),
+        ({"messages": turns(USER, ASSISTANT), "images": [3]}, "a picture must be a path, a URL or bytes, got int"),
         (
-            {"messages": turns(USER, ASSISTANT), "tools": [{"name": "f"}]},
-            "the row: has 'tools', which is not built yet",
+            {"messages": turns(USER, ASSISTANT), "images": [{"x": 1}]},
+            "a picture must have bytes, a path or a url, got x",
         ),
-        ({"messages": [*turns(USER), {**turns(ASSISTANT)[0], "train": False}]}, "turn 1: has 'train'"),
-        ({"messages": [*turns(USER), {**turns(ASSISTANT)[0], "tool_calls": [{}]}]}, "turn 1: has 'tool_calls'"),
+        (
+            {"messages": turns(USER, ASSISTANT), "images": ["data:image/png;base64,*"]},
+            "a picture in base64 that cannot",
+        ),
+        ({"messages": turns(USER, ASSISTANT), "videos": ["a.mp4"]}, "the row: has 'videos', which is not built yet"),
+        ({"messages": turns(USER, ASSISTANT), "tools": [{"f": 1}]}, "a tool must be an object with a 'name'"),
+        ({"messages": turns(USER, ASSISTANT), "tools": "{nope"}, "'tools' is text, but not JSON: {nope"),
+        ({"messages": turns(USER, ASSISTANT), "tools": 3}, "'tools' must be a list of functions, got a number"),
+        ({"messages": [*turns(USER), {**turns(ASSISTANT)[0], "train": 0.5}]}, "turn 1: 'train' must be true or false"),
+        ({"messages": [*turns(USER), {**turns(ASSISTANT)[0], "tool_calls": [{}]}]}, "turn 1: a tool call must be an"),
+        ({"messages": [{**turns(USER)[0], "tool_calls": [{"name": "f"}]}]}, "turn 0: 'tool_calls' of user; only the"),
+        ({"messages": [*turns(USER), {"role": "assistant", "content": None}]}, "turn 1: the content must be text, got"),
+        ({"messages": turns(SYSTEM, USER, SYSTEM, ASSISTANT)}, "turn 2: a second turn of the system"),
+        ({"chosen": "a", "rejected": "b"}, "'chosen' and 'rejected' begin differently"),
+        ({"prompt": "q", "chosen": "a", "rejected": "a"}, "'chosen' and 'rejected' are the same"),
+        ({"prompt": "q", "chosen": 3, "rejected": "a"}, "'chosen' must be text or turns, got a number"),
+        ({"prompt": "q", "chosen": [], "rejected": "a"}, "no turn of the assistant"),
+        ({"text": ""}, "'text' is empty"),
+        ({"text": None}, "'text' must be text, got null"),
+        ({"prompt": None}, "'prompt' must be text or turns, got null"),
         ({"instruction": "Hi?", "output": None}, "'output' must be text, got null"),
         ({"instruction": "Hi?", "input": 5, "output": "x"}, "'input' must be text, got a number"),
         ({"prompt": "Hi?", "completion": ""}, "'completion' is empty"),
@@ -157,10 +178,11 @@ def test_an_empty_chat_among_those_of_sharegpt_is_told_as_empty() -> None:
     assert empty.reason == "the conversation is empty"
 
 
-def test_a_row_of_another_shape_in_the_same_column_is_refused() -> None:
-    _, other = convert(SHAPES["ShareGPT"][1], SHAPES["conversations"][1])
-    assert isinstance(other, BadRow)
-    assert other.reason == "has the shape 'conversations', the rows before it 'sharegpt'"
+def test_turns_may_be_spelled_in_either_way() -> None:
+    first, other = convert(SHAPES["ShareGPT"][1], SHAPES["conversations"][1])
+    assert isinstance(first, Row)
+    assert isinstance(other, Row)
+    assert first.value == other.value
 
 
 def test_what_says_nothing_new_of_a_turn_is_no_obstacle() -> None:
@@ -179,7 +201,7 @@ def test_a_named_shape_is_not_guessed() -> None:
 
 def read(record: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns role and text of each turn of a record."""
-    (row,) = to_conversations([Row(record, Source("d", "f", 1))])
+    (row,) = to_values([Row(record, Source("d", "f", 1))])
     assert isinstance(row, Row), row
     return [(str(message.role), message.content) for message in row.value.messages]
 
@@ -225,6 +247,139 @@ def test_a_history_comes_before_the_instruction() -> None:
     ],
 )
 def test_a_system_or_history_that_has_no_place_makes_a_bad_row(record: dict[str, Any], told: str) -> None:
-    (row,) = to_conversations([Row(record, Source("d", "f", 1))])
+    (row,) = to_values([Row(record, Source("d", "f", 1))])
     assert isinstance(row, BadRow)
     assert told in row.reason
+
+
+PICTURE = ContentItem(type=Type.IMAGE_PATH, content="a.png")
+SEEN = [PICTURE, ContentItem(type=Type.TEXT, content="Hi?")]
+PICTURES = {
+    "beside the turns": {"messages": turns(USER, ASSISTANT), "images": ["a.png"]},
+    "one beside the turns": {"messages": turns(USER, ASSISTANT), "image": {"path": "a.png", "bytes": None}},
+    "marked": {"messages": turns(("user", "<image>Hi?"), ASSISTANT), "images": ["a.png"]},
+    "a place for it": {
+        "messages": [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Hi?"}]},
+            *turns(ASSISTANT),
+        ],
+        "images": ["a.png"],
+    },
+    "by number": {
+        "messages": [
+            {"role": "user", "content": [{"type": "image", "index": 0}, {"type": "text", "text": "Hi?"}]},
+            *turns(ASSISTANT),
+        ],
+        "images": ["a.png"],
+    },
+    "in its place": {
+        "messages": [
+            {
+                "role": "user",
+                "content": [{"type": "image_path", "content": "a.png"}, {"type": "text", "content": "Hi?"}],
+            },
+            *turns(ASSISTANT),
+        ],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_pictures_stand_where_the_row_puts_them(kind: str) -> None:
+    (row,) = convert(PICTURES[kind])
+    assert isinstance(row, Row), row
+    assert row.value.messages[0].content == SEEN
+    assert Conversation.from_json(row.value.to_json()) == row.value
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"type": "image_url", "image_url": {"url": "https://x.org/a.png"}}, (Type.IMAGE_URL, "https://x.org/a.png")),
+        ({"type": "image", "url": "https://x.org/a.png"}, (Type.IMAGE_URL, "https://x.org/a.png")),
+        ({"type": "image_url", "content": "data:image/png;base64,eHl6"}, (Type.IMAGE_BINARY, b"xyz")),
+        ({"type": "image_binary", "binary": "eHl6"}, (Type.IMAGE_BINARY, b"xyz")),
+        ({"type": "image", "image": {"bytes": b"xyz", "path": None}}, (Type.IMAGE_BINARY, b"xyz")),
+        ({"type": "image", "image": "file:///a.png"}, (Type.IMAGE_PATH, "/a.png")),
+    ],
+)
+def test_a_picture_may_be_a_path_a_url_or_bytes(given: Any, wanted: tuple[Type, Any]) -> None:
+    (row,) = convert({"messages": [{"role": "user", "content": [given]}, *turns(ASSISTANT)]})
+    assert isinstance(row, Row), row
+    (item,) = row.value.messages[0].content
+    assert (item.type, item.binary or item.content) == wanted
+    assert Conversation.from_json(row.value.to_json()) == row.value
+
+
+CALL = {"name": "f", "arguments": {"x": 1}}
+CALLS = {
+    "OpenAI": {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": CALL}]},
+    "plain": {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    "arguments as text": {"role": "assistant", "content": "", "tool_calls": [{**CALL, "arguments": '{"x": 1}'}]},
+    "all as text": {"role": "assistant", "content": "", "tool_calls": json.dumps([CALL])},
+    "old": {"role": "assistant", "content": None, "function_call": CALL},
+    "role": {"from": "function_call", "value": json.dumps(CALL)},
+}
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_a_tool_call_is_one_however_it_is_spelled(kind: str) -> None:
+    result = {"role": "tool", "content": "2"}
+    (row,) = convert({"messages": [*turns(USER), CALLS[kind], result, *turns(ASSISTANT)], "tools": [{"name": "f"}]})
+    assert isinstance(row, Row), row
+    (call,) = row.value.messages[1].tool_calls
+    assert (call.function.name, call.function.values()) == ("f", {"x": 1})
+    (tool,) = row.value.tools
+    assert tool.model_dump() == {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    "tools", [[{"name": "f"}], [{"type": "function", "function": {"name": "f"}}], '[{"name": "f"}]']
+)
+def test_tools_are_found_in_any_spelling(tools: Any) -> None:
+    (row,) = convert({"messages": turns(USER, ASSISTANT), "tools": tools})
+    assert [one.function["name"] for one in row.value.tools] == ["f"]
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_thoughts_are_found_under_any_name(key: str) -> None:
+    (row,) = convert({"messages": [*turns(USER), {**turns(ASSISTANT)[0], key: "hm"}]})
+    assert row.value.messages[1].reasoning_content == "hm"
+
+
+GOOD, WORSE = turns(USER, ASSISTANT), turns(USER, ("assistant", "No."))
+PREFERENCES = {
+    "texts": {"prompt": "Hi?", "chosen": "Yo.", "rejected": "No."},
+    "turns": {"prompt": turns(USER), "chosen": GOOD[1:], "rejected": WORSE[1:]},
+    "one turn each": {"prompt": turns(USER), "chosen": GOOD[1], "rejected": WORSE[1]},
+    "whole chats": {"chosen": GOOD, "rejected": WORSE},
+    "whole chats and the prompt": {"prompt": turns(USER), "chosen": GOOD, "rejected": WORSE},
+    "messages inside": {"prompt": "Hi?", "chosen": {"messages": GOOD[1:]}, "rejected": {"messages": WORSE[1:]}},
+    "ShareGPT": {
+        "conversations": turns(("human", "Hi?"), role="from", content="value"),
+        "chosen": {"from": "gpt", "value": "Yo."},
+        "rejected": {"from": "gpt", "value": "No."},
+    },
+    "Alpaca": {"instruction": "Hi?", "input": "", "chosen": "Yo.", "rejected": "No."},
+    "question": {"question": "Hi?", "chosen": "Yo.", "rejected": "No."},
+}
+
+
+@pytest.mark.parametrize("kind", PREFERENCES)
+def test_a_preference_is_two_chats_that_begin_alike(kind: str) -> None:
+    (row,) = convert(PREFERENCES[kind])
+    assert isinstance(row, Row), row
+    assert isinstance(row.value, Preference)
+    found = [[(str(one.role), one.text) for one in chat.messages] for chat in (row.value.chosen, row.value.rejected)]
+    assert found == [[USER, ASSISTANT], [USER, ("assistant", "No.")]]
+
+
+def test_judged_completions_prompts_and_texts_are_found() -> None:
+    (judged,) = convert({"prompt": "Hi?", "completion": "Yo.", "label": False})
+    assert judged.value == Judged(Completion("Hi?", "Yo."), False)
+    (chats,) = convert({"prompt": turns(USER), "completion": turns(ASSISTANT), "label": True})
+    assert chats.value.is_good
+    (prompt,) = convert({"prompt": "Hi?", "answer": 3})
+    assert ([one.text for one in prompt.value.messages], prompt.value.columns) == (["Hi?"], {"answer": 3})
+    (text,) = convert({"text": "Once.", "url": "x"})
+    assert text.value == Text("Once.")

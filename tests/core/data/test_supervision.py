@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from oumi.core.data.supervision import check_supervision, draw
-from oumi.core.data.tokens import TokenTable
 from oumi.core.errors import DataError
 from oumi.core.train import train
 from oumi.core.types.example import Example, Source
-from tests.runs import tiny_config
+from tests.runs import table_of, tiny_config
 from tests.tiny import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -34,7 +33,7 @@ def example(drawing: str, line: int = 3) -> Example:
 def check(
     *drawings: str, num_checked: int = 64, train_on: str = "all_assistant_turns", max_length: int | None = None
 ) -> None:
-    table = TokenTable([example(one, i + 1) for i, one in enumerate(drawings)])
+    table = table_of([example(one, i + 1) for i, one in enumerate(drawings)])
     check_supervision(table, TOKENIZER, num_checked, train_on, max_length)
 
 
@@ -63,7 +62,7 @@ def test_a_row_that_teaches_the_wrong_thing_is_told_and_drawn(drawing: str, told
 def test_a_row_that_begins_twice_is_told() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.bos_token = "<|endoftext|>"
-    table = TokenTable([example("<|endoftext|><|endoftext|>Hi? [Yo.<|im_end|>]")])
+    table = table_of([example("<|endoftext|><|endoftext|>Hi? [Yo.<|im_end|>]")])
     with pytest.raises(DataError, match="begins with two start tokens"):
         check_supervision(table, tokenizer, 64, "all_assistant_turns", None)
 

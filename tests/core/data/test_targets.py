@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oumi.core.data.encoding import Encoded, Encoder
 from oumi.core.data.supervision import draw
-from oumi.core.data.targets import Cut, Rendered, Renderer
+from oumi.core.data.targets import Rendered
 from oumi.core.data.templates import FOLDER, Template, bundled_template
+from oumi.core.data.tokens import Tokeniser
 from oumi.core.errors import ConfigError
 from oumi.core.types.conversation import Conversation, Message, Role
 from oumi.core.types.example import BadRow, Completion, Row, Source
@@ -83,22 +85,22 @@ def chat(turns: tuple[tuple[str, str], ...]) -> Conversation:
 
 def rendered(value: Any, template: str = CHATML, train_on: str = "all_assistant_turns", **kwargs: Any) -> Any:
     tokenizer = kwargs.get("tokenizer") or byte_tokenizer()
-    renderer = Renderer(tokenizer, Template(tokenizer, template), train_on, kwargs.get("max_length"))
-    return renderer, renderer.render(Row(value, SOURCE))
+    tokeniser = Tokeniser(tokenizer, Template(tokenizer, template), train_on, kwargs.get("max_length"))
+    return tokeniser, tokeniser.renderer.render(Row(value, SOURCE))
 
 
-def made(value: Any, template: str = CHATML, train_on: str = "all_assistant_turns", **kwargs: Any) -> Cut | BadRow:
-    renderer, row = rendered(value, template, train_on, **kwargs)
+def made(value: Any, template: str = CHATML, train_on: str = "all_assistant_turns", **kwargs: Any) -> Encoded | BadRow:
+    tokeniser, row = rendered(value, template, train_on, **kwargs)
     assert isinstance(row, Rendered), row
-    (cut,) = renderer.tokenise([row])
+    (cut,) = tokeniser.encoder.encode([row])
     return cut
 
 
 def drawn(*arguments: Any, **kwargs: Any) -> str:
     """Returns a chat with the tokens that are trained in brackets."""
     cut = made(*arguments, **kwargs)
-    assert isinstance(cut, Cut), cut
-    return draw(cut.example, kwargs.get("tokenizer") or byte_tokenizer())
+    assert isinstance(cut, Encoded), cut
+    return draw(cut.examples[0], kwargs.get("tokenizer") or byte_tokenizer())
 
 
 def test_every_bundled_template_is_tested() -> None:
@@ -126,17 +128,21 @@ def test_all_can_be_trained(name: str) -> None:
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_the_prompt_of_inference_is_what_stands_before_the_answer(name: str) -> None:
-    renderer, row = rendered(chat(MANY), bundled_template(name))
-    prompt = renderer.template.render(chat(MANY).messages[:-1], add_generation_prompt=True)
-    assert row.text[: row.spans[-1][0]] == prompt
+    tokeniser, row = rendered(chat(MANY), bundled_template(name))
+    prompt = tokeniser.renderer.template.render(chat(MANY).messages[:-1], add_generation_prompt=True)
+    assert row.documents[0].text[: row.documents[0].spans[-1][0]] == prompt
 
 
-def test_a_template_that_forgets_thoughts_trains_the_final_turn_alone_or_says_so() -> None:
+def test_where_a_template_forgets_thoughts_each_turn_is_trained_as_it_is_said() -> None:
     turns = (("user", "Hi?"), ("assistant", "<think>hm</think>Yo."), ("user", "B?"), ("assistant", "<think>x</think>C"))
-    _, row = rendered(chat(turns), FORGETFUL)
-    assert isinstance(row, BadRow)
-    assert row.reason.startswith("turn 1: the chat template writes it differently once others follow")
-    assert "FINAL_ASSISTANT_TURN" in row.reason
+    found = made(chat(turns), FORGETFUL)
+    assert isinstance(found, Encoded)
+    (example,) = found.examples
+    assert [draw(one, byte_tokenizer()) for one in example.documents()] == [
+        "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n[<think>hm</think>Yo.<|im_end|>]\n",
+        "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nYo.<|im_end|>\n"
+        "<|im_start|>user\nB?<|im_end|>\n<|im_start|>assistant\n[<think>x</think>C<|im_end|>]\n",
+    ]
     assert drawn(chat(turns), FORGETFUL, "final_assistant_turn") == (
         "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nYo.<|im_end|>\n"
         "<|im_start|>user\nB?<|im_end|>\n<|im_start|>assistant\n[<think>x</think>C<|im_end|>]\n"
@@ -174,8 +180,8 @@ def test_padding_with_the_end_token_leaves_the_end_trained() -> None:
 @pytest.mark.parametrize(("max_length", "cut", "cut_targets"), [(None, 0, 0), (27, 0, 0), (26, 1, 0), (24, 3, 2)])
 def test_what_is_cut_off_is_counted(max_length: int | None, cut: int, cut_targets: int) -> None:
     found = made(chat(ONE), max_length=max_length)
-    assert isinstance(found, Cut)
-    assert len(found.example.tokens) == 27 - cut
+    assert isinstance(found, Encoded)
+    assert len(found.examples[0].tokens) == 27 - cut
     assert (found.cut_tokens, found.cut_targets) == (cut, cut_targets)
 
 
@@ -192,11 +198,11 @@ def test_a_completion_is_trained_with_the_end_token() -> None:
 def test_a_token_across_the_border_is_trained_and_the_ids_are_those_of_the_whole_text() -> None:
     tokenizer = merging_tokenizer()
     found = made(Completion("ab", "cd"), tokenizer=tokenizer)
-    assert isinstance(found, Cut)
-    tokens = tokenizer.convert_ids_to_tokens(found.example.tokens)
+    assert isinstance(found, Encoded)
+    tokens = tokenizer.convert_ids_to_tokens(found.examples[0].tokens)
     assert tokens == ["a", "bc", "d", "<end>"]
-    assert found.example.is_target.tolist() == [False, True, True, True]
-    assert found.example.tokens.tolist() == tokenizer("abcd<end>")["input_ids"]
+    assert found.examples[0].is_target.tolist() == [False, True, True, True]
+    assert found.examples[0].tokens.tolist() == tokenizer("abcd<end>")["input_ids"]
 
 
 def test_a_slow_tokenizer_is_refused() -> None:
@@ -204,7 +210,7 @@ def test_a_slow_tokenizer_is_refused() -> None:
         is_fast, name_or_path = False, "slow/one"
 
     with pytest.raises(ConfigError, match="slow/one: only fast tokenizers"):
-        Renderer(Slow(), Template(Slow(), CHATML), "all", None)
+        Encoder(Slow(), "all", None)
 
 
 def merging_tokenizer() -> Any:
@@ -227,12 +233,12 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4), st.booleans())
 def test_of_any_chat_the_answers_are_trained_and_nothing_else(pairs: list[tuple[str, str]], final: bool) -> None:
     turns = tuple(turn for asked, said in pairs for turn in (("user", asked), ("assistant", said)))
-    renderer, row = rendered(chat(turns), CHATML, "final_assistant_turn" if final else "all_assistant_turns")
-    (cut,) = renderer.tokenise([row])
-    example, tokenizer = cut.example, renderer.tokenizer
+    tokeniser, row = rendered(chat(turns), CHATML, "final_assistant_turn" if final else "all_assistant_turns")
+    (cut,) = tokeniser.encoder.encode([row])
+    example, tokenizer = cut.examples[0], byte_tokenizer()
     answers = [said for _, said in pairs][-1 if final else 0 :]
     assert tokenizer.decode(example.tokens[example.is_target]) == "".join(f"{said}<|im_end|>" for said in answers)
-    prompt = renderer.template.render(chat(turns).messages[:-1], add_generation_prompt=True)
+    prompt = tokeniser.renderer.template.render(chat(turns).messages[:-1], add_generation_prompt=True)
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     assert example.tokens[: len(ids)].tolist() == ids
     assert not example.is_target[len(ids) - 1]

@@ -36,6 +36,15 @@ class MixtureStrategy(StrEnum):
     ALL_EXHAUSTED = "all_exhausted"
 
 
+class Truncation(NamedEnum):
+    """What becomes of a row that is longer than model_max_length."""
+
+    RIGHT = "right"
+    LEFT = "left"
+    REJECT = "reject"
+    SPLIT = "split"
+
+
 class TrainTarget(NamedEnum):
     """Which turns of a conversation are trained."""
 
@@ -43,8 +52,15 @@ class TrainTarget(NamedEnum):
     FINAL_ASSISTANT_TURN = "final_assistant_turn"
 
 
-FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
+FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt")
 """How a data file is called."""
+COMPRESSED = (".gz", ".zst")
+"""What may stand behind that."""
+
+
+def is_pattern(path: str) -> bool:
+    """Returns True for a path that stands for every file it matches, such as `shards/*.jsonl`."""
+    return any(sign in path for sign in "*?[") and not Path(path).exists()
 
 
 class DatasetParams(Params):
@@ -78,7 +94,8 @@ class DatasetParams(Params):
     @property
     def is_file(self) -> bool:
         """Returns True if the rows are those of one local file."""
-        return self.dataset_path is not None and self.dataset_path.lower().endswith(FILE_SUFFIXES)
+        endings = tuple(kind + compressed for kind in FILE_SUFFIXES for compressed in ("", *COMPRESSED))
+        return self.dataset_path is not None and self.dataset_path.lower().endswith(endings)
 
     def complaints(self) -> Iterator[Complaint]:
         for key in self.dataset_kwargs:
@@ -87,7 +104,7 @@ class DatasetParams(Params):
                     f"dataset_kwargs.{key}",
                     f"is a key of the data set itself: write it beside dataset_name, as '{key}'",
                 )
-        if self.dataset_path is not None and not Path(self.dataset_path).expanduser().exists():
+        if self.dataset_path is not None and not _is_there(self.dataset_path):
             yield (
                 "dataset_path",
                 f"no such file or directory: {self.dataset_path}{_near_file(self.dataset_path)}",
@@ -117,6 +134,9 @@ class DatasetSplitParams(Params):
     """Seed of the mixture."""
     use_torchdata: bool | None = None
     """Deprecated pipeline."""
+    truncation: Truncation | None = None
+    """What becomes of rows longer than model_max_length: their end is cut off (RIGHT) or their beginning (LEFT), they
+    are rejected (REJECT), or cut into several (SPLIT); null splits texts and cuts off the end of anything else."""
     max_rejected_rows: NonNegativeInt = 0
     """Rows that may be left out because they cannot be used; one more stops the run."""
 
@@ -172,6 +192,14 @@ class DataParams(Params):
             yield "validation.collator_name", f"splits name different collators: {', '.join(sorted(named))}"
         if named and self.train.collator_name is None:
             yield "train.collator_name", "another split names a collator, so this one must"
+
+
+def _is_there(path: str) -> bool:
+    from glob import iglob
+
+    return (
+        Path(path).expanduser().exists() or next(iglob(str(Path(path).expanduser()), recursive=True), None) is not None
+    )
 
 
 def _near_file(path: str) -> str:

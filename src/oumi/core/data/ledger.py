@@ -5,14 +5,74 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from oumi.core.errors import DataError
-from oumi.core.types.example import BadRow
+from oumi.core.types.example import BadRow, Example
 
 _MOST_SHOWN = 20
 _TURN = re.compile(r"^turn \d+: ")
+
+
+@dataclass
+class Counts:
+    """How many rows and tokens went where."""
+
+    read: int = 0
+    trained: int = 0
+    """Rows that are trained whole."""
+    truncated: int = 0
+    """Rows that are trained, but cut at the model's length."""
+    rejected: int = 0
+    split: int = 0
+    """Rows among the trained that came to several examples or documents."""
+    examples: int = 0
+    num_tokens: int = 0
+    num_target_tokens: int = 0
+    cut_tokens: int = 0
+    cut_target_tokens: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Why rows were rejected."""
+    shown: list[str] = field(default_factory=list)
+    """The first rejected rows, each with its reason."""
+
+    def reject(self, row: BadRow) -> None:
+        """Notes a row that cannot be used."""
+        self.read += 1
+        self.rejected += 1
+        self.reasons[_TURN.sub("", row.reason).partition(":")[0]] += 1
+        if len(self.shown) < _MOST_SHOWN:
+            self.shown.append(str(row))
+
+    def accept(self, examples: Sequence[Example], cut_tokens: int, cut_targets: int) -> None:
+        """Notes a row that is trained, and what was cut off it."""
+        self.read += 1
+        self.truncated += cut_tokens > 0
+        self.trained += cut_tokens == 0
+        self.split += sum(len(one.starts) for one in examples) > 1
+        self.examples += len(examples)
+        self.num_tokens += sum(len(one.tokens) for one in examples)
+        self.num_target_tokens += sum(int(one.is_target.sum()) for one in examples)
+        self.cut_tokens += cut_tokens
+        self.cut_target_tokens += cut_targets
+
+    def add(self, other: Counts) -> None:
+        """Adds what became of more rows."""
+        for one in fields(self):
+            if one.name != "shown":
+                setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+        self.shown = [*self.shown, *other.shown][:_MOST_SHOWN]
+
+    def to_state(self) -> dict[str, Any]:
+        """Returns all of it as JSON values."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Counts:
+        """Returns what `to_state` gave."""
+        return cls(**{**state, "reasons": Counter(state["reasons"])})
 
 
 @dataclass
@@ -23,62 +83,45 @@ class Ledger:
     key: str = "data.train"
     """The split's section of the config."""
     max_rejected: int = 0
-    read: int = 0
-    trained: int = 0
-    """Rows that are trained whole."""
-    truncated: int = 0
-    """Rows that are trained, but cut at the model's length."""
-    rejected: list[BadRow] = field(default_factory=list)
-    num_tokens: int = 0
-    num_target_tokens: int = 0
-    cut_tokens: int = 0
-    cut_target_tokens: int = 0
-
-    def reject(self, row: BadRow) -> None:
-        """Notes a row that cannot be used."""
-        self.read += 1
-        self.rejected.append(row)
-
-    def accept(self, num_tokens: int, num_targets: int, cut_tokens: int, cut_targets: int) -> None:
-        """Notes a row that is trained, and what was cut off it."""
-        self.read += 1
-        self.truncated += cut_tokens > 0
-        self.trained += cut_tokens == 0
-        self.num_tokens += num_tokens
-        self.num_target_tokens += num_targets
-        self.cut_tokens += cut_tokens
-        self.cut_target_tokens += cut_targets
+    counts: Counts = field(default_factory=Counts)
+    drawn: int | None = None
+    """Examples of an epoch that are drawn from this data set, where a mixture takes fewer or more than there are."""
 
     def close(self) -> None:
         """Checks that the account adds up; raises DataError if more rows were rejected than the config allows."""
-        assert self.read == self.trained + self.truncated + len(self.rejected), "every row is counted once"
-        if len(self.rejected) <= self.max_rejected:
+        counts = self.counts
+        assert counts.read == counts.trained + counts.truncated + counts.rejected, "every row is counted once"
+        if counts.rejected <= self.max_rejected:
             return
-        shown = "\n".join(f"  {row}" for row in self.rejected[:_MOST_SHOWN])
-        more = len(self.rejected) - _MOST_SHOWN
+        shown = "\n".join(f"  {row}" for row in counts.shown)
+        more = counts.rejected - len(counts.shown)
         rest = f"\n  ... and {more} more" if more > 0 else ""
         raise DataError(
-            f"{self.dataset}: {len(self.rejected)} of {self.read} rows cannot be used\n{shown}{rest}\n"
-            f"Mend them, or leave them out with {self.key}.max_rejected_rows: {len(self.rejected)}"
+            f"{self.dataset}: {counts.rejected} of {counts.read} rows cannot be used\n{shown}{rest}\n"
+            f"Mend them, or leave them out with {self.key}.max_rejected_rows: {counts.rejected}"
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the account as JSON values."""
+        counts = self.counts
+        drawn = {} if self.drawn is None else {"drawn": self.drawn}
         return {
             "dataset": self.dataset,
             "rows": {
-                "read": self.read,
-                "trained": self.trained,
-                "truncated": self.truncated,
-                "rejected": len(self.rejected),
+                "read": counts.read,
+                "trained": counts.trained,
+                "truncated": counts.truncated,
+                "rejected": counts.rejected,
+                "split": counts.split,
             },
+            "examples": {"made": counts.examples, **drawn},
             "tokens": {
-                "read": self.num_tokens + self.cut_tokens,
-                "trained": self.num_target_tokens,
-                "prompt": self.num_tokens - self.num_target_tokens,
-                "cut": self.cut_tokens,
-                "cut_targets": self.cut_target_tokens,
+                "read": counts.num_tokens + counts.cut_tokens,
+                "trained": counts.num_target_tokens,
+                "prompt": counts.num_tokens - counts.num_target_tokens,
+                "cut": counts.cut_tokens,
+                "cut_targets": counts.cut_target_tokens,
             },
-            "reasons": dict(Counter(_TURN.sub("", row.reason).partition(":")[0] for row in self.rejected)),
-            "rejected": [str(row) for row in self.rejected[:_MOST_SHOWN]],
+            "reasons": dict(counts.reasons),
+            "rejected": counts.shown,
         }

@@ -3,23 +3,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from oumi.core.batch import Batch, collate
-from oumi.core.data.mixture import Mixture, permute
+from oumi.core.data.mixture import permute
 from oumi.core.plan.parts import StepsPlan
+from oumi.core.types.example import Example
+
+
+class Groups(Protocol):
+    """The rows of an epoch, each of one example or several."""
+
+    def __len__(self) -> int: ...
+
+    def group(self, index: int) -> list[Example]:
+        """Returns the examples of a row."""
+        ...
 
 
 class Loader:
     """Cuts the shuffled rows of each epoch into optimizer steps, and those into micro-batches.
 
-    The last step of an epoch takes the rows that are left, so every row is trained once an epoch.
+    The last step of an epoch takes the rows that are left, so every row is trained once an epoch. Which rows a
+    step trains does not depend on how many ranks there are; each takes its micro-batches of them in turn.
     """
 
-    def __init__(self, rows: Mixture, steps: StepsPlan, seed: int) -> None:
+    def __init__(self, rows: Groups, steps: StepsPlan, seed: int, rank: int = 0) -> None:
+        """Takes the rows, how they are cut into steps, the seed of their order, and whose part this is."""
         assert steps.per_epoch is not None, "the plan knows the rows by now"
+        self.rank = rank
         self.rows = rows
         self.steps = steps
         self.seed = seed
@@ -30,7 +45,8 @@ class Loader:
         while True:
             size = self.steps.micro_batch_rows
             rows = self.rows_of(step)
-            yield [collate([self.rows[i] for i in rows[a : a + size]]) for a in range(0, len(rows), size)]
+            batches = [rows[a : a + size] for a in range(0, len(rows), size)]
+            yield [_collated(self.rows, one) for one in batches[self.rank :: self.steps.world_size]]
             step += 1
 
     def rows_of(self, step: int) -> list[int]:
@@ -42,7 +58,11 @@ class Loader:
         return order
 
 
-def in_order(rows: Mixture, batch_size: int) -> Iterator[Batch]:
+def in_order(rows: Groups, batch_size: int) -> Iterator[Batch]:
     """Yields all rows once, in order, `batch_size` at a time."""
     for first in range(0, len(rows), batch_size):
-        yield collate([rows[i] for i in range(first, min(first + batch_size, len(rows)))])
+        yield _collated(rows, range(first, min(first + batch_size, len(rows))))
+
+
+def _collated(rows: Groups, indices: Sequence[int]) -> Batch:
+    return collate([one for i in indices for one in rows.group(i)])

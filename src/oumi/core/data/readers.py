@@ -3,161 +3,131 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from oumi.core.configs.data import FILE_SUFFIXES
+from oumi.core.data.files import check_file, is_compressed, opened
+from oumi.core.data.json_rows import begins_list, check_lines, excerpt, read_lines, read_list
+from oumi.core.data.lines import index_lines
 from oumi.core.errors import DataError
 from oumi.core.types.example import BadRow, Row, Source
 
-MAX_ROW_BYTES = 64_000_000
-_EXCERPT_LENGTH = 80
-_BOM = b"\xef\xbb\xbf"
-_GAP = re.compile(r"\s*(,?)\s*")
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+SAMPLES = ("document", "paragraph", "line")
+"""What may be one row of a text file."""
+_PARQUET_ROWS = 1024
 
 
-def read_rows(path: Path, dataset: str) -> Iterator[Row | BadRow]:
-    """Yields the records of a `.jsonl`, `.json` or `.parquet` file in order.
+def read_rows(path: Path, dataset: str, sample_by: str = "document") -> Iterator[Row | BadRow]:
+    """Yields the records of a file in order: JSON, JSON Lines, CSV, Parquet or text, perhaps compressed.
+
+    Args:
+        path: The file; its suffix tells how it is read.
+        dataset: Name of the data set, for messages.
+        sample_by: What is one row of a text file, one of SAMPLES.
 
     Raises:
         DataError: No such file, an empty one, another kind, or a JSON list that breaks off.
     """
-    check_file(path)
-    if path.suffix.lower() == ".parquet":
+    kind = check_file(path)
+    if kind == ".parquet":
         return _parquet(path, dataset)
-    if _is_list(path):
-        return _json_list(path, dataset)
-    if path.suffix.lower() == ".json":
-        _check_lines(path)
-    return _json_lines(path, dataset)
+    if kind in (".csv", ".tsv"):
+        return _table(path, dataset, "\t" if kind == ".tsv" else ",")
+    if kind == ".txt":
+        return _text(path, dataset, sample_by)
+    if kind == ".json":
+        if begins_list(path):
+            return read_list(path, dataset)
+        check_lines(path)
+    return read_lines(path, dataset)
 
 
 def count_rows(path: Path) -> int | None:
     """Returns how many rows a file holds, None if that cannot be told before reading it."""
-    check_file(path)
-    if path.suffix.lower() == ".parquet":
-        import pyarrow.parquet
+    kind = check_file(path)
+    if kind == ".parquet":
+        return int(_opened_parquet(path).metadata.num_rows)
+    if is_lines(path):
+        return len(index_lines(path))
+    if is_compressed(path) or kind != ".json":
+        return None
+    try:
+        return len(json.loads(path.read_bytes()))
+    except (ValueError, RecursionError):
+        return None
 
-        return int(pyarrow.parquet.ParquetFile(path).metadata.num_rows)
-    if _is_list(path):
+
+def is_lines(path: Path) -> bool:
+    """Returns True for a file of which any row is found at once: a line each, not compressed."""
+    kind = check_file(path)
+    return not is_compressed(path) and (kind == ".jsonl" or (kind == ".json" and not begins_list(path)))
+
+
+def _text(path: Path, dataset: str, sample_by: str) -> Iterator[Row | BadRow]:
+    """Yields the lines, the paragraphs (between blank lines) or the whole of a text, white space around it kept."""
+    with opened(path) as file:
+        waiting: list[str] = []
+        first = number = 1
+        for number, line in enumerate(_decoded(file, path), 1):
+            ends = sample_by == "line" or (sample_by == "paragraph" and not line.strip())
+            waiting.append(line)
+            if ends:
+                yield from _passage(waiting, dataset, path, first)
+                waiting, first = [], number + 1
+        yield from _passage(waiting, dataset, path, first)
+
+
+def _passage(lines: list[str], dataset: str, path: Path, number: int) -> Iterator[Row | BadRow]:
+    text = "".join(lines)
+    if text.strip():
+        source = Source(dataset, str(path), number)
+        yield BadRow(source, "holds a NUL byte", excerpt(text)) if "\0" in text else Row({"text": text}, source)
+
+
+def _table(path: Path, dataset: str, delimiter: str) -> Iterator[Row | BadRow]:
+    csv.field_size_limit(sys.maxsize)
+    with opened(path) as file:
+        reader = csv.reader(_decoded(file, path), delimiter=delimiter, strict=True)
         try:
-            return len(json.loads(path.read_bytes()))
-        except ValueError:
-            return None
-    with path.open("rb") as file:
-        return sum(1 for line in file if line.removeprefix(_BOM).strip())
+            names = next(reader, [])
+            while True:
+                number = reader.line_num + 1
+                values = next(reader, None)
+                if values is None:
+                    return
+                source = Source(dataset, str(path), number)
+                if len(values) == len(names):
+                    yield Row(dict(zip(names, values, strict=True)), source)
+                elif values:
+                    reason = f"has {len(values)} fields, the first line names {len(names)}"
+                    yield BadRow(source, reason, excerpt(delimiter.join(values)))
+        except csv.Error as error:
+            raise DataError(f"{path}:{reader.line_num}: not valid CSV: {error}") from None
 
 
-def check_file(path: Path) -> None:
-    """Raises DataError unless the path is a file that can be read here."""
-    if path.suffix.lower() not in FILE_SUFFIXES:
-        raise DataError(f"{path}: cannot be read; a data file ends in {', '.join(FILE_SUFFIXES)}")
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: empty")
-
-
-def excerpt(text: str) -> str:
-    """Returns the beginning of a text with control characters written out."""
-    shown = text[:_EXCERPT_LENGTH].encode("unicode_escape").decode()
-    return shown + ("..." if len(text) > _EXCERPT_LENGTH else "")
-
-
-def _is_list(path: Path) -> bool:
-    with path.open("rb") as file:
-        start = file.read(4096).removeprefix(_BOM).lstrip()
-    return path.suffix.lower() == ".json" and start.startswith(b"[")
-
-
-def _check_lines(path: Path) -> None:
-    """Raises DataError if the first line of a `.json` file begins a value that goes on below it."""
-    with path.open("rb") as file:
-        lines = (line.removeprefix(_BOM).rstrip().decode("utf-8", "replace") for line in file)
-        first = next(filter(None, lines), "")
-        goes_on = next(filter(None, lines), None) is not None
+def _decoded(file: Any, path: Path) -> Iterator[str]:
+    """Yields lines of text; raises DataError, with the line, where they are not UTF-8."""
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    number = 0
     try:
-        json.loads(first)
-    except json.JSONDecodeError as error:
-        if error.pos >= len(first) and goes_on:
-            raise DataError(f"{path}: one object over several lines; wanted a list of rows, or a row a line") from None
-
-
-def _json_lines(path: Path, dataset: str) -> Iterator[Row | BadRow]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            data = line.removeprefix(_BOM) if number == 1 else line
-            if data.strip():
-                yield _parse(data.rstrip(b"\r\n"), Source(dataset, str(path), number))
-
-
-def _parse(data: bytes, source: Source) -> Row | BadRow:
-    if len(data) > MAX_ROW_BYTES:
-        return BadRow(source, f"a row of {len(data):,} bytes; at most {MAX_ROW_BYTES:,} are read")
-    try:
-        text = data.decode("utf-8")
+        for line in text:
+            yield line
+            number += 1
     except UnicodeDecodeError as error:
-        return BadRow(source, f"not UTF-8 (byte {error.start})", excerpt(data.decode("utf-8", "replace")))
-    if "\0" in text:
-        return BadRow(source, "holds a NUL byte", excerpt(text))
-    try:
-        value = json.loads(text, parse_constant=_refuse_constant)
-    except RecursionError:
-        return BadRow(source, "not valid JSON: nested too deep", excerpt(text))
-    except ValueError as error:
-        return BadRow(source, f"not valid JSON: {error}", excerpt(text))
-    if _SURROGATE.search(text) and not _is_text(value):
-        return BadRow(source, "holds half of a character (a lone surrogate)", excerpt(text))
-    return Row(value, source)
-
-
-def _json_list(path: Path, dataset: str) -> Iterator[Row | BadRow]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 (byte {error.start})") from None
-    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
-    at, line, counted = text.index("[") + 1, 1, 0
-    is_first = True
-    while True:
-        gap = _GAP.match(text, at)
-        assert gap is not None, "the pattern matches nothing, too"
-        at = gap.end()
-        line += text.count("\n", counted, at)
-        counted = at
-        source = Source(dataset, str(path), line)
-        if text[at : at + 1] == "]":
-            if text[at + 1 :].strip():
-                raise DataError(f"{source}: text after the end of the list: {excerpt(text[at + 1 :].strip())}")
-            return
-        try:
-            if at < len(text) and is_first == bool(gap[1]):
-                raise ValueError("a comma stands between two rows, and nowhere else")
-            value, end = decoder.raw_decode(text, at)
-        except RecursionError:
-            raise DataError(f"{source}: not valid JSON: nested too deep") from None
-        except ValueError as error:
-            reason = "the list breaks off here" if at >= len(text) - 1 else str(error).split(": line")[0]
-            raise DataError(f"{source}: not valid JSON: {reason}: {excerpt(text[at : at + _EXCERPT_LENGTH])}") from None
-        part = text[at:end]
-        if _SURROGATE.search(part) and not _is_text(value):
-            yield BadRow(source, "holds half of a character (a lone surrogate)", excerpt(part))
-        else:
-            yield Row(value, source)
-        at, is_first = end, False
+        raise DataError(f"{path}: not UTF-8, at or after line {number + 1}: {error.reason}") from None
 
 
 def _parquet(path: Path, dataset: str) -> Iterator[Row | BadRow]:
     import pyarrow
-    import pyarrow.parquet
 
     number = 0
     try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+        for batch in _opened_parquet(path).iter_batches(_PARQUET_ROWS):
             for value in batch.to_pylist():
                 yield Row(value, Source(dataset, str(path), number))
                 number += 1
@@ -165,14 +135,11 @@ def _parquet(path: Path, dataset: str) -> Iterator[Row | BadRow]:
         raise DataError(f"{path}: not a Parquet file, or a broken one: {str(error).splitlines()[0]}") from None
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+def _opened_parquet(path: Path) -> Any:
+    import pyarrow
+    import pyarrow.parquet
 
-
-def _is_text(value: Any) -> bool:
-    """Returns False if a string in the value holds half of a character."""
     try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+        return pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not a Parquet file, or a broken one: {str(error).splitlines()[0]}") from None

@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from oumi.core.data.tokens import TokenTable
+from oumi.core.data.mixture import Table
 from oumi.core.errors import DataError
 from oumi.core.types.example import Example
 
 
-def check_supervision(
-    table: TokenTable, tokenizer: Any, num_checked: int, train_on: str, max_length: int | None
-) -> None:
+def check_supervision(table: Table, tokenizer: Any, num_checked: int, train_on: str, max_length: int | None) -> None:
     """Verifies rows spread over a table, and draws the first that teaches the wrong thing.
 
     Args:
@@ -29,9 +27,9 @@ def check_supervision(
             whose answer does not end, or one that begins twice.
     """
     for i in np.unique(np.linspace(0, len(table) - 1, min(num_checked, len(table))).astype(int)).tolist():
-        example = table[i]
-        if wrong := _wrong(example, tokenizer, train_on, max_length):
-            raise DataError(f"{example.source}: {wrong}. Trained tokens stand in brackets:\n{draw(example, tokenizer)}")
+        for one in table[i].documents():
+            if wrong := _wrong(one, tokenizer, train_on, max_length):
+                raise DataError(f"{one.source}: {wrong}. Trained tokens stand in brackets:\n{draw(one, tokenizer)}")
 
 
 def draw(example: Example, tokenizer: Any) -> str:

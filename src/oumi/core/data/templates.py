@@ -3,19 +3,19 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
+from oumi.core.data.sandbox import compile_template, render
 from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.log import logger
-from oumi.core.types.conversation import Message
+from oumi.core.types.conversation import FunctionCall, Message, Role, ToolCall, ToolDefinition
 
 FOLDER = Path(__file__).parent / "chat_templates"
-_DATE_CODES = [f"%{letter}" for letter in "aAbBcdefFGHIjmMpSTuUVwWxXyYzZ"] + [f"%-{letter}" for letter in "dHIjmMSuy"]
 _VISION = ("llava", "molmo", "qwen2-vl-instruct", "qwen3-vl-instruct", "internvl3")
 
 
@@ -65,37 +65,104 @@ class Template:
     """A chat template, with the tokenizer whose special tokens it writes."""
 
     def __init__(self, tokenizer: Any, text: str, now: datetime | None = None) -> None:
-        """Takes a template and the date and time that it tells; None takes those of each rendering."""
-        self._tokenizer = tokenizer
-        self._text = text if now is None else _dated(text, now)
+        """Takes a template and the date and time that it tells; None takes those of each rendering.
 
-    def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
+        Raises:
+            ConfigError: It is no template.
+        """
+        self.text = text
+        self.now = now
+        self._special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+        try:
+            self._template = compile_template(text, datetime.now if now is None else lambda: now)
+        except TemplateSyntaxError as error:
+            raise ConfigError(f"model.chat_template: line {error.lineno}: {error.message}") from None
+        except TemplateError as error:
+            raise ConfigError(f"model.chat_template: {error}") from None
+        self._tool_spelling: tuple[bool, str | None] | None = None
+
+    @property
+    def tells_date(self) -> bool:
+        """Returns True if what it writes depends on the day."""
+        return "strftime_now" in self.text
+
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: Sequence[Any] | None = None
+    ) -> str:
         """Returns the chat as text.
+
+        Args:
+            messages: The chat.
+            add_generation_prompt: Go on to where the assistant's answer begins.
+            tools: Schemas of the functions that the assistant may call.
 
         Raises:
             TemplateError: The template refuses the chat, or fails on it.
-            ConfigError: It is no template.
         """
-        plain = [{"role": str(one.role), "content": one.content} for one in messages]
+        spelling = self._spelling() if any(one.tool_calls for one in messages) else (True, None)
+        plain = [_plain(one, *spelling) for one in messages]
+        return self._render(plain, add_generation_prompt, [one.model_dump() for one in tools or ()] or None)
+
+    def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool, tools: Any) -> str:
+        variables = {"messages": messages, "tools": tools, "documents": None}
         try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    plain, chat_template=self._text, tokenize=False, add_generation_prompt=add_generation_prompt
-                )
+            return render(
+                self._template, {**self._special, **variables, "add_generation_prompt": add_generation_prompt}
             )
-        except TemplateSyntaxError as error:
-            raise ConfigError(f"model.chat_template: line {error.lineno}: {error.message}") from None
-        except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
             raise TemplateError(f"{type(error).__name__}: {error}") from error
 
+    def _spelling(self) -> tuple[bool, str | None]:
+        """Returns how this template wants tool calls: arguments as values or as text, and what an empty content is.
 
-def _dated(text: str, now: datetime) -> str:
-    """Returns a template whose `strftime_now` tells one moment: a macro of that name hides the library's clock."""
-    if "strftime_now" not in text:
-        return text
-    told = "".join(f" | replace('{code}', {json.dumps(now.strftime(code))})" for code in _DATE_CODES)
-    macro = f"{{% macro strftime_now(format) %}}{{{{ format | replace('%%', '\0'){told} | replace('\0', '%') }}}}"
-    return f"{macro}{{% endmacro %}}\n{text}"  # the line break goes with the tag
+        The first of four spellings under which a call is written whole.
+        """
+        if self._tool_spelling is None:
+            spellings = [(as_values, empty) for as_values in (True, False) for empty in ("", None)]
+            self._tool_spelling = next((one for one in spellings if self._writes_calls(one)), (True, ""))
+        return self._tool_spelling
+
+    def _writes_calls(self, spelling: tuple[bool, str | None]) -> bool:
+        tool = ToolDefinition(function={"name": _NAME, "description": "d", "parameters": _SCHEMA})
+        call = ToolCall(id="abcdef123", function=FunctionCall(name=_NAME, arguments={_KEY: _VALUE}))
+        chat = [
+            Message(role=Role.USER, content="?"),
+            Message(role=Role.ASSISTANT, tool_calls=[call]),
+            Message(role=Role.TOOL, content="!", name=_NAME, tool_call_id="abcdef123"),
+            Message(role=Role.ASSISTANT, content="."),
+        ]
+        try:
+            text = self._render([_plain(one, *spelling) for one in chat], False, [tool.model_dump()])
+        except TemplateError:
+            return False
+        return _KEY in text and _VALUE in text and '\\"' not in text
+
+
+_NAME, _KEY, _VALUE = "probe_name", "probe_key", "probe_value"
+_SCHEMA = {"type": "object", "properties": {_KEY: {"type": "string"}}}
+
+
+def _plain(message: Message, as_values: bool, empty: str | None) -> dict[str, Any]:
+    """Returns a message as templates read it."""
+    plain: dict[str, Any] = {"role": str(message.role), "content": message.text}
+    if message.content is None:
+        plain["content"] = empty
+    for key in ("name", "tool_call_id"):
+        if (value := getattr(message, key)) is not None:
+            plain[key] = value
+    if message.reasoning_content is not None:
+        plain |= {"reasoning_content": message.reasoning_content, "thinking": message.reasoning_content}
+    if message.tool_calls:
+        plain["tool_calls"] = [_plain_call(one, as_values) for one in message.tool_calls]
+    return plain
+
+
+def _plain_call(call: ToolCall, as_values: bool) -> dict[str, Any]:
+    function = {
+        "name": call.function.name,
+        "arguments": call.function.values() if as_values else call.function.arguments,
+    }
+    return {**({} if call.id is None else {"id": call.id}), "type": call.type, "function": function}
 
 
 __all__ = ["FOLDER", "Template", "TemplateError", "bundled_template", "chat_template_for"]

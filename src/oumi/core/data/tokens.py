@@ -1,78 +1,220 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All rows of a data set as tokens, tokenised once."""
+"""All rows of a data set as tokens, on disk: memory does not grow with their number."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from oumi.core.data.ledger import Ledger
-from oumi.core.data.targets import Cut, Rendered, Renderer
-from oumi.core.types.example import BadRow, Example, Row
+from oumi.core.data.encoding import Encoded, Encoder
+from oumi.core.data.ledger import Counts, Ledger
+from oumi.core.data.targets import Rendered, Renderer
+from oumi.core.data.templates import Template
+from oumi.core.types.example import BadRow, Example, Row, Source
 
-_BATCH_SIZE = 512
+BATCH_SIZE = 512
+_STARTS = np.int32(1 << 30)
+"""Added to the first token of a document that is not the first of its row."""
+_ROW = np.dtype([("end", "<i8"), ("line", "<i8"), ("file", "<i4"), ("dataset", "<i4")])
+
+
+class Tokeniser:
+    """Makes examples of rows: renders, then encodes."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: Template,
+        train_on: str,
+        max_length: int | None = None,
+        truncation: str | None = None,
+    ) -> None:
+        """Takes what a Renderer and an Encoder take."""
+        self.renderer = Renderer(tokenizer, template, train_on)
+        self.encoder = Encoder(tokenizer, train_on, max_length, truncation)
+
+    def make(self, rows: Sequence[Row | BadRow]) -> Iterator[Encoded | BadRow]:
+        """Yields what each row comes to."""
+        rendered = [row if isinstance(row, BadRow) else self.renderer.render(row) for row in rows]
+        encoded = self.encoder.encode([one for one in rendered if isinstance(one, Rendered)])
+        for one in rendered:
+            yield one if isinstance(one, BadRow) else next(encoded)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive rows as tokens."""
+
+    tokens: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int64]
+    sources: list[Source]
+    counts: Counts
+
+
+def make_chunk(rows: Sequence[Row | BadRow], tokeniser: Tokeniser) -> Chunk:
+    """Returns rows as tokens, each accounted for."""
+    counts, examples = Counts(), list[Example]()
+    for made in tokeniser.make(rows):
+        if isinstance(made, BadRow):
+            counts.reject(made)
+        else:
+            examples += made.examples
+            counts.accept(made.examples, made.cut_tokens, made.cut_targets)
+    lengths = np.array([len(one.tokens) for one in examples], dtype=np.int64)
+    return Chunk(written(examples), lengths, [one.source for one in examples], counts)
 
 
 class TokenTable:
-    """Rows end to end: token ids, which are trained, and where each row came from."""
+    """Rows end to end on disk: token ids, which are trained, and where each row came from.
 
-    def __init__(self, examples: list[Example]) -> None:
-        lengths = np.fromiter((len(one.tokens) for one in examples), dtype=np.int64, count=len(examples))
-        self._offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
-        self._tokens = _joined([one.tokens for one in examples], np.int32)
-        self._is_target = _joined([one.is_target for one in examples], np.bool_)
-        self._sources = [one.source for one in examples]
+    They are read, not mapped: pages of a mapped file count as memory of the process.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Opens a table that a TableWriter finished; its files may be deleted from then on."""
+        facts = json.loads((directory / "table.json").read_text())
+        self.ledger = facts["ledger"]
+        """What became of the rows: arguments of `Counts`."""
+        self.digest: str = facts["digest"]
+        """SHA-256 of all ids, targets and boundaries."""
+        self.highest_token: int = facts["highest_token"]
+        self._names: list[str] = facts["names"]
+        self._length: int = facts["num_rows"]
+        self._tokens = os.open(directory / "tokens.bin", os.O_RDONLY)
+        self._rows = os.open(directory / "rows.bin", os.O_RDONLY)
+
+    def __del__(self) -> None:
+        for name in ("_tokens", "_rows"):
+            if (file := self.__dict__.get(name)) is not None:
+                os.close(file)
 
     def __len__(self) -> int:
-        return len(self._sources)
+        return self._length
 
     def __getitem__(self, index: int) -> Example:
-        part = slice(self._offsets[index], self._offsets[index + 1])
-        return Example(self._tokens[part], self._is_target[part], self._sources[index])
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        first = max(index - 1, 0)
+        rows = np.frombuffer(os.pread(self._rows, 2 * _ROW.itemsize, first * _ROW.itemsize), _ROW)
+        start, row = (int(rows[0]["end"]), rows[1]) if index else (0, rows[0])
+        written = np.frombuffer(os.pread(self._tokens, 4 * (int(row["end"]) - start), 4 * start), np.int32)
+        return _read(written, Source(self._names[row["dataset"]], self._names[row["file"]], int(row["line"])))
 
-    @property
-    def highest_token(self) -> int:
-        """Returns the largest token id, -1 if there are no rows."""
-        return int(self._tokens.max()) if len(self._tokens) else -1
-
-    def fingerprint(self) -> str:
-        """Returns a digest of all ids, targets and row boundaries."""
-        digest = hashlib.sha256()
-        for array in (self._offsets, self._tokens, np.packbits(self._is_target)):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Returns how many tokens each row has [R]."""
+        rows = np.frombuffer(os.pread(self._rows, _ROW.itemsize * self._length, 0), _ROW)
+        return np.diff(rows["end"], prepend=0)
 
 
-def tokenise(rows: Iterable[Row | BadRow], renderer: Renderer, ledger: Ledger) -> TokenTable:
-    """Returns the rows as tokens, each accounted for in the ledger.
+class TableWriter:
+    """Writes a table, chunk by chunk."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        self._tokens = (directory / "tokens.bin").open("wb")
+        self._rows = (directory / "rows.bin").open("wb")
+        self._names: dict[str, int] = {}
+        self._digest = hashlib.sha256()
+        self._num_rows = self._end = 0
+        self._highest = -1
+
+    def add(self, chunk: Chunk) -> None:
+        """Writes the rows of a chunk behind those that are there."""
+        ends = np.cumsum(chunk.lengths) + self._end
+        rows = np.zeros(len(ends), dtype=_ROW)
+        rows["end"] = ends
+        rows["line"] = [one.line for one in chunk.sources]
+        rows["file"] = [self._number(one.path) for one in chunk.sources]
+        rows["dataset"] = [self._number(one.dataset) for one in chunk.sources]
+        for part in (chunk.tokens, chunk.lengths):
+            self._digest.update(part.tobytes())
+        self._tokens.write(chunk.tokens.tobytes())
+        self._rows.write(rows.tobytes())
+        self._num_rows += len(ends)
+        self._end += int(chunk.lengths.sum())
+        if len(chunk.tokens):
+            self._highest = max(self._highest, int(_ids(chunk.tokens).max()))
+
+    def finish(self, ledger: Ledger, facts: dict[str, Any]) -> None:
+        """Completes the table: everything is on the disk when this returns."""
+        for file in (self._tokens, self._rows):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        table = {
+            "num_rows": self._num_rows,
+            "num_tokens": self._end,
+            "highest_token": self._highest,
+            "digest": self._digest.hexdigest(),
+            "names": list(self._names),
+            "ledger": ledger.counts.to_state(),
+            **facts,
+        }
+        with (self._directory / "table.json").open("w") as file:
+            json.dump(table, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _number(self, name: str) -> int:
+        return self._names.setdefault(name, len(self._names))
+
+
+def tokenise(rows: Iterable[Row | BadRow], tokeniser: Tokeniser, ledger: Ledger) -> TokenTable:
+    """Returns the rows as tokens, each accounted for in the ledger; nothing is left on the disk.
 
     Raises:
         DataError: More rows cannot be used than the ledger allows.
     """
-    examples: list[Example] = []
-    for made in _tokenised(rows, renderer):
-        if isinstance(made, BadRow):
-            ledger.reject(made)
-            continue
-        example = made.example
-        examples.append(example)
-        ledger.accept(len(example.tokens), int(example.is_target.sum()), made.cut_tokens, made.cut_targets)
-    ledger.close()
-    return TokenTable(examples)
-
-
-def _tokenised(rows: Iterable[Row | BadRow], renderer: Renderer) -> Iterator[Cut | BadRow]:
     waiting = iter(rows)
-    while batch := list(islice(waiting, _BATCH_SIZE)):
-        rendered = [row if isinstance(row, BadRow) else renderer.render(row) for row in batch]
-        cuts = renderer.tokenise([one for one in rendered if isinstance(one, Rendered)])
-        for one in rendered:
-            yield one if isinstance(one, BadRow) else next(cuts)
+    folder = Path(tempfile.mkdtemp(prefix="oumi-tokens-"))
+    try:
+        chunks = (make_chunk(batch, tokeniser) for batch in iter(lambda: list(islice(waiting, BATCH_SIZE)), []))
+        write_table(chunks, ledger, folder, {})
+        return TokenTable(folder)
+    finally:
+        shutil.rmtree(folder)
 
 
-def _joined(arrays: list[npt.NDArray[np.generic]], dtype: type[np.generic]) -> npt.NDArray[np.generic]:
-    return np.concatenate(arrays) if arrays else np.zeros(0, dtype=dtype)
+def write_table(chunks: Iterable[Chunk], ledger: Ledger, directory: Path, facts: dict[str, Any]) -> None:
+    """Writes a table of chunks; raises DataError if more rows cannot be used than the ledger allows."""
+    writer = TableWriter(directory)
+    for chunk in chunks:
+        writer.add(chunk)
+        ledger.counts.add(chunk.counts)
+    ledger.close()
+    writer.finish(ledger, facts)
+
+
+def written(examples: Sequence[Example]) -> npt.NDArray[np.int32]:
+    """Returns examples as they are kept: a token that is not trained is inverted, the first of a document marked."""
+    if not examples:
+        return np.zeros(0, dtype=np.int32)
+    tokens = np.concatenate([one.tokens for one in examples])
+    is_target = np.concatenate([one.is_target for one in examples])
+    if any(len(one.starts) > 1 for one in examples):
+        firsts = np.cumsum([0, *(len(one.tokens) for one in examples[:-1])])
+        tokens[[first + at for first, one in zip(firsts, examples, strict=True) for at in one.starts[1:]]] += _STARTS
+    return np.where(is_target, tokens, ~tokens)
+
+
+def _ids(written: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    return np.where(written < 0, ~written, written) & (_STARTS - 1)
+
+
+def _read(written: npt.NDArray[np.int32], source: Source) -> Example:
+    is_target = written >= 0
+    tokens = np.where(is_target, written, ~written)
+    starts = np.flatnonzero(tokens >= _STARTS).tolist()
+    return Example(tokens & (_STARTS - 1), is_target, source, (0, *starts))

@@ -85,15 +85,32 @@ class LoraPlan:
 
 
 @dataclass(frozen=True)
+class MixturePlan:
+    """Data sets that are read together, and how."""
+
+    datasets: tuple[DatasetParams, ...]
+    strategy: str
+    """`first_exhausted` or `all_exhausted`, where there are proportions."""
+    pack: bool
+    """Fill rows of the model's length with several examples."""
+    truncation: str | None
+    max_rejected_rows: int
+
+    @property
+    def proportions(self) -> tuple[float, ...] | None:
+        """Returns the share of each data set, None where each is taken whole."""
+        given = [one.mixture_proportion for one in self.datasets]
+        return None if None in given or not given else tuple(one or 0.0 for one in given)
+
+
+@dataclass(frozen=True)
 class DataPlan:
     """Which rows are read, and which of their tokens are trained."""
 
-    train: tuple[DatasetParams, ...]
-    validation: tuple[DatasetParams, ...]
+    train: MixturePlan
+    validation: MixturePlan
     train_on: str
     """`all`, `all_assistant_turns` or `final_assistant_turn`."""
-    max_rejected_rows: int
-    max_rejected_validation_rows: int
     seed: int
     """Of the order of the rows."""
 

@@ -19,11 +19,8 @@ from oumi.core.plan.trainer_kwargs import DECIDED
 _BUILT = (TrainerType.OUMI, TrainerType.TRL_SFT, TrainerType.HF)
 
 _NOT_BUILT = {
-    "data.*.pack": "packing across steps",
     "data.*.stream": "streaming",
     "data.*.use_torchdata": "the torchdata pipeline",
-    "data.*.datasets[[]].mixture_proportion": "mixtures with proportions",
-    "data.*.datasets[[]].sample_count": "sampling a number of rows",
     "data.*.datasets[[]].trust_remote_code": "data sets that run code of their own",
     "model.enable_liger_kernel": "Liger kernels",
     "training.compile": "torch.compile",
@@ -133,7 +130,15 @@ def _wrong_data(config: TrainingConfig) -> Iterator[tuple[str, str]]:
             "training.eval_strategy",
             f"'{config.training.eval_strategy}' needs rows: data.validation.datasets is empty",
         )
+    yield from _wrong_packing(config)
     yield from _wrong_collator_kwargs(config)
+
+
+def _wrong_packing(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+    for split in ("train", "validation"):
+        if getattr(config.data, split).pack and config.training.trainer_type != TrainerType.OUMI:
+            name = config.training.trainer_type.name
+            yield f"data.{split}.pack", f"{name} would let packed documents see each other; trainer OUMI does not"
 
 
 def _wrong_collator_kwargs(config: TrainingConfig) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from oumi.core.configs import (
+    DatasetSplitParams,
     MixedPrecisionDtype,
     ModelParams,
     PeftParams,
@@ -22,6 +23,7 @@ from oumi.core.plan.parts import (
     Facts,
     LogPlan,
     LoraPlan,
+    MixturePlan,
     ModelFacts,
     ModelPlan,
     OptimizerPlan,
@@ -89,14 +91,22 @@ def plan_lora(peft: PeftParams) -> LoraPlan:
 
 def plan_data(config: TrainingConfig) -> DataPlan:
     """Returns which rows are read, and what of them is trained."""
-    train, validation = config.data.train, config.data.validation
+    validation = config.data.validation if config.training.eval_strategy != "no" else DatasetSplitParams()
     return DataPlan(
-        train=tuple(train.datasets),
-        validation=tuple(validation.datasets) if config.training.eval_strategy != "no" else (),
+        train=_plan_mixture(config.data.train),
+        validation=_plan_mixture(validation),
         train_on=_train_on(config),
-        max_rejected_rows=train.max_rejected_rows,
-        max_rejected_validation_rows=validation.max_rejected_rows,
         seed=config.training.data_seed,
+    )
+
+
+def _plan_mixture(split: DatasetSplitParams) -> MixturePlan:
+    return MixturePlan(
+        datasets=tuple(split.datasets),
+        strategy=split.mixture_strategy,
+        pack=split.pack,
+        truncation=split.truncation.value if split.truncation is not None else None,
+        max_rejected_rows=split.max_rejected_rows,
     )
 
 

@@ -34,6 +34,8 @@ def trajectory(plan: Plan) -> dict[str, str]:
         chosen[part] = value if names is None or value is None else {name: value[name] for name in names}
     if chosen["steps"]["max_steps"] is not None:
         del chosen["steps"]["num_epochs"]  # nothing reads it
+    mixture = record["data"]["train"]
+    chosen["mixture"] = {name: mixture[name] for name in ("strategy", "pack", "truncation")}
     chosen["trainer_kwargs"] = dict(plan.config.training.trainer_kwargs)
     return dict(_flat(chosen, ""))
 

@@ -3,52 +3,69 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from oumi.core.data.growing import GrowingTable
 from oumi.core.data.ledger import Ledger
-from oumi.core.data.mixture import Mixture, Part
+from oumi.core.data.mixture import Mixture, OneDocumentEach, Part, draws_of
+from oumi.core.data.packing import Packed
 from oumi.core.data.supervision import check_supervision, draw
-from oumi.core.data.targets import Renderer
-from oumi.core.data.templates import Template, chat_template_for
-from oumi.core.data.tokens import tokenise
-from oumi.core.datasets import dataset_for
+from oumi.core.data.templates import chat_template_for
 from oumi.core.errors import ConfigError, DataError
 from oumi.core.log import logger
 from oumi.core.models.tokenizers import load_tokenizer
-from oumi.core.plan.parts import Plan
+from oumi.core.plan.parts import MixturePlan, Plan
 from oumi.core.trainers.listeners import quiet_libraries
+from oumi.core.trainers.tables import Opened, TableSpec, open_table
 
 _NUM_CHECKED = 64
 """Rows whose supervision is verified before the first step."""
+
+
+Epoch = Mixture | Packed | OneDocumentEach
+"""What an epoch draws, in the form that a trainer takes."""
 
 
 @dataclass(frozen=True)
 class Rows:
     """What is trained and what is measured."""
 
-    train: Mixture
-    validation: Mixture
+    train: Epoch
+    validation: Epoch
     tokenizer: Any
     """With the chat template of the plan."""
     fingerprint: str
     """Digest of the training rows."""
+    output_dir: Path
+    ledgers: Mapping[str, Sequence[Ledger]]
+    """The account of each data set, by split."""
 
     def check_vocabulary(self, model: Any) -> None:
         """Raises ConfigError if a token of the rows has no embedding."""
         num_embeddings = model.get_input_embeddings().num_embeddings
-        highest = max(
-            part.table.highest_token for part in (*self.train.parts, *self.validation.parts) if len(part.table)
-        )
+        if len(self.tokenizer) <= num_embeddings:
+            return
+        highest = max(self.train.highest_token, self.validation.highest_token)
         if highest >= num_embeddings:
             token = self.tokenizer.convert_ids_to_tokens(highest)
             raise ConfigError(
                 f"model.tokenizer_name: token {highest} ('{token}') of the rows has no embedding: the model knows "
                 f"{num_embeddings} tokens. Is this the tokenizer of the model?"
             )
+
+    def close(self) -> None:
+        """Ends what is still being tokenised, and writes what became of the rows that were read."""
+        for split, epoch in (("train", self.train), ("validation", self.validation)):
+            for part, ledger in zip(epoch.parts, self.ledgers[split], strict=True):
+                if isinstance(part.table, GrowingTable):
+                    ledger.counts = part.table.close()
+        write_report(self.output_dir, self.ledgers)
 
 
 def load_rows(plan: Plan, began: datetime) -> Rows:
@@ -64,36 +81,64 @@ def load_rows(plan: Plan, began: datetime) -> Rows:
     quiet_libraries(plan)
     tokenizer = load_tokenizer(plan.model)
     tokenizer.chat_template = chat_template_for(tokenizer, plan.model.chat_template)
-    template = Template(tokenizer, tokenizer.chat_template, began)
-    renderer = Renderer(tokenizer, template, plan.data.train_on, plan.model.max_length)
     ledgers: dict[str, list[Ledger]] = {"train": [], "validation": []}
     try:
-        train = _read(plan, "train", renderer, ledgers["train"])
-        validation = _read(plan, "validation", renderer, ledgers["validation"])
+        train, identity = _mixture(plan, "train", tokenizer, began, ledgers["train"])
+        validation, _ = _mixture(plan, "validation", tokenizer, began, ledgers["validation"])
     finally:
-        _write_report(plan.output_dir, ledgers)
+        write_report(plan.output_dir, ledgers)
     if len(train) == 0:
         raise DataError("data.train: there is no row to train on")
     for part in (*train.parts, *validation.parts):
-        check_supervision(part.table, tokenizer, _NUM_CHECKED, plan.data.train_on, plan.model.max_length)
+        if len(part):
+            check_supervision(part.table, tokenizer, _NUM_CHECKED, plan.data.train_on, plan.model.max_length)
     if plan.logs.examples:
-        logger.info("first row, trained tokens in brackets:\n%s", draw(train[0], tokenizer))
-    return Rows(train, validation, tokenizer, train.fingerprint())
+        logger.info("first row, trained tokens in brackets:\n%s", draw(train.group(0)[0], tokenizer))
+    return Rows(train, validation, tokenizer, identity, plan.output_dir, ledgers)
 
 
-def _read(plan: Plan, split: str, renderer: Renderer, ledgers: list[Ledger]) -> Mixture:
-    params = plan.data.train if split == "train" else plan.data.validation
-    max_rejected = plan.data.max_rejected_rows if split == "train" else plan.data.max_rejected_validation_rows
-    key, seed = f"data.{split}", plan.data.seed
+def _mixture(plan: Plan, split: str, tokenizer: Any, began: datetime, ledgers: list[Ledger]) -> tuple[Epoch, str]:
+    """Returns what an epoch draws of a split, and a digest of all rows and of the order in which they are joined."""
+    mixed: MixturePlan = plan.data.train if split == "train" else plan.data.validation
+    opened = []
+    for one in mixed.datasets:
+        key, allowed = f"data.{split}", mixed.max_rejected_rows
+        spec = TableSpec(one, plan.model, plan.data.train_on, mixed.truncation, key, allowed, began)
+        ledgers.append(spec.ledger())
+        opened.append(open_table(spec, tokenizer, ledgers[-1]))
+    tables = [one.table for one in opened]
+    wanted = [one.sample_count for one in mixed.datasets]
+    lengths = [len(table) if count is None else count for table, count in zip(tables, wanted, strict=True)]
+    for params, table, length in zip(mixed.datasets, tables, lengths, strict=True):
+        if length and not len(table):
+            raise DataError(f"data.{split}: {params.dataset_name} has no row to draw from")
+    draws = draws_of(lengths, mixed.proportions, mixed.strategy)
     parts = []
-    for one in params:
-        ledger = Ledger(one.dataset_path or one.dataset_name, key, max_rejected)
-        ledgers.append(ledger)
-        table = tokenise(dataset_for(one).rows(), renderer, ledger)
-        parts.append(Part(table, (one.seed if one.seed is not None else seed) if one.shuffle else None))
-    return Mixture(parts)
+    for params, table, ledger, num_draws in zip(mixed.datasets, tables, ledgers, draws, strict=True):
+        seed = params.seed if params.seed is not None else plan.data.seed
+        parts.append(Part(table, seed if params.shuffle else None, num_draws))
+        ledger.drawn = num_draws
+    mixture, identity = Mixture(parts), _fingerprint(opened, parts)
+    if not mixed.pack:
+        return mixture if plan.trainer == "OUMI" else OneDocumentEach(mixture), identity
+    if plan.model.max_length is None:
+        raise ConfigError(
+            f"data.{split}.pack: how long is a row? Neither the model nor its tokenizer says: set model.model_max_length"
+        )
+    packed = Packed(mixture, plan.model.max_length)
+    logger.info(
+        "data.%s: %d examples in %d rows, %.1f%% empty", split, len(mixture), len(packed), 100 * packed.empty_share
+    )
+    return packed, identity
 
 
-def _write_report(output_dir: Path, ledgers: dict[str, list[Ledger]]) -> None:
-    report = {split: [ledger.to_dict() for ledger in of_split] for split, of_split in ledgers.items() if of_split}
+def _fingerprint(opened: Sequence[Opened], parts: Sequence[Part]) -> str:
+    """Returns a digest of all rows and of the order in which they are joined."""
+    lines = [f"{one.identity} {part.shuffle_seed} {len(part)}\n" for one, part in zip(opened, parts, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def write_report(output_dir: Path, ledgers: Mapping[str, Sequence[Ledger]]) -> None:
+    """Writes the ledger of every data set to `data_report.json`."""
+    report = {split: [one.to_dict() for one in of_split] for split, of_split in ledgers.items() if of_split}
     (output_dir / "data_report.json").write_text(json.dumps(report, indent=1) + "\n")

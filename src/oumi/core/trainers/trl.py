@@ -252,7 +252,7 @@ def _checked(config_class: Any, values: dict[str, Any]) -> Any:
 
 def _as_dataset(rows: Mixture) -> Dataset:
     """Returns the rows with labels; what is not trained is labelled IGNORED."""
-    examples = [rows[i] for i in range(len(rows))]
+    examples = [one for i in range(len(rows)) for one in rows.group(i)]
     labels = [np.where(one.is_target, one.tokens, IGNORED) for one in examples]
     for one in labels:
         one[0] = IGNORED  # nothing predicts the first token

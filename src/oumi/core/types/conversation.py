@@ -8,7 +8,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Base64Bytes, BaseModel, ConfigDict, field_serializer, field_validator, model_validator
 
 
 class Role(StrEnum):
@@ -20,14 +20,166 @@ class Role(StrEnum):
     TOOL = "tool"
 
 
+class Type(StrEnum):
+    """What a part of a message is."""
+
+    TEXT = "text"
+    IMAGE_PATH = "image_path"
+    IMAGE_URL = "image_url"
+    IMAGE_BINARY = "image_binary"
+
+    @property
+    def is_image(self) -> bool:
+        """Returns True for a picture, wherever its bytes are."""
+        return self != Type.TEXT
+
+
+class ContentItem(BaseModel):
+    """A part of a message: a text, or a picture by path, URL or bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: Type
+    content: str | None = None
+    """The text, the path or the URL."""
+    binary: bytes | None = None
+    """Bytes of a picture; base64 in JSON."""
+
+    @field_validator("binary", mode="before")
+    @classmethod
+    def _decode(cls, value: Any) -> Any:
+        return _FromBase64(data=value.encode()).data if isinstance(value, str) else value
+
+    @field_serializer("binary", when_used="json-unless-none")
+    def _encode(self, value: bytes) -> str:
+        from base64 import b64encode
+
+        return b64encode(value).decode()
+
+    @model_validator(mode="after")
+    def _check(self) -> ContentItem:
+        if self.type == Type.TEXT and (self.content is None or self.binary is not None):
+            raise ValueError("a part of type text has 'content', and no 'binary'")
+        if self.type == Type.IMAGE_BINARY and not self.binary:
+            raise ValueError("a part of type image_binary has 'binary', and it is not empty")
+        if self.type in (Type.IMAGE_PATH, Type.IMAGE_URL) and not self.content and not self.binary:
+            raise ValueError(f"a part of type {self.type} has 'content', and it is not empty")
+        return self
+
+    def is_text(self) -> bool:
+        """Returns True for a text."""
+        return self.type == Type.TEXT
+
+    def is_image(self) -> bool:
+        """Returns True for a picture."""
+        return self.type.is_image
+
+
+class _FromBase64(BaseModel):
+    data: Base64Bytes
+
+
+class FunctionCall(BaseModel):
+    """Which function is called, and its arguments as JSON text."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+    arguments: str = "{}"
+
+    @field_validator("arguments", mode="before")
+    @classmethod
+    def _spell(cls, value: Any) -> Any:
+        if value is None:
+            return "{}"
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+    def values(self) -> Any:
+        """Returns the arguments as values, or as text where they are not JSON."""
+        try:
+            return json.loads(self.arguments)
+        except ValueError:
+            return self.arguments
+
+
+class ToolCall(BaseModel):
+    """A call that the assistant makes."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    id: str | None = None
+    type: str = "function"
+    function: FunctionCall
+
+
+class ToolDefinition(BaseModel):
+    """A function that the assistant may call: the schema of OpenAI's interface."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    type: str = "function"
+    function: dict[str, Any]
+
+
 class Message(BaseModel):
     """What one of them says."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     role: Role
-    content: str
+    content: str | list[ContentItem] | None = None
     id: str | None = None
+    name: str | None = None
+    """Of the speaker, or of the tool whose result this is."""
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    """Which call this is the result of."""
+    reasoning_content: str | None = None
+    """What the assistant thought before it spoke."""
+    train: bool | None = None
+    """Whether a turn of the assistant is trained; None leaves it to the run."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Message:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("a message has 'content' or 'tool_calls'")
+        return self
+
+    @property
+    def text(self) -> str:
+        """Returns the text of the message, its parts joined."""
+        if isinstance(self.content, list):
+            return "".join(one.content or "" for one in self.content if one.is_text())
+        return self.content or ""
+
+    @property
+    def content_items(self) -> list[ContentItem]:
+        """Returns the parts of the message; plain text is one part."""
+        if isinstance(self.content, list):
+            return self.content
+        return [] if self.content is None else [ContentItem(type=Type.TEXT, content=self.content)]
+
+    @property
+    def text_content_items(self) -> list[ContentItem]:
+        """Returns the parts that are text."""
+        return [one for one in self.content_items if one.is_text()]
+
+    @property
+    def image_content_items(self) -> list[ContentItem]:
+        """Returns the parts that are pictures."""
+        return [one for one in self.content_items if one.is_image()]
+
+    def contains_images(self) -> bool:
+        """Returns True if there is a picture."""
+        return bool(self.image_content_items)
+
+    def contains_text(self) -> bool:
+        """Returns True if there is a text."""
+        return bool(self.text_content_items)
+
+    def compute_flattened_text_content(self, separator: str = " ") -> str:
+        """Returns the texts of the message, joined."""
+        return separator.join(one.content or "" for one in self.text_content_items)
 
 
 class Conversation(BaseModel):
@@ -38,6 +190,11 @@ class Conversation(BaseModel):
     messages: list[Message]
     conversation_id: str | None = None
     metadata: dict[str, Any] = {}
+    tools: list[ToolDefinition] | None = None
+    """Functions that the assistant may call."""
+
+    def __getitem__(self, index: int) -> Message:
+        return self.messages[index]
 
     def first_message(self, role: Role | None = None) -> Message | None:
         """Returns the first message, of `role` if one is named."""
@@ -52,6 +209,10 @@ class Conversation(BaseModel):
     ) -> list[Message]:
         """Returns the messages of a role that a function accepts."""
         return [one for one in self.messages if role in (None, one.role) and (filter_fn is None or filter_fn(one))]
+
+    def append_id_to_string(self, text: str) -> str:
+        """Returns the text, followed by the id of the chat if it has one."""
+        return f"{text}_{self.conversation_id}" if self.conversation_id else text
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values."""

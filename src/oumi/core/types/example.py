@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from oumi.core.types.conversation import Conversation, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +51,27 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Token ids `[T]`, which of them are trained, and where they came from."""
+    """Token ids `[T]` of one or more documents, which of them are trained, and where they came from."""
 
     tokens: npt.NDArray[np.int32]
     is_target: npt.NDArray[np.bool_]
     """True where the token itself is to be predicted (from the tokens before it)."""
     source: Source
+    starts: tuple[int, ...] = (0,)
+    """Where each document begins: none sees another."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Returns the tokens of each document."""
+        return np.diff([*self.starts, len(self.tokens)]).tolist()
+
+    def documents(self) -> list[Example]:
+        """Returns each document as an example of its own."""
+        if len(self.starts) == 1:
+            return [self]
+        ends = (*self.starts[1:], len(self.tokens))
+        parts = [slice(start, end) for start, end in zip(self.starts, ends, strict=True)]
+        return [Example(self.tokens[part], self.is_target[part], self.source) for part in parts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +80,35 @@ class Completion:
 
     prompt: str
     completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A document, all of which is learned."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two ways to go on from the same beginning, of which one is better: chats, or plain text."""
+
+    chosen: Conversation | Completion
+    rejected: Conversation | Completion
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A chat or a completion, and whether it is a good one (KTO, Ethayarajh et al. 2024)."""
+
+    value: Conversation | Completion
+    is_good: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is asked, and whatever a reward function may need to judge the answer."""
+
+    messages: tuple[Message, ...]
+    columns: Mapping[str, Any]
+    """The other columns of the row."""

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rendered rows as tokens, cut to what the model takes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from oumi.core.data.targets import MARKS, Document, Rendered, control_tokens
+from oumi.core.errors import ConfigError
+from oumi.core.types.example import BadRow, Example, Source
+
+Tokens = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
+"""Ids, and which of them are trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What a row came to: one example, or several where it was split."""
+
+    examples: tuple[Example, ...]
+    cut_tokens: int
+    cut_targets: int
+
+
+class Encoder:
+    """Makes examples of rendered rows."""
+
+    def __init__(self, tokenizer: Any, train_on: str, max_length: int | None, truncation: str | None = None) -> None:
+        """Takes the tokenizer, and what becomes of rows that are too long.
+
+        Args:
+            tokenizer: Must be a fast one, which tells which characters a token covers.
+            train_on: `all`, or what else was asked for.
+            max_length: Tokens that the model takes; None sets no limit.
+            truncation: `right`, `left`, `reject` or `split`; None splits texts, and cuts others on the right.
+        """
+        if not tokenizer.is_fast:
+            raise ConfigError(f"{tokenizer.name_or_path}: only fast tokenizers tell which text a token covers")
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._control = control_tokens(tokenizer)
+        self._ids = tokenizer.convert_tokens_to_ids
+        self._newline = self._backend.encode("\n", add_special_tokens=False).ids
+        self._trains_all = train_on == "all"
+        self._max_length = max_length
+        self._truncation = truncation
+
+    def encode(self, batch: Sequence[Rendered]) -> Iterator[Encoded | BadRow]:
+        """Yields the rows as tokens, cut to the model's length."""
+        made: dict[int, list[Tokens]] = {}
+        for is_chat in (True, False):
+            rows = [one for one in batch if one.is_chat == is_chat]
+            tokens = self._tokens([document for one in rows for document in one.documents], is_chat)
+            made |= {id(one): [next(tokens) for _ in one.documents] for one in rows}
+        for one in batch:
+            yield self._fitted(one, made[id(one)])
+
+    def _tokens(self, documents: Sequence[Document], is_chat: bool) -> Iterator[Tokens]:
+        # A chat template writes every special token itself, at inference too.
+        encodings = self._backend.encode_batch([one.text for one in documents], add_special_tokens=not is_chat)
+        for document, encoding in zip(documents, encodings, strict=True):
+            if MARKS[0] in document.text:
+                yield self._guarded(document)
+            else:
+                tokens = np.array(encoding.ids, dtype=np.int32)
+                yield tokens, self._targets(document, encoding, len(tokens))
+
+    def _targets(self, document: Document, encoding: Any, length: int) -> npt.NDArray[np.bool_]:
+        """Returns which tokens cover a character that is trained.
+
+        A token across the border of prompt and answer is trained: the ids are those of the whole text, whose
+        answer it begins. (A prompt of inference ends before it, so a template should end its prompts where
+        tokens do: after a special token, a newline, or a word.)
+        """
+        if self._trains_all:
+            return np.ones(length, dtype=np.bool_)
+        is_target = np.zeros(length, dtype=np.bool_)
+        for first, last in document.spans:
+            if first >= last:
+                continue
+            begin, end = encoding.char_to_token(first), encoding.char_to_token(last - 1)
+            if begin is None or end is None:
+                return covered(np.array(encoding.offsets).reshape(-1, 2), document.spans)
+            while end + 1 < length and (chars := encoding.token_to_chars(end + 1)) and chars[0] < last:
+                end += 1  # more bytes of the last character
+            is_target[begin : end + 1] = True
+        return is_target
+
+    def _guarded(self, document: Document) -> Tokens:
+        """Returns the tokens of a text in which marks tell control tokens from text that looks like them."""
+        assert self._control is not None, "there is something to guard against"
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        for piece, start, is_token in _pieces(document.text, self._control):
+            if is_token:
+                ids.append(self._ids(piece))
+                offsets.append((start, start + len(piece)))
+                continue
+            plain = piece.replace(MARKS[0], "").replace(MARKS[1], "")
+            place = np.flatnonzero([char not in MARKS for char in piece]) + start
+            for token, (first, last) in self._as_text(plain):
+                ids.append(token)
+                offsets.append((int(place[first]), int(place[last - 1]) + 1) if last > first else (start, start))
+        tokens = np.array(ids, dtype=np.int32)
+        if self._trains_all:
+            return tokens, np.ones(len(tokens), dtype=np.bool_)
+        return tokens, covered(np.array(offsets).reshape(-1, 2), document.spans)
+
+    def _as_text(self, text: str) -> list[tuple[int, tuple[int, int]]]:
+        """Returns the tokens of a text with their places, what looks like a control token spelled out.
+
+        It is encoded after a newline, so that no tokenizer takes it for the beginning of a text.
+        """
+        self._backend.encode_special_tokens = True
+        try:
+            led = self._backend.encode("\n" + text, add_special_tokens=False)
+            if led.ids[: len(self._newline)] != self._newline:
+                alone = self._backend.encode(text, add_special_tokens=False)
+                return list(zip(alone.ids, alone.offsets, strict=True))
+        finally:
+            self._backend.encode_special_tokens = False
+        skipped = len(self._newline)
+        places = [(max(first - 1, 0), last - 1) for first, last in led.offsets[skipped:]]
+        return list(zip(led.ids[skipped:], places, strict=True))
+
+    def _fitted(self, row: Rendered, documents: list[Tokens]) -> Encoded | BadRow:
+        """Returns the row within the model's length, or why nothing can be learned of it."""
+        limit, policy = self._max_length, self._truncation or ("split" if row.may_split else "right")
+        longest = max(len(tokens) for tokens, _ in documents)
+        num_targets = sum(int(is_target.sum()) for _, is_target in documents)
+        if not any(is_target[1:].any() for _, is_target in documents):
+            return BadRow(row.source, "no token is trained")
+        if not self._trains_all and not row.may_split and any(is_target.all() for _, is_target in documents):
+            return BadRow(row.source, "every token is trained: nothing stands before the answer")
+        if limit is None or longest <= limit:
+            return Encoded((_joined(documents, row.source),), 0, 0)
+        if policy == "reject":
+            return BadRow(row.source, f"has {longest} tokens, model_max_length is {limit}")
+        num_tokens = sum(len(tokens) for tokens, _ in documents)
+        if policy == "split":
+            parts = [_part(one, at, at + limit) for one in documents for at in range(0, len(one[0]), limit)]
+            examples = tuple(_joined([part], row.source) for part in parts if part[1][1:].any())
+        else:
+            cut = [_part(one, *((0, limit) if policy == "right" else (-limit, None))) for one in documents]
+            kept = [one for one in cut if one[1][1:].any()]
+            examples = (_joined(kept, row.source),) if kept else ()
+        if not examples:
+            return BadRow(row.source, f"every trained token lies beyond model_max_length {limit}")
+        left = sum(len(one.tokens) for one in examples)
+        left_targets = sum(int(one.is_target.sum()) for one in examples)
+        return Encoded(examples, num_tokens - left, num_targets - left_targets)
+
+
+def covered(offsets: npt.NDArray[np.int64], spans: Sequence[tuple[int, int]]) -> npt.NDArray[np.bool_]:
+    """Returns which tokens, by the characters that each covers [T, 2], reach into a span."""
+    is_target = np.zeros(len(offsets), dtype=np.bool_)
+    for first, last in spans:
+        is_target |= (offsets[:, 0] < last) & (offsets[:, 1] > first)
+    return is_target
+
+
+def _pieces(text: str, control: re.Pattern[str]) -> Iterator[tuple[str, int, bool]]:
+    """Yields the control tokens of a marked text, and what stands between them, each with its place."""
+    marked_or_not = re.compile(f"{MARKS[0]}[^{MARKS[1]}]*{MARKS[1]}|({control.pattern})")
+    at = 0
+    for found in marked_or_not.finditer(text):
+        if found[1] is None:
+            continue
+        if found.start() > at:
+            yield text[at : found.start()], at, False
+        yield found[0], found.start(), True
+        at = found.end()
+    if at < len(text):
+        yield text[at:], at, False
+
+
+def _part(document: Tokens, first: int, last: int | None) -> Tokens:
+    return document[0][first:last], document[1][first:last]
+
+
+def _joined(documents: Sequence[Tokens], source: Source) -> Example:
+    if len(documents) == 1:
+        return Example(*documents[0], source)
+    starts = np.cumsum([0, *(len(tokens) for tokens, _ in documents[:-1])]).tolist()
+    tokens = np.concatenate([tokens for tokens, _ in documents])
+    return Example(tokens, np.concatenate([is_target for _, is_target in documents]), source, tuple(starts))

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which files a path means, and how each is opened. Imports no torch."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from oumi.core.configs.data import COMPRESSED, FILE_SUFFIXES, is_pattern
+from oumi.core.errors import DataError
+
+
+def files_of(path: Path) -> list[Path]:
+    """Returns the data files that a path means, by name: itself, those of a directory, or those of a pattern.
+
+    Raises:
+        DataError: None is found.
+    """
+    if is_pattern(str(path)):
+        found = [one for one in Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))) if one.is_file()]
+    elif path.is_dir():
+        found = [one for one in path.rglob("*") if one.is_file() and format_of(one)]
+    else:
+        return [path]
+    if not found:
+        raise DataError(f"{path}: no data file; one ends in {', '.join(FILE_SUFFIXES)}")
+    return sorted(found)
+
+
+def format_of(path: Path) -> str | None:
+    """Returns the suffix that tells how a file is read, without that of its compression; None if it is no data."""
+    suffix = path.suffix.lower()
+    if suffix in COMPRESSED:
+        suffix = path.with_suffix("").suffix.lower()
+    return suffix if suffix in FILE_SUFFIXES else None
+
+
+def check_file(path: Path) -> str:
+    """Returns the format of a file; raises DataError unless it can be read here."""
+    found = format_of(path)
+    if found is None:
+        raise DataError(f"{path}: cannot be read; a data file ends in {', '.join(FILE_SUFFIXES)}")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: empty")
+    return found
+
+
+def is_compressed(path: Path) -> bool:
+    """Returns True for a file that must be read from its beginning."""
+    return path.suffix.lower() in COMPRESSED
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Yields a file as its uncompressed bytes.
+
+    Raises:
+        DataError: It breaks off, or is not of its kind.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".gz":
+            with gzip.open(path) as file:
+                yield cast(BinaryIO, file)
+        elif suffix == ".zst":
+            import pyarrow
+
+            with pyarrow.input_stream(str(path), compression="zstd") as file:
+                yield file
+        else:
+            with path.open("rb") as file:
+                yield file
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: not a gzip file, or it breaks off: {error}") from None
+    except OSError as error:
+        if suffix != ".zst":
+            raise
+        raise DataError(f"{path}: not a zstd file, or it breaks off: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A table that is still being made by another process, while its rows are trained already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from oumi.core.data.ledger import Counts
+from oumi.core.data.sources import IndexedRows
+from oumi.core.data.tokens import Tokeniser, TokenTable
+from oumi.core.errors import DataError
+from oumi.core.types.example import BadRow, Example, Row
+
+
+class Making(Protocol):
+    """The work of the other process."""
+
+    def poll(self) -> TokenTable | None:
+        """Returns the table once it is complete; raises DataError if rows cannot be used."""
+        ...
+
+    def wait(self) -> TokenTable:
+        """Returns the table when it is complete."""
+        ...
+
+    def stop(self) -> None:
+        """Ends the work."""
+        ...
+
+
+class GrowingTable:
+    """Rows that are tokenised when they are asked for, until all of them are.
+
+    Stands only for data sets of which any row is found at once, each of which comes to one example; whatever is
+    asked, the answer is that of the complete table.
+    """
+
+    def __init__(
+        self,
+        rows: IndexedRows,
+        value_of: Callable[[Row | BadRow], Row | BadRow],
+        tokeniser: Tokeniser,
+        making: Making,
+    ) -> None:
+        self._rows = rows
+        self._value_of = value_of
+        self._tokeniser = tokeniser
+        self._making = making
+        self._table: TokenTable | None = None
+        self._counts = Counts()
+        self._counted: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Example:
+        self._table = self._table or self._making.poll()
+        if self._table is not None:
+            return self._table[index]
+        (made,) = self._tokeniser.make([self._value_of(self._rows[index])])
+        if isinstance(made, BadRow):
+            self._making.stop()
+            raise DataError(f"{made}\nMend it, or allow rows to be left out with max_rejected_rows of this split")
+        (example,) = made.examples
+        if index not in self._counted:
+            self._counted.add(index)
+            self._counts.accept(made.examples, made.cut_tokens, made.cut_targets)
+        return example
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Returns how many tokens each row has [R], once all are known."""
+        return self._complete().lengths()
+
+    @property
+    def highest_token(self) -> int:
+        """Returns the largest token id, once all are known."""
+        return self._complete().highest_token
+
+    def close(self) -> Counts:
+        """Ends the work, and returns what became of the rows that were read."""
+        if (table := self._table or self._making.poll()) is not None:
+            return Counts.from_state(table.ledger)
+        self._making.stop()
+        return self._counts
+
+    def _complete(self) -> TokenTable:
+        self._table = self._table or self._making.wait()
+        return self._table

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JSON as rows: a row a line, or a list of rows, each with the line where it stands."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from oumi.core.data.files import opened
+from oumi.core.data.lines import BOM, iterate
+from oumi.core.errors import DataError
+from oumi.core.types.example import BadRow, Row, Source
+
+MAX_ROW_BYTES = 64_000_000
+_EXCERPT_LENGTH = 80
+_GAP = re.compile(r"\s*(,?)\s*")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def begins_list(path: Path) -> bool:
+    """Returns True if a file of JSON is a list, not a row a line."""
+    with opened(path) as file:
+        return file.read(4096).removeprefix(BOM).lstrip().startswith(b"[")
+
+
+def read_lines(path: Path, dataset: str) -> Iterator[Row | BadRow]:
+    """Yields the row in each line of a file."""
+    with opened(path) as file:
+        for number, line in iterate(file):
+            yield parse_line(line, Source(dataset, str(path), number))
+
+
+def check_lines(path: Path) -> None:
+    """Raises DataError if the first line of a `.json` file begins a value that goes on below it."""
+    with opened(path) as file:
+        lines = (line.removeprefix(BOM).rstrip().decode("utf-8", "replace") for line in file)
+        first = next(filter(None, lines), "")
+        goes_on = next(filter(None, lines), None) is not None
+    try:
+        json.loads(first)
+    except json.JSONDecodeError as error:
+        if error.pos >= len(first) and goes_on:
+            raise DataError(f"{path}: one object over several lines; wanted a list of rows, or a row a line") from None
+
+
+def parse_line(data: bytes, source: Source) -> Row | BadRow:
+    """Returns the record in a line of JSON, or why there is none."""
+    if len(data) > MAX_ROW_BYTES:
+        return BadRow(source, f"a row of {len(data):,} bytes; at most {MAX_ROW_BYTES:,} are read")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return BadRow(source, f"not UTF-8 (byte {error.start})", excerpt(data.decode("utf-8", "replace")))
+    if "\0" in text:
+        return BadRow(source, "holds a NUL byte", excerpt(text))
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        return BadRow(source, "not valid JSON: nested too deep", excerpt(text))
+    except ValueError as error:
+        return BadRow(source, f"not valid JSON: {error}", excerpt(text))
+    if _SURROGATE.search(text) and not _is_text(value):
+        return BadRow(source, "holds half of a character (a lone surrogate)", excerpt(text))
+    return Row(value, source)
+
+
+def read_list(path: Path, dataset: str) -> Iterator[Row | BadRow]:
+    """Yields the rows of a list.
+
+    Raises:
+        DataError: The list breaks off, or is not JSON.
+    """
+    try:
+        with opened(path) as file:
+            text = file.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 (byte {error.start})") from None
+    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+    at, line, counted = text.index("[") + 1, 1, 0
+    is_first = True
+    while True:
+        gap = _GAP.match(text, at)
+        assert gap is not None, "the pattern matches nothing, too"
+        at = gap.end()
+        line += text.count("\n", counted, at)
+        counted = at
+        source = Source(dataset, str(path), line)
+        if text[at : at + 1] == "]":
+            if text[at + 1 :].strip():
+                raise DataError(f"{source}: text after the end of the list: {excerpt(text[at + 1 :].strip())}")
+            return
+        try:
+            if at < len(text) and is_first == bool(gap[1]):
+                raise ValueError("a comma stands between two rows, and nowhere else")
+            value, end = decoder.raw_decode(text, at)
+        except RecursionError:
+            raise DataError(f"{source}: not valid JSON: nested too deep") from None
+        except ValueError as error:
+            reason = "the list breaks off here" if at >= len(text) - 1 else str(error).split(": line")[0]
+            raise DataError(f"{source}: not valid JSON: {reason}: {excerpt(text[at : at + _EXCERPT_LENGTH])}") from None
+        part = text[at:end]
+        if _SURROGATE.search(part) and not _is_text(value):
+            yield BadRow(source, "holds half of a character (a lone surrogate)", excerpt(part))
+        else:
+            yield Row(value, source)
+        at, is_first = end, False
+
+
+def excerpt(text: str) -> str:
+    """Returns the beginning of a text with control characters written out."""
+    shown = text[:_EXCERPT_LENGTH].encode("unicode_escape").decode()
+    return shown + ("..." if len(text) > _EXCERPT_LENGTH else "")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _is_text(value: Any) -> bool:
+    """Returns False if a string in the value holds half of a character."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows become chunks of tokens in several processes, in order, with little in flight."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from oumi.core.data.sources import IndexedRows
+from oumi.core.data.tokens import BATCH_SIZE, Chunk, Tokeniser, make_chunk
+from oumi.core.types.example import BadRow, Row
+
+_IN_FLIGHT = 3
+"""Batches that wait for each process."""
+
+ToValue = Callable[[Row | BadRow], Row | BadRow]
+
+_work: Any = None
+"""What the processes below share; they are forked, so nothing needs to be sent to them."""
+
+
+def chunks_of(
+    raw: Iterable[Row | BadRow] | None,
+    indexed: IndexedRows | None,
+    value_of: ToValue,
+    tokeniser: Tokeniser,
+    num_workers: int,
+) -> Iterator[Chunk]:
+    """Yields all rows as chunks, in order.
+
+    Args:
+        raw: The stored rows; not read where `indexed` is given.
+        indexed: The same as a list; each process reads its own part.
+        value_of: Makes of a stored row what it stands for.
+        tokeniser: Makes tokens of that.
+        num_workers: Processes; 1 does the work in this one.
+    """
+    if indexed is not None:
+        batches: Iterator[Any] = (
+            range(at, min(at + BATCH_SIZE, len(indexed))) for at in range(0, len(indexed), BATCH_SIZE)
+        )
+    else:
+        rows = iter(raw or ())
+        batches = iter(lambda: list(islice(rows, BATCH_SIZE)), [])
+
+    def work(batch: Any) -> Chunk:
+        stored = [indexed[i] for i in batch] if indexed is not None else batch
+        return make_chunk([value_of(row) for row in stored], tokeniser)
+
+    return map(work, batches) if num_workers == 1 else _forked(work, batches, num_workers)
+
+
+def _forked(work: Callable[[Any], Chunk], batches: Iterator[Any], num_workers: int) -> Iterator[Chunk]:
+    global _work
+    _work = work
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel, not the threads in each
+    with multiprocessing.get_context("fork").Pool(num_workers) as pool:
+        waiting = deque(pool.apply_async(_do, (batch,)) for batch in islice(batches, num_workers * _IN_FLIGHT))
+        while waiting:
+            chunk = waiting.popleft().get()
+            for batch in islice(batches, 1):
+                waiting.append(pool.apply_async(_do, (batch,)))
+            yield chunk
+
+
+def _do(batch: Any) -> Chunk:
+    made: Chunk = _work(batch)
+    return made

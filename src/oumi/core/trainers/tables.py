@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of tokens of one data set: found where it was kept, or made, here or in a process beside the training."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from oumi.core.configs import DatasetParams
+from oumi.core.data.cache import (
+    Inputs,
+    cache_folder,
+    code_version,
+    find_table,
+    held,
+    identity_of,
+    keep_table,
+    key_of,
+    why_missed,
+)
+from oumi.core.data.growing import GrowingTable
+from oumi.core.data.ledger import Counts, Ledger
+from oumi.core.data.parallel import chunks_of
+from oumi.core.data.templates import Template, chat_template_for
+from oumi.core.data.tokens import Chunk, Tokeniser, TokenTable, tokenise
+from oumi.core.datasets import EXTRA_MODULE, TRAINABLE, BaseMapDataset, dataset_for
+from oumi.core.errors import DataError, OumiError, StorageError
+from oumi.core.log import logger
+from oumi.core.models.tokenizers import load_tokenizer
+from oumi.core.plan.parts import ModelPlan
+
+_MAX_WORKERS = 8
+_NICENESS = 5
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """All that decides what is in a table, and how its rows may fail."""
+
+    params: DatasetParams
+    model: ModelPlan
+    train_on: str
+    truncation: str | None
+    key: str
+    """The split's section of the config."""
+    max_rejected: int
+    began: datetime
+    """The date and time that chat templates tell."""
+
+    def ledger(self) -> Ledger:
+        """Returns an account that nothing is in yet."""
+        return Ledger(self.params.dataset_path or self.params.dataset_name, self.key, self.max_rejected)
+
+    def tokeniser(self, tokenizer: Any) -> Tokeniser:
+        """Returns what makes tokens of the rows."""
+        template = Template(tokenizer, tokenizer.chat_template, self.began)
+        return Tokeniser(tokenizer, template, self.train_on, self.model.max_length, self.truncation)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A table, and what it is known by when a run is resumed."""
+
+    table: TokenTable | GrowingTable
+    identity: str
+
+
+def open_table(spec: TableSpec, tokenizer: Any, ledger: Ledger) -> Opened:
+    """Returns the table of a data set, and enters what became of its rows in a ledger.
+
+    What was tokenised before is read. A large data set is tokenised by processes of its own; where any of its rows
+    is found at once, the training begins meanwhile.
+
+    Raises:
+        DataError: More rows cannot be used than the split allows.
+    """
+    dataset = dataset_for(spec.params)
+    if (held_here := dataset.holds) not in TRAINABLE:
+        raise DataError(f"{ledger.dataset}: holds {held_here}; supervised training takes {' and '.join(TRAINABLE)}")
+    inputs = inputs_of(spec, dataset, tokenizer)
+    if inputs is None:
+        table = tokenise(dataset.rows(), spec.tokeniser(tokenizer), ledger)
+        return Opened(table, table.digest)
+    folder, identity = cache_folder(), identity_of(inputs)
+    kept = find_table(folder, inputs)
+    if kept is None:
+        logger.info("%s is tokenised: %s", ledger.dataset, why_missed(folder, inputs))
+        if _is_worth_processes(spec, dataset):
+            making = _Making(spec, folder, inputs)
+            if _may_grow(spec, dataset):
+                indexed = dataset.indexed()
+                assert indexed is not None, "any row is found at once"
+                growing = GrowingTable(indexed, dataset.value_of, spec.tokeniser(tokenizer), making)
+                return Opened(growing, identity)
+            kept = making.wait()
+        else:
+            kept = make_table(spec, dataset, tokenizer, ledger)
+    ledger.counts = Counts.from_state(kept.ledger)
+    ledger.close()
+    return Opened(kept, identity)
+
+
+def make_table(
+    spec: TableSpec,
+    dataset: BaseMapDataset,
+    tokenizer: Any,
+    ledger: Ledger,
+    num_workers: int = 1,
+    parent: int | None = None,
+) -> TokenTable:
+    """Returns the table of a data set, which is made now, unless another process has made it meanwhile.
+
+    Args:
+        spec: What is to be in it.
+        dataset: Whose rows.
+        tokenizer: With its chat template.
+        ledger: The account of its rows.
+        num_workers: Processes that do the work.
+        parent: The process that waits for the table; once it is gone the work ends.
+    """
+    inputs, folder = inputs_of(spec, dataset, tokenizer), cache_folder()
+    assert inputs is not None, "only stored rows are kept"
+    with held(folder, inputs):
+        kept = find_table(folder, inputs)
+        if kept is not None:
+            return kept
+        indexed = dataset.indexed() if num_workers > 1 else None
+        raw = None if indexed is not None else dataset.raw_rows()
+        chunks = chunks_of(raw, indexed, dataset.value_of, spec.tokeniser(tokenizer), num_workers)
+        return keep_table(folder, inputs, _while_wanted(chunks, parent), ledger)
+
+
+def inputs_of(spec: TableSpec, dataset: BaseMapDataset, tokenizer: Any) -> Inputs | None:
+    """Returns all that decides what is in a table, None where code that is no file decides it."""
+    content = dataset.content()
+    if content is None:
+        return None
+    template = spec.tokeniser(tokenizer).renderer.template
+    params = spec.params
+    return {
+        "dataset": [params.dataset_name, params.dataset_path, params.subset, params.split],
+        "arguments of the data set": params.dataset_kwargs,
+        "content of the data": content,
+        "tokenizer": key_of(
+            {"vocabulary": tokenizer.backend_tokenizer.to_str(), "special": tokenizer.special_tokens_map}
+        ),
+        "chat template": key_of({"text": template.text, "day": str(spec.began) if template.tells_date else None}),
+        "train_target": spec.train_on,
+        "model_max_length": spec.model.max_length,
+        "truncation": spec.truncation,
+        "code": code_version(),
+    }
+
+
+class _Making:
+    """A process that makes a table beside this one."""
+
+    def __init__(self, spec: TableSpec, folder: Path, inputs: Inputs) -> None:
+        self._folder, self._inputs = folder, inputs
+        command = [sys.executable, "-m", "oumi.core.trainers.tables"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdin is not None, "it is a pipe"
+        self._process.stdin.write(pickle.dumps(spec))
+        self._process.stdin.close()
+
+    def poll(self) -> TokenTable | None:
+        """Returns the table once it is complete; raises DataError if rows cannot be used."""
+        return None if self._process.poll() is None else self._result()
+
+    def wait(self) -> TokenTable:
+        """Returns the table when it is complete; raises as `poll` does."""
+        return self._result()
+
+    def stop(self) -> None:
+        """Ends the work."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait()
+
+    def _result(self) -> TokenTable:
+        assert self._process.stdout is not None, "it is a pipe"
+        said = self._process.stdout.read()
+        status = self._process.wait()
+        if said:
+            raise DataError(json.loads(said)["error"])
+        table = find_table(self._folder, self._inputs) if status == 0 else None
+        if table is None:
+            raise StorageError(f"{self._folder}: the process that tokenises ended with status {status}; see above")
+        return table
+
+
+def _is_worth_processes(spec: TableSpec, dataset: BaseMapDataset) -> bool:
+    is_asked_for = spec.params.transform_num_workers is not None and _num_workers(spec) > 1
+    is_known_there = type(dataset).__module__.startswith(("oumi.", EXTRA_MODULE))
+    return is_known_there and (is_asked_for or dataset.stored.is_large)
+
+
+def _may_grow(spec: TableSpec, dataset: BaseMapDataset) -> bool:
+    """Returns True if each row is sure to come to one example, and any of them is found at once."""
+    is_one = spec.truncation != "split" if dataset.holds == "chats" else spec.truncation not in (None, "split")
+    return is_one and spec.max_rejected == 0 and dataset.indexed() is not None
+
+
+def _num_workers(spec: TableSpec) -> int:
+    wanted = spec.params.transform_num_workers
+    return wanted if isinstance(wanted, int) else min(_MAX_WORKERS, os.cpu_count() or 1)
+
+
+def _while_wanted(chunks: Iterator[Chunk], parent: int | None) -> Iterator[Chunk]:
+    for chunk in chunks:
+        if parent is not None and os.getppid() != parent:
+            raise SystemExit(1)
+        yield chunk
+
+
+def _main() -> None:
+    spec: TableSpec = pickle.loads(sys.stdin.buffer.read())
+    os.nice(_NICENESS)
+    try:
+        tokenizer = load_tokenizer(spec.model)
+        tokenizer.chat_template = chat_template_for(tokenizer, spec.model.chat_template)
+        make_table(spec, dataset_for(spec.params), tokenizer, spec.ledger(), _num_workers(spec), os.getppid())
+    except OumiError as error:
+        print(json.dumps({"error": str(error)}))
+
+
+if __name__ == "__main__":
+    _main()
