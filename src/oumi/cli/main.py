@@ -11,6 +11,7 @@ import typer
 from oumi import __version__
 from oumi.cli.chat import chat, infer
 from oumi.cli.config import EXTRA, config_app
+from oumi.cli.data import data_app
 from oumi.cli.env import env
 from oumi.cli.plan import plan
 from oumi.cli.quickstart import quickstart
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command(context_settings=EXTRA)(train)
 app.command(context_settings=EXTRA)(plan)
 app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
 app.command()(quickstart)
 app.command()(chat)
 app.command()(infer)

@@ -23,7 +23,7 @@ from oumi.core.plan.render import plan_text
 from oumi.core.run_directory import write_plan, write_records
 from oumi.core.survey import survey
 from oumi.core.trainers.resume import begin, find_start, mark_finished
-from oumi.core.trainers.rows import load_rows
+from oumi.core.trainers.rows import load_rows, write_report
 from oumi.core.trainers.trainer import TRAINERS
 
 
@@ -83,6 +83,7 @@ def _run(plan: Plan, world: World, source: str | None) -> TrainResult:
     trainer.train()
     trainer.save(plan.output_dir)
     rows.close()
+    write_report(plan.output_dir, rows.ledgers)
     mark_finished(trainer.run, start, rows.fingerprint)
     return TrainResult(plan.output_dir, trainer.run.state.step, dict(trainer.run.metrics))
 

@@ -80,8 +80,10 @@ class GrowingTable:
         """Returns the largest token id, once all are known."""
         return self._complete().highest_token
 
-    def close(self) -> Counts:
-        """Ends the work, and returns what became of the rows that were read."""
+    def close(self, may_wait: bool = False) -> Counts:
+        """Ends the work, or waits for its end, and returns what became of the rows that were read."""
+        if may_wait:
+            self._complete()
         if (table := self._table or self._making.poll()) is not None:
             return Counts.from_state(table.ledger)
         self._making.stop()

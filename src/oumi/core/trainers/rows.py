@@ -42,7 +42,6 @@ class Rows:
     """With the chat template of the plan."""
     fingerprint: str
     """Digest of the training rows."""
-    output_dir: Path
     ledgers: Mapping[str, Sequence[Ledger]]
     """The account of each data set, by split."""
 
@@ -59,13 +58,12 @@ class Rows:
                 f"{num_embeddings} tokens. Is this the tokenizer of the model?"
             )
 
-    def close(self) -> None:
-        """Ends what is still being tokenised, and writes what became of the rows that were read."""
+    def close(self, may_wait: bool = False) -> None:
+        """Ends what is still being tokenised, or waits for it, and enters what became of the rows that were read."""
         for split, epoch in (("train", self.train), ("validation", self.validation)):
             for part, ledger in zip(epoch.parts, self.ledgers[split], strict=True):
                 if isinstance(part.table, GrowingTable):
-                    ledger.counts = part.table.close()
-        write_report(self.output_dir, self.ledgers)
+                    ledger.counts = part.table.close(may_wait)
 
 
 def load_rows(plan: Plan, began: datetime) -> Rows:
@@ -78,23 +76,30 @@ def load_rows(plan: Plan, began: datetime) -> Rows:
     Raises:
         DataError: Rows that cannot be used, more than the plan allows, or rows that teach the wrong thing.
     """
+    ledgers: dict[str, list[Ledger]] = {"train": [], "validation": []}
+    try:
+        rows = read_all(plan, began, ledgers)
+    finally:
+        write_report(plan.output_dir, ledgers)
+    if plan.logs.examples:
+        logger.info("first row, trained tokens in brackets:\n%s", draw(rows.train.group(0)[0], rows.tokenizer))
+    return rows
+
+
+def read_all(plan: Plan, began: datetime, ledgers: dict[str, list[Ledger]] | None = None) -> Rows:
+    """Returns the rows of a plan, each accounted for in a ledger of its data set; raises as `load_rows` does."""
+    ledgers = {"train": [], "validation": []} if ledgers is None else ledgers
     quiet_libraries(plan)
     tokenizer = load_tokenizer(plan.model)
     tokenizer.chat_template = chat_template_for(tokenizer, plan.model.chat_template)
-    ledgers: dict[str, list[Ledger]] = {"train": [], "validation": []}
-    try:
-        train, identity = _mixture(plan, "train", tokenizer, began, ledgers["train"])
-        validation, _ = _mixture(plan, "validation", tokenizer, began, ledgers["validation"])
-    finally:
-        write_report(plan.output_dir, ledgers)
+    train, identity = _mixture(plan, "train", tokenizer, began, ledgers["train"])
+    validation, _ = _mixture(plan, "validation", tokenizer, began, ledgers["validation"])
     if len(train) == 0:
         raise DataError("data.train: there is no row to train on")
     for part in (*train.parts, *validation.parts):
         if len(part):
             check_supervision(part.table, tokenizer, _NUM_CHECKED, plan.data.train_on, plan.model.max_length)
-    if plan.logs.examples:
-        logger.info("first row, trained tokens in brackets:\n%s", draw(train.group(0)[0], tokenizer))
-    return Rows(train, validation, tokenizer, identity, plan.output_dir, ledgers)
+    return Rows(train, validation, tokenizer, identity, ledgers)
 
 
 def _mixture(plan: Plan, split: str, tokenizer: Any, began: datetime, ledgers: list[Ledger]) -> tuple[Epoch, str]:
@@ -123,7 +128,7 @@ def _mixture(plan: Plan, split: str, tokenizer: Any, began: datetime, ledgers: l
         return mixture if plan.trainer == "OUMI" else OneDocumentEach(mixture), identity
     if plan.model.max_length is None:
         raise ConfigError(
-            f"data.{split}.pack: how long is a row? Neither the model nor its tokenizer says: set model.model_max_length"
+            f"data.{split}.pack: neither model nor tokenizer tells how long a row is: set model.model_max_length"
         )
     packed = Packed(mixture, plan.model.max_length)
     logger.info(
