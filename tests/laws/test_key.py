@@ -40,7 +40,8 @@ SAMPLES: dict[str, Any] = {
 SAMPLES_OF_OTHERS = {"data.train.collator_name": "text_completions_only_with_padding"}
 ZERO_IS_NONE = {"training.max_steps", "training.warmup_steps", "training.warmup_ratio"}
 # Read by `dataset_for` and by the mixture; tests/core/test_datasets.py and tests/core/data hold what they do.
-OF_DATASETS = {"dataset_name", "dataset_path", "split", "subset", "dataset_kwargs", "shuffle", "seed"}
+OF_DATASETS = {"dataset_name", "dataset_path", "split", "subset", "dataset_kwargs", "shuffle", "seed", "sample_count"}
+OF_DATASETS |= {"mixture_proportion", "transform_num_workers"}
 # Parts of the plan that the trainers of TRL and transformers only know by their own arguments.
 BY_ARGUMENTS = {
     "steps", "optimizer", "schedule", "precision", "gradient_checkpointing", "empty_cache_every", "evaluation",

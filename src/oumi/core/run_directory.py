@@ -47,5 +47,6 @@ def write_plan(plan: Plan) -> None:
 def with_origins(config: TrainingConfig) -> str:
     """Returns the whole config as YAML that loads back, then the origin of each value that is no default."""
     text = dump(config, hides_secrets=True)
-    origins = [f"# {key}: {config.origin_of(key)}" for key in leaves(config) if key in config.keys_set()]
+    keys_set = config.keys_set()
+    origins = [f"# {key}: {config.origin_of(key)}" for key in leaves(config) if key in keys_set]
     return "\n".join([text.rstrip("\n"), "# Where these values come from; all others are defaults:", *origins, ""])

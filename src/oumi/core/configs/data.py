@@ -131,7 +131,7 @@ class DatasetSplitParams(Params):
     mixture_strategy: str = "first_exhausted"
     """`first_exhausted` or `all_exhausted`, for mixtures with proportions."""
     seed: int | None = None
-    """Seed of the mixture."""
+    """Seed of the order in which rows are trained; null takes training.data_seed."""
     use_torchdata: bool | None = None
     """Deprecated pipeline."""
     truncation: Truncation | None = None

@@ -148,10 +148,13 @@ class OneDocumentEach:
     def __len__(self) -> int:
         return len(self._places)
 
+    def __getitem__(self, index: int) -> Example:
+        row, document = self._places[index]
+        return self._mixture[row].documents()[document]
+
     def group(self, index: int) -> list[Example]:
         """Returns the one document that stands at a place."""
-        row, document = self._places[index]
-        return [self._mixture[row].documents()[document]]
+        return [self[index]]
 
     @property
     def highest_token(self) -> int:

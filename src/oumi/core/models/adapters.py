@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
-
 from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.hub import hub_errors
 from oumi.core.plan.parts import LoraPlan, Saved
@@ -17,6 +15,8 @@ from oumi.core.plan.parts import LoraPlan, Saved
 
 def add_lora(model: Any, plan: LoraPlan, base_name: str) -> Any:
     """Returns the model with a new LoRA adapter; only the adapter is trained."""
+    from peft import LoraConfig, get_peft_model
+
     modules = [name for name, _ in model.named_modules()]
     settings, targets = plan.settings, plan.settings["target_modules"]
     _check_known("peft.lora_target_modules", targets if isinstance(targets, list) else None, modules)
@@ -41,13 +41,15 @@ def _check_known(key: str, wanted: Sequence[str] | None, known: Sequence[str]) -
 
 def load_adapter(model: Any, source: str | Path, is_trained: bool, revision: str | None = None) -> Any:
     """Returns the model with the adapter that lies at `source`, to be trained further or kept still."""
+    from peft import PeftModel
+
     with hub_errors("adapter", str(source)):
         return PeftModel.from_pretrained(model, str(source), is_trainable=is_trained, revision=revision)
 
 
 def is_adapted(model: Any) -> bool:
     """Returns True if the model carries a PEFT adapter."""
-    return isinstance(model, PeftModel)
+    return hasattr(model, "peft_config")
 
 
 def saved_of(model: Any, mode: str = "ADAPTER_ONLY") -> Saved:

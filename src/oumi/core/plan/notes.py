@@ -30,8 +30,7 @@ _NEVER_READ: dict[tuple[str, ...], str] = {
     ("data.test.*",): "training reads no test split",
     ("data.*.target_col",): "deprecated, targets come from the rendered conversation",
     ("data.*.datasets[[]].shuffle_buffer_size",): "only streams have a shuffle buffer",
-    ("data.*.datasets[[]].transform_num_workers",): "rows are tokenised in one process",
-    ("data.*.mixture_strategy", "data.train.seed", "data.validation.seed"): "only a mixture with proportions reads it",
+    ("data.validation.seed",): "the validation set is taken in order",
     (
         "data.validation.collator_name",
         "data.validation.collator_kwargs*",
@@ -175,6 +174,9 @@ def _of_choices(config: TrainingConfig) -> dict[tuple[str, ...], str]:
         off[("data.train.collator_kwargs",)] = "pad_to_multiple_of is for padded batches, and these are flat"
     elif train.collator_kwargs.keys() - {"pad_to_multiple_of"} and train.collator_name != _COMPLETIONS_ONLY:
         off[("data.train.collator_kwargs",)] = f"only {_COMPLETIONS_ONLY} reads templates"
+    for split in ("train", "validation"):
+        if all(one.mixture_proportion is None for one in getattr(config.data, split).datasets):
+            off[(f"data.{split}.mixture_strategy",)] = "only a mixture with proportions reads it"
     if not training.use_peft:
         off[("peft.*",)] = "training.use_peft is false"
     elif not config.peft.q_lora:

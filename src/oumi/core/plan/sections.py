@@ -96,7 +96,7 @@ def plan_data(config: TrainingConfig) -> DataPlan:
         train=_plan_mixture(config.data.train),
         validation=_plan_mixture(validation),
         train_on=_train_on(config),
-        seed=config.training.data_seed,
+        seed=config.data.train.seed if config.data.train.seed is not None else config.training.data_seed,
     )
 
 

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import warnings
 
-import datasets
 import torch
 from huggingface_hub import constants as hub_constants
 from transformers.utils import logging as transformers_logging
@@ -33,7 +34,9 @@ def quiet_libraries(plan: Plan) -> None:
     hub_constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL reports each trainer that is made
     transformers_logging.set_verbosity(getattr(logging, plan.logs.dependency_level.upper()))
     transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read as it is imported, which takes long
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
     # What one of them should call otherwise in another is not for the user to mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate)\.")
 
