@@ -76,7 +76,7 @@ import datasets
 datasets.disable_progress_bars()
 def tokenise(batch):
     texts = tokenizer.apply_chat_template(batch["messages"], tokenize=False)
-    return {{"input_ids": tokenizer(texts, add_special_tokens=False)["input_ids"]}}
+    return {{"input_ids": tokenizer(texts, add_special_tokens=False, truncation=True, max_length=512)["input_ids"]}}
 started = time.perf_counter()
 data = datasets.load_dataset("json", data_files=rows, split="train")
 data = data.map(tokenise, batched=True, remove_columns=data.column_names, num_proc=workers)
