@@ -27,6 +27,7 @@ _ROLES = {
     "bot": Role.ASSISTANT, "function_call": Role.ASSISTANT,
     "tool": Role.TOOL, "function": Role.TOOL, "observation": Role.TOOL, "ipython": Role.TOOL,
 }  # fmt: skip
+_PLAIN_ROLES = {name: role for name, role in _ROLES.items() if name != "function_call"}
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _FLAGS = ("train", "weight", "loss")
 _UNBUILT = ("images", "videos", "audios")
@@ -91,6 +92,10 @@ def _message(turn: Any, index: int, pictures: _Pictures) -> Message:
     if not isinstance(turn, Mapping):
         raise Unusable(f"turn {index}: must be an object, got {kind_of(turn)}")
     role_key, content_key = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
+    if len(turn) == 2 and pictures.is_empty and isinstance(turn.get(content_key), str):
+        plain = _PLAIN_ROLES.get(turn.get(role_key))  # most turns are no more than that
+        if plain is not None:
+            return Message(role=plain, content=turn[content_key])
     calls = _calls(turn, index)
     for key in (role_key,) if calls else (role_key, content_key):
         if key not in turn:
@@ -208,6 +213,11 @@ class _Pictures:
         given = [] if says_nothing(value) else _as_list(value)
         self._all = [picture(one) for one in given]
         self._next = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Returns True if the row has none beside its turns."""
+        return not self._all
 
     def take(self, index: Any = None) -> ContentItem:
         """Returns the picture at an index, else the next one."""

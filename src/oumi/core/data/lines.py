@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -27,11 +28,12 @@ class LineIndex:
         digest = hashlib.sha256()
         starts = [np.zeros(1, dtype=np.int64)]
         size = 0
-        with path.open("rb") as file:
+        with path.open("rb") as file, ThreadPoolExecutor(1) as thread:
             while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
+                hashed = thread.submit(digest.update, chunk)
                 starts.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + (size + 1))
                 size += len(chunk)
+                hashed.result()
         bounds = np.concatenate(starts)
         if bounds[-1] != size:
             bounds = np.append(bounds, size)

@@ -7,10 +7,12 @@ import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
 from oumi.core.data.sources import IndexedRows
+from oumi.core.data.targets import Rendered
 from oumi.core.data.tokens import BATCH_SIZE, Chunk, Tokeniser, make_chunk
 from oumi.core.types.example import BadRow, Row
 
@@ -47,11 +49,32 @@ def chunks_of(
         rows = iter(raw or ())
         batches = iter(lambda: list(islice(rows, BATCH_SIZE)), [])
 
-    def work(batch: Any) -> Chunk:
-        stored = [indexed[i] for i in batch] if indexed is not None else batch
-        return make_chunk([value_of(row) for row in stored], tokeniser)
+    def render(batch: Any) -> list[Rendered | BadRow]:
+        return tokeniser.render(value_of(indexed[row] if indexed is not None else row) for row in batch)
 
-    return map(work, batches) if num_workers == 1 else _forked(work, batches, num_workers)
+    def encode(rendered: list[Rendered | BadRow]) -> Chunk:
+        return make_chunk(rendered, tokeniser)
+
+    if num_workers == 1:
+        return _beside(render, encode, batches)
+    return _forked(lambda batch: encode(render(batch)), batches, num_workers)
+
+
+def _beside(
+    render: Callable[[Any], list[Rendered | BadRow]],
+    encode: Callable[[list[Rendered | BadRow]], Chunk],
+    batches: Iterator[Any],
+) -> Iterator[Chunk]:
+    """Yields chunks; while a thread encodes one, which needs no Python, the next is rendered."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting: Future[Chunk] | None = None
+        for batch in batches:
+            rendered = render(batch)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = thread.submit(encode, rendered)
+        if waiting is not None:
+            yield waiting.result()
 
 
 def _forked(work: Callable[[Any], Chunk], batches: Iterator[Any], num_workers: int) -> Iterator[Chunk]:

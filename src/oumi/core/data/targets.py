@@ -152,6 +152,7 @@ class _Writer:
         self._template = template
         self._messages = chat.messages
         self._tools = chat.tools
+        self._rendered: dict[tuple[int, bool], str] = {}
 
     def whole(self) -> str:
         return self._render(len(self._messages))
@@ -174,7 +175,12 @@ class _Writer:
         return start, max(end, start)
 
     def _render(self, num_messages: int, add_generation_prompt: bool = False) -> str:
-        return self._template.render(self._messages[:num_messages], add_generation_prompt, self._tools)
+        key = (num_messages, add_generation_prompt)
+        if key not in self._rendered:
+            self._rendered[key] = self._template.render(
+                self._messages[:num_messages], add_generation_prompt, self._tools
+            )
+        return self._rendered[key]
 
     def _start(self, turn: int, upto: str) -> int:
         if not turn:

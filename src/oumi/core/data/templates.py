@@ -72,13 +72,14 @@ class Template:
         """
         self.text = text
         self.now = now
-        self._special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
         try:
             self._template = compile_template(text, datetime.now if now is None else lambda: now)
         except TemplateSyntaxError as error:
             raise ConfigError(f"model.chat_template: line {error.lineno}: {error.message}") from None
         except TemplateError as error:
             raise ConfigError(f"model.chat_template: {error}") from None
+        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+        self._always = {**self._template.globals, **special, "documents": None}
         self._tool_spelling: tuple[bool, str | None] | None = None
 
     @property
@@ -104,11 +105,9 @@ class Template:
         return self._render(plain, add_generation_prompt, [one.model_dump() for one in tools or ()] or None)
 
     def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool, tools: Any) -> str:
-        variables = {"messages": messages, "tools": tools, "documents": None}
+        of_chat = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
         try:
-            return render(
-                self._template, {**self._special, **variables, "add_generation_prompt": add_generation_prompt}
-            )
+            return render(self._template, {**self._always, **of_chat})
         except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
             raise TemplateError(f"{type(error).__name__}: {error}") from error
 
@@ -135,7 +134,8 @@ class Template:
             text = self._render([_plain(one, *spelling) for one in chat], False, [tool.model_dump()])
         except TemplateError:
             return False
-        return _KEY in text and _VALUE in text and '\\"' not in text
+        is_mangled = '\\"' in text or f"'{_KEY}'" in text  # text within text, or values of Python
+        return _KEY in text and _VALUE in text and not is_mangled
 
 
 _NAME, _KEY, _VALUE = "probe_name", "probe_key", "probe_value"

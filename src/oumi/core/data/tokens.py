@@ -44,12 +44,19 @@ class Tokeniser:
         self.renderer = Renderer(tokenizer, template, train_on)
         self.encoder = Encoder(tokenizer, train_on, max_length, truncation)
 
-    def make(self, rows: Sequence[Row | BadRow]) -> Iterator[Encoded | BadRow]:
-        """Yields what each row comes to."""
-        rendered = [row if isinstance(row, BadRow) else self.renderer.render(row) for row in rows]
+    def render(self, rows: Iterable[Row | BadRow]) -> list[Rendered | BadRow]:
+        """Returns each row as text."""
+        return [row if isinstance(row, BadRow) else self.renderer.render(row) for row in rows]
+
+    def encode(self, rendered: Sequence[Rendered | BadRow]) -> Iterator[Encoded | BadRow]:
+        """Yields what each rendered row comes to."""
         encoded = self.encoder.encode([one for one in rendered if isinstance(one, Rendered)])
         for one in rendered:
             yield one if isinstance(one, BadRow) else next(encoded)
+
+    def make(self, rows: Iterable[Row | BadRow]) -> Iterator[Encoded | BadRow]:
+        """Yields what each row comes to."""
+        return self.encode(self.render(rows))
 
 
 @dataclass(frozen=True)
@@ -62,10 +69,10 @@ class Chunk:
     counts: Counts
 
 
-def make_chunk(rows: Sequence[Row | BadRow], tokeniser: Tokeniser) -> Chunk:
-    """Returns rows as tokens, each accounted for."""
+def make_chunk(rendered: Sequence[Rendered | BadRow], tokeniser: Tokeniser) -> Chunk:
+    """Returns rendered rows as tokens, each accounted for."""
     counts, examples = Counts(), list[Example]()
-    for made in tokeniser.make(rows):
+    for made in tokeniser.encode(rendered):
         if isinstance(made, BadRow):
             counts.reject(made)
         else:
@@ -180,7 +187,10 @@ def tokenise(rows: Iterable[Row | BadRow], tokeniser: Tokeniser, ledger: Ledger)
     waiting = iter(rows)
     folder = Path(tempfile.mkdtemp(prefix="oumi-tokens-"))
     try:
-        chunks = (make_chunk(batch, tokeniser) for batch in iter(lambda: list(islice(waiting, BATCH_SIZE)), []))
+        chunks = (
+            make_chunk(tokeniser.render(batch), tokeniser)
+            for batch in iter(lambda: list(islice(waiting, BATCH_SIZE)), [])
+        )
         write_table(chunks, ledger, folder, {})
         return TokenTable(folder)
     finally:
