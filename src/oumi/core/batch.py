@@ -83,5 +83,5 @@ def collate(examples: Sequence[Example]) -> Batch:
         targets=torch.from_numpy(targets),
         trained=torch.from_numpy(np.flatnonzero(is_target[1:])),
         offsets=tuple(offsets.tolist()),
-        sources=tuple(example.source for example in examples for _ in example.starts),
+        sources=tuple(source for example in examples for source in example.sources),
     )

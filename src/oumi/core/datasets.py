@@ -16,8 +16,10 @@ from pydantic import ValidationError
 
 from oumi.core.configs import DatasetParams
 from oumi.core.data.fields import Unusable
+from oumi.core.data.joining import Joining
 from oumi.core.data.json_rows import excerpt
 from oumi.core.data.readers import SAMPLES
+from oumi.core.data.resumable import Place, RepeatedReader, RowReader
 from oumi.core.data.shapes import detect_shape, to_value
 from oumi.core.data.sources import IndexedRows, Rows, digest_of, rows_of
 from oumi.core.errors import ConfigError, did_you_mean
@@ -27,6 +29,8 @@ from oumi.core.types.example import BadRow, Completion, Judged, Preference, Prom
 
 VALUES = (Conversation, Completion, Text, Preference, Judged, Prompt)
 """What a row may stand for."""
+_SHORTEST_ROW = 2
+"""Tokens of a row: one that is read, and one that is learned."""
 
 
 class BaseMapDataset:
@@ -36,6 +40,8 @@ class BaseMapDataset:
     """Id on the Hub, when the config names no other."""
     sample_by = "document"
     """What is one row of a text file."""
+    is_streamed = False
+    """Rows of the Hub are read while they are used."""
 
     def __init__(
         self,
@@ -67,7 +73,14 @@ class BaseMapDataset:
     @cached_property
     def stored(self) -> Rows:
         """Returns the rows as they are stored."""
-        return rows_of(self.dataset_name, self.dataset_path, self.subset, self.split or "train", self.sample_by)
+        split, sample_by = self.split or "train", self.sample_by
+        return rows_of(self.dataset_name, self.dataset_path, self.subset, split, sample_by, self.is_streamed)
+
+    def reader(self, place: Place | None) -> RowReader:
+        """Returns a reader of the rows that goes on at a place; `value_of` says what each stands for."""
+        if self.is_stored:
+            return self.stored.reader(place)
+        return RepeatedReader(self.rows(), place)
 
     @property
     def is_stored(self) -> bool:
@@ -76,7 +89,7 @@ class BaseMapDataset:
 
     def value_of(self, row: Row | BadRow) -> Row | BadRow:
         """Returns a row as what it stands for, or as one that cannot be used."""
-        if isinstance(row, BadRow):
+        if isinstance(row, BadRow) or isinstance(row.value, VALUES):
             return row
         try:
             made = self.transform(row.value)
@@ -96,7 +109,8 @@ class BaseMapDataset:
 
     def count(self) -> int | None:
         """Returns how many rows there are, None where only reading would tell."""
-        return self.stored.count() if self.dataset_path is not None and self.is_stored else None
+        is_known = self.dataset_path is not None and self.is_stored and self.joining is None
+        return self.stored.count() if is_known else None
 
     def content(self) -> dict[str, str] | None:
         """Returns digests of all that decides what the rows are, None where that is more than files."""
@@ -106,7 +120,7 @@ class BaseMapDataset:
             code = {one.__module__: digest_of(Path(inspect.getfile(one))) for one in type(self).__mro__[:-1]}
         except (TypeError, OSError):  # written at a prompt or in a notebook
             return None
-        return {**self.stored.content(), **code}
+        return {**(self.stored.sizes() if self.is_streamed else self.stored.content()), **code}
 
     def indexed(self) -> IndexedRows | None:
         """Returns the stored rows as a list of which any is found at once, None where there is none."""
@@ -114,6 +128,8 @@ class BaseMapDataset:
 
     holds = "chats"
     """Which kind of value the rows stand for."""
+    joining: Joining | None = None
+    """Not None: documents are joined end to end, and cut into rows of one length."""
     _hook = "transform"
     _wanted = "a Conversation"
 
@@ -220,21 +236,46 @@ class BasePretrainingDataset(BaseIterableDataset):
 
     holds = "texts"
 
-    def __init__(self, *, dataset_text_field: str = "text", sample_by: str = "document", **named: Any) -> None:
-        """Takes the column that holds the text, and what is one row of a text file."""
+    def __init__(
+        self,
+        *,
+        dataset_text_field: str = "text",
+        sample_by: str = "document",
+        seq_length: int | None = None,
+        append_concat_token: bool = True,
+        add_special_tokens: bool = True,
+        skip_last: bool = True,
+        **named: Any,
+    ) -> None:
+        """Takes where the texts are, and how they are joined.
+
+        Args:
+            dataset_text_field: Column that holds the text.
+            sample_by: What is one row of a text file, one of SAMPLES.
+            seq_length: Tokens of a row that is cut from documents end to end; None keeps each document by itself.
+            append_concat_token: The token that ends a text stands after each document.
+            add_special_tokens: What the tokenizer puts around a text stands around each document.
+            skip_last: What is left at the end, shorter than a row, is dropped.
+            **named: What every data set takes.
+        """
         super().__init__(**named)
         if sample_by not in SAMPLES:
             hint = did_you_mean(sample_by, SAMPLES) or f"; known: {', '.join(SAMPLES)}"
             raise ConfigError(f"dataset_kwargs.sample_by: unknown '{sample_by}'{hint}")
+        if seq_length is not None and (not isinstance(seq_length, int) or seq_length < _SHORTEST_ROW):
+            raise ConfigError(f"dataset_kwargs.seq_length: got {seq_length!r}, must be a whole number, 2 or more")
         self.dataset_text_field = dataset_text_field
         self.sample_by = sample_by
+        self.joining = None if seq_length is None else Joining(seq_length, skip_last)
+        self._has_end = append_concat_token
+        self._has_specials = add_special_tokens
 
     def transform(self, sample: Mapping[str, Any]) -> Any:
         """Returns a row as a document."""
         text = sample[self.dataset_text_field]
         if not isinstance(text, str) or not text:
             raise ValueError(f"'{self.dataset_text_field}' must be text, and not empty")
-        return Text(text)
+        return Text(text, self._has_end, self._has_specials)
 
 
 class ShapedDataset(BaseMapDataset):
@@ -244,7 +285,7 @@ class ShapedDataset(BaseMapDataset):
 
     def value_of(self, row: Row | BadRow) -> Row | BadRow:
         """Returns a row as what it stands for, or as one that cannot be used."""
-        if isinstance(row, BadRow):
+        if isinstance(row, BadRow) or isinstance(row.value, VALUES):
             return row
         found = detect_shape(row.value)
         self.shape = self.shape or found
@@ -286,8 +327,12 @@ DATASETS.add(
 )
 
 
-def dataset_for(params: DatasetParams) -> BaseMapDataset:
+def dataset_for(params: DatasetParams, is_streamed: bool = False) -> BaseMapDataset:
     """Returns the data set that a config names: a registered one, or any other of the Hub by its shape.
+
+    Args:
+        params: What the config says of it.
+        is_streamed: Rows of the Hub are read while they are used.
 
     Raises:
         ConfigError: An argument that the data set does not take.
@@ -305,13 +350,15 @@ def dataset_for(params: DatasetParams) -> BaseMapDataset:
             raise ConfigError(
                 f"dataset_kwargs.{key}: unknown to data set '{params.dataset_name}'{did_you_mean(key, known) or takes}"
             )
-    return found(
+    dataset: BaseMapDataset = found(
         dataset_name=hub_name,
         dataset_path=params.dataset_path,
         split=params.split,
         subset=params.subset,
         **kwargs,
     )
+    dataset.is_streamed = is_streamed
+    return dataset
 
 
 @lru_cache(maxsize=1)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -83,10 +83,25 @@ class Run(Progress):
 class StepSource(Protocol):
     """Where the micro-batches of each step come from."""
 
-    steps_per_epoch: int
-
     def from_step(self, step: int) -> Iterator[list[Batch]]:
         """Yields the micro-batches of step `step` (from 0), then of those after it."""
+        ...
+
+    def epoch(self, step: int) -> float:
+        """Returns how many epochs lie behind after `step` steps."""
+        ...
+
+    def ends_epoch(self, step: int) -> bool:
+        """Returns True if an epoch is over after `step` steps."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Returns what it takes, beside the number of steps, to go on after the step that was given last."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes to where `state` was taken."""
+        ...
 
 
 class Callback:

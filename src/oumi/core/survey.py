@@ -54,7 +54,7 @@ def survey(config: TrainingConfig, may_download: bool = False) -> Facts:
 def _count_rows(config: TrainingConfig) -> int | None:
     """Returns the rows of the training mixture, None unless all of it can be counted without reading it whole."""
     train = config.data.train
-    if train.pack or train.truncation == Truncation.SPLIT:
+    if train.pack or train.stream or train.truncation == Truncation.SPLIT:
         return None
     counts = []
     for params in train.datasets:

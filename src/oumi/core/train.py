@@ -78,7 +78,7 @@ def _run(plan: Plan, world: World, source: str | None) -> TrainResult:
     start.check_rows(rows.fingerprint)
     begin(plan, start)
     write_records(plan, source)
-    trainer = TRAINERS.get(plan.trainer).build(plan.with_num_rows(len(rows.train)), world, rows, start)
+    trainer = TRAINERS.get(plan.trainer).build(plan.with_num_rows(rows.num_rows), world, rows, start)
     write_plan(trainer.run.plan)
     trainer.train()
     trainer.save(plan.output_dir)

@@ -83,7 +83,7 @@ def test_the_order_does_not_depend_on_the_number_of_ranks(size: int) -> None:
     mixture = Mixture([Part(table_of(numbered(70, "a")), 3, 49), Part(table_of(numbered(30, "b")), None, 21)])
     alone = Loader(mixture, StepsPlan(2, 2 * size, 1, 3, None, 70), seed=9)
     ranks = [Loader(mixture, StepsPlan(2, 2, size, 3, None, 70), seed=9, rank=rank) for rank in range(size)]
-    for step in range(2 * alone.steps_per_epoch):
+    for step in range(2 * alone.steps.per_epoch):
         (whole,) = islice(alone.from_step(step), 1)
         parts = [next(islice(rank.from_step(step), 1)) for rank in ranks]
         shared = [source for batch in whole for source in batch.sources]

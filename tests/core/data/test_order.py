@@ -58,7 +58,7 @@ def test_the_order_is_frozen() -> None:
 def test_an_epoch_of_steps_trains_every_row_once(num_rows: int, micro: int, accumulation: int, seed: int) -> None:
     loader = Loader(range(num_rows), StepsPlan(micro, accumulation, 1, 1, None, num_rows), seed)  # type: ignore[arg-type]
     for epoch in range(2):
-        steps = [loader.rows_of(epoch * loader.steps_per_epoch + i) for i in range(loader.steps_per_epoch)]
+        steps = [loader.rows_of(epoch * loader.steps.per_epoch + i) for i in range(loader.steps.per_epoch)]
         assert sorted(row for rows in steps for row in rows) == list(range(num_rows))
         assert all(len(rows) == micro * accumulation for rows in steps[:-1])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from oumi.core.data.supervision import check_supervision, draw
+from oumi.core.data.supervision import check_supervision, draw, spread
 from oumi.core.errors import DataError
 from oumi.core.train import train
 from oumi.core.types.example import Example, Source
@@ -34,7 +34,7 @@ def check(
     *drawings: str, num_checked: int = 64, train_on: str = "all_assistant_turns", max_length: int | None = None
 ) -> None:
     table = table_of([example(one, i + 1) for i, one in enumerate(drawings)])
-    check_supervision(table, TOKENIZER, num_checked, train_on, max_length)
+    check_supervision(spread(table, num_checked), TOKENIZER, train_on, max_length)
 
 
 def test_a_row_is_drawn_as_it_is_trained() -> None:
@@ -64,7 +64,7 @@ def test_a_row_that_begins_twice_is_told() -> None:
     tokenizer.bos_token = "<|endoftext|>"
     table = table_of([example("<|endoftext|><|endoftext|>Hi? [Yo.<|im_end|>]")])
     with pytest.raises(DataError, match="begins with two start tokens"):
-        check_supervision(table, tokenizer, 64, "all_assistant_turns", None)
+        check_supervision(spread(table, 64), tokenizer, "all_assistant_turns", None)
 
 
 def test_sound_rows_and_rows_that_are_trained_whole_pass() -> None:

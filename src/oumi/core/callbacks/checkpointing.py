@@ -53,6 +53,6 @@ class Checkpointing(Callback):
         plan, step = run.plan.checkpoints, run.state.step
         if plan.every_steps and step % plan.every_steps == 0:
             return True
-        if plan.every_epoch and step % run.loader.steps_per_epoch == 0:
+        if plan.every_epoch and run.loader.ends_epoch(step):
             return True
         return run.stop_requested and step < run.plan.num_steps

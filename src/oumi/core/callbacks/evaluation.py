@@ -20,8 +20,8 @@ class Evaluation(Callback):
 
     def step_end(self, run: Run, report: StepReport) -> None:  # type: ignore[override]  # our own loop shows a whole Run
         plan, step = run.plan.evaluation, run.state.step
-        ends_epoch = step % run.loader.steps_per_epoch == 0
-        if (plan.every_steps and step % plan.every_steps == 0) or (plan.every_epoch and ends_epoch):
+        is_due = plan.every_steps and step % plan.every_steps == 0
+        if is_due or (plan.every_epoch and run.loader.ends_epoch(step)):
             loss = evaluate(run, self._batches())
             run.callbacks.measured(run, {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 700.0))})
 

@@ -29,6 +29,7 @@ def save_state(run: Run, directory: Path) -> None:
         "train_state": asdict(run.state),
         "schedule": {key: value for key, value in run.schedule.state_dict().items() if key != "lr_lambdas"},
         "scaler": run.scaler.state_dict(),
+        "loader": run.loader.state(),
     }
     (folder / "progress.json").write_text(json.dumps(progress, indent=1) + "\n")
 
@@ -49,6 +50,7 @@ def load_state(run: Run, directory: Path) -> None:
     run.schedule.load_state_dict({**unchanged, **progress["schedule"]})
     run.scaler.load_state_dict(progress["scaler"])
     run.state = TrainState(**progress["train_state"])
+    run.loader.restore(progress["loader"])
     _restore_random(_read(folder / "random"), run.world.device)
 
 

@@ -55,16 +55,16 @@ class Encoder:
     def encode(self, batch: Sequence[Rendered]) -> Iterator[Encoded | BadRow]:
         """Yields the rows as tokens, cut to the model's length."""
         made: dict[int, list[Tokens]] = {}
-        for is_chat in (True, False):
-            rows = [one for one in batch if one.is_chat == is_chat]
-            tokens = self._tokens([document for one in rows for document in one.documents], is_chat)
+        for has_specials in (True, False):
+            rows = [one for one in batch if one.has_specials == has_specials]
+            tokens = self._tokens([document for one in rows for document in one.documents], has_specials)
             made |= {id(one): [next(tokens) for _ in one.documents] for one in rows}
         for one in batch:
             yield self._fitted(one, made[id(one)])
 
-    def _tokens(self, documents: Sequence[Document], is_chat: bool) -> Iterator[Tokens]:
+    def _tokens(self, documents: Sequence[Document], has_specials: bool) -> Iterator[Tokens]:
         # A chat template writes every special token itself, at inference too.
-        encodings = self._backend.encode_batch([one.text for one in documents], add_special_tokens=not is_chat)
+        encodings = self._backend.encode_batch([one.text for one in documents], add_special_tokens=not has_specials)
         for document, encoding in zip(documents, encodings, strict=True):
             if MARKS[0] in document.text:
                 yield self._guarded(document)

@@ -67,7 +67,8 @@ class Counts:
 
     def to_state(self) -> dict[str, Any]:
         """Returns all of it as JSON values."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {**values, "reasons": dict(self.reasons), "shown": list(self.shown)}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Counts:

@@ -91,4 +91,9 @@ def iterate(file: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
     """Yields the number (from 1) and the bytes of each line that is not blank."""
     for index, line in enumerate(file):
         if not is_blank(line, index):
-            yield index + 1, (line.removeprefix(BOM) if index == 0 else line).rstrip(b"\r\n")
+            yield index + 1, without_mark(line, index)
+
+
+def without_mark(line: bytes, index: int) -> bytes:
+    """Returns a line without its end, and the first of a file without the mark of its encoding."""
+    return (line.removeprefix(BOM) if index == 0 else line).rstrip(b"\r\n")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class Loader:
         self.rows = rows
         self.steps = steps
         self.seed = seed
-        self.steps_per_epoch = steps.per_epoch
+        self._per_epoch = steps.per_epoch
 
     def from_step(self, step: int) -> Iterator[list[Batch]]:
         """Yields the micro-batches of step `step` (from 0), then of those after it, epoch after epoch."""
@@ -51,11 +51,26 @@ class Loader:
 
     def rows_of(self, step: int) -> list[int]:
         """Returns the rows that step `step` trains, in order."""
-        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        epoch, step_of_epoch = divmod(step, self._per_epoch)
         first = step_of_epoch * self.steps.rows_per_step
         positions = np.arange(first, min(first + self.steps.rows_per_step, len(self.rows)))
         order: list[int] = permute(positions, len(self.rows), self.seed, epoch).tolist()
         return order
+
+    def epoch(self, step: int) -> float:
+        """Returns how many epochs lie behind after `step` steps."""
+        return step / self._per_epoch
+
+    def ends_epoch(self, step: int) -> bool:
+        """Returns True if an epoch is over after `step` steps."""
+        return step % self._per_epoch == 0
+
+    def state(self) -> dict[str, Any]:
+        """Returns nothing: the number of the step tells its rows."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Does nothing: the number of the step tells its rows."""
 
 
 def in_order(rows: Groups, batch_size: int) -> Iterator[Batch]:

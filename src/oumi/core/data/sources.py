@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from oumi.core.data.files import files_of, is_compressed
 from oumi.core.data.json_rows import parse_line
 from oumi.core.data.lines import LineIndex, index_lines
 from oumi.core.data.readers import count_rows, is_lines, read_rows
+from oumi.core.data.resumable import FileReader, HubReader, ListReader, Place, RowReader
 from oumi.core.errors import DataError, did_you_mean
 from oumi.core.hub import hub_errors
 from oumi.core.types.example import BadRow, Row, Source
@@ -42,6 +43,14 @@ class Rows(Protocol):
 
     def indexed(self) -> IndexedRows | None:
         """Returns the records as a list of which any is found at once, None where there is none."""
+        ...
+
+    def reader(self, place: Place | None) -> RowReader:
+        """Returns a reader that goes on at a place; None is the beginning."""
+        ...
+
+    def sizes(self) -> Mapping[str, str]:
+        """Returns what is known of the files without reading them, by name."""
         ...
 
     @property
@@ -82,6 +91,14 @@ class FileRows:
     def indexed(self) -> IndexedRows | None:
         """Returns the records as a list, if all files are JSON Lines."""
         return _Lines([index_lines(one) for one in self._files], self._dataset) if self._are_lines() else None
+
+    def reader(self, place: Place | None) -> FileReader:
+        """Returns a reader that goes on at a place."""
+        return FileReader(self._files, self._dataset, self._sample_by, place)
+
+    def sizes(self) -> dict[str, str]:
+        """Returns the size of each file, by name."""
+        return {one.name: str(one.stat().st_size) for one in self._files} | {"sample_by": self._sample_by}
 
     @property
     def is_large(self) -> bool:
@@ -142,22 +159,79 @@ class HubRows:
         """Returns itself."""
         return self
 
+    def reader(self, place: Place | None) -> ListReader:
+        """Returns a reader that goes on at a place."""
+        return ListReader(len(self), self.__getitem__, place)
+
+    def sizes(self) -> dict[str, str]:
+        """Returns how many rows there are."""
+        return {"rows": f"{self._place} {len(self)}"}
+
     @property
     def is_large(self) -> bool:
         """Returns True for many rows."""
         return len(self._rows) > _LARGE_ROWS
 
 
+class HubStream:
+    """The records of a split that is read from the Hub while it is used."""
+
+    is_large = False
+
+    def __init__(self, open_rows: Callable[[], Any], dataset: str, place: str) -> None:
+        """Takes what opens a stream of `datasets`, each with a position of its own, and where the rows stand."""
+        self._open = open_rows
+        self._dataset = dataset
+        self._place = place
+
+    def __iter__(self) -> Iterator[Row | BadRow]:
+        for i, value in enumerate(_undecoded(self._open())):
+            yield Row(value, Source(self._dataset, self._place, i))
+
+    def count(self) -> int | None:
+        """Returns None: only reading would tell."""
+        return None
+
+    def content(self) -> dict[str, str]:
+        """Returns the name alone; what it stands for is not read before it is used."""
+        return self.sizes()
+
+    def indexed(self) -> IndexedRows | None:
+        """Returns None: rows come in order."""
+        return None
+
+    def reader(self, place: Place | None) -> HubReader:
+        """Returns a reader that goes on at a place."""
+        return HubReader(_undecoded(self._open()), self._dataset, self._place, place)
+
+    def sizes(self) -> dict[str, str]:
+        """Returns the name."""
+        return {"stream": self._place}
+
+
 def rows_of(
-    name: str, path: Path | None, subset: str | None = None, split: str = "train", sample_by: str = "document"
+    name: str,
+    path: Path | None,
+    subset: str | None = None,
+    split: str = "train",
+    sample_by: str = "document",
+    is_streamed: bool = False,
 ) -> Rows:
     """Returns the records of a local path, or of a data set on the Hub or in its cache.
+
+    Args:
+        name: Of the data set.
+        path: A file, a directory or a pattern; None is the Hub.
+        subset: Config of a data set on the Hub.
+        split: Split of it.
+        sample_by: What is one row of a text file.
+        is_streamed: Read a data set of the Hub while it is used, instead of fetching it whole before.
 
     Raises:
         DataError: There is no such split, or nothing to read.
     """
     if path is None:
-        return _from_hub(name, subset, split)
+        return _from_hub(name, subset, split, is_streamed)
     folder = _of_split(path, split)
     if not is_pattern(str(folder)) and folder.is_dir() and (folder / "dataset_info.json").is_file():
         from datasets import load_from_disk
@@ -182,17 +256,21 @@ def is_data_lines(path: Path) -> bool:
     return path.suffix.lower() in (".jsonl", ".json") and path.stat().st_size > 0 and is_lines(path)
 
 
-def _from_hub(name: str, subset: str | None, split: str) -> HubRows:
-    from datasets import load_dataset
+def _from_hub(name: str, subset: str | None, split: str, is_streamed: bool) -> HubRows | HubStream:
+    place = f"{name}[{split}]"
 
-    with hub_errors("data set", name):
-        try:
-            rows = load_dataset(name, name=subset, split=split)
-        except ValueError as error:
-            if "split" in str(error) or "config" in str(error).lower():
-                raise DataError(f"data set {name}: {str(error).splitlines()[0]}") from error
-            raise
-    return HubRows(rows, name, f"{name}[{split}]")
+    def load() -> Any:
+        from datasets import load_dataset
+
+        with hub_errors("data set", name):
+            try:
+                return load_dataset(name, name=subset, split=split, streaming=is_streamed)
+            except ValueError as error:
+                if "split" in str(error) or "config" in str(error).lower():
+                    raise DataError(f"data set {name}: {str(error).splitlines()[0]}") from error
+                raise
+
+    return HubStream(load, name, place) if is_streamed else HubRows(load(), name, place)
 
 
 def _undecoded(rows: Any) -> Any:

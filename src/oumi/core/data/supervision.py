@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,24 +13,30 @@ from oumi.core.errors import DataError
 from oumi.core.types.example import Example
 
 
-def check_supervision(table: Table, tokenizer: Any, num_checked: int, train_on: str, max_length: int | None) -> None:
-    """Verifies rows spread over a table, and draws the first that teaches the wrong thing.
+def spread(table: Table, count: int) -> Iterator[Example]:
+    """Yields rows spread over a table, `count` of them at most."""
+    for i in np.unique(np.linspace(0, len(table) - 1, min(count, len(table))).astype(int)).tolist():
+        yield table[i]
+
+
+def check_supervision(examples: Iterable[Example], tokenizer: Any, train_on: str, max_length: int | None) -> None:
+    """Verifies rows, and draws the first that teaches the wrong thing.
 
     Args:
-        table: The rows.
+        examples: The rows.
         tokenizer: Tells which tokens are special.
-        num_checked: How many rows are looked at.
-        train_on: What was asked to be trained.
+        train_on: What was asked to be trained; `all` for texts.
         max_length: A row of so many tokens may have been cut, and its answer with it.
 
     Raises:
         DataError: A row without a target, one that trains its prompt although answers were asked for, one
             whose answer does not end, or one that begins twice.
     """
-    for i in np.unique(np.linspace(0, len(table) - 1, min(num_checked, len(table))).astype(int)).tolist():
-        for one in table[i].documents():
-            if wrong := _wrong(one, tokenizer, train_on, max_length):
-                raise DataError(f"{one.source}: {wrong}. Trained tokens stand in brackets:\n{draw(one, tokenizer)}")
+    for one in (document for example in examples for document in example.documents()):
+        if len(one.tokens) == 1 and train_on == "all":  # the end of a text that was cut
+            continue
+        if wrong := _wrong(one, tokenizer, train_on, max_length):
+            raise DataError(f"{one.source}: {wrong}. Trained tokens stand in brackets:\n{draw(one, tokenizer)}")
 
 
 def draw(example: Example, tokenizer: Any) -> str:

@@ -34,8 +34,8 @@ class Rendered:
 
     documents: tuple[Document, ...]
     source: Source
-    is_chat: bool
-    """The template wrote every special token."""
+    has_specials: bool
+    """Every special token is written already, as chat templates do; the tokenizer adds none."""
     may_split: bool = False
     """A text of any length, which is learned in parts."""
 
@@ -76,12 +76,13 @@ class Renderer:
 
     def _rendered(self, value: Any, source: Source) -> Rendered:
         if isinstance(value, Conversation):
-            return Rendered(self._chat(value, self._taught(value)), source, is_chat=True)
+            return Rendered(self._chat(value, self._taught(value)), source, has_specials=True)
         if isinstance(value, Completion):
-            return Rendered((self._completion(value),), source, is_chat=False)
+            return Rendered((self._completion(value),), source, has_specials=False)
         if isinstance(value, Text):
-            text = value.text + self._eos
-            return Rendered((Document(text, ((0, len(text)),)),), source, is_chat=False, may_split=True)
+            text = value.text + (self._eos if value.has_end else "")
+            document = Document(text, ((0, len(text)),))
+            return Rendered((document,), source, has_specials=not value.has_specials, may_split=True)
         if isinstance(value, Preference):
             return self._preference(value, source)
         if isinstance(value, Judged):
@@ -95,7 +96,9 @@ class Renderer:
     def _preference(self, value: Preference, source: Source) -> Rendered:
         """Returns the better answer and the worse one, each with what leads to it."""
         if isinstance(value.chosen, Completion) and isinstance(value.rejected, Completion):
-            return Rendered((self._completion(value.chosen), self._completion(value.rejected)), source, is_chat=False)
+            return Rendered(
+                (self._completion(value.chosen), self._completion(value.rejected)), source, has_specials=False
+            )
         assert isinstance(value.chosen, Conversation), "both are of one kind"
         assert isinstance(value.rejected, Conversation), "both are of one kind"
         pairs = zip(value.chosen.messages, value.rejected.messages, strict=False)
@@ -104,7 +107,7 @@ class Renderer:
         for chat in (value.chosen, value.rejected):
             answers = [i for i, one in enumerate(chat.messages) if one.role == Role.ASSISTANT and i >= shared]
             documents += self._chat(chat, answers[-1:])[-1:]
-        return Rendered(tuple(documents), source, is_chat=True)
+        return Rendered(tuple(documents), source, has_specials=True)
 
     def _taught(self, chat: Conversation) -> list[int]:
         """Returns the turns that are trained."""

@@ -115,8 +115,31 @@ class TokenTable:
         first = max(index - 1, 0)
         rows = np.frombuffer(os.pread(self._rows, 2 * _ROW.itemsize, first * _ROW.itemsize), _ROW)
         start, row = (int(rows[0]["end"]), rows[1]) if index else (0, rows[0])
-        written = np.frombuffer(os.pread(self._tokens, 4 * (int(row["end"]) - start), 4 * start), np.int32)
-        return _read(written, Source(self._names[row["dataset"]], self._names[row["file"]], int(row["line"])))
+        return _read(self._written(start, int(row["end"])), self._source(row))
+
+    def span(self, first: int, last: int, documents: range, ends: npt.NDArray[np.int64]) -> Example:
+        """Returns the tokens from place `first` to `last` of all tokens end to end, as one row of several documents.
+
+        Args:
+            first: Place of the first token.
+            last: That after the last.
+            documents: Rows of the table that reach into the span.
+            ends: Where each row of the table ends [R].
+        """
+        rows = np.frombuffer(
+            os.pread(self._rows, _ROW.itemsize * len(documents), _ROW.itemsize * documents.start), _ROW
+        )
+        written = self._written(first, last)
+        is_target = written >= 0
+        starts = (0, *(ends[documents.start : documents.stop - 1] - first).tolist())
+        sources = [self._source(row) for row in rows]
+        return Example(_ids(written), is_target, sources[0], starts, tuple(sources[1:]))
+
+    def _written(self, first: int, last: int) -> npt.NDArray[np.int32]:
+        return np.frombuffer(os.pread(self._tokens, 4 * (last - first), 4 * first), np.int32)
+
+    def _source(self, row: Any) -> Source:
+        return Source(self._names[row["dataset"]], self._names[row["file"]], int(row["line"]))
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """Returns how many tokens each row has [R]."""

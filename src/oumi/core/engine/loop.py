@@ -28,4 +28,4 @@ def advance(run: Run, report: StepReport) -> None:
     state.step += 1
     state.num_tokens += report.num_tokens
     state.num_terms += report.num_terms
-    state.epoch = state.step / run.loader.steps_per_epoch
+    state.epoch = run.loader.epoch(state.step)

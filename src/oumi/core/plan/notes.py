@@ -29,7 +29,7 @@ _QUANTISATION = (
 _NEVER_READ: dict[tuple[str, ...], str] = {
     ("data.test.*",): "training reads no test split",
     ("data.*.target_col",): "deprecated, targets come from the rendered conversation",
-    ("data.*.datasets[[]].shuffle_buffer_size",): "only streams have a shuffle buffer",
+    ("data.validation.stream",): "the validation rows are kept, since each measure needs them all",
     ("data.validation.seed",): "the validation set is taken in order",
     (
         "data.validation.collator_name",
@@ -169,6 +169,11 @@ def _of_choices(config: TrainingConfig) -> dict[tuple[str, ...], str]:
     """Returns the keys that another key has switched off."""
     training = config.training
     off: dict[tuple[str, ...], str] = {}
+    if config.data.train.stream:
+        off["data.train.datasets[[]].transform_num_workers",] = "a stream is read by a thread beside the training"
+    else:
+        off["data.train.datasets[[]].shuffle_buffer_size",] = "only streams have a shuffle buffer"
+    off["data.validation.datasets[[]].shuffle_buffer_size",] = "only streams have a shuffle buffer"
     train = config.data.train
     if training.trainer_type == TrainerType.OUMI and "pad_to_multiple_of" in train.collator_kwargs:
         off[("data.train.collator_kwargs",)] = "pad_to_multiple_of is for padded batches, and these are flat"

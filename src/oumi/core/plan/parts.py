@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from oumi.core.configs import DatasetParams, TrainingConfig
+from oumi.core.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class MixturePlan:
     """`first_exhausted` or `all_exhausted`, where there are proportions."""
     pack: bool
     """Fill rows of the model's length with several examples."""
+    stream: bool
+    """Rows are read while others are trained, and not kept."""
     truncation: str | None
     max_rejected_rows: int
 
@@ -113,6 +116,14 @@ class DataPlan:
     """`all`, `all_assistant_turns` or `final_assistant_turn`."""
     seed: int
     """Of the order of the rows."""
+
+    def row_length(self, split: str, max_length: int | None) -> int:
+        """Returns how long a packed row of a split is; raises ConfigError if nothing tells."""
+        if max_length is None:
+            raise ConfigError(
+                f"data.{split}.pack: neither model nor tokenizer tells how long a row is: set model.model_max_length"
+            )
+        return max_length
 
 
 @dataclass(frozen=True)
@@ -296,6 +307,6 @@ class Plan:
         """Returns what is saved of a model with an adapter; one that was trained further is saved alone."""
         return self.lora.save_mode if self.lora else "ADAPTER_ONLY"
 
-    def with_num_rows(self, num_rows: int) -> Plan:
-        """Returns the same plan for the rows that the training set really has."""
+    def with_num_rows(self, num_rows: int | None) -> Plan:
+        """Returns the same plan for the rows that the training set really has; None for a stream."""
         return replace(self, steps=replace(self.steps, num_rows=num_rows))

@@ -19,7 +19,6 @@ from oumi.core.plan.trainer_kwargs import DECIDED
 _BUILT = (TrainerType.OUMI, TrainerType.TRL_SFT, TrainerType.HF)
 
 _NOT_BUILT = {
-    "data.*.stream": "streaming",
     "data.*.use_torchdata": "the torchdata pipeline",
     "data.*.datasets[[]].trust_remote_code": "data sets that run code of their own",
     "model.enable_liger_kernel": "Liger kernels",
@@ -131,6 +130,7 @@ def _wrong_data(config: TrainingConfig) -> Iterator[tuple[str, str]]:
             f"'{config.training.eval_strategy}' needs rows: data.validation.datasets is empty",
         )
     yield from _wrong_packing(config)
+    yield from _wrong_stream(config)
     yield from _wrong_collator_kwargs(config)
 
 
@@ -139,6 +139,23 @@ def _wrong_packing(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         if getattr(config.data, split).pack and config.training.trainer_type != TrainerType.OUMI:
             name = config.training.trainer_type.name
             yield f"data.{split}.pack", f"{name} would let packed documents see each other; trainer OUMI does not"
+
+
+def _wrong_stream(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+    training, key = config.training, "data.train.stream"
+    if not config.data.train.stream:
+        return
+    if training.trainer_type != TrainerType.OUMI:
+        yield key, f"{training.trainer_type.name} takes rows that are kept; trainer OUMI takes a stream"
+    if training.max_steps <= 0:
+        yield "training.max_steps", "a stream has no length that is known before: say how many steps to take"
+    per_epoch = {
+        "training.save_epoch": training.save_epoch and training.save_steps <= 0,
+        "training.eval_strategy": training.eval_strategy == "epoch",
+        "training.logging_strategy": training.logging_strategy == "epoch",
+    }
+    for name in (name for name, is_asked in per_epoch.items() if is_asked):
+        yield name, "the epochs of a stream have no length that is known before: count in steps"
 
 
 def _wrong_collator_kwargs(config: TrainingConfig) -> Iterator[tuple[str, str]]:

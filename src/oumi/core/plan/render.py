@@ -51,6 +51,7 @@ def _model(plan: Plan) -> str:
 def _data(plan: Plan) -> str:
     names = ", ".join(data.dataset_path or data.dataset_name for data in plan.data.train.datasets)
     rows = "rows counted on reading" if plan.steps.num_rows is None else f"{plan.steps.num_rows:,} rows"
+    rows = "streamed" if plan.data.train.stream else rows
     return f"{names}: {rows}, trained on {plan.data.train_on.replace('_', ' ')}"
 
 

@@ -93,18 +93,19 @@ def plan_data(config: TrainingConfig) -> DataPlan:
     """Returns which rows are read, and what of them is trained."""
     validation = config.data.validation if config.training.eval_strategy != "no" else DatasetSplitParams()
     return DataPlan(
-        train=_plan_mixture(config.data.train),
-        validation=_plan_mixture(validation),
+        train=_plan_mixture(config.data.train, config.data.train.stream),
+        validation=_plan_mixture(validation, is_streamed=False),  # it is measured again and again
         train_on=_train_on(config),
         seed=config.data.train.seed if config.data.train.seed is not None else config.training.data_seed,
     )
 
 
-def _plan_mixture(split: DatasetSplitParams) -> MixturePlan:
+def _plan_mixture(split: DatasetSplitParams, is_streamed: bool) -> MixturePlan:
     return MixturePlan(
         datasets=tuple(split.datasets),
         strategy=split.mixture_strategy,
         pack=split.pack,
+        stream=is_streamed,
         truncation=split.truncation.value if split.truncation is not None else None,
         max_rejected_rows=split.max_rejected_rows,
     )

@@ -35,7 +35,7 @@ def trajectory(plan: Plan) -> dict[str, str]:
     if chosen["steps"]["max_steps"] is not None:
         del chosen["steps"]["num_epochs"]  # nothing reads it
     mixture = record["data"]["train"]
-    chosen["mixture"] = {name: mixture[name] for name in ("strategy", "pack", "truncation")}
+    chosen["mixture"] = {name: mixture[name] for name in ("strategy", "pack", "stream", "truncation")}
     chosen["trainer_kwargs"] = dict(plan.config.training.trainer_kwargs)
     return dict(_flat(chosen, ""))
 

@@ -14,7 +14,7 @@ from oumi.core.callbacks.evaluation import Evaluation
 from oumi.core.callbacks.guards import FiniteGuard, SignalGuard, stopped_early
 from oumi.core.checkpoint.state import load_state
 from oumi.core.checkpoint.store import let_others_read, storage_errors
-from oumi.core.data.loader import Loader, in_order
+from oumi.core.data.loader import in_order
 from oumi.core.distributed.world import World, seed_everything
 from oumi.core.engine.loop import fit
 from oumi.core.models.adapters import save_model, saved_of
@@ -105,5 +105,5 @@ def _build_run(plan: Plan, world: World, model: Any, rows: Rows) -> Run:
         optimizer=optimizer,
         schedule=build_schedule(optimizer, plan.schedule, plan.num_steps),
         scaler=torch.amp.GradScaler(world.device.type, enabled=plan.precision.autocast == "float16"),
-        loader=Loader(rows.train, plan.steps, plan.data.seed),
+        loader=rows.loader(plan),
     )

@@ -13,16 +13,20 @@ from typing import Any
 
 from oumi.core.data.growing import GrowingTable
 from oumi.core.data.ledger import Ledger
+from oumi.core.data.loader import Loader
 from oumi.core.data.mixture import Mixture, OneDocumentEach, Part, draws_of
 from oumi.core.data.packing import Packed
-from oumi.core.data.supervision import check_supervision, draw
+from oumi.core.data.supervision import check_supervision, draw, spread
 from oumi.core.data.templates import chat_template_for
 from oumi.core.errors import ConfigError, DataError
 from oumi.core.log import logger
 from oumi.core.models.tokenizers import load_tokenizer
 from oumi.core.plan.parts import MixturePlan, Plan
+from oumi.core.run import StepSource
 from oumi.core.trainers.listeners import quiet_libraries
+from oumi.core.trainers.streaming import Streamed, open_stream
 from oumi.core.trainers.tables import Opened, TableSpec, open_table
+from oumi.core.types.example import Example
 
 _NUM_CHECKED = 64
 """Rows whose supervision is verified before the first step."""
@@ -36,7 +40,7 @@ Epoch = Mixture | Packed | OneDocumentEach
 class Rows:
     """What is trained and what is measured."""
 
-    train: Epoch
+    train: Epoch | Streamed
     validation: Epoch
     tokenizer: Any
     """With the chat template of the plan."""
@@ -44,6 +48,27 @@ class Rows:
     """Digest of the training rows."""
     ledgers: Mapping[str, Sequence[Ledger]]
     """The account of each data set, by split."""
+
+    @property
+    def num_rows(self) -> int | None:
+        """Returns the rows of an epoch of training, None for a stream."""
+        return None if isinstance(self.train, Streamed) else len(self.train)
+
+    def loader(self, plan: Plan, rank: int = 0) -> StepSource:
+        """Returns what cuts the training rows into steps."""
+        if isinstance(self.train, Streamed):
+            return self.train.loader(plan.steps, rank)
+        return Loader(self.train, plan.steps, plan.data.seed, rank)
+
+    def first(self, plan: Plan, count: int) -> list[list[Example]]:
+        """Returns the first rows in the order of training, each of one example or several."""
+        if isinstance(self.train, Streamed):
+            return self.train.first(count)
+        steps = plan.with_num_rows(len(self.train)).steps
+        loader, size = Loader(self.train, steps, plan.data.seed), steps.rows_per_step
+        wanted = range(min(count, len(self.train)))
+        order = [row for step in range(-(-len(wanted) // size)) for row in loader.rows_of(step)]
+        return [self.train.group(order[i]) for i in wanted]
 
     def check_vocabulary(self, model: Any) -> None:
         """Raises ConfigError if a token of the rows has no embedding."""
@@ -61,7 +86,8 @@ class Rows:
     def close(self, may_wait: bool = False) -> None:
         """Ends what is still being tokenised, or waits for it, and enters what became of the rows that were read."""
         for split, epoch in (("train", self.train), ("validation", self.validation)):
-            for part, ledger in zip(epoch.parts, self.ledgers[split], strict=True):
+            parts = [] if isinstance(epoch, Streamed) else zip(epoch.parts, self.ledgers[split], strict=True)
+            for part, ledger in parts:
                 if isinstance(part.table, GrowingTable):
                     ledger.counts = part.table.close(may_wait)
 
@@ -82,7 +108,7 @@ def load_rows(plan: Plan, began: datetime) -> Rows:
     finally:
         write_report(plan.output_dir, ledgers)
     if plan.logs.examples:
-        logger.info("first row, trained tokens in brackets:\n%s", draw(rows.train.group(0)[0], rows.tokenizer))
+        logger.info("first row, trained tokens in brackets:\n%s", draw(rows.first(plan, 1)[0][0], rows.tokenizer))
     return rows
 
 
@@ -92,13 +118,13 @@ def read_all(plan: Plan, began: datetime, ledgers: dict[str, list[Ledger]] | Non
     quiet_libraries(plan)
     tokenizer = load_tokenizer(plan.model)
     tokenizer.chat_template = chat_template_for(tokenizer, plan.model.chat_template)
-    train, identity = _mixture(plan, "train", tokenizer, began, ledgers["train"])
     validation, _ = _mixture(plan, "validation", tokenizer, began, ledgers["validation"])
+    if plan.data.train.stream:
+        stream = open_stream(plan, tokenizer, began, ledgers["train"])
+        return Rows(stream, validation, tokenizer, stream.identity, ledgers)
+    train, identity = _mixture(plan, "train", tokenizer, began, ledgers["train"])
     if len(train) == 0:
         raise DataError("data.train: there is no row to train on")
-    for part in (*train.parts, *validation.parts):
-        if len(part):
-            check_supervision(part.table, tokenizer, _NUM_CHECKED, plan.data.train_on, plan.model.max_length)
     return Rows(train, validation, tokenizer, identity, ledgers)
 
 
@@ -111,6 +137,10 @@ def _mixture(plan: Plan, split: str, tokenizer: Any, began: datetime, ledgers: l
         spec = TableSpec(one, plan.model, plan.data.train_on, mixed.truncation, key, allowed, began)
         ledgers.append(spec.ledger())
         opened.append(open_table(spec, tokenizer, ledgers[-1]))
+    for one, params in zip(opened, mixed.datasets, strict=True):
+        if params.sample_count != 0 and len(one.table):
+            train_on = "all" if one.learns_all else plan.data.train_on
+            check_supervision(spread(one.table, _NUM_CHECKED), tokenizer, train_on, plan.model.max_length)
     tables = [one.table for one in opened]
     wanted = [one.sample_count for one in mixed.datasets]
     lengths = [len(table) if count is None else count for table, count in zip(tables, wanted, strict=True)]
@@ -126,11 +156,7 @@ def _mixture(plan: Plan, split: str, tokenizer: Any, began: datetime, ledgers: l
     mixture, identity = Mixture(parts), _fingerprint(opened, parts)
     if not mixed.pack:
         return mixture if plan.trainer == "OUMI" else OneDocumentEach(mixture), identity
-    if plan.model.max_length is None:
-        raise ConfigError(
-            f"data.{split}.pack: neither model nor tokenizer tells how long a row is: set model.model_max_length"
-        )
-    packed = Packed(mixture, plan.model.max_length)
+    packed = Packed(mixture, plan.data.row_length(split, plan.model.max_length))
     logger.info(
         "data.%s: %d examples in %d rows, %.1f%% empty", split, len(mixture), len(packed), 100 * packed.empty_share
     )

@@ -9,7 +9,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,13 @@ from oumi.core.data.cache import (
     why_missed,
 )
 from oumi.core.data.growing import GrowingTable
+from oumi.core.data.joining import Joined
 from oumi.core.data.ledger import Counts, Ledger
 from oumi.core.data.parallel import chunks_of
 from oumi.core.data.templates import Template, chat_template_for
 from oumi.core.data.tokens import Chunk, Tokeniser, TokenTable, tokenise
 from oumi.core.datasets import EXTRA_MODULE, TRAINABLE, BaseMapDataset, dataset_for
-from oumi.core.errors import DataError, OumiError, StorageError
+from oumi.core.errors import ConfigError, DataError, OumiError, StorageError
 from oumi.core.log import logger
 from oumi.core.models.tokenizers import load_tokenizer
 from oumi.core.plan.parts import ModelPlan
@@ -59,18 +60,38 @@ class TableSpec:
         """Returns an account that nothing is in yet."""
         return Ledger(self.params.dataset_path or self.params.dataset_name, self.key, self.max_rejected)
 
-    def tokeniser(self, tokenizer: Any) -> Tokeniser:
-        """Returns what makes tokens of the rows."""
+    def max_length(self, dataset: BaseMapDataset) -> int | None:
+        """Returns how many tokens a row may have, None for documents that are cut when they are joined.
+
+        Raises:
+            ConfigError: Joined rows would be longer than the model takes, or are to be truncated.
+        """
+        limit = self.model.max_length
+        if dataset.joining is None:
+            return limit
+        if limit is not None and dataset.joining.length > limit:
+            raise ConfigError(
+                f"{self.key}: dataset_kwargs.seq_length of {self.params.dataset_name} is {dataset.joining.length}, "
+                f"the model takes {limit} tokens"
+            )
+        if self.truncation is not None:
+            raise ConfigError(f"{self.key}.truncation: documents that are joined (seq_length) are not truncated")
+        return None
+
+    def tokeniser(self, dataset: BaseMapDataset, tokenizer: Any) -> Tokeniser:
+        """Returns what makes tokens of the rows of a data set."""
         template = Template(tokenizer, tokenizer.chat_template, self.began)
-        return Tokeniser(tokenizer, template, self.train_on, self.model.max_length, self.truncation)
+        return Tokeniser(tokenizer, template, self.train_on, self.max_length(dataset), self.truncation)
 
 
 @dataclass(frozen=True)
 class Opened:
     """A table, and what it is known by when a run is resumed."""
 
-    table: TokenTable | GrowingTable
+    table: TokenTable | GrowingTable | Joined
     identity: str
+    learns_all: bool
+    """Its rows are texts, all of which are learned."""
 
 
 def open_table(spec: TableSpec, tokenizer: Any, ledger: Ledger) -> Opened:
@@ -83,12 +104,32 @@ def open_table(spec: TableSpec, tokenizer: Any, ledger: Ledger) -> Opened:
         DataError: More rows cannot be used than the split allows.
     """
     dataset = dataset_for(spec.params)
+    opened = _open(spec, dataset, tokenizer, ledger)
+    table, joining = opened.table, dataset.joining
+    if joining is None:
+        return opened
+    assert isinstance(table, TokenTable), "what grows is not joined"
+    try:
+        joined = Joined(table, joining)
+    except DataError as error:
+        raise DataError(f"{ledger.dataset}: {error}") from None
+    ledger.counts = joined.account(ledger.counts)
+    return replace(opened, table=joined, identity=key_of({"rows": opened.identity, "joining": asdict(joining)}))
+
+
+def check_kind(dataset: BaseMapDataset, ledger: Ledger) -> str:
+    """Returns what the rows of a data set stand for; raises DataError if that is not trained here."""
     if (held_here := dataset.holds) not in TRAINABLE:
         raise DataError(f"{ledger.dataset}: holds {held_here}; supervised training takes {' and '.join(TRAINABLE)}")
+    return held_here
+
+
+def _open(spec: TableSpec, dataset: BaseMapDataset, tokenizer: Any, ledger: Ledger) -> Opened:
+    learns_all = check_kind(dataset, ledger) == "texts"
     inputs = inputs_of(spec, dataset, tokenizer)
     if inputs is None:
-        table = tokenise(dataset.rows(), spec.tokeniser(tokenizer), ledger)
-        return Opened(table, table.digest)
+        table = tokenise(dataset.rows(), spec.tokeniser(dataset, tokenizer), ledger)
+        return Opened(table, table.digest, learns_all)
     folder, identity = cache_folder(), identity_of(inputs)
     kept = find_table(folder, inputs)
     if kept is None:
@@ -98,14 +139,14 @@ def open_table(spec: TableSpec, tokenizer: Any, ledger: Ledger) -> Opened:
             if _may_grow(spec, dataset):
                 indexed = dataset.indexed()
                 assert indexed is not None, "any row is found at once"
-                growing = GrowingTable(indexed, dataset.value_of, spec.tokeniser(tokenizer), making)
-                return Opened(growing, identity)
+                growing = GrowingTable(indexed, dataset.value_of, spec.tokeniser(dataset, tokenizer), making)
+                return Opened(growing, identity, learns_all)
             kept = making.wait()
         else:
             kept = make_table(spec, dataset, tokenizer, ledger)
     ledger.counts = Counts.from_state(kept.ledger)
     ledger.close()
-    return Opened(kept, identity)
+    return Opened(kept, identity, learns_all)
 
 
 def make_table(
@@ -134,7 +175,7 @@ def make_table(
             return kept
         indexed = dataset.indexed() if num_workers > 1 else None
         raw = None if indexed is not None else dataset.raw_rows()
-        chunks = chunks_of(raw, indexed, dataset.value_of, spec.tokeniser(tokenizer), num_workers)
+        chunks = chunks_of(raw, indexed, dataset.value_of, spec.tokeniser(dataset, tokenizer), num_workers)
         return keep_table(folder, inputs, _while_wanted(chunks, parent), ledger)
 
 
@@ -143,7 +184,7 @@ def inputs_of(spec: TableSpec, dataset: BaseMapDataset, tokenizer: Any) -> Input
     content = dataset.content()
     if content is None:
         return None
-    template = spec.tokeniser(tokenizer).renderer.template
+    template = spec.tokeniser(dataset, tokenizer).renderer.template
     params = spec.params
     return {
         "dataset": [params.dataset_name, params.dataset_path, params.subset, params.split],
@@ -154,7 +195,7 @@ def inputs_of(spec: TableSpec, dataset: BaseMapDataset, tokenizer: Any) -> Input
         ),
         "chat template": key_of({"text": template.text, "day": str(spec.began) if template.tells_date else None}),
         "train_target": spec.train_on,
-        "model_max_length": spec.model.max_length,
+        "model_max_length": spec.max_length(dataset),
         "truncation": spec.truncation,
         "code": code_version(),
     }
@@ -205,6 +246,8 @@ def _is_worth_processes(spec: TableSpec, dataset: BaseMapDataset) -> bool:
 
 def _may_grow(spec: TableSpec, dataset: BaseMapDataset) -> bool:
     """Returns True if each row is sure to come to one example, and any of them is found at once."""
+    if dataset.joining is not None:
+        return False
     is_one = spec.truncation != "split" if dataset.holds == "chats" else spec.truncation not in (None, "split")
     return is_one and spec.max_rejected == 0 and dataset.indexed() is not None
 

@@ -59,11 +59,18 @@ class Example:
     source: Source
     starts: tuple[int, ...] = (0,)
     """Where each document begins: none sees another."""
+    others: tuple[Source, ...] = ()
+    """Where the documents after the first came from, if not from `source`."""
 
     @property
     def lengths(self) -> list[int]:
         """Returns the tokens of each document."""
         return np.diff([*self.starts, len(self.tokens)]).tolist()
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Returns where each document came from."""
+        return (self.source, *self.others) if self.others else (self.source,) * len(self.starts)
 
     def documents(self) -> list[Example]:
         """Returns each document as an example of its own."""
@@ -71,7 +78,10 @@ class Example:
             return [self]
         ends = (*self.starts[1:], len(self.tokens))
         parts = [slice(start, end) for start, end in zip(self.starts, ends, strict=True)]
-        return [Example(self.tokens[part], self.is_target[part], self.source) for part in parts]
+        return [
+            Example(self.tokens[part], self.is_target[part], source)
+            for part, source in zip(parts, self.sources, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +97,10 @@ class Text:
     """A document, all of which is learned."""
 
     text: str
+    has_end: bool = True
+    """The token that ends a text stands after it."""
+    has_specials: bool = True
+    """What the tokenizer puts around a text, such as a start token, stands around it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The streams of a plan: training rows that are read on the way, and never kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+from oumi.core.configs import DatasetParams
+from oumi.core.data.cache import identity_of, key_of
+from oumi.core.data.ledger import Ledger
+from oumi.core.data.streamed import MixedStream, PackedStream, Singles, StreamLoader
+from oumi.core.data.streams import ExampleStream, JoinedStream, Limited, Rows, Shuffle
+from oumi.core.data.supervision import check_supervision
+from oumi.core.datasets import BaseMapDataset, dataset_for
+from oumi.core.errors import DataError
+from oumi.core.plan.parts import Plan, StepsPlan
+from oumi.core.trainers.tables import TableSpec, check_kind, inputs_of
+from oumi.core.types.example import Example
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """Training rows that are read on the way."""
+
+    groups: Singles | PackedStream
+    highest_token: int
+    """The largest id that may come."""
+    identity: str
+    """Digest of all that decides them, but for the files' content, which is not read before."""
+
+    def loader(self, steps: StepsPlan, rank: int = 0) -> StreamLoader:
+        """Returns what cuts the rows into steps."""
+        return StreamLoader(self.groups, steps, rank)
+
+    def first(self, count: int) -> list[list[Example]]:
+        """Returns the first rows in the order of training; the stream stands where it stood."""
+        begin = self.groups.state()
+        try:
+            return [self.groups.next_group() for _ in range(count)]
+        finally:
+            self.groups.restore(begin)
+
+
+def open_stream(plan: Plan, tokenizer: Any, began: datetime, ledgers: list[Ledger]) -> Streamed:
+    """Returns the training rows of a plan as a stream, and appends the ledger of each data set.
+
+    Raises:
+        DataError: A data set holds what is not trained here, or nothing at all.
+    """
+    mixed, seed = plan.data.train, plan.data.seed
+    if all(one.sample_count == 0 for one in mixed.datasets):
+        raise DataError("data.train: there is no row to train on")
+    parts, identities = [], []
+    for params in mixed.datasets:
+        spec = TableSpec(
+            params, plan.model, plan.data.train_on, mixed.truncation, "data.train", mixed.max_rejected_rows, began
+        )
+        ledgers.append(spec.ledger())
+        dataset = dataset_for(params, is_streamed=True)
+        stream = _stream(spec, dataset, tokenizer, ledgers[-1], seed)
+        train_on = "all" if check_kind(dataset, ledgers[-1]) == "texts" else plan.data.train_on
+        _check_first(stream, tokenizer, train_on, plan.model.max_length)
+        parts.append(Limited(stream, params.sample_count, params.dataset_name))
+        identities.append(_identity(spec, dataset, tokenizer))
+    mixture = MixedStream(parts, mixed.proportions, mixed.strategy, seed)
+    groups: Singles | PackedStream = Singles(mixture)
+    if mixed.pack:
+        groups = PackedStream(mixture, plan.data.row_length("train", plan.model.max_length), seed)
+    return Streamed(groups, len(tokenizer) - 1, key_of({"data sets": identities, "proportions": mixed.proportions}))
+
+
+def _stream(
+    spec: TableSpec, dataset: BaseMapDataset, tokenizer: Any, ledger: Ledger, seed: int
+) -> ExampleStream | JoinedStream:
+    shuffle = _shuffle(spec.params, seed)
+    rows = Rows(dataset.reader, dataset.value_of)
+    stream = ExampleStream(rows, spec.tokeniser(dataset, tokenizer), ledger, shuffle)
+    return JoinedStream(stream, dataset.joining) if dataset.joining else stream
+
+
+def _shuffle(params: DatasetParams, seed: int) -> Shuffle | None:
+    own = params.seed if params.seed is not None else seed
+    return Shuffle(own, params.shuffle_buffer_size) if params.shuffle else None
+
+
+def _check_first(
+    stream: ExampleStream | JoinedStream, tokenizer: Any, train_on: str, max_length: int | None, count: int = 64
+) -> None:
+    """Verifies what the first rows teach; the stream stands where it stood."""
+    begin = stream.state()
+    examples: Sequence[Example] = list(islice(iter(stream.next, None), count))
+    stream.restore(begin)
+    check_supervision(examples, tokenizer, train_on, max_length)
+
+
+def _identity(spec: TableSpec, dataset: BaseMapDataset, tokenizer: Any) -> str:
+    inputs = inputs_of(spec, dataset, tokenizer) or {"code of": [type(dataset).__name__, spec.params.dataset_kwargs]}
+    params = spec.params
+    order = [params.shuffle, params.seed, params.shuffle_buffer_size, params.sample_count, dataset.joining]
+    return key_of({"rows": identity_of(inputs), "order": order})
