@@ -6,8 +6,8 @@ Shape letters: T tokens of the stream, D documents, N trained positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -34,6 +34,10 @@ class Batch:
     """Where each document begins, and where the last one ends [D + 1]."""
     sources: tuple[Source, ...]
     """Where each document came from [D]."""
+    features: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """What a model that sees pictures takes beside tokens, by its name: of all the pictures, in order."""
+    num_pictures: tuple[int, ...] = ()
+    """Pictures of each document [D], empty if there are none at all."""
 
     @property
     def num_terms(self) -> int:
@@ -51,7 +55,8 @@ class Batch:
             name: getattr(self, name).to(device, non_blocking=True)
             for name in ("tokens", "positions", "targets", "trained")
         }
-        return replace(self, **moved)
+        features = {name: value.to(device, non_blocking=True) for name, value in self.features.items()}
+        return replace(self, **moved, features=features)
 
     def documents(self) -> Iterator[Batch]:
         """Yields each document as a batch of its own."""

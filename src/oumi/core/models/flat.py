@@ -46,15 +46,20 @@ def _why_not_flat(inner: Any, attention: str | None) -> str:
     try:
         with _narrow(inner), _evaluating(inner):
             alone = _alone(inner)
-            inner.set_attn_implementation(FLAT_EAGER if attention == "eager" else FLAT_SDPA)
+            _set_attention(inner, FLAT_EAGER if attention == "eager" else FLAT_SDPA)
             is_same = _is_same(LanguageModel(inner, is_flat=True), alone)
     except TypeError:
-        inner.set_attn_implementation(own)
+        _set_attention(inner, own)
         return f"the layers of {kind} do not pass on where documents begin"
     if is_same:
         return ""
-    inner.set_attn_implementation(own)
+    _set_attention(inner, own)
     return f"{kind} lets a token see otherwise than causally within its document and window"
+
+
+def _set_attention(inner: Any, name: str) -> None:
+    """Sets the attention among tokens; that among the parts of a picture stays as it is."""
+    inner.set_attn_implementation({"text_config": name} if "text_config" in inner.config.sub_configs else name)
 
 
 def _takes_interface(inner: Any) -> bool:

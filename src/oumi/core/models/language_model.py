@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch.nn.utils.rnn import pad_sequence
 
 from oumi.core.batch import Batch
@@ -19,6 +21,12 @@ class LanguageModel(torch.nn.Module):
         self.inner = inner
         self.is_flat = is_flat
         self.training = inner.training
+        base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+        config = base.config
+        self._picture_token: int | None = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+        takes = inspect.signature(base.forward).parameters
+        self._names_of_kinds = [name for name in ("token_type_ids", "mm_token_type_ids") if name in takes]
+        self._places = getattr(getattr(base, "model", None), "get_rope_index", None)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Returns logits [N, V] at `batch.trained`."""
@@ -27,10 +35,11 @@ class LanguageModel(torch.nn.Module):
     def _flat(self, batch: Batch) -> torch.Tensor:
         output = self.inner(
             input_ids=batch.tokens[None],
-            position_ids=batch.positions[None],
+            position_ids=self._positions(batch),
             use_cache=False,
             logits_to_keep=batch.trained,
             document_offsets=batch.offsets,
+            **self._seen(batch, batch.tokens[None]),
         )
         logits: torch.Tensor = output.logits[0]
         return logits
@@ -38,16 +47,39 @@ class LanguageModel(torch.nn.Module):
     def _padded(self, batch: Batch) -> torch.Tensor:
         """Runs each document as a row of its own, padded on the right to the longest."""
         documents = torch.split(batch.tokens, _lengths(batch))
-        positions = torch.split(batch.positions, _lengths(batch))
+        positions = torch.split(self._positions(batch), _lengths(batch), dim=-1)
         tokens_DS = pad_sequence(list(documents), batch_first=True)
         is_token_DS = pad_sequence([torch.ones_like(d) for d in documents], batch_first=True)
+        longest = tokens_DS.shape[1]
         output = self.inner(
             input_ids=tokens_DS,
             attention_mask=is_token_DS,
-            position_ids=pad_sequence(list(positions), batch_first=True),
+            position_ids=torch.cat([F.pad(one, (0, longest - one.shape[-1])) for one in positions], dim=-2),
             use_cache=False,
+            **self._seen(batch, tokens_DS),
         )
         return output.logits[is_token_DS.bool()][batch.trained]
+
+    def _seen(self, batch: Batch, tokens_DS: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Returns what the model takes beside tokens: the features of pictures, and which tokens stand for them."""
+        if self._picture_token is None:
+            return {}
+        kinds = {name: (tokens_DS == self._picture_token).long() for name in self._names_of_kinds}
+        return {**batch.features, **kinds}
+
+    def _positions(self, batch: Batch) -> torch.Tensor:
+        """Returns the positions [1, T], or their three parts [3, 1, T] where a model places pictures in a plane."""
+        if not batch.num_pictures or self._places is None:
+            return batch.positions[None]
+        parts, first = [], 0
+        for document, count in zip(batch.documents(), batch.num_pictures, strict=True):
+            last = first + count
+            kinds = (document.tokens == self._picture_token).long()
+            shapes = batch.features["image_grid_thw"][first:last] if count else None
+            found, _ = self._places(document.tokens[None], mm_token_type_ids=kinds[None], image_grid_thw=shapes)
+            parts.append(found)
+            first = last
+        return torch.cat(parts, dim=-1)
 
 
 def _lengths(batch: Batch) -> list[int]:

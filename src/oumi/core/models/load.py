@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from oumi.core.errors import ConfigError, RefusedError, did_you_mean
 from oumi.core.hub import hub_errors
@@ -38,7 +38,7 @@ def load_model(plan: ModelPlan, device: torch.device, weights_from: Path | None 
         if plan.pretrained or weights_from is not None:
             model = _from_files(plan, config, weights_from)
         else:
-            model = AutoModelForCausalLM.from_config(
+            model = _kind_of(config).from_config(
                 config,
                 dtype=dtype_of(plan.dtype) or torch.float32,
                 trust_remote_code=plan.trust_remote_code,
@@ -102,10 +102,15 @@ class remote_code_refused:  # noqa: N801  a context manager, read as a verb
             ) from None
 
 
+def _kind_of(config: Any) -> Any:
+    """Returns the class that loads a model: one that sees pictures has a part for that."""
+    return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+
+
 def _from_files(plan: ModelPlan, config: Any, weights_from: Path | None) -> Any:
     name = str(weights_from or resolve_asset(plan.name))
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = _kind_of(config).from_pretrained(
             name,
             config=config,
             revision=None if weights_from else plan.revision,

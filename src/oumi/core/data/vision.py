@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures: found and decoded, and made into the tokens and features that a model takes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from oumi.core.data.cache import cache_folder
+from oumi.core.types.conversation import ContentItem, Type
+
+_MAX_BYTES = 64_000_000
+_SECONDS = 20.0
+"""That a server may take."""
+_NOT_FEATURES = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+class BadPicture(Exception):  # noqa: N818  it says what a row is
+    """A picture that cannot be used."""
+
+
+class Pictures:
+    """What the processor of a model makes of pictures."""
+
+    def __init__(self, processor: Any) -> None:
+        """Takes a processor of transformers."""
+        self._processor = processor
+        tokenizer = processor.tokenizer
+        self.mark: str = getattr(processor, "boi_token", None) or processor.image_token
+        """Stands for a picture in a rendered text."""
+        self.mark_id: int = tokenizer.convert_tokens_to_ids(self.mark)
+        self.token_id: int = getattr(processor, "image_token_id", None) or self.mark_id
+        """The token in whose place the model puts what it sees."""
+        self._expansions: dict[tuple[int, int], npt.NDArray[np.int32]] = {}
+
+    def expansion(self, image: Any) -> npt.NDArray[np.int32]:
+        """Returns the tokens that stand for a picture; only its size decides them."""
+        if image.size not in self._expansions:
+            self._expansions[image.size] = np.array(self.inputs([self.mark], [[image]])["input_ids"][0], np.int32)
+        return self._expansions[image.size]
+
+    def features(self, images: Sequence[Any]) -> dict[str, Any]:
+        """Returns what the model takes beside tokens, by its name: tensors for all the pictures in order."""
+        made = self.inputs([self.mark * len(images)], [list(images)])
+        return {name: value for name, value in made.items() if name not in _NOT_FEATURES}
+
+    def inputs(self, texts: Sequence[str], images: Sequence[Sequence[Any]]) -> Any:
+        """Returns all that the processor makes of texts and the pictures that each of them marks."""
+        return self._processor(
+            text=list(texts), images=[list(one) for one in images], add_special_tokens=False, return_tensors="pt"
+        )
+
+
+def find_picture(item: ContentItem, beside: Path) -> ContentItem:
+    """Returns a picture whose path, if it has one, does not depend on where the process runs.
+
+    Args:
+        item: Its path may be relative, to where the process runs or to the data.
+        beside: The file of the data.
+
+    Raises:
+        BadPicture: There is no such file.
+    """
+    if item.type != Type.IMAGE_PATH or item.binary is not None:
+        return item
+    path = Path(item.content or "").expanduser()
+    for one in (path, beside.parent / path):
+        if one.is_file():
+            return item.model_copy(update={"content": str(one.absolute())})
+    raise BadPicture(f"no picture at {item.content}, neither here nor beside {beside}")
+
+
+def load_picture(item: ContentItem) -> Any:
+    """Returns a picture as an RGB image of Pillow, upright; raises BadPicture if it cannot be had or decoded."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    content, name = _bytes_of(item)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+    except UnidentifiedImageError:
+        raise BadPicture(f"{name} is no picture in a known format") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BadPicture(f"{name} has more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BadPicture(f"{name} cannot be decoded: {error}") from None
+
+
+def _bytes_of(item: ContentItem) -> tuple[bytes, str]:
+    if item.binary is not None:
+        return item.binary, "a picture"
+    assert item.content is not None, "it has bytes, a path or a URL"
+    if item.type == Type.IMAGE_URL:
+        return _fetched(item.content), item.content
+    try:
+        return Path(item.content).read_bytes(), item.content
+    except OSError as error:
+        raise BadPicture(f"{item.content}: {error.strerror}") from None
+
+
+def _fetched(url: str) -> bytes:
+    """Returns what stands at a URL; it is fetched once, and kept."""
+    kept = cache_folder().parent / "pictures" / hashlib.sha256(url.encode()).hexdigest()
+    if kept.is_file():
+        return kept.read_bytes()
+    try:
+        with urllib.request.urlopen(url, timeout=_SECONDS) as answer:
+            content: bytes = answer.read(_MAX_BYTES + 1)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise BadPicture(f"{url}: {getattr(error, 'reason', None) or error}") from None
+    if len(content) > _MAX_BYTES:
+        raise BadPicture(f"{url}: more than {_MAX_BYTES:,} bytes")
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = kept.with_suffix(f".{id(content)}")
+    unfinished.write_bytes(content)
+    unfinished.rename(kept)
+    return content
