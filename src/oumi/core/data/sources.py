@@ -7,7 +7,7 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from itertools import accumulate, chain
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,8 +36,8 @@ class Rows(Protocol):
         """Returns how many there are, None where only reading would tell."""
         ...
 
-    def content(self) -> Mapping[str, str]:
-        """Returns a digest of each file, by name."""
+    def content(self) -> Mapping[str, str] | None:
+        """Returns a digest of each file, by name; None where there is none."""
         ...
 
     def indexed(self) -> IndexedRows | None:
@@ -146,6 +146,95 @@ class HubRows:
     def is_large(self) -> bool:
         """Returns True for many rows."""
         return len(self._rows) > _LARGE_ROWS
+
+
+class GivenRows:
+    """Records in memory: a list of mappings, or a table of pandas."""
+
+    def __init__(self, records: Any, dataset: str, place: str) -> None:
+        """Takes the records, the name of the data set, and what stands for a file's name."""
+        self._length = len(records)
+        self._records = records.iloc if hasattr(records, "iloc") else records
+        self._dataset = dataset
+        self._place = place
+
+    def __iter__(self) -> Iterator[Row | BadRow]:
+        return (self[index] for index in range(self._length))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Row | BadRow:
+        return Row(self._records[index], Source(self._dataset, self._place, index))
+
+    def count(self) -> int | None:
+        """Returns how many there are."""
+        return self._length
+
+    def content(self) -> dict[str, str] | None:
+        """Returns the digest of the records, None if they are more than plain values."""
+        try:
+            text = json.dumps(list(self._records), sort_keys=True)
+        except (TypeError, ValueError):
+            return None
+        return {self._place: hashlib.sha256(text.encode()).hexdigest()}
+
+    def indexed(self) -> IndexedRows | None:
+        """Returns itself."""
+        return self
+
+    @property
+    def is_large(self) -> bool:
+        """Returns False: what is in memory is no burden."""
+        return False
+
+
+class FirstRows:
+    """The first of some records."""
+
+    def __init__(self, rows: Rows, limit: int) -> None:
+        """Takes the records, and how many of them there are to be at most."""
+        self._rows = rows
+        self._limit = limit
+
+    def __iter__(self) -> Iterator[Row | BadRow]:
+        return islice(iter(self._rows), self._limit)
+
+    def count(self) -> int | None:
+        """Returns how many there are, None where only reading would tell."""
+        count = self._rows.count()
+        return None if count is None else min(count, self._limit)
+
+    def content(self) -> dict[str, str] | None:
+        """Returns what all the records are, and how many of them are taken."""
+        content = self._rows.content()
+        return None if content is None else {**content, "limit": str(self._limit)}
+
+    def indexed(self) -> IndexedRows | None:
+        """Returns the records as a list, if all of them are one."""
+        indexed = self._rows.indexed()
+        return None if indexed is None else _First(indexed, self._limit)
+
+    @property
+    def is_large(self) -> bool:
+        """Returns True if there are many, and most are taken."""
+        return self._limit > _LARGE_ROWS and self._rows.is_large
+
+
+class _First:
+    """The beginning of a list."""
+
+    def __init__(self, rows: IndexedRows, limit: int) -> None:
+        self._rows = rows
+        self._length = min(len(rows), limit)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Row | BadRow:
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        return self._rows[index]
 
 
 def rows_of(
