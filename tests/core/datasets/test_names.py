@@ -12,8 +12,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+import oumi.datasets
 from oumi.core.configs import DatasetParams
-from oumi.core.datasets import NAMES, dataset_for
+from oumi.core.datasets import DATASETS, NAMES, dataset_for
 from oumi.core.errors import ConfigError
 from oumi.core.types.example import BadRow, Row
 from oumi.datasets.grpo import berry_bench, countdown, gsm8k, letter_count
@@ -214,6 +215,11 @@ MADE = {"oumi/quickstart", "debug_sft", "debug_pretraining", "debug_dpo", "debug
 
 def test_every_name_is_tested() -> None:
     assert CASES.keys() | MADE == NAMES.keys()
+
+
+def test_every_class_is_where_its_name_says() -> None:
+    assert all(isinstance(DATASETS.get(name), type) for name in NAMES)
+    assert all(isinstance(getattr(oumi.datasets, name), type) for name in oumi.datasets._CLASSES)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -14,6 +14,7 @@ from oumi.core.types.example import Completion, Row, Source, Text
 
 if TYPE_CHECKING:
     from oumi.core.datasets.elements import ElementWriter
+    from oumi.core.datasets.pictured import PictureWriter
 
 TASKS = ("sft", "generation", "auto")
 FORMATS = ("json", "dict")
@@ -139,6 +140,8 @@ class BaseSftDataset(BaseMapDataset):
 class VisionLanguageSftDataset(BaseSftDataset):
     """Rows that become conversations with pictures. Override `transform_conversation`."""
 
+    of_elements = BaseSftDataset.of_elements | {"processor_name", "processor_kwargs", "model_revision"}
+
     def __init__(
         self,
         *,
@@ -153,8 +156,8 @@ class VisionLanguageSftDataset(BaseSftDataset):
         """Takes which rows and pictures are kept; the rest as BaseSftDataset does.
 
         Args:
-            processor: Of the model. A run takes that of its model, so this and the next three do not change it.
-            processor_name: Which one to load.
+            processor: Makes features of elements. A run takes that of its model, so it does not read these four.
+            processor_name: Which one to load, where none is given.
             processor_kwargs: With which arguments.
             model_revision: In which revision.
             limit: Take only so many of the first rows.
@@ -177,6 +180,20 @@ class VisionLanguageSftDataset(BaseSftDataset):
         if self.max_images is None or not isinstance(made, Row) or not isinstance(made.value, Conversation):
             return made
         return Row(with_fewer_pictures(made.value, self.max_images), made.source)
+
+    def element(self, row: Row) -> Any:
+        """Returns a row as the features that the processor makes of it, or as a chat where that was asked for."""
+        value = self._checked(row).value
+        has_pictures = isinstance(value, Conversation) and value.contains_images()
+        if self.return_conversations or not has_pictures:
+            return super().element(row)
+        return self._picture_writer.features(value, self.task == "generation", self.return_tensors)
+
+    @cached_property
+    def _picture_writer(self) -> PictureWriter:
+        from oumi.core.datasets.pictured import PictureWriter, processor_of
+
+        return PictureWriter(processor_of(self), self.assistant_only)
 
 
 def with_fewer_pictures(chat: Conversation, max_images: int) -> Conversation:

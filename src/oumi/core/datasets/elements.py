@@ -8,7 +8,7 @@ from typing import Any
 from oumi.core.data.templates import Template, chat_template_for
 from oumi.core.data.tokens import Tokeniser
 from oumi.core.errors import ConfigError, DataError
-from oumi.core.types.conversation import Conversation
+from oumi.core.types.conversation import Conversation, Role
 from oumi.core.types.example import BadRow, Completion, Example, Judged, Preference, Prompt, Row, Text
 
 IGNORED = -100
@@ -34,9 +34,10 @@ class ElementWriter:
         self._has_labels = assistant_only
 
     def text(self, value: Any, asks: bool) -> str:
-        """Returns a value as text; with `asks` it goes on to where the answer begins."""
+        """Returns a value as text; with `asks` it ends where the last answer begins."""
         if isinstance(value, Conversation):
-            return self._template.render(value.messages, asks, value.tools)
+            is_answered = asks and value.messages[-1].role == Role.ASSISTANT
+            return self._template.render(value.messages[:-1] if is_answered else value.messages, asks, value.tools)
         if isinstance(value, Completion):
             return value.prompt + ("" if asks else value.completion)
         if isinstance(value, Text):
@@ -69,16 +70,7 @@ class ElementWriter:
         They are cut from the ids of the whole texts, so that joined they are what the model sees.
         """
         chosen, rejected = self._example(row).documents()
-        ids = [chosen.tokens.tolist(), rejected.tokens.tolist()]
-        starts = [int(one.is_target.argmax()) for one in (chosen, rejected)]
-        ends = [int(one.is_target.nonzero()[0][-1]) + 1 for one in (chosen, rejected)]
-        differ = (i for i, (a, b) in enumerate(zip(*ids, strict=False)) if a != b)
-        start = min(*starts, next(differ, min(starts)))
-        lists = {
-            "prompt_ids": ids[0][:start],
-            "chosen_ids": ids[0][start : ends[0]],
-            "rejected_ids": ids[1][start : ends[1]],
-        }
+        lists = cut_pair(*((one.tokens.tolist(), one.is_target.tolist()) for one in (chosen, rejected)))
         return _as_tensors(lists) if as_tensors else lists
 
     def _example(self, row: Row) -> Example:
@@ -86,6 +78,28 @@ class ElementWriter:
         if isinstance(made, BadRow):
             raise DataError(str(made))
         return made.examples[0]
+
+
+def cut_pair(chosen: tuple[list[int], list[bool]], rejected: tuple[list[int], list[bool]]) -> dict[str, list[int]]:
+    """Returns two texts, each as ids and which are trained, as the prompt that they share and their last answers."""
+    ids = (chosen[0], rejected[0])
+    answers = [_last_run(one[1]) for one in (chosen, rejected)]
+    first_start = min(start for start, _ in answers)
+    start = next((i for i, (a, b) in enumerate(zip(*ids, strict=False)) if a != b or i == first_start), first_start)
+    return {
+        "prompt_ids": ids[0][:start],
+        "chosen_ids": ids[0][start : answers[0][1]],
+        "rejected_ids": ids[1][start : answers[1][1]],
+    }
+
+
+def _last_run(is_target: list[bool]) -> tuple[int, int]:
+    """Returns where the last tokens that are trained begin and end."""
+    end = len(is_target) - is_target[::-1].index(True)
+    start = end
+    while start and is_target[start - 1]:
+        start -= 1
+    return start, end
 
 
 def plain(value: Any) -> dict[str, Any]:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from oumi.core.data.shapes import turns_of
 from oumi.core.datasets.rows import BaseMapDataset
+from oumi.core.types.conversation import Conversation
 from oumi.core.types.example import Row
 
 if TYPE_CHECKING:
     from oumi.core.datasets.elements import ElementWriter
+    from oumi.core.datasets.pictured import PictureWriter
 
 
 class BaseDpoDataset(BaseMapDataset):
@@ -52,6 +54,8 @@ class BaseDpoDataset(BaseMapDataset):
 class VisionLanguageDpoDataset(BaseDpoDataset):
     """Rows that become preferences with pictures."""
 
+    of_elements = BaseDpoDataset.of_elements | {"processor_name", "processor_kwargs", "model_revision", "max_size"}
+
     def __init__(
         self,
         *,
@@ -66,7 +70,20 @@ class VisionLanguageDpoDataset(BaseDpoDataset):
         images_key: str = "images",
         **named: Any,
     ) -> None:
-        """Takes how the columns are called, and what a run makes of pictures: its longest edge is `max_size`."""
+        """Takes how the columns are called, and what makes features of an element.
+
+        Args:
+            processor: Makes features of elements. A run takes that of its model, so it does not read these five.
+            processor_name: Which one to load, where none is given.
+            processor_kwargs: With which arguments.
+            model_revision: In which revision.
+            max_size: Pictures are shrunk until their longer edge has no more pixels.
+            prompt_key: Column of the prompt.
+            chosen_key: Column of the better answer.
+            rejected_key: Column of the worse one.
+            images_key: Column of the pictures.
+            named: See BaseDpoDataset.
+        """
         super().__init__(**named)
         self.processor = processor
         self.processor_name = processor_name
@@ -78,6 +95,18 @@ class VisionLanguageDpoDataset(BaseDpoDataset):
     def transform_preference(self, sample: Mapping[str, Any]) -> Mapping[str, Any]:
         """Returns a row with its columns as they are called everywhere."""
         return {name: sample.get(key) if name == "images" else sample[key] for name, key in self._keys.items()}
+
+    def element(self, row: Row) -> Any:
+        """Returns a row as token ids of the prompt and both answers, with the pictures as the processor has them."""
+        value = self._checked(row).value
+        has_pictures = isinstance(value.chosen, Conversation) and value.chosen.contains_images()
+        return self._picture_writer.pair(value, self.return_tensors) if has_pictures else super().element(row)
+
+    @cached_property
+    def _picture_writer(self) -> PictureWriter:
+        from oumi.core.datasets.pictured import PictureWriter, processor_of
+
+        return PictureWriter(processor_of(self), assistant_only=True, max_size=self.max_size)
 
 
 class BaseExperimentalKtoDataset(BaseMapDataset):
