@@ -17,10 +17,13 @@ from PIL import Image
 from oumi.core.configs import DatasetParams
 from oumi.core.datasets import dataset_for
 from oumi.core.errors import ConfigError
+from oumi.core.plan.plan import make_plan
+from oumi.core.survey import survey
 from oumi.core.types.example import BadRow, Row
 from oumi.datasets.vision_language import geometry3k
 from tests.core.datasets.test_names import CASES, HI, HI_SAID, ONLY
 from tests.hub_server import HubServer
+from tests.runs import tiny_config
 from tests.shown import shown
 
 TOOL = [
@@ -170,16 +173,28 @@ def test_only_the_first_rows_and_pictures_are_taken_where_told_so() -> None:
         assert len(row.value.messages[0].image_content_items) == kept
 
 
-def test_what_a_run_does_not_read_and_what_is_deprecated_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="oumi"):
-        for _ in range(2):
-            dataset("vl_sft", {}, return_tensors=True)
-            dataset("EleutherAI/pile")
-    told = [record.message for record in caplog.records]
-    assert [one.partition(": not read")[0] for one in told if "not read" in one] == [
-        "vl_sft: dataset_kwargs.return_tensors"
+def test_what_a_run_does_not_read_is_told_in_the_plan(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    config.data.train.datasets[0].dataset_kwargs = {"return_tensors": True, "format": "messages"}
+    config.data.validation.datasets = [DatasetParams(dataset_name="vl_sft", dataset_kwargs={"processor_name": "x"})]
+    told = [note for note in make_plan(config, survey(config)).notes if "what an element is" in note]
+    assert told == [
+        f"not read: {key}: it decides what an element is in code of one's own"
+        for key in (
+            "data.train.datasets[0].dataset_kwargs.return_tensors",
+            "data.validation.datasets[0].dataset_kwargs.processor_name",
+        )
     ]
-    assert [one.partition(":")[0] for one in told if "deprecated" in one] == ["EleutherAI/pile"]
+
+
+def test_a_data_set_that_a_script_made_is_told_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("oumi"), "propagate", True)  # the console of another test ends it
+    with caplog.at_level(logging.WARNING, logger="oumi"):
+        for _ in range(2):
+            dataset("EleutherAI/pile")
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["EleutherAI/pile"]
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,8 @@
 """Data sets by name, and the classes that users subclass to bring their own."""
 
 from oumi.core.datasets.chats import BaseSftDataset, VisionLanguageSftDataset
-from oumi.core.datasets.named import (
-    EXTRA_MODULE,
-    NAMES,
-    Named,
-    dataset_for,
-    import_extra_files,
-)
+from oumi.core.datasets.named import EXTRA_MODULE, dataset_for, import_extra_files, unread_arguments
+from oumi.core.datasets.names import NAMES, Named
 from oumi.core.datasets.preferences import BaseDpoDataset, BaseExperimentalKtoDataset, VisionLanguageDpoDataset
 from oumi.core.datasets.prompts import BaseExperimentalGrpoDataset, BaseRubricDataset, to_prompt
 from oumi.core.datasets.rows import VALUES, BaseIterableDataset, BaseMapDataset
@@ -40,4 +35,5 @@ __all__ = [
     "dataset_for",
     "import_extra_files",
     "to_prompt",
+    "unread_arguments",
 ]

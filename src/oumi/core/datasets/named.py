@@ -31,10 +31,7 @@ def dataset_for(params: DatasetParams) -> BaseMapDataset:
     Raises:
         ConfigError: An argument that the data set does not take.
     """
-    import_extra_files()
-    full_name = f"{params.dataset_name}/{params.subset}"
-    name = full_name if full_name in DATASETS else params.dataset_name
-    found: type[BaseMapDataset] = DATASETS.get(name) if name in DATASETS else ShapedDataset
+    name, found = _found(params)
     if not issubclass(found, BaseMapDataset):
         raise ConfigError(f"data set '{name}': has no rows to train on; {found.__module__} holds its class")
     kwargs = dict(params.dataset_kwargs)
@@ -46,8 +43,6 @@ def dataset_for(params: DatasetParams) -> BaseMapDataset:
             raise ConfigError(
                 f"dataset_kwargs.{key}: unknown to data set '{params.dataset_name}'{did_you_mean(key, known) or takes}"
             )
-    for key in sorted(kwargs.keys() & found.of_elements):
-        _tell_unread(hub_name, key)
     preset = _BY_LOWER[name.lower()][1] if name.lower() in _BY_LOWER else Named("")
     if preset.is_script and params.dataset_path is None:
         _warn_of_script(hub_name)
@@ -63,19 +58,26 @@ def dataset_for(params: DatasetParams) -> BaseMapDataset:
     )
 
 
+def unread_arguments(params: DatasetParams) -> list[str]:
+    """Returns the arguments in a config that decide what an element is in code of one's own, which no run reads."""
+    _, found = _found(params)
+    return sorted(params.dataset_kwargs.keys() & getattr(found, "of_elements", frozenset()))
+
+
+def _found(params: DatasetParams) -> tuple[str, type[BaseMapDataset]]:
+    """Returns the name under which a data set is registered, that of its subset first, and its class."""
+    import_extra_files()
+    full_name = f"{params.dataset_name}/{params.subset}"
+    name = full_name if full_name in DATASETS else params.dataset_name
+    return name, DATASETS.get(name) if name in DATASETS else ShapedDataset
+
+
 def _hub_name(name: str, found: type[BaseMapDataset]) -> str:
     """Returns the id on the Hub of a data set: of the user's own it is what the class says."""
     if name.lower() in _BY_LOWER:
         canonical, named = _BY_LOWER[name.lower()]
         return named.hub_name or canonical
     return found.default_dataset or name
-
-
-@cache
-def _tell_unread(name: str, key: str) -> None:
-    logger.info(
-        "%s: dataset_kwargs.%s: not read by a run; it decides what an element is in code of one's own", name, key
-    )
 
 
 @cache

@@ -182,7 +182,9 @@ class BaseMapDataset:
         """Returns the elements as a data set of the library `datasets`: a table, or one that is read in order."""
         from datasets import Dataset, IterableDataset
 
-        return IterableDataset.from_generator(self.as_generator) if return_iterable else Dataset.from_list(list(self))
+        if return_iterable:
+            return IterableDataset.from_generator(self.as_generator)
+        return Dataset.from_list(list(self.as_generator()))
 
     def element(self, row: Row) -> Any:
         """Returns what `self[i]` is: the row after `transform`, as the kind of the data set has it."""
