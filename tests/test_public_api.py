@@ -28,16 +28,26 @@ NAMES = {
     "oumi.core.configs.params.gold_params": ["GoldParams"],
     "oumi.core.configs.params.fsdp_params": ["ShardingStrategy"],
     "oumi.core.configs.params.profiler_params": ["ProfilerScheduleParams"],
-    "oumi.core.datasets": ["BaseSftDataset", "DATASETS"],
-    "oumi.core.types.conversation": ["Conversation", "Message", "Role"],
-    "oumi.core.types": ["Conversation", "Message", "Role"],
+    "oumi.core.datasets": [
+        "DATASETS", "BaseMapDataset", "BaseIterableDataset", "BasePretrainingDataset", "BaseSftDataset",
+        "BaseDpoDataset", "BaseExperimentalKtoDataset", "BaseExperimentalGrpoDataset", "BaseRubricDataset",
+        "VisionLanguageSftDataset", "VisionLanguageDpoDataset",
+    ],
+    "oumi.core.registry": ["register", "register_dataset", "RegistryType", "REGISTRY"],
+    "oumi.core.types.conversation": ["Conversation", "Message", "Role", "ContentItem", "Type"],
+    "oumi.core.types": ["Conversation", "Message", "Role", "ContentItem", "Type"],
     "oumi.builders": [
         "build_tokenizer", "build_model", "build_peft_model", "build_chat_template", "build_optimizer",
         "build_lr_scheduler",
     ],
     "oumi.builders.lr_schedules": ["build_lr_scheduler"],
     "oumi.launcher": ["JobConfig", "JobResources", "StorageMount"],
-    "oumi.datasets": ["AlpacaDataset", "TextSftJsonLinesDataset"],
+    "oumi.datasets": [
+        "AlpacaDataset", "AlpacaEvalDataset", "TextSftJsonLinesDataset", "VLJsonlinesDataset", "PromptResponseDataset",
+        "HuggingFaceDataset", "VisionDpoJsonlinesDataset",
+    ],
+    "oumi.datasets.vision_language.vqav2_small": ["Vqav2SmallDataset"],
+    "oumi.datasets.grpo.letter_count": ["LetterCountGrpoDataset"],
     "oumi.performance.telemetry": ["TelemetryTracker"],
 }  # fmt: skip
 

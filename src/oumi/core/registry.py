@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from enum import Enum, auto
 from importlib import import_module
 from typing import Any, Generic, TypeVar, cast
 
@@ -59,6 +60,57 @@ DATASETS: Registry[Any] = Registry("data set")
 """Data sets by name; `oumi.core.datasets` enters those that ship."""
 
 
+class RegistryType(Enum):
+    """Kinds of parts that code of one's own may enter."""
+
+    DATASET = auto()
+
+
+_TABLES: dict[RegistryType, tuple[Registry[Any], str]] = {RegistryType.DATASET: (DATASETS, "oumi.core.datasets")}
+"""The table of each kind, and the module that enters the parts which ship."""
+
+
+def register(name: str, registry_type: RegistryType) -> Callable[[NewPart], NewPart]:
+    """Returns a decorator that enters a part of some kind under a name; a taken name is an error."""
+    return _table(registry_type).register(name)
+
+
 def register_dataset(name: str, subset: str | None = None) -> Callable[[NewPart], NewPart]:
     """Returns a decorator that enters the class of a data set under a name, or of one subset of it."""
-    return DATASETS.register(f"{name}/{subset}" if subset else name)
+    return register(f"{name}/{subset}" if subset else name, RegistryType.DATASET)
+
+
+class AllParts:
+    """The tables of every kind, as code written for Oumi asks for them."""
+
+    def contains(self, name: str, registry_type: RegistryType) -> bool:
+        """Returns True if there is such a part."""
+        return name in _table(registry_type)
+
+    def get(self, name: str, registry_type: RegistryType) -> Any | None:
+        """Returns a part, None if there is none."""
+        table = _table(registry_type)
+        return table.get(name) if name in table else None
+
+    def get_all(self, registry_type: RegistryType) -> dict[str, Any]:
+        """Returns every part of a kind, by name."""
+        table = _table(registry_type)
+        return {name: table.get(name) for name in table.names()}
+
+    def register(self, name: str, registry_type: RegistryType, value: Any) -> None:
+        """Enters a part."""
+        _table(registry_type).register(name)(value)
+
+    def get_dataset(self, name: str, subset: str | None = None) -> Any | None:
+        """Returns the class of a data set: that of the subset if it has one of its own; None if there is none."""
+        whole = self.get(name, RegistryType.DATASET)
+        return (self.get(f"{name}/{subset}", RegistryType.DATASET) or whole) if subset else whole
+
+
+REGISTRY = AllParts()
+
+
+def _table(registry_type: RegistryType) -> Registry[Any]:
+    table, home = _TABLES[registry_type]
+    import_module(home)
+    return table

@@ -14,7 +14,7 @@ from oumi.core import host
 from oumi.core.configs import ModelParams, TrainingConfig
 from oumi.core.configs.data import Truncation
 from oumi.core.data.mixture import draws_of
-from oumi.core.datasets import dataset_for
+from oumi.core.datasets import dataset_for, unread_arguments
 from oumi.core.errors import ConfigError
 from oumi.core.hub import hub_errors
 from oumi.core.plan.parts import Facts, ModelFacts
@@ -48,6 +48,12 @@ def survey(config: TrainingConfig, may_download: bool = False) -> Facts:
         free_bytes=host.free_bytes(Path(config.training.output_dir).expanduser().absolute()),
         num_rows=_count_rows(config),
         model=_model_facts(config.model, may_download),
+        unread=tuple(
+            f"data.{split}.datasets[{i}].dataset_kwargs.{key}"
+            for split in ("train", "validation")
+            for i, params in enumerate(getattr(config.data, split).datasets)
+            for key in unread_arguments(params)
+        ),
     )
 
 

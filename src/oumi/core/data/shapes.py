@@ -176,14 +176,14 @@ def _text(record: Mapping[str, Any]) -> Text:
 
 
 def _prompt(record: Mapping[str, Any]) -> Prompt:
-    turns = _turns(field_of(record, "prompt"), "user", "prompt")
+    turns = turns_of(field_of(record, "prompt"), "user", "prompt")
     others = {key: value for key, value in record.items() if key != "prompt"}
     return Prompt(tuple(chat_of(turns, record).messages), others)
 
 
 def _preference(record: Mapping[str, Any]) -> Preference:
-    chosen = _turns(field_of(record, "chosen"), "assistant", "chosen")
-    rejected = _turns(field_of(record, "rejected"), "assistant", "rejected")
+    chosen = turns_of(field_of(record, "chosen"), "assistant", "chosen")
+    rejected = turns_of(field_of(record, "rejected"), "assistant", "rejected")
     begins = _beginning(record)
     pair = [taught(chat_of(_joined(begins, end), record)) for end in (chosen, rejected)]
     if pair[0].messages == pair[1].messages:
@@ -197,11 +197,11 @@ def _beginning(record: Mapping[str, Any]) -> list[Any]:
     """Returns the turns that both answers follow; none where each of them is a whole chat."""
     for key in ("prompt", "conversations", "messages", "question"):
         if not says_nothing(record.get(key)):
-            return _turns(record[key], "user", key)
+            return turns_of(record[key], "user", key)
     return [{"role": "user", "content": _instruction(record)}] if "instruction" in record else []
 
 
-def _turns(value: Any, role: str, key: str) -> list[Any]:
+def turns_of(value: Any, role: str, key: str) -> list[Any]:
     """Returns what may be a text, one turn, a list of turns or an object that holds such a list."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]

@@ -37,8 +37,8 @@ class Rows(Protocol):
         """Returns how many there are, None where only reading would tell."""
         ...
 
-    def content(self) -> Mapping[str, str]:
-        """Returns a digest of each file, by name."""
+    def content(self) -> Mapping[str, str] | None:
+        """Returns a digest of each file, by name; None if the records are more than plain values."""
         ...
 
     def indexed(self) -> IndexedRows | None:

@@ -70,6 +70,7 @@ def plan_notes(
         *_never_due(config, steps),
         *_limits(config, facts.model, dtype, disk),
         *_unread(config),
+        *(f"not read: {key}: it decides what an element is in code of one's own" for key in facts.unread),
     )
 
 

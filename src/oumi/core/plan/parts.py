@@ -47,6 +47,8 @@ class Facts:
     num_rows: int | None = None
     """Rows of the training set, None if they are only known after reading it."""
     model: ModelFacts = field(default_factory=ModelFacts)
+    unread: tuple[str, ...] = ()
+    """Keys in `dataset_kwargs` that the class of the data set takes, but no run reads."""
 
 
 @dataclass(frozen=True)

@@ -210,6 +210,10 @@ class Conversation(BaseModel):
         """Returns the messages of a role that a function accepts."""
         return [one for one in self.messages if role in (None, one.role) and (filter_fn is None or filter_fn(one))]
 
+    def contains_images(self) -> bool:
+        """Returns True if a message holds a picture."""
+        return any(one.contains_images() for one in self.messages)
+
     def append_id_to_string(self, text: str) -> str:
         """Returns the text, followed by the id of the chat if it has one."""
         return f"{text}_{self.conversation_id}" if self.conversation_id else text

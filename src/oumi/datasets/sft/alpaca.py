@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from oumi.core.data.fields import text_of
 from oumi.core.datasets import BaseSftDataset
 from oumi.core.types.conversation import Conversation, Message, Role
 
@@ -47,3 +48,20 @@ class AlpacaDataset(BaseSftDataset):
             system = _WITH_INPUT if extra else _WITHOUT_INPUT
             messages.insert(0, Message(role=Role.SYSTEM, content=system))
         return Conversation(messages=messages)
+
+
+class AlpacaEvalDataset(BaseSftDataset):
+    """Instructions that wait for an answer."""
+
+    default_dataset = "tatsu-lab/alpaca_eval"
+
+    def __init__(self, *, include_system_prompt: bool = False, **named: Any) -> None:
+        """Takes whether the sentence of the Alpaca project goes before each instruction."""
+        super().__init__(**named)
+        self.include_system_prompt = include_system_prompt
+
+    def transform_conversation(self, example: Mapping[str, Any]) -> Conversation:
+        """Returns the instruction alone."""
+        question = Message(role=Role.USER, content=text_of(example, "instruction"))
+        system = [Message(role=Role.SYSTEM, content=_WITHOUT_INPUT)] if self.include_system_prompt else []
+        return Conversation(messages=[*system, question])

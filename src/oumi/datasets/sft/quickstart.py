@@ -45,19 +45,20 @@ class QuickstartDataset(BaseSftDataset):
         self.num_rows = num_rows
         self.seed = seed
 
-    def rows(self) -> Iterator[Row]:
-        """Yields the chats, each with its index as its line."""
+    def raw_rows(self) -> Iterator[Row]:
+        """Yields the turns of each chat, with its index as its line."""
         split = self.split or "train"
         for i, turns in enumerate(make_chats(split, self.num_rows, self.seed)):
-            messages = [
-                Message(role=role, content=text)
-                for turn in turns
-                for role, text in zip((Role.USER, Role.ASSISTANT), turn, strict=True)
+            yield Row(turns, Source(self.dataset_name, f"{self.dataset_name}[{split}]", i))
+
+    def transform_conversation(self, example: Any) -> Conversation:
+        """Returns turns as a conversation."""
+        roles = (Role.USER, Role.ASSISTANT)
+        return Conversation(
+            messages=[
+                Message(role=role, content=text) for turn in example for role, text in zip(roles, turn, strict=True)
             ]
-            yield Row(
-                Conversation(messages=messages),
-                Source(self.default_dataset, f"{self.default_dataset}[{split}]", i),
-            )
+        )
 
     def count(self) -> int:
         """Returns how many chats there are."""

@@ -20,7 +20,9 @@ _FORMATS = {
 
 
 class TextSftDataset(ShapedDataset):
-    """Local files; the shape is that of the first row, or `format`."""
+    """Local files, or rows in memory; the shape is that of the first row, or `format`."""
+
+    is_local = True
 
     def __init__(self, *, format: str | None = None, **named: Any) -> None:
         """Takes the name of the shape, if it is not to be found out."""
@@ -29,8 +31,6 @@ class TextSftDataset(ShapedDataset):
             hint = did_you_mean(format, _FORMATS) or f"; known: {', '.join(_FORMATS)}"
             raise ConfigError(f"dataset_kwargs.format: unknown format '{format}'{hint}")
         self.shape = _FORMATS[format] if format else None
-        if self.dataset_path is None:
-            raise ConfigError(f"data set '{self.dataset_name}': needs dataset_path, a file, a directory or a pattern")
 
 
 TextSftJsonLinesDataset = TextSftDataset

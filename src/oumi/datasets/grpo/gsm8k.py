@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GSM8K: word problems, as rows that verl reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from oumi.core.data.fields import Unusable, text_of
+from oumi.core.datasets import BaseExperimentalGrpoDataset
+
+INSTRUCTION = 'Reason step by step, and write the final answer after "####".'
+
+
+class Gsm8kGrpoDataset(BaseExperimentalGrpoDataset):
+    """A problem, and the number that solves it."""
+
+    default_dataset = "openai/gsm8k"
+    default_subset = "main"
+
+    def transform(self, sample: Mapping[str, Any]) -> Any:
+        """Returns the problem with the number behind the `####` of its solution."""
+        question, solution = text_of(sample, "question"), text_of(sample, "answer")
+        _, mark, answer = solution.rpartition("####")
+        if not mark or not answer.strip():
+            raise Unusable("'answer' has no number after '####'")
+        return {
+            "data_source": self.default_dataset,
+            "prompt": [{"role": "user", "content": f"{question} {INSTRUCTION}"}],
+            "ability": "math",
+            "reward_model": {"style": "rule", "ground_truth": answer.strip().replace(",", "").replace("$", "")},
+            "extra_info": {"split": self.split, "question": question, "answer": solution},
+        }

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rubrics as Rewards: questions of medicine and science, with what a good answer must do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from oumi.core.data.fields import list_of, text_of
+from oumi.core.datasets import BaseRubricDataset
+
+
+class RarDataset(BaseRubricDataset):
+    """A question and its rubrics; the reference answer stands in `metadata`."""
+
+    default_dataset = "anisha2102/RaR-Medicine"
+
+    def transform(self, sample: Mapping[str, Any]) -> Any:
+        """Returns the question with its rubrics, each called by its title."""
+        rubrics = [
+            {("name" if key == "title" else key): value for key, value in one.items()}
+            for one in list_of(sample, "rubric")
+        ]
+        metadata = {key: sample[key] for key in ("reference_answer", "question_source") if key in sample}
+        return super().transform({"prompt": text_of(sample, "question"), "rubrics": rubrics, "metadata": metadata})

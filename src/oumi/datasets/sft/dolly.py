@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dolly, as Argilla curated it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from oumi.core.data.fields import Unusable, field_of, text_of
+from oumi.core.datasets import BaseSftDataset
+from oumi.core.types.conversation import Conversation, Message, Role
+
+
+class DollyDataset(BaseSftDataset):
+    """Instructions with their answers, some with a context."""
+
+    default_dataset = "argilla/databricks-dolly-15k-curated-en"
+
+    def __init__(self, *, use_new_fields: bool = True, **named: Any) -> None:
+        """Takes whether the curated columns are read, or the original ones."""
+        super().__init__(**named)
+        self._prefix = "new" if use_new_fields else "original"
+
+    def transform_conversation(self, example: Mapping[str, Any]) -> Conversation:
+        """Returns a row as question and answer; a context follows the instruction."""
+        question, answer = (self._text(example, name) for name in ("instruction", "response"))
+        if f"{self._prefix}-context" in example and (context := self._text(example, "context")):
+            question = f"{question}\n\nContext: {context}"
+        if not answer:
+            raise Unusable(f"'{self._prefix}-response' is empty, so there is nothing to learn")
+        return Conversation(
+            messages=[Message(role=Role.USER, content=question), Message(role=Role.ASSISTANT, content=answer)]
+        )
+
+    def _text(self, example: Mapping[str, Any], name: str) -> str:
+        """Returns a column: text, or the first of the values that the annotators gave."""
+        key = f"{self._prefix}-{name}"
+        found = field_of(example, key)
+        if isinstance(found, Mapping):
+            values = field_of(found, "value")
+            found = (values[0] if values else "") if isinstance(values, list) else values
+        return text_of({key: "" if found is None and name == "context" else found}, key)

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets of pictures with what they show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from oumi.core.data.fields import Unusable, field_of
+from oumi.core.datasets import VisionLanguageSftDataset
+from oumi.core.types.conversation import Conversation
+from oumi.datasets.vision_language.question import asked
+
+REQUEST = "Describe this picture."
+
+
+class CaptionDataset(VisionLanguageSftDataset):
+    """A column of pictures and one of captions; of several captions the first is learned."""
+
+    def __init__(self, *, image_column: str = "image", caption_column: str = "caption", **named: Any) -> None:
+        """Takes how the columns are called."""
+        super().__init__(**named)
+        self.image_column = image_column
+        self.caption_column = caption_column
+
+    def transform_conversation(self, example: Mapping[str, Any]) -> Conversation:
+        """Returns the request for a caption, and the caption."""
+        caption = field_of(example, self.caption_column)
+        if isinstance(caption, list) and caption:
+            caption = caption[0]
+        if isinstance(caption, Mapping):
+            caption = caption.get("raw")
+        if not isinstance(caption, str) or not caption:
+            raise Unusable(f"'{self.caption_column}' must be text, and not empty")
+        return asked(field_of(example, self.image_column), REQUEST, caption)

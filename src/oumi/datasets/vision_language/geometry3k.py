@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Geometry3K: problems of geometry, each with its drawing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from oumi.core.data.fields import Unusable, list_of, text_of
+from oumi.core.datasets import VisionLanguageSftDataset
+from oumi.core.types.conversation import Conversation
+from oumi.datasets.vision_language.question import asked
+
+INSTRUCTION = (
+    r"Reason step by step first, between <think> and </think>; then give nothing but the final answer in \boxed{}."
+)
+
+
+class Geometry3kDataset(VisionLanguageSftDataset):
+    """A problem, its drawing, and the answer."""
+
+    default_dataset = "hiyouga/geometry3k"
+
+    def __init__(self, *, add_system_instruction: bool = False, **named: Any) -> None:
+        """Takes whether the system asks for reasoning, or the user, after the problem."""
+        super().__init__(**named)
+        self.add_system_instruction = add_system_instruction
+
+    def transform_conversation(self, example: Mapping[str, Any]) -> Conversation:
+        """Returns the drawing with the problem, and the answer."""
+        images = list_of(example, "images")
+        if len(images) != 1:
+            raise Unusable(f"has {len(images)} pictures, a problem has one")
+        problem = text_of(example, "problem").replace("<image>", "").strip()
+        if self.add_system_instruction:
+            return asked(images, problem, text_of(example, "answer"), INSTRUCTION)
+        return asked(images, f"{problem} {INSTRUCTION}", text_of(example, "answer"))

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A part of VQAv2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from oumi.datasets.vision_language.question import PictureQuestionDataset
+
+
+class Vqav2SmallDataset(PictureQuestionDataset):
+    """Questions about photographs, and the answer that most people gave."""
+
+    default_dataset = "merve/vqav2-small"
+
+    def __init__(self, **named: Any) -> None:
+        columns = {"image_column": "image", "question_column": "question", "answer_column": "multiple_choice_answer"}
+        super().__init__(**{**columns, **named})

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What rows stand for, in words that a test can compare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from oumi.core.types.conversation import Conversation, Message
+from oumi.core.types.example import Completion, Judged, Preference, Prompt, Text
+
+
+def shown(value: Any) -> Any:
+    """Returns a value in words."""
+    match value:
+        case Conversation():
+            return [said(one) for one in value.messages]
+        case Completion():
+            return f"{value.prompt}|{value.completion}"
+        case Preference():
+            return shown(value.chosen), shown(value.rejected)
+        case Judged():
+            return shown(value.value), value.is_good
+        case Prompt():
+            return [said(one) for one in value.messages], dict(value.columns)
+    assert isinstance(value, Text)
+    return value.text
+
+
+def said(message: Message) -> str:
+    parts = [
+        one.content if one.is_text() else f"[{one.type} {one.content or str(one.binary)[2:-1]}]"
+        for one in message.content_items
+    ]
+    return f"{message.role}: {''.join(map(str, parts))}"
