@@ -12,7 +12,9 @@ from oumi.core.errors import DataError
 from oumi.core.types.example import Example
 
 
-def check_supervision(table: Table, tokenizer: Any, num_checked: int, train_on: str, max_length: int | None) -> None:
+def check_supervision(
+    table: Table, tokenizer: Any, num_checked: int, train_on: str, max_length: int | None, in_parts: bool = False
+) -> None:
     """Verifies rows spread over a table, and draws the first that teaches the wrong thing.
 
     Args:
@@ -21,6 +23,7 @@ def check_supervision(table: Table, tokenizer: Any, num_checked: int, train_on: 
         num_checked: How many rows are looked at.
         train_on: What was asked to be trained.
         max_length: A row of so many tokens may have been cut, and its answer with it.
+        in_parts: An answer may be trained in parts, of which the last one ends it.
 
     Raises:
         DataError: A row without a target, one that trains its prompt although answers were asked for, one
@@ -28,7 +31,7 @@ def check_supervision(table: Table, tokenizer: Any, num_checked: int, train_on: 
     """
     for i in np.unique(np.linspace(0, len(table) - 1, min(num_checked, len(table))).astype(int)).tolist():
         for one in table[i].documents():
-            if wrong := _wrong(one, tokenizer, train_on, max_length):
+            if wrong := _wrong(one, tokenizer, train_on, max_length, in_parts):
                 raise DataError(f"{one.source}: {wrong}. Trained tokens stand in brackets:\n{draw(one, tokenizer)}")
 
 
@@ -40,7 +43,7 @@ def draw(example: Example, tokenizer: Any) -> str:
     return "".join(f"[{text}]" if example.is_target[part[0]] else text for text, part in zip(texts, parts, strict=True))
 
 
-def _wrong(example: Example, tokenizer: Any, train_on: str, max_length: int | None) -> str:
+def _wrong(example: Example, tokenizer: Any, train_on: str, max_length: int | None, in_parts: bool) -> str:
     tokens, is_target = example.tokens, example.is_target
     if not is_target[1:].any():
         return "no token is trained"
@@ -51,6 +54,8 @@ def _wrong(example: Example, tokenizer: Any, train_on: str, max_length: int | No
         return "it begins with two start tokens: the chat template writes one, the tokenizer another"
     was_cut = len(tokens) == max_length
     ends = np.flatnonzero(is_target & ~np.append(is_target[1:], was_cut))
+    if in_parts:
+        ends = ends[-1:]
     if train_on != "all" and any(not _is_special(int(tokens[end]), tokenizer) for end in ends):
         return (
             "an answer ends without a special token, so the model would not learn to stop; name a model.chat_template"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from oumi.core.data.landmarks import without_tool_results
 from oumi.core.data.templates import Template, TemplateError
 from oumi.core.data.turns import Ends, Span, Undecided, Writer
 from oumi.core.types.conversation import ContentItem, Conversation, Role
@@ -41,16 +42,20 @@ class Rendered:
 class Renderer:
     """Writes rows as text, and says what of it is trained."""
 
-    def __init__(self, tokenizer: Any, template: Template, train_on: str) -> None:
+    def __init__(
+        self, tokenizer: Any, template: Template, train_on: str, tool_results: tuple[str, str] | None = None
+    ) -> None:
         """Takes how rows are rendered, and what of them is trained.
 
         Args:
             tokenizer: Tells which strings are control tokens, and which one ends a text.
             template: Writes chats as text.
             train_on: `all`, `all_assistant_turns` or `final_assistant_turn`.
+            tool_results: What opens and closes the results of tools that stand within answers, and are not trained.
         """
         self.template = template
         self.train_on = train_on
+        self._tool_results = tool_results
         self._eos = tokenizer.eos_token or ""
         self._control = control_tokens(tokenizer)
         self._ends = Ends(self._control, self._eos)
@@ -140,7 +145,9 @@ class Renderer:
             if home is None:
                 texts.append(home := upto)
                 spans[home] = []
-            spans[home].insert(0, writer.span(turn, upto))
+            span = writer.span(turn, upto)
+            parts = [span] if self._tool_results is None else without_tool_results(home, span, self._tool_results)
+            spans[home] = [*parts, *spans[home]]
         kept = [one for one in reversed(texts) if spans[one]]
         assert all(a[1] <= b[0] for one in kept for a, b in pairwise(spans[one])), "turns follow each other"
         return tuple(Document(one, tuple(spans[one])) for one in kept)

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from oumi.core.data.growing import GrowingTable
+from oumi.core.data.landmarks import check_landmarks
 from oumi.core.data.ledger import Ledger
 from oumi.core.data.mixture import Mixture, OneDocumentEach, Part, draws_of
 from oumi.core.data.packing import Packed
 from oumi.core.data.supervision import check_supervision, draw
-from oumi.core.data.templates import chat_template_for
+from oumi.core.data.templates import Template, chat_template_for
 from oumi.core.errors import ConfigError, DataError
 from oumi.core.log import logger
 from oumi.core.models.tokenizers import load_tokenizer
@@ -92,13 +93,15 @@ def read_all(plan: Plan, began: datetime, ledgers: dict[str, list[Ledger]] | Non
     quiet_libraries(plan)
     tokenizer = load_tokenizer(plan.model)
     tokenizer.chat_template = chat_template_for(tokenizer, plan.model.chat_template)
+    check_landmarks(Template(tokenizer, tokenizer.chat_template, began), plan.data.landmarks)
     train, identity = _mixture(plan, "train", tokenizer, began, ledgers["train"])
     validation, _ = _mixture(plan, "validation", tokenizer, began, ledgers["validation"])
     if len(train) == 0:
         raise DataError("data.train: there is no row to train on")
+    in_parts = plan.data.tool_results is not None
     for part in (*train.parts, *validation.parts):
         if len(part):
-            check_supervision(part.table, tokenizer, _NUM_CHECKED, plan.data.train_on, plan.model.max_length)
+            check_supervision(part.table, tokenizer, _NUM_CHECKED, plan.data.train_on, plan.model.max_length, in_parts)
     return Rows(train, validation, tokenizer, identity, ledgers)
 
 
@@ -108,7 +111,9 @@ def _mixture(plan: Plan, split: str, tokenizer: Any, began: datetime, ledgers: l
     opened = []
     for one in mixed.datasets:
         key, allowed = f"data.{split}", mixed.max_rejected_rows
-        spec = TableSpec(one, plan.model, plan.data.train_on, mixed.truncation, key, allowed, began)
+        spec = TableSpec(
+            one, plan.model, plan.data.train_on, mixed.truncation, key, allowed, began, plan.data.tool_results
+        )
         ledgers.append(spec.ledger())
         opened.append(open_table(spec, tokenizer, ledgers[-1]))
     tables = [one.table for one in opened]

@@ -54,6 +54,8 @@ class TableSpec:
     max_rejected: int
     began: datetime
     """The date and time that chat templates tell."""
+    tool_results: tuple[str, str] | None = None
+    """What opens and closes results of tools within answers, which are not trained."""
 
     def ledger(self) -> Ledger:
         """Returns an account that nothing is in yet."""
@@ -62,7 +64,7 @@ class TableSpec:
     def tokeniser(self, tokenizer: Any) -> Tokeniser:
         """Returns what makes tokens of the rows."""
         template = Template(tokenizer, tokenizer.chat_template, self.began)
-        return Tokeniser(tokenizer, template, self.train_on, self.model.max_length, self.truncation)
+        return Tokeniser(tokenizer, template, self.train_on, self.model.max_length, self.truncation, self.tool_results)
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ def inputs_of(spec: TableSpec, dataset: BaseMapDataset, tokenizer: Any) -> Input
         ),
         "chat template": key_of({"text": template.text, "day": str(spec.began) if template.tells_date else None}),
         "train_target": spec.train_on,
+        "results of tools": spec.tool_results,
         "model_max_length": spec.model.max_length,
         "truncation": spec.truncation,
         "code": code_version(),
