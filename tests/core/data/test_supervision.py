@@ -77,8 +77,8 @@ def test_an_answer_that_is_trained_in_parts_ends_with_its_last_one() -> None:
     with pytest.raises(DataError, match="an answer ends without a special token"):
         check(parts)
     check_supervision(table_of([example(parts)]), TOKENIZER, 64, "all_assistant_turns", None, in_parts=True)
+    unended = table_of([example("Hi? [I look. ]It rains. [It does.]\n")])
     with pytest.raises(DataError, match="an answer ends without a special token"):
-        unended = table_of([example("Hi? [I look. ]It rains. [It does.]\n")])
         check_supervision(unended, TOKENIZER, 64, "all_assistant_turns", None, in_parts=True)
 
 

@@ -66,7 +66,7 @@ class Encoder:
         # A chat template writes every special token itself, at inference too.
         encodings = self._backend.encode_batch([one.text for one in documents], add_special_tokens=not is_chat)
         for document, encoding in zip(documents, encodings, strict=True):
-            if MARKS[0] in document.text:
+            if is_chat and MARKS[0] in document.text:
                 yield self._guarded(document)
             else:
                 tokens = np.array(encoding.ids, dtype=np.int32)

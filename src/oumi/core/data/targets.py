@@ -40,7 +40,11 @@ class Rendered:
 
 
 class Renderer:
-    """Writes rows as text, and says what of it is trained."""
+    """Writes rows as text, and says what of it is trained.
+
+    What looks like a control token in a chat is text, unless the assistant says it. In completions and plain texts it
+    is what the tokenizer takes it for: people write whole chats into those.
+    """
 
     def __init__(
         self, tokenizer: Any, template: Template, train_on: str, tool_results: tuple[str, str] | None = None
@@ -117,6 +121,17 @@ class Renderer:
             turns = turns[-1:]
         return turns
 
+    def _check_marks(self, text: str) -> None:
+        """Raises Undecided if other marks than ours stand in a text, or the template wrote ours in another way."""
+        if MARKS[0] not in text and MARKS[1] not in text and "\\ufdd0" not in text:
+            return
+        control = self._control.pattern if self._control is not None else "(?!)"
+        rest = re.sub(f"{MARKS[0]}(?:{control}){MARKS[1]}", "", text)
+        if MARKS[0] in rest or MARKS[1] in rest:
+            raise Undecided("holds U+FDD0 or U+FDD1, which are no characters")
+        if re.search(rf"\\ufdd0(?:{control})", rest):
+            raise Undecided("the chat template escapes what looks like a control token")
+
     def _chat(self, chat: Conversation, turns: Sequence[int]) -> tuple[Document, ...]:
         """Returns a chat as one document, or as several where the template rewrites earlier turns.
 
@@ -131,6 +146,7 @@ class Renderer:
             raise Undecided("no turn of it is to be trained")
         writer = Writer(self.template, _marked(chat, self._control) if self._control else chat, self._ends)
         text = writer.whole()
+        self._check_marks(text)
         if chat.tools and not self._writes_tools:
             self._writes_tools = writer.writes_tools(text)
             if not self._writes_tools:

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError
 
-from oumi.core.data.sandbox import compile_template, render
+from oumi.core.data.sandbox import Overrun, compile_template, render
 from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.log import logger
 from oumi.core.types.conversation import ContentItem, FunctionCall, Message, Role, ToolCall, ToolDefinition
@@ -79,6 +79,7 @@ class Template:
         self._always = {**self._template.globals, **special, "documents": None}
         self._tool_spelling: tuple[bool, str | None] | None = None
         self._reads_parts_only: bool | None = None
+        self._num_overruns = 0
 
     @property
     def tells_date(self) -> bool:
@@ -100,6 +101,7 @@ class Template:
 
         Raises:
             TemplateError: The template refuses the chat, or fails on it.
+            ConfigError: It took too long again and again.
         """
         spelling = self._spelling() if any(one.tool_calls for one in messages) else (True, None)
         plain = [_plain(one, *spelling) for one in messages]
@@ -117,6 +119,11 @@ class Template:
         of_chat = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
         try:
             return render(self._template, {**self._always, **of_chat})
+        except Overrun as error:
+            self._num_overruns += 1
+            if self._num_overruns < _MAX_OVERRUNS:
+                raise
+            raise ConfigError(f"model.chat_template: {error}, as for {_MAX_OVERRUNS - 1} chats before") from None
         except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
             raise TemplateError(f"{type(error).__name__}: {error}") from error
 
@@ -167,6 +174,8 @@ class Template:
         return _KEY in text and _VALUE in text and not is_mangled
 
 
+_MAX_OVERRUNS = 3
+"""Chats on which a template may take too long, until it is given up."""
 _NAME, _KEY, _VALUE = "probe_name", "probe_key", "probe_value"
 _SCHEMA = {"type": "object", "properties": {_KEY: {"type": "string"}}}
 
