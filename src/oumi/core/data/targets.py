@@ -12,7 +12,7 @@ from typing import Any
 from oumi.core.data.landmarks import without_tool_results
 from oumi.core.data.templates import Template, TemplateError
 from oumi.core.data.turns import Ends, Span, Undecided, Writer
-from oumi.core.types.conversation import ContentItem, Conversation, Role
+from oumi.core.types.conversation import ContentItem, Conversation, Message, Role
 from oumi.core.types.example import BadRow, Completion, Judged, Preference, Row, Source, Text
 
 MARKS = ("\ufdd0", "\ufdd1")
@@ -121,12 +121,13 @@ class Renderer:
             turns = turns[-1:]
         return turns
 
-    def _check_marks(self, text: str) -> None:
+    def _check_marks(self, text: str, chat: Conversation) -> None:
         """Raises Undecided if other marks than ours stand in a text, or the template wrote ours in another way."""
         if MARKS[0] not in text and MARKS[1] not in text and "\\ufdd0" not in text:
             return
         control = self._control.pattern if self._control is not None else "(?!)"
         rest = re.sub(f"{MARKS[0]}(?:{control}){MARKS[1]}", "", text)
+        rest += "".join(_said(one) for one in chat.messages if one.role == Role.ASSISTANT)  # where none of ours stand
         if MARKS[0] in rest or MARKS[1] in rest:
             raise Undecided("holds U+FDD0 or U+FDD1, which are no characters")
         if re.search(rf"\\ufdd0(?:{control})", rest):
@@ -146,7 +147,7 @@ class Renderer:
             raise Undecided("no turn of it is to be trained")
         writer = Writer(self.template, _marked(chat, self._control) if self._control else chat, self._ends)
         text = writer.whole()
-        self._check_marks(text)
+        self._check_marks(text, chat)
         if chat.tools and not self._writes_tools:
             self._writes_tools = writer.writes_tools(text)
             if not self._writes_tools:
@@ -209,3 +210,8 @@ def _marked_in(value: Any, control: re.Pattern[str]) -> Any:
     if isinstance(value, ContentItem) and value.is_text():
         return value.model_copy(update={"content": _marked_in(value.content, control)})
     return value
+
+
+def _said(message: Message) -> str:
+    calls = "".join(one.function.arguments for one in message.tool_calls or ())
+    return f"{message.text}{message.reasoning_content}{calls}"
