@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from oumi.core.data.encoding import Encoded, Encoder
 from oumi.core.data.supervision import draw
 from oumi.core.data.targets import Rendered
-from oumi.core.data.templates import FOLDER, Template, bundled_template
+from oumi.core.data.templates import Template
 from oumi.core.data.tokens import Tokeniser
 from oumi.core.errors import ConfigError
 from oumi.core.types.conversation import Conversation, Message, Role
@@ -21,53 +21,7 @@ from tests.tiny import CHATML, byte_tokenizer
 
 SOURCE = Source("set", "x.jsonl", 1)
 ONE = (("user", "Hi?"), ("assistant", "Yo."))
-MANY = (("system", "Be."), *ONE, ("user", "B?"), ("assistant", "C."))
 
-# A chat rendered, trained parts in brackets: <name of template>: (one turn, many turns with a system message).
-# The byte tokenizer's end token is <|im_end|>; it has no start token.
-DRAWN = {
-    "chat_ml": (
-        "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n[Yo.<|im_end|>]\n",
-        "<|im_start|>system\nBe.<|im_end|>\n<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n[Yo.<|im_end|>]\n"
-        "<|im_start|>user\nB?<|im_end|>\n<|im_start|>assistant\n[C.<|im_end|>]\n",
-    ),
-    "default": (
-        "USER: Hi?\nASSISTANT:[ Yo.<|im_end|>]\n",
-        "SYSTEM: Be.\nUSER: Hi?\nASSISTANT:[ Yo.<|im_end|>]\nUSER: B?\nASSISTANT:[ C.<|im_end|>]\n",
-    ),
-    "default_gen": (
-        "USER: Hi?\nASSISTANT:[ Yo.<|im_end|>]\n",
-        "SYSTEM: Be.\nUSER: Hi?\nASSISTANT:[ Yo.<|im_end|>]\nUSER: B?\nASSISTANT:[ C.<|im_end|>]\n",
-    ),
-    "gemma2-it": (
-        "<start_of_turn>user\nHi?<end_of_turn>\n<start_of_turn>model\n[Yo.<end_of_turn>]\n",
-        "<start_of_turn>user\nBe.\n\nHi?<end_of_turn>\n<start_of_turn>model\n[Yo.<end_of_turn>]\n"
-        "<start_of_turn>user\nB?<end_of_turn>\n<start_of_turn>model\n[C.<end_of_turn>]\n",
-    ),
-    "gpt2": (
-        "Hi?<|im_end|>[Yo.<|im_end|>]",
-        "Be.<|im_end|>Hi?<|im_end|>[Yo.<|im_end|>]B?<|im_end|>[C.<|im_end|>]",
-    ),
-    "llama3-instruct": (
-        "<|start_header_id|>user<|end_header_id|>\n\nHi?<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n[Yo.<|eot_id|>]",
-        "<|start_header_id|>system<|end_header_id|>\n\nBe.<|eot_id|>"
-        "<|start_header_id|>user<|end_header_id|>\n\nHi?<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n[Yo.<|eot_id|>]"
-        "<|start_header_id|>user<|end_header_id|>\n\nB?<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n[C.<|eot_id|>]",
-    ),
-    "phi3-instruct": (
-        "<|user|>\nHi?<|end|>\n<|assistant|>\n[Yo.<|end|>]\n",
-        "<|system|>\nBe.<|end|>\n<|user|>\nHi?<|end|>\n<|assistant|>\n[Yo.<|end|>]\n"
-        "<|user|>\nB?<|end|>\n<|assistant|>\n[C.<|end|>]\n",
-    ),
-    "zephyr": (
-        "<|user|>\nHi?<|im_end|>\n<|assistant|>\n[Yo.<|im_end|>]\n",
-        "<|system|>\nBe.<|im_end|>\n<|user|>\nHi?<|im_end|>\n<|assistant|>\n[Yo.<|im_end|>]\n"
-        "<|user|>\nB?<|im_end|>\n<|assistant|>\n[C.<|im_end|>]\n",
-    ),
-}
 # Writes the thoughts of the last answer only, as reasoning models do.
 FORGETFUL = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -101,36 +55,6 @@ def drawn(*arguments: Any, **kwargs: Any) -> str:
     cut = made(*arguments, **kwargs)
     assert isinstance(cut, Encoded), cut
     return draw(cut.examples[0], kwargs.get("tokenizer") or byte_tokenizer())
-
-
-def test_every_bundled_template_is_tested() -> None:
-    assert {path.stem for path in FOLDER.glob("*.jinja")} == set(DRAWN)
-
-
-@pytest.mark.parametrize("name", DRAWN)
-@pytest.mark.parametrize("turns", [ONE, MANY])
-def test_answers_are_trained_with_their_end_marks(name: str, turns: tuple[tuple[str, str], ...]) -> None:
-    wanted = DRAWN[name][turns is MANY]
-    assert drawn(chat(turns), bundled_template(name)) == wanted
-
-
-@pytest.mark.parametrize("name", DRAWN)
-def test_of_many_turns_the_final_one_can_be_trained_alone(name: str) -> None:
-    wanted = DRAWN[name][1].replace("[", "", 1).replace("]", "", 1)
-    assert drawn(chat(MANY), bundled_template(name), "final_assistant_turn") == wanted
-
-
-@pytest.mark.parametrize("name", DRAWN)
-def test_all_can_be_trained(name: str) -> None:
-    text = DRAWN[name][1].replace("[", "").replace("]", "")
-    assert drawn(chat(MANY), bundled_template(name), "all") == f"[{text}]"
-
-
-@pytest.mark.parametrize("name", DRAWN)
-def test_the_prompt_of_inference_is_what_stands_before_the_answer(name: str) -> None:
-    tokeniser, row = rendered(chat(MANY), bundled_template(name))
-    prompt = tokeniser.renderer.template.render(chat(MANY).messages[:-1], add_generation_prompt=True)
-    assert row.documents[0].text[: row.documents[0].spans[-1][0]] == prompt
 
 
 def test_where_a_template_forgets_thoughts_each_turn_is_trained_as_it_is_said() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from oumi.core.data.templates import FOLDER, Template, TemplateError, bundled_template, chat_template_for
 from oumi.core.errors import ConfigError
-from oumi.core.types.conversation import Message, Role
+from oumi.core.types.conversation import ContentItem, Message, Role, Type
 from tests.tiny import CHATML, byte_tokenizer
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
@@ -25,10 +25,30 @@ PROMPTS = {
     "default_gen": "USER: Q\nASSISTANT:",
     "gemma2-it": "<start_of_turn>user\nQ<end_of_turn>\n<start_of_turn>model\n",
     "gpt2": "Q<|im_end|>",
+    "internvl3": "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n",
     "llama3-instruct": "<|start_header_id|>user<|end_header_id|>\n\nQ<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "llava": "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
+    "detailed, and polite answers to the human's questions. USER: Q ASSISTANT:",
+    "molmo": "User: Q Assistant:",
     "phi3-instruct": "<|user|>\nQ<|end|>\n<|assistant|>\n",
+    "qwen2-vl-instruct": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n",
+    "qwen3-vl-instruct": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n",
     "zephyr": "<|user|>\nQ<|im_end|>\n<|assistant|>\n",
+}
+PICTURE = ContentItem(type=Type.IMAGE_PATH, content="a.png")
+SEEN = [Message(role=Role.USER, content=[PICTURE, ContentItem(type=Type.TEXT, content="Q")])]
+# What a template writes for a picture before a question.
+PICTURES = {
+    "internvl3": "<IMG_CONTEXT>\nQ",
+    "llama3-instruct": "<|image|>Q",
+    "llava": "USER: <image>Q ",
+    "molmo": "User: Q ",
+    "phi3-instruct": "<|image_1|>Q",
+    "qwen2-vl-instruct": "<|vision_start|><|image_pad|><|vision_end|>Q",
+    "qwen3-vl-instruct": "<|vision_start|><|image_pad|><|vision_end|>Q",
 }
 
 
@@ -66,7 +86,7 @@ def test_a_template_is_read_from_a_file(tmp_path: Path) -> None:
         ("chatml", "unknown template 'chatml', did you mean 'chat_ml'?"),
         ("llama3-instuct", "unknown template 'llama3-instuct', did you mean 'llama3-instruct'?"),
         ("zzz", "unknown template 'zzz'; known: chat_ml, default, default_gen"),
-        ("Qwen2-VL-Instruct", "is for vision-language models, which are not built yet"),
+        ("qwen2-vl", "unknown template 'qwen2-vl', did you mean 'qwen2-vl-instruct'?"),
     ],
 )
 def test_an_unknown_template_is_told_with_the_nearest(name: str, told: str) -> None:
@@ -119,6 +139,44 @@ def test_gemma_refuses_those_who_do_not_take_turns(roles: str) -> None:
     messages = [Message(role=kinds[one], content="x") for one in roles]
     with pytest.raises(TemplateError, match="user and assistant must take turns"):
         Template(byte_tokenizer(), bundled_template("gemma2-it")).render(messages)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_picture_is_written_as_its_place_or_refused(name: str) -> None:
+    template = Template(byte_tokenizer(), bundled_template(name))
+    if name not in PICTURES:
+        with pytest.raises(TemplateError):
+            template.render(SEEN)
+        return
+    asked = template.render(SEEN, add_generation_prompt=True)
+    place = PICTURES[name].removesuffix(" ").removesuffix("Q")
+    assert PICTURES[name] in asked
+    assert asked.replace(place, place.partition("<")[0], 1) == PROMPTS[name]
+
+
+def test_pictures_are_numbered_where_they_are_numbered() -> None:
+    template = Template(byte_tokenizer(), bundled_template("phi3-instruct"))
+    two = [Message(role=Role.USER, content=[PICTURE, PICTURE]), Message(role=Role.ASSISTANT, content="A"), *SEEN]
+    assert template.render(two) == (
+        "<|user|>\n<|image_1|><|image_2|><|end|>\n<|assistant|>\nA<|end|>\n<|user|>\n<|image_3|>Q<|end|>\n"
+    )
+
+
+def test_a_message_reaches_the_template_as_text_unless_it_holds_a_picture() -> None:
+    template = Template(byte_tokenizer(), "{{ messages | map(attribute='content') | list | tojson }}")
+    assert template.render([*SEEN, *CHAT]) == '[[{"type": "image"}, {"type": "text", "text": "Q"}], "Q", "A"]'
+
+
+def test_where_only_lists_of_parts_are_read_each_message_is_one() -> None:
+    reads = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{{ part.type }}{% endfor %};{% endfor %}"
+    assert Template(byte_tokenizer(), reads).render(CHAT) == "Qtext;Atext;"
+    first = "{% for m in messages %}{{ m.content[0].text + ';' }}{% endfor %}"
+    assert Template(byte_tokenizer(), first).render(CHAT) == "Q;A;"
+
+
+def test_a_template_that_would_print_the_list_of_parts_is_refused() -> None:
+    with pytest.raises(TemplateError, match="for text alone"):
+        Template(byte_tokenizer(), CHATML).render(SEEN)
 
 
 DATES = "%d %b %Y|%A %-d %B %y|%Y-%m-%dT%H:%M:%S.%f|%I %p|%j|%%d|%F %T|100%"

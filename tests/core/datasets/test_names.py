@@ -94,7 +94,7 @@ NUMBER = "Answer the following question with a number from context or the math a
 CASES = {
     "text_sft": MESSAGES,
     "text_sft_jsonl": Case({"instruction": "Hi", "output": "Ho"}, HI_SAID, "output", "no known shape"),
-    "text": Case({"text": "Once."}, "Once.", "text", "no known shape"),
+    "text": Case({"text": "Once."}, "Once.", "text"),
     "HuggingFaceDataset": Case({"chat": TURNS.row["messages"]}, TURNS.wanted, "chat", "has no 'chat'",
                                {"hf_dataset_path": "me/chats", "messages_column": "chat"}),
     "PromptResponseDataset": Case({"q": "Hi", "a": "Ho"}, HI_SAID, "q", "has no 'q'",

@@ -66,7 +66,7 @@ class Encoder:
         # A chat template writes every special token itself, at inference too.
         encodings = self._backend.encode_batch([one.text for one in documents], add_special_tokens=not has_specials)
         for document, encoding in zip(documents, encodings, strict=True):
-            if MARKS[0] in document.text:
+            if has_specials and MARKS[0] in document.text:
                 yield self._guarded(document)
             else:
                 tokens = np.array(encoding.ids, dtype=np.int32)
@@ -87,7 +87,7 @@ class Encoder:
                 continue
             begin, end = encoding.char_to_token(first), encoding.char_to_token(last - 1)
             if begin is None or end is None:
-                return covered(np.array(encoding.offsets).reshape(-1, 2), document.spans)
+                return covered(without_gaps(encoding.offsets), document.spans)
             while end + 1 < length and (chars := encoding.token_to_chars(end + 1)) and chars[0] < last:
                 end += 1  # more bytes of the last character
             is_target[begin : end + 1] = True
@@ -113,7 +113,7 @@ class Encoder:
             return tokens, np.ones(len(tokens), dtype=np.bool_)
         return tokens, covered(np.array(offsets).reshape(-1, 2), document.spans)
 
-    def _as_text(self, text: str) -> list[tuple[int, tuple[int, int]]]:
+    def _as_text(self, text: str) -> list[tuple[int, list[int]]]:
         """Returns the tokens of a text with their places, what looks like a control token spelled out.
 
         It is encoded after a newline, so that no tokenizer takes it for the beginning of a text.
@@ -123,12 +123,12 @@ class Encoder:
             led = self._backend.encode("\n" + text, add_special_tokens=False)
             if led.ids[: len(self._newline)] != self._newline:
                 alone = self._backend.encode(text, add_special_tokens=False)
-                return list(zip(alone.ids, alone.offsets, strict=True))
+                return list(zip(alone.ids, without_gaps(alone.offsets).tolist(), strict=True))
         finally:
             self._backend.encode_special_tokens = False
         skipped = len(self._newline)
-        places = [(max(first - 1, 0), last - 1) for first, last in led.offsets[skipped:]]
-        return list(zip(led.ids[skipped:], places, strict=True))
+        places = without_gaps(led.offsets)[skipped:] - 1
+        return list(zip(led.ids[skipped:], places.clip(min=0).tolist(), strict=True))
 
     def _fitted(self, row: Rendered, documents: list[Tokens]) -> Encoded | BadRow:
         """Returns the row within the model's length, or why nothing can be learned of it."""
@@ -156,6 +156,16 @@ class Encoder:
         left = sum(len(one.tokens) for one in examples)
         left_targets = sum(int(one.is_target.sum()) for one in examples)
         return Encoded(examples, num_tokens - left, num_targets - left_targets)
+
+
+def without_gaps(offsets: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
+    """Returns the characters that each token covers [T, 2], with the white space before it.
+
+    Tokenizers like GPT-2's leave it out, so that a token of white space seems to cover nothing.
+    """
+    whole = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+    whole[1:, 0] = np.minimum(whole[1:, 0], np.maximum.accumulate(whole[:, 1])[:-1])
+    return whole
 
 
 def covered(offsets: npt.NDArray[np.int64], spans: Sequence[tuple[int, int]]) -> npt.NDArray[np.bool_]:

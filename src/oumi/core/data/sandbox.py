@@ -6,18 +6,22 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import wraps
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import EvalContext
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_SECONDS = 2.0
@@ -27,6 +31,8 @@ _MOST_OF_INPUT = 4
 """How often a template may repeat a chat."""
 _MAX_GROWTH_BYTES = 512_000_000
 _MAX_NUMBER = 10_000_000
+_MAX_AT_ONCE = 100_000_000
+"""Characters that one call may make: it is not stopped midway."""
 _PIECES_AT_ONCE = 512
 _POLL_SECONDS = 0.05
 
@@ -44,6 +50,8 @@ def compile_template(text: str, now: Callable[[], datetime]) -> Template:
     """
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _to_json
+    for name in ("center", "format", "indent", "join", "replace"):
+        environment.filters[name] = _limited(name, environment.filters[name])
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda format: now().strftime(format)
     for constant in environment.parse(text).find_all(nodes.Const):
@@ -73,17 +81,69 @@ def render(template: Template, variables: Mapping[str, Any]) -> str:
                 text += part
                 if len(text) > MAX_CHARACTERS and len(text) > MAX_CHARACTERS + _MOST_OF_INPUT * len(str(variables)):
                     raise TemplateError(f"it writes more than {MAX_CHARACTERS:,} characters")
-    except _Overrun:
-        raise TemplateError(f"it takes more than {MAX_SECONDS:g} s, or too much memory") from None
+    except (_Overrun, MemoryError):
+        raise Overrun(f"it takes more than {MAX_SECONDS:g} s, or too much memory") from None
     return text
 
 
+def _limited(name: str, of_jinja: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a filter that refuses to make a text that is too long."""
+
+    @wraps(of_jinja)  # with the marks by which Jinja passes it the context
+    def limited(*given: Any, **named: Any) -> Any:
+        _check_size(name, [one for one in [*given, *named.values()] if not isinstance(one, (Context, EvalContext))])
+        return of_jinja(*given, **named)
+
+    return limited
+
+
+def _check_size(name: str, given: Sequence[Any]) -> None:
+    """Raises TemplateError if a function of texts would make one that is too long."""
+    size, text = 0, given[0] if given and isinstance(given[0], str) else ""
+    numbers = [one for one in given[1:] if isinstance(one, int)]
+    if name in _PADDING:
+        size = max(numbers, default=0) * (text.count("\n") + text.count("\t") + 1)
+    elif name in ("format", "format_map", "%"):
+        size = (
+            10 ** max((len(one) for one in re.findall(r"[0-9]+", text)), default=0)
+            if "*" not in text
+            else max((one for one in numbers), default=_MAX_AT_ONCE)
+        )
+    elif name == "replace" and len(given) > 2:
+        size = text.count(str(given[1])) * len(str(given[2]))
+    elif name == "join":
+        parts = next((one for one in given if isinstance(one, (list, tuple))), ())
+        between = max((len(one) for one in given if isinstance(one, str)), default=0)
+        size = sum(len(one) if isinstance(one, str) else 1 for one in parts) + between * len(parts)
+    if size > _MAX_AT_ONCE:
+        raise TemplateError(f"{name} makes a text that is too long")
+
+
+_PADDING = ("center", "expandtabs", "indent", "ljust", "rjust", "zfill")
+_SIZED = {*_PADDING, "format", "format_map", "join", "replace"}
+"""Functions of texts whose result may be much longer than what they are given."""
+
+
+class Overrun(TemplateError):  # noqa: N818  it says what happened
+    """A rendering took more time, or more memory, than any chat needs."""
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset(["*", "**"])
+    intercepted_binops = frozenset(["*", "**", "%"])
+
+    def call(__self, __context: Context, __obj: Any, *given: Any, **named: Any) -> Any:  # noqa: N805  as Jinja has it
+        """Returns what a function makes, unless that is too long."""
+        name = getattr(__obj, "__name__", "")
+        if name in _SIZED and isinstance(text := getattr(__obj, "__self__", None), str):
+            _check_size(name, [text, *given, *named.values()])
+        return super().call(__context, __obj, *given, **named)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Returns a product or a power, unless it is too large."""
-        if operator == "**":
+        if operator == "%":
+            if isinstance(left, str):
+                _check_size("%", [left, *(right if isinstance(right, (list, tuple)) else [right])])
+        elif operator == "**":
             if not (isinstance(left, (int, float)) and isinstance(right, (int, float)) and abs(right) < 64):
                 raise TemplateError("a power that is too large")
         else:

@@ -19,7 +19,9 @@ def spread(table: Table, count: int) -> Iterator[Example]:
         yield table[i]
 
 
-def check_supervision(examples: Iterable[Example], tokenizer: Any, train_on: str, max_length: int | None) -> None:
+def check_supervision(
+    examples: Iterable[Example], tokenizer: Any, train_on: str, max_length: int | None, in_parts: bool = False
+) -> None:
     """Verifies rows, and draws the first that teaches the wrong thing.
 
     Args:
@@ -27,6 +29,7 @@ def check_supervision(examples: Iterable[Example], tokenizer: Any, train_on: str
         tokenizer: Tells which tokens are special.
         train_on: What was asked to be trained; `all` for texts.
         max_length: A row of so many tokens may have been cut, and its answer with it.
+        in_parts: An answer may be trained in parts, of which the last one ends it.
 
     Raises:
         DataError: A row without a target, one that trains its prompt although answers were asked for, one
@@ -35,7 +38,7 @@ def check_supervision(examples: Iterable[Example], tokenizer: Any, train_on: str
     for one in (document for example in examples for document in example.documents()):
         if len(one.tokens) == 1 and train_on == "all":  # the end of a text that was cut
             continue
-        if wrong := _wrong(one, tokenizer, train_on, max_length):
+        if wrong := _wrong(one, tokenizer, train_on, max_length, in_parts):
             raise DataError(f"{one.source}: {wrong}. Trained tokens stand in brackets:\n{draw(one, tokenizer)}")
 
 
@@ -47,7 +50,7 @@ def draw(example: Example, tokenizer: Any) -> str:
     return "".join(f"[{text}]" if example.is_target[part[0]] else text for text, part in zip(texts, parts, strict=True))
 
 
-def _wrong(example: Example, tokenizer: Any, train_on: str, max_length: int | None) -> str:
+def _wrong(example: Example, tokenizer: Any, train_on: str, max_length: int | None, in_parts: bool) -> str:
     tokens, is_target = example.tokens, example.is_target
     if not is_target[1:].any():
         return "no token is trained"
@@ -58,6 +61,8 @@ def _wrong(example: Example, tokenizer: Any, train_on: str, max_length: int | No
         return "it begins with two start tokens: the chat template writes one, the tokenizer another"
     was_cut = len(tokens) == max_length
     ends = np.flatnonzero(is_target & ~np.append(is_target[1:], was_cut))
+    if in_parts:
+        ends = ends[-1:]
     if train_on != "all" and any(not _is_special(int(tokens[end]), tokenizer) for end in ends):
         return (
             "an answer ends without a special token, so the model would not learn to stop; name a model.chat_template"

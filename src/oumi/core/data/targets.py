@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from oumi.core.data.landmarks import without_tool_results
 from oumi.core.data.templates import Template, TemplateError
-from oumi.core.types.conversation import Conversation, Message, Role
+from oumi.core.data.turns import Ends, Span, Undecided, Writer
+from oumi.core.types.conversation import ContentItem, Conversation, Message, Role
 from oumi.core.types.example import BadRow, Completion, Judged, Preference, Row, Source, Text
-
-Span = tuple[int, int]
-"""First character, and the one after the last."""
 
 MARKS = ("\ufdd0", "\ufdd1")
 """Stand around what looks like a control token, but is text. They are no characters, and never will be."""
@@ -40,25 +39,31 @@ class Rendered:
     """A text of any length, which is learned in parts."""
 
 
-class Undecided(Exception):  # noqa: N818  it says what a row is
-    """The template does not tell which part of the text a turn is."""
-
-
 class Renderer:
-    """Writes rows as text, and says what of it is trained."""
+    """Writes rows as text, and says what of it is trained.
 
-    def __init__(self, tokenizer: Any, template: Template, train_on: str) -> None:
+    What looks like a control token in a chat is text, unless the assistant says it. In completions and plain texts it
+    is what the tokenizer takes it for: people write whole chats into those.
+    """
+
+    def __init__(
+        self, tokenizer: Any, template: Template, train_on: str, tool_results: tuple[str, str] | None = None
+    ) -> None:
         """Takes how rows are rendered, and what of them is trained.
 
         Args:
             tokenizer: Tells which strings are control tokens, and which one ends a text.
             template: Writes chats as text.
             train_on: `all`, `all_assistant_turns` or `final_assistant_turn`.
+            tool_results: What opens and closes the results of tools that stand within answers, and are not trained.
         """
         self.template = template
         self.train_on = train_on
+        self._tool_results = tool_results
         self._eos = tokenizer.eos_token or ""
         self._control = control_tokens(tokenizer)
+        self._ends = Ends(self._control, self._eos)
+        self._writes_tools = False
 
     def render(self, row: Row) -> Rendered | BadRow:
         """Returns a row as text with the spans that are trained."""
@@ -119,6 +124,18 @@ class Renderer:
             turns = turns[-1:]
         return turns
 
+    def _check_marks(self, text: str, chat: Conversation) -> None:
+        """Raises Undecided if other marks than ours stand in a text, or the template wrote ours in another way."""
+        if MARKS[0] not in text and MARKS[1] not in text and "\\ufdd0" not in text:
+            return
+        control = self._control.pattern if self._control is not None else "(?!)"
+        rest = re.sub(f"{MARKS[0]}(?:{control}){MARKS[1]}", "", text)
+        rest += "".join(_said(one) for one in chat.messages if one.role == Role.ASSISTANT)  # where none of ours stand
+        if MARKS[0] in rest or MARKS[1] in rest:
+            raise Undecided("holds U+FDD0 or U+FDD1, which are no characters")
+        if re.search(rf"\\ufdd0(?:{control})", rest):
+            raise Undecided("the chat template escapes what looks like a control token")
+
     def _chat(self, chat: Conversation, turns: Sequence[int]) -> tuple[Document, ...]:
         """Returns a chat as one document, or as several where the template rewrites earlier turns.
 
@@ -131,8 +148,14 @@ class Renderer:
                 raise Undecided(f"turn {i}: holds a picture, and training on pictures is not built yet")
         if not turns and self.train_on != "all":
             raise Undecided("no turn of it is to be trained")
-        writer = _Writer(self.template, _marked(chat, self._control) if self._control else chat)
+        writer = Writer(self.template, _marked(chat, self._control) if self._control else chat, self._ends)
         text = writer.whole()
+        self._check_marks(text, chat)
+        if chat.tools and not self._writes_tools:
+            self._writes_tools = writer.writes_tools(text)
+            if not self._writes_tools:
+                raise Undecided("the chat template does not write the tools of the chat")
+        writer.check_written(text)
         if self.train_on == "all":
             return (Document(text, ((0, len(text)),)),)
         texts, spans = [text], {text: list[Span]()}
@@ -142,70 +165,12 @@ class Renderer:
             if home is None:
                 texts.append(home := upto)
                 spans[home] = []
-            spans[home].insert(0, writer.span(turn, upto))
+            span = writer.span(turn, upto)
+            parts = [span] if self._tool_results is None else without_tool_results(home, span, self._tool_results)
+            spans[home] = [*parts, *spans[home]]
         kept = [one for one in reversed(texts) if spans[one]]
         assert all(a[1] <= b[0] for one in kept for a, b in pairwise(spans[one])), "turns follow each other"
         return tuple(Document(one, tuple(spans[one])) for one in kept)
-
-
-class _Writer:
-    """One chat, and what the template makes of parts of it."""
-
-    def __init__(self, template: Template, chat: Conversation) -> None:
-        self._template = template
-        self._messages = chat.messages
-        self._tools = chat.tools
-        self._rendered: dict[tuple[int, bool], str] = {}
-
-    def whole(self) -> str:
-        return self._render(len(self._messages))
-
-    def upto(self, turn: int) -> str:
-        """Returns the chat with `turn` as its last one."""
-        return self._render(turn + 1)
-
-    def span(self, turn: int, upto: str) -> Span:
-        """Returns where an answer begins, after the prompt of inference, and where its end mark ends."""
-        start = self._start(turn, upto)
-        message = self._messages[turn]
-        answer = message.text.strip()
-        end = len(upto.rstrip())  # white space after the end mark is never generated
-        if answer not in upto[max(start - len(answer), 0) :]:  # its first words may be those that the prompt ends with
-            raise Undecided(f"turn {turn}: the chat template changes or drops its text")
-        for what, text in (("reasoning_content", message.reasoning_content), *_called(message)):
-            if text and text.strip() not in upto:
-                raise Undecided(f"turn {turn}: the chat template does not write its {what}")
-        return start, max(end, start)
-
-    def _render(self, num_messages: int, add_generation_prompt: bool = False) -> str:
-        key = (num_messages, add_generation_prompt)
-        if key not in self._rendered:
-            self._rendered[key] = self._template.render(
-                self._messages[:num_messages], add_generation_prompt, self._tools
-            )
-        return self._rendered[key]
-
-    def _start(self, turn: int, upto: str) -> int:
-        if not turn:
-            return self._end_of_header(upto)
-        prompt = self._render(turn, add_generation_prompt=True)
-        if upto.startswith(prompt):
-            return len(prompt)
-        # The prompt of inference holds more than the finished chat does, such as an opened thought.
-        before = self._render(turn)
-        common = next((i for i, (a, b) in enumerate(zip(prompt, upto, strict=False)) if a != b), len(upto))
-        if not upto.startswith(before) or common < len(before):
-            raise Undecided(f"turn {turn}: the chat template gives no prompt that the finished chat begins with")
-        # The answer may begin as that thought does: `<b>` and `<think>`.
-        answer = upto.rfind(self._messages[turn].text.strip())
-        return min(common, answer) if answer >= len(before) else common
-
-    def _end_of_header(self, upto: str) -> int:
-        """Returns where an answer begins that nothing stands before: after what opens any answer."""
-        question = [Message(role=Role.USER, content="?")]
-        asked = self._template.render(question, add_generation_prompt=True)
-        header = asked.removeprefix(self._template.render(question))
-        return upto.index(header) + len(header) if header in upto else 0
 
 
 def control_tokens(tokenizer: Any) -> re.Pattern[str] | None:
@@ -217,19 +182,39 @@ def control_tokens(tokenizer: Any) -> re.Pattern[str] | None:
 
 
 def _marked(chat: Conversation, control: re.Pattern[str]) -> Conversation:
-    """Returns the chat with marks around control tokens that stand in what is not the assistant's own."""
+    """Returns the chat with marks around control tokens that stand in what is not the assistant's own.
+
+    What system, user and tools say, and how tools are defined, is text. In what the assistant says, thinks and calls,
+    a control token is one: the model says it, and data sets write thoughts and calls with such tokens.
+    """
     messages = [
-        one.model_copy(update={"content": control.sub(_mark, one.text)})
-        if one.role != Role.ASSISTANT and isinstance(one.content, str) and control.search(one.text)
+        one.model_copy(update={"content": _marked_in(one.content, control)})
+        if one.role != Role.ASSISTANT and control.search(one.text)
         else one
         for one in chat.messages
     ]
-    return chat.model_copy(update={"messages": messages}) if messages != chat.messages else chat
+    tools = [
+        one.model_copy(update={"function": _marked_in(one.function, control)})
+        if control.search(str(one.function))
+        else one
+        for one in chat.tools or ()
+    ]
+    return chat.model_copy(update={"messages": messages, "tools": tools or chat.tools})
 
 
-def _mark(found: re.Match[str]) -> str:
-    return f"{MARKS[0]}{found[0]}{MARKS[1]}"
+def _marked_in(value: Any, control: re.Pattern[str]) -> Any:
+    """Returns a value with marks around the control tokens in any text of it."""
+    if isinstance(value, str):
+        return control.sub(lambda found: f"{MARKS[0]}{found[0]}{MARKS[1]}", value)
+    if isinstance(value, list):
+        return [_marked_in(one, control) for one in value]
+    if isinstance(value, dict):
+        return {_marked_in(key, control): _marked_in(one, control) for key, one in value.items()}
+    if isinstance(value, ContentItem) and value.is_text():
+        return value.model_copy(update={"content": _marked_in(value.content, control)})
+    return value
 
 
-def _called(message: Message) -> list[tuple[str, str]]:
-    return [("tool call", one.function.name) for one in message.tool_calls or ()]
+def _said(message: Message) -> str:
+    calls = "".join(one.function.arguments for one in message.tool_calls or ())
+    return f"{message.text}{message.reasoning_content}{calls}"

@@ -8,15 +8,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError
 
-from oumi.core.data.sandbox import compile_template, render
+from oumi.core.data.sandbox import Overrun, compile_template, render
 from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.log import logger
-from oumi.core.types.conversation import FunctionCall, Message, Role, ToolCall, ToolDefinition
+from oumi.core.types.conversation import ContentItem, FunctionCall, Message, Role, ToolCall, ToolDefinition
 
 FOLDER = Path(__file__).parent / "chat_templates"
-_VISION = ("llava", "molmo", "qwen2-vl-instruct", "qwen3-vl-instruct", "internvl3")
 
 
 def chat_template_for(tokenizer: Any, name: str | None) -> str:
@@ -54,8 +53,6 @@ def bundled_template(name: str) -> str:
     known = sorted(path.stem for path in FOLDER.glob("*.jinja"))
     found = next((one for one in known if one == name.lower()), None)
     if found is None:
-        if name.lower() in _VISION:
-            raise ConfigError(f"model.chat_template: '{name}' is for vision-language models, which are not built yet")
         hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
         raise ConfigError(f"model.chat_template: unknown template '{name}'{hint}")
     return (FOLDER / f"{found}.jinja").read_text().removesuffix("\n")
@@ -81,6 +78,8 @@ class Template:
         special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
         self._always = {**self._template.globals, **special, "documents": None}
         self._tool_spelling: tuple[bool, str | None] | None = None
+        self._reads_parts_only: bool | None = None
+        self._num_overruns = 0
 
     @property
     def tells_date(self) -> bool:
@@ -92,6 +91,9 @@ class Template:
     ) -> str:
         """Returns the chat as text.
 
+        A message with pictures is a list of its parts, as the templates of processors read it: `{"type": "image"}`
+        and `{"type": "text", "text": ...}`. Any other is one text, or a list of one part where only lists are read.
+
         Args:
             messages: The chat.
             add_generation_prompt: Go on to where the assistant's answer begins.
@@ -99,17 +101,51 @@ class Template:
 
         Raises:
             TemplateError: The template refuses the chat, or fails on it.
+            ConfigError: It took too long again and again.
         """
         spelling = self._spelling() if any(one.tool_calls for one in messages) else (True, None)
         plain = [_plain(one, *spelling) for one in messages]
-        return self._render(plain, add_generation_prompt, [one.model_dump() for one in tools or ()] or None)
+        schemas = [one.model_dump() for one in tools or ()] or None
+        if self._reads_parts_only is None:
+            self._reads_parts_only = self._loses(messages, plain, schemas) and self._wants_parts()
+        if self._reads_parts_only:
+            plain = [_in_parts(one) for one in plain]
+        text = self._render(plain, add_generation_prompt, schemas)
+        if "{'type': 'image'" in text:
+            raise TemplateError("it writes a message with a picture as a list, so it is for text alone")
+        return text
 
     def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool, tools: Any) -> str:
         of_chat = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
         try:
             return render(self._template, {**self._always, **of_chat})
+        except Overrun as error:
+            self._num_overruns += 1
+            if self._num_overruns < _MAX_OVERRUNS:
+                raise
+            raise ConfigError(f"model.chat_template: {error}, as for {_MAX_OVERRUNS - 1} chats before") from None
         except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
             raise TemplateError(f"{type(error).__name__}: {error}") from error
+
+    def _loses(self, messages: Sequence[Message], plain: list[dict[str, Any]], tools: Any) -> bool:
+        """Returns True if no text of a chat is written, or reading one as a list of parts fails."""
+        try:
+            text = self._render(plain, False, tools)
+        except UndefinedError:
+            return True
+        return not any(one.text.strip() in text for one in messages)
+
+    def _wants_parts(self) -> bool:
+        """Returns True if the template loses a text that is no list of parts."""
+        asked = {"role": "user", "content": _VALUE}
+        return not self._tells(asked) and self._tells(_in_parts(asked))
+
+    def _tells(self, message: dict[str, Any]) -> bool:
+        try:
+            text = self._render([message], False, None)
+            return _VALUE in text and f"'{_VALUE}'" not in text
+        except TemplateError:
+            return False
 
     def _spelling(self) -> tuple[bool, str | None]:
         """Returns how this template wants tool calls: arguments as values or as text, and what an empty content is.
@@ -138,6 +174,8 @@ class Template:
         return _KEY in text and _VALUE in text and not is_mangled
 
 
+_MAX_OVERRUNS = 3
+"""Chats on which a template may take too long, until it is given up."""
 _NAME, _KEY, _VALUE = "probe_name", "probe_key", "probe_value"
 _SCHEMA = {"type": "object", "properties": {_KEY: {"type": "string"}}}
 
@@ -145,6 +183,8 @@ _SCHEMA = {"type": "object", "properties": {_KEY: {"type": "string"}}}
 def _plain(message: Message, as_values: bool, empty: str | None) -> dict[str, Any]:
     """Returns a message as templates read it."""
     plain: dict[str, Any] = {"role": str(message.role), "content": message.text}
+    if message.contains_images():
+        plain["content"] = [_plain_part(one) for one in message.content_items]
     if message.content is None:
         plain["content"] = empty
     for key in ("name", "tool_call_id"):
@@ -155,6 +195,16 @@ def _plain(message: Message, as_values: bool, empty: str | None) -> dict[str, An
     if message.tool_calls:
         plain["tool_calls"] = [_plain_call(one, as_values) for one in message.tool_calls]
     return plain
+
+
+def _plain_part(item: ContentItem) -> dict[str, str]:
+    return {"type": "image"} if item.is_image() else {"type": "text", "text": item.content or ""}
+
+
+def _in_parts(plain: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(plain["content"], str):
+        return plain
+    return {**plain, "content": [{"type": "text", "text": plain["content"]}]}
 
 
 def _plain_call(call: ToolCall, as_values: bool) -> dict[str, Any]:

@@ -39,9 +39,10 @@ class Tokeniser:
         train_on: str,
         max_length: int | None = None,
         truncation: str | None = None,
+        tool_results: tuple[str, str] | None = None,
     ) -> None:
         """Takes what a Renderer and an Encoder take."""
-        self.renderer = Renderer(tokenizer, template, train_on)
+        self.renderer = Renderer(tokenizer, template, train_on, tool_results)
         self.encoder = Encoder(tokenizer, train_on, max_length, truncation)
 
     def render(self, rows: Iterable[Row | BadRow]) -> list[Rendered | BadRow]:

@@ -9,9 +9,9 @@ from fnmatch import fnmatchcase
 
 from oumi.core.configs import DatasetParams, TrainerType, TrainingConfig
 from oumi.core.configs.loading import leaves
+from oumi.core.plan import collators
 from oumi.core.plan.parts import DiskPlan, Facts, ModelFacts, PrecisionPlan, StepsPlan
 
-_COMPLETIONS_ONLY = "text_completions_only_with_padding"
 _GROUPS = (
     "training.grpo.*",
     "training.gkd.*",
@@ -97,9 +97,10 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
     if on_cpu and asked:
         yield f"precision: {precision.reason}, instead of what the config asks for"
     if training.trainer_type == TrainerType.OUMI:
-        if train.train_target is None and train.collator_name is None:
+        says_nothing = train.collator_name is None or not collators.landmarks(train)
+        if train.train_target is None and collators.train_on(config) != "all" and says_nothing:
             yield "targets: assistant turns only; name `data.train.train_target` for another choice"
-    elif train.train_target is None and train.collator_name != _COMPLETIONS_ONLY:
+    elif train.train_target is None and collators.train_on(config) == "all":
         yield "targets: every token, prompts included; set `data.train.train_target` to train on answers only"
     if training.max_steps > 0 and "training.num_train_epochs" in changed_keys(config):
         yield "not read: training.num_train_epochs: max_steps decides"
@@ -151,6 +152,8 @@ def _unread(config: TrainingConfig) -> Iterator[str]:
     }
     changed = changed_keys(config)
     yield from _of_files(config, changed)
+    for keys, reason in collators.unread_arguments(config).items():
+        yield f"not read: {', '.join(keys)}: {reason}"
     for patterns, reason in table.items():
         found = [key for key in changed if any(_matches(key, pattern) for pattern in patterns)]
         if found:
@@ -175,11 +178,6 @@ def _of_choices(config: TrainingConfig) -> dict[tuple[str, ...], str]:
     else:
         off["data.train.datasets[[]].shuffle_buffer_size",] = "only streams have a shuffle buffer"
     off["data.validation.datasets[[]].shuffle_buffer_size",] = "only streams have a shuffle buffer"
-    train = config.data.train
-    if training.trainer_type == TrainerType.OUMI and "pad_to_multiple_of" in train.collator_kwargs:
-        off[("data.train.collator_kwargs",)] = "pad_to_multiple_of is for padded batches, and these are flat"
-    elif train.collator_kwargs.keys() - {"pad_to_multiple_of"} and train.collator_name != _COMPLETIONS_ONLY:
-        off[("data.train.collator_kwargs",)] = f"only {_COMPLETIONS_ONLY} reads templates"
     for split in ("train", "validation"):
         if all(one.mixture_proportion is None for one in getattr(config.data, split).datasets):
             off[(f"data.{split}.mixture_strategy",)] = "only a mixture with proportions reads it"

@@ -118,6 +118,14 @@ class DataPlan:
     """`all`, `all_assistant_turns` or `final_assistant_turn`."""
     seed: int
     """Of the order of the rows."""
+    landmarks: dict[str, str]
+    """Strings that the config names around turns, which the chat template must write."""
+
+    @property
+    def tool_results(self) -> tuple[str, str] | None:
+        """Returns what opens and closes results of tools within answers, which are not trained; None if not named."""
+        both = (self.landmarks.get("tool_response_template"), self.landmarks.get("end_of_tool_response_template"))
+        return (both[0], both[1]) if both[0] is not None and both[1] is not None else None
 
     def row_length(self, split: str, max_length: int | None) -> int:
         """Returns how long a packed row of a split is; raises ConfigError if nothing tells."""

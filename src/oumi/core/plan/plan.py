@@ -31,7 +31,7 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan
         device_name=facts.device_name,
         seed=training.seed,
         deterministic=training.use_deterministic or training.full_determinism,
-        model=sections.plan_model(config.model, dtype, facts.model),
+        model=sections.plan_model(config, dtype, facts.model),
         lora=lora,
         data=sections.plan_data(config),
         steps=steps,
@@ -42,7 +42,7 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan
         empty_cache_every=training.empty_device_cache_steps,
         checkpoints=checkpoints,
         evaluation=sections.plan_evaluation(config),
-        logs=sections.plan_logs(training, output_dir),
+        logs=sections.plan_logs(config, output_dir),
         disk=disk,
         notes=plan_notes(config, facts, steps, dtype, precision, disk),
     )

@@ -12,6 +12,7 @@ from oumi.core.configs.loading import leaves, locate
 from oumi.core.configs.model import DTYPES
 from oumi.core.configs.problems import semantic_problems
 from oumi.core.errors import ConfigError, Problem, did_you_mean
+from oumi.core.plan import collators
 from oumi.core.plan.choices import ATTENTIONS, SCHEDULES, wrong_optimizer, wrong_schedule
 from oumi.core.plan.notes import changed_keys
 from oumi.core.plan.trainer_kwargs import DECIDED
@@ -33,7 +34,6 @@ _NOT_BUILT = {
 }
 _COLLATORS = (None, "text_with_padding", "text_completions_only_with_padding")
 _CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
-_COLLATOR_KWARGS = ("pad_to_multiple_of", "response_template", "instruction_template", "end_of_turn_template")
 _LORA_STARTS = (
     LoraWeightInitialization.DEFAULT,
     LoraWeightInitialization.RANDOM,
@@ -131,7 +131,7 @@ def _wrong_data(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         )
     yield from _wrong_packing(config)
     yield from _wrong_stream(config)
-    yield from _wrong_collator_kwargs(config)
+    yield from collators.wrong_arguments(config.data.train)
 
 
 def _wrong_packing(config: TrainingConfig) -> Iterator[tuple[str, str]]:
@@ -156,20 +156,6 @@ def _wrong_stream(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     }
     for name in (name for name, is_asked in per_epoch.items() if is_asked):
         yield name, "the epochs of a stream have no length that is known before: count in steps"
-
-
-def _wrong_collator_kwargs(config: TrainingConfig) -> Iterator[tuple[str, str]]:
-    for name, value in config.data.train.collator_kwargs.items():
-        key = f"data.train.collator_kwargs.{name}"
-        if name == "train_target":
-            yield key, "write it beside collator_name, as data.train.train_target"
-        elif name not in _COLLATOR_KWARGS:
-            yield key, f"no collator reads it{did_you_mean(name, _COLLATOR_KWARGS)}"
-        elif name == "pad_to_multiple_of":
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                yield key, f"got {value!r}, must be a whole number, 1 or more"
-        elif not isinstance(value, str) or not value:
-            yield key, f"got {value!r}, must be text"
 
 
 def _wrong_gradient_checkpointing(config: TrainingConfig) -> Iterator[tuple[str, str]]:

@@ -9,13 +9,12 @@ from typing import Any
 from oumi.core.configs import (
     DatasetSplitParams,
     MixedPrecisionDtype,
-    ModelParams,
     PeftParams,
-    TrainerType,
     TrainingConfig,
     TrainingParams,
 )
 from oumi.core.configs.model import DTYPES
+from oumi.core.plan import collators
 from oumi.core.plan.parts import (
     CheckpointPlan,
     DataPlan,
@@ -53,8 +52,9 @@ def plan_precision(config: TrainingConfig, facts: Facts) -> tuple[str, Precision
     return stored or "auto", PrecisionPlan(None, f"{stored or 'the dtype'} of the model's own files")
 
 
-def plan_model(model: ModelParams, dtype: str, facts: ModelFacts) -> ModelPlan:
+def plan_model(config: TrainingConfig, dtype: str, facts: ModelFacts) -> ModelPlan:
     """Returns which model and tokenizer are loaded, and how."""
+    model = config.model
     overrides = dict(model.model_kwargs)
     name = facts.adapter_of or model.model_name
     tokenizer_name = model.tokenizer_name or model.model_name
@@ -62,6 +62,7 @@ def plan_model(model: ModelParams, dtype: str, facts: ModelFacts) -> ModelPlan:
     revision = facts.commit or own_revision
     of_tokenizer = {name: revision, model.model_name: model.model_revision if facts.adapter_of else revision}
     lengths = (facts.tokenizer_length, overrides.get("max_position_embeddings", facts.max_positions))
+    wanted = collators.max_length(config.data.train) or model.model_max_length
     return ModelPlan(
         name=name,
         revision=revision,
@@ -77,7 +78,7 @@ def plan_model(model: ModelParams, dtype: str, facts: ModelFacts) -> ModelPlan:
         tokenizer_revision=of_tokenizer.get(tokenizer_name),
         tokenizer_kwargs=model.tokenizer_kwargs,
         pad_token=model.tokenizer_pad_token,
-        max_length=model.model_max_length or min(filter(None, lengths), default=None),
+        max_length=wanted or min(filter(None, lengths), default=None),
         chat_template=model.chat_template,
         adapter=model.model_name if facts.adapter_of else model.adapter_model,
         adapter_revision=model.model_revision if facts.adapter_of else None,
@@ -95,7 +96,8 @@ def plan_data(config: TrainingConfig) -> DataPlan:
     return DataPlan(
         train=_plan_mixture(config.data.train, config.data.train.stream),
         validation=_plan_mixture(validation, is_streamed=False),  # it is measured again and again
-        train_on=_train_on(config),
+        train_on=collators.train_on(config),
+        landmarks=collators.landmarks(config.data.train),
         seed=config.data.train.seed if config.data.train.seed is not None else config.training.data_seed,
     )
 
@@ -106,29 +108,9 @@ def _plan_mixture(split: DatasetSplitParams, is_streamed: bool) -> MixturePlan:
         strategy=split.mixture_strategy,
         pack=split.pack,
         stream=is_streamed,
-        truncation=split.truncation.value if split.truncation is not None else None,
+        truncation=collators.truncation(split),
         max_rejected_rows=split.max_rejected_rows,
     )
-
-
-def _train_on(config: TrainingConfig) -> str:
-    """Returns which tokens are trained: assistant turns, unless a TRL or HF run says nothing of them."""
-    split = config.data.train
-    if split.train_target is not None:
-        return str(split.train_target.value)
-    if split.collator_name == "text_completions_only_with_padding":
-        return _target_of_templates(split.collator_kwargs)
-    if split.collator_name == "text_with_padding":
-        return "all"
-    return "all_assistant_turns" if config.training.trainer_type == TrainerType.OUMI else "all"
-
-
-def _target_of_templates(collator_kwargs: dict[str, Any]) -> str:
-    """Returns what a completions collator trains, by which of its templates are named."""
-    every_turn = {"end_of_turn_template", "instruction_template"} & collator_kwargs.keys()
-    if "response_template" in collator_kwargs and not every_turn:
-        return "final_assistant_turn"
-    return "all_assistant_turns"
 
 
 def plan_steps(training: TrainingParams, world_size: int, num_rows: int | None) -> StepsPlan:
@@ -196,8 +178,9 @@ def plan_evaluation(config: TrainingConfig) -> EvaluationPlan:
     )
 
 
-def plan_logs(training: TrainingParams, output_dir: Path) -> LogPlan:
+def plan_logs(config: TrainingConfig, output_dir: Path) -> LogPlan:
     """Returns what is told, where and how often."""
+    training = config.training
     telemetry = training.telemetry.telemetry_dir
     tensorboard = Path(training.logging_dir) if training.logging_dir else output_dir / "tensorboard"
     return LogPlan(
@@ -212,5 +195,5 @@ def plan_logs(training: TrainingParams, output_dir: Path) -> LogPlan:
         telemetry_dir=output_dir / telemetry if telemetry else None,
         step_times=training.include_performance_metrics,
         model_summary=training.log_model_summary,
-        examples=training.log_examples,
+        examples=collators.shows_example(config),
     )

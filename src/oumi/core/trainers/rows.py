@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from oumi.core.data.growing import GrowingTable
+from oumi.core.data.landmarks import check_landmarks
 from oumi.core.data.ledger import Ledger
 from oumi.core.data.loader import Loader
 from oumi.core.data.mixture import Mixture, OneDocumentEach, Part, draws_of
 from oumi.core.data.packing import Packed
 from oumi.core.data.supervision import check_supervision, draw, spread
-from oumi.core.data.templates import chat_template_for
+from oumi.core.data.templates import Template, chat_template_for
 from oumi.core.errors import ConfigError, DataError
 from oumi.core.log import logger
 from oumi.core.models.tokenizers import load_tokenizer
@@ -25,7 +26,7 @@ from oumi.core.plan.parts import MixturePlan, Plan
 from oumi.core.run import StepSource
 from oumi.core.trainers.listeners import quiet_libraries
 from oumi.core.trainers.streaming import Streamed, open_stream
-from oumi.core.trainers.tables import Opened, TableSpec, open_table
+from oumi.core.trainers.tables import Opened, open_table, spec_of
 from oumi.core.types.example import Example
 
 _NUM_CHECKED = 64
@@ -118,6 +119,7 @@ def read_all(plan: Plan, began: datetime, ledgers: dict[str, list[Ledger]] | Non
     quiet_libraries(plan)
     tokenizer = load_tokenizer(plan.model)
     tokenizer.chat_template = chat_template_for(tokenizer, plan.model.chat_template)
+    check_landmarks(Template(tokenizer, tokenizer.chat_template, began), plan.data.landmarks)
     validation, _ = _mixture(plan, "validation", tokenizer, began, ledgers["validation"])
     if plan.data.train.stream:
         stream = open_stream(plan, tokenizer, began, ledgers["train"])
@@ -133,14 +135,14 @@ def _mixture(plan: Plan, split: str, tokenizer: Any, began: datetime, ledgers: l
     mixed: MixturePlan = plan.data.train if split == "train" else plan.data.validation
     opened = []
     for one in mixed.datasets:
-        key, allowed = f"data.{split}", mixed.max_rejected_rows
-        spec = TableSpec(one, plan.model, plan.data.train_on, mixed.truncation, key, allowed, began)
+        spec = spec_of(plan, split, one, began)
         ledgers.append(spec.ledger())
         opened.append(open_table(spec, tokenizer, ledgers[-1]))
     for one, params in zip(opened, mixed.datasets, strict=True):
         if params.sample_count != 0 and len(one.table):
-            train_on = "all" if one.learns_all else plan.data.train_on
-            check_supervision(spread(one.table, _NUM_CHECKED), tokenizer, train_on, plan.model.max_length)
+            train_on, in_parts = "all" if one.learns_all else plan.data.train_on, plan.data.tool_results is not None
+            rows = spread(one.table, _NUM_CHECKED)
+            check_supervision(rows, tokenizer, train_on, plan.model.max_length, in_parts)
     tables = [one.table for one in opened]
     wanted = [one.sample_count for one in mixed.datasets]
     lengths = [len(table) if count is None else count for table, count in zip(tables, wanted, strict=True)]

@@ -18,7 +18,7 @@ from oumi.core.data.supervision import check_supervision
 from oumi.core.datasets import BaseMapDataset, dataset_for
 from oumi.core.errors import DataError
 from oumi.core.plan.parts import Plan, StepsPlan
-from oumi.core.trainers.tables import TableSpec, check_kind, inputs_of
+from oumi.core.trainers.tables import TableSpec, check_kind, inputs_of, spec_of
 from oumi.core.types.example import Example
 
 
@@ -56,14 +56,12 @@ def open_stream(plan: Plan, tokenizer: Any, began: datetime, ledgers: list[Ledge
         raise DataError("data.train: there is no row to train on")
     parts, identities = [], []
     for params in mixed.datasets:
-        spec = TableSpec(
-            params, plan.model, plan.data.train_on, mixed.truncation, "data.train", mixed.max_rejected_rows, began
-        )
+        spec = spec_of(plan, "train", params, began)
         ledgers.append(spec.ledger())
         dataset = dataset_for(params, is_streamed=True)
         stream = _stream(spec, dataset, tokenizer, ledgers[-1], seed)
         train_on = "all" if check_kind(dataset, ledgers[-1]) == "texts" else plan.data.train_on
-        _check_first(stream, tokenizer, train_on, plan.model.max_length)
+        _check_first(stream, tokenizer, train_on, plan)
         parts.append(Limited(stream, params.sample_count, params.dataset_name))
         identities.append(_identity(spec, dataset, tokenizer))
     mixture = MixedStream(parts, mixed.proportions, mixed.strategy, seed)
@@ -88,13 +86,13 @@ def _shuffle(params: DatasetParams, seed: int) -> Shuffle | None:
 
 
 def _check_first(
-    stream: ExampleStream | JoinedStream, tokenizer: Any, train_on: str, max_length: int | None, count: int = 64
+    stream: ExampleStream | JoinedStream, tokenizer: Any, train_on: str, plan: Plan, count: int = 64
 ) -> None:
     """Verifies what the first rows teach; the stream stands where it stood."""
     begin = stream.state()
     examples: Sequence[Example] = list(islice(iter(stream.next, None), count))
     stream.restore(begin)
-    check_supervision(examples, tokenizer, train_on, max_length)
+    check_supervision(examples, tokenizer, train_on, plan.model.max_length, plan.data.tool_results is not None)
 
 
 def _identity(spec: TableSpec, dataset: BaseMapDataset, tokenizer: Any) -> str:

@@ -36,7 +36,7 @@ from oumi.core.datasets import EXTRA_MODULE, TRAINABLE, BaseMapDataset, dataset_
 from oumi.core.errors import ConfigError, DataError, OumiError, StorageError
 from oumi.core.log import logger
 from oumi.core.models.tokenizers import load_tokenizer
-from oumi.core.plan.parts import ModelPlan
+from oumi.core.plan.parts import ModelPlan, Plan
 
 _MAX_WORKERS = 8
 _NICENESS = 5
@@ -55,6 +55,8 @@ class TableSpec:
     max_rejected: int
     began: datetime
     """The date and time that chat templates tell."""
+    tool_results: tuple[str, str] | None = None
+    """What opens and closes results of tools within answers, which are not trained."""
 
     def ledger(self) -> Ledger:
         """Returns an account that nothing is in yet."""
@@ -81,7 +83,23 @@ class TableSpec:
     def tokeniser(self, dataset: BaseMapDataset, tokenizer: Any) -> Tokeniser:
         """Returns what makes tokens of the rows of a data set."""
         template = Template(tokenizer, tokenizer.chat_template, self.began)
-        return Tokeniser(tokenizer, template, self.train_on, self.max_length(dataset), self.truncation)
+        limit, results = self.max_length(dataset), self.tool_results
+        return Tokeniser(tokenizer, template, self.train_on, limit, self.truncation, results)
+
+
+def spec_of(plan: Plan, split: str, params: DatasetParams, began: datetime) -> TableSpec:
+    """Returns what a plan says of the table of a data set of a split."""
+    mixed = plan.data.train if split == "train" else plan.data.validation
+    return TableSpec(
+        params,
+        plan.model,
+        plan.data.train_on,
+        mixed.truncation,
+        f"data.{split}",
+        mixed.max_rejected_rows,
+        began,
+        plan.data.tool_results,
+    )
 
 
 @dataclass(frozen=True)
@@ -195,6 +213,7 @@ def inputs_of(spec: TableSpec, dataset: BaseMapDataset, tokenizer: Any) -> Input
         ),
         "chat template": key_of({"text": template.text, "day": str(spec.began) if template.tells_date else None}),
         "train_target": spec.train_on,
+        "results of tools": spec.tool_results,
         "model_max_length": spec.max_length(dataset),
         "truncation": spec.truncation,
         "code": code_version(),

@@ -171,7 +171,7 @@ class Message(BaseModel):
 
     def contains_images(self) -> bool:
         """Returns True if there is a picture."""
-        return bool(self.image_content_items)
+        return isinstance(self.content, list) and any(one.is_image() for one in self.content)
 
     def contains_text(self) -> bool:
         """Returns True if there is a text."""

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the collators of a config mean here: which turns they train, and which of their arguments are read.
+
+No batch is padded by a collator here, and no text is searched for templates: what is trained is found by rendering.
+What a collator's name and arguments ask for is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from oumi.core.configs import DatasetSplitParams, TrainerType, TrainingConfig
+from oumi.core.errors import did_you_mean
+
+COMPLETIONS_ONLY = "text_completions_only_with_padding"
+VISION_SFT = "vision_language_sft"
+_KEY = "data.train.collator_kwargs"
+_KINDS: dict[str, tuple[type, str]] = {
+    "text": (str, "text"),
+    "count": (int, "a whole number, 1 or more"),
+    "number": (int, "a whole number"),
+    "flag": (bool, "true or false"),
+    "section": (dict, "a section of keys"),
+}
+_OF_TEXT = {
+    "max_length": "count", "truncation": "flag", "label_ignore_index": "number", "max_variable_sized_dims": "count",
+    "debug": "flag", "pad_to_multiple_of": "count",
+}  # fmt: skip
+LANDMARKS = (
+    "response_template", "instruction_template", "end_of_turn_template", "tool_response_template",
+    "end_of_tool_response_template",
+)  # fmt: skip
+"""Strings that a config names around turns: the chat template must write them."""
+ARGUMENTS: dict[str, dict[str, str]] = {
+    "text_with_padding": _OF_TEXT,
+    COMPLETIONS_ONLY: {
+        **dict.fromkeys(LANDMARKS, "text"), "ignore_index": "number", "pad_to_multiple_of": "count",
+    },
+    "vision_language_with_padding": {**_OF_TEXT, "allow_multi_image_inputs": "flag", "main_image_feature": "text"},
+    VISION_SFT: {
+        "processor_name": "text", "processor_kwargs": "section", "max_length": "count", "truncation": "flag",
+        "truncation_side": "text", "label_ignore_index": "number", "allow_multi_image_inputs": "flag",
+        "trust_remote_code": "flag", "model_revision": "text", "train_on_completions_only": "flag",
+        "response_template": "text", "instruction_template": "text", "process_individually": "flag",
+        "pad_to_multiple_of": "count",
+    },
+}  # fmt: skip
+"""The arguments that each collator takes."""
+_NOT_READ = {
+    "label_ignore_index": "what is not trained is marked beside the tokens, not by a label",
+    "ignore_index": "what is not trained is marked beside the tokens, not by a label",
+    "max_variable_sized_dims": "rows of tokens have no other dimension that varies",
+    "truncation": "what is too long is cut, or as data.train.truncation says",
+    "process_individually": "every row is processed alone",
+}
+
+
+def train_on(config: TrainingConfig) -> str:
+    """Returns which tokens are trained.
+
+    `train_target` decides. Without it a collator does: completions alone by which of its templates are named, any
+    other one every token. Without a collator, our own trainer takes assistant turns, and any other every token.
+    """
+    split = config.data.train
+    given = split.collator_kwargs
+    if split.train_target is not None:
+        return str(split.train_target.value)
+    if split.collator_name == COMPLETIONS_ONLY:
+        every_turn = "response_template" not in given or {"end_of_turn_template", "instruction_template"} & given.keys()
+        return "all_assistant_turns" if every_turn else "final_assistant_turn"
+    if split.collator_name == VISION_SFT and given.get("train_on_completions_only"):
+        return "all_assistant_turns" if "instruction_template" in given else "final_assistant_turn"
+    if split.collator_name is not None:
+        return "all"
+    return "all_assistant_turns" if config.training.trainer_type == TrainerType.OUMI else "all"
+
+
+def landmarks(split: DatasetSplitParams) -> dict[str, str]:
+    """Returns the strings that the config names around turns."""
+    known = ARGUMENTS.get(split.collator_name or "", {})
+    return {name: split.collator_kwargs[name] for name in LANDMARKS if name in split.collator_kwargs and name in known}
+
+
+def max_length(split: DatasetSplitParams) -> int | None:
+    """Returns how many tokens of a row the collator keeps, None if it does not say."""
+    length: int | None = split.collator_kwargs.get("max_length") if split.collator_name is not None else None
+    return length
+
+
+def truncation(split: DatasetSplitParams) -> str | None:
+    """Returns what becomes of rows that are too long; None leaves it to the kind of row."""
+    if split.truncation is not None:
+        return split.truncation.value
+    side: str | None = split.collator_kwargs.get("truncation_side") if split.collator_name == VISION_SFT else None
+    return side
+
+
+def shows_example(config: TrainingConfig) -> bool:
+    """Returns True if the first row is to be shown as it is trained."""
+    split = config.data.train
+    return config.training.log_examples or (
+        split.collator_name is not None and bool(split.collator_kwargs.get("debug"))
+    )
+
+
+def wrong_arguments(split: DatasetSplitParams) -> Iterator[tuple[str, str]]:
+    """Yields the arguments that cannot be, each with the reason."""
+    every = {name: kind for arguments in ARGUMENTS.values() for name, kind in arguments.items()}
+    taken = ARGUMENTS.get(split.collator_name or "", every)
+    for name, value in split.collator_kwargs.items():
+        if name == "train_target":
+            yield f"{_KEY}.{name}", "write it beside collator_name, as data.train.train_target"
+        elif name not in every:
+            yield f"{_KEY}.{name}", f"no collator reads it{did_you_mean(name, every)}"
+        elif name not in taken:
+            takers = " and ".join(one for one, arguments in ARGUMENTS.items() if name in arguments)
+            yield f"{_KEY}.{name}", f"{split.collator_name} does not take it; {takers} does"
+        elif wanted := _wrong_value(name, taken[name], value):
+            yield f"{_KEY}.{name}", f"got {value!r}, must be {wanted}"
+    yield from _wrong_together(split)
+
+
+def _wrong_value(name: str, kind: str, value: Any) -> str:
+    """Returns what a value must be, nothing if it is that."""
+    wanted, told = _KINDS[kind]
+    if name == "truncation_side" and value not in ("left", "right"):
+        return "left or right"
+    is_right = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
+    if is_right and ((kind == "count" and value < 1) or (kind == "text" and not value)):
+        is_right = False
+    return "" if is_right else told
+
+
+def _wrong_together(split: DatasetSplitParams) -> Iterator[tuple[str, str]]:
+    given = split.collator_kwargs
+    if given.get("truncation") is False:
+        yield (
+            f"{_KEY}.truncation",
+            "a row beyond model_max_length cannot be trained; data.train.truncation: REJECT refuses such rows",
+        )
+    if split.collator_name == COMPLETIONS_ONLY and split.train_target is None and "response_template" not in given:
+        for name in ("instruction_template", "end_of_turn_template"):
+            if name in given:
+                yield f"{_KEY}.{name}", "needs response_template beside it, or data.train.train_target"
+    both = ("tool_response_template", "end_of_tool_response_template")
+    for name, other in (both, both[::-1]):
+        if name in given and other not in given:
+            yield f"{_KEY}.{name}", f"needs {other} beside it"
+    if split.collator_name == VISION_SFT and not given.get("train_on_completions_only"):
+        for name in ("response_template", "instruction_template"):
+            if name in given:
+                yield f"{_KEY}.{name}", "needs train_on_completions_only: true beside it"
+
+
+def unread_arguments(config: TrainingConfig) -> dict[tuple[str, ...], str]:
+    """Returns the arguments that change nothing, each with the reason."""
+    split, is_ours = config.data.train, config.training.trainer_type == TrainerType.OUMI
+    given = list(split.collator_kwargs)
+    off: dict[tuple[str, ...], str] = {}
+    if "pad_to_multiple_of" in given and is_ours:
+        off[(f"{_KEY}.pad_to_multiple_of",)] = "it is for padded batches, and these are flat"
+    if split.collator_name is None and (rest := [name for name in given if name != "pad_to_multiple_of"]):
+        off[tuple(f"{_KEY}.{name}" for name in rest)] = "data.train.collator_name names none that reads them"
+        return off
+    for name, reason in _NOT_READ.items():
+        if name in given:
+            off[(f"{_KEY}.{name}",)] = reason
+    return off
