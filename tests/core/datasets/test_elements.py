@@ -152,6 +152,15 @@ def test_pairs_are_prompt_and_both_answers_as_they_are_seen_in_the_chat() -> Non
     assert tensors["chosen_ids"].tolist() == element["chosen_ids"]
 
 
+def test_pairs_may_come_from_a_table_of_pandas() -> None:
+    import pandas
+
+    answers = [np.array([{"role": "assistant", "content": text}], dtype=object) for text in ("Ho", "No")]
+    table = pandas.DataFrame({"prompt": ["Hi"], "chosen": [answers[0]], "rejected": [answers[1]]})
+    (row,) = BaseDpoDataset(data=table).rows()
+    assert shown(row.value) == (["user: Hi", "assistant: Ho"], ["user: Hi", "assistant: No"])
+
+
 @pytest.mark.parametrize("completion", ["Ho", [{"role": "assistant", "content": "Ho"}], np.array(["turn"])])
 def test_judged_completions_are_texts_or_turns(completion: Any) -> None:
     if isinstance(completion, np.ndarray):  # as pandas reads lists of Parquet files

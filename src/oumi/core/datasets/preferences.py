@@ -34,7 +34,8 @@ class BaseDpoDataset(BaseMapDataset):
 
     def transform(self, sample: Mapping[str, Any]) -> Any:
         """Returns a row as a preference."""
-        return self.transform_preference(sample)
+        made = self.transform_preference(sample)
+        return {key: _plain(value) for key, value in made.items()} if hasattr(made, "items") else made
 
     def transform_preference(self, sample: Mapping[str, Any]) -> Mapping[str, Any]:
         """Returns a row as `prompt`, `chosen` and `rejected`, each a text or turns."""
@@ -138,5 +139,5 @@ class BaseExperimentalKtoDataset(BaseMapDataset):
 
 
 def _plain(value: Any) -> Any:
-    """Returns a list or a number of numpy as one of Python."""
+    """Returns a list or a number of numpy, as pandas reads them of Parquet files, as one of Python."""
     return value.tolist() if hasattr(value, "tolist") else value
