@@ -42,6 +42,9 @@ HARMFUL = {
     "a wide column, as a call": "{{ '{:999999999}'.format(1) }}",
     "a wide column, as a remainder": "{{ '%999999999d' % 1 }}",
     "a column as wide as is told": "{{ '%*d' % (9999999 * 107, 1) }}",
+    "a column as wide as a value": "{{ '{:{}}'.format(1, 9999999 * 107) }}",
+    "a wide row": "{{ [1] | batch(9999999 * 107, 0) | list | length }}",
+    "deep in JSON": "{{ [[1]] | tojson(indent=9999999) | length }}",
     "a wide middle": "{{ 'x' | center(9999999 * 107) }}",
     "far to the right": "{{ ('x' * 9999 ~ '\\n') | indent(9999999 * 107) }}",
     "joined by much": "{% set x = 'x' * 9999999 %}{{ range(107) | list | join(x) }}",
@@ -64,6 +67,26 @@ def test_a_template_that_was_stopped_does_not_stop_the_next() -> None:
             Template(tokenizer, HARMFUL["no end"]).render(ASKED)
         assert Template(tokenizer, CHATML).render(ASKED) == "<|im_start|>user\nHi?<|im_end|>\n"
     time.sleep(0.2)
+
+
+HARMLESS = {
+    "a number in a text": ("{{ 'Call 0123456789012, %s' | format('Ann') }}", "Call 0123456789012, Ann"),
+    "a column": ("{{ '%5d|' | format(7) }}{{ '{:>4}'.format(7) }}", "    7|   7"),
+    "a share": ("{{ 17 % 5 }} {{ '100%' }}", "2 100%"),
+    "joined": ("{{ ['a', 'b', 3] | join(', ') }}{{ '-'.join(['c', 'd']) }}", "a, b, 3c-d"),
+    "joined by what they have": ("{{ messages | join(',', attribute='role') }}", "user"),
+    "indented": ("{{ 'a\\nb' | indent(2) }}{{ 'a\\nb' | indent(width='> ') }}", "a\n  ba\n> b"),
+    "replaced": ("{{ 'aXa' | replace('X', 'yy') }}{{ 'aXa'.replace('a', '') }}", "ayyaX"),
+    "in JSON": ("{{ {'a': 1} | tojson(indent=4) }}", '{\n    "a": 1\n}'),
+    "much of nothing": ("{% for a in range(999) %}{{ '' }}{% endfor %}x", "x"),
+    "in rows": ("{{ [1, 2, 3] | batch(2) | list }}", "[[1, 2], [3]]"),
+}
+
+
+@pytest.mark.parametrize("kind", HARMLESS)
+def test_a_template_that_means_no_harm_is_left_alone(kind: str) -> None:
+    text, wanted = HARMLESS[kind]
+    assert Template(byte_tokenizer(), text).render(ASKED) == wanted
 
 
 # A template, and why no run begins with it.

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from oumi.core.data.encoding import Encoded
 from oumi.core.data.supervision import draw
+from oumi.core.data.targets import MARKS
 from oumi.core.data.templates import Template, bundled_template
 from oumi.core.data.tokens import Tokeniser
 from oumi.core.types.conversation import Conversation, Message, Role
@@ -72,7 +73,9 @@ def drawn(value: Any, tokenizer: Any, template: str = CHATML) -> str:
 
 # Any text that does not look like a mark of the template, with much white space at its edges.
 SPACE = st.sampled_from(["", " ", "\n", "\n\n", "  ", "\t", " \n "])
-INNER = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(["the answer", "é well", "😀"])
+INNER = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=MARKS), max_size=20) | st.sampled_from(
+    ["the answer", "é well", "😀"]
+)
 TEXT = st.builds(lambda a, b, c: a + b + c, SPACE, INNER, SPACE).filter(lambda text: text and "<|" not in text)
 
 

@@ -89,6 +89,19 @@ def test_a_chat_is_trained_as_it_is_written_down(name: str, case: str) -> None:
     check_supervision(table_of(made), tokenizer, 64, "all_assistant_turns", None)
 
 
+def test_deepseek_writes_calls_of_tools_that_are_defined_elsewhere() -> None:
+    family = FAMILIES["deepseek-v3"]
+    tokeniser = tokeniser_of(family, family.tokenizer())
+    row = tokeniser.renderer.render(Row(CHATS["tools"].model_copy(update={"tools": None}), SOURCE))
+    assert isinstance(row, Rendered), row
+    assert [spelled(one) for one in row.documents] == [
+        "<｜begin▁of▁sentence｜><｜User｜>Rain?<｜Assistant｜>⟦<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function"
+        '<｜tool▁sep｜>weather\n```json\n{"city": "Bonn"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
+        "<｜end▁of▁sentence｜>⟧<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>no<｜tool▁output▁end｜>"
+        "<｜tool▁outputs▁end｜>⟦No.<｜end▁of▁sentence｜>⟧"
+    ]
+
+
 @pytest.mark.parametrize("name", MANY)
 def test_the_final_turn_is_trained_alone(name: str) -> None:
     *_, last = documents(FAMILIES[name].many)

@@ -87,6 +87,15 @@ def test_each_thought_is_trained_as_it_is_thought() -> None:
     assert found.reason == "turn 3: the chat template does not write its reasoning_content"
 
 
+def test_a_call_may_begin_like_the_thought_that_is_opened() -> None:
+    opens = AS_VALUES.replace("<call>", "<tool_call>").replace(
+        "assistant\n{% endif %}", "assistant\n<think>{% endif %}"
+    )
+    asked = chat(message("user", "Rain?"), message("assistant", tool_calls=[CALL]))
+    (text,) = drawn(asked, opens)
+    assert text.endswith('assistant\n[<tool_call>weather {"city": "Bonn"}</call><|im_end|>]\n')
+
+
 FLAGGED = {
     "one is not": ((None, False), "[a<|im_end|>]", "b<|im_end|>"),
     "one is": ((False, True), "a<|im_end|>", "[b<|im_end|>]"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from oumi.core.data.encoding import Encoded, Encoder
 from oumi.core.data.supervision import draw
-from oumi.core.data.targets import Rendered
+from oumi.core.data.targets import MARKS, Rendered
 from oumi.core.data.templates import Template
 from oumi.core.data.tokens import Tokeniser
 from oumi.core.errors import ConfigError
@@ -148,7 +148,7 @@ def merging_tokenizer() -> Any:
 
 
 # No lone surrogates, and no marks of the template itself: those are the matter of special tokens in texts.
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=MARKS), min_size=1, max_size=30).filter(
     lambda text: text.strip() and "<|" not in text
 )
 

@@ -34,6 +34,7 @@ _MAX_NUMBER = 10_000_000
 _MAX_AT_ONCE = 100_000_000
 """Characters that one call may make: it is not stopped midway."""
 _PIECES_AT_ONCE = 512
+_MOST_INDENT = 100
 _POLL_SECONDS = 0.05
 
 
@@ -50,7 +51,7 @@ def compile_template(text: str, now: Callable[[], datetime]) -> Template:
     """
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _to_json
-    for name in ("center", "format", "indent", "join", "replace"):
+    for name in ("batch", "center", "format", "indent", "join", "replace", "slice"):
         environment.filters[name] = _limited(name, environment.filters[name])
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda format: now().strftime(format)
@@ -77,10 +78,11 @@ def render(template: Template, variables: Mapping[str, Any]) -> str:
                 template.environment, dict(variables), template.name, template.blocks
             )
             pieces = template.root_render_func(context)
-            while part := "".join(islice(pieces, _PIECES_AT_ONCE)):
-                text += part
-                if len(text) > MAX_CHARACTERS and len(text) > MAX_CHARACTERS + _MOST_OF_INPUT * len(str(variables)):
+            while parts := list(islice(pieces, _PIECES_AT_ONCE)):
+                size = len(text) + sum(map(len, parts))
+                if size > MAX_CHARACTERS and size > MAX_CHARACTERS + _MOST_OF_INPUT * len(str(variables)):
                     raise TemplateError(f"it writes more than {MAX_CHARACTERS:,} characters")
+                text += "".join(parts)
     except (_Overrun, MemoryError):
         raise Overrun(f"it takes more than {MAX_SECONDS:g} s, or too much memory") from None
     return text
@@ -98,17 +100,13 @@ def _limited(name: str, of_jinja: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check_size(name: str, given: Sequence[Any]) -> None:
-    """Raises TemplateError if a function of texts would make one that is too long."""
+    """Raises TemplateError if a function would make a text, or a list, that is too long."""
     size, text = 0, given[0] if given and isinstance(given[0], str) else ""
     numbers = [one for one in given[1:] if isinstance(one, int)]
     if name in _PADDING:
         size = max(numbers, default=0) * (text.count("\n") + text.count("\t") + 1)
-    elif name in ("format", "format_map", "%"):
-        size = (
-            10 ** max((len(one) for one in re.findall(r"[0-9]+", text)), default=0)
-            if "*" not in text
-            else max((one for one in numbers), default=_MAX_AT_ONCE)
-        )
+    elif name in _FORMATTING:
+        size = _widest(text, numbers)
     elif name == "replace" and len(given) > 2:
         size = text.count(str(given[1])) * len(str(given[2]))
     elif name == "join":
@@ -116,11 +114,21 @@ def _check_size(name: str, given: Sequence[Any]) -> None:
         between = max((len(one) for one in given if isinstance(one, str)), default=0)
         size = sum(len(one) if isinstance(one, str) else 1 for one in parts) + between * len(parts)
     if size > _MAX_AT_ONCE:
-        raise TemplateError(f"{name} makes a text that is too long")
+        raise TemplateError(f"{name} makes something that is too long")
 
 
-_PADDING = ("center", "expandtabs", "indent", "ljust", "rjust", "zfill")
-_SIZED = {*_PADDING, "format", "format_map", "join", "replace"}
+def _widest(text: str, numbers: Sequence[int]) -> int:
+    """Returns about how wide the widest column of a format is."""
+    columns = re.findall(r"\{[^{}]*|%[^a-zA-Z%]*", text)
+    widths = [int(one[:_MOST_DIGITS]) for column in columns for one in re.findall(r"[0-9]+", column)]
+    told = numbers if "{" in text or "*" in text else []  # a width may be one of the values
+    return max([*widths, *told], default=0)
+
+
+_PADDING = ("batch", "center", "expandtabs", "indent", "ljust", "rjust", "slice", "zfill")
+_FORMATTING = ("format", "format_map", "%")
+_MOST_DIGITS = 12
+_SIZED = {*_PADDING, *_FORMATTING, "join", "replace"}
 """Functions of texts whose result may be much longer than what they are given."""
 
 
@@ -167,6 +175,8 @@ class _Generation(Extension):
 def _to_json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
+    if isinstance(indent, int) and indent > _MOST_INDENT:
+        raise TemplateError(f"tojson indents by {indent}; at most {_MOST_INDENT} is allowed")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

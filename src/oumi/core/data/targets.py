@@ -124,16 +124,16 @@ class Renderer:
             turns = turns[-1:]
         return turns
 
-    def _check_marks(self, text: str, chat: Conversation) -> None:
+    def _check_marks(self, text: str, chat: Conversation, is_guarded: bool) -> None:
         """Raises Undecided if other marks than ours stand in a text, or the template wrote ours in another way."""
-        if MARKS[0] not in text and MARKS[1] not in text and "\\ufdd0" not in text:
+        if not is_guarded and MARKS[0] not in text and MARKS[1] not in text:
             return
         control = self._control.pattern if self._control is not None else "(?!)"
         rest = re.sub(f"{MARKS[0]}(?:{control}){MARKS[1]}", "", text)
         rest += "".join(_said(one) for one in chat.messages if one.role == Role.ASSISTANT)  # where none of ours stand
         if MARKS[0] in rest or MARKS[1] in rest:
             raise Undecided("holds U+FDD0 or U+FDD1, which are no characters")
-        if re.search(rf"\\ufdd0(?:{control})", rest):
+        if is_guarded and re.search(rf"\\ufdd0(?:{control})\\ufdd1", rest):
             raise Undecided("the chat template escapes what looks like a control token")
 
     def _chat(self, chat: Conversation, turns: Sequence[int]) -> tuple[Document, ...]:
@@ -148,9 +148,10 @@ class Renderer:
                 raise Undecided(f"turn {i}: holds a picture, and training on pictures is not built yet")
         if not turns and self.train_on != "all":
             raise Undecided("no turn of it is to be trained")
-        writer = Writer(self.template, _marked(chat, self._control) if self._control else chat, self._ends)
+        guarded = _marked(chat, self._control) if self._control else chat
+        writer = Writer(self.template, guarded, self._ends)
         text = writer.whole()
-        self._check_marks(text, chat)
+        self._check_marks(text, chat, is_guarded=guarded is not chat)
         if chat.tools and not self._writes_tools:
             self._writes_tools = writer.writes_tools(text)
             if not self._writes_tools:
@@ -199,6 +200,8 @@ def _marked(chat: Conversation, control: re.Pattern[str]) -> Conversation:
         else one
         for one in chat.tools or ()
     ]
+    if all(a is b for a, b in zip([*messages, *tools], [*chat.messages, *(chat.tools or ())], strict=True)):
+        return chat
     return chat.model_copy(update={"messages": messages, "tools": tools or chat.tools})
 
 

@@ -148,7 +148,10 @@ class Writer:
         common = next((i for i, (a, b) in enumerate(zip(prompt, upto, strict=False)) if a != b), len(upto))
         if not upto.startswith(before) or common < len(before):
             raise Undecided(f"turn {turn}: the chat template gives no prompt that the finished chat begins with")
-        # The answer may begin as that thought does: `<b>` and `<think>`.
+        # The answer may begin as that thought does: `<b>` or `<tool_call>`, and `<think>`.
+        tag = upto.rfind("<", len(before), common)
+        if tag >= 0 and ">" not in upto[tag:common]:
+            common = tag
         answer = upto.rfind(self._messages[turn].text.strip())
         return min(common, answer) if answer >= len(before) else common
 
