@@ -76,10 +76,10 @@ def test_an_answer_that_is_trained_in_parts_ends_with_its_last_one() -> None:
     parts = "Hi? [I look. ]It rains. [It does.<|im_end|>]\n"
     with pytest.raises(DataError, match="an answer ends without a special token"):
         check(parts)
-    check_supervision(table_of([example(parts)]), TOKENIZER, 64, "all_assistant_turns", None, in_parts=True)
-    unended = table_of([example("Hi? [I look. ]It rains. [It does.]\n")])
+    check_supervision([example(parts)], TOKENIZER, "all_assistant_turns", None, in_parts=True)
+    unended = [example("Hi? [I look. ]It rains. [It does.]\n")]
     with pytest.raises(DataError, match="an answer ends without a special token"):
-        check_supervision(unended, TOKENIZER, 64, "all_assistant_turns", None, in_parts=True)
+        check_supervision(unended, TOKENIZER, "all_assistant_turns", None, in_parts=True)
 
 
 def test_the_checked_rows_are_spread_over_the_table() -> None:
