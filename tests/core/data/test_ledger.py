@@ -70,9 +70,9 @@ def test_two_hundred_rows_are_accounted_for_as_planted(tmp_path: Path, seed: int
     assert num_rows == counts["trained"] + counts["truncated"]
     assert told["reasons"] == dict(Counter(reason for kind in planted if (reason := KINDS[kind][1]) is not None))
     lines = [line for line, kind in enumerate(planted, 1) if KINDS[kind][1] is not None]
-    assert [int(one.removeprefix(f"{path}:").partition(":")[0]) for one in told["rejected"]] == lines[:20]
+    assert [int(one.removeprefix(f"{path}:").partition(":")[0]) for one in told["rejected"]] == lines
     tokens = told["tokens"]
-    assert tokens["read"] == tokens["trained"] + tokens["prompt"] + tokens["cut"]
+    assert tokens["read"] == tokens["trained"] + tokens["prompt"] + tokens["cut"] + tokens["rejected"]
 
 
 def test_one_reject_stops_the_run_unless_it_is_allowed(tmp_path: Path) -> None:

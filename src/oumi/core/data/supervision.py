@@ -42,6 +42,8 @@ def draw(example: Example, tokenizer: Any) -> str:
 
 def _wrong(example: Example, tokenizer: Any, train_on: str, max_length: int | None) -> str:
     tokens, is_target = example.tokens, example.is_target
+    if train_on == "nothing":
+        return ""
     if not is_target[1:].any():
         return "no token is trained"
     if train_on != "all" and is_target.all():

@@ -38,6 +38,8 @@ class Rendered:
     """The template wrote every special token."""
     may_split: bool = False
     """A text of any length, which is learned in parts."""
+    is_pair: bool = False
+    """Two answers to compare, neither of which is of use alone."""
 
 
 class Undecided(Exception):  # noqa: N818  it says what a row is
@@ -53,7 +55,7 @@ class Renderer:
         Args:
             tokenizer: Tells which strings are control tokens, and which one ends a text.
             template: Writes chats as text.
-            train_on: `all`, `all_assistant_turns` or `final_assistant_turn`.
+            train_on: `all`, `all_assistant_turns` or `final_assistant_turn`; `nothing` for prompts.
         """
         self.template = template
         self.train_on = train_on
@@ -86,7 +88,12 @@ class Renderer:
             return self._preference(value, source)
         if isinstance(value, Judged):
             return self._rendered(value.value, source)
-        raise Undecided("a prompt without an answer, so there is nothing to learn")
+        if self.train_on != "nothing":
+            raise Undecided("a prompt without an answer, so there is nothing to learn")
+        chat = Conversation(messages=list(value.messages))
+        asked = _marked(chat, self._control) if self._control else chat
+        text = self.template.render(asked.messages, add_generation_prompt=True)
+        return Rendered((Document(text, ()),), source, is_chat=True)
 
     def _completion(self, value: Completion) -> Document:
         text = value.prompt + value.completion + self._eos
@@ -95,7 +102,8 @@ class Renderer:
     def _preference(self, value: Preference, source: Source) -> Rendered:
         """Returns the better answer and the worse one, each with what leads to it."""
         if isinstance(value.chosen, Completion) and isinstance(value.rejected, Completion):
-            return Rendered((self._completion(value.chosen), self._completion(value.rejected)), source, is_chat=False)
+            pair = (self._completion(value.chosen), self._completion(value.rejected))
+            return Rendered(pair, source, is_chat=False, is_pair=True)
         assert isinstance(value.chosen, Conversation), "both are of one kind"
         assert isinstance(value.rejected, Conversation), "both are of one kind"
         pairs = zip(value.chosen.messages, value.rejected.messages, strict=False)
@@ -104,7 +112,7 @@ class Renderer:
         for chat in (value.chosen, value.rejected):
             answers = [i for i, one in enumerate(chat.messages) if one.role == Role.ASSISTANT and i >= shared]
             documents += self._chat(chat, answers[-1:])[-1:]
-        return Rendered(tuple(documents), source, is_chat=True)
+        return Rendered(tuple(documents), source, is_chat=True, is_pair=True)
 
     def _taught(self, chat: Conversation) -> list[int]:
         """Returns the turns that are trained."""

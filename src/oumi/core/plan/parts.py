@@ -95,6 +95,8 @@ class MixturePlan:
     """Fill rows of the model's length with several examples."""
     truncation: str | None
     max_rejected_rows: int
+    on_duplicates: str
+    """`warn` or `error`."""
 
     @property
     def proportions(self) -> tuple[float, ...] | None:
@@ -110,7 +112,7 @@ class DataPlan:
     train: MixturePlan
     validation: MixturePlan
     train_on: str
-    """`all`, `all_assistant_turns` or `final_assistant_turn`."""
+    """`all`, `all_assistant_turns` or `final_assistant_turn`; `nothing` of rows that are only prompts."""
     seed: int
     """Of the order of the rows."""
 

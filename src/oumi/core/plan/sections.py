@@ -107,19 +107,24 @@ def _plan_mixture(split: DatasetSplitParams) -> MixturePlan:
         pack=split.pack,
         truncation=split.truncation.value if split.truncation is not None else None,
         max_rejected_rows=split.max_rejected_rows,
+        on_duplicates=split.on_duplicates.value,
     )
 
 
 def _train_on(config: TrainingConfig) -> str:
-    """Returns which tokens are trained: assistant turns, unless a TRL or HF run says nothing of them."""
-    split = config.data.train
+    """Returns which tokens are trained: answers, unless supervised training by TRL or HF says nothing of them."""
+    split, kind = config.data.train, config.training.trainer_type
+    if kind in (TrainerType.TRL_GRPO, TrainerType.VERL_GRPO):
+        return "nothing"  # the answers are the model's own
+    if kind in (TrainerType.TRL_DPO, TrainerType.TRL_KTO):
+        return "final_assistant_turn"
     if split.train_target is not None:
         return str(split.train_target.value)
     if split.collator_name == "text_completions_only_with_padding":
         return _target_of_templates(split.collator_kwargs)
     if split.collator_name == "text_with_padding":
         return "all"
-    return "all_assistant_turns" if config.training.trainer_type == TrainerType.OUMI else "all"
+    return "all" if kind in (TrainerType.TRL_SFT, TrainerType.HF) else "all_assistant_turns"
 
 
 def _target_of_templates(collator_kwargs: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from oumi.core.errors import ConfigError, DataError
 from oumi.core.log import logger
 from oumi.core.models.tokenizers import load_tokenizer
 from oumi.core.plan.parts import MixturePlan, Plan
+from oumi.core.trainers.duplicates import check_duplicates, count_duplicates, may_grow
 from oumi.core.trainers.listeners import quiet_libraries
 from oumi.core.trainers.tables import Opened, TableSpec, open_table
 
@@ -44,6 +45,8 @@ class Rows:
     """Digest of the training rows."""
     ledgers: Mapping[str, Sequence[Ledger]]
     """The account of each data set, by split."""
+    duplicates: dict[str, Any]
+    """Which rows stand in the data more than once, as JSON values; empty until all rows are known."""
 
     def check_vocabulary(self, model: Any) -> None:
         """Raises ConfigError if a token of the rows has no embedding."""
@@ -60,6 +63,9 @@ class Rows:
 
     def close(self, may_wait: bool = False) -> None:
         """Ends what is still being tokenised, or waits for it, and enters what became of the rows that were read."""
+        if not self.duplicates:
+            splits = {"train": self.train.parts, "validation": self.validation.parts}
+            self.duplicates.update(count_duplicates(splits, may_wait))
         for split, epoch in (("train", self.train), ("validation", self.validation)):
             for part, ledger in zip(epoch.parts, self.ledgers[split], strict=True):
                 if isinstance(part.table, GrowingTable):
@@ -77,18 +83,25 @@ def load_rows(plan: Plan, began: datetime) -> Rows:
         DataError: Rows that cannot be used, more than the plan allows, or rows that teach the wrong thing.
     """
     ledgers: dict[str, list[Ledger]] = {"train": [], "validation": []}
+    duplicates: dict[str, Any] = {}
     try:
-        rows = read_all(plan, began, ledgers)
+        rows = read_all(plan, began, ledgers, duplicates)
     finally:
-        write_report(plan.output_dir, ledgers)
+        write_report(plan.output_dir, ledgers, duplicates)
     if plan.logs.examples:
         logger.info("first row, trained tokens in brackets:\n%s", draw(rows.train.group(0)[0], rows.tokenizer))
     return rows
 
 
-def read_all(plan: Plan, began: datetime, ledgers: dict[str, list[Ledger]] | None = None) -> Rows:
+def read_all(
+    plan: Plan,
+    began: datetime,
+    ledgers: dict[str, list[Ledger]] | None = None,
+    duplicates: dict[str, Any] | None = None,
+) -> Rows:
     """Returns the rows of a plan, each accounted for in a ledger of its data set; raises as `load_rows` does."""
     ledgers = {"train": [], "validation": []} if ledgers is None else ledgers
+    duplicates = {} if duplicates is None else duplicates
     quiet_libraries(plan)
     tokenizer = load_tokenizer(plan.model)
     tokenizer.chat_template = chat_template_for(tokenizer, plan.model.chat_template)
@@ -99,7 +112,9 @@ def read_all(plan: Plan, began: datetime, ledgers: dict[str, list[Ledger]] | Non
     for part in (*train.parts, *validation.parts):
         if len(part):
             check_supervision(part.table, tokenizer, _NUM_CHECKED, plan.data.train_on, plan.model.max_length)
-    return Rows(train, validation, tokenizer, identity, ledgers)
+    duplicates.update(count_duplicates({"train": train.parts, "validation": validation.parts}))
+    check_duplicates(duplicates, plan.data)
+    return Rows(train, validation, tokenizer, identity, ledgers, duplicates)
 
 
 def _mixture(plan: Plan, split: str, tokenizer: Any, began: datetime, ledgers: list[Ledger]) -> tuple[Epoch, str]:
@@ -108,7 +123,10 @@ def _mixture(plan: Plan, split: str, tokenizer: Any, began: datetime, ledgers: l
     opened = []
     for one in mixed.datasets:
         key, allowed = f"data.{split}", mixed.max_rejected_rows
-        spec = TableSpec(one, plan.model, plan.data.train_on, mixed.truncation, key, allowed, began)
+        grows = may_grow(plan.data)
+        spec = TableSpec(
+            one, plan.model, plan.data.train_on, mixed.truncation, key, allowed, began, grows, plan.trainer
+        )
         ledgers.append(spec.ledger())
         opened.append(open_table(spec, tokenizer, ledgers[-1]))
     tables = [one.table for one in opened]
@@ -125,7 +143,7 @@ def _mixture(plan: Plan, split: str, tokenizer: Any, began: datetime, ledgers: l
         ledger.drawn = num_draws
     mixture, identity = Mixture(parts), _fingerprint(opened, parts)
     if not mixed.pack:
-        return mixture if plan.trainer == "OUMI" else OneDocumentEach(mixture), identity
+        return OneDocumentEach(mixture) if plan.trainer in ("TRL_SFT", "HF") else mixture, identity
     if plan.model.max_length is None:
         raise ConfigError(
             f"data.{split}.pack: neither model nor tokenizer tells how long a row is: set model.model_max_length"
@@ -143,7 +161,10 @@ def _fingerprint(opened: Sequence[Opened], parts: Sequence[Part]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def write_report(output_dir: Path, ledgers: Mapping[str, Sequence[Ledger]]) -> None:
-    """Writes the ledger of every data set to `data_report.json`."""
-    report = {split: [one.to_dict() for one in of_split] for split, of_split in ledgers.items() if of_split}
+def write_report(output_dir: Path, ledgers: Mapping[str, Sequence[Ledger]], duplicates: Mapping[str, Any]) -> None:
+    """Writes the ledger of every data set, and which rows repeat others, to `data_report.json`."""
+    report: dict[str, Any] = {
+        split: [one.to_dict() for one in of_split] for split, of_split in ledgers.items() if of_split
+    }
+    report["duplicates"] = duplicates or "not counted: the run ended before all rows were tokenised"
     (output_dir / "data_report.json").write_text(json.dumps(report, indent=1) + "\n")

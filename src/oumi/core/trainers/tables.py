@@ -28,15 +28,23 @@ from oumi.core.data.cache import (
 )
 from oumi.core.data.growing import GrowingTable
 from oumi.core.data.ledger import Counts, Ledger
+from oumi.core.data.lines import CHANGED
 from oumi.core.data.parallel import chunks_of
 from oumi.core.data.templates import Template, chat_template_for
 from oumi.core.data.tokens import Chunk, Tokeniser, TokenTable, tokenise
-from oumi.core.datasets import EXTRA_MODULE, TRAINABLE, BaseMapDataset, dataset_for
+from oumi.core.datasets import EXTRA_MODULE, TRAINABLE, BaseMapDataset, ShapedDataset, dataset_for
 from oumi.core.errors import DataError, OumiError, StorageError
 from oumi.core.log import logger
 from oumi.core.models.tokenizers import load_tokenizer
 from oumi.core.plan.parts import ModelPlan
 
+KINDS = {
+    "TRL_DPO": (("preferences",), "preference"),
+    "TRL_KTO": (("judged completions",), "kto"),
+    "TRL_GRPO": (("prompts",), "prompt"),
+    "VERL_GRPO": (("prompts",), "prompt"),
+}
+"""What rows may hold, and the shape that they are read in, of methods that are not supervised."""
 _MAX_WORKERS = 8
 _NICENESS = 5
 
@@ -54,6 +62,25 @@ class TableSpec:
     max_rejected: int
     began: datetime
     """The date and time that chat templates tell."""
+    may_grow: bool = True
+    """Rows may be trained before all of them are known."""
+    method: str = "OUMI"
+    """The trainer, which decides what kind of rows it takes."""
+
+    def dataset(self) -> BaseMapDataset:
+        """Returns the data set; where its rows may be read in several ways, as those that the method takes.
+
+        Raises:
+            DataError: It holds rows of another kind.
+        """
+        dataset = dataset_for(self.params)
+        wanted, shape = KINDS.get(self.method, (TRAINABLE, None))
+        if isinstance(dataset, ShapedDataset) and shape is not None:
+            dataset.shape = shape
+        if (held_here := dataset.holds) not in wanted:
+            name = self.params.dataset_path or self.params.dataset_name
+            raise DataError(f"{name}: holds {held_here}; {self.method} takes {' and '.join(wanted)}")
+        return dataset
 
     def ledger(self) -> Ledger:
         """Returns an account that nothing is in yet."""
@@ -82,9 +109,7 @@ def open_table(spec: TableSpec, tokenizer: Any, ledger: Ledger) -> Opened:
     Raises:
         DataError: More rows cannot be used than the split allows.
     """
-    dataset = dataset_for(spec.params)
-    if (held_here := dataset.holds) not in TRAINABLE:
-        raise DataError(f"{ledger.dataset}: holds {held_here}; supervised training takes {' and '.join(TRAINABLE)}")
+    dataset = spec.dataset()
     inputs = inputs_of(spec, dataset, tokenizer)
     if inputs is None:
         table = tokenise(dataset.rows(), spec.tokeniser(tokenizer), ledger)
@@ -94,7 +119,7 @@ def open_table(spec: TableSpec, tokenizer: Any, ledger: Ledger) -> Opened:
     if kept is None:
         logger.info("%s is tokenised: %s", ledger.dataset, why_missed(folder, inputs))
         if _is_worth_processes(spec, dataset):
-            making = _Making(spec, folder, inputs)
+            making = _Making(spec, folder, inputs, ledger)
             if _may_grow(spec, dataset):
                 indexed = dataset.indexed()
                 assert indexed is not None, "any row is found at once"
@@ -135,7 +160,8 @@ def make_table(
         indexed = dataset.indexed() if num_workers > 1 else None
         raw = None if indexed is not None else dataset.raw_rows()
         chunks = chunks_of(raw, indexed, dataset.value_of, spec.tokeniser(tokenizer), num_workers)
-        return keep_table(folder, inputs, _while_wanted(chunks, parent), ledger)
+        wanted = _if_unchanged(_while_wanted(chunks, parent), dataset, ledger)
+        return keep_table(folder, inputs, wanted, ledger)
 
 
 def inputs_of(spec: TableSpec, dataset: BaseMapDataset, tokenizer: Any) -> Inputs | None:
@@ -156,6 +182,7 @@ def inputs_of(spec: TableSpec, dataset: BaseMapDataset, tokenizer: Any) -> Input
         "train_target": spec.train_on,
         "model_max_length": spec.model.max_length,
         "truncation": spec.truncation,
+        "method": spec.method if spec.method in KINDS else None,
         "code": code_version(),
     }
 
@@ -163,8 +190,8 @@ def inputs_of(spec: TableSpec, dataset: BaseMapDataset, tokenizer: Any) -> Input
 class _Making:
     """A process that makes a table beside this one."""
 
-    def __init__(self, spec: TableSpec, folder: Path, inputs: Inputs) -> None:
-        self._folder, self._inputs = folder, inputs
+    def __init__(self, spec: TableSpec, folder: Path, inputs: Inputs, ledger: Ledger) -> None:
+        self._folder, self._inputs, self._ledger = folder, inputs, ledger
         command = [sys.executable, "-m", "oumi.core.trainers.tables"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdin is not None, "it is a pipe"
@@ -190,8 +217,12 @@ class _Making:
         said = self._process.stdout.read()
         status = self._process.wait()
         if said:
-            raise DataError(json.loads(said)["error"])
+            told = json.loads(said)
+            self._ledger.counts = Counts.from_state(told["counts"])
+            raise DataError(told["error"])
         table = find_table(self._folder, self._inputs) if status == 0 else None
+        if table is None and status == 0:
+            raise DataError(f"{self._ledger.dataset}: {CHANGED}")
         if table is None:
             raise StorageError(f"{self._folder}: the process that tokenises ended with status {status}; see above")
         return table
@@ -206,7 +237,7 @@ def _is_worth_processes(spec: TableSpec, dataset: BaseMapDataset) -> bool:
 def _may_grow(spec: TableSpec, dataset: BaseMapDataset) -> bool:
     """Returns True if each row is sure to come to one example, and any of them is found at once."""
     is_one = spec.truncation != "split" if dataset.holds == "chats" else spec.truncation not in (None, "split")
-    return is_one and spec.max_rejected == 0 and dataset.indexed() is not None
+    return is_one and spec.may_grow and spec.max_rejected == 0 and dataset.indexed() is not None
 
 
 def _num_workers(spec: TableSpec) -> int:
@@ -221,15 +252,24 @@ def _while_wanted(chunks: Iterator[Chunk], parent: int | None) -> Iterator[Chunk
         yield chunk
 
 
+def _if_unchanged(chunks: Iterator[Chunk], dataset: BaseMapDataset, ledger: Ledger) -> Iterator[Chunk]:
+    """Yields chunks; raises DataError if the files are others by then, so that none is kept under a wrong name."""
+    before = dataset.content()
+    yield from chunks
+    if dataset.content() != before:
+        raise DataError(f"{ledger.dataset}: {CHANGED}")
+
+
 def _main() -> None:
     spec: TableSpec = pickle.loads(sys.stdin.buffer.read())
     os.nice(_NICENESS)
+    ledger = spec.ledger()
     try:
         tokenizer = load_tokenizer(spec.model)
         tokenizer.chat_template = chat_template_for(tokenizer, spec.model.chat_template)
-        make_table(spec, dataset_for(spec.params), tokenizer, spec.ledger(), _num_workers(spec), os.getppid())
+        make_table(spec, spec.dataset(), tokenizer, ledger, _num_workers(spec), os.getppid())
     except OumiError as error:
-        print(json.dumps({"error": str(error)}))
+        print(json.dumps({"error": str(error), "counts": ledger.counts.to_state()}))
 
 
 if __name__ == "__main__":
