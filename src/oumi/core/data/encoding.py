@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -155,13 +155,16 @@ class Encoder:
         else:
             cut = [_part(one, *((0, limit) if policy == "right" else (-limit, None))) for one in documents]
             kept = [one for one in cut if self._is_of_use(one)]
-            if row.is_pair and (len(kept) < 2 or np.array_equal(kept[0][0], kept[1][0])):
-                return rejected(f"the answers do not differ, or one has no token, within model_max_length {limit}")
+            if row.is_pair and len(kept) < 2:
+                return rejected(f"every trained token of an answer lies beyond model_max_length {limit}")
+            if row.is_pair and np.array_equal(kept[0][0], kept[1][0]):
+                return rejected(f"the answers are the same within model_max_length {limit}")
             examples = (_joined(kept, row.source),) if kept else ()
         if not examples:
             return rejected(f"every trained token lies beyond model_max_length {limit}")
         left = sum(len(one.tokens) for one in examples)
         left_targets = sum(int(one.is_target.sum()) for one in examples)
+        examples = (*examples[:-1], replace(examples[-1], num_cut=num_tokens - left))
         return Encoded(examples, num_tokens - left, num_targets - left_targets)
 
     def _usual_truncation(self, row: Rendered) -> str:

@@ -28,7 +28,7 @@ _STARTS = np.int32(1 << 30)
 """Added to the first token of a document that is not the first of its row."""
 _ROW = np.dtype(
     [
-        ("end", "<i8"), ("line", "<i8"), ("file", "<i4"), ("dataset", "<i4"), ("targets", "<i8"),
+        ("end", "<i8"), ("line", "<i8"), ("file", "<i4"), ("dataset", "<i4"), ("targets", "<i8"), ("cut", "<i8"),
         ("digest", "<u8"), ("id", "<u8"), ("id_end", "<i8"),
     ]
 )  # fmt: skip
@@ -71,8 +71,17 @@ class Chunk:
 
     tokens: npt.NDArray[np.int32]
     lengths: npt.NDArray[np.int64]
+    cuts: npt.NDArray[np.int64]
+    """Tokens that were cut off each."""
     sources: list[Source]
     counts: Counts
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], counts: Counts) -> Chunk:
+        """Returns examples as a chunk."""
+        lengths = np.array([len(one.tokens) for one in examples], dtype=np.int64)
+        cuts = np.array([one.num_cut for one in examples], dtype=np.int64)
+        return cls(written(examples), lengths, cuts, [one.source for one in examples], counts)
 
 
 def make_chunk(rendered: Sequence[Rendered | BadRow], tokeniser: Tokeniser) -> Chunk:
@@ -84,8 +93,7 @@ def make_chunk(rendered: Sequence[Rendered | BadRow], tokeniser: Tokeniser) -> C
         else:
             examples += made.examples
             counts.accept(made.examples, made.cut_tokens, made.cut_targets)
-    lengths = np.array([len(one.tokens) for one in examples], dtype=np.int64)
-    return Chunk(written(examples), lengths, [one.source for one in examples], counts)
+    return Chunk.of(examples, counts)
 
 
 class TokenTable:
@@ -120,7 +128,7 @@ class TokenTable:
         before, row = self._row(index)
         start = int(before["end"])
         written = np.frombuffer(os.pread(self._tokens, 4 * (int(row["end"]) - start), 4 * start), np.int32)
-        return _read(written, self._source(row))
+        return _read(written, self._source(row), int(row["cut"]))
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """Returns how many tokens each row has [R]."""
@@ -179,6 +187,7 @@ class TableWriter:
         rows["end"] = ends
         rows["line"] = [one.line for one in chunk.sources]
         rows["file"] = [self._number(one.path) for one in chunk.sources]
+        rows["cut"] = chunk.cuts
         rows["dataset"] = [self._number(one.dataset) for one in chunk.sources]
         starts = ends - chunk.lengths - self._end
         if len(starts):
@@ -273,8 +282,8 @@ def _ids(written: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     return np.where(written < 0, ~written, written) & (_STARTS - 1)
 
 
-def _read(written: npt.NDArray[np.int32], source: Source) -> Example:
+def _read(written: npt.NDArray[np.int32], source: Source, num_cut: int) -> Example:
     is_target = written >= 0
     tokens = np.where(is_target, written, ~written)
     starts = np.flatnonzero(tokens >= _STARTS).tolist()
-    return Example(tokens & (_STARTS - 1), is_target, source, (0, *starts))
+    return Example(tokens & (_STARTS - 1), is_target, source, (0, *starts), num_cut)

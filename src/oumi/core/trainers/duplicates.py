@@ -17,7 +17,7 @@ from oumi.core.plan.parts import DataPlan
 _TOLD = {
     "rows": "repeat another row, token by token",
     "ids": "have the id of another row",
-    "trained": "are trained, too",
+    "trained": "stand in the training set, too",
 }
 _MOST_TOLD = 3
 
@@ -28,7 +28,7 @@ def may_grow(data: DataPlan) -> bool:
 
 
 def count_duplicates(splits: Mapping[str, Sequence[Part]], may_wait: bool = False) -> dict[str, Any]:
-    """Returns which rows repeat others, by split, as JSON values, and warns of them.
+    """Returns which rows repeat others, by split, as JSON values.
 
     Args:
         splits: The parts of `train` and of `validation`.
@@ -47,11 +47,15 @@ def count_duplicates(splits: Mapping[str, Sequence[Part]], may_wait: bool = Fals
     }
     if tables["train"] and tables["validation"]:
         found["validation"]["trained"] = shared_rows(tables["train"], tables["validation"]).to_dict()
-    for split, of_split in found.items():
+    return found
+
+
+def warn_of_duplicates(duplicates: Mapping[str, Any]) -> None:
+    """Logs how many rows repeat others, and the first of them."""
+    for split, of_split in duplicates.items():
         for kind, one in of_split.items():
             if one["rows"]:
                 logger.warning("%s", _told(split, kind, one, _MOST_TOLD))
-    return found
 
 
 def check_duplicates(duplicates: Mapping[str, Any], data: DataPlan) -> None:

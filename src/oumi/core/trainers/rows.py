@@ -21,11 +21,11 @@ from oumi.core.errors import ConfigError, DataError
 from oumi.core.log import logger
 from oumi.core.models.tokenizers import load_tokenizer
 from oumi.core.plan.parts import MixturePlan, Plan
-from oumi.core.trainers.duplicates import check_duplicates, count_duplicates, may_grow
+from oumi.core.trainers.duplicates import check_duplicates, count_duplicates, warn_of_duplicates
 from oumi.core.trainers.listeners import quiet_libraries
-from oumi.core.trainers.tables import Opened, TableSpec, open_table
+from oumi.core.trainers.tables import Opened, open_table, specs_of
 
-_NUM_CHECKED = 64
+NUM_CHECKED = 64
 """Rows whose supervision is verified before the first step."""
 
 
@@ -66,6 +66,7 @@ class Rows:
         if not self.duplicates:
             splits = {"train": self.train.parts, "validation": self.validation.parts}
             self.duplicates.update(count_duplicates(splits, may_wait))
+            warn_of_duplicates(self.duplicates)
         for split, epoch in (("train", self.train), ("validation", self.validation)):
             for part, ledger in zip(epoch.parts, self.ledgers[split], strict=True):
                 if isinstance(part.table, GrowingTable):
@@ -88,6 +89,7 @@ def load_rows(plan: Plan, began: datetime) -> Rows:
         rows = read_all(plan, began, ledgers, duplicates)
     finally:
         write_report(plan.output_dir, ledgers, duplicates)
+    warn_of_duplicates(duplicates)
     if plan.logs.examples:
         logger.info("first row, trained tokens in brackets:\n%s", draw(rows.train.group(0)[0], rows.tokenizer))
     return rows
@@ -109,9 +111,6 @@ def read_all(
     validation, _ = _mixture(plan, "validation", tokenizer, began, ledgers["validation"])
     if len(train) == 0:
         raise DataError("data.train: there is no row to train on")
-    for part in (*train.parts, *validation.parts):
-        if len(part):
-            check_supervision(part.table, tokenizer, _NUM_CHECKED, plan.data.train_on, plan.model.max_length)
     duplicates.update(count_duplicates({"train": train.parts, "validation": validation.parts}))
     check_duplicates(duplicates, plan.data)
     return Rows(train, validation, tokenizer, identity, ledgers, duplicates)
@@ -121,12 +120,7 @@ def _mixture(plan: Plan, split: str, tokenizer: Any, began: datetime, ledgers: l
     """Returns what an epoch draws of a split, and a digest of all rows and of the order in which they are joined."""
     mixed: MixturePlan = plan.data.train if split == "train" else plan.data.validation
     opened = []
-    for one in mixed.datasets:
-        key, allowed = f"data.{split}", mixed.max_rejected_rows
-        grows = may_grow(plan.data)
-        spec = TableSpec(
-            one, plan.model, plan.data.train_on, mixed.truncation, key, allowed, began, grows, plan.trainer
-        )
+    for spec in specs_of(plan, split, began):
         ledgers.append(spec.ledger())
         opened.append(open_table(spec, tokenizer, ledgers[-1]))
     tables = [one.table for one in opened]
@@ -141,6 +135,9 @@ def _mixture(plan: Plan, split: str, tokenizer: Any, began: datetime, ledgers: l
         seed = params.seed if params.seed is not None else plan.data.seed
         parts.append(Part(table, seed if params.shuffle else None, num_draws))
         ledger.drawn = num_draws
+    for one, part in zip(opened, parts, strict=True):
+        if len(part):
+            check_supervision(one.table, tokenizer, NUM_CHECKED, one.train_on, plan.model.max_length)
     mixture, identity = Mixture(parts), _fingerprint(opened, parts)
     if not mixed.pack:
         return OneDocumentEach(mixture) if plan.trainer in ("TRL_SFT", "HF") else mixture, identity

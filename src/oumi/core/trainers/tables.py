@@ -36,7 +36,8 @@ from oumi.core.datasets import EXTRA_MODULE, TRAINABLE, BaseMapDataset, ShapedDa
 from oumi.core.errors import DataError, OumiError, StorageError
 from oumi.core.log import logger
 from oumi.core.models.tokenizers import load_tokenizer
-from oumi.core.plan.parts import ModelPlan
+from oumi.core.plan.parts import ModelPlan, Plan
+from oumi.core.trainers.duplicates import may_grow
 
 KINDS = {
     "TRL_DPO": (("preferences",), "preference"),
@@ -92,12 +93,33 @@ class TableSpec:
         return Tokeniser(tokenizer, template, self.train_on, self.model.max_length, self.truncation)
 
 
+def specs_of(plan: Plan, split: str, began: datetime) -> list[TableSpec]:
+    """Returns the table of each data set of a split, `train` or `validation`."""
+    mixed = plan.data.train if split == "train" else plan.data.validation
+    return [
+        TableSpec(
+            params=one,
+            model=plan.model,
+            train_on=plan.data.train_on,
+            truncation=mixed.truncation,
+            key=f"data.{split}",
+            max_rejected=mixed.max_rejected_rows,
+            began=began,
+            may_grow=may_grow(plan.data),
+            method=plan.trainer,
+        )
+        for one in mixed.datasets
+    ]
+
+
 @dataclass(frozen=True)
 class Opened:
     """A table, and what it is known by when a run is resumed."""
 
     table: TokenTable | GrowingTable
     identity: str
+    train_on: str
+    """What of its rows is trained; of texts all, whatever is asked for."""
 
 
 def open_table(spec: TableSpec, tokenizer: Any, ledger: Ledger) -> Opened:
@@ -111,9 +133,10 @@ def open_table(spec: TableSpec, tokenizer: Any, ledger: Ledger) -> Opened:
     """
     dataset = spec.dataset()
     inputs = inputs_of(spec, dataset, tokenizer)
+    train_on = "all" if dataset.holds == "texts" else spec.train_on
     if inputs is None:
         table = tokenise(dataset.rows(), spec.tokeniser(tokenizer), ledger)
-        return Opened(table, table.digest)
+        return Opened(table, table.digest, train_on)
     folder, identity = cache_folder(), identity_of(inputs)
     kept = find_table(folder, inputs)
     if kept is None:
@@ -124,13 +147,13 @@ def open_table(spec: TableSpec, tokenizer: Any, ledger: Ledger) -> Opened:
                 indexed = dataset.indexed()
                 assert indexed is not None, "any row is found at once"
                 growing = GrowingTable(indexed, dataset.value_of, spec.tokeniser(tokenizer), making)
-                return Opened(growing, identity)
+                return Opened(growing, identity, train_on)
             kept = making.wait()
         else:
             kept = make_table(spec, dataset, tokenizer, ledger)
     ledger.counts = Counts.from_state(kept.ledger)
     ledger.close()
-    return Opened(kept, identity)
+    return Opened(kept, identity, train_on)
 
 
 def make_table(

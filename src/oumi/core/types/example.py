@@ -86,6 +86,8 @@ class Example:
     source: Source
     starts: tuple[int, ...] = (0,)
     """Where each document begins: none sees another."""
+    num_cut: int = 0
+    """Tokens of its row that were cut off."""
 
     @property
     def lengths(self) -> list[int]:
