@@ -124,7 +124,9 @@ def validate(context: typer.Context, config: ConfigOption) -> None:
     drawing.draw_table(out, rows)
     for one in (ledger for of_split in ledgers.values() for ledger in of_split):
         for line in one.counts.shown:
-            drawing.draw_note(out, line)
+            drawing.draw_note(out, f"✗ {line}", style="red")
+        if (more := one.counts.rejected - len(one.counts.shown)) > 0:
+            drawing.draw_note(out, f"✗ ... and {drawing.counted(more, 'row')} more", style="red")
     if problems:
         listed = "\n".join(problems)
         raise DataError(f"{drawing.counted(len(problems), 'problem')} of the rows\n{listed}")

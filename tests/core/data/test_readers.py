@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,19 @@ def test_every_record_is_read_with_its_line(tmp_path: Path, kind: str) -> None:
     assert [row.source.line for row in rows] == lines
     assert str(rows[0].source) == f"{path}:{lines[0]}"
     assert {row.source.dataset for row in rows} == {"rows"}
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.csv", "x.txt"])
+def test_a_compressed_file_is_read_as_what_is_in_it(tmp_path: Path, name: str, suffix: str) -> None:
+    import pyarrow
+
+    content = b'[{"a": 1},\n{"a": 2}]' if name == "x.json" else b'{"a": 1}\n{"a": 2}\n'
+    plain = read(written(tmp_path, name, content))
+    packed = gzip.compress(content) if suffix == ".gz" else pyarrow.compress(content, codec="zstd", asbytes=True)
+    found = read(written(tmp_path, name + suffix, packed))
+    assert [row.value for row in found if isinstance(row, Row)] == [row.value for row in plain if isinstance(row, Row)]
+    assert [row.source.line for row in found] == [row.source.line for row in plain]
 
 
 @pytest.mark.parametrize("kind", SOUND)

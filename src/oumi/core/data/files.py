@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,8 +80,8 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         elif suffix == ".zst":
             import pyarrow
 
-            with pyarrow.input_stream(str(path), compression="zstd") as file:
-                yield file
+            with pyarrow.input_stream(str(path), compression="zstd") as stream:
+                yield io.BufferedReader(stream)  # which knows lines
         else:
             with path.open("rb") as file:
                 yield file

@@ -9,10 +9,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from oumi.core.data.ledger import Counts
+from oumi.core.data.ledger import Counts, Ledger
 from oumi.core.data.sources import IndexedRows
 from oumi.core.data.tokens import Tokeniser, TokenTable
-from oumi.core.errors import DataError
 from oumi.core.types.example import BadRow, Example, Row
 
 
@@ -45,11 +44,13 @@ class GrowingTable:
         value_of: Callable[[Row | BadRow], Row | BadRow],
         tokeniser: Tokeniser,
         making: Making,
+        ledger: Ledger,
     ) -> None:
         self._rows = rows
         self._value_of = value_of
         self._tokeniser = tokeniser
         self._making = making
+        self._ledger = ledger
         self._table: TokenTable | None = None
         self._counts = Counts()
         self._counted: set[int] = set()
@@ -64,7 +65,10 @@ class GrowingTable:
         (made,) = self._tokeniser.make([self._value_of(self._rows[index])])
         if isinstance(made, BadRow):
             self._making.stop()
-            raise DataError(f"{made}\nMend it, or allow rows to be left out with max_rejected_rows of this split")
+            self._counts.reject(made)
+            self._ledger.counts = self._counts
+            self._ledger.close()
+            raise AssertionError("rows may only be trained early where none may be rejected")
         (example,) = made.examples
         if index not in self._counted:
             self._counted.add(index)

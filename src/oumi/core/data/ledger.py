@@ -104,15 +104,24 @@ class Ledger:
         """Checks that the account adds up; raises DataError if more rows were rejected than the config allows."""
         counts = self.counts
         assert counts.read == counts.trained + counts.truncated + counts.rejected, "every row is counted once"
-        if counts.rejected <= self.max_rejected:
+        if not self.is_over:
             return
         shown = "\n".join(f"  {row}" for row in counts.shown[:_MOST_SHOWN])
         more = counts.rejected - _MOST_SHOWN
         rest = f"\n  ... and {more} more" if more > 0 else ""
         raise DataError(
-            f"{self.dataset}: {counts.rejected} of {counts.read} rows cannot be used\n{shown}{rest}\n"
-            f"Mend them, or leave them out with {self.key}.max_rejected_rows: {counts.rejected}"
+            f"{self.dataset}: {counts.rejected} of {counts.read} rows cannot be used\n{shown}{rest}\n{self.advice}"
         )
+
+    @property
+    def is_over(self) -> bool:
+        """Returns True if more rows were rejected than the config allows."""
+        return self.counts.rejected > self.max_rejected
+
+    @property
+    def advice(self) -> str:
+        """Returns what one may do about rejected rows."""
+        return f"Mend them, or leave them out with {self.key}.max_rejected_rows: {self.counts.rejected}"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the account as JSON values."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from oumi.core.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
-CHANGED = "the file was changed while it is read; bring it back as it was and go on, or start anew"
+CHANGED = "the file was changed or removed while it is read; bring it back as it was and go on, or start anew"
 _CHUNK_BYTES = 1 << 24
 _MAX_BLANK_BYTES = 64
 """A line of white space longer than that is not blank, but wrong."""
@@ -76,8 +76,8 @@ class LineIndex:
         return starts[kept], ends[kept], kept + 1
 
 
-def _state(stat: os.stat_result) -> tuple[int, int]:
-    return stat.st_size, stat.st_mtime_ns
+def _state(stat: os.stat_result) -> tuple[int, int, bool]:
+    return stat.st_size, stat.st_mtime_ns, stat.st_nlink > 0
 
 
 def is_blank(line: bytes, index: int) -> bool:

@@ -109,8 +109,9 @@ def read_all(
     tokenizer.chat_template = chat_template_for(tokenizer, plan.model.chat_template)
     train, identity = _mixture(plan, "train", tokenizer, began, ledgers["train"])
     validation, _ = _mixture(plan, "validation", tokenizer, began, ledgers["validation"])
-    if len(train) == 0:
-        raise DataError("data.train: there is no row to train on")
+    check_rows_left("train", len(train), ledgers["train"])
+    if plan.data.validation.datasets:
+        check_rows_left("validation", len(validation), ledgers["validation"])
     duplicates.update(count_duplicates({"train": train.parts, "validation": validation.parts}))
     check_duplicates(duplicates, plan.data)
     return Rows(train, validation, tokenizer, identity, ledgers, duplicates)
@@ -150,6 +151,17 @@ def _mixture(plan: Plan, split: str, tokenizer: Any, began: datetime, ledgers: l
         "data.%s: %d examples in %d rows, %.1f%% empty", split, len(mixture), len(packed), 100 * packed.empty_share
     )
     return packed, identity
+
+
+def check_rows_left(split: str, num_rows: int, ledgers: Sequence[Ledger]) -> None:
+    """Raises DataError, with the first reason, if nothing is drawn from the data sets of a split."""
+    if num_rows:
+        return
+    purpose = "train on" if split == "train" else "measure"
+    bad = next((one.counts for one in ledgers if one.counts.shown), None)
+    why = f": {bad.rejected} of {bad.read} rows cannot be used, the first: {bad.shown[0]}" if bad else ""
+    names = ", ".join(one.dataset for one in ledgers)
+    raise DataError(f"data.{split}: {names}: there is no row to {purpose}{why}")
 
 
 def _fingerprint(opened: Sequence[Opened], parts: Sequence[Part]) -> str:

@@ -146,7 +146,7 @@ def open_table(spec: TableSpec, tokenizer: Any, ledger: Ledger) -> Opened:
             if _may_grow(spec, dataset):
                 indexed = dataset.indexed()
                 assert indexed is not None, "any row is found at once"
-                growing = GrowingTable(indexed, dataset.value_of, spec.tokeniser(tokenizer), making)
+                growing = GrowingTable(indexed, dataset.value_of, spec.tokeniser(tokenizer), making, ledger)
                 return Opened(growing, identity, train_on)
             kept = making.wait()
         else:

@@ -53,5 +53,8 @@ def _problems_of_one(spec: TableSpec, tokenizer: Any, ledger: Ledger) -> Sequenc
         if len(table):
             check_supervision(table, tokenizer, NUM_CHECKED, opened.train_on, spec.model.max_length)
     except DataError as error:
+        counts = ledger.counts
+        if ledger.is_over:  # each row stands in the ledger
+            return [f"{ledger.dataset}: {counts.rejected} of {counts.read} rows cannot be used\n{ledger.advice}"]
         return [str(error)]
     return []
