@@ -70,9 +70,9 @@ def test_they_are_counted_warned_of_and_named(
             "trained": {"rows": 1, "first": [f"{c}:2 is also {b}:3 (id '7')"]},
         },
     }
-    assert f"data.train: 2 rows repeat another row, token by token\n  {a}:3 repeats {a}:1" in caplog.text
-    assert f"data.train: 1 rows have the id of another row\n  {a}:4 has the id 'x' of {a}:2" in caplog.text
-    assert f"data.validation: 1 rows stand in the training set, too\n  {c}:2 is also {b}:3" in caplog.text
+    assert f"data.train: rows that repeat another, token by token: 2\n  {a}:3 repeats {a}:1" in caplog.text
+    assert f"data.train: rows with the id of another: 1\n  {a}:4 has the id 'x' of {a}:2" in caplog.text
+    assert f"data.validation: rows that stand in the training set, too: 1\n  {c}:2 is also {b}:3" in caplog.text
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
@@ -82,7 +82,7 @@ def test_they_stop_the_run_where_the_config_says_so(tmp_path: Path, planted: Tra
         train(planted)
     message = str(stopped.value)
     assert f"data.{split}: " in message
-    assert ("repeat another row" in message) == (split == "train")
+    assert ("that repeat another" in message) == (split == "train")
     assert ("stand in the training set, too" in message) == (split == "validation")
     assert message.endswith("on_duplicates: WARN")
     assert duplicates_of(tmp_path)["train"]["rows"]["rows"] == 2
@@ -94,7 +94,7 @@ def test_rows_without_repeats_say_nothing(tmp_path: Path, caplog: pytest.LogCapt
     config = config_of(tmp_path, write(tmp_path / "a.jsonl", *rows), validation=write(tmp_path / "b.jsonl", row("x")))
     config.data.train.on_duplicates = config.data.validation.on_duplicates = "ERROR"  # type: ignore[assignment]
     train(config)
-    assert "another row" not in caplog.text
+    assert "repeat another" not in caplog.text
     assert "training set" not in caplog.text
 
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 data_app = typer.Typer(help="Look at the rows of a config.", no_args_is_help=True)
 
 ConfigOption = Annotated[str, typer.Option("--config", "-c", help="Config file, recipe or oumi:// name.")]
-_SAID = {"rows": "repeat another row", "ids": "have the id of another row", "trained": "stand in the training set, too"}
 
 
 class Split(StrEnum):
@@ -263,10 +262,11 @@ def _tell_epoch(out: Console, plan: Plan, found: Statistics, packed: dict[str, A
 def _tell_duplicates(out: Console, duplicates: dict[str, Any], names: list[str]) -> None:
     """Prints which rows stand in the data more than once; a file is named without its folder."""
     from oumi.cli import drawing
+    from oumi.core.trainers.duplicates import TOLD
 
     for kind, one in duplicates.items():
         if one["rows"]:
-            drawing.draw_note(out, f"! {drawing.counted(one['rows'], 'row')} {_SAID[kind]}")
+            drawing.draw_note(out, f"! {TOLD[kind]}: {one['rows']:,}")
             for line in one["first"]:
                 for name in names:
                     line = line.replace(name, Path(name).name)

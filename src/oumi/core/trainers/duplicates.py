@@ -14,10 +14,10 @@ from oumi.core.errors import DataError
 from oumi.core.log import logger
 from oumi.core.plan.parts import DataPlan
 
-_TOLD = {
-    "rows": "repeat another row, token by token",
-    "ids": "have the id of another row",
-    "trained": "stand in the training set, too",
+TOLD = {
+    "rows": "rows that repeat another, token by token",
+    "ids": "rows with the id of another",
+    "trained": "rows that stand in the training set, too",
 }
 _MOST_TOLD = 3
 
@@ -76,7 +76,7 @@ def _told(split: str, kind: str, found: Mapping[str, Any], most: int | None) -> 
     """Returns a sentence, and the first of the rows below it."""
     named = found["first"][:most]
     more = found["rows"] - len(named)
-    lines = [f"data.{split}: {found['rows']:,} rows {_TOLD[kind]}", *(f"  {one}" for one in named)]
+    lines = [f"data.{split}: {TOLD[kind]}: {found['rows']:,}", *(f"  {one}" for one in named)]
     return "\n".join([*lines, *([f"  ... and {more:,} more"] if more else [])])
 
 

@@ -128,7 +128,7 @@ def _mixture(plan: Plan, split: str, tokenizer: Any, began: datetime, ledgers: l
     wanted = [one.sample_count for one in mixed.datasets]
     lengths = [len(table) if count is None else count for table, count in zip(tables, wanted, strict=True)]
     for params, table, length in zip(mixed.datasets, tables, lengths, strict=True):
-        if length and not len(table):
+        if not len(table) and (length or params.mixture_proportion):
             raise DataError(f"data.{split}: {params.dataset_name} has no row to draw from")
     draws = draws_of(lengths, mixed.proportions, mixed.strategy)
     parts = []
