@@ -38,7 +38,7 @@ LINES = [
 FILES = st.lists(st.sampled_from(LINES), max_size=25)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=20)
 @given(
     st.lists(FILES, min_size=1, max_size=3),
     st.sampled_from([None, "RIGHT", "LEFT", "REJECT", "SPLIT"]),

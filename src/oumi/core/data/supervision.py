@@ -12,7 +12,14 @@ from oumi.core.errors import DataError
 from oumi.core.types.example import Example
 
 
-def check_supervision(table: Table, tokenizer: Any, num_checked: int, train_on: str, max_length: int | None) -> None:
+def check_supervision(
+    table: Table,
+    tokenizer: Any,
+    num_checked: int,
+    train_on: str,
+    max_length: int | None,
+    truncation: str | None = None,
+) -> None:
     """Verifies rows spread over a table, and draws the first that teaches the wrong thing.
 
     Args:
@@ -21,6 +28,7 @@ def check_supervision(table: Table, tokenizer: Any, num_checked: int, train_on: 
         num_checked: How many rows are looked at.
         train_on: What was asked to be trained.
         max_length: A row of so many tokens may have been cut, and its answer with it.
+        truncation: Where it was cut; `left` and `split` may leave an answer without its prompt.
 
     Raises:
         DataError: A row without a target, one that trains its prompt although answers were asked for, one
@@ -28,7 +36,7 @@ def check_supervision(table: Table, tokenizer: Any, num_checked: int, train_on: 
     """
     for i in np.unique(np.linspace(0, len(table) - 1, min(num_checked, len(table))).astype(int)).tolist():
         for one in table[i].documents():
-            if wrong := _wrong(one, tokenizer, train_on, max_length):
+            if wrong := _wrong(one, tokenizer, train_on, max_length, truncation in ("left", "split")):
                 raise DataError(f"{one.source}: {wrong}. Trained tokens stand in brackets:\n{draw(one, tokenizer)}")
 
 
@@ -40,13 +48,13 @@ def draw(example: Example, tokenizer: Any) -> str:
     return "".join(f"[{text}]" if example.is_target[part[0]] else text for text, part in zip(texts, parts, strict=True))
 
 
-def _wrong(example: Example, tokenizer: Any, train_on: str, max_length: int | None) -> str:
+def _wrong(example: Example, tokenizer: Any, train_on: str, max_length: int | None, may_begin_anywhere: bool) -> str:
     tokens, is_target = example.tokens, example.is_target
     if train_on == "nothing":
         return ""
     if not is_target[1:].any():
         return "no token is trained"
-    if train_on != "all" and is_target.all():
+    if train_on != "all" and is_target.all() and not may_begin_anywhere:
         return f"every token is trained, though `{train_on}` was asked for"
     bos = tokenizer.bos_token_id
     if bos is not None and bos != tokenizer.eos_token_id and len(tokens) > 1 and (tokens[:2] == bos).all():

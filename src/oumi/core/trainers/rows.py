@@ -138,7 +138,7 @@ def _mixture(plan: Plan, split: str, tokenizer: Any, began: datetime, ledgers: l
         ledger.drawn = num_draws
     for one, part in zip(opened, parts, strict=True):
         if len(part):
-            check_supervision(one.table, tokenizer, NUM_CHECKED, one.train_on, plan.model.max_length)
+            check_supervision(one.table, tokenizer, NUM_CHECKED, one.train_on, plan.model.max_length, mixed.truncation)
     mixture, identity = Mixture(parts), _fingerprint(opened, parts)
     if not mixed.pack:
         return OneDocumentEach(mixture) if plan.trainer in ("TRL_SFT", "HF") else mixture, identity

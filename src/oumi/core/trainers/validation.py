@@ -51,7 +51,8 @@ def _problems_of_one(spec: TableSpec, tokenizer: Any, ledger: Ledger) -> Sequenc
         if isinstance(table, GrowingTable):
             ledger.counts = table.close(may_wait=True)
         if len(table):
-            check_supervision(table, tokenizer, NUM_CHECKED, opened.train_on, spec.model.max_length)
+            length, truncation = spec.model.max_length, spec.truncation
+            check_supervision(table, tokenizer, NUM_CHECKED, opened.train_on, length, truncation)
     except DataError as error:
         counts = ledger.counts
         if ledger.is_over:  # each row stands in the ledger
