@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from oumi.core.batch import Batch, collate
@@ -85,12 +84,11 @@ def tiny_table(folder: Path, num_rows: int = 8) -> TokenTable:
 
 def table_of(examples: list[Example]) -> TokenTable:
     """Returns examples as a table."""
-    from oumi.core.data.tokens import Chunk, TableWriter, written
+    from oumi.core.data.tokens import Chunk, TableWriter
 
     with TemporaryDirectory() as folder:
         writer = TableWriter(Path(folder))
-        lengths = np.array([len(one.tokens) for one in examples], dtype=np.int64)
-        writer.add(Chunk(written(examples), lengths, [one.source for one in examples], Counts()))
+        writer.add(Chunk.of(examples, Counts()))
         writer.finish(Ledger("set"), {})
         return TokenTable(Path(folder))
 

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,19 +16,14 @@ from oumi.cli.config import EXTRA
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.text import Text
 
-    from oumi.core.data.statistics import Repeats, Statistics
+    from oumi.core.data.statistics import Statistics
     from oumi.core.plan.parts import Plan
-    from oumi.core.trainers.rows import Rows
-    from oumi.core.types.example import Example
+    from oumi.core.trainers.rows import Epoch, Rows
 
 data_app = typer.Typer(help="Look at the rows of a config.", no_args_is_help=True)
 
 ConfigOption = Annotated[str, typer.Option("--config", "-c", help="Config file, recipe or oumi:// name.")]
-_BAR_WIDTH = 40
-_TARGETS, _OTHERS = ("bold green", "bold cyan"), ("default", "bright_black")
-"""Styles of a token and of the one after it, so that their borders show."""
 
 
 class Split(StrEnum):
@@ -40,26 +38,34 @@ def preview(
     config: ConfigOption,
     split: Annotated[Split, typer.Option(help="Which rows.")] = Split.TRAIN,
     rows: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
+    full: Annotated[bool, typer.Option("--full", help="Draw every token of long rows.")] = False,
 ) -> None:
     """Draw the first rows that will be trained, token by token: what is learned stands in colour and in brackets."""
-    from rich.console import Console
-
-    from oumi.core.data.loader import Loader
+    from oumi.cli import drawing
 
     plan, loaded = _loaded(config, context.args)
     epoch = loaded.train if split == Split.TRAIN else loaded.validation
-    console = Console(highlight=False, soft_wrap=False)
-    first = list(range(min(rows, len(epoch))))
-    if split == Split.TRAIN:
-        loader, first = Loader(epoch, plan.with_num_rows(len(epoch)).steps, plan.data.seed), []
-        while len(first) < min(rows, len(epoch)):
-            first += loader.rows_of(len(first) // plan.steps.rows_per_step)
-    for number, index in enumerate(first[:rows], 1):
-        documents = [one for example in epoch.group(index) for one in example.documents()]
-        for part, one in enumerate(documents, 1):
-            title = f"row {number}" + (f", document {part} of {len(documents)}" if len(documents) > 1 else "")
-            _draw(console, one, loaded.tokenizer, title)
+    out = drawing.console()
+    drawing.draw_note(out, drawing.LEGEND, indent=0, style="bright_black")
+    for number, index in enumerate(_first_rows(plan, epoch, split, rows), 1):
+        documents = [(one, part) for one in epoch.group(index) for part in one.documents()]
+        if len(documents) > 1:
+            size = sum(len(part.tokens) for _, part in documents)
+            drawing.rule(out, f"row {number}: {len(documents)} documents, {drawing.counted(size, 'token')}")
+        for place, (example, document) in enumerate(documents):
+            name = _name_of(plan, number, place, len(documents))
+            targets = int(document.is_target.sum())
+            size_text = f"{drawing.counted(len(document.tokens), 'token')}, {targets:,} trained"
+            room = out.width - len(name) - len(size_text) - 9
+            drawing.rule(out, f"{name}: {drawing.shortened(str(example.source), max(room, 12))}, {size_text}")
+            drawing.draw_document(out, document, loaded.tokenizer, full)
+            if example.num_cut and place + 1 == len(documents):
+                cut = drawing.counted(example.num_cut, "token")
+                drawing.draw_note(out, f"✂ truncated: {cut} of this row cut off", 0, "bold red")
     loaded.close()
+    rejected = sum(one.counts.rejected for one in loaded.ledgers[split])
+    if rejected:
+        drawing.draw_note(out, f"✗ {drawing.counted(rejected, 'row')} cannot be used: see oumi data validate", 0, "red")
 
 
 def stats(
@@ -68,44 +74,61 @@ def stats(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Count and plot: rows, tokens, lengths, what is trained or cut, duplicates, rows that splits share."""
-    from oumi.core.data.mixture import Mixture
-    from oumi.core.data.statistics import describe, overlap
+    from oumi.cli import drawing
+    from oumi.core.data.statistics import describe
 
-    _, loaded = _loaded(config, context.args)
-    found = {
-        split: describe(Mixture(epoch.parts))
-        for split, epoch in (("train", loaded.train), ("validation", loaded.validation))
-        if len(epoch)
-    }
+    plan, loaded = _loaded(config, context.args)
     loaded.close(may_wait=True)
-    ledgers = {split: [one.to_dict() for one in loaded.ledgers[split]] for split in found}
-    shared = overlap(found["train"], found["validation"]) if "validation" in found else None
+    out, made = drawing.console(), dict[str, Any]()
+    for split, epoch in (("train", loaded.train), ("validation", loaded.validation)):
+        if not len(epoch):
+            continue
+        whole = describe(epoch.parts)
+        parts = [describe([part]) for part in epoch.parts]
+        ledgers = [one.to_dict() for one in loaded.ledgers[split]]
+        packed = _packing(epoch)
+        duplicates = loaded.duplicates.get(split, {})
+        made[split] = {
+            **whole.to_dict(),
+            "packed": packed,
+            "duplicates": duplicates,
+            "datasets": [{**ledger, "epoch": part.to_dict()} for ledger, part in zip(ledgers, parts, strict=True)],
+        }
+        if not as_json:
+            drawing.rule(out, split)
+            _tell_datasets(out, ledgers, parts)
+            _tell_epoch(out, plan, whole, packed)
+            _tell_duplicates(out, duplicates, [one.dataset for of in loaded.ledgers.values() for one in of])
     if as_json:
-        made: dict[str, Any] = {split: {**one.to_dict(), "datasets": ledgers[split]} for split, one in found.items()}
-        if shared is not None:
-            made["shared"] = {"rows": shared.num_rows, "first": list(shared.named)}
         typer.echo(json.dumps(made, indent=1))
-        return
-    for split, one in found.items():
-        _tell(split, one, ledgers[split])
-    if shared is not None:
-        typer.echo(f"train and validation share {_count(shared.num_rows, 'row')}")
-        _name(shared)
 
 
 def validate(context: typer.Context, config: ConfigOption) -> None:
     """Read every row and check what it teaches; rows that cannot be used end with exit code 65."""
-    _, loaded = _loaded(config, context.args)
-    loaded.close(may_wait=True)
-    for split, ledgers in loaded.ledgers.items():
-        for ledger in ledgers:
-            counts = ledger.counts
-            typer.echo(
-                f"{split}: {ledger.dataset}: {_count(counts.read, 'row')} read = {counts.trained:,} trained "
-                f"+ {counts.truncated:,} truncated + {counts.rejected:,} rejected"
-            )
-            for line in counts.shown:
-                typer.echo(f"  {line}")
+    from datetime import datetime
+
+    from oumi.cli import drawing
+    from oumi.core.data.ledger import Ledger
+    from oumi.core.errors import DataError
+    from oumi.core.trainers.validation import problems_of
+
+    ledgers: dict[str, list[Ledger]] = {"train": [], "validation": []}
+    problems = problems_of(_planned(config, context.args), datetime.now(), ledgers)
+    out = drawing.console()
+    rows = [("data set", "split", "read", "= trained", "+ truncated", "+ rejected")]
+    for split, of_split in ledgers.items():
+        for one in of_split:
+            counts = (one.counts.read, one.counts.trained, one.counts.truncated, one.counts.rejected)
+            rows.append((one.dataset, split, *(f"{number:,}" for number in counts)))
+    drawing.draw_table(out, rows)
+    for one in (ledger for of_split in ledgers.values() for ledger in of_split):
+        for line in one.counts.shown:
+            drawing.draw_note(out, f"✗ {line}", style="red")
+        if (more := one.counts.rejected - len(one.counts.shown)) > 0:
+            drawing.draw_note(out, f"✗ ... and {drawing.counted(more, 'row')} more", style="red")
+    if problems:
+        listed = "\n".join(problems)
+        raise DataError(f"{drawing.counted(len(problems), 'problem')} of the rows\n{listed}")
     typer.echo("no problem")
 
 
@@ -113,104 +136,140 @@ for _command in (preview, stats, validate):
     data_app.command(context_settings=EXTRA)(_command)
 
 
-def _loaded(config: str, arguments: list[str]) -> tuple[Plan, Rows]:
-    """Returns the plan of a config and its rows; every row is read and accounted for."""
-    from datetime import datetime
-
+def _planned(config: str, arguments: list[str]) -> Plan:
+    """Returns the plan of a config; its trainer need not be built yet."""
     from oumi.cli.overrides import parse_overrides
     from oumi.core.configs import TrainingConfig
     from oumi.core.plan.plan import make_plan
     from oumi.core.plan.refusals import check
     from oumi.core.recipes import resolve_config
+    from oumi.core.survey import survey
 
     loaded = TrainingConfig.load(resolve_config(config), parse_overrides(arguments))
-    check(loaded)
-    from oumi.core.survey import survey
+    if loaded.data.validation.datasets and loaded.training.eval_strategy == "no":
+        loaded.training.eval_strategy = "epoch"  # so that the rows are read, though no training measures them
+    check(loaded, reads_only=True)
+    return make_plan(loaded, survey(loaded, may_download=True, counts_rows=False))
+
+
+def _loaded(config: str, arguments: list[str]) -> tuple[Plan, Rows]:
+    """Returns the plan of a config and its rows; those that cannot be used are counted, and left out."""
+    from datetime import datetime
+
+    plan = _planned(config, arguments)
     from oumi.core.trainers.rows import read_all
 
-    plan = make_plan(loaded, survey(loaded, may_download=True))
+    train, validation = (replace(one, max_rejected_rows=sys.maxsize) for one in (plan.data.train, plan.data.validation))
+    plan = replace(plan, data=replace(plan.data, train=train, validation=validation))
     return plan, read_all(plan, datetime.now())
 
 
-def _draw(console: Console, example: Example, tokenizer: Any, title: str) -> None:
-    """Prints a document: its source and counts, then its tokens."""
-    from rich.rule import Rule
-    from rich.text import Text
+def _first_rows(plan: Plan, epoch: Epoch, split: Split, wanted: int) -> list[int]:
+    """Returns the rows that come first: of training in the order in which they are trained."""
+    from oumi.core.data.loader import Loader
 
-    targets = int(example.is_target.sum())
-    where = f"{title}: {example.source}, {_count(len(example.tokens), 'token')}, {targets:,} trained"
-    console.print(Rule(Text(where), align="left", style="bright_black"))
-    console.print(_drawn(example, tokenizer, Text()))
-
-
-def _drawn(example: Example, tokenizer: Any, text: Text) -> Text:
-    """Returns the tokens of a document, each in another shade than the one before; brackets open and close targets."""
-    is_open = False
-    for i, piece in enumerate(_pieces(example.tokens.tolist(), tokenizer)):
-        is_target = bool(example.is_target[i])
-        if is_target != is_open:
-            text.append("⟦" if is_target else "⟧", style="bold yellow")
-            is_open = is_target
-        style = (_TARGETS if is_target else _OTHERS)[i % 2]
-        text.append(_printable(piece), style=style)
-    return text.append("⟧", style="bold yellow") if is_open else text
+    wanted = min(wanted, len(epoch))
+    if split != Split.TRAIN:
+        return list(range(wanted))
+    loader, first = Loader(epoch, plan.with_num_rows(len(epoch)).steps, plan.data.seed), list[int]()
+    while len(first) < wanted:
+        first += loader.rows_of(len(first) // plan.steps.rows_per_step)
+    return first[:wanted]
 
 
-def _pieces(tokens: list[int], tokenizer: Any) -> list[str]:
-    """Returns the text of each token; the bytes of one character stand with the last of them."""
-    pieces, done, waiting = [], 0, list[int]()
-    for i, token in enumerate(tokens):
-        waiting.append(token)
-        text = tokenizer.decode(waiting)
-        if text.endswith("\ufffd") and i - done < 4 and i + 1 < len(tokens):
-            pieces.append("")
-            continue
-        pieces.append(text)
-        done, waiting = i + 1, []
-    return pieces
+def _name_of(plan: Plan, number: int, place: int, num_documents: int) -> str:
+    """Returns what a document is called above it."""
+    if plan.trainer == "TRL_DPO":
+        return ("chosen", "rejected")[place]
+    return f"document {place + 1}" if num_documents > 1 else f"row {number}"
 
 
-def _printable(text: str) -> str:
-    """Returns a text whose control characters show; a line ends where it does, after a sign for it."""
-    shown = "".join(
-        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text
-    )
-    return shown.replace("\n", "↵\n")
+def _packing(epoch: Epoch) -> dict[str, Any] | None:
+    """Returns how an epoch is packed, None if it is not."""
+    from oumi.core.data.packing import Packed
+
+    return {"rows": len(epoch), "empty_share": epoch.empty_share} if isinstance(epoch, Packed) else None
 
 
-def _tell(split: str, found: Statistics, ledgers: list[dict[str, Any]]) -> None:
+def _tell_datasets(out: Console, ledgers: list[dict[str, Any]], parts: list[Statistics]) -> None:
+    """Prints what became of the rows of each data set, and what each has of an epoch."""
+    from oumi.cli import drawing
     from oumi.core.data.statistics import histogram, percentiles
 
-    share = found.num_targets / found.num_tokens if found.num_tokens else 0.0
-    typer.echo(
-        f"{split}: {_count(found.num_rows, 'row')} an epoch, {found.num_tokens:,} tokens, "
-        f"{found.num_targets:,} of them trained ({share:.1%})"
+    names = [one["dataset"] for one in ledgers]
+    keys = ("read", "trained", "truncated", "rejected")
+    drawing.draw_table(
+        out,
+        [
+            ("data set", "read", "= trained", "+ truncated", "+ rejected"),
+            *((name, *(f"{one['rows'][key]:,}" for key in keys)) for name, one in zip(names, ledgers, strict=True)),
+        ],
     )
-    for one in ledgers:
-        rows, tokens = one["rows"], one["tokens"]
-        typer.echo(
-            f"  {one['dataset']}: {rows['read']:,} read = {rows['trained']:,} trained + {rows['truncated']:,} "
-            f"truncated + {rows['rejected']:,} rejected; {one['examples']['drawn']:,} drawn an epoch"
+    if len(parts) > 1:
+        num_rows, num_tokens = (sum(getattr(one, fact) for one in parts) for fact in ("num_rows", "num_tokens"))
+        epoch = [("in an epoch", "rows", "of all", "tokens", "of all", "trained")]
+        spread = [("tokens a row", "min", "p50", "p90", "p99", "max", "")]
+        for name, one in zip(names, parts, strict=True):
+            shares = (one.num_rows / num_rows, one.num_tokens / num_tokens, one.num_targets / max(one.num_tokens, 1))
+            of_rows, of_tokens, trained = (f"{share:.1%}" for share in shares)
+            epoch.append((name, f"{one.num_rows:,}", of_rows, f"{one.num_tokens:,}", of_tokens, trained))
+            if one.num_rows:
+                line = f"{drawing.sparkline(histogram(one.lengths)):<13}"
+                spread.append((name, *(f"{value:,}" for value in percentiles(one.lengths).values()), line))
+        drawing.draw_table(out, epoch)
+        drawing.draw_table(out, spread)
+    for name, ledger in zip(names, ledgers, strict=True):
+        _tell_losses(out, drawing.shortened(name, 40), ledger)
+
+
+def _tell_losses(out: Console, name: str, ledger: dict[str, Any]) -> None:
+    """Prints what of a data set is not trained, and why."""
+    from oumi.cli import drawing
+
+    tokens, targets = ledger["tokens"], ledger["targets"]
+    if tokens["cut"]:
+        drawing.draw_note(
+            out,
+            f"✂ {name}: {tokens['cut']:,} tokens cut off ({tokens['cut'] / tokens['read']:.1%}), "
+            f"{targets['cut']:,} of them targets ({targets['cut'] / max(targets['read'], 1):.1%} of all targets)",
         )
-        if tokens["cut"]:
-            typer.echo(f"    cut off: {tokens['cut']:,} tokens, {tokens['cut_targets']:,} of them targets")
-        for reason, number in one["reasons"].items():
-            typer.echo(f"    {number:,} x {reason}")
-    for name, values in (("tokens a row", found.lengths), ("trained tokens a row", found.targets)):
-        typer.echo(f"  {name}: " + ", ".join(f"{key} {value:,}" for key, value in percentiles(values).items()))
-        bins = histogram(values)
-        most, width = max(count for _, _, count in bins), len(f"{bins[-1][1]:,}")
-        for low, high, count in bins:
-            bar = "█" * round(_BAR_WIDTH * count / most) or ("▏" if count else "")
-            typer.echo(f"    {low:>{width},} - {high:<{width},} {count:>9,} {bar}".rstrip())
-    typer.echo(f"  duplicates: {_count(found.repeats.num_rows, 'row')}")
-    _name(found.repeats)
+    for reason, number in ledger["reasons"].items():
+        drawing.draw_note(out, f"✗ {name}: {number:,} x {reason}")
 
 
-def _name(repeats: Repeats) -> None:
-    for line in repeats.named:
-        typer.echo(f"    {line}")
+def _tell_epoch(out: Console, plan: Plan, found: Statistics, packed: dict[str, Any] | None) -> None:
+    """Prints the totals of an epoch and how its lengths are spread."""
+    from oumi.cli import drawing
+    from oumi.core.data.statistics import histogram, percentiles
+
+    share = found.num_targets / max(found.num_tokens, 1)
+    what = "pair" if plan.trainer == "TRL_DPO" else "row"
+    drawing.draw_note(
+        out,
+        f"an epoch: {drawing.counted(found.num_rows, what)}, {found.num_tokens:,} tokens, "
+        f"{found.num_targets:,} of them trained ({share:.1%})",
+    )
+    if packed is not None:
+        rows, length = drawing.counted(packed["rows"], "row"), plan.model.max_length
+        drawing.draw_note(out, f"packed: {rows} of {length:,} tokens, {packed['empty_share']:.1%} of the places empty")
+    spreads = [(f"tokens a {what}", found.lengths), (f"trained tokens a {what}", found.targets)]
+    for name, values in spreads if 0 < share < 1 else spreads[:1]:
+        told = "  ".join(f"{key} {value:,}" for key, value in percentiles(values).items())
+        drawing.draw_note(out, f"{name}: {told}")
+        drawing.draw_histogram(out, histogram(values))
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" + ("s" if number != 1 else "")
+def _tell_duplicates(out: Console, duplicates: dict[str, Any], names: list[str]) -> None:
+    """Prints which rows stand in the data more than once; a file is named without its folder."""
+    from oumi.cli import drawing
+    from oumi.core.trainers.duplicates import TOLD
+
+    for kind, one in duplicates.items():
+        if one["rows"]:
+            drawing.draw_note(out, f"! {TOLD[kind]}: {one['rows']:,}")
+            for line in one["first"]:
+                for name in names:
+                    line = line.replace(name, Path(name).name)
+                drawing.draw_note(out, line, indent=4)
+    if not any(one["rows"] for one in duplicates.values()):
+        drawing.draw_note(out, "no duplicates" + (", none of them trained" if "trained" in duplicates else ""))

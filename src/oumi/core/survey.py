@@ -27,13 +27,14 @@ _UNLIMITED = 1_000_000_000
 """Tokenizers without a length of their own say some number above this."""
 
 
-def survey(config: TrainingConfig, may_download: bool = False) -> Facts:
+def survey(config: TrainingConfig, may_download: bool = False, counts_rows: bool = True) -> Facts:
     """Returns the facts for a plan.
 
     Args:
         config: The run.
         may_download: Fetch the few small files that describe a model of the Hub. Otherwise what is not in the
             cache stays unknown.
+        counts_rows: Count the rows of the training set, if that takes no reading.
 
     Raises:
         ConfigError: No such model, or no access to it.
@@ -46,7 +47,7 @@ def survey(config: TrainingConfig, may_download: bool = False) -> Facts:
         num_cpus=machine.num_cpus,
         memory_bytes=machine.memory_bytes,
         free_bytes=host.free_bytes(Path(config.training.output_dir).expanduser().absolute()),
-        num_rows=_count_rows(config),
+        num_rows=_count_rows(config) if counts_rows else None,
         model=_model_facts(config.model, may_download),
         unread=tuple(
             f"data.{split}.datasets[{i}].dataset_kwargs.{key}"

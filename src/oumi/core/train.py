@@ -83,7 +83,7 @@ def _run(plan: Plan, world: World, source: str | None) -> TrainResult:
     trainer.train()
     trainer.save(plan.output_dir)
     rows.close()
-    write_report(plan.output_dir, rows.ledgers)
+    write_report(plan.output_dir, rows.ledgers, rows.duplicates)
     mark_finished(trainer.run, start, rows.fingerprint)
     return TrainResult(plan.output_dir, trainer.run.state.step, dict(trainer.run.metrics))
 

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 
 from oumi.core.data.encoding import Encoded
-from oumi.core.data.supervision import check_supervision
+from oumi.core.data.supervision import Asked, check_supervision
 from oumi.core.data.targets import Document, Rendered
 from oumi.core.data.templates import FOLDER, Template
 from oumi.core.data.tokens import Tokeniser
 from oumi.core.types.example import BadRow, Example, Row, Source
 from tests.core.data.families import bundled, llama, others, qwen
 from tests.core.data.families.family import CHATS, NOW, Family, Refused, Wanted
-from tests.runs import table_of
 
 FAMILIES: dict[str, Family] = {**bundled.FAMILIES, **llama.FAMILIES, **qwen.FAMILIES, **others.FAMILIES}
 SOURCE = Source("set", "x.jsonl", 1)
@@ -86,7 +85,7 @@ def test_a_chat_is_trained_as_it_is_written_down(name: str, case: str) -> None:
     assert [drawn(one, tokenizer) for one in made] == documents(wanted)
     for one, document in zip(made, row.documents, strict=True):
         assert one.tokens.tolist() == tokenizer(document.text, add_special_tokens=False)["input_ids"]
-    check_supervision(table_of(made), tokenizer, 64, "all_assistant_turns", None)
+    check_supervision(made, tokenizer, Asked("all_assistant_turns"))
 
 
 def test_deepseek_writes_calls_of_tools_that_are_defined_elsewhere() -> None:

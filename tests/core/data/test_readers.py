@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,19 @@ def test_every_record_is_read_with_its_line(tmp_path: Path, kind: str) -> None:
     assert [row.source.line for row in rows] == lines
     assert str(rows[0].source) == f"{path}:{lines[0]}"
     assert {row.source.dataset for row in rows} == {"rows"}
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.csv", "x.txt"])
+def test_a_compressed_file_is_read_as_what_is_in_it(tmp_path: Path, name: str, suffix: str) -> None:
+    import pyarrow
+
+    content = b'[{"a": 1},\n{"a": 2}]' if name == "x.json" else b'{"a": 1}\n{"a": 2}\n'
+    plain = read(written(tmp_path, name, content))
+    packed = gzip.compress(content) if suffix == ".gz" else pyarrow.compress(content, codec="zstd", asbytes=True)
+    found = read(written(tmp_path, name + suffix, packed))
+    assert [row.value for row in found if isinstance(row, Row)] == [row.value for row in plain if isinstance(row, Row)]
+    assert [row.source.line for row in found] == [row.source.line for row in plain]
 
 
 @pytest.mark.parametrize("kind", SOUND)
@@ -151,9 +165,9 @@ def test_a_list_that_breaks_off_has_no_count(tmp_path: Path) -> None:
         (b"{'a': 1}", "not valid JSON: Expecting property name", "{'a': 1}"),
         (b'{"a": Infinity}', "not valid JSON: Infinity is not JSON", '{"a": Infinity}'),
         (b'{"a": 1} {"a": 2}', "not valid JSON: Extra data", '{"a": 1} {"a": 2}'),
-        (b'{"a": "\xff\xfe"}', "not UTF-8 (byte 7)", "\\ufffd"),
+        (b'{"a": "\xff\xfe"}', "not UTF-8: byte 7", "\ufffd"),
         (b'{"a": "\x00"}', "holds a NUL byte", '{"a": "\\x00"}'),
-        (b'{"a": "\\udc00"}', "holds half of a character", '{"a": "\\\\udc00"}'),
+        (b'{"a": "\\udc00"}', "holds half of a character", '{"a": "\\udc00"}'),
         (b'{"\\ud83d": 1}', "holds half of a character", "ud83d"),
         (b"[" * 5000, "not valid JSON: nested too deep", "[[["),
         (b'{"a": "\x1b[31m"}', "not valid JSON: Invalid control character", "\\x1b[31m"),

@@ -161,7 +161,7 @@ def test_a_row_that_is_too_long_is_cut_as_asked(policy: str | None) -> None:
 def test_a_row_that_is_too_long_may_be_refused() -> None:
     found = made(LONG, max_length=4, truncation="reject")
     assert isinstance(found, BadRow)
-    assert found.reason == "has 11 tokens, model_max_length is 4"
+    assert found.reason == "longer than model_max_length 4: 11 tokens"
 
 
 @pytest.mark.parametrize("policy", ["right", "left", "split"])

@@ -105,8 +105,8 @@ def test_a_row_of_another_shape_than_the_first_is_refused() -> None:
     [
         ([1], "a row is an object with keys, got a list"),
         ("text", "a row is an object with keys, got text"),
-        ({"question": "a", "answer": "b"}, "no known shape; its keys are question, answer"),
-        ({}, "no known shape; its keys are none"),
+        ({"question": "a", "answer": "b"}, "no known shape: its keys are question, answer"),
+        ({}, "no known shape: its keys are none"),
         ({"messages": "Hi"}, "'messages' must be a list of turns, got text"),
         ({"messages": None}, "'messages' must be a list of turns, got null"),
         ({"messages": []}, "the conversation is empty"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from oumi.core.data.supervision import check_supervision, draw, spread
+from oumi.core.data.supervision import Asked, check_supervision, draw, spread
 from oumi.core.errors import DataError
 from oumi.core.train import train
 from oumi.core.types.example import Example, Source
@@ -34,7 +34,7 @@ def check(
     *drawings: str, num_checked: int = 64, train_on: str = "all_assistant_turns", max_length: int | None = None
 ) -> None:
     table = table_of([example(one, i + 1) for i, one in enumerate(drawings)])
-    check_supervision(spread(table, num_checked), TOKENIZER, train_on, max_length)
+    check_supervision(spread(table, num_checked), TOKENIZER, Asked(train_on, max_length))
 
 
 def test_a_row_is_drawn_as_it_is_trained() -> None:
@@ -64,7 +64,7 @@ def test_a_row_that_begins_twice_is_told() -> None:
     tokenizer.bos_token = "<|endoftext|>"
     table = table_of([example("<|endoftext|><|endoftext|>Hi? [Yo.<|im_end|>]")])
     with pytest.raises(DataError, match="begins with two start tokens"):
-        check_supervision(spread(table, 64), tokenizer, "all_assistant_turns", None)
+        check_supervision(spread(table, 64), tokenizer, Asked("all_assistant_turns"))
 
 
 def test_sound_rows_and_rows_that_are_trained_whole_pass() -> None:
@@ -76,10 +76,10 @@ def test_an_answer_that_is_trained_in_parts_ends_with_its_last_one() -> None:
     parts = "Hi? [I look. ]It rains. [It does.<|im_end|>]\n"
     with pytest.raises(DataError, match="an answer ends without a special token"):
         check(parts)
-    check_supervision([example(parts)], TOKENIZER, "all_assistant_turns", None, in_parts=True)
+    check_supervision([example(parts)], TOKENIZER, Asked("all_assistant_turns", in_parts=True))
     unended = [example("Hi? [I look. ]It rains. [It does.]\n")]
     with pytest.raises(DataError, match="an answer ends without a special token"):
-        check_supervision(unended, TOKENIZER, "all_assistant_turns", None, in_parts=True)
+        check_supervision(unended, TOKENIZER, Asked("all_assistant_turns", in_parts=True))
 
 
 def test_the_checked_rows_are_spread_over_the_table() -> None:

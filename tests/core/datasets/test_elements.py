@@ -223,7 +223,7 @@ def test_rows_of_any_kind_are_loaded_by_ones_own_code(tmp_path: Path) -> None:
     assert vectors[1]["images"].tolist() == [4, 5, 6, 7]
     assert vectors.to_hf().to_list() == [{"images": [0, 1, 2, 3], "labels": 1}, {"images": [4, 5, 6, 7], "labels": 0}]
     assert vectors.content() is None
-    assert all("no known shape; its keys are images, labels" in str(row) for row in vectors.rows())
+    assert all("no known shape: its keys are images, labels" in str(row) for row in vectors.rows())
 
 
 def test_ones_own_chats_are_registered_by_name_and_read_under_their_id() -> None:

@@ -40,7 +40,7 @@ SEEN = "[image_binary \\x89PNG]"
 HI = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
 HI_SAID = ["user: Hi", "assistant: Ho"]
 HUMAN = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
-MESSAGES = Case({"messages": HI}, HI_SAID, "messages", "no known shape; its keys are other")
+MESSAGES = Case({"messages": HI}, HI_SAID, "messages", "no known shape: its keys are other")
 TURNS = Case({"messages": [{"role": "system", "content": "Be."}, *HI]}, ["system: Be.", *HI_SAID], "messages")
 ALPACA = Case(
     {"instruction": "Add.", "input": "1, 2", "output": "3"},

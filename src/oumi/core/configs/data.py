@@ -45,6 +45,13 @@ class Truncation(NamedEnum):
     SPLIT = "split"
 
 
+class OnDuplicates(NamedEnum):
+    """What becomes of a run whose data holds the same row more than once."""
+
+    WARN = "warn"
+    ERROR = "error"
+
+
 class TrainTarget(NamedEnum):
     """Which turns of a conversation are trained."""
 
@@ -139,6 +146,9 @@ class DatasetSplitParams(Params):
     are rejected (REJECT), or cut into several (SPLIT); null splits texts and cuts off the end of anything else."""
     max_rejected_rows: NonNegativeInt = 0
     """Rows that may be left out because they cannot be used; one more stops the run."""
+    on_duplicates: OnDuplicates = OnDuplicates.WARN
+    """Rows or ids that stand in the split more than once, and rows of the validation set that are trained, too: name
+    them and go on (WARN), or stop before the first step (ERROR)."""
 
     def complaints(self) -> Iterator[Complaint]:
         if self.collator_name is not None and self.collator_name not in COLLATORS:

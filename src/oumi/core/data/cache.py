@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from oumi.core.data.tokens import Chunk, TokenTable, write_table
 
 _UNFINISHED = ".unfinished-"
 _OF_THE_CODE = "code"
+_LIBRARIES = ("tokenizers", "transformers", "jinja2")
 
 Inputs = Mapping[str, Any]
 """All that decides what is in a table, each by its name."""
@@ -42,8 +44,8 @@ def identity_of(inputs: Inputs) -> str:
 
 @lru_cache(maxsize=1)
 def code_version() -> str:
-    """Returns a digest of the code that makes tokens of rows."""
-    digest = hashlib.sha256()
+    """Returns a digest of the code that makes tokens of rows, and of the libraries that it does so with."""
+    digest = hashlib.sha256(" ".join(version(name) for name in _LIBRARIES).encode())
     for path in sorted([*Path(__file__).parent.glob("*.py"), *(Path(__file__).parent.parent / "types").glob("*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,9 +36,10 @@ class Encoder:
 
         Args:
             tokenizer: Must be a fast one, which tells which characters a token covers.
-            train_on: `all`, or what else was asked for.
+            train_on: `all`, `nothing`, or what else was asked for.
             max_length: Tokens that the model takes; None sets no limit.
-            truncation: `right`, `left`, `reject` or `split`; None splits texts, and cuts others on the right.
+            truncation: `right`, `left`, `reject` or `split`; None splits texts, cuts prompts on the left, and others
+                on the right.
         """
         if not tokenizer.is_fast:
             raise ConfigError(f"{tokenizer.name_or_path}: only fast tokenizers tell which text a token covers")
@@ -48,7 +49,7 @@ class Encoder:
         self._control = control_tokens(tokenizer)
         self._ids = tokenizer.convert_tokens_to_ids
         self._newline = self._backend.encode("\n", add_special_tokens=False).ids
-        self._trains_all = train_on == "all"
+        self._trains_all, self._trains_nothing = train_on == "all", train_on == "nothing"
         self._max_length = max_length
         self._truncation = truncation
 
@@ -132,30 +133,48 @@ class Encoder:
 
     def _fitted(self, row: Rendered, documents: list[Tokens]) -> Encoded | BadRow:
         """Returns the row within the model's length, or why nothing can be learned of it."""
-        limit, policy = self._max_length, self._truncation or ("split" if row.may_split else "right")
+        limit, policy = self._max_length, self._truncation or self._usual_truncation(row)
         longest = max(len(tokens) for tokens, _ in documents)
+        num_tokens = sum(len(tokens) for tokens, _ in documents)
         num_targets = sum(int(is_target.sum()) for _, is_target in documents)
-        if not any(is_target[1:].any() for _, is_target in documents):
-            return BadRow(row.source, "no token is trained")
+
+        def rejected(reason: str) -> BadRow:
+            return BadRow(row.source, reason, num_tokens=num_tokens, num_targets=num_targets)
+
+        if not any(self._is_of_use(one) for one in documents):
+            return rejected("no token is trained")
         if not self._trains_all and not row.may_split and any(is_target.all() for _, is_target in documents):
-            return BadRow(row.source, "every token is trained: nothing stands before the answer")
+            return rejected("every token is trained: nothing stands before the answer")
         if limit is None or longest <= limit:
             return Encoded((_joined(documents, row.source),), 0, 0)
         if policy == "reject":
-            return BadRow(row.source, f"has {longest} tokens, model_max_length is {limit}")
-        num_tokens = sum(len(tokens) for tokens, _ in documents)
+            return rejected(f"longer than model_max_length {limit}: {longest} tokens")
         if policy == "split":
             parts = [_part(one, at, at + limit) for one in documents for at in range(0, len(one[0]), limit)]
-            examples = tuple(_joined([part], row.source) for part in parts if part[1][1:].any())
+            examples = tuple(_joined([part], row.source) for part in parts if self._is_of_use(part))
         else:
             cut = [_part(one, *((0, limit) if policy == "right" else (-limit, None))) for one in documents]
-            kept = [one for one in cut if one[1][1:].any()]
+            kept = [one for one in cut if self._is_of_use(one)]
+            if row.is_pair and len(kept) < 2:
+                return rejected(f"every trained token of an answer lies beyond model_max_length {limit}")
+            if row.is_pair and np.array_equal(kept[0][0], kept[1][0]):
+                return rejected(f"the answers are the same within model_max_length {limit}")
             examples = (_joined(kept, row.source),) if kept else ()
         if not examples:
-            return BadRow(row.source, f"every trained token lies beyond model_max_length {limit}")
+            return rejected(f"every trained token lies beyond model_max_length {limit}")
         left = sum(len(one.tokens) for one in examples)
         left_targets = sum(int(one.is_target.sum()) for one in examples)
+        examples = (*examples[:-1], replace(examples[-1], num_cut=num_tokens - left))
         return Encoded(examples, num_tokens - left, num_targets - left_targets)
+
+    def _usual_truncation(self, row: Rendered) -> str:
+        if self._trains_nothing:
+            return "left"  # a prompt ends with what is asked
+        return "split" if row.may_split else "right"
+
+    def _is_of_use(self, document: Tokens) -> bool:
+        """Returns True if something is learned of a document; its first token is never predicted."""
+        return self._trains_nothing or bool(document[1][1:].any())
 
 
 def without_gaps(offsets: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:

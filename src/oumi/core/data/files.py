@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import gzip
+import io
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,14 @@ from typing import BinaryIO, cast
 
 from oumi.core.configs.data import COMPRESSED, FILE_SUFFIXES, is_pattern
 from oumi.core.errors import DataError
+
+
+class BrokenFileError(DataError):
+    """A compressed file that cannot be read to its end."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.reason = reason
 
 
 def files_of(path: Path) -> list[Path]:
@@ -60,7 +70,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     """Yields a file as its uncompressed bytes.
 
     Raises:
-        DataError: It breaks off, or is not of its kind.
+        BrokenFileError: It breaks off, or is not of its kind.
     """
     suffix = path.suffix.lower()
     try:
@@ -70,14 +80,14 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         elif suffix == ".zst":
             import pyarrow
 
-            with pyarrow.input_stream(str(path), compression="zstd") as file:
-                yield file
+            with pyarrow.input_stream(str(path), compression="zstd") as stream:
+                yield io.BufferedReader(stream)  # which knows lines
         else:
             with path.open("rb") as file:
                 yield file
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: not a gzip file, or it breaks off: {error}") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise BrokenFileError(path, f"not a gzip file, or it breaks off: {error}") from None
     except OSError as error:
         if suffix != ".zst":
             raise
-        raise DataError(f"{path}: not a zstd file, or it breaks off: {str(error).splitlines()[0]}") from None
+        raise BrokenFileError(path, f"not a zstd file, or it breaks off: {str(error).splitlines()[0]}") from None

@@ -9,10 +9,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from oumi.core.data.ledger import Counts
+from oumi.core.data.ledger import Counts, Ledger
 from oumi.core.data.sources import IndexedRows
 from oumi.core.data.tokens import Tokeniser, TokenTable
-from oumi.core.errors import DataError
 from oumi.core.types.example import BadRow, Example, Row
 
 
@@ -45,11 +44,13 @@ class GrowingTable:
         value_of: Callable[[Row | BadRow], Row | BadRow],
         tokeniser: Tokeniser,
         making: Making,
+        ledger: Ledger,
     ) -> None:
         self._rows = rows
         self._value_of = value_of
         self._tokeniser = tokeniser
         self._making = making
+        self._ledger = ledger
         self._table: TokenTable | None = None
         self._counts = Counts()
         self._counted: set[int] = set()
@@ -58,13 +59,16 @@ class GrowingTable:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Example:
-        self._table = self._table or self._making.poll()
-        if self._table is not None:
-            return self._table[index]
+        table = self.if_complete()
+        if table is not None:
+            return table[index]
         (made,) = self._tokeniser.make([self._value_of(self._rows[index])])
         if isinstance(made, BadRow):
             self._making.stop()
-            raise DataError(f"{made}\nMend it, or allow rows to be left out with max_rejected_rows of this split")
+            self._counts.reject(made)
+            self._ledger.counts = self._counts
+            self._ledger.close()
+            raise AssertionError("rows may only be trained early where none may be rejected")
         (example,) = made.examples
         if index not in self._counted:
             self._counted.add(index)
@@ -73,22 +77,32 @@ class GrowingTable:
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """Returns how many tokens each row has [R], once all are known."""
-        return self._complete().lengths()
+        return self.complete().lengths()
+
+    def targets(self) -> npt.NDArray[np.int64]:
+        """Returns how many tokens of each row are trained [R], once all are known."""
+        return self.complete().targets()
 
     @property
     def highest_token(self) -> int:
         """Returns the largest token id, once all are known."""
-        return self._complete().highest_token
+        return self.complete().highest_token
 
     def close(self, may_wait: bool = False) -> Counts:
         """Ends the work, or waits for its end, and returns what became of the rows that were read."""
         if may_wait:
-            self._complete()
-        if (table := self._table or self._making.poll()) is not None:
+            self.complete()
+        if (table := self.if_complete()) is not None:
             return Counts.from_state(table.ledger)
         self._making.stop()
         return self._counts
 
-    def _complete(self) -> TokenTable:
+    def if_complete(self) -> TokenTable | None:
+        """Returns the complete table, None while it is being made."""
+        self._table = self._table or self._making.poll()
+        return self._table
+
+    def complete(self) -> TokenTable:
+        """Returns the complete table, for which it waits."""
         self._table = self._table or self._making.wait()
         return self._table

@@ -33,7 +33,8 @@ class Joined:
 
     def __init__(self, table: TokenTable, joining: Joining) -> None:
         """Takes documents that are not cut, and how they are joined; raises DataError if they fill no row."""
-        self._table = table
+        self.documents = table
+        """The documents, each whole."""
         self._length = joining.length
         self._ends = np.cumsum(table.lengths())
         total = int(self._ends[-1]) if len(self._ends) else 0
@@ -53,7 +54,7 @@ class Joined:
         first = index * self._length
         last = min(first + self._length, self._num_tokens)
         documents = range(int(np.searchsorted(self._ends, first, "right")), int(np.searchsorted(self._ends, last)) + 1)
-        return self._table.span(first, last, documents, self._ends)
+        return self.documents.span(first, last, documents, self._ends)
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """Returns how many tokens each row has [R]."""
@@ -65,7 +66,7 @@ class Joined:
     @property
     def highest_token(self) -> int:
         """Returns the largest token id, -1 if there are no rows."""
-        return self._table.highest_token
+        return self.documents.highest_token
 
     def account(self, counts: Counts) -> Counts:
         """Returns the account of the documents, with what is dropped at the end counted as cut off."""

@@ -9,13 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from oumi.core.data.files import opened
+from oumi.core.data.files import BrokenFileError, opened
 from oumi.core.data.lines import BOM, iterate
 from oumi.core.errors import DataError
-from oumi.core.types.example import BadRow, Row, Source
+from oumi.core.types.example import BadRow, Row, Source, printable, row_of
 
-MAX_ROW_BYTES = 64_000_000
+MAX_ROW_BYTES = 16_000_000
+"""A longer row is no row: its tokens alone would take gigabytes of memory."""
+MAX_DEPTH = 100
+"""Of lists and objects within each other."""
 _EXCERPT_LENGTH = 80
+_TOO_DEEP = f"not valid JSON: nested too deep, in more than {MAX_DEPTH} lists and objects"
 _GAP = re.compile(r"\s*(,?)\s*")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -28,9 +32,13 @@ def begins_list(path: Path) -> bool:
 
 def read_lines(path: Path, dataset: str) -> Iterator[Row | BadRow]:
     """Yields the row in each line of a file."""
-    with opened(path) as file:
-        for number, line in iterate(file):
-            yield parse_line(line, Source(dataset, str(path), number))
+    number = 0
+    try:
+        with opened(path) as file:
+            for number, line in iterate(file):
+                yield parse_line(line, Source(dataset, str(path), number))
+    except BrokenFileError as error:
+        raise DataError(f"{path}:{number + 1}: {error.reason}") from None
 
 
 def check_lines(path: Path) -> None:
@@ -49,22 +57,30 @@ def check_lines(path: Path) -> None:
 def parse_line(data: bytes, source: Source) -> Row | BadRow:
     """Returns the record in a line of JSON, or why there is none."""
     if len(data) > MAX_ROW_BYTES:
-        return BadRow(source, f"a row of {len(data):,} bytes; at most {MAX_ROW_BYTES:,} are read")
+        shown = excerpt(data[: 4 * _EXCERPT_LENGTH].decode("utf-8", "replace"))
+        return BadRow(source, f"longer than {MAX_ROW_BYTES:,} bytes: it has {len(data):,}", shown)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        return BadRow(source, f"not UTF-8 (byte {error.start})", excerpt(data.decode("utf-8", "replace")))
+        return BadRow(source, f"not UTF-8: byte {error.start}", excerpt(data.decode("utf-8", "replace")))
     if "\0" in text:
         return BadRow(source, "holds a NUL byte", excerpt(text))
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
-        return BadRow(source, "not valid JSON: nested too deep", excerpt(text))
+        return BadRow(source, _TOO_DEEP, excerpt(text))
     except ValueError as error:
         return BadRow(source, f"not valid JSON: {error}", excerpt(text))
+    return _checked(value, text, source)
+
+
+def _checked(value: Any, text: str, source: Source) -> Row | BadRow:
+    """Returns the record that a text of JSON says, or why it cannot be used."""
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
+        return BadRow(source, _TOO_DEEP, excerpt(text))
     if _SURROGATE.search(text) and not _is_text(value):
         return BadRow(source, "holds half of a character (a lone surrogate)", excerpt(text))
-    return Row(value, source)
+    return row_of(value, source)
 
 
 def read_list(path: Path, dataset: str) -> Iterator[Row | BadRow]:
@@ -97,26 +113,49 @@ def read_list(path: Path, dataset: str) -> Iterator[Row | BadRow]:
                 raise ValueError("a comma stands between two rows, and nowhere else")
             value, end = decoder.raw_decode(text, at)
         except RecursionError:
-            raise DataError(f"{source}: not valid JSON: nested too deep") from None
+            raise DataError(f"{source}: {_TOO_DEEP}: {excerpt(text[at : at + _EXCERPT_LENGTH])}") from None
         except ValueError as error:
             reason = "the list breaks off here" if at >= len(text) - 1 else str(error).split(": line")[0]
             raise DataError(f"{source}: not valid JSON: {reason}: {excerpt(text[at : at + _EXCERPT_LENGTH])}") from None
-        part = text[at:end]
-        if _SURROGATE.search(part) and not _is_text(value):
-            yield BadRow(source, "holds half of a character (a lone surrogate)", excerpt(part))
+        if end - at > MAX_ROW_BYTES:
+            shown = excerpt(text[at : at + 2 * _EXCERPT_LENGTH])
+            yield BadRow(source, f"longer than {MAX_ROW_BYTES:,} bytes: it has {end - at:,} characters", shown)
         else:
-            yield Row(value, source)
+            yield _checked(value, text[at:end], source)
         at, is_first = end, False
 
 
 def excerpt(text: str) -> str:
-    """Returns the beginning of a text with control characters written out."""
-    shown = text[:_EXCERPT_LENGTH].encode("unicode_escape").decode()
-    return shown + ("..." if len(text) > _EXCERPT_LENGTH else "")
+    """Returns the beginning of a text, 80 characters at most, with those written out that do not print."""
+    shown = printable(text[: _EXCERPT_LENGTH + 1])
+    return shown if len(shown) <= _EXCERPT_LENGTH else shown[:_EXCERPT_LENGTH] + "..."
+
+
+def shown(value: Any) -> str:
+    """Returns the beginning of a record, as it may stand in a file."""
+    try:
+        return excerpt(json.dumps(value, ensure_ascii=False))
+    except (TypeError, ValueError, RecursionError):
+        return excerpt(str(value))
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _is_deep(value: Any) -> bool:
+    """Returns True if lists and objects stand deeper within each other than they may."""
+    layer = [value]
+    for _ in range(MAX_DEPTH):
+        layer = [
+            inner
+            for one in layer
+            if isinstance(one, list | dict)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not layer:
+            return False
+    return True
 
 
 def _is_text(value: Any) -> bool:

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from oumi.core.errors import DataError
-from oumi.core.types.example import BadRow, Example
+from oumi.core.types.example import BadRow, Example, printable
 
-_MOST_SHOWN = 20
+_MOST_KEPT, _MOST_SHOWN = 1000, 20
+"""Of the rejected rows: those in the report, and those in the message that stops a run."""
+_MOST_REASONS = 50
 _TURN = re.compile(r"^turn \d+: ")
 
 
@@ -33,6 +35,9 @@ class Counts:
     num_target_tokens: int = 0
     cut_tokens: int = 0
     cut_target_tokens: int = 0
+    rejected_tokens: int = 0
+    """Of rejected rows that were tokenised before they were found to be of no use."""
+    rejected_target_tokens: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     """Why rows were rejected."""
     shown: list[str] = field(default_factory=list)
@@ -42,8 +47,10 @@ class Counts:
         """Notes a row that cannot be used."""
         self.read += 1
         self.rejected += 1
-        self.reasons[_TURN.sub("", row.reason).partition(":")[0]] += 1
-        if len(self.shown) < _MOST_SHOWN:
+        self.rejected_tokens += row.num_tokens
+        self.rejected_target_tokens += row.num_targets
+        self._count_reason(printable(_TURN.sub("", row.reason).partition(":")[0]), 1)
+        if len(self.shown) < _MOST_KEPT:
             self.shown.append(str(row))
 
     def accept(self, examples: Sequence[Example], cut_tokens: int, cut_targets: int) -> None:
@@ -61,9 +68,15 @@ class Counts:
     def add(self, other: Counts) -> None:
         """Adds what became of more rows."""
         for one in fields(self):
-            if one.name != "shown":
+            if one.name not in ("shown", "reasons"):
                 setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
-        self.shown = [*self.shown, *other.shown][:_MOST_SHOWN]
+        for reason, number in other.reasons.items():
+            self._count_reason(reason, number)
+        self.shown = [*self.shown, *other.shown][:_MOST_KEPT]
+
+    def _count_reason(self, reason: str, number: int) -> None:
+        is_new = reason not in self.reasons and len(self.reasons) >= _MOST_REASONS
+        self.reasons["other reasons" if is_new else reason] += number
 
     def to_state(self) -> dict[str, Any]:
         """Returns all of it as JSON values."""
@@ -92,15 +105,24 @@ class Ledger:
         """Checks that the account adds up; raises DataError if more rows were rejected than the config allows."""
         counts = self.counts
         assert counts.read == counts.trained + counts.truncated + counts.rejected, "every row is counted once"
-        if counts.rejected <= self.max_rejected:
+        if not self.is_over:
             return
-        shown = "\n".join(f"  {row}" for row in counts.shown)
-        more = counts.rejected - len(counts.shown)
+        shown = "\n".join(f"  {row}" for row in counts.shown[:_MOST_SHOWN])
+        more = counts.rejected - _MOST_SHOWN
         rest = f"\n  ... and {more} more" if more > 0 else ""
         raise DataError(
-            f"{self.dataset}: {counts.rejected} of {counts.read} rows cannot be used\n{shown}{rest}\n"
-            f"Mend them, or leave them out with {self.key}.max_rejected_rows: {counts.rejected}"
+            f"{self.dataset}: {counts.rejected} of {counts.read} rows cannot be used\n{shown}{rest}\n{self.advice}"
         )
+
+    @property
+    def is_over(self) -> bool:
+        """Returns True if more rows were rejected than the config allows."""
+        return self.counts.rejected > self.max_rejected
+
+    @property
+    def advice(self) -> str:
+        """Returns what one may do about rejected rows."""
+        return f"Mend them, or leave them out with {self.key}.max_rejected_rows: {self.counts.rejected}"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the account as JSON values."""
@@ -117,11 +139,17 @@ class Ledger:
             },
             "examples": {"made": counts.examples, **drawn},
             "tokens": {
-                "read": counts.num_tokens + counts.cut_tokens,
+                "read": counts.num_tokens + counts.cut_tokens + counts.rejected_tokens,
                 "trained": counts.num_target_tokens,
                 "prompt": counts.num_tokens - counts.num_target_tokens,
                 "cut": counts.cut_tokens,
-                "cut_targets": counts.cut_target_tokens,
+                "rejected": counts.rejected_tokens,
+            },
+            "targets": {
+                "read": counts.num_target_tokens + counts.cut_target_tokens + counts.rejected_target_tokens,
+                "trained": counts.num_target_tokens,
+                "cut": counts.cut_target_tokens,
+                "rejected": counts.rejected_target_tokens,
             },
             "reasons": dict(counts.reasons),
             "rejected": counts.shown,

@@ -13,7 +13,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from oumi.core.errors import DataError
+
 BOM = b"\xef\xbb\xbf"
+CHANGED = "the file was changed or removed while it is read; bring it back as it was and go on, or start anew"
 _CHUNK_BYTES = 1 << 24
 _MAX_BLANK_BYTES = 64
 """A line of white space longer than that is not blank, but wrong."""
@@ -40,6 +43,7 @@ class LineIndex:
         self.digest = digest.hexdigest()
         """SHA-256 of the content."""
         self._file = os.open(path, os.O_RDONLY)
+        self._state = _state(os.fstat(self._file))
         self._starts, self._ends, self._numbers = self._without_blanks(bounds)
 
     def __del__(self) -> None:
@@ -52,8 +56,10 @@ class LineIndex:
     def __getitem__(self, index: int) -> tuple[int, bytes]:
         """Returns the number of a line (from 1), and its bytes without the line's end."""
         start = int(self._starts[index])
-        data = os.pread(self._file, int(self._ends[index]) - start, start)
         number = int(self._numbers[index]) if self._numbers is not None else index + 1
+        data = os.pread(self._file, int(self._ends[index]) - start, start)
+        if _state(os.fstat(self._file)) != self._state:
+            raise DataError(f"{self.path}:{number}: {CHANGED}")
         return number, (data.removeprefix(BOM) if start == 0 else data).rstrip(b"\r\n")
 
     def _without_blanks(
@@ -68,6 +74,10 @@ class LineIndex:
             return starts, ends, None
         kept = np.delete(np.arange(len(starts)), blank)
         return starts[kept], ends[kept], kept + 1
+
+
+def _state(stat: os.stat_result) -> tuple[int, int, bool]:
+    return stat.st_size, stat.st_mtime_ns, stat.st_nlink > 0
 
 
 def is_blank(line: bytes, index: int) -> bool:

@@ -53,6 +53,10 @@ class Table(Protocol):
         """Returns how many tokens each row has [R]."""
         ...
 
+    def targets(self) -> npt.NDArray[np.int64]:
+        """Returns how many tokens of each row are trained [R]."""
+        ...
+
 
 def draws_of(lengths: Sequence[int], proportions: Sequence[float] | None, strategy: str) -> list[int]:
     """Returns how many examples an epoch draws from each data set.
@@ -125,10 +129,17 @@ class Mixture:
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """Returns how many tokens each draw has."""
-        return np.concatenate(
-            [part.table.lengths()[part.rows(np.arange(len(part)))] for part in self.parts if len(part)]
-            or [np.zeros(0, dtype=np.int64)]
-        )
+        return self._of_draws([part.table.lengths() for part in self.parts])
+
+    def targets(self) -> npt.NDArray[np.int64]:
+        """Returns how many tokens of each draw are trained."""
+        return self._of_draws([part.table.targets() for part in self.parts])
+
+    def _of_draws(self, facts: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+        drawn = [
+            fact[part.rows(np.arange(len(part)))] for fact, part in zip(facts, self.parts, strict=True) if len(part)
+        ]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *drawn])
 
     @property
     def highest_token(self) -> int:

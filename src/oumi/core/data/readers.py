@@ -15,7 +15,7 @@ from oumi.core.data.files import check_file, is_compressed, opened
 from oumi.core.data.json_rows import begins_list, check_lines, excerpt, read_lines, read_list
 from oumi.core.data.lines import index_lines
 from oumi.core.errors import DataError
-from oumi.core.types.example import BadRow, Row, Source
+from oumi.core.types.example import BadRow, Row, Source, row_of
 
 SAMPLES = ("document", "paragraph", "line")
 """What may be one row of a text file."""
@@ -102,9 +102,9 @@ def _table(path: Path, dataset: str, delimiter: str) -> Iterator[Row | BadRow]:
                     return
                 source = Source(dataset, str(path), number)
                 if len(values) == len(names):
-                    yield Row(dict(zip(names, values, strict=True)), source)
+                    yield row_of(dict(zip(names, values, strict=True)), source)
                 elif values:
-                    reason = f"has {len(values)} fields, the first line names {len(names)}"
+                    reason = f"has another number of fields than the first line: {len(values)}, not {len(names)}"
                     yield BadRow(source, reason, excerpt(delimiter.join(values)))
         except csv.Error as error:
             raise DataError(f"{path}:{reader.line_num}: not valid CSV: {error}") from None
@@ -129,7 +129,7 @@ def _parquet(path: Path, dataset: str) -> Iterator[Row | BadRow]:
     try:
         for batch in _opened_parquet(path).iter_batches(_PARQUET_ROWS):
             for value in batch.to_pylist():
-                yield Row(value, Source(dataset, str(path), number))
+                yield row_of(value, Source(dataset, str(path), number))
                 number += 1
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: not a Parquet file, or a broken one: {str(error).splitlines()[0]}") from None

@@ -8,7 +8,7 @@ from typing import Any
 
 from oumi.core.data.chats import chat_of, taught
 from oumi.core.data.fields import Unusable, field_of, kind_of, list_of, says_nothing, text_of
-from oumi.core.data.json_rows import excerpt
+from oumi.core.data.json_rows import shown
 from oumi.core.types.conversation import Conversation, Message, Role
 from oumi.core.types.example import BadRow, Completion, Judged, Preference, Prompt, Row, Text
 
@@ -18,6 +18,8 @@ _KNOWN = "messages; conversations; instruction, output; prompt, completion; chos
 
 _WEAK = ("text", "prompt")
 """Shapes of one key, which may stand in a row of another shape."""
+_LOOKS_LIKE = {"kto": ("prompt_completion",), "prompt": ("prompt_completion", "kto", "preference")}
+"""What a row of a shape is taken for when a field is wrong, or when it has more of them."""
 
 
 def detect_shape(record: Any) -> str | None:
@@ -60,7 +62,7 @@ def to_value(row: Row, shape: str | None, found: str | None = None) -> Row | Bad
     try:
         return Row(_value(row.value, shape, found), row.source)
     except Unusable as error:
-        return BadRow(row.source, str(error), excerpt(str(row.value)))
+        return BadRow(row.source, str(error), shown(row.value))
 
 
 def _value(record: Any, shape: str | None, found: str | None) -> Value:
@@ -68,8 +70,9 @@ def _value(record: Any, shape: str | None, found: str | None) -> Value:
         raise Unusable(f"a row is an object with keys, got {kind_of(record)}")
     if shape is None:
         keys = ", ".join(map(str, record)) or "none"
-        raise Unusable(f"no known shape; its keys are {keys}; known are {_KNOWN}")
-    if found not in (None, *_WEAK) and SHAPES[shape] is not SHAPES[str(found)]:
+        raise Unusable(f"no known shape: its keys are {keys}; known are {_KNOWN}")
+    may_be = found in (None, *_WEAK) or SHAPES[shape] is SHAPES[str(found)] or found in _LOOKS_LIKE.get(shape, ())
+    if not may_be:
         raise Unusable(f"has the shape '{found}', the rows before it '{shape}'")
     for key in ("videos", "audios"):
         if not says_nothing(record.get(key)):

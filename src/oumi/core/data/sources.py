@@ -7,6 +7,7 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ from oumi.core.data.readers import count_rows, is_lines, read_rows
 from oumi.core.data.resumable import FileReader, HubReader, ListReader, Place, RowReader
 from oumi.core.errors import DataError, did_you_mean
 from oumi.core.hub import hub_errors
-from oumi.core.types.example import BadRow, Row, Source
+from oumi.core.types.example import BadRow, Row, Source, row_of
 
 _CHUNK_BYTES = 1 << 24
 _LARGE_BYTES = 16_000_000
@@ -138,13 +139,13 @@ class HubRows:
 
     def __iter__(self) -> Iterator[Row | BadRow]:
         for i, value in enumerate(self._rows):
-            yield Row(value, Source(self._dataset, self._place, i))
+            yield row_of(value, Source(self._dataset, self._place, i))
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Row | BadRow:
-        return Row(self._rows[index], Source(self._dataset, self._place, index))
+        return row_of(self._rows[index], Source(self._dataset, self._place, index))
 
     def count(self) -> int | None:
         """Returns how many there are."""
@@ -244,6 +245,12 @@ def digest_of(path: Path) -> str:
     """Returns the SHA-256 of a file's content."""
     if is_data_lines(path):
         return index_lines(path).digest
+    stat = path.stat()
+    return _digest(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache(maxsize=4096)
+def _digest(path: Path, *_: int) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

@@ -1,46 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in a table of tokens: lengths, targets, repeated rows, and rows that two splits share."""
+"""What is in an epoch: rows, tokens, targets and lengths, of a mixture and of each of its data sets."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from oumi.core.data.mixture import Mixture
+from oumi.core.data.mixture import Mixture, Part
 
 _NUM_BINS = 12
-_MOST_NAMED = 10
-
-
-@dataclass(frozen=True)
-class Repeats:
-    """Rows that are the same, token by token."""
-
-    num_rows: int
-    """Rows beyond the first of each kind."""
-    named: tuple[str, ...]
-    """The first of them, each with the row that it repeats."""
+_LONG_TAIL = 2.0
+"""Times the 99th percentile; where the largest value lies beyond that, the last bin takes all above."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a split holds."""
+    """What is drawn in an epoch."""
 
-    num_rows: int
-    num_tokens: int
-    num_targets: int
     lengths: npt.NDArray[np.int64]
     """Tokens of each row."""
     targets: npt.NDArray[np.int64]
     """Trained tokens of each row."""
-    repeats: Repeats
-    digests: Mapping[bytes, str] = field(repr=False)
-    """Where each different row stands first, by the digest of its tokens."""
+
+    @property
+    def num_rows(self) -> int:
+        """Returns how many rows there are."""
+        return len(self.lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        """Returns the tokens of all rows."""
+        return int(self.lengths.sum())
+
+    @property
+    def num_targets(self) -> int:
+        """Returns the trained tokens of all rows."""
+        return int(self.targets.sum())
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the numbers as JSON values."""
@@ -50,34 +49,22 @@ class Statistics:
             "targets": self.num_targets,
             "lengths": percentiles(self.lengths),
             "targets_per_row": percentiles(self.targets),
-            "duplicates": {"rows": self.repeats.num_rows, "first": list(self.repeats.named)},
         }
 
 
-def describe(mixture: Mixture) -> Statistics:
-    """Returns what is in an epoch of a mixture; reads every row once."""
-    lengths, targets = (np.zeros(len(mixture), dtype=np.int64) for _ in range(2))
-    digests: dict[bytes, str] = {}
-    named: list[str] = []
-    num_repeats = 0
-    for i in range(len(mixture)):
-        example = mixture[i]
-        lengths[i], targets[i] = len(example.tokens), int(example.is_target.sum())
-        digest = hashlib.blake2b(example.tokens.tobytes(), digest_size=16).digest()
-        if digest in digests:
-            num_repeats += 1
-            if len(named) < _MOST_NAMED:
-                named.append(f"{example.source} repeats {digests[digest]}")
-        else:
-            digests[digest] = str(example.source)
-    repeats = Repeats(num_repeats, tuple(named))
-    return Statistics(len(mixture), int(lengths.sum()), int(targets.sum()), lengths, targets, repeats, digests)
+@dataclass(frozen=True)
+class Bin:
+    """How many values lie from `low` to `high`; without `high`, from `low` up."""
+
+    low: int
+    high: int | None
+    count: int
 
 
-def overlap(first: Statistics, second: Statistics) -> Repeats:
-    """Returns the rows of the second split that are in the first one, too."""
-    shared = [(place, first.digests[digest]) for digest, place in second.digests.items() if digest in first.digests]
-    return Repeats(len(shared), tuple(f"{b} is also {a}" for b, a in shared[:_MOST_NAMED]))
+def describe(parts: Sequence[Part]) -> Statistics:
+    """Returns what an epoch draws of data sets."""
+    mixture = Mixture(parts)
+    return Statistics(mixture.lengths(), mixture.targets())
 
 
 def percentiles(values: npt.NDArray[np.int64]) -> dict[str, int]:
@@ -85,14 +72,31 @@ def percentiles(values: npt.NDArray[np.int64]) -> dict[str, int]:
     if not len(values):
         return {}
     shares = {"min": 0, "p50": 50, "p90": 90, "p99": 99, "max": 100}
-    return {name: int(np.percentile(values, share, method="nearest")) for name, share in shares.items()}
+    found = np.percentile(values, list(shares.values()), method="nearest")
+    return {name: int(value) for name, value in zip(shares, found, strict=True)}
 
 
-def histogram(values: npt.NDArray[np.int64]) -> list[tuple[int, int, int]]:
-    """Returns bins of equal width as (first value, last value, how many)."""
+def histogram(values: npt.NDArray[np.int64]) -> list[Bin]:
+    """Returns bins of one width, which begin at round numbers; what lies far beyond the others shares the last."""
     if not len(values):
         return []
     low, high = int(values.min()), int(values.max())
-    width = max(1, -(-(high - low + 1) // _NUM_BINS))
-    counts = np.bincount((values - low) // width)
-    return [(low + i * width, min(low + (i + 1) * width - 1, high), int(count)) for i, count in enumerate(counts)]
+    usual = int(np.percentile(values, 99, method="nearest"))
+    has_tail = high > _LONG_TAIL * max(usual, 1)
+    width = _round_width((usual if has_tail else high) - low + 1)
+    first = low // width
+    places = (values // width) - first
+    last = usual // width - first + 1 if has_tail else high // width - first
+    counts = np.bincount(np.minimum(places, last), minlength=last + 1).tolist()
+    bins = [Bin((first + i) * width, (first + i + 1) * width - 1, count) for i, count in enumerate(counts)]
+    return [*bins[:-1], Bin(bins[-1].low, None, bins[-1].count)] if has_tail else bins
+
+
+def _round_width(span: int) -> int:
+    """Returns the least of 1, 2, 5, 10, 20, 50... of which so many bins cover a span."""
+    scale = 1
+    while True:
+        for step in (1, 2, 5):
+            if span <= step * scale * (_NUM_BINS - 1):
+                return step * scale
+        scale *= 10

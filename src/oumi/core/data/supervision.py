@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,26 +20,36 @@ def spread(table: Table, count: int) -> Iterator[Example]:
         yield table[i]
 
 
-def check_supervision(
-    examples: Iterable[Example], tokenizer: Any, train_on: str, max_length: int | None, in_parts: bool = False
-) -> None:
+@dataclass(frozen=True)
+class Asked:
+    """What the rows were asked to teach, and how they may have been cut."""
+
+    train_on: str
+    """`all` for texts, `nothing` for prompts."""
+    max_length: int | None = None
+    """A row of so many tokens may have been cut, and its answer with it."""
+    truncation: str | None = None
+    """Where it was cut; `left` and `split` may leave an answer without its prompt."""
+    in_parts: bool = False
+    """An answer may be trained in parts, of which the last one ends it."""
+
+
+def check_supervision(examples: Iterable[Example], tokenizer: Any, asked: Asked) -> None:
     """Verifies rows, and draws the first that teaches the wrong thing.
 
     Args:
         examples: The rows.
         tokenizer: Tells which tokens are special.
-        train_on: What was asked to be trained; `all` for texts.
-        max_length: A row of so many tokens may have been cut, and its answer with it.
-        in_parts: An answer may be trained in parts, of which the last one ends it.
+        asked: What they were to teach.
 
     Raises:
         DataError: A row without a target, one that trains its prompt although answers were asked for, one
             whose answer does not end, or one that begins twice.
     """
     for one in (document for example in examples for document in example.documents()):
-        if len(one.tokens) == 1 and train_on == "all":  # the end of a text that was cut
+        if asked.train_on == "nothing" or (asked.train_on == "all" and len(one.tokens) == 1):  # the end of a text
             continue
-        if wrong := _wrong(one, tokenizer, train_on, max_length, in_parts):
+        if wrong := _wrong(one, tokenizer, asked):
             raise DataError(f"{one.source}: {wrong}. Trained tokens stand in brackets:\n{draw(one, tokenizer)}")
 
 
@@ -50,18 +61,19 @@ def draw(example: Example, tokenizer: Any) -> str:
     return "".join(f"[{text}]" if example.is_target[part[0]] else text for text, part in zip(texts, parts, strict=True))
 
 
-def _wrong(example: Example, tokenizer: Any, train_on: str, max_length: int | None, in_parts: bool) -> str:
-    tokens, is_target = example.tokens, example.is_target
+def _wrong(example: Example, tokenizer: Any, asked: Asked) -> str:
+    tokens, is_target, train_on = example.tokens, example.is_target, asked.train_on
+    may_begin_anywhere = asked.truncation in ("left", "split")
     if not is_target[1:].any():
         return "no token is trained"
-    if train_on != "all" and is_target.all():
+    if train_on != "all" and is_target.all() and not may_begin_anywhere:
         return f"every token is trained, though `{train_on}` was asked for"
     bos = tokenizer.bos_token_id
     if bos is not None and bos != tokenizer.eos_token_id and len(tokens) > 1 and (tokens[:2] == bos).all():
         return "it begins with two start tokens: the chat template writes one, the tokenizer another"
-    was_cut = len(tokens) == max_length
+    was_cut = len(tokens) == asked.max_length
     ends = np.flatnonzero(is_target & ~np.append(is_target[1:], was_cut))
-    if in_parts:
+    if asked.in_parts:
         ends = ends[-1:]
     if train_on != "all" and any(not _is_special(int(tokens[end]), tokenizer) for end in ends):
         return (

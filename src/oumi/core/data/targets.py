@@ -37,6 +37,8 @@ class Rendered:
     """Every special token is written already, as chat templates do; the tokenizer adds none."""
     may_split: bool = False
     """A text of any length, which is learned in parts."""
+    is_pair: bool = False
+    """Two answers to compare, neither of which is of use alone."""
 
 
 class Renderer:
@@ -54,7 +56,7 @@ class Renderer:
         Args:
             tokenizer: Tells which strings are control tokens, and which one ends a text.
             template: Writes chats as text.
-            train_on: `all`, `all_assistant_turns` or `final_assistant_turn`.
+            train_on: `all`, `all_assistant_turns` or `final_assistant_turn`; `nothing` for prompts.
             tool_results: What opens and closes the results of tools that stand within answers, and are not trained.
         """
         self.template = template
@@ -92,7 +94,12 @@ class Renderer:
             return self._preference(value, source)
         if isinstance(value, Judged):
             return self._rendered(value.value, source)
-        raise Undecided("a prompt without an answer, so there is nothing to learn")
+        if self.train_on != "nothing":
+            raise Undecided("a prompt without an answer, so there is nothing to learn")
+        chat = Conversation(messages=list(value.messages))
+        asked = _marked(chat, self._control) if self._control else chat
+        text = self.template.render(asked.messages, add_generation_prompt=True)
+        return Rendered((Document(text, ()),), source, has_specials=True)
 
     def _completion(self, value: Completion) -> Document:
         text = value.prompt + value.completion + self._eos
@@ -101,9 +108,8 @@ class Renderer:
     def _preference(self, value: Preference, source: Source) -> Rendered:
         """Returns the better answer and the worse one, each with what leads to it."""
         if isinstance(value.chosen, Completion) and isinstance(value.rejected, Completion):
-            return Rendered(
-                (self._completion(value.chosen), self._completion(value.rejected)), source, has_specials=False
-            )
+            pair = (self._completion(value.chosen), self._completion(value.rejected))
+            return Rendered(pair, source, has_specials=False, is_pair=True)
         assert isinstance(value.chosen, Conversation), "both are of one kind"
         assert isinstance(value.rejected, Conversation), "both are of one kind"
         pairs = zip(value.chosen.messages, value.rejected.messages, strict=False)
@@ -112,7 +118,7 @@ class Renderer:
         for chat in (value.chosen, value.rejected):
             answers = [i for i, one in enumerate(chat.messages) if one.role == Role.ASSISTANT and i >= shared]
             documents += self._chat(chat, answers[-1:])[-1:]
-        return Rendered(tuple(documents), source, has_specials=True)
+        return Rendered(tuple(documents), source, has_specials=True, is_pair=True)
 
     def _taught(self, chat: Conversation) -> list[int]:
         """Returns the turns that are trained."""

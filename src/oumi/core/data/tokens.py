@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,13 @@ from oumi.core.types.example import BadRow, Example, Row, Source
 BATCH_SIZE = 512
 _STARTS = np.int32(1 << 30)
 """Added to the first token of a document that is not the first of its row."""
-_ROW = np.dtype([("end", "<i8"), ("line", "<i8"), ("file", "<i4"), ("dataset", "<i4")])
+_ROW = np.dtype(
+    [
+        ("end", "<i8"), ("line", "<i8"), ("file", "<i4"), ("dataset", "<i4"), ("targets", "<i8"), ("cut", "<i8"),
+        ("digest", "<u8"), ("id", "<u8"), ("id_end", "<i8"),
+    ]
+)  # fmt: skip
+_READ_ROWS = 1 << 16
 
 
 class Tokeniser:
@@ -66,8 +72,17 @@ class Chunk:
 
     tokens: npt.NDArray[np.int32]
     lengths: npt.NDArray[np.int64]
+    cuts: npt.NDArray[np.int64]
+    """Tokens that were cut off each."""
     sources: list[Source]
     counts: Counts
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], counts: Counts) -> Chunk:
+        """Returns examples as a chunk."""
+        lengths = np.array([len(one.tokens) for one in examples], dtype=np.int64)
+        cuts = np.array([one.num_cut for one in examples], dtype=np.int64)
+        return cls(written(examples), lengths, cuts, [one.source for one in examples], counts)
 
 
 def make_chunk(rendered: Sequence[Rendered | BadRow], tokeniser: Tokeniser) -> Chunk:
@@ -79,8 +94,7 @@ def make_chunk(rendered: Sequence[Rendered | BadRow], tokeniser: Tokeniser) -> C
         else:
             examples += made.examples
             counts.accept(made.examples, made.cut_tokens, made.cut_targets)
-    lengths = np.array([len(one.tokens) for one in examples], dtype=np.int64)
-    return Chunk(written(examples), lengths, [one.source for one in examples], counts)
+    return Chunk.of(examples, counts)
 
 
 class TokenTable:
@@ -101,9 +115,10 @@ class TokenTable:
         self._length: int = facts["num_rows"]
         self._tokens = os.open(directory / "tokens.bin", os.O_RDONLY)
         self._rows = os.open(directory / "rows.bin", os.O_RDONLY)
+        self._ids = os.open(directory / "ids.bin", os.O_RDONLY)
 
     def __del__(self) -> None:
-        for name in ("_tokens", "_rows"):
+        for name in ("_tokens", "_rows", "_ids"):
             if (file := self.__dict__.get(name)) is not None:
                 os.close(file)
 
@@ -111,12 +126,8 @@ class TokenTable:
         return self._length
 
     def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < self._length:
-            raise IndexError(index)
-        first = max(index - 1, 0)
-        rows = np.frombuffer(os.pread(self._rows, 2 * _ROW.itemsize, first * _ROW.itemsize), _ROW)
-        start, row = (int(rows[0]["end"]), rows[1]) if index else (0, rows[0])
-        return _read(self._written(start, int(row["end"])), self._source(row))
+        before, row = self._row(index)
+        return _read(self._written(int(before["end"]), int(row["end"])), self._source(row), int(row["cut"]))
 
     def span(self, first: int, last: int, documents: range, ends: npt.NDArray[np.int64]) -> Example:
         """Returns the tokens from place `first` to `last` of all tokens end to end, as one row of several documents.
@@ -131,21 +142,47 @@ class TokenTable:
             os.pread(self._rows, _ROW.itemsize * len(documents), _ROW.itemsize * documents.start), _ROW
         )
         written = self._written(first, last)
-        is_target = written >= 0
         starts = (0, *(ends[documents.start : documents.stop - 1] - first).tolist())
         sources = [self._source(row) for row in rows]
-        return Example(_ids(written), is_target, sources[0], starts, tuple(sources[1:]))
+        return Example(_ids(written), written >= 0, sources[0], starts, tuple(sources[1:]))
 
     def _written(self, first: int, last: int) -> npt.NDArray[np.int32]:
         return np.frombuffer(os.pread(self._tokens, 4 * (last - first), 4 * first), np.int32)
 
-    def _source(self, row: Any) -> Source:
-        return Source(self._names[row["dataset"]], self._names[row["file"]], int(row["line"]))
-
     def lengths(self) -> npt.NDArray[np.int64]:
         """Returns how many tokens each row has [R]."""
-        rows = np.frombuffer(os.pread(self._rows, _ROW.itemsize * self._length, 0), _ROW)
-        return np.diff(rows["end"], prepend=0)
+        return np.diff(self.column("end"), prepend=0)
+
+    def targets(self) -> npt.NDArray[np.int64]:
+        """Returns how many tokens of each row are trained [R]."""
+        return self.column("targets")
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """Returns one fact of every row [R]: `digest` of its tokens, `id` (a digest, 0 for none), `line`, `file`..."""
+        values = np.empty(self._length, dtype=_ROW[name])
+        for first in range(0, self._length, _READ_ROWS):
+            block = os.pread(self._rows, _ROW.itemsize * _READ_ROWS, _ROW.itemsize * first)
+            values[first : first + _READ_ROWS] = np.frombuffer(block, _ROW)[name]
+        return values
+
+    def source(self, index: int) -> Source:
+        """Returns where a row stands, and what it calls itself."""
+        before, row = self._row(index)
+        start = int(before["id_end"])
+        name = os.pread(self._ids, int(row["id_end"]) - start, start).decode() if row["id"] else None
+        return replace(self._source(row), id=name)
+
+    def _row(self, index: int) -> tuple[Any, Any]:
+        """Returns the record before that of a row, and its own."""
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        if not index:
+            return np.zeros(1, dtype=_ROW)[0], np.frombuffer(os.pread(self._rows, _ROW.itemsize, 0), _ROW)[0]
+        before, row = np.frombuffer(os.pread(self._rows, 2 * _ROW.itemsize, (index - 1) * _ROW.itemsize), _ROW)
+        return before, row
+
+    def _source(self, row: Any) -> Source:
+        return Source(self._names[row["dataset"]], self._names[row["file"]], int(row["line"]))
 
 
 class TableWriter:
@@ -156,9 +193,10 @@ class TableWriter:
         self._directory = directory
         self._tokens = (directory / "tokens.bin").open("wb")
         self._rows = (directory / "rows.bin").open("wb")
+        self._ids = (directory / "ids.bin").open("wb")
         self._names: dict[str, int] = {}
         self._digest = hashlib.sha256()
-        self._num_rows = self._end = 0
+        self._num_rows = self._end = self._id_end = 0
         self._highest = -1
 
     def add(self, chunk: Chunk) -> None:
@@ -168,7 +206,19 @@ class TableWriter:
         rows["end"] = ends
         rows["line"] = [one.line for one in chunk.sources]
         rows["file"] = [self._number(one.path) for one in chunk.sources]
+        rows["cut"] = chunk.cuts
         rows["dataset"] = [self._number(one.dataset) for one in chunk.sources]
+        starts = ends - chunk.lengths - self._end
+        if len(starts):
+            rows["targets"] = np.add.reduceat(chunk.tokens >= 0, starts, dtype=np.int64)
+        data = memoryview(chunk.tokens).cast("B")
+        bounds = zip((4 * starts).tolist(), (4 * (ends - self._end)).tolist(), strict=True)
+        rows["digest"] = [_digest_of(data[first:last]) for first, last in bounds]
+        ids = [(one.id or "").encode("utf-8", "replace") for one in chunk.sources]
+        rows["id"] = [_digest_of(one) if one else 0 for one in ids]
+        rows["id_end"] = np.cumsum([len(one) for one in ids], dtype=np.int64) + self._id_end
+        self._ids.write(b"".join(ids))
+        self._id_end += sum(map(len, ids))
         for part in (chunk.tokens, chunk.lengths):
             self._digest.update(part.tobytes())
         self._tokens.write(chunk.tokens.tobytes())
@@ -180,7 +230,7 @@ class TableWriter:
 
     def finish(self, ledger: Ledger, facts: dict[str, Any]) -> None:
         """Completes the table: everything is on the disk when this returns."""
-        for file in (self._tokens, self._rows):
+        for file in (self._tokens, self._rows, self._ids):
             file.flush()
             os.fsync(file.fileno())
             file.close()
@@ -243,12 +293,16 @@ def written(examples: Sequence[Example]) -> npt.NDArray[np.int32]:
     return np.where(is_target, tokens, ~tokens)
 
 
+def _digest_of(data: bytes | memoryview) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
 def _ids(written: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     return np.where(written < 0, ~written, written) & (_STARTS - 1)
 
 
-def _read(written: npt.NDArray[np.int32], source: Source) -> Example:
+def _read(written: npt.NDArray[np.int32], source: Source, num_cut: int) -> Example:
     is_target = written >= 0
     tokens = np.where(is_target, written, ~written)
     starts = np.flatnonzero(tokens >= _STARTS).tolist()
-    return Example(tokens & (_STARTS - 1), is_target, source, (0, *starts))
+    return Example(tokens & (_STARTS - 1), is_target, source, (0, *starts), num_cut=num_cut)

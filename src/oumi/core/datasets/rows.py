@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from oumi.core.data.fields import Unusable
 from oumi.core.data.given import FirstRows, GivenRows
 from oumi.core.data.joining import Joining
-from oumi.core.data.json_rows import excerpt
+from oumi.core.data.json_rows import shown
 from oumi.core.data.resumable import Place, RepeatedReader, RowReader
 from oumi.core.data.shapes import detect_shape, to_value
 from oumi.core.data.sources import IndexedRows, Rows, digest_of, rows_of
@@ -154,7 +154,7 @@ class BaseMapDataset:
             reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         except (TypeError, ValueError, AttributeError, Unusable) as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
-        return BadRow(row.source, reason, excerpt(str(row.value)))
+        return BadRow(row.source, reason, shown(row.value))
 
     def count(self) -> int | None:
         """Returns how many rows there are, None where only reading would tell."""

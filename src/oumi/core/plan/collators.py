@@ -61,8 +61,13 @@ def train_on(config: TrainingConfig) -> str:
 
     `train_target` decides. Without it a collator does: completions alone by which of its templates are named, any
     other one every token. Without a collator, our own trainer takes assistant turns, and any other every token.
+    Methods that compare answers take the last one, and those whose answers are the model's own take nothing.
     """
-    split = config.data.train
+    split, kind = config.data.train, config.training.trainer_type
+    if kind in (TrainerType.TRL_GRPO, TrainerType.VERL_GRPO):
+        return "nothing"
+    if kind in (TrainerType.TRL_DPO, TrainerType.TRL_KTO):
+        return "final_assistant_turn"
     given = split.collator_kwargs
     if split.train_target is not None:
         return str(split.train_target.value)
@@ -73,7 +78,7 @@ def train_on(config: TrainingConfig) -> str:
         return "all_assistant_turns" if "instruction_template" in given else "final_assistant_turn"
     if split.collator_name is not None:
         return "all"
-    return "all_assistant_turns" if config.training.trainer_type == TrainerType.OUMI else "all"
+    return "all" if kind in (TrainerType.TRL_SFT, TrainerType.HF) else "all_assistant_turns"
 
 
 def landmarks(split: DatasetSplitParams) -> dict[str, str]:

@@ -100,6 +100,8 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
         says_nothing = train.collator_name is None or not collators.landmarks(train)
         if train.train_target is None and collators.train_on(config) != "all" and says_nothing:
             yield "targets: assistant turns only; name `data.train.train_target` for another choice"
+    elif training.trainer_type not in (TrainerType.TRL_SFT, TrainerType.HF):
+        return
     elif train.train_target is None and collators.train_on(config) == "all":
         yield "targets: every token, prompts included; set `data.train.train_target` to train on answers only"
     if training.max_steps > 0 and "training.num_train_epochs" in changed_keys(config):

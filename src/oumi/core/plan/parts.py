@@ -100,6 +100,8 @@ class MixturePlan:
     """Rows are read while others are trained, and not kept."""
     truncation: str | None
     max_rejected_rows: int
+    on_duplicates: str
+    """`warn` or `error`."""
 
     @property
     def proportions(self) -> tuple[float, ...] | None:
@@ -115,7 +117,7 @@ class DataPlan:
     train: MixturePlan
     validation: MixturePlan
     train_on: str
-    """`all`, `all_assistant_turns` or `final_assistant_turn`."""
+    """`all`, `all_assistant_turns` or `final_assistant_turn`; `nothing` of rows that are only prompts."""
     seed: int
     """Of the order of the rows."""
     landmarks: dict[str, str]

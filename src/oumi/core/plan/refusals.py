@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from oumi.core.configs import LoraWeightInitialization, PeftSaveMode, TrainerType, TrainingConfig
+from oumi.core.configs.data import Truncation
 from oumi.core.configs.loading import leaves, locate
 from oumi.core.configs.model import DTYPES
 from oumi.core.configs.problems import semantic_problems
@@ -32,6 +33,7 @@ _NOT_BUILT = {
     "deepspeed.enable_deepspeed": "DeepSpeed",
     "peft.q_lora": "quantised base weights",
 }
+_NEEDS_WHOLE_ROWS = ("TRL_DPO", "TRL_KTO", "TRL_GRPO", "VERL_GRPO")
 _COLLATORS = (None, "text_with_padding", "text_completions_only_with_padding")
 _CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
 _LORA_STARTS = (
@@ -41,9 +43,16 @@ _LORA_STARTS = (
 )
 
 
-def check(config: TrainingConfig) -> None:
-    """Raises ConfigError with everything that is wrong with a config, or that cannot be carried out."""
+def check(config: TrainingConfig, reads_only: bool = False) -> None:
+    """Raises ConfigError with everything that is wrong with a config, or that cannot be carried out.
+
+    Args:
+        config: The run.
+        reads_only: Its rows are only looked at, so its trainer need not be built yet.
+    """
     found = [*semantic_problems(config), *refusals(config)]
+    if reads_only and config.training.trainer_type not in _BUILT:
+        found = [one for one in found if one.key != "training.trainer_type"]
     if found:
         raise ConfigError(list(dict.fromkeys(found)), "config")
 
@@ -131,6 +140,7 @@ def _wrong_data(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         )
     yield from _wrong_packing(config)
     yield from _wrong_stream(config)
+    yield from _wrong_truncation(config)
     yield from collators.wrong_arguments(config.data.train)
 
 
@@ -156,6 +166,14 @@ def _wrong_stream(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     }
     for name in (name for name, is_asked in per_epoch.items() if is_asked):
         yield name, "the epochs of a stream have no length that is known before: count in steps"
+
+
+def _wrong_truncation(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+    name = config.training.trainer_type.name
+    for split in ("train", "validation"):
+        if getattr(config.data, split).truncation == Truncation.SPLIT and name in _NEEDS_WHOLE_ROWS:
+            wanted = "RIGHT, LEFT or REJECT"
+            yield f"data.{split}.truncation", f"SPLIT would tear apart what {name} compares; it takes {wanted}"
 
 
 def _wrong_gradient_checkpointing(config: TrainingConfig) -> Iterator[tuple[str, str]]:

@@ -110,6 +110,7 @@ def _plan_mixture(split: DatasetSplitParams, is_streamed: bool) -> MixturePlan:
         stream=is_streamed,
         truncation=collators.truncation(split),
         max_rejected_rows=split.max_rejected_rows,
+        on_duplicates=split.on_duplicates.value,
     )
 
 

@@ -24,12 +24,13 @@ from oumi.core.log import logger
 from oumi.core.models.tokenizers import load_tokenizer
 from oumi.core.plan.parts import MixturePlan, Plan
 from oumi.core.run import StepSource
+from oumi.core.trainers.duplicates import check_duplicates, count_duplicates, warn_of_duplicates
 from oumi.core.trainers.listeners import quiet_libraries
 from oumi.core.trainers.streaming import Streamed, open_stream
-from oumi.core.trainers.tables import Opened, open_table, spec_of
+from oumi.core.trainers.tables import Opened, open_table, specs_of
 from oumi.core.types.example import Example
 
-_NUM_CHECKED = 64
+NUM_CHECKED = 64
 """Rows whose supervision is verified before the first step."""
 
 
@@ -49,6 +50,8 @@ class Rows:
     """Digest of the training rows."""
     ledgers: Mapping[str, Sequence[Ledger]]
     """The account of each data set, by split."""
+    duplicates: dict[str, Any]
+    """Which rows stand in the data more than once, as JSON values; empty until all rows are known."""
 
     @property
     def num_rows(self) -> int | None:
@@ -86,6 +89,10 @@ class Rows:
 
     def close(self, may_wait: bool = False) -> None:
         """Ends what is still being tokenised, or waits for it, and enters what became of the rows that were read."""
+        if not self.duplicates and not isinstance(self.train, Streamed):
+            splits = {"train": self.train.parts, "validation": self.validation.parts}
+            self.duplicates.update(count_duplicates(splits, may_wait))
+            warn_of_duplicates(self.duplicates)
         for split, epoch in (("train", self.train), ("validation", self.validation)):
             parts = [] if isinstance(epoch, Streamed) else zip(epoch.parts, self.ledgers[split], strict=True)
             for part, ledger in parts:
@@ -104,50 +111,55 @@ def load_rows(plan: Plan, began: datetime) -> Rows:
         DataError: Rows that cannot be used, more than the plan allows, or rows that teach the wrong thing.
     """
     ledgers: dict[str, list[Ledger]] = {"train": [], "validation": []}
+    duplicates: dict[str, Any] = {}
     try:
-        rows = read_all(plan, began, ledgers)
+        rows = read_all(plan, began, ledgers, duplicates)
     finally:
-        write_report(plan.output_dir, ledgers)
+        write_report(plan.output_dir, ledgers, duplicates)
+    warn_of_duplicates(duplicates)
     if plan.logs.examples:
         logger.info("first row, trained tokens in brackets:\n%s", draw(rows.first(plan, 1)[0][0], rows.tokenizer))
     return rows
 
 
-def read_all(plan: Plan, began: datetime, ledgers: dict[str, list[Ledger]] | None = None) -> Rows:
+def read_all(
+    plan: Plan,
+    began: datetime,
+    ledgers: dict[str, list[Ledger]] | None = None,
+    duplicates: dict[str, Any] | None = None,
+) -> Rows:
     """Returns the rows of a plan, each accounted for in a ledger of its data set; raises as `load_rows` does."""
     ledgers = {"train": [], "validation": []} if ledgers is None else ledgers
+    duplicates = {} if duplicates is None else duplicates
     quiet_libraries(plan)
     tokenizer = load_tokenizer(plan.model)
     tokenizer.chat_template = chat_template_for(tokenizer, plan.model.chat_template)
     check_landmarks(Template(tokenizer, tokenizer.chat_template, began), plan.data.landmarks)
     validation, _ = _mixture(plan, "validation", tokenizer, began, ledgers["validation"])
+    if plan.data.validation.datasets:
+        check_rows_left("validation", len(validation), ledgers["validation"])
     if plan.data.train.stream:
         stream = open_stream(plan, tokenizer, began, ledgers["train"])
-        return Rows(stream, validation, tokenizer, stream.identity, ledgers)
+        return Rows(stream, validation, tokenizer, stream.identity, ledgers, duplicates)
     train, identity = _mixture(plan, "train", tokenizer, began, ledgers["train"])
-    if len(train) == 0:
-        raise DataError("data.train: there is no row to train on")
-    return Rows(train, validation, tokenizer, identity, ledgers)
+    check_rows_left("train", len(train), ledgers["train"])
+    duplicates.update(count_duplicates({"train": train.parts, "validation": validation.parts}))
+    check_duplicates(duplicates, plan.data)
+    return Rows(train, validation, tokenizer, identity, ledgers, duplicates)
 
 
 def _mixture(plan: Plan, split: str, tokenizer: Any, began: datetime, ledgers: list[Ledger]) -> tuple[Epoch, str]:
     """Returns what an epoch draws of a split, and a digest of all rows and of the order in which they are joined."""
     mixed: MixturePlan = plan.data.train if split == "train" else plan.data.validation
     opened = []
-    for one in mixed.datasets:
-        spec = spec_of(plan, split, one, began)
+    for spec in specs_of(plan, split, began):
         ledgers.append(spec.ledger())
         opened.append(open_table(spec, tokenizer, ledgers[-1]))
-    for one, params in zip(opened, mixed.datasets, strict=True):
-        if params.sample_count != 0 and len(one.table):
-            train_on, in_parts = "all" if one.learns_all else plan.data.train_on, plan.data.tool_results is not None
-            rows = spread(one.table, _NUM_CHECKED)
-            check_supervision(rows, tokenizer, train_on, plan.model.max_length, in_parts)
     tables = [one.table for one in opened]
     wanted = [one.sample_count for one in mixed.datasets]
     lengths = [len(table) if count is None else count for table, count in zip(tables, wanted, strict=True)]
     for params, table, length in zip(mixed.datasets, tables, lengths, strict=True):
-        if length and not len(table):
+        if not len(table) and (length or params.mixture_proportion):
             raise DataError(f"data.{split}: {params.dataset_name} has no row to draw from")
     draws = draws_of(lengths, mixed.proportions, mixed.strategy)
     parts = []
@@ -155,14 +167,28 @@ def _mixture(plan: Plan, split: str, tokenizer: Any, began: datetime, ledgers: l
         seed = params.seed if params.seed is not None else plan.data.seed
         parts.append(Part(table, seed if params.shuffle else None, num_draws))
         ledger.drawn = num_draws
+    for one, part in zip(opened, parts, strict=True):
+        if len(part):
+            check_supervision(spread(one.table, NUM_CHECKED), tokenizer, one.asked)
     mixture, identity = Mixture(parts), _fingerprint(opened, parts)
     if not mixed.pack:
-        return mixture if plan.trainer == "OUMI" else OneDocumentEach(mixture), identity
+        return OneDocumentEach(mixture) if plan.trainer in ("TRL_SFT", "HF") else mixture, identity
     packed = Packed(mixture, plan.data.row_length(split, plan.model.max_length))
     logger.info(
         "data.%s: %d examples in %d rows, %.1f%% empty", split, len(mixture), len(packed), 100 * packed.empty_share
     )
     return packed, identity
+
+
+def check_rows_left(split: str, num_rows: int, ledgers: Sequence[Ledger]) -> None:
+    """Raises DataError, with the first reason, if nothing is drawn from the data sets of a split."""
+    if num_rows:
+        return
+    purpose = "train on" if split == "train" else "measure"
+    bad = next((one.counts for one in ledgers if one.counts.shown), None)
+    why = f": {bad.rejected} of {bad.read} rows cannot be used, the first: {bad.shown[0]}" if bad else ""
+    names = ", ".join(one.dataset for one in ledgers)
+    raise DataError(f"data.{split}: {names}: there is no row to {purpose}{why}")
 
 
 def _fingerprint(opened: Sequence[Opened], parts: Sequence[Part]) -> str:
@@ -171,7 +197,10 @@ def _fingerprint(opened: Sequence[Opened], parts: Sequence[Part]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def write_report(output_dir: Path, ledgers: Mapping[str, Sequence[Ledger]]) -> None:
-    """Writes the ledger of every data set to `data_report.json`."""
-    report = {split: [one.to_dict() for one in of_split] for split, of_split in ledgers.items() if of_split}
+def write_report(output_dir: Path, ledgers: Mapping[str, Sequence[Ledger]], duplicates: Mapping[str, Any]) -> None:
+    """Writes the ledger of every data set, and which rows repeat others, to `data_report.json`."""
+    report: dict[str, Any] = {
+        split: [one.to_dict() for one in of_split] for split, of_split in ledgers.items() if of_split
+    }
+    report["duplicates"] = duplicates or "not counted: the run ended before all rows were tokenised"
     (output_dir / "data_report.json").write_text(json.dumps(report, indent=1) + "\n")

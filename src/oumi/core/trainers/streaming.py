@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -14,11 +13,11 @@ from oumi.core.data.cache import identity_of, key_of
 from oumi.core.data.ledger import Ledger
 from oumi.core.data.streamed import MixedStream, PackedStream, Singles, StreamLoader
 from oumi.core.data.streams import ExampleStream, JoinedStream, Limited, Rows, Shuffle
-from oumi.core.data.supervision import check_supervision
-from oumi.core.datasets import BaseMapDataset, dataset_for
+from oumi.core.data.supervision import Asked, check_supervision
+from oumi.core.datasets import BaseMapDataset
 from oumi.core.errors import DataError
 from oumi.core.plan.parts import Plan, StepsPlan
-from oumi.core.trainers.tables import TableSpec, check_kind, inputs_of, spec_of
+from oumi.core.trainers.tables import TableSpec, inputs_of, specs_of
 from oumi.core.types.example import Example
 
 
@@ -55,14 +54,12 @@ def open_stream(plan: Plan, tokenizer: Any, began: datetime, ledgers: list[Ledge
     if all(one.sample_count == 0 for one in mixed.datasets):
         raise DataError("data.train: there is no row to train on")
     parts, identities = [], []
-    for params in mixed.datasets:
-        spec = spec_of(plan, "train", params, began)
+    for spec in specs_of(plan, "train", began):
         ledgers.append(spec.ledger())
-        dataset = dataset_for(params, is_streamed=True)
+        dataset = spec.dataset(is_streamed=True)
         stream = _stream(spec, dataset, tokenizer, ledgers[-1], seed)
-        train_on = "all" if check_kind(dataset, ledgers[-1]) == "texts" else plan.data.train_on
-        _check_first(stream, tokenizer, train_on, plan)
-        parts.append(Limited(stream, params.sample_count, params.dataset_name))
+        _check_first(stream, tokenizer, spec.asked(dataset))
+        parts.append(Limited(stream, spec.params.sample_count, spec.params.dataset_name))
         identities.append(_identity(spec, dataset, tokenizer))
     mixture = MixedStream(parts, mixed.proportions, mixed.strategy, seed)
     groups: Singles | PackedStream = Singles(mixture)
@@ -85,14 +82,12 @@ def _shuffle(params: DatasetParams, seed: int) -> Shuffle | None:
     return Shuffle(own, params.shuffle_buffer_size) if params.shuffle else None
 
 
-def _check_first(
-    stream: ExampleStream | JoinedStream, tokenizer: Any, train_on: str, plan: Plan, count: int = 64
-) -> None:
+def _check_first(stream: ExampleStream | JoinedStream, tokenizer: Any, asked: Asked, count: int = 64) -> None:
     """Verifies what the first rows teach; the stream stands where it stood."""
     begin = stream.state()
-    examples: Sequence[Example] = list(islice(iter(stream.next, None), count))
+    examples = list(islice(iter(stream.next, None), count))
     stream.restore(begin)
-    check_supervision(examples, tokenizer, train_on, plan.model.max_length, plan.data.tool_results is not None)
+    check_supervision(examples, tokenizer, asked)
 
 
 def _identity(spec: TableSpec, dataset: BaseMapDataset, tokenizer: Any) -> str:

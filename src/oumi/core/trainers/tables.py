@@ -29,15 +29,25 @@ from oumi.core.data.cache import (
 from oumi.core.data.growing import GrowingTable
 from oumi.core.data.joining import Joined
 from oumi.core.data.ledger import Counts, Ledger
+from oumi.core.data.lines import CHANGED
 from oumi.core.data.parallel import chunks_of
+from oumi.core.data.supervision import Asked
 from oumi.core.data.templates import Template, chat_template_for
 from oumi.core.data.tokens import Chunk, Tokeniser, TokenTable, tokenise
-from oumi.core.datasets import EXTRA_MODULE, TRAINABLE, BaseMapDataset, dataset_for
+from oumi.core.datasets import EXTRA_MODULE, TRAINABLE, BaseMapDataset, ShapedDataset, dataset_for
 from oumi.core.errors import ConfigError, DataError, OumiError, StorageError
 from oumi.core.log import logger
 from oumi.core.models.tokenizers import load_tokenizer
 from oumi.core.plan.parts import ModelPlan, Plan
+from oumi.core.trainers.duplicates import may_grow
 
+KINDS = {
+    "TRL_DPO": (("preferences",), "preference"),
+    "TRL_KTO": (("judged completions",), "kto"),
+    "TRL_GRPO": (("prompts",), "prompt"),
+    "VERL_GRPO": (("prompts",), "prompt"),
+}
+"""What rows may hold, and the shape that they are read in, of methods that are not supervised."""
 _MAX_WORKERS = 8
 _NICENESS = 5
 
@@ -55,8 +65,32 @@ class TableSpec:
     max_rejected: int
     began: datetime
     """The date and time that chat templates tell."""
+    may_grow: bool = True
+    """Rows may be trained before all of them are known."""
+    method: str = "OUMI"
+    """The trainer, which decides what kind of rows it takes."""
     tool_results: tuple[str, str] | None = None
-    """What opens and closes results of tools within answers, which are not trained."""
+    """What opens and closes the results of tools within answers."""
+
+    def dataset(self, is_streamed: bool = False) -> BaseMapDataset:
+        """Returns the data set; where its rows may be read in several ways, as those that the method takes.
+
+        Raises:
+            DataError: It holds rows of another kind.
+        """
+        dataset = dataset_for(self.params, is_streamed)
+        wanted, shape = KINDS.get(self.method, (TRAINABLE, None))
+        if isinstance(dataset, ShapedDataset) and shape is not None:
+            dataset.shape = shape
+        if (held_here := dataset.holds) not in wanted:
+            name = self.params.dataset_path or self.params.dataset_name
+            raise DataError(f"{name}: holds {held_here}; {self.method} takes {' and '.join(wanted)}")
+        return dataset
+
+    def asked(self, dataset: BaseMapDataset) -> Asked:
+        """Returns what rows of a data set are to teach: texts are learned whole, whatever is asked of chats."""
+        train_on = "all" if dataset.holds == "texts" else self.train_on
+        return Asked(train_on, self.model.max_length, self.truncation, self.tool_results is not None)
 
     def ledger(self) -> Ledger:
         """Returns an account that nothing is in yet."""
@@ -87,19 +121,24 @@ class TableSpec:
         return Tokeniser(tokenizer, template, self.train_on, limit, self.truncation, results)
 
 
-def spec_of(plan: Plan, split: str, params: DatasetParams, began: datetime) -> TableSpec:
-    """Returns what a plan says of the table of a data set of a split."""
+def specs_of(plan: Plan, split: str, began: datetime) -> list[TableSpec]:
+    """Returns the table of each data set of a split, `train` or `validation`."""
     mixed = plan.data.train if split == "train" else plan.data.validation
-    return TableSpec(
-        params,
-        plan.model,
-        plan.data.train_on,
-        mixed.truncation,
-        f"data.{split}",
-        mixed.max_rejected_rows,
-        began,
-        plan.data.tool_results,
-    )
+    return [
+        TableSpec(
+            params=one,
+            model=plan.model,
+            train_on=plan.data.train_on,
+            truncation=mixed.truncation,
+            key=f"data.{split}",
+            max_rejected=mixed.max_rejected_rows,
+            began=began,
+            may_grow=may_grow(plan.data),
+            method=plan.trainer,
+            tool_results=plan.data.tool_results,
+        )
+        for one in mixed.datasets
+    ]
 
 
 @dataclass(frozen=True)
@@ -108,8 +147,8 @@ class Opened:
 
     table: TokenTable | GrowingTable | Joined
     identity: str
-    learns_all: bool
-    """Its rows are texts, all of which are learned."""
+    asked: Asked
+    """What its rows are to teach."""
 
 
 def open_table(spec: TableSpec, tokenizer: Any, ledger: Ledger) -> Opened:
@@ -121,7 +160,7 @@ def open_table(spec: TableSpec, tokenizer: Any, ledger: Ledger) -> Opened:
     Raises:
         DataError: More rows cannot be used than the split allows.
     """
-    dataset = dataset_for(spec.params)
+    dataset = spec.dataset()
     opened = _open(spec, dataset, tokenizer, ledger)
     table, joining = opened.table, dataset.joining
     if joining is None:
@@ -135,36 +174,29 @@ def open_table(spec: TableSpec, tokenizer: Any, ledger: Ledger) -> Opened:
     return replace(opened, table=joined, identity=key_of({"rows": opened.identity, "joining": asdict(joining)}))
 
 
-def check_kind(dataset: BaseMapDataset, ledger: Ledger) -> str:
-    """Returns what the rows of a data set stand for; raises DataError if that is not trained here."""
-    if (held_here := dataset.holds) not in TRAINABLE:
-        raise DataError(f"{ledger.dataset}: holds {held_here}; supervised training takes {' and '.join(TRAINABLE)}")
-    return held_here
-
-
 def _open(spec: TableSpec, dataset: BaseMapDataset, tokenizer: Any, ledger: Ledger) -> Opened:
-    learns_all = check_kind(dataset, ledger) == "texts"
     inputs = inputs_of(spec, dataset, tokenizer)
+    asked = spec.asked(dataset)
     if inputs is None:
         table = tokenise(dataset.rows(), spec.tokeniser(dataset, tokenizer), ledger)
-        return Opened(table, table.digest, learns_all)
+        return Opened(table, table.digest, asked)
     folder, identity = cache_folder(), identity_of(inputs)
     kept = find_table(folder, inputs)
     if kept is None:
         logger.info("%s is tokenised: %s", ledger.dataset, why_missed(folder, inputs))
         if _is_worth_processes(spec, dataset):
-            making = _Making(spec, folder, inputs)
+            making = _Making(spec, folder, inputs, ledger)
             if _may_grow(spec, dataset):
                 indexed = dataset.indexed()
                 assert indexed is not None, "any row is found at once"
-                growing = GrowingTable(indexed, dataset.value_of, spec.tokeniser(dataset, tokenizer), making)
-                return Opened(growing, identity, learns_all)
+                growing = GrowingTable(indexed, dataset.value_of, spec.tokeniser(dataset, tokenizer), making, ledger)
+                return Opened(growing, identity, asked)
             kept = making.wait()
         else:
             kept = make_table(spec, dataset, tokenizer, ledger)
     ledger.counts = Counts.from_state(kept.ledger)
     ledger.close()
-    return Opened(kept, identity, learns_all)
+    return Opened(kept, identity, asked)
 
 
 def make_table(
@@ -194,7 +226,8 @@ def make_table(
         indexed = dataset.indexed() if num_workers > 1 else None
         raw = None if indexed is not None else dataset.raw_rows()
         chunks = chunks_of(raw, indexed, dataset.value_of, spec.tokeniser(dataset, tokenizer), num_workers)
-        return keep_table(folder, inputs, _while_wanted(chunks, parent), ledger)
+        wanted = _if_unchanged(_while_wanted(chunks, parent), dataset, ledger)
+        return keep_table(folder, inputs, wanted, ledger)
 
 
 def inputs_of(spec: TableSpec, dataset: BaseMapDataset, tokenizer: Any) -> Inputs | None:
@@ -216,6 +249,7 @@ def inputs_of(spec: TableSpec, dataset: BaseMapDataset, tokenizer: Any) -> Input
         "results of tools": spec.tool_results,
         "model_max_length": spec.max_length(dataset),
         "truncation": spec.truncation,
+        "method": spec.method if spec.method in KINDS else None,
         "code": code_version(),
     }
 
@@ -223,8 +257,8 @@ def inputs_of(spec: TableSpec, dataset: BaseMapDataset, tokenizer: Any) -> Input
 class _Making:
     """A process that makes a table beside this one."""
 
-    def __init__(self, spec: TableSpec, folder: Path, inputs: Inputs) -> None:
-        self._folder, self._inputs = folder, inputs
+    def __init__(self, spec: TableSpec, folder: Path, inputs: Inputs, ledger: Ledger) -> None:
+        self._folder, self._inputs, self._ledger = folder, inputs, ledger
         command = [sys.executable, "-m", "oumi.core.trainers.tables"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self._process.stdin is not None, "it is a pipe"
@@ -250,8 +284,12 @@ class _Making:
         said = self._process.stdout.read()
         status = self._process.wait()
         if said:
-            raise DataError(json.loads(said)["error"])
+            told = json.loads(said)
+            self._ledger.counts = Counts.from_state(told["counts"])
+            raise DataError(told["error"])
         table = find_table(self._folder, self._inputs) if status == 0 else None
+        if table is None and status == 0:
+            raise DataError(f"{self._ledger.dataset}: {CHANGED}")
         if table is None:
             raise StorageError(f"{self._folder}: the process that tokenises ended with status {status}; see above")
         return table
@@ -268,7 +306,7 @@ def _may_grow(spec: TableSpec, dataset: BaseMapDataset) -> bool:
     if dataset.joining is not None:
         return False
     is_one = spec.truncation != "split" if dataset.holds == "chats" else spec.truncation not in (None, "split")
-    return is_one and spec.max_rejected == 0 and dataset.indexed() is not None
+    return is_one and spec.may_grow and spec.max_rejected == 0 and dataset.indexed() is not None
 
 
 def _num_workers(spec: TableSpec) -> int:
@@ -283,15 +321,24 @@ def _while_wanted(chunks: Iterator[Chunk], parent: int | None) -> Iterator[Chunk
         yield chunk
 
 
+def _if_unchanged(chunks: Iterator[Chunk], dataset: BaseMapDataset, ledger: Ledger) -> Iterator[Chunk]:
+    """Yields chunks; raises DataError if the files are others by then, so that none is kept under a wrong name."""
+    before = dataset.content()
+    yield from chunks
+    if dataset.content() != before:
+        raise DataError(f"{ledger.dataset}: {CHANGED}")
+
+
 def _main() -> None:
     spec: TableSpec = pickle.loads(sys.stdin.buffer.read())
     os.nice(_NICENESS)
+    ledger = spec.ledger()
     try:
         tokenizer = load_tokenizer(spec.model)
         tokenizer.chat_template = chat_template_for(tokenizer, spec.model.chat_template)
-        make_table(spec, dataset_for(spec.params), tokenizer, spec.ledger(), _num_workers(spec), os.getppid())
+        make_table(spec, spec.dataset(), tokenizer, ledger, _num_workers(spec), os.getppid())
     except OumiError as error:
-        print(json.dumps({"error": str(error)}))
+        print(json.dumps({"error": str(error), "counts": ledger.counts.to_state()}))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ class Source:
     """File, or `name[split]` of a Hub data set."""
     line: int
     """Line in the file (from 1); of a Parquet file or a split of the Hub, the index of the row (from 0)."""
+    id: str | None = None
+    """What the row calls itself, in its column `conversation_id` or `id`."""
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}"
@@ -36,17 +38,42 @@ class Row:
     source: Source
 
 
+def row_of(value: Any, source: Source) -> Row:
+    """Returns a record with what it calls itself in its source."""
+    if isinstance(value, Mapping):
+        name = value.get("conversation_id", value.get("id"))
+        if isinstance(name, str | int) and name != "":
+            return Row(value, Source(source.dataset, source.path, source.line, str(name)))
+    return Row(value, source)
+
+
 @dataclass(frozen=True, slots=True)
 class BadRow:
     """A record that cannot be used, and why."""
 
     source: Source
     reason: str
+    """What is wrong; what is wrong with this row alone stands after a colon."""
     excerpt: str = ""
     """The first characters of the record, control characters escaped."""
+    num_tokens: int = 0
+    """Of the record, where it was found out only as tokens."""
+    num_targets: int = 0
 
     def __str__(self) -> str:
-        return f"{self.source}: {self.reason}" + (f": {self.excerpt}" if self.excerpt else "")
+        reason = printable(self.reason)
+        shown = reason if len(reason) <= _MAX_REASON else reason[:_MAX_REASON] + "..."
+        return f"{self.source}: {shown}" + (f": {self.excerpt}" if self.excerpt else "")
+
+
+_MAX_REASON = 300
+
+
+def printable(text: str) -> str:
+    """Returns a text in which whatever does not print, or could steer a terminal, is written out."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +88,8 @@ class Example:
     """Where each document begins: none sees another."""
     others: tuple[Source, ...] = ()
     """Where the documents after the first came from, if not from `source`."""
+    num_cut: int = 0
+    """Tokens of its row that were cut off."""
 
     @property
     def lengths(self) -> list[int]:
