@@ -59,6 +59,12 @@ def cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
+def cache_home() -> Path:
+    """Returns where what can be made again is kept: OUMI_CACHE_DIR, else `oumi` in the user's cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("OUMI_CACHE_DIR") or f"{home}/oumi").expanduser()
+
+
 def free_bytes(path: Path) -> int:
     """Returns the free disk space where `path` is, or will be."""
     while not path.exists() and path != path.parent:

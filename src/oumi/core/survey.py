@@ -100,6 +100,7 @@ def _model_facts(model: ModelParams, may_download: bool) -> ModelFacts:
             _file(tokenizer, "tokenizer_config.json", revision if tokenizer == name else None, may_download)
         ),
         adapter_of=adapter_of,
+        sees_pictures="vision_config" in config,
         commit=path.parent.name if path.parent.parent.name == "snapshots" else None,
         digest=_digest(name, adapter_of, model.adapter_model) if model.load_pretrained_weights else None,
     )

@@ -17,6 +17,7 @@ from typing import Any
 
 from oumi.core.data.ledger import Ledger
 from oumi.core.data.tokens import Chunk, TokenTable, write_table
+from oumi.core.host import cache_home
 
 _UNFINISHED = ".unfinished-"
 _OF_THE_CODE = "code"
@@ -27,9 +28,8 @@ Inputs = Mapping[str, Any]
 
 
 def cache_folder() -> Path:
-    """Returns where tables are kept: OUMI_CACHE_DIR, else `oumi` in the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("OUMI_CACHE_DIR") or f"{home}/oumi").expanduser() / "tokens"
+    """Returns where tables are kept."""
+    return cache_home() / "tokens"
 
 
 def key_of(inputs: Inputs) -> str:

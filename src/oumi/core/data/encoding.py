@@ -6,17 +6,38 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from oumi.core.data.targets import MARKS, Document, Rendered, control_tokens
+from oumi.core.data.vision import BadPicture, Pictures, Placed, PlacedPictures
 from oumi.core.errors import ConfigError
 from oumi.core.types.example import BadRow, Example, Source
 
-Tokens = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
-"""Ids, and which of them are trained."""
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A document: ids [T], which of them are trained [T], and where its pictures stand."""
+
+    ids: npt.NDArray[np.int32]
+    is_target: npt.NDArray[np.bool_]
+    pictures: tuple[Placed, ...] = ()
+
+    def part(self, first: int, last: int | None) -> Tokens:
+        """Returns the tokens from one place to another, less those of a picture that would be torn apart."""
+        last = len(self.ids) if last is None else min(last, len(self.ids))
+        first = first + len(self.ids) if first < 0 else first
+        for one in self.pictures:
+            if one.first < first < one.last:
+                first = one.last
+            if one.first < last < one.last:
+                last = one.first
+        inside = [one for one in self.pictures if first <= one.first and one.last <= last]
+        moved = tuple(Placed(one.first - first, one.last - first, one.item) for one in inside)
+        return Tokens(self.ids[first:last], self.is_target[first:last], moved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +52,14 @@ class Encoded:
 class Encoder:
     """Makes examples of rendered rows."""
 
-    def __init__(self, tokenizer: Any, train_on: str, max_length: int | None, truncation: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        train_on: str,
+        max_length: int | None,
+        truncation: str | None = None,
+        pictures: Pictures | None = None,
+    ) -> None:
         """Takes the tokenizer, and what becomes of rows that are too long.
 
         Args:
@@ -40,6 +68,7 @@ class Encoder:
             max_length: Tokens that the model takes; None sets no limit.
             truncation: `right`, `left`, `reject` or `split`; None splits texts, cuts prompts on the left, and others
                 on the right.
+            pictures: Makes tokens of pictures.
         """
         if not tokenizer.is_fast:
             raise ConfigError(f"{tokenizer.name_or_path}: only fast tokenizers tell which text a token covers")
@@ -52,6 +81,7 @@ class Encoder:
         self._trains_all, self._trains_nothing = train_on == "all", train_on == "nothing"
         self._max_length = max_length
         self._truncation = truncation
+        self._pictures = pictures
 
     def encode(self, batch: Sequence[Rendered]) -> Iterator[Encoded | BadRow]:
         """Yields the rows as tokens, cut to the model's length."""
@@ -61,7 +91,18 @@ class Encoder:
             tokens = self._tokens([document for one in rows for document in one.documents], has_specials)
             made |= {id(one): [next(tokens) for _ in one.documents] for one in rows}
         for one in batch:
-            yield self._fitted(one, made[id(one)])
+            try:
+                yield self._fitted(one, self._seen(one, made[id(one)]))
+            except BadPicture as error:
+                yield BadRow(one.source, str(error))
+
+    def _seen(self, row: Rendered, documents: list[Tokens]) -> list[Tokens]:
+        """Returns the documents of a row with the tokens of each picture in the place of its mark."""
+        items = row.documents[0].pictures
+        if self._pictures is None or not items:
+            return documents
+        placed = PlacedPictures(self._pictures, items, Path(row.source.path))
+        return [Tokens(*placed.expanded(one.ids, one.is_target)) for one in documents]
 
     def _tokens(self, documents: Sequence[Document], has_specials: bool) -> Iterator[Tokens]:
         # A chat template writes every special token itself, at inference too.
@@ -71,7 +112,7 @@ class Encoder:
                 yield self._guarded(document)
             else:
                 tokens = np.array(encoding.ids, dtype=np.int32)
-                yield tokens, self._targets(document, encoding, len(tokens))
+                yield Tokens(tokens, self._targets(document, encoding, len(tokens)))
 
     def _targets(self, document: Document, encoding: Any, length: int) -> npt.NDArray[np.bool_]:
         """Returns which tokens cover a character that is trained.
@@ -111,8 +152,8 @@ class Encoder:
                 offsets.append((int(place[first]), int(place[last - 1]) + 1) if last > first else (start, start))
         tokens = np.array(ids, dtype=np.int32)
         if self._trains_all:
-            return tokens, np.ones(len(tokens), dtype=np.bool_)
-        return tokens, covered(np.array(offsets).reshape(-1, 2), document.spans)
+            return Tokens(tokens, np.ones(len(tokens), dtype=np.bool_))
+        return Tokens(tokens, covered(np.array(offsets).reshape(-1, 2), document.spans))
 
     def _as_text(self, text: str) -> list[tuple[int, list[int]]]:
         """Returns the tokens of a text with their places, what looks like a control token spelled out.
@@ -134,30 +175,32 @@ class Encoder:
     def _fitted(self, row: Rendered, documents: list[Tokens]) -> Encoded | BadRow:
         """Returns the row within the model's length, or why nothing can be learned of it."""
         limit, policy = self._max_length, self._truncation or self._usual_truncation(row)
-        longest = max(len(tokens) for tokens, _ in documents)
-        num_tokens = sum(len(tokens) for tokens, _ in documents)
-        num_targets = sum(int(is_target.sum()) for _, is_target in documents)
+        longest = max(len(one.ids) for one in documents)
+        num_tokens = sum(len(one.ids) for one in documents)
+        num_targets = sum(int(one.is_target.sum()) for one in documents)
 
         def rejected(reason: str) -> BadRow:
             return BadRow(row.source, reason, num_tokens=num_tokens, num_targets=num_targets)
 
         if not any(self._is_of_use(one) for one in documents):
             return rejected("no token is trained")
-        if not self._trains_all and not row.may_split and any(is_target.all() for _, is_target in documents):
+        if not self._trains_all and not row.may_split and any(one.is_target.all() for one in documents):
             return rejected("every token is trained: nothing stands before the answer")
         if limit is None or longest <= limit:
             return Encoded((_joined(documents, row.source),), 0, 0)
         if policy == "reject":
             return rejected(f"longer than model_max_length {limit}: {longest} tokens")
         if policy == "split":
-            parts = [_part(one, at, at + limit) for one in documents for at in range(0, len(one[0]), limit)]
+            if any(one.pictures for one in documents):
+                return rejected(f"longer than model_max_length {limit}, and rows with pictures are not split")
+            parts = [one.part(at, at + limit) for one in documents for at in range(0, len(one.ids), limit)]
             examples = tuple(_joined([part], row.source) for part in parts if self._is_of_use(part))
         else:
-            cut = [_part(one, *((0, limit) if policy == "right" else (-limit, None))) for one in documents]
+            cut = [_cut(one, limit, policy) for one in documents]
             kept = [one for one in cut if self._is_of_use(one)]
             if row.is_pair and len(kept) < 2:
                 return rejected(f"every trained token of an answer lies beyond model_max_length {limit}")
-            if row.is_pair and np.array_equal(kept[0][0], kept[1][0]):
+            if row.is_pair and np.array_equal(kept[0].ids, kept[1].ids):
                 return rejected(f"the answers are the same within model_max_length {limit}")
             examples = (_joined(kept, row.source),) if kept else ()
         if not examples:
@@ -174,7 +217,7 @@ class Encoder:
 
     def _is_of_use(self, document: Tokens) -> bool:
         """Returns True if something is learned of a document; its first token is never predicted."""
-        return self._trains_nothing or bool(document[1][1:].any())
+        return self._trains_nothing or bool(document.is_target[1:].any())
 
 
 def without_gaps(offsets: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
@@ -210,13 +253,19 @@ def _pieces(text: str, control: re.Pattern[str]) -> Iterator[tuple[str, int, boo
         yield text[at:], at, False
 
 
-def _part(document: Tokens, first: int, last: int | None) -> Tokens:
-    return document[0][first:last], document[1][first:last]
+def _cut(document: Tokens, limit: int, side: str) -> Tokens:
+    """Returns a document without what is too much of it on one side."""
+    if len(document.ids) <= limit:
+        return document
+    return document.part(0, limit) if side == "right" else document.part(-limit, None)
 
 
 def _joined(documents: Sequence[Tokens], source: Source) -> Example:
+    seen = tuple(tuple(placed.item for placed in one.pictures) for one in documents)
+    pictures = seen if any(seen) else ()
     if len(documents) == 1:
-        return Example(*documents[0], source)
-    starts = np.cumsum([0, *(len(tokens) for tokens, _ in documents[:-1])]).tolist()
-    tokens = np.concatenate([tokens for tokens, _ in documents])
-    return Example(tokens, np.concatenate([is_target for _, is_target in documents]), source, tuple(starts))
+        return Example(documents[0].ids, documents[0].is_target, source, pictures=pictures)
+    starts = np.cumsum([0, *(len(one.ids) for one in documents[:-1])]).tolist()
+    tokens = np.concatenate([one.ids for one in documents])
+    is_target = np.concatenate([one.is_target for one in documents])
+    return Example(tokens, is_target, source, tuple(starts), pictures=pictures)

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -12,6 +15,12 @@ from oumi.core.batch import Batch, collate
 from oumi.core.data.mixture import permute
 from oumi.core.plan.parts import StepsPlan
 from oumi.core.types.example import Example
+
+Made = TypeVar("Made")
+Join = Callable[[Sequence[Example]], Batch]
+"""Makes a batch of examples."""
+_STEPS_AHEAD = 2
+"""Steps whose micro-batches are made while another one is trained."""
 
 
 class Groups(Protocol):
@@ -31,23 +40,26 @@ class Loader:
     step trains does not depend on how many ranks there are; each takes its micro-batches of them in turn.
     """
 
-    def __init__(self, rows: Groups, steps: StepsPlan, seed: int, rank: int = 0) -> None:
-        """Takes the rows, how they are cut into steps, the seed of their order, and whose part this is."""
+    def __init__(self, rows: Groups, steps: StepsPlan, seed: int, rank: int = 0, join: Join = collate) -> None:
+        """Takes the rows, how they are cut into steps, the seed of their order, whose part this is, and what joins."""
         assert steps.per_epoch is not None, "the plan knows the rows by now"
         self.rank = rank
         self.rows = rows
         self.steps = steps
         self.seed = seed
         self._per_epoch = steps.per_epoch
+        self._join = join
 
     def from_step(self, step: int) -> Iterator[list[Batch]]:
         """Yields the micro-batches of step `step` (from 0), then of those after it, epoch after epoch."""
-        while True:
-            size = self.steps.micro_batch_rows
-            rows = self.rows_of(step)
-            batches = [rows[a : a + size] for a in range(0, len(rows), size)]
-            yield [_collated(self.rows, one) for one in batches[self.rank :: self.steps.world_size]]
-            step += 1
+        steps = count(step)
+        return read_ahead(lambda: self._batches_of(next(steps)))
+
+    def _batches_of(self, step: int) -> list[Batch]:
+        size, rows = self.steps.micro_batch_rows, self.rows_of(step)
+        batches = [rows[a : a + size] for a in range(0, len(rows), size)]
+        mine = batches[self.rank :: self.steps.world_size]
+        return [self._join(_examples(self.rows, one)) for one in mine]
 
     def rows_of(self, step: int) -> list[int]:
         """Returns the rows that step `step` trains, in order."""
@@ -73,11 +85,24 @@ class Loader:
         """Does nothing: the number of the step tells its rows."""
 
 
-def in_order(rows: Groups, batch_size: int) -> Iterator[Batch]:
+def in_order(rows: Groups, batch_size: int, join: Join = collate) -> Iterator[Batch]:
     """Yields all rows once, in order, `batch_size` at a time."""
     for first in range(0, len(rows), batch_size):
-        yield _collated(rows, range(first, min(first + batch_size, len(rows))))
+        yield join(_examples(rows, range(first, min(first + batch_size, len(rows)))))
 
 
-def _collated(rows: Groups, indices: Sequence[int]) -> Batch:
-    return collate([one for i in indices for one in rows.group(i)])
+def read_ahead(make: Callable[[], Made]) -> Iterator[Made]:
+    """Yields what `make` returns, call after call; a thread makes the next ones meanwhile."""
+    thread = ThreadPoolExecutor(1, "reads-ahead")
+    waiting: deque[Future[Made]] = deque()
+    try:
+        while True:
+            while len(waiting) < _STEPS_AHEAD:
+                waiting.append(thread.submit(make))
+            yield waiting.popleft().result()
+    finally:
+        thread.shutdown(wait=True, cancel_futures=True)
+
+
+def _examples(rows: Groups, indices: Sequence[int]) -> list[Example]:
+    return [one for i in indices for one in rows.group(i)]

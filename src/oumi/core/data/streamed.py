@@ -3,22 +3,19 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 
 from oumi.core.batch import Batch, collate
+from oumi.core.data.loader import Join, read_ahead
 from oumi.core.data.mixture import permute
 from oumi.core.data.packing import best_fit
 from oumi.core.data.streams import Limited, State
 from oumi.core.plan.parts import StepsPlan
 from oumi.core.types.example import Example
 
-_STEPS_AHEAD = 2
-"""Steps whose micro-batches are made while another one is trained."""
 _WINDOW = 1024
 """Examples that are packed together."""
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -184,26 +181,20 @@ class StreamLoader:
     micro-batches of them in turn.
     """
 
-    def __init__(self, rows: Groups, steps: StepsPlan, rank: int = 0) -> None:
-        """Takes the rows, how they are cut into steps, and whose part this is."""
+    def __init__(self, rows: Groups, steps: StepsPlan, rank: int = 0, join: Join = collate) -> None:
+        """Takes the rows, how they are cut into steps, whose part this is, and what makes batches of examples."""
         self._rows = rows
         self._steps = steps
         self._rank = rank
+        self._join = join
         self._state = rows.state()
 
     def from_step(self, step: int) -> Iterator[list[Batch]]:
         """Yields the micro-batches of each step from where the stream stands, which is before step `step`."""
         self._rows.restore(self._state)
-        thread = ThreadPoolExecutor(1, "reads-ahead")
-        waiting: deque[Future[tuple[list[Batch], State]]] = deque()
-        try:
-            while True:
-                while len(waiting) < _STEPS_AHEAD:
-                    waiting.append(thread.submit(self._make))
-                batches, self._state = waiting.popleft().result()
-                yield batches
-        finally:
-            thread.shutdown(wait=True, cancel_futures=True)
+        for batches, state in read_ahead(self._make):
+            self._state = state
+            yield batches
 
     def epoch(self, step: int) -> float:
         """Returns how many times all rows were read before where the stream stands."""
@@ -226,4 +217,4 @@ class StreamLoader:
         rows = [self._rows.next_group() for _ in range(self._steps.rows_per_step)]
         parts = [rows[at : at + size] for at in range(0, len(rows), size)]
         mine = parts[self._rank :: self._steps.world_size]
-        return [collate([one for row in part for one in row]) for part in mine], self._rows.state()
+        return [self._join([one for row in part for one in row]) for part in mine], self._rows.state()

@@ -25,6 +25,8 @@ class Document:
 
     text: str
     spans: tuple[Span, ...]
+    pictures: tuple[ContentItem, ...] = ()
+    """Of the whole chat; the text marks the first of them, or all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,12 @@ class Renderer:
     """
 
     def __init__(
-        self, tokenizer: Any, template: Template, train_on: str, tool_results: tuple[str, str] | None = None
+        self,
+        tokenizer: Any,
+        template: Template,
+        train_on: str,
+        tool_results: tuple[str, str] | None = None,
+        picture_mark: str | None = None,
     ) -> None:
         """Takes how rows are rendered, and what of them is trained.
 
@@ -58,10 +65,12 @@ class Renderer:
             template: Writes chats as text.
             train_on: `all`, `all_assistant_turns` or `final_assistant_turn`; `nothing` for prompts.
             tool_results: What opens and closes the results of tools that stand within answers, and are not trained.
+            picture_mark: What stands for a picture in a text; None where none is taken.
         """
         self.template = template
         self.train_on = train_on
         self._tool_results = tool_results
+        self._picture_mark = picture_mark
         self._eos = tokenizer.eos_token or ""
         self._control = control_tokens(tokenizer)
         self._ends = Ends(self._control, self._eos)
@@ -149,9 +158,7 @@ class Renderer:
         """
         if not chat.messages:
             raise Undecided("the conversation is empty")
-        for i, one in enumerate(chat.messages):
-            if one.contains_images():
-                raise Undecided(f"turn {i}: holds a picture, and training on pictures is not built yet")
+        pictures = self._pictures(chat)
         if not turns and self.train_on != "all":
             raise Undecided("no turn of it is to be trained")
         guarded = _marked(chat, self._control) if self._control else chat
@@ -163,8 +170,9 @@ class Renderer:
             if not self._writes_tools:
                 raise Undecided("the chat template does not write the tools of the chat")
         writer.check_written(text)
+        self._check_pictures(text, pictures)
         if self.train_on == "all":
-            return (Document(text, ((0, len(text)),)),)
+            return (Document(text, ((0, len(text)),), pictures),)
         texts, spans = [text], {text: list[Span]()}
         for turn in reversed(turns):
             upto = writer.upto(turn)
@@ -177,7 +185,21 @@ class Renderer:
             spans[home] = [*parts, *spans[home]]
         kept = [one for one in reversed(texts) if spans[one]]
         assert all(a[1] <= b[0] for one in kept for a, b in pairwise(spans[one])), "turns follow each other"
-        return tuple(Document(one, tuple(spans[one])) for one in kept)
+        return tuple(Document(one, tuple(spans[one]), pictures) for one in kept)
+
+    def _pictures(self, chat: Conversation) -> tuple[ContentItem, ...]:
+        for i, one in enumerate(chat.messages):
+            if self._picture_mark is None and one.contains_images():
+                raise Undecided(f"turn {i}: holds a picture, which the model, or this trainer, does not take")
+        return tuple(item for one in chat.messages for item in one.image_content_items)
+
+    def _check_pictures(self, text: str, pictures: Sequence[ContentItem]) -> None:
+        """Raises Undecided unless the template has marked each picture in the text, and nothing else."""
+        if self._picture_mark is None:
+            return
+        count = len(re.findall(rf"(?<!{MARKS[0]}){re.escape(self._picture_mark)}", text))
+        if count != len(pictures):
+            raise Undecided(f"the chat template marks {count} pictures as {self._picture_mark}: of {len(pictures)}")
 
 
 def control_tokens(tokenizer: Any) -> re.Pattern[str] | None:

@@ -21,6 +21,8 @@ from oumi.core.data.encoding import Encoded, Encoder
 from oumi.core.data.ledger import Counts, Ledger
 from oumi.core.data.targets import Rendered, Renderer
 from oumi.core.data.templates import Template
+from oumi.core.data.vision import Pictures
+from oumi.core.types.conversation import ContentItem
 from oumi.core.types.example import BadRow, Example, Row, Source
 
 BATCH_SIZE = 512
@@ -29,7 +31,7 @@ _STARTS = np.int32(1 << 30)
 _ROW = np.dtype(
     [
         ("end", "<i8"), ("line", "<i8"), ("file", "<i4"), ("dataset", "<i4"), ("targets", "<i8"), ("cut", "<i8"),
-        ("digest", "<u8"), ("id", "<u8"), ("id_end", "<i8"),
+        ("digest", "<u8"), ("id", "<u8"), ("id_end", "<i8"), ("pictures_end", "<i8"),
     ]
 )  # fmt: skip
 _READ_ROWS = 1 << 16
@@ -45,11 +47,13 @@ class Tokeniser:
         train_on: str,
         max_length: int | None = None,
         truncation: str | None = None,
+        *,
         tool_results: tuple[str, str] | None = None,
+        pictures: Pictures | None = None,
     ) -> None:
         """Takes what a Renderer and an Encoder take."""
-        self.renderer = Renderer(tokenizer, template, train_on, tool_results)
-        self.encoder = Encoder(tokenizer, train_on, max_length, truncation)
+        self.renderer = Renderer(tokenizer, template, train_on, tool_results, pictures.mark if pictures else None)
+        self.encoder = Encoder(tokenizer, train_on, max_length, truncation, pictures)
 
     def render(self, rows: Iterable[Row | BadRow]) -> list[Rendered | BadRow]:
         """Returns each row as text."""
@@ -75,6 +79,8 @@ class Chunk:
     cuts: npt.NDArray[np.int64]
     """Tokens that were cut off each."""
     sources: list[Source]
+    pictures: list[bytes]
+    """Those of each row, as `_packed` writes them."""
     counts: Counts
 
     @classmethod
@@ -82,7 +88,8 @@ class Chunk:
         """Returns examples as a chunk."""
         lengths = np.array([len(one.tokens) for one in examples], dtype=np.int64)
         cuts = np.array([one.num_cut for one in examples], dtype=np.int64)
-        return cls(written(examples), lengths, cuts, [one.source for one in examples], counts)
+        pictures = [_packed(one.pictures) for one in examples]
+        return cls(written(examples), lengths, cuts, [one.source for one in examples], pictures, counts)
 
 
 def make_chunk(rendered: Sequence[Rendered | BadRow], tokeniser: Tokeniser) -> Chunk:
@@ -116,9 +123,10 @@ class TokenTable:
         self._tokens = os.open(directory / "tokens.bin", os.O_RDONLY)
         self._rows = os.open(directory / "rows.bin", os.O_RDONLY)
         self._ids = os.open(directory / "ids.bin", os.O_RDONLY)
+        self._pictures = os.open(directory / "pictures.bin", os.O_RDONLY)
 
     def __del__(self) -> None:
-        for name in ("_tokens", "_rows", "_ids"):
+        for name in ("_tokens", "_rows", "_ids", "_pictures"):
             if (file := self.__dict__.get(name)) is not None:
                 os.close(file)
 
@@ -127,7 +135,11 @@ class TokenTable:
 
     def __getitem__(self, index: int) -> Example:
         before, row = self._row(index)
-        return _read(self._written(int(before["end"]), int(row["end"])), self._source(row), int(row["cut"]))
+        example = _read(self._written(int(before["end"]), int(row["end"])), self._source(row), int(row["cut"]))
+        start, end = int(before["pictures_end"]), int(row["pictures_end"])
+        if start == end:
+            return example
+        return replace(example, pictures=_unpacked(os.pread(self._pictures, end - start, start)))
 
     def span(self, first: int, last: int, documents: range, ends: npt.NDArray[np.int64]) -> Example:
         """Returns the tokens from place `first` to `last` of all tokens end to end, as one row of several documents.
@@ -194,9 +206,10 @@ class TableWriter:
         self._tokens = (directory / "tokens.bin").open("wb")
         self._rows = (directory / "rows.bin").open("wb")
         self._ids = (directory / "ids.bin").open("wb")
+        self._pictures = (directory / "pictures.bin").open("wb")
         self._names: dict[str, int] = {}
         self._digest = hashlib.sha256()
-        self._num_rows = self._end = self._id_end = 0
+        self._num_rows = self._end = self._id_end = self._pictures_end = 0
         self._highest = -1
 
     def add(self, chunk: Chunk) -> None:
@@ -213,14 +226,18 @@ class TableWriter:
             rows["targets"] = np.add.reduceat(chunk.tokens >= 0, starts, dtype=np.int64)
         data = memoryview(chunk.tokens).cast("B")
         bounds = zip((4 * starts).tolist(), (4 * (ends - self._end)).tolist(), strict=True)
-        rows["digest"] = [_digest_of(data[first:last]) for first, last in bounds]
+        seen = zip(bounds, chunk.pictures, strict=True)
+        rows["digest"] = [_digest_of(data[first:last], pictures) for (first, last), pictures in seen]
+        rows["pictures_end"] = np.cumsum([len(one) for one in chunk.pictures], dtype=np.int64) + self._pictures_end
+        self._pictures.write(b"".join(chunk.pictures))
+        self._pictures_end += sum(map(len, chunk.pictures))
         ids = [(one.id or "").encode("utf-8", "replace") for one in chunk.sources]
         rows["id"] = [_digest_of(one) if one else 0 for one in ids]
         rows["id_end"] = np.cumsum([len(one) for one in ids], dtype=np.int64) + self._id_end
         self._ids.write(b"".join(ids))
         self._id_end += sum(map(len, ids))
-        for part in (chunk.tokens, chunk.lengths):
-            self._digest.update(part.tobytes())
+        for part in (chunk.tokens.tobytes(), chunk.lengths.tobytes(), *chunk.pictures):
+            self._digest.update(part)
         self._tokens.write(chunk.tokens.tobytes())
         self._rows.write(rows.tobytes())
         self._num_rows += len(ends)
@@ -230,7 +247,7 @@ class TableWriter:
 
     def finish(self, ledger: Ledger, facts: dict[str, Any]) -> None:
         """Completes the table: everything is on the disk when this returns."""
-        for file in (self._tokens, self._rows, self._ids):
+        for file in (self._tokens, self._rows, self._ids, self._pictures):
             file.flush()
             os.fsync(file.fileno())
             file.close()
@@ -293,8 +310,21 @@ def written(examples: Sequence[Example]) -> npt.NDArray[np.int32]:
     return np.where(is_target, tokens, ~tokens)
 
 
-def _digest_of(data: bytes | memoryview) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+def _digest_of(data: bytes | memoryview, more: bytes = b"") -> int:
+    digest = hashlib.blake2b(data, digest_size=8)
+    digest.update(more)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _packed(pictures: Sequence[Sequence[ContentItem]]) -> bytes:
+    """Returns the pictures of each document of a row as JSON, nothing if there are none."""
+    if not pictures:
+        return b""
+    return json.dumps([[one.model_dump(mode="json", exclude_none=True) for one in some] for some in pictures]).encode()
+
+
+def _unpacked(data: bytes) -> tuple[tuple[ContentItem, ...], ...]:
+    return tuple(tuple(ContentItem.model_validate(one) for one in some) for some in json.loads(data))
 
 
 def _ids(written: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

@@ -9,13 +9,14 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from oumi.core.data.cache import cache_folder
+from oumi.core.host import cache_home
 from oumi.core.types.conversation import ContentItem, Type
 
 _MAX_BYTES = 64_000_000
@@ -58,6 +59,43 @@ class Pictures:
         return self._processor(
             text=list(texts), images=[list(one) for one in images], add_special_tokens=False, return_tensors="pt"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A picture, and which tokens of its document stand for it."""
+
+    first: int
+    last: int
+    """The one after the last."""
+    item: ContentItem
+
+
+class PlacedPictures:
+    """The pictures of a row, to be put into each of its documents."""
+
+    def __init__(self, pictures: Pictures, items: Sequence[ContentItem], beside: Path) -> None:
+        """Takes what makes tokens of pictures, those of the row, and its file; raises BadPicture for one of no use."""
+        self._mark = pictures.mark_id
+        self._items = [find_picture(one, beside) for one in items]
+        self._expansions = [pictures.expansion(load_picture(one)) for one in self._items]
+
+    def expanded(
+        self, ids: npt.NDArray[np.int32], is_target: npt.NDArray[np.bool_]
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], tuple[Placed, ...]]:
+        """Returns a document whose marks are the tokens of its pictures, which are not trained, and their places."""
+        marks = np.flatnonzero(ids == self._mark).tolist()
+        parts: list[tuple[Any, Any]] = []
+        placed: list[Placed] = []
+        begin = length = 0
+        for at, item, expansion in zip(marks, self._items, self._expansions, strict=False):
+            parts += [(ids[begin:at], is_target[begin:at]), (expansion, np.zeros(len(expansion), dtype=np.bool_))]
+            length += at - begin
+            placed.append(Placed(length, length + len(expansion), item))
+            length += len(expansion)
+            begin = at + 1
+        parts.append((ids[begin:], is_target[begin:]))
+        return np.concatenate([one for one, _ in parts]), np.concatenate([one for _, one in parts]), tuple(placed)
 
 
 def find_picture(item: ContentItem, beside: Path) -> ContentItem:
@@ -110,7 +148,7 @@ def _bytes_of(item: ContentItem) -> tuple[bytes, str]:
 
 def _fetched(url: str) -> bytes:
     """Returns what stands at a URL; it is fetched once, and kept."""
-    kept = cache_folder().parent / "pictures" / hashlib.sha256(url.encode()).hexdigest()
+    kept = cache_home() / "pictures" / hashlib.sha256(url.encode()).hexdigest()
     if kept.is_file():
         return kept.read_bytes()
     try:

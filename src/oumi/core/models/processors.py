@@ -31,7 +31,7 @@ def load_processor(plan: ModelPlan, tokenizer: Any) -> Any:
     Raises:
         ConfigError: The model brings none, it needs a library that is not here, or it takes no such argument.
     """
-    name = str(resolve_asset(plan.name))
+    name = str(resolve_asset(plan.processor_name or plan.name))
     try:
         with hub_errors("processor", plan.name), remote_code_refused(plan.name):
             processor = _load(name, plan, tokenizer)
@@ -55,19 +55,24 @@ def save_processor(processor: Any, directory: Path) -> None:
 
 
 def _load(name: str, plan: ModelPlan, tokenizer: Any) -> Any:
-    settings = {"revision": plan.revision, "trust_remote_code": plan.trust_remote_code, **plan.processor_kwargs}
+    revision = None if plan.processor_name else plan.revision
+    settings = {
+        "revision": revision,
+        "trust_remote_code": plan.trust_remote_code,
+        **plan.processor_kwargs,
+    }
     try:
         return AutoProcessor.from_pretrained(name, **settings)
     except (ImportError, OSError) as error:
         if not any(sign in str(error).lower() for sign in ("torchvision", "video processor")):
             raise
     # Only its part for videos is not to be had, and there are none.
-    kind = AutoConfig.from_pretrained(name, revision=plan.revision).model_type
+    kind = AutoConfig.from_pretrained(name, revision=revision).model_type
     whole = getattr(transformers, PROCESSOR_MAPPING_NAMES[kind])
     without = type(whole.__name__, (WithoutVideos, whole), {})
     processor = without(image_processor=AutoImageProcessor.from_pretrained(name, **settings), tokenizer=tokenizer)
     processor.chat_template = tokenizer.chat_template
-    processor.video_settings = _video_settings(name, plan.revision)
+    processor.video_settings = _video_settings(name, revision)
     return processor
 
 

@@ -15,6 +15,7 @@ from oumi.core.errors import did_you_mean
 
 COMPLETIONS_ONLY = "text_completions_only_with_padding"
 VISION_SFT = "vision_language_sft"
+VISION = (VISION_SFT, "vision_language_with_padding")
 _KEY = "data.train.collator_kwargs"
 _KINDS: dict[str, tuple[type, str]] = {
     "text": (str, "text"),
@@ -53,6 +54,9 @@ _NOT_READ = {
     "max_variable_sized_dims": "rows of tokens have no other dimension that varies",
     "truncation": "what is too long is cut, or as data.train.truncation says",
     "process_individually": "every row is processed alone",
+    "main_image_feature": "the processor of the model names its features",
+    "trust_remote_code": "model.trust_remote_code decides",
+    "model_revision": "model.model_revision decides",
 }
 
 
@@ -101,6 +105,13 @@ def truncation(split: DatasetSplitParams) -> str | None:
     return side
 
 
+def processor(config: TrainingConfig) -> tuple[str | None, dict[str, Any]]:
+    """Returns the name of the processor, None for that of the model, and its arguments."""
+    split = config.data.train
+    given = split.collator_kwargs if split.collator_name == VISION_SFT else {}
+    return given.get("processor_name"), {**config.model.processor_kwargs, **(given.get("processor_kwargs") or {})}
+
+
 def shows_example(config: TrainingConfig) -> bool:
     """Returns True if the first row is to be shown as it is trained."""
     split = config.data.train
@@ -139,6 +150,8 @@ def _wrong_value(name: str, kind: str, value: Any) -> str:
 
 def _wrong_together(split: DatasetSplitParams) -> Iterator[tuple[str, str]]:
     given = split.collator_kwargs
+    if given.get("allow_multi_image_inputs") is False:
+        yield f"{_KEY}.allow_multi_image_inputs", "a row is trained with all of its pictures; leave this out"
     if given.get("truncation") is False:
         yield (
             f"{_KEY}.truncation",

@@ -41,7 +41,6 @@ _NEVER_READ: dict[tuple[str, ...], str] = {
         "model.shard_for_eval",
         "model.tool_call_parser",
     ): "training does not read it",
-    ("model.processor_kwargs*",): "a text model has no processor",
     ("model.device_map",): "one process holds the whole model on its device",
     (
         "training.nccl_default_timeout_minutes",
@@ -104,6 +103,8 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
         return
     elif train.train_target is None and collators.train_on(config) == "all":
         yield "targets: every token, prompts included; set `data.train.train_target` to train on answers only"
+    if config.model.processor_kwargs and facts.model.are_known and not facts.model.sees_pictures:
+        yield "not read: model.processor_kwargs: a text model has no processor"
     if training.max_steps > 0 and "training.num_train_epochs" in changed_keys(config):
         yield "not read: training.num_train_epochs: max_steps decides"
     if training.save_steps > 0 and training.save_epoch:

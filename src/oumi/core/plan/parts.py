@@ -31,6 +31,7 @@ class ModelFacts:
     """Of the Hub: exactly which version of the model is meant."""
     digest: str | None = None
     """Of the weights in a local directory."""
+    sees_pictures: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ class ModelPlan:
     chat_template: str | None
     adapter: str | None
     adapter_revision: str | None
+    sees_pictures: bool
+    processor_name: str | None
+    """What makes features of pictures, None for the model's own."""
+    processor_kwargs: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

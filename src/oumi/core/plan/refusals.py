@@ -34,7 +34,6 @@ _NOT_BUILT = {
     "peft.q_lora": "quantised base weights",
 }
 _NEEDS_WHOLE_ROWS = ("TRL_DPO", "TRL_KTO", "TRL_GRPO", "VERL_GRPO")
-_COLLATORS = (None, "text_with_padding", "text_completions_only_with_padding")
 _CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
 _LORA_STARTS = (
     LoraWeightInitialization.DEFAULT,
@@ -75,9 +74,10 @@ def _unbuilt(config: TrainingConfig) -> Iterator[tuple[str, str]]:
             if fnmatchcase(re.sub(r"\[\d+\]", "[]", key), pattern) and not _is_off(values[key]):
                 yield key, f"{what}: not built yet"
     for split in ("train", "validation"):
-        name = config.data.train.collator_name if split == "train" else config.data.validation.collator_name
-        if name not in _COLLATORS:
-            yield f"data.{split}.collator_name", f"{name}: vision-language data is not built yet"
+        name = getattr(config.data, split).collator_name
+        if name in collators.VISION and training.trainer_type != TrainerType.OUMI:
+            kind = training.trainer_type.name
+            yield f"data.{split}.collator_name", f"{name}: {kind} is not given pictures yet; trainer OUMI is"
     if training.use_peft and config.peft.lora_init_weights not in _LORA_STARTS:
         starts = ", ".join(start.name for start in _LORA_STARTS)
         yield (

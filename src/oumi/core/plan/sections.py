@@ -62,6 +62,7 @@ def plan_model(config: TrainingConfig, dtype: str, facts: ModelFacts) -> ModelPl
     revision = facts.commit or own_revision
     of_tokenizer = {name: revision, model.model_name: model.model_revision if facts.adapter_of else revision}
     lengths = (facts.tokenizer_length, overrides.get("max_position_embeddings", facts.max_positions))
+    processor_name, processor_kwargs = collators.processor(config)
     wanted = collators.max_length(config.data.train) or model.model_max_length
     return ModelPlan(
         name=name,
@@ -82,6 +83,9 @@ def plan_model(config: TrainingConfig, dtype: str, facts: ModelFacts) -> ModelPl
         chat_template=model.chat_template,
         adapter=model.model_name if facts.adapter_of else model.adapter_model,
         adapter_revision=model.model_revision if facts.adapter_of else None,
+        sees_pictures=facts.sees_pictures,
+        processor_name=processor_name,
+        processor_kwargs=processor_kwargs,
     )
 
 

@@ -71,7 +71,7 @@ class NativeTrainer:
         if self.run.plan.checkpoints.final_model:
             with storage_errors(directory):
                 save_model(self._inner, directory, self.run.plan.save_mode)
-                self._rows.tokenizer.save_pretrained(directory)
+                self._rows.tools.save(directory)
                 let_others_read(directory)
 
     @property
@@ -82,7 +82,7 @@ class NativeTrainer:
         plan, rows = self.run.plan, self._rows
         callbacks: list[Callback] = [SignalGuard(), FiniteGuard(), build_reporting(plan)]
         if len(rows.validation):
-            callbacks.append(Evaluation(lambda: in_order(rows.validation, plan.evaluation.batch_size)))
+            callbacks.append(Evaluation(lambda: in_order(rows.validation, plan.evaluation.batch_size, rows.tools.join)))
         if plan.empty_cache_every is not None and self.run.world.device.type != "cpu":
             callbacks.append(EmptyCache(plan.empty_cache_every))
         facts = self._start.facts(plan, rows.fingerprint)
@@ -90,7 +90,7 @@ class NativeTrainer:
 
     def _write_checkpoint(self, directory: Path) -> None:
         save_model(self._inner, directory)
-        self._rows.tokenizer.save_pretrained(directory)
+        self._rows.tools.save(directory)
 
 
 def _build_run(plan: Plan, world: World, model: Any, rows: Rows) -> Run:

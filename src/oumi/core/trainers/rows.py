@@ -18,16 +18,16 @@ from oumi.core.data.loader import Loader
 from oumi.core.data.mixture import Mixture, OneDocumentEach, Part, draws_of
 from oumi.core.data.packing import Packed
 from oumi.core.data.supervision import check_supervision, draw, spread
-from oumi.core.data.templates import Template, chat_template_for
+from oumi.core.data.templates import Template
 from oumi.core.errors import ConfigError, DataError
 from oumi.core.log import logger
-from oumi.core.models.tokenizers import load_tokenizer
 from oumi.core.plan.parts import MixturePlan, Plan
 from oumi.core.run import StepSource
 from oumi.core.trainers.duplicates import check_duplicates, count_duplicates, warn_of_duplicates
 from oumi.core.trainers.listeners import quiet_libraries
 from oumi.core.trainers.streaming import Streamed, open_stream
 from oumi.core.trainers.tables import Opened, open_table, specs_of
+from oumi.core.trainers.tools import Tools, load_tools
 from oumi.core.types.example import Example
 
 NUM_CHECKED = 64
@@ -44,8 +44,8 @@ class Rows:
 
     train: Epoch | Streamed
     validation: Epoch
-    tokenizer: Any
-    """With the chat template of the plan."""
+    tools: Tools
+    """What makes batches of rows, the tokenizer with the chat template of the plan."""
     fingerprint: str
     """Digest of the training rows."""
     ledgers: Mapping[str, Sequence[Ledger]]
@@ -61,8 +61,8 @@ class Rows:
     def loader(self, plan: Plan, rank: int = 0) -> StepSource:
         """Returns what cuts the training rows into steps."""
         if isinstance(self.train, Streamed):
-            return self.train.loader(plan.steps, rank)
-        return Loader(self.train, plan.steps, plan.data.seed, rank)
+            return self.train.loader(plan.steps, rank, self.tools.join)
+        return Loader(self.train, plan.steps, plan.data.seed, rank, self.tools.join)
 
     def first(self, plan: Plan, count: int) -> list[list[Example]]:
         """Returns the first rows in the order of training, each of one example or several."""
@@ -77,11 +77,11 @@ class Rows:
     def check_vocabulary(self, model: Any) -> None:
         """Raises ConfigError if a token of the rows has no embedding."""
         num_embeddings = model.get_input_embeddings().num_embeddings
-        if len(self.tokenizer) <= num_embeddings:
+        if len(self.tools.tokenizer) <= num_embeddings:
             return
         highest = max(self.train.highest_token, self.validation.highest_token)
         if highest >= num_embeddings:
-            token = self.tokenizer.convert_ids_to_tokens(highest)
+            token = self.tools.tokenizer.convert_ids_to_tokens(highest)
             raise ConfigError(
                 f"model.tokenizer_name: token {highest} ('{token}') of the rows has no embedding: the model knows "
                 f"{num_embeddings} tokens. Is this the tokenizer of the model?"
@@ -118,7 +118,7 @@ def load_rows(plan: Plan, began: datetime) -> Rows:
         write_report(plan.output_dir, ledgers, duplicates)
     warn_of_duplicates(duplicates)
     if plan.logs.examples:
-        logger.info("first row, trained tokens in brackets:\n%s", draw(rows.first(plan, 1)[0][0], rows.tokenizer))
+        logger.info("first row, trained tokens in brackets:\n%s", draw(rows.first(plan, 1)[0][0], rows.tools.tokenizer))
     return rows
 
 
@@ -132,29 +132,29 @@ def read_all(
     ledgers = {"train": [], "validation": []} if ledgers is None else ledgers
     duplicates = {} if duplicates is None else duplicates
     quiet_libraries(plan)
-    tokenizer = load_tokenizer(plan.model)
-    tokenizer.chat_template = chat_template_for(tokenizer, plan.model.chat_template)
+    tools = load_tools(plan.model)
+    tokenizer = tools.tokenizer
     check_landmarks(Template(tokenizer, tokenizer.chat_template, began), plan.data.landmarks)
-    validation, _ = _mixture(plan, "validation", tokenizer, began, ledgers["validation"])
+    validation, _ = _mixture(plan, "validation", tools, began, ledgers["validation"])
     if plan.data.validation.datasets:
         check_rows_left("validation", len(validation), ledgers["validation"])
     if plan.data.train.stream:
-        stream = open_stream(plan, tokenizer, began, ledgers["train"])
-        return Rows(stream, validation, tokenizer, stream.identity, ledgers, duplicates)
-    train, identity = _mixture(plan, "train", tokenizer, began, ledgers["train"])
+        stream = open_stream(plan, tools, began, ledgers["train"])
+        return Rows(stream, validation, tools, stream.identity, ledgers, duplicates)
+    train, identity = _mixture(plan, "train", tools, began, ledgers["train"])
     check_rows_left("train", len(train), ledgers["train"])
     duplicates.update(count_duplicates({"train": train.parts, "validation": validation.parts}))
     check_duplicates(duplicates, plan.data)
-    return Rows(train, validation, tokenizer, identity, ledgers, duplicates)
+    return Rows(train, validation, tools, identity, ledgers, duplicates)
 
 
-def _mixture(plan: Plan, split: str, tokenizer: Any, began: datetime, ledgers: list[Ledger]) -> tuple[Epoch, str]:
+def _mixture(plan: Plan, split: str, tools: Tools, began: datetime, ledgers: list[Ledger]) -> tuple[Epoch, str]:
     """Returns what an epoch draws of a split, and a digest of all rows and of the order in which they are joined."""
     mixed: MixturePlan = plan.data.train if split == "train" else plan.data.validation
     opened = []
     for spec in specs_of(plan, split, began):
         ledgers.append(spec.ledger())
-        opened.append(open_table(spec, tokenizer, ledgers[-1]))
+        opened.append(open_table(spec, tools, ledgers[-1]))
     tables = [one.table for one in opened]
     wanted = [one.sample_count for one in mixed.datasets]
     lengths = [len(table) if count is None else count for table, count in zip(tables, wanted, strict=True)]
@@ -169,7 +169,7 @@ def _mixture(plan: Plan, split: str, tokenizer: Any, began: datetime, ledgers: l
         ledger.drawn = num_draws
     for one, part in zip(opened, parts, strict=True):
         if len(part):
-            check_supervision(spread(one.table, NUM_CHECKED), tokenizer, one.asked)
+            check_supervision(spread(one.table, NUM_CHECKED), tools.tokenizer, one.asked)
     mixture, identity = Mixture(parts), _fingerprint(opened, parts)
     if not mixed.pack:
         return OneDocumentEach(mixture) if plan.trainer in ("TRL_SFT", "HF") else mixture, identity

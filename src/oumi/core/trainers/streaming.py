@@ -11,6 +11,7 @@ from typing import Any
 from oumi.core.configs import DatasetParams
 from oumi.core.data.cache import identity_of, key_of
 from oumi.core.data.ledger import Ledger
+from oumi.core.data.loader import Join
 from oumi.core.data.streamed import MixedStream, PackedStream, Singles, StreamLoader
 from oumi.core.data.streams import ExampleStream, JoinedStream, Limited, Rows, Shuffle
 from oumi.core.data.supervision import Asked, check_supervision
@@ -18,6 +19,7 @@ from oumi.core.datasets import BaseMapDataset
 from oumi.core.errors import DataError
 from oumi.core.plan.parts import Plan, StepsPlan
 from oumi.core.trainers.tables import TableSpec, inputs_of, specs_of
+from oumi.core.trainers.tools import Tools
 from oumi.core.types.example import Example
 
 
@@ -31,9 +33,9 @@ class Streamed:
     identity: str
     """Digest of all that decides them, but for the files' content, which is not read before."""
 
-    def loader(self, steps: StepsPlan, rank: int = 0) -> StreamLoader:
+    def loader(self, steps: StepsPlan, rank: int, join: Join) -> StreamLoader:
         """Returns what cuts the rows into steps."""
-        return StreamLoader(self.groups, steps, rank)
+        return StreamLoader(self.groups, steps, rank, join)
 
     def first(self, count: int) -> list[list[Example]]:
         """Returns the first rows in the order of training; the stream stands where it stood."""
@@ -44,7 +46,7 @@ class Streamed:
             self.groups.restore(begin)
 
 
-def open_stream(plan: Plan, tokenizer: Any, began: datetime, ledgers: list[Ledger]) -> Streamed:
+def open_stream(plan: Plan, tools: Tools, began: datetime, ledgers: list[Ledger]) -> Streamed:
     """Returns the training rows of a plan as a stream, and appends the ledger of each data set.
 
     Raises:
@@ -57,23 +59,25 @@ def open_stream(plan: Plan, tokenizer: Any, began: datetime, ledgers: list[Ledge
     for spec in specs_of(plan, "train", began):
         ledgers.append(spec.ledger())
         dataset = spec.dataset(is_streamed=True)
-        stream = _stream(spec, dataset, tokenizer, ledgers[-1], seed)
-        _check_first(stream, tokenizer, spec.asked(dataset))
+        stream = _stream(spec, dataset, tools, ledgers[-1], seed)
+        _check_first(stream, tools.tokenizer, spec.asked(dataset))
         parts.append(Limited(stream, spec.params.sample_count, spec.params.dataset_name))
-        identities.append(_identity(spec, dataset, tokenizer))
+        identities.append(_identity(spec, dataset, tools))
     mixture = MixedStream(parts, mixed.proportions, mixed.strategy, seed)
     groups: Singles | PackedStream = Singles(mixture)
     if mixed.pack:
         groups = PackedStream(mixture, plan.data.row_length("train", plan.model.max_length), seed)
-    return Streamed(groups, len(tokenizer) - 1, key_of({"data sets": identities, "proportions": mixed.proportions}))
+    return Streamed(
+        groups, len(tools.tokenizer) - 1, key_of({"data sets": identities, "proportions": mixed.proportions})
+    )
 
 
 def _stream(
-    spec: TableSpec, dataset: BaseMapDataset, tokenizer: Any, ledger: Ledger, seed: int
+    spec: TableSpec, dataset: BaseMapDataset, tools: Tools, ledger: Ledger, seed: int
 ) -> ExampleStream | JoinedStream:
     shuffle = _shuffle(spec.params, seed)
     rows = Rows(dataset.reader, dataset.value_of)
-    stream = ExampleStream(rows, spec.tokeniser(dataset, tokenizer), ledger, shuffle)
+    stream = ExampleStream(rows, spec.tokeniser(dataset, tools), ledger, shuffle)
     return JoinedStream(stream, dataset.joining) if dataset.joining else stream
 
 
@@ -90,8 +94,8 @@ def _check_first(stream: ExampleStream | JoinedStream, tokenizer: Any, asked: As
     check_supervision(examples, tokenizer, asked)
 
 
-def _identity(spec: TableSpec, dataset: BaseMapDataset, tokenizer: Any) -> str:
-    inputs = inputs_of(spec, dataset, tokenizer) or {"code of": [type(dataset).__name__, spec.params.dataset_kwargs]}
+def _identity(spec: TableSpec, dataset: BaseMapDataset, tools: Tools) -> str:
+    inputs = inputs_of(spec, dataset, tools) or {"code of": [type(dataset).__name__, spec.params.dataset_kwargs]}
     params = spec.params
     order = [params.shuffle, params.seed, params.shuffle_buffer_size, params.sample_count, dataset.joining]
     return key_of({"rows": identity_of(inputs), "order": order})

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from oumi.core.configs import DatasetParams
 from oumi.core.data.cache import (
@@ -32,14 +31,14 @@ from oumi.core.data.ledger import Counts, Ledger
 from oumi.core.data.lines import CHANGED
 from oumi.core.data.parallel import chunks_of
 from oumi.core.data.supervision import Asked
-from oumi.core.data.templates import Template, chat_template_for
+from oumi.core.data.templates import Template
 from oumi.core.data.tokens import Chunk, Tokeniser, TokenTable, tokenise
 from oumi.core.datasets import EXTRA_MODULE, TRAINABLE, BaseMapDataset, ShapedDataset, dataset_for
 from oumi.core.errors import ConfigError, DataError, OumiError, StorageError
 from oumi.core.log import logger
-from oumi.core.models.tokenizers import load_tokenizer
 from oumi.core.plan.parts import ModelPlan, Plan
 from oumi.core.trainers.duplicates import may_grow
+from oumi.core.trainers.tools import Tools, load_tools
 
 KINDS = {
     "TRL_DPO": (("preferences",), "preference"),
@@ -114,11 +113,18 @@ class TableSpec:
             raise ConfigError(f"{self.key}.truncation: documents that are joined (seq_length) are not truncated")
         return None
 
-    def tokeniser(self, dataset: BaseMapDataset, tokenizer: Any) -> Tokeniser:
+    def tokeniser(self, dataset: BaseMapDataset, tools: Tools) -> Tokeniser:
         """Returns what makes tokens of the rows of a data set."""
-        template = Template(tokenizer, tokenizer.chat_template, self.began)
-        limit, results = self.max_length(dataset), self.tool_results
-        return Tokeniser(tokenizer, template, self.train_on, limit, self.truncation, results)
+        template = Template(tools.tokenizer, tools.tokenizer.chat_template, self.began)
+        return Tokeniser(
+            tools.tokenizer,
+            template,
+            self.train_on,
+            self.max_length(dataset),
+            self.truncation,
+            tool_results=self.tool_results,
+            pictures=tools.pictures if self.method == "OUMI" else None,
+        )
 
 
 def specs_of(plan: Plan, split: str, began: datetime) -> list[TableSpec]:
@@ -151,7 +157,7 @@ class Opened:
     """What its rows are to teach."""
 
 
-def open_table(spec: TableSpec, tokenizer: Any, ledger: Ledger) -> Opened:
+def open_table(spec: TableSpec, tools: Tools, ledger: Ledger) -> Opened:
     """Returns the table of a data set, and enters what became of its rows in a ledger.
 
     What was tokenised before is read. A large data set is tokenised by processes of its own; where any of its rows
@@ -161,7 +167,7 @@ def open_table(spec: TableSpec, tokenizer: Any, ledger: Ledger) -> Opened:
         DataError: More rows cannot be used than the split allows.
     """
     dataset = spec.dataset()
-    opened = _open(spec, dataset, tokenizer, ledger)
+    opened = _open(spec, dataset, tools, ledger)
     table, joining = opened.table, dataset.joining
     if joining is None:
         return opened
@@ -174,11 +180,11 @@ def open_table(spec: TableSpec, tokenizer: Any, ledger: Ledger) -> Opened:
     return replace(opened, table=joined, identity=key_of({"rows": opened.identity, "joining": asdict(joining)}))
 
 
-def _open(spec: TableSpec, dataset: BaseMapDataset, tokenizer: Any, ledger: Ledger) -> Opened:
-    inputs = inputs_of(spec, dataset, tokenizer)
+def _open(spec: TableSpec, dataset: BaseMapDataset, tools: Tools, ledger: Ledger) -> Opened:
+    inputs = inputs_of(spec, dataset, tools)
     asked = spec.asked(dataset)
     if inputs is None:
-        table = tokenise(dataset.rows(), spec.tokeniser(dataset, tokenizer), ledger)
+        table = tokenise(dataset.rows(), spec.tokeniser(dataset, tools), ledger)
         return Opened(table, table.digest, asked)
     folder, identity = cache_folder(), identity_of(inputs)
     kept = find_table(folder, inputs)
@@ -189,11 +195,11 @@ def _open(spec: TableSpec, dataset: BaseMapDataset, tokenizer: Any, ledger: Ledg
             if _may_grow(spec, dataset):
                 indexed = dataset.indexed()
                 assert indexed is not None, "any row is found at once"
-                growing = GrowingTable(indexed, dataset.value_of, spec.tokeniser(dataset, tokenizer), making, ledger)
+                growing = GrowingTable(indexed, dataset.value_of, spec.tokeniser(dataset, tools), making, ledger)
                 return Opened(growing, identity, asked)
             kept = making.wait()
         else:
-            kept = make_table(spec, dataset, tokenizer, ledger)
+            kept = make_table(spec, dataset, tools, ledger)
     ledger.counts = Counts.from_state(kept.ledger)
     ledger.close()
     return Opened(kept, identity, asked)
@@ -202,7 +208,7 @@ def _open(spec: TableSpec, dataset: BaseMapDataset, tokenizer: Any, ledger: Ledg
 def make_table(
     spec: TableSpec,
     dataset: BaseMapDataset,
-    tokenizer: Any,
+    tools: Tools,
     ledger: Ledger,
     num_workers: int = 1,
     parent: int | None = None,
@@ -212,12 +218,12 @@ def make_table(
     Args:
         spec: What is to be in it.
         dataset: Whose rows.
-        tokenizer: With its chat template.
+        tools: Of the run.
         ledger: The account of its rows.
         num_workers: Processes that do the work.
         parent: The process that waits for the table; once it is gone the work ends.
     """
-    inputs, folder = inputs_of(spec, dataset, tokenizer), cache_folder()
+    inputs, folder = inputs_of(spec, dataset, tools), cache_folder()
     assert inputs is not None, "only stored rows are kept"
     with held(folder, inputs):
         kept = find_table(folder, inputs)
@@ -225,25 +231,23 @@ def make_table(
             return kept
         indexed = dataset.indexed() if num_workers > 1 else None
         raw = None if indexed is not None else dataset.raw_rows()
-        chunks = chunks_of(raw, indexed, dataset.value_of, spec.tokeniser(dataset, tokenizer), num_workers)
+        chunks = chunks_of(raw, indexed, dataset.value_of, spec.tokeniser(dataset, tools), num_workers)
         wanted = _if_unchanged(_while_wanted(chunks, parent), dataset, ledger)
         return keep_table(folder, inputs, wanted, ledger)
 
 
-def inputs_of(spec: TableSpec, dataset: BaseMapDataset, tokenizer: Any) -> Inputs | None:
+def inputs_of(spec: TableSpec, dataset: BaseMapDataset, tools: Tools) -> Inputs | None:
     """Returns all that decides what is in a table, None where code that is no file decides it."""
     content = dataset.content()
     if content is None:
         return None
-    template = spec.tokeniser(dataset, tokenizer).renderer.template
+    template = spec.tokeniser(dataset, tools).renderer.template
     params = spec.params
     return {
         "dataset": [params.dataset_name, params.dataset_path, params.subset, params.split],
         "arguments of the data set": params.dataset_kwargs,
         "content of the data": content,
-        "tokenizer": key_of(
-            {"vocabulary": tokenizer.backend_tokenizer.to_str(), "special": tokenizer.special_tokens_map}
-        ),
+        "tokenizer": tools.digest,
         "chat template": key_of({"text": template.text, "day": str(spec.began) if template.tells_date else None}),
         "train_target": spec.train_on,
         "results of tools": spec.tool_results,
@@ -334,9 +338,7 @@ def _main() -> None:
     os.nice(_NICENESS)
     ledger = spec.ledger()
     try:
-        tokenizer = load_tokenizer(spec.model)
-        tokenizer.chat_template = chat_template_for(tokenizer, spec.model.chat_template)
-        make_table(spec, spec.dataset(), tokenizer, ledger, _num_workers(spec), os.getppid())
+        make_table(spec, spec.dataset(), load_tools(spec.model), ledger, _num_workers(spec), os.getppid())
     except OumiError as error:
         print(json.dumps({"error": str(error), "counts": ledger.counts.to_state()}))
 

@@ -66,13 +66,13 @@ class TrlTrainer:
                 args=settings,
                 train_dataset=_as_dataset(rows.train),
                 eval_dataset=_as_dataset(rows.validation) if len(rows.validation) else None,
-                data_collator=_collator(rows.tokenizer, plan.config.data.train.collator_kwargs),
-                processing_class=rows.tokenizer,
+                data_collator=_collator(rows.tools.tokenizer, plan.config.data.train.collator_kwargs),
+                processing_class=rows.tools.tokenizer,
                 callbacks=[bridge],
             )
             made.create_optimizer()
         made.remove_callback(PrinterCallback)  # our console shows the steps
-        return cls(run, made, rows.tokenizer, start.checkpoint)
+        return cls(run, made, rows.tools.tokenizer, start.checkpoint)
 
     def train(self) -> None:
         """Takes every step of the plan."""

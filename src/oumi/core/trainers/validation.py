@@ -5,18 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
 
 from oumi.core.data.growing import GrowingTable
 from oumi.core.data.ledger import Ledger
 from oumi.core.data.supervision import check_supervision, spread
-from oumi.core.data.templates import chat_template_for
 from oumi.core.errors import DataError
-from oumi.core.models.tokenizers import load_tokenizer
 from oumi.core.plan.parts import Plan
 from oumi.core.trainers.listeners import quiet_libraries
 from oumi.core.trainers.rows import NUM_CHECKED, read_all
 from oumi.core.trainers.tables import TableSpec, open_table, specs_of
+from oumi.core.trainers.tools import Tools, load_tools
 
 
 def problems_of(plan: Plan, began: datetime, ledgers: Mapping[str, list[Ledger]]) -> list[str]:
@@ -28,13 +26,12 @@ def problems_of(plan: Plan, began: datetime, ledgers: Mapping[str, list[Ledger]]
         ledgers: An empty list for each of `train` and `validation`.
     """
     quiet_libraries(plan)
-    tokenizer = load_tokenizer(plan.model)
-    tokenizer.chat_template = chat_template_for(tokenizer, plan.model.chat_template)
+    tools = load_tools(plan.model)
     problems = []
     for split, of_split in ledgers.items():
         for spec in specs_of(plan, split, began):
             of_split.append(spec.ledger())
-            problems += _problems_of_one(spec, tokenizer, of_split[-1])
+            problems += _problems_of_one(spec, tools, of_split[-1])
     if problems:
         return problems
     try:
@@ -44,14 +41,14 @@ def problems_of(plan: Plan, began: datetime, ledgers: Mapping[str, list[Ledger]]
     return []
 
 
-def _problems_of_one(spec: TableSpec, tokenizer: Any, ledger: Ledger) -> Sequence[str]:
+def _problems_of_one(spec: TableSpec, tools: Tools, ledger: Ledger) -> Sequence[str]:
     try:
-        opened = open_table(spec, tokenizer, ledger)
+        opened = open_table(spec, tools, ledger)
         table = opened.table
         if isinstance(table, GrowingTable):
             ledger.counts = table.close(may_wait=True)
         if len(table):
-            check_supervision(spread(table, NUM_CHECKED), tokenizer, opened.asked)
+            check_supervision(spread(table, NUM_CHECKED), tools.tokenizer, opened.asked)
     except DataError as error:
         counts = ledger.counts
         if ledger.is_over:  # each row stands in the ledger

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oumi.core.types.conversation import Conversation, Message
+from oumi.core.types.conversation import ContentItem, Conversation, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,8 @@ class Example:
     """Where the documents after the first came from, if not from `source`."""
     num_cut: int = 0
     """Tokens of its row that were cut off."""
+    pictures: tuple[tuple[ContentItem, ...], ...] = ()
+    """Those of each document, in order; empty if there are none at all."""
 
     @property
     def lengths(self) -> list[int]:
@@ -107,9 +109,10 @@ class Example:
             return [self]
         ends = (*self.starts[1:], len(self.tokens))
         parts = [slice(start, end) for start, end in zip(self.starts, ends, strict=True)]
+        seen = self.pictures or ((),) * len(parts)
         return [
-            Example(self.tokens[part], self.is_target[part], source)
-            for part, source in zip(parts, self.sources, strict=True)
+            Example(self.tokens[part], self.is_target[part], source, pictures=(pictures,) if pictures else ())
+            for part, source, pictures in zip(parts, self.sources, seen, strict=True)
         ]
 
 

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chats with pictures, from files to a trained model."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+from oumi.core.configs import TrainingConfig
+from oumi.core.data.supervision import draw
+from oumi.core.data.vision import load_picture
+from oumi.core.errors import DataError
+from oumi.core.models.processors import load_processor
+from oumi.core.plan.plan import make_plan
+from oumi.core.survey import survey
+from oumi.core.train import train
+from oumi.core.trainers.rows import load_rows
+from oumi.core.types.example import Example
+from tests.runs import losses, tiny_config
+from tests.tiny_vision import SAVERS, picture
+
+NUM_ROWS = 12
+
+
+def picture_bytes(seed: int, **size: int) -> bytes:
+    buffer = io.BytesIO()
+    picture(seed, **size).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_rows(folder: Path) -> Path:
+    """Writes chats with none, one or two pictures each, by path, bytes and data URL, and returns the file."""
+    rows = []
+    for i in range(NUM_ROWS):
+        (folder / f"{i}.png").write_bytes(picture_bytes(i, width=20 + 4 * i, height=32))
+        encoded = base64.b64encode(picture_bytes(100 + i)).decode()
+        parts: list[dict[str, Any]] = [{"type": "image_path", "content": f"{i}.png"}]
+        if i % 3 == 1:
+            parts.append({"type": "image_binary", "binary": encoded})
+        if i % 3 == 2:
+            parts = [{"type": "image_url", "content": f"data:image/png;base64,{encoded}"}]
+        if i % 6 == 5:
+            parts = []
+        messages = [
+            {"role": "user", "content": [*parts, {"type": "text", "content": f"What is {i}?"}]},
+            {"role": "assistant", "content": f"It is {i}." + " Yes!" * (i % 3)},
+        ]
+        rows.append(json.dumps({"messages": messages}))
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(rows))
+    return path
+
+
+def config_of(folder: Path, kind: str, **training: Any) -> TrainingConfig:
+    model = folder / "model"
+    if not model.exists():
+        SAVERS[kind](model)
+    config = tiny_config(folder, **training)
+    config.data.train.datasets[0].dataset_name = "vl_sft"
+    config.data.train.datasets[0].dataset_path = str(write_rows(folder))
+    return config
+
+
+def examples(config: TrainingConfig) -> tuple[list[Example], Any]:
+    plan = make_plan(config, survey(config))
+    Path(config.training.output_dir).mkdir(exist_ok=True)
+    rows = load_rows(plan, datetime.now())
+    return [rows.train[i] for i in range(len(rows.train))], rows.tools  # type: ignore[union-attr,index]
+
+
+@pytest.mark.parametrize("kind", SAVERS)
+def test_a_run_on_pictures_resumes_bitwise_and_saves_a_model_with_its_processor(tmp_path: Path, kind: str) -> None:
+    shape = {"num_train_epochs": 3, "save_steps": 4}
+    train(config_of(tmp_path, kind, **shape, output_dir=str(tmp_path / "whole")))
+    found = losses(tmp_path / "whole")
+    assert found[-1] < found[0]
+    checkpoint = str(tmp_path / "whole" / "checkpoint-4")
+    train(config_of(tmp_path, kind, **shape, output_dir=str(tmp_path / "again"), resume_from_checkpoint=checkpoint))
+    assert losses(tmp_path / "again") == found[4:]
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model.safetensors"
+    ).read_bytes()
+    config = config_of(tmp_path, kind, output_dir=str(tmp_path / "third"))
+    config.model.model_name = str(tmp_path / "whole")
+    plan = make_plan(config, survey(config))
+    processor = load_processor(plan.model, AutoTokenizer.from_pretrained(tmp_path / "whole"))
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "whole")
+    mark = getattr(processor, "boi_token", None) or processor.image_token
+    inputs = processor(text=[f"Hi {mark}?"], images=[[picture(0)]], return_tensors="pt")
+    assert torch.isfinite(model(**inputs).logits).all()
+
+
+@pytest.mark.parametrize("kind", SAVERS)
+def test_the_first_loss_is_that_of_the_model_on_what_its_processor_makes(tmp_path: Path, kind: str) -> None:
+    config = config_of(tmp_path, kind, num_train_epochs=1, per_device_train_batch_size=NUM_ROWS)
+    config.training.gradient_accumulation_steps = 1
+    made, tools = examples(config)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for one in made:
+            items = one.pictures[0] if one.pictures else ()
+            tokens = torch.from_numpy(one.tokens.astype(np.int64))[None]
+            inputs: dict[str, Any] = {"input_ids": tokens}
+            if items:
+                text = tools.tokenizer.decode(one.tokens)
+                for item in items:
+                    run = tools.tokenizer.decode(tools.pictures.expansion(load_picture(item)))
+                    assert run in text
+                    text = text.replace(run, "\0", 1)
+                text = text.replace("\0", tools.pictures.mark)
+                images = [load_picture(item) for item in items]
+                inputs = dict(tools.pictures.inputs([text], [images]))
+                assert inputs["input_ids"].tolist() == tokens.tolist(), "the ids are those at inference"
+            elif kind == "gemma3":
+                inputs["token_type_ids"] = torch.zeros_like(tokens)
+            logits = model(**inputs).logits[0, :-1].float()
+            targets = torch.from_numpy(np.where(one.is_target, one.tokens, -100).astype(np.int64))[1:]
+            total += torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum").item()
+            count += int((targets != -100).sum())
+    train(config)
+    assert losses(tmp_path / "out")[0] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_answers_are_trained_and_pictures_are_not_also_where_all_is(tmp_path: Path) -> None:
+    made, tools = examples(config_of(tmp_path, "llava"))
+    assert draw(made[1], tools.tokenizer) == (
+        "<|im_start|>user\n" + "<image>" * 8 + "What is 1?<|im_end|>\n<|im_start|>assistant\n"
+        "[It is 1. Yes!<|im_end|>]\n"
+    )
+    config = config_of(tmp_path, "llava")
+    config.data.train.collator_name = "vision_language_with_padding"
+    (whole, *_), _ = examples(config)
+    assert not whole.is_target[whole.tokens == tools.pictures.token_id].any()
+    assert whole.is_target[whole.tokens != tools.pictures.token_id].all()
+
+
+@pytest.mark.parametrize("length", range(36, 72, 3))
+@pytest.mark.parametrize("side", ["RIGHT", "LEFT"])
+def test_a_cut_never_tears_a_picture_apart(tmp_path: Path, length: int, side: str) -> None:
+    config = config_of(tmp_path, "llava")
+    config.model.model_max_length = length
+    config.data.train = type(config.data.train).model_validate(
+        {**config.data.train.model_dump(), "truncation": side, "max_rejected_rows": NUM_ROWS - 1}
+    )
+    made, tools = examples(config)
+    for one in made:
+        assert len(one.tokens) <= length
+        pictures = sum(map(len, one.pictures))
+        assert int((one.tokens == tools.pictures.token_id).sum()) == 4 * pictures
+    report = json.loads((tmp_path / "out" / "data_report.json").read_text())["train"][0]["rows"]
+    assert report["read"] == NUM_ROWS == report["trained"] + report["truncated"] + report["rejected"]
+
+
+BAD = {
+    "gone": ({"type": "image_path", "content": "none.png"}, "no picture at none.png"),
+    "no picture": ({"type": "image_path", "content": "rows.jsonl"}, "rows.jsonl is no picture in a known format"),
+    "cut": ({"type": "image_path", "content": "cut.png"}, "cut.png cannot be decoded"),
+    "no server": ({"type": "image_url", "content": "http://127.0.0.1:9/a.png"}, "http://127.0.0.1:9/a.png: "),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_picture_that_cannot_be_had_is_told_with_its_row(tmp_path: Path, kind: str) -> None:
+    item, told = BAD[kind]
+    config = config_of(tmp_path, "llava")
+    (tmp_path / "cut.png").write_bytes(picture_bytes(0)[:-40])
+    path = tmp_path / "rows.jsonl"
+    bad = {"messages": [{"role": "user", "content": [item]}, {"role": "assistant", "content": "So."}]}
+    path.write_text(path.read_text() + "\n" + json.dumps(bad))
+    with pytest.raises(DataError, match=rf"rows\.jsonl:{NUM_ROWS + 1}: .*") as refused:
+        train(config)
+    assert told in str(refused.value)
+
+
+def test_a_picture_that_changes_after_its_row_was_tokenised_is_told(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "qwen2_vl", num_train_epochs=1)
+    train(config)
+    (tmp_path / "0.png").write_bytes(picture_bytes(0, width=64, height=64))
+    config.training.output_dir = str(tmp_path / "again")
+    with pytest.raises(DataError, match="another size than when it was tokenised"):
+        train(config)
+
+
+def test_a_model_that_sees_no_pictures_refuses_them(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    config.data.train.datasets[0].dataset_name = "vl_sft"
+    config.data.train.datasets[0].dataset_path = str(write_rows(tmp_path))
+    with pytest.raises(DataError, match="turn 0: holds a picture, which the model, or this trainer, does not take"):
+        train(config)
