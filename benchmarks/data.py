@@ -45,6 +45,7 @@ from oumi.core.datasets import dataset_for
 from oumi.core.plan.plan import make_plan
 from oumi.core.survey import survey
 from oumi.core.trainers.tables import TableSpec, make_table
+from oumi.core.trainers.tools import Tools
 config = TrainingConfig()
 config.data.train.datasets = [DatasetParams(dataset_name="text_sft", dataset_path=rows)]
 config.model.model_name = model
@@ -54,7 +55,7 @@ _index.cache_clear()
 started = time.perf_counter()
 params, target = config.data.train.datasets[0], "all_assistant_turns"
 spec = TableSpec(params, plan.model, target, None, "data.train", 0, datetime.now())
-table = make_table(spec, dataset_for(spec.params), tokenizer, spec.ledger(), workers)
+table = make_table(spec, dataset_for(spec.params), Tools(tokenizer), spec.ledger(), workers)
 tokens = table.ledger["num_tokens"]
 {_TELL}"""
 _TRL = f"""{_COMMON}

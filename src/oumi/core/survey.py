@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 from oumi.core import host
 from oumi.core.configs import ModelParams, TrainingConfig
 from oumi.core.configs.data import Truncation
+from oumi.core.data.lines import index_lines
 from oumi.core.data.mixture import draws_of
+from oumi.core.data.sources import is_data_lines
 from oumi.core.datasets import dataset_for, unread_arguments
 from oumi.core.errors import ConfigError
 from oumi.core.hub import hub_errors
@@ -56,6 +59,14 @@ def survey(config: TrainingConfig, may_download: bool = False, counts_rows: bool
             for key in unread_arguments(params)
         ),
     )
+
+
+def index_ahead(config: TrainingConfig) -> None:
+    """Begins to look for the lines of local files, beside what is imported next; errors are told when they are read."""
+    if not config.data.train.stream:
+        thread = ThreadPoolExecutor(1, "indexes-ahead")
+        for path in (Path(one.dataset_path or "").expanduser() for one in config.data.train.datasets if one.is_file):
+            thread.submit(lambda path: is_data_lines(path) and index_lines(path), path)
 
 
 def _count_rows(config: TrainingConfig) -> int | None:

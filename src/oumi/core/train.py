@@ -21,7 +21,7 @@ from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import check
 from oumi.core.plan.render import plan_text
 from oumi.core.run_directory import write_plan, write_records
-from oumi.core.survey import survey
+from oumi.core.survey import index_ahead, survey
 from oumi.core.trainers.resume import begin, find_start, mark_finished
 from oumi.core.trainers.rows import load_rows, write_report
 from oumi.core.trainers.trainer import TRAINERS
@@ -58,6 +58,8 @@ def train(
     host.keep_freed_memory()
     config = _joined(config, additional_model_kwargs or {}, additional_trainer_kwargs or {})
     check(config)  # every problem at once, before anything is loaded
+    index_ahead(config)
+    TRAINERS.get(config.training.trainer_type.name)  # imports what takes long, meanwhile
     with World.start() as world:
         plan = make_plan(config, survey(config, may_download=True), world.size)  # pure: every number decided
         print(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -89,7 +90,11 @@ def is_blank(line: bytes, index: int) -> bool:
 def index_lines(path: Path) -> LineIndex:
     """Returns the index of a file; that of a file which has not changed is kept."""
     stat = path.stat()
-    return _index(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    with _LOCK:  # a second thread waits for the first one's index
+        return _index(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+_LOCK = threading.Lock()
 
 
 @lru_cache(maxsize=64)

@@ -48,7 +48,7 @@ KINDS = {
 }
 """What rows may hold, and the shape that they are read in, of methods that are not supervised."""
 _MAX_WORKERS = 8
-_NICENESS = 5
+_NICENESS = 10
 
 
 @dataclass(frozen=True)
@@ -265,6 +265,7 @@ class _Making:
         self._folder, self._inputs, self._ledger = folder, inputs, ledger
         command = [sys.executable, "-m", "oumi.core.trainers.tables"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)  # the training goes before it
         assert self._process.stdin is not None, "it is a pipe"
         self._process.stdin.write(pickle.dumps(spec))
         self._process.stdin.close()
@@ -335,7 +336,6 @@ def _if_unchanged(chunks: Iterator[Chunk], dataset: BaseMapDataset, ledger: Ledg
 
 def _main() -> None:
     spec: TableSpec = pickle.loads(sys.stdin.buffer.read())
-    os.nice(_NICENESS)
     ledger = spec.ledger()
     try:
         make_table(spec, spec.dataset(), load_tools(spec.model), ledger, _num_workers(spec), os.getppid())

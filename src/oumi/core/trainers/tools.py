@@ -14,7 +14,6 @@ from oumi.core.data.cache import key_of
 from oumi.core.data.pictured import PictureCollator
 from oumi.core.data.templates import chat_template_for
 from oumi.core.data.vision import Pictures
-from oumi.core.models.processors import load_processor, save_processor
 from oumi.core.models.tokenizers import load_tokenizer
 from oumi.core.plan.parts import ModelPlan
 from oumi.core.types.example import Example
@@ -53,6 +52,8 @@ class Tools:
         if self.processor is None:
             self.tokenizer.save_pretrained(directory)
         else:
+            from oumi.core.models.processors import save_processor
+
             save_processor(self.processor, directory)
 
 
@@ -63,9 +64,12 @@ def load_tools(plan: ModelPlan) -> Tools:
         ConfigError: No such tokenizer, processor or chat template.
     """
     tokenizer = load_tokenizer(plan)
-    processor = load_processor(plan, tokenizer) if plan.sees_pictures else None
-    if processor is not None and tokenizer.chat_template is None:
-        tokenizer.chat_template = processor.chat_template
+    processor = None
+    if plan.sees_pictures:
+        from oumi.core.models.processors import load_processor  # loads all that transformers knows of pictures
+
+        processor = load_processor(plan, tokenizer)
+        tokenizer.chat_template = tokenizer.chat_template or processor.chat_template
     tokenizer.chat_template = chat_template_for(tokenizer, plan.chat_template)
     if processor is not None:
         processor.chat_template = tokenizer.chat_template
