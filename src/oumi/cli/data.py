@@ -44,11 +44,12 @@ def preview(
     from oumi.cli import drawing
 
     plan, loaded = _loaded(config, context.args)
-    epoch = loaded.train if split == Split.TRAIN else loaded.validation
+    measured = loaded.validation
+    first = loaded.first(plan, rows) if split == Split.TRAIN else map(measured.group, range(min(rows, len(measured))))
     out = drawing.console()
     drawing.draw_note(out, drawing.LEGEND, indent=0, style="bright_black")
-    for number, index in enumerate(_first_rows(plan, epoch, split, rows), 1):
-        documents = [(one, part) for one in epoch.group(index) for part in one.documents()]
+    for number, group in enumerate(first, 1):
+        documents = [(one, part) for one in group for part in one.documents()]
         if len(documents) > 1:
             size = sum(len(part.tokens) for _, part in documents)
             drawing.rule(out, f"row {number}: {len(documents)} documents, {drawing.counted(size, 'token')}")
@@ -58,7 +59,7 @@ def preview(
             size_text = f"{drawing.counted(len(document.tokens), 'token')}, {targets:,} trained"
             room = out.width - len(name) - len(size_text) - 9
             drawing.rule(out, f"{name}: {drawing.shortened(str(example.source), max(room, 12))}, {size_text}")
-            drawing.draw_document(out, document, loaded.tokenizer, full)
+            drawing.draw_document(out, document, loaded.tools.tokenizer, full)
             if example.num_cut and place + 1 == len(documents):
                 cut = drawing.counted(example.num_cut, "token")
                 drawing.draw_note(out, f"✂ truncated: {cut} of this row cut off", 0, "bold red")
@@ -76,11 +77,13 @@ def stats(
     """Count and plot: rows, tokens, lengths, what is trained or cut, duplicates, rows that splits share."""
     from oumi.cli import drawing
     from oumi.core.data.statistics import describe
+    from oumi.core.trainers.streaming import Streamed
 
-    plan, loaded = _loaded(config, context.args)
+    plan, loaded = _loaded(config, context.args, keeps=True)
     loaded.close(may_wait=True)
     out, made = drawing.console(), dict[str, Any]()
     for split, epoch in (("train", loaded.train), ("validation", loaded.validation)):
+        assert not isinstance(epoch, Streamed), "a stream is kept, so that it can be counted"
         if not len(epoch):
             continue
         whole = describe(epoch.parts)
@@ -152,29 +155,23 @@ def _planned(config: str, arguments: list[str]) -> Plan:
     return make_plan(loaded, survey(loaded, may_download=True, counts_rows=False))
 
 
-def _loaded(config: str, arguments: list[str]) -> tuple[Plan, Rows]:
-    """Returns the plan of a config and its rows; those that cannot be used are counted, and left out."""
+def _loaded(config: str, arguments: list[str], keeps: bool = False) -> tuple[Plan, Rows]:
+    """Returns the plan of a config and its rows; those that cannot be used are counted, and left out.
+
+    Args:
+        config: Name of the config.
+        arguments: Overrides.
+        keeps: Read a stream as rows that are kept, once and whole.
+    """
     from datetime import datetime
 
     plan = _planned(config, arguments)
     from oumi.core.trainers.rows import read_all
 
     train, validation = (replace(one, max_rejected_rows=sys.maxsize) for one in (plan.data.train, plan.data.validation))
+    train = replace(train, stream=train.stream and not keeps)
     plan = replace(plan, data=replace(plan.data, train=train, validation=validation))
     return plan, read_all(plan, datetime.now())
-
-
-def _first_rows(plan: Plan, epoch: Epoch, split: Split, wanted: int) -> list[int]:
-    """Returns the rows that come first: of training in the order in which they are trained."""
-    from oumi.core.data.loader import Loader
-
-    wanted = min(wanted, len(epoch))
-    if split != Split.TRAIN:
-        return list(range(wanted))
-    loader, first = Loader(epoch, plan.with_num_rows(len(epoch)).steps, plan.data.seed), list[int]()
-    while len(first) < wanted:
-        first += loader.rows_of(len(first) // plan.steps.rows_per_step)
-    return first[:wanted]
 
 
 def _name_of(plan: Plan, number: int, place: int, num_documents: int) -> str:

@@ -29,6 +29,7 @@ _QUANTISATION = (
 _NEVER_READ: dict[tuple[str, ...], str] = {
     ("data.test.*",): "training reads no test split",
     ("data.*.target_col",): "deprecated, targets come from the rendered conversation",
+    ("data.*.use_torchdata",): "deprecated, rows are read as they are needed in any case",
     ("data.validation.stream",): "the validation rows are kept, since each measure needs them all",
     ("data.validation.seed",): "the validation set is taken in order",
     (

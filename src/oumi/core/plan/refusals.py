@@ -21,7 +21,6 @@ from oumi.core.plan.trainer_kwargs import DECIDED
 _BUILT = (TrainerType.OUMI, TrainerType.TRL_SFT, TrainerType.HF)
 
 _NOT_BUILT = {
-    "data.*.use_torchdata": "the torchdata pipeline",
     "data.*.datasets[[]].trust_remote_code": "data sets that run code of their own",
     "model.enable_liger_kernel": "Liger kernels",
     "training.compile": "torch.compile",
