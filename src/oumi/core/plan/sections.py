@@ -14,6 +14,7 @@ from oumi.core.configs import (
     TrainingParams,
 )
 from oumi.core.configs.model import DTYPES
+from oumi.core.errors import ConfigError
 from oumi.core.plan import collators
 from oumi.core.plan.parts import (
     CheckpointPlan,
@@ -54,7 +55,11 @@ def plan_precision(config: TrainingConfig, facts: Facts) -> tuple[str, Precision
 
 def plan_model(config: TrainingConfig, dtype: str, facts: ModelFacts) -> ModelPlan:
     """Returns which model and tokenizer are loaded, and how."""
-    model = config.model
+    model, collator = config.model, config.data.train.collator_name
+    if collator in collators.VISION and facts.are_known and not facts.sees_pictures:
+        raise ConfigError(
+            f"data.train.collator_name: {collator} is for pictures, of which {model.model_name} sees none"
+        )
     overrides = dict(model.model_kwargs)
     name = facts.adapter_of or model.model_name
     tokenizer_name = model.tokenizer_name or model.model_name
