@@ -14,7 +14,14 @@ from oumi.core.types.example import Example
 
 
 def best_fit(lengths: Sequence[int] | npt.NDArray[np.int64], capacity: int) -> list[list[int]]:
-    """Returns which items share a row: each, longest first, goes where it leaves the least room.
+    """Returns which items share a row, by `rows_of_items`."""
+    rows = rows_of_items(lengths, capacity)
+    order = np.argsort(rows, kind="stable")
+    return [one.tolist() for one in np.split(order, np.flatnonzero(np.diff(rows[order])) + 1)] if len(rows) else []
+
+
+def rows_of_items(lengths: Sequence[int] | npt.NDArray[np.int64], capacity: int) -> npt.NDArray[np.int32]:
+    """Returns in which row each item goes: each, longest first, where it leaves the least room.
 
     "Best fit decreasing" (Johnson 1973) needs at most 11/9 of the fewest rows. The free places are kept as the
     bits of one number, so a row is found in time that does not depend on how many there are.
@@ -23,12 +30,13 @@ def best_fit(lengths: Sequence[int] | npt.NDArray[np.int64], capacity: int) -> l
         lengths: Tokens of each item.
         capacity: Tokens of a row; a longer item is an error of the caller.
     """
-    rows: list[list[int]] = []
-    with_room: dict[int, list[int]] = defaultdict(list)
-    rooms = 0  # bit r: some row has room for r tokens
     sizes = np.asarray(lengths)
     assert not len(sizes) or sizes.max() <= capacity, "items are cut to the capacity before"
-    for item in np.argsort(-sizes, kind="stable").tolist():
+    found = np.empty(len(sizes), dtype=np.int32)
+    with_room: dict[int, list[int]] = defaultdict(list)
+    num_rows = rooms = 0  # bit r of `rooms`: some row has room for r tokens
+    order = np.argsort(-sizes, kind="stable")
+    for item in order:
         length = int(sizes[item])
         fitting = rooms >> length
         if fitting:
@@ -37,13 +45,13 @@ def best_fit(lengths: Sequence[int] | npt.NDArray[np.int64], capacity: int) -> l
             if not with_room[room]:
                 rooms ^= 1 << room
         else:
-            room, row = capacity, len(rows)
-            rows.append([])
-        rows[row].append(item)
+            room, row = capacity, num_rows
+            num_rows += 1
+        found[item] = row
         left = room - length
         with_room[left].append(row)
         rooms |= 1 << left
-    return rows
+    return found
 
 
 class Packed:
@@ -54,16 +62,19 @@ class Packed:
         self.parts = mixture.parts
         self._mixture = mixture
         lengths = mixture.lengths()
-        self._rows = best_fit(lengths, capacity)
-        self.empty_share = 1 - int(lengths.sum()) / (len(self._rows) * capacity) if self._rows else 0.0
+        rows = rows_of_items(lengths, capacity)
+        self._items = np.argsort(rows, kind="stable")
+        self._ends = np.cumsum(np.bincount(rows))
+        self.empty_share = 1 - int(lengths.sum()) / (len(self) * capacity) if len(self) else 0.0
         """Positions that would be padding if rows were of one length; none of them is computed."""
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._ends)
 
     def group(self, index: int) -> list[Example]:
         """Returns the examples of one row."""
-        return [self._mixture[i] for i in self._rows[index]]
+        first = self._ends[index - 1] if index else 0
+        return [self._mixture[i] for i in self._items[first : self._ends[index]].tolist()]
 
     @property
     def highest_token(self) -> int:
