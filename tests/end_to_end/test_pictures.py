@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 from oumi.core.configs import TrainingConfig
 from oumi.core.data.supervision import draw
 from oumi.core.data.vision import load_picture
-from oumi.core.errors import DataError
+from oumi.core.errors import ConfigError, DataError
 from oumi.core.models.processors import load_processor
 from oumi.core.plan.plan import make_plan
 from oumi.core.survey import survey
@@ -197,3 +197,34 @@ def test_a_model_that_sees_no_pictures_refuses_them(tmp_path: Path) -> None:
     config.data.train.datasets[0].dataset_path = str(write_rows(tmp_path))
     with pytest.raises(DataError, match="turn 0: holds a picture, which the model, or this trainer, does not take"):
         train(config)
+
+
+def test_an_argument_that_the_processor_does_not_have_is_told_with_the_nearest(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "qwen2_vl", max_steps=1)
+    config.model.processor_kwargs = {"min_pixels": 100, "max_pixles": 400}
+    with pytest.raises(ConfigError, match=r"processor_kwargs\.max_pixles: .*did you mean 'max_pixels'"):
+        train(config)
+    config.model.processor_kwargs = {"min_pixels": 100, "max_pixels": 400}
+    train(config)
+
+
+def test_a_mark_of_pictures_in_a_text_is_text(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "llava", max_steps=1)
+    asked = {"role": "user", "content": "What is <image>?"}
+    row = json.dumps({"messages": [asked, {"role": "assistant", "content": "A tag."}]})
+    (tmp_path / "rows.jsonl").write_text(f"{row}\n{row}\n")
+    made, tools = examples(config)
+    assert not (made[0].tokens == tools.pictures.token_id).any()
+    assert tools.tokenizer.decode(made[0].tokens).startswith("<|im_start|>user\nWhat is <image>?<|im_end|>")
+    train(config)
+
+
+@pytest.mark.parametrize("split", [{"pack": True}, {"stream": True}, {"stream": True, "pack": True}])
+def test_rows_with_pictures_are_packed_and_streamed(tmp_path: Path, split: dict[str, bool]) -> None:
+    config = config_of(tmp_path, "qwen2_vl", max_steps=4, save_steps=2, output_dir=str(tmp_path / "whole"))
+    config.data.train = type(config.data.train).model_validate({**config.data.train.model_dump(), **split})
+    train(config)
+    config.training.output_dir = str(tmp_path / "again")
+    config.training.resume_from_checkpoint = str(tmp_path / "whole" / "checkpoint-2")
+    train(config)
+    assert losses(tmp_path / "again") == losses(tmp_path / "whole")[2:]

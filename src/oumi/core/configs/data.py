@@ -91,7 +91,7 @@ class DatasetParams(Params):
     """Shuffle the rows of this data set before it joins the others."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     """Seed of that shuffle; null takes training.data_seed."""
-    shuffle_buffer_size: int = 1000
+    shuffle_buffer_size: PositiveInt = 1000
     """Rows that a stream holds to shuffle among."""
     trust_remote_code: bool = False
     """Allow code of the Hub for this data set."""

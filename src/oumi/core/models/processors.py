@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,14 @@ from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, Processo
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import cached_file
 
-from oumi.core.errors import ConfigError
+from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.hub import hub_errors
 from oumi.core.models.load import remote_code_refused
 from oumi.core.plan.parts import ModelPlan
 from oumi.core.recipes import resolve_asset
 
 _VIDEOS = "video_preprocessor_config.json"
+_OF_LOADING = ("use_fast", "backend", "padding_side")
 _MISSING = {"patch_size": 14, "vision_feature_select_strategy": "default"}
 """What early LLaVA processors do not say of themselves."""
 
@@ -40,11 +43,31 @@ def load_processor(plan: ModelPlan, tokenizer: Any) -> Any:
         raise ConfigError(f"the processor of {plan.name} needs what is not installed: {told}") from error
     if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
         raise ConfigError(f"model {plan.name}: brings no processor for pictures, so it cannot be trained on them")
+    if not plan.trust_remote_code:
+        _check_known(processor, plan.processor_kwargs)
     for key, value in _MISSING.items():
         if getattr(processor, key, value) is None:
             setattr(processor, key, value)
     processor.tokenizer = tokenizer
     return processor
+
+
+def _check_known(processor: Any, arguments: Mapping[str, Any]) -> None:
+    """Raises ConfigError, with the nearest name, for an argument that neither the processor nor its parts have."""
+    pictures = processor.image_processor
+    known = {
+        *vars(processor),
+        *inspect.signature(type(processor).__init__).parameters,
+        *vars(pictures),
+        *getattr(getattr(pictures, "valid_kwargs", None), "__annotations__", {}),
+        *processor.tokenizer.init_kwargs,
+        *_OF_LOADING,
+    }
+    for key in arguments:
+        if key not in known:
+            raise ConfigError(
+                f"model.processor_kwargs.{key}: the processor has no such setting{did_you_mean(key, known)}"
+            )
 
 
 def save_processor(processor: Any, directory: Path) -> None:

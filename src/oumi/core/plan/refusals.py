@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from oumi.core.configs import LoraWeightInitialization, PeftSaveMode, TrainerType, TrainingConfig
-from oumi.core.configs.data import Truncation
+from oumi.core.configs.data import OnDuplicates, Truncation
 from oumi.core.configs.loading import leaves, locate
 from oumi.core.configs.model import DTYPES
 from oumi.core.configs.problems import semantic_problems
@@ -158,6 +158,8 @@ def _wrong_stream(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         yield key, f"{training.trainer_type.name} takes rows that are kept; trainer OUMI takes a stream"
     if training.max_steps <= 0:
         yield "training.max_steps", "a stream has no length that is known before: say how many steps to take"
+    if config.data.train.on_duplicates == OnDuplicates.ERROR:
+        yield "data.train.on_duplicates", "a stream keeps no rows that others could be compared with"
     per_epoch = {
         "training.save_epoch": training.save_epoch and training.save_steps <= 0,
         "training.eval_strategy": training.eval_strategy == "epoch",

@@ -53,6 +53,9 @@ def open_stream(plan: Plan, tools: Tools, began: datetime, ledgers: list[Ledger]
         DataError: A data set holds what is not trained here, or nothing at all.
     """
     mixed, seed = plan.data.train, plan.data.seed
+    for one in mixed.datasets:
+        if one.sample_count == 0 and one.mixture_proportion:
+            raise DataError(f"data.train: {one.dataset_name} has no row to draw from: its sample_count is 0")
     if all(one.sample_count == 0 for one in mixed.datasets):
         raise DataError("data.train: there is no row to train on")
     parts, identities = [], []
