@@ -112,6 +112,16 @@ def test_a_file_that_changes_while_it_is_read_is_told(tmp_path: Path) -> None:
         reader.take(1000)
 
 
+def test_a_file_that_changes_between_two_rounds_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path, "jsonl")
+    stream = stream_of(path)
+    while stream.next() is not None:
+        pass
+    path.write_text(path.read_text() + '{"text": "one more"}\n')
+    with pytest.raises(DataError, match=r"rows\.jsonl:0: the file changed"):
+        stream.restart()
+
+
 def test_a_line_of_a_stream_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     path = write(tmp_path, "jsonl")
     path.write_text(path.read_text().replace('"text": "007', '"txet": "007'))

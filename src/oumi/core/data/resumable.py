@@ -37,12 +37,15 @@ class FileReader:
     that file is read over.
     """
 
-    def __init__(self, files: Sequence[Path], dataset: str, sample_by: str, place: Place | None) -> None:
+    def __init__(
+        self, files: Sequence[Path], sizes: Sequence[int | None], dataset: str, sample_by: str, place: Place | None
+    ) -> None:
+        """Takes files, their sizes as they are to stay, and where to go on."""
         self._files = files
+        self._sizes = sizes
         self._dataset = dataset
         self._sample_by = sample_by
         self._place = place or {"file": 0, "row": 0, "byte": 0}
-        self._sizes = [one.stat().st_size for one in files]
         self._rows = self._opened()
 
     def take(self, count: int) -> list[Row | BadRow]:
@@ -68,6 +71,7 @@ class FileReader:
         if self._place["file"] == len(self._files):
             return iter(())
         path, first = self._files[self._place["file"]], self._place["row"]
+        self._check_unchanged()
         if is_lines(path):
             return _lines(path, self._dataset, first, self._place["byte"])
         rows = read_rows(path, self._dataset, self._sample_by)
@@ -76,8 +80,8 @@ class FileReader:
     def _check_unchanged(self) -> None:
         which = self._place["file"]
         path, size = self._files[which], self._sizes[which]
-        now = path.stat().st_size if path.is_file() else None
-        if now != size:
+        now = size_of(path)
+        if size is not None and now != size:
             found = "is gone" if now is None else f"has {now:,} bytes"
             raise DataError(f"{path}:{self._place['row']}: the file changed: it had {size:,} bytes, and {found} now")
 
@@ -143,6 +147,11 @@ class HubReader:
     def place(self) -> Place:
         """Returns how many rows were read, and what `datasets` needs to go on."""
         return {"row": self._row, "stream": self._rows.state_dict() if self._row else None}
+
+
+def size_of(path: Path) -> int | None:
+    """Returns how many bytes a file has, None if there is none."""
+    return path.stat().st_size if path.is_file() else None
 
 
 def _lines(path: Path, dataset: str, number: int, byte: int) -> Iterator[tuple[Row | BadRow, int, int]]:

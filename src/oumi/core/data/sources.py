@@ -7,7 +7,7 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from oumi.core.data.files import files_of, is_compressed
 from oumi.core.data.json_rows import parse_line
 from oumi.core.data.lines import LineIndex, index_lines
 from oumi.core.data.readers import count_rows, is_lines, read_rows
-from oumi.core.data.resumable import FileReader, HubReader, ListReader, Place, RowReader
+from oumi.core.data.resumable import FileReader, HubReader, ListReader, Place, RowReader, size_of
 from oumi.core.errors import DataError, did_you_mean
 from oumi.core.hub import hub_errors
 from oumi.core.types.example import BadRow, Row, Source, row_of
@@ -95,7 +95,12 @@ class FileRows:
 
     def reader(self, place: Place | None) -> FileReader:
         """Returns a reader that goes on at a place."""
-        return FileReader(self._files, self._dataset, self._sample_by, place)
+        return FileReader(self._files, self._sizes, self._dataset, self._sample_by, place)
+
+    @cached_property
+    def _sizes(self) -> list[int | None]:
+        """Returns how many bytes each file had when the first reader began."""
+        return [size_of(one) for one in self._files]
 
     def sizes(self) -> dict[str, str]:
         """Returns the size of each file, by name."""
