@@ -240,3 +240,15 @@ def test_names_and_spreads_are_shortened() -> None:
     assert shortened("/a/long/path/to/file.jsonl", 16) == "…/to/file.jsonl"
     assert shortened("/a/averyveryverylongname.jsonl", 12) == "…gname.jsonl"
     assert sparkline([Bin(0, 1, 0), Bin(2, 3, 1), Bin(4, None, 8)]) == " ▁█"
+
+
+def test_documents_that_are_joined_are_counted_and_drawn_with_their_own_lines(oumi: Oumi, tmp_path: Path) -> None:
+    rows = [{"text": f"Text {i}. " * 3} for i in range(12)]
+    path = tmp_path / config(tmp_path, "OUMI", write(tmp_path, "a.jsonl", *rows))
+    given = json.loads(path.read_text())
+    given["data"]["train"]["datasets"][0] |= {"dataset_name": "text", "dataset_kwargs": {"seq_length": 40}}
+    path.write_text(json.dumps(given))
+    assert any("7 rows, 280 tokens" in line for line in lines_of(oumi("data", "stats", "-c", str(path))))
+    drawn = lines_of(oumi("data", "preview", "-c", str(path), "--rows", "1"))
+    places = [line.partition(".jsonl:")[2].partition(",")[0] for line in drawn if ".jsonl:" in line]
+    assert len(places) == len(set(places)) >= 2

@@ -58,7 +58,7 @@ def preview(
             targets = int(document.is_target.sum())
             size_text = f"{drawing.counted(len(document.tokens), 'token')}, {targets:,} trained"
             room = out.width - len(name) - len(size_text) - 9
-            drawing.rule(out, f"{name}: {drawing.shortened(str(example.source), max(room, 12))}, {size_text}")
+            drawing.rule(out, f"{name}: {drawing.shortened(str(document.source), max(room, 12))}, {size_text}")
             drawing.draw_document(out, document, loaded.tools.tokenizer, full)
             if example.num_cut and place + 1 == len(documents):
                 cut = drawing.counted(example.num_cut, "token")

@@ -46,8 +46,10 @@ def identity_of(inputs: Inputs) -> str:
 def code_version() -> str:
     """Returns a digest of the code that makes tokens of rows, and of the libraries that it does so with."""
     digest = hashlib.sha256(" ".join(version(name) for name in _LIBRARIES).encode())
-    for path in sorted([*Path(__file__).parent.glob("*.py"), *(Path(__file__).parent.parent / "types").glob("*.py")]):
-        digest.update(path.read_bytes())
+    core = Path(__file__).parents[1]
+    for folder in (core / "data", core / "types", core / "datasets", core.parent / "datasets"):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

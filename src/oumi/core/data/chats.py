@@ -55,6 +55,11 @@ def chat_of(turns: Sequence[Any], record: Mapping[str, Any]) -> Conversation:
     )
 
 
+def role_of(name: Any) -> Role | None:
+    """Returns the role that a name means, None if it means none."""
+    return _ROLES.get(name) if isinstance(name, str) else None
+
+
 def taught(chat: Conversation) -> Conversation:
     """Returns a chat of which something can be learned; raises Unusable for any other."""
     answers = [one for one in chat.messages if one.role == Role.ASSISTANT]
@@ -93,7 +98,8 @@ def _message(turn: Any, index: int, pictures: _Pictures) -> Message:
         raise Unusable(f"turn {index}: must be an object, got {kind_of(turn)}")
     role_key, content_key = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
     if len(turn) == 2 and pictures.is_empty and isinstance(turn.get(content_key), str):
-        plain = _PLAIN_ROLES.get(turn.get(role_key))  # most turns are no more than that
+        name = turn.get(role_key)
+        plain = _PLAIN_ROLES.get(name) if isinstance(name, str) else None  # most turns are no more than that
         if plain is not None:
             return Message(role=plain, content=turn[content_key])
     calls = _calls(turn, index)
@@ -101,7 +107,7 @@ def _message(turn: Any, index: int, pictures: _Pictures) -> Message:
         if key not in turn:
             raise Unusable(f"turn {index}: has no '{key}'{did_you_mean(key, map(str, turn))}")
     name = turn[role_key]
-    role = _ROLES.get(name) if isinstance(name, str) else None
+    role = role_of(name)
     if role is None:
         raise Unusable(f"turn {index}: unknown role {name!r}{did_you_mean(str(name), _ROLES)}")
     for key in _UNBUILT:

@@ -121,7 +121,7 @@ class Encoder:
         answer it begins. (A prompt of inference ends before it, so a template should end its prompts where
         tokens do: after a special token, a newline, or a word.)
         """
-        if self._trains_all:
+        if self._trains_all and len(document.spans) == 1:
             return np.ones(length, dtype=np.bool_)
         is_target = np.zeros(length, dtype=np.bool_)
         for first, last in document.spans:
@@ -151,7 +151,7 @@ class Encoder:
                 ids.append(token)
                 offsets.append((int(place[first]), int(place[last - 1]) + 1) if last > first else (start, start))
         tokens = np.array(ids, dtype=np.int32)
-        if self._trains_all:
+        if self._trains_all and len(document.spans) == 1:
             return Tokens(tokens, np.ones(len(tokens), dtype=np.bool_))
         return Tokens(tokens, covered(np.array(offsets).reshape(-1, 2), document.spans))
 

@@ -32,12 +32,17 @@ def files_of(path: Path) -> list[Path]:
     if is_pattern(str(path)):
         found = [one for one in Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))) if one.is_file()]
     elif path.is_dir():
-        found = [one for one in path.rglob("*") if one.is_file() and format_of(one)]
+        found = [one for one in path.rglob("*") if one.is_file() and format_of(one) and not _is_hidden(one, path)]
     else:
         return [path]
     if not found:
         raise DataError(f"{path}: no data file; one ends in {', '.join(FILE_SUFFIXES)}")
     return sorted(found)
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    """Returns True for what programs keep beside the data, such as `.ipynb_checkpoints`."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def format_of(path: Path) -> str | None:

@@ -93,7 +93,7 @@ class FirstRows:
 
     def reader(self, place: Place | None) -> RowReader:
         """Returns a reader that goes on at a place."""
-        return _FirstOf(self._rows.reader(place), self._limit - (place["taken"] if place else 0))
+        return _FirstOf(self._rows.reader(place), self._limit, place["taken"] if place else 0)
 
     def sizes(self) -> dict[str, str]:
         """Returns what is known of all the records, and how many of them are taken."""
@@ -124,14 +124,13 @@ class _First:
 class _FirstOf:
     """Reads until so many rows were taken."""
 
-    def __init__(self, reader: RowReader, left: int) -> None:
+    def __init__(self, reader: RowReader, limit: int, taken: int) -> None:
         self._reader = reader
-        self._left = left
-        self._taken = 0
+        self._limit = limit
+        self._taken = taken
 
     def take(self, count: int) -> list[Row | BadRow]:
-        rows = self._reader.take(min(count, self._left))
-        self._left -= len(rows)
+        rows = self._reader.take(min(count, self._limit - self._taken))
         self._taken += len(rows)
         return rows
 

@@ -63,6 +63,10 @@ class Joined:
             lengths[-1] = self._num_tokens - (len(self) - 1) * self._length
         return lengths
 
+    def targets(self) -> npt.NDArray[np.int64]:
+        """Returns how many tokens of each row are trained [R]: all, as of any document."""
+        return self.lengths()
+
     @property
     def highest_token(self) -> int:
         """Returns the largest token id, -1 if there are no rows."""

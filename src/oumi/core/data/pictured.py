@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from oumi.core.batch import Batch, collate
+from oumi.core.data.cache import cache_folder
 from oumi.core.data.vision import BadPicture, Pictures, load_picture
 from oumi.core.errors import DataError
 from oumi.core.types.example import Example
@@ -33,5 +34,8 @@ class PictureCollator:
         wanted = sum(int((self._pictures.expansion(one) == self._pictures.token_id).sum()) for one in images)
         if wanted != int((batch.tokens == self._pictures.token_id).sum()):
             names = ", ".join(str(one.source) for one in examples)
-            raise DataError(f"a picture of these rows has another size than when it was tokenised: {names}")
+            raise DataError(
+                f"a picture of these rows has another size than when it was tokenised: {names}\n"
+                f"Bring it back as it was, or delete {cache_folder()}, where the tokens are kept"
+            )
         return replace(batch, features=self._pictures.features(images), num_pictures=tuple(counts))

@@ -24,13 +24,16 @@ def picture(value: Any, kind: str = "image") -> ContentItem:
         if given is None:
             raise Unusable(f"a picture must have bytes, a path or a url, got {', '.join(map(str, value)) or 'nothing'}")
         return picture(given)
-    if isinstance(value, bytes):
+    if isinstance(value, bytes) and value:
         return ContentItem(type=Type.IMAGE_BINARY, binary=value)
     if isinstance(value, str) and value:
         return _of_text(value, kind)
     if hasattr(value, "save"):
         buffer = io.BytesIO()
-        value.save(buffer, format="PNG")
+        try:
+            value.convert("RGB").save(buffer, format="PNG")
+        except (OSError, ValueError) as error:
+            raise Unusable(f"a picture that cannot be decoded: {error}") from None
         return ContentItem(type=Type.IMAGE_BINARY, binary=buffer.getvalue())
     raise Unusable(f"a picture must be a path, a URL or bytes, got {type(value).__name__}")
 
@@ -39,9 +42,16 @@ def _of_text(value: str, kind: str) -> ContentItem:
     is_data_url = value.startswith("data:")
     if is_data_url or kind == "image_binary":
         try:
-            content = b64decode(value.partition(",")[2] if is_data_url else value, validate=True)
-        except Base64Error:
+            encoded = value.partition(",")[2] if is_data_url else value
+            content = b64decode("".join(encoded.split()), validate=True)
+        except (Base64Error, ValueError):
             raise Unusable("a picture in base64 that cannot be decoded") from None
+        if not content:
+            raise Unusable("a picture without bytes")
         return ContentItem(type=Type.IMAGE_BINARY, binary=content)
-    is_url = value.startswith(("http://", "https://"))
-    return ContentItem(type=Type.IMAGE_URL if is_url else Type.IMAGE_PATH, content=value.removeprefix("file://"))
+    place = value.removeprefix("file://")
+    if not place:
+        raise Unusable("a picture without a path")
+    return ContentItem(
+        type=Type.IMAGE_URL if value.startswith(("http://", "https://")) else Type.IMAGE_PATH, content=place
+    )

@@ -95,19 +95,33 @@ def _table(path: Path, dataset: str, delimiter: str) -> Iterator[Row | BadRow]:
         reader = csv.reader(_decoded(file, path), delimiter=delimiter, strict=True)
         try:
             names = next(reader, [])
+            if repeated := sorted({name for name in names if names.count(name) > 1}):
+                raise DataError(f"{path}:1: two columns have the same name: {', '.join(repeated)}")
             while True:
                 number = reader.line_num + 1
                 values = next(reader, None)
                 if values is None:
                     return
                 source = Source(dataset, str(path), number)
-                if len(values) == len(names):
-                    yield row_of(dict(zip(names, values, strict=True)), source)
+                if any("\0" in value for value in values):
+                    yield BadRow(source, "holds a NUL byte", excerpt(delimiter.join(values)))
+                elif len(values) == len(names):
+                    yield row_of({name: _cell(value) for name, value in zip(names, values, strict=True)}, source)
                 elif values:
                     reason = f"has another number of fields than the first line: {len(values)}, not {len(names)}"
                     yield BadRow(source, reason, excerpt(delimiter.join(values)))
         except csv.Error as error:
             raise DataError(f"{path}:{reader.line_num}: not valid CSV: {error}") from None
+
+
+def _cell(value: str) -> Any:
+    """Returns what a cell holds: turns or calls written as JSON, else its text."""
+    if value.startswith("[{") and value.endswith("}]"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
 
 
 def _decoded(file: Any, path: Path) -> Iterator[str]:
@@ -128,11 +142,22 @@ def _parquet(path: Path, dataset: str) -> Iterator[Row | BadRow]:
     number = 0
     try:
         for batch in _opened_parquet(path).iter_batches(_PARQUET_ROWS):
-            for value in batch.to_pylist():
+            for value in map(without_nulls, batch.to_pylist()):
                 yield row_of(value, Source(dataset, str(path), number))
                 number += 1
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: not a Parquet file, or a broken one: {str(error).splitlines()[0]}") from None
+
+
+def without_nulls(value: Any) -> Any:
+    """Returns a row of Arrow without the keys that only other rows have: there each has the keys of all."""
+    return {key: _given(item) for key, item in value.items()}
+
+
+def _given(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _given(item) for key, item in value.items() if item is not None}
+    return [_given(item) for item in value] if isinstance(value, list) else value
 
 
 def _opened_parquet(path: Path) -> Any:

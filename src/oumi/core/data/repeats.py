@@ -80,10 +80,8 @@ class _Rows:
         """Returns a number for each row, the same for the parts of one that was split."""
         places, highest = list[npt.NDArray[np.int64]](), 0
         for table in self._tables:
-            lines, files = table.column("line"), table.column("file").astype(np.int64)
-            width = int(lines.max(initial=0)) + 1
-            places.append(highest + files * width + lines)
-            highest += (int(files.max(initial=0)) + 1) * width
+            places.append(table.column("row") + highest)
+            highest = int(places[-1].max(initial=highest))
         return np.concatenate([np.zeros(0, dtype=np.int64), *places])
 
 

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from oumi.core.data.json_rows import parse_line
 from oumi.core.data.lines import is_blank, without_mark
-from oumi.core.data.readers import is_lines, read_rows
+from oumi.core.data.readers import is_lines, read_rows, without_nulls
 from oumi.core.errors import DataError
-from oumi.core.types.example import BadRow, Row, Source
+from oumi.core.types.example import BadRow, Row, Source, row_of
 
 Place = dict[str, Any]
 """Where a reader stands, as JSON values."""
@@ -142,7 +142,7 @@ class HubReader:
         values = list(islice(self._values, count))
         first = self._row
         self._row += len(values)
-        return [Row(value, Source(self._dataset, self._name, i)) for i, value in enumerate(values, first)]
+        return [row_of(without_nulls(one), Source(self._dataset, self._name, i)) for i, one in enumerate(values, first)]
 
     def place(self) -> Place:
         """Returns how many rows were read, and what `datasets` needs to go on."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from oumi.core.data.chats import chat_of, taught
+from oumi.core.data.chats import chat_of, role_of, taught
 from oumi.core.data.fields import Unusable, field_of, kind_of, list_of, says_nothing, text_of
 from oumi.core.data.json_rows import shown
 from oumi.core.types.conversation import Conversation, Message, Role
@@ -15,6 +15,9 @@ from oumi.core.types.example import BadRow, Completion, Judged, Preference, Prom
 Value = Conversation | Completion | Text | Preference | Judged | Prompt
 
 _KNOWN = "messages; conversations; instruction, output; prompt, completion; chosen, rejected; text; prompt"
+
+_NAMES = (("role", "from"), ("content", "value"))
+"""How turns call their speaker and their words."""
 
 _WEAK = ("text", "prompt")
 """Shapes of one key, which may stand in a row of another shape."""
@@ -39,7 +42,7 @@ def detect_shape(record: Any) -> str | None:
     if "instruction" in record and "output" in record:
         return "alpaca"
     if "prompt" in record and ("completion" in record or "response" in record):
-        return "kto" if isinstance(record.get("label"), bool) else "prompt_completion"
+        return "kto" if judgement_of(record.get("label")) is not None else "prompt_completion"
     return next((name for name in ("text", "prompt") if name in record), None)
 
 
@@ -61,7 +64,7 @@ def to_value(row: Row, shape: str | None, found: str | None = None) -> Row | Bad
     """Returns one row of a shape as what it stands for, or why it is not of that shape."""
     try:
         return Row(_value(row.value, shape, found), row.source)
-    except Unusable as error:
+    except (Unusable, ValueError, TypeError) as error:  # of pydantic, too
         return BadRow(row.source, str(error), shown(row.value))
 
 
@@ -79,10 +82,10 @@ def _value(record: Any, shape: str | None, found: str | None) -> Value:
             raise Unusable(f"the row: has '{key}', which is not built yet")
     if shape != "alpaca" and not says_nothing(record.get("history")):
         raise Unusable(f"has 'history', which only stands beside instruction and output; this is '{shape}'")
-    return _with_system(SHAPES[shape](record), record)
+    return led_by_system(SHAPES[shape](record), record)
 
 
-def _with_system(value: Value, record: Mapping[str, Any]) -> Value:
+def led_by_system(value: Any, record: Mapping[str, Any]) -> Any:
     """Returns the value with what a column `system` says as its first turn."""
     if says_nothing(record.get("system")) or isinstance(value, (Text, Prompt)):
         return value
@@ -158,17 +161,24 @@ def _prompt_completion(record: Mapping[str, Any]) -> Conversation | Completion:
     key = "response" if "response" in record and "completion" not in record else "completion"
     prompt, completion = field_of(record, "prompt"), field_of(record, key)
     if isinstance(prompt, list) and isinstance(completion, list):
-        return taught(chat_of([*prompt, *completion], record))
+        return taught(chat_of(_joined(prompt, completion), record))
     if not text_of(record, key):
         raise Unusable(f"'{key}' is empty, so there is nothing to learn")
     return Completion(text_of(record, "prompt"), text_of(record, key))
 
 
 def _kto(record: Mapping[str, Any]) -> Judged:
-    label = field_of(record, "label")
-    if not isinstance(label, bool):
-        raise Unusable(f"'label' must be true or false, got {kind_of(label)}")
+    label = judgement_of(field_of(record, "label"))
+    if label is None:
+        raise Unusable(f"'label' must be true or false, got {kind_of(record['label'])}")
     return Judged(_prompt_completion(record), label)
+
+
+def judgement_of(label: Any) -> bool | None:
+    """Returns what a label says: true or false, 1 or 0, as a value or, from a table, as text; None if nothing."""
+    if isinstance(label, str):
+        return {"true": True, "1": True, "false": False, "0": False}.get(label.strip().lower())
+    return bool(label) if isinstance(label, (bool, int)) and label in (0, 1) else None
 
 
 def _text(record: Mapping[str, Any]) -> Text:
@@ -216,8 +226,27 @@ def turns_of(value: Any, role: str, key: str) -> list[Any]:
 
 
 def _joined(begins: list[Any], end: list[Any]) -> list[Any]:
-    """Returns the turns of a beginning and an end that may itself repeat the beginning."""
-    return end if end[: len(begins)] == begins else [*begins, *end]
+    """Returns the turns of a beginning and an end that may itself repeat the beginning, with its system or without."""
+    asked, said = ([_spoken(turn) for turn in turns] for turns in (begins, end))
+    if not asked:
+        return end
+    has_system, leads = asked[0][0] == Role.SYSTEM, bool(said) and said[0][0] == Role.SYSTEM
+    if said[: len(asked)] == asked or (leads and said[1 : 1 + len(asked)] == asked):
+        return end
+    if has_system and len(asked) > 1 and said[: len(asked) - 1] == asked[1:]:
+        return [begins[0], *end]
+    before = next((i for i, (role, _) in enumerate(said) if role == Role.ASSISTANT), len(said))
+    if any(role == Role.USER for role, _ in said[:before]):
+        raise Unusable("an answer begins with a question that is not the prompt")
+    return [*begins, *end]
+
+
+def _spoken(turn: Any) -> tuple[Any, Any]:
+    """Returns who speaks in a turn, and what, without white space around it."""
+    if not isinstance(turn, Mapping):
+        return None, turn
+    role, content = (next((turn[key] for key in keys if key in turn), None) for keys in _NAMES)
+    return role_of(role), content.strip() if isinstance(content, str) else content
 
 
 SHAPES: dict[str, Callable[[Mapping[str, Any]], Value]] = {

@@ -16,7 +16,7 @@ from oumi.core.configs.data import is_pattern
 from oumi.core.data.files import files_of, is_compressed
 from oumi.core.data.json_rows import parse_line
 from oumi.core.data.lines import LineIndex, index_lines
-from oumi.core.data.readers import count_rows, is_lines, read_rows
+from oumi.core.data.readers import count_rows, is_lines, read_rows, without_nulls
 from oumi.core.data.resumable import FileReader, HubReader, ListReader, Place, RowReader, size_of
 from oumi.core.errors import DataError, did_you_mean
 from oumi.core.hub import hub_errors
@@ -87,7 +87,8 @@ class FileRows:
 
     def content(self) -> dict[str, str]:
         """Returns the SHA-256 of each file, by name."""
-        return {one.name: digest_of(one) for one in self._files} | {"sample_by": self._sample_by}
+        digests = {f"{i} {one.name}": digest_of(one) for i, one in enumerate(self._files)}
+        return digests | {"sample_by": self._sample_by}
 
     def indexed(self) -> IndexedRows | None:
         """Returns the records as a list, if all files are JSON Lines."""
@@ -104,7 +105,8 @@ class FileRows:
 
     def sizes(self) -> dict[str, str]:
         """Returns the size of each file, by name."""
-        return {one.name: str(one.stat().st_size) for one in self._files} | {"sample_by": self._sample_by}
+        sizes = {f"{i} {one.name}": str(size_of(one)) for i, one in enumerate(self._files)}
+        return sizes | {"sample_by": self._sample_by}
 
     @property
     def is_large(self) -> bool:
@@ -144,13 +146,13 @@ class HubRows:
 
     def __iter__(self) -> Iterator[Row | BadRow]:
         for i, value in enumerate(self._rows):
-            yield row_of(value, Source(self._dataset, self._place, i))
+            yield row_of(without_nulls(value), Source(self._dataset, self._place, i))
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Row | BadRow:
-        return row_of(self._rows[index], Source(self._dataset, self._place, index))
+        return row_of(without_nulls(self._rows[index]), Source(self._dataset, self._place, index))
 
     def count(self) -> int | None:
         """Returns how many there are."""
@@ -159,7 +161,8 @@ class HubRows:
     def content(self) -> dict[str, str]:
         """Returns the digest of each file of the split, and which rows of them are taken."""
         files = {Path(one["filename"]) for one in self._rows.cache_files}
-        return {one.name: digest_of(one) for one in sorted(files)} | {"rows": f"{self._place} {len(self._rows)}"}
+        digests = {f"{i} {one.name}": digest_of(one) for i, one in enumerate(sorted(files))}
+        return digests | {"rows": f"{self._place} {len(self._rows)}"}
 
     def indexed(self) -> IndexedRows | None:
         """Returns itself."""
@@ -192,7 +195,7 @@ class HubStream:
 
     def __iter__(self) -> Iterator[Row | BadRow]:
         for i, value in enumerate(_undecoded(self._open())):
-            yield Row(value, Source(self._dataset, self._place, i))
+            yield row_of(without_nulls(value), Source(self._dataset, self._place, i))
 
     def count(self) -> int | None:
         """Returns None: only reading would tell."""

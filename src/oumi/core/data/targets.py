@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -132,9 +132,7 @@ class Renderer:
     def _taught(self, chat: Conversation) -> list[int]:
         """Returns the turns that are trained."""
         turns = [i for i, one in enumerate(chat.messages) if one.role == Role.ASSISTANT]
-        chosen = [i for i in turns if chat.messages[i].train]
-        if chosen or any(chat.messages[i].train is False for i in turns):
-            turns = [i for i in turns if chat.messages[i].train is not False]
+        turns = [i for i in turns if chat.messages[i].train is not False]
         if self.train_on == "final_assistant_turn":
             turns = turns[-1:]
         return turns
@@ -172,7 +170,7 @@ class Renderer:
         writer.check_written(text)
         self._check_pictures(text, pictures)
         if self.train_on == "all":
-            return (Document(text, ((0, len(text)),), pictures),)
+            return (Document(text, tuple(self._all_but_flagged(writer, chat, text)), pictures),)
         texts, spans = [text], {text: list[Span]()}
         for turn in reversed(turns):
             upto = writer.upto(turn)
@@ -186,6 +184,19 @@ class Renderer:
         kept = [one for one in reversed(texts) if spans[one]]
         assert all(a[1] <= b[0] for one in kept for a, b in pairwise(spans[one])), "turns follow each other"
         return tuple(Document(one, tuple(spans[one]), pictures) for one in kept)
+
+    def _all_but_flagged(self, writer: Writer, chat: Conversation, text: str) -> Iterator[Span]:
+        """Yields what of a text is trained where all is: what stands between turns that are not to be trained."""
+        begin = 0
+        for turn, one in enumerate(chat.messages):
+            if one.train is False:
+                upto = writer.upto(turn)
+                if not text.startswith(upto):
+                    raise Undecided(f"turn {turn}: is not to be trained, but the chat template rewrites it")
+                first, last = writer.span(turn, upto)
+                yield begin, first
+                begin = last
+        yield begin, len(text)
 
     def _pictures(self, chat: Conversation) -> tuple[ContentItem, ...]:
         for i, one in enumerate(chat.messages):

@@ -31,7 +31,7 @@ _STARTS = np.int32(1 << 30)
 _ROW = np.dtype(
     [
         ("end", "<i8"), ("line", "<i8"), ("file", "<i4"), ("dataset", "<i4"), ("targets", "<i8"), ("cut", "<i8"),
-        ("digest", "<u8"), ("id", "<u8"), ("id_end", "<i8"), ("pictures_end", "<i8"),
+        ("digest", "<u8"), ("id", "<u8"), ("id_end", "<i8"), ("pictures_end", "<i8"), ("row", "<i8"),
     ]
 )  # fmt: skip
 _READ_ROWS = 1 << 16
@@ -81,27 +81,31 @@ class Chunk:
     sources: list[Source]
     pictures: list[bytes]
     """Those of each row, as `_packed` writes them."""
+    is_first: list[bool]
+    """Of what a row came to: one that was split came to several."""
     counts: Counts
 
     @classmethod
-    def of(cls, examples: Sequence[Example], counts: Counts) -> Chunk:
-        """Returns examples as a chunk."""
+    def of(cls, examples: Sequence[Example], counts: Counts, is_first: list[bool] | None = None) -> Chunk:
+        """Returns examples as a chunk, each the first of its row unless something else is said."""
         lengths = np.array([len(one.tokens) for one in examples], dtype=np.int64)
         cuts = np.array([one.num_cut for one in examples], dtype=np.int64)
         pictures = [_packed(one.pictures) for one in examples]
-        return cls(written(examples), lengths, cuts, [one.source for one in examples], pictures, counts)
+        firsts = [True] * len(examples) if is_first is None else is_first
+        return cls(written(examples), lengths, cuts, [one.source for one in examples], pictures, firsts, counts)
 
 
 def make_chunk(rendered: Sequence[Rendered | BadRow], tokeniser: Tokeniser) -> Chunk:
     """Returns rendered rows as tokens, each accounted for."""
-    counts, examples = Counts(), list[Example]()
+    counts, examples, is_first = Counts(), list[Example](), list[bool]()
     for made in tokeniser.encode(rendered):
         if isinstance(made, BadRow):
             counts.reject(made)
         else:
             examples += made.examples
+            is_first += [i == 0 for i in range(len(made.examples))]
             counts.accept(made.examples, made.cut_tokens, made.cut_targets)
-    return Chunk.of(examples, counts)
+    return Chunk.of(examples, counts, is_first)
 
 
 class TokenTable:
@@ -209,7 +213,7 @@ class TableWriter:
         self._pictures = (directory / "pictures.bin").open("wb")
         self._names: dict[str, int] = {}
         self._digest = hashlib.sha256()
-        self._num_rows = self._end = self._id_end = self._pictures_end = 0
+        self._num_rows = self._num_sources = self._end = self._id_end = self._pictures_end = 0
         self._highest = -1
 
     def add(self, chunk: Chunk) -> None:
@@ -220,6 +224,8 @@ class TableWriter:
         rows["line"] = [one.line for one in chunk.sources]
         rows["file"] = [self._number(one.path) for one in chunk.sources]
         rows["cut"] = chunk.cuts
+        rows["row"] = np.cumsum(chunk.is_first, dtype=np.int64) + self._num_sources
+        self._num_sources += sum(chunk.is_first)
         rows["dataset"] = [self._number(one.dataset) for one in chunk.sources]
         starts = ends - chunk.lengths - self._end
         if len(starts):

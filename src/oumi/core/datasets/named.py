@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import zlib
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -36,8 +37,8 @@ def dataset_for(params: DatasetParams, is_streamed: bool = False) -> BaseMapData
         ConfigError: An argument that the data set does not take.
     """
     name, found = _found(params)
-    if not issubclass(found, BaseMapDataset):
-        raise ConfigError(f"data set '{name}': has no rows to train on; {found.__module__} holds its class")
+    if not (isinstance(found, type) and issubclass(found, BaseMapDataset)):
+        raise ConfigError(f"data set '{name}': has no rows to train on: {found.__name__} is no class of a data set")
     kwargs = dict(params.dataset_kwargs)
     hub_name = kwargs.pop("dataset_name_override", None) or _hub_name(params.dataset_name, found)
     known = _arguments(found)
@@ -50,16 +51,19 @@ def dataset_for(params: DatasetParams, is_streamed: bool = False) -> BaseMapData
     preset = _BY_LOWER[name.lower()][1] if name.lower() in _BY_LOWER else Named("")
     if preset.is_script and params.dataset_path is None:
         _warn_of_script(hub_name)
-    dataset = found(
-        **{
-            "dataset_name": hub_name,
-            "dataset_path": params.dataset_path,
-            "split": params.split,
-            "subset": params.subset,
-            **preset.arguments,
-            **kwargs,
-        }
-    )
+    try:
+        dataset = found(
+            **{
+                "dataset_name": hub_name,
+                "dataset_path": params.dataset_path,
+                "split": params.split,
+                "subset": params.subset,
+                **preset.arguments,
+                **kwargs,
+            }
+        )
+    except TypeError as error:
+        raise ConfigError(f"data set '{name}': {found.__name__}.__init__ must take **kwargs: {error}") from error
     dataset.is_streamed = is_streamed
     return dataset
 
@@ -110,12 +114,17 @@ def import_extra_files() -> None:
         if not path.is_file():
             raise ConfigError(f"{listing}: no file {line}")
         # A name of its own, so that a file `datasets.py` does not stand for the library.
-        spec = importlib.util.spec_from_file_location(f"{EXTRA_MODULE}{path.stem}", path)
+        name = f"{EXTRA_MODULE}{path.stem}_{zlib.crc32(str(path.absolute()).encode()):08x}"
+        spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None, "a path has a spec"
         assert spec.loader is not None, "a path has a loader"
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except (SyntaxError, ImportError, AttributeError, NameError) as error:
+            at = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
+            raise ConfigError(f"{path}{at}: cannot be imported: {type(error).__name__}: {error}") from error
 
 
 _NAMED = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

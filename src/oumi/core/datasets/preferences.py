@@ -95,7 +95,8 @@ class VisionLanguageDpoDataset(BaseDpoDataset):
 
     def transform_preference(self, sample: Mapping[str, Any]) -> Mapping[str, Any]:
         """Returns a row with its columns as they are called everywhere."""
-        return {name: sample.get(key) if name == "images" else sample[key] for name, key in self._keys.items()}
+        named = {name: sample.get(key) if name == "images" else sample[key] for name, key in self._keys.items()}
+        return {**{key: value for key, value in sample.items() if key not in self._keys.values()}, **named}
 
     def element(self, row: Row) -> Any:
         """Returns a row as token ids of the prompt and both answers, with the pictures as the processor has them."""
@@ -128,8 +129,7 @@ class BaseExperimentalKtoDataset(BaseMapDataset):
         if not (isinstance(prompt, str) and isinstance(completion, str)):
             prompt = turns_of(prompt, "user", "prompt")
             completion = turns_of(completion, "assistant", "completion")
-        is_number = not isinstance(label, bool) and label in (0, 1)
-        return {**sample, "prompt": prompt, "completion": completion, "label": bool(label) if is_number else label}
+        return {**sample, "prompt": prompt, "completion": completion, "label": label}
 
     def element(self, row: Row) -> Any:
         """Returns a row as prompt, completion and label: texts, or turns where the row has turns."""

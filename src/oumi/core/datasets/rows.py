@@ -152,7 +152,7 @@ class BaseMapDataset:
         except ValidationError as error:
             first = error.errors()[0]
             reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        except (TypeError, ValueError, AttributeError, Unusable) as error:
+        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError, Unusable) as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
         return BadRow(row.source, reason, shown(row.value))
 

@@ -20,11 +20,14 @@ class BasePretrainingDataset(BaseIterableDataset):
     """Documents, all of which are learned."""
 
     holds = "texts"
+    dataset_text_field = "text"
+    """Column that holds the text."""
 
     def __init__(
         self,
         *,
-        dataset_text_field: str = "text",
+        tokenizer: Any = None,
+        dataset_text_field: str | None = None,
         sample_by: str = "document",
         seq_length: int | None = None,
         append_concat_token: bool = True,
@@ -35,7 +38,8 @@ class BasePretrainingDataset(BaseIterableDataset):
         """Takes where the texts are, and how they are joined.
 
         Args:
-            dataset_text_field: Column that holds the text.
+            tokenizer: Taken for the sake of old code; a run has its own.
+            dataset_text_field: Column that holds the text; None takes that of the class, else `text`.
             sample_by: What is one row of a text file, one of SAMPLES.
             seq_length: Tokens of a row that is cut from documents end to end; None keeps each document by itself.
             append_concat_token: The token that ends a text stands after each document.
@@ -49,7 +53,8 @@ class BasePretrainingDataset(BaseIterableDataset):
             raise ConfigError(f"dataset_kwargs.sample_by: unknown '{sample_by}'{hint}")
         if seq_length is not None and (not isinstance(seq_length, int) or seq_length < _SHORTEST_ROW):
             raise ConfigError(f"dataset_kwargs.seq_length: got {seq_length!r}, must be a whole number, 2 or more")
-        self.dataset_text_field = dataset_text_field
+        self.tokenizer = tokenizer
+        self.dataset_text_field = dataset_text_field or type(self).dataset_text_field
         self.sample_by = sample_by
         self.joining = None if seq_length is None else Joining(seq_length, skip_last)
         self._has_end = append_concat_token

@@ -8,6 +8,7 @@ from typing import Any
 
 from oumi.core.data.chats import chat_of, taught
 from oumi.core.data.fields import list_of
+from oumi.core.data.shapes import led_by_system
 from oumi.core.datasets import BaseSftDataset
 from oumi.core.errors import ConfigError
 from oumi.core.types.conversation import Conversation, Role
@@ -27,7 +28,7 @@ class TurnsDataset(BaseSftDataset):
     def transform_conversation(self, example: Mapping[str, Any]) -> Conversation:
         """Returns the turns as a conversation; a turn without content is an empty one."""
         turns = [_filled(one) for one in list_of(example, self.messages_column)]
-        chat = chat_of(turns, example)
+        chat = led_by_system(chat_of(turns, example), example)
         if not self.exclude_final_assistant_message:
             return taught(chat)
         if chat.messages[-1].role == Role.ASSISTANT:
