@@ -173,3 +173,22 @@ def test_a_fault_of_ones_own_code_names_the_row(tmp_path: Path) -> None:
     (row,) = dataset.rows()
     assert isinstance(row, BadRow)
     assert row.reason == "list index out of range"
+
+
+@pytest.mark.parametrize(("split", "wanted"), [("train", ["a", "b"]), ("test", ["c"]), ("validation", ["d"])])
+def test_of_a_directory_only_the_split_is_read_that_is_asked_for(tmp_path: Path, split: str, wanted: list[str]) -> None:
+    (tmp_path / "dev").mkdir()
+    names = {"train-0.jsonl": "a", "my_train.jsonl": "b", "test.jsonl": "c", "dev/x.jsonl": "d"}
+    for name, text in names.items():
+        (tmp_path / name).write_text(json.dumps({"text": text}))
+    rows = dataset_for(DatasetParams(dataset_name="text", dataset_path=str(tmp_path), split=split)).raw_rows()
+    assert sorted(row.value["text"] for row in rows if isinstance(row, Row)) == wanted
+
+
+def test_a_split_that_no_file_of_a_directory_names_is_told(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text(json.dumps({"text": "c"}))
+    params = DatasetParams(dataset_name="text", dataset_path=str(tmp_path))
+    with pytest.raises(DataError, match="no file of split 'train'; by their names there are test"):
+        list(dataset_for(params).raw_rows())
+    (tmp_path / "test.jsonl").rename(tmp_path / "contest.jsonl")
+    assert len(list(dataset_for(params).raw_rows())) == 1

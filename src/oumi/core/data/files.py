@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -21,6 +22,14 @@ class BrokenFileError(DataError):
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.reason = reason
+
+
+_SPLITS = {
+    "test": ("test", "testing", "eval", "evaluation"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "train": ("train", "training"),
+}
+"""The words by which paths name a split, as on the Hub."""
 
 
 def files_of(path: Path) -> list[Path]:
@@ -38,6 +47,29 @@ def files_of(path: Path) -> list[Path]:
     if not found:
         raise DataError(f"{path}: no data file; one ends in {', '.join(FILE_SUFFIXES)}")
     return sorted(found)
+
+
+def of_split(files: Sequence[Path], folder: Path, split: str) -> list[Path]:
+    """Returns the files of a directory that belong to a split, all of them where no name says which they belong to.
+
+    Raises:
+        DataError: Names say which split each belongs to, and none is of the one that is wanted.
+    """
+    splits = {one: _split_of(one.relative_to(folder)) for one in files}
+    known = sorted(set(filter(None, splits.values())))
+    wanted = _split_of(Path(split))
+    if not known or wanted is None:
+        return list(files)
+    found = [one for one in files if splits[one] == wanted]
+    if not found:
+        raise DataError(f"{folder}: no file of split '{split}'; by their names there are {', '.join(known)}")
+    return found
+
+
+def _split_of(path: Path) -> str | None:
+    """Returns the split that a path names by a word of its own, None if there is no such word."""
+    words = re.split(r"[^a-z]+", str(path).lower())
+    return next((split for split, names in _SPLITS.items() if any(name in words for name in names)), None)
 
 
 def _is_hidden(file: Path, folder: Path) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from oumi.core.configs.data import is_pattern
-from oumi.core.data.files import files_of, is_compressed
+from oumi.core.data.files import files_of, is_compressed, of_split
 from oumi.core.data.json_rows import parse_line
 from oumi.core.data.lines import LineIndex, index_lines
 from oumi.core.data.readers import count_rows, is_lines, read_rows, without_nulls
@@ -71,9 +71,9 @@ class IndexedRows(Protocol):
 class FileRows:
     """The records of one or more files."""
 
-    def __init__(self, path: Path, dataset: str, sample_by: str = "document") -> None:
-        """Takes a file, a directory or a pattern; see `read_rows` for `sample_by`."""
-        self._files = files_of(path)
+    def __init__(self, path: Path, dataset: str, sample_by: str = "document", split: str = "train") -> None:
+        """Takes a file, a directory or a pattern; see `read_rows` for `sample_by`, and `of_split` for `split`."""
+        self._files = of_split(files_of(path), path, split) if path.is_dir() else files_of(path)
         self._dataset = dataset
         self._sample_by = sample_by
 
@@ -246,7 +246,7 @@ def rows_of(
         from datasets import load_from_disk
 
         return HubRows(load_from_disk(str(folder)), name, str(folder))
-    return FileRows(folder, name, sample_by)
+    return FileRows(folder, name, sample_by, split)
 
 
 def digest_of(path: Path) -> str:

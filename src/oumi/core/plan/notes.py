@@ -167,11 +167,10 @@ def _unread(config: TrainingConfig) -> Iterator[str]:
 def _of_files(config: TrainingConfig, changed: list[str]) -> Iterator[str]:
     for split in ("train", "validation"):
         for i, one in enumerate(getattr(config.data, split).datasets):
-            for name in ("split", "subset") if one.dataset_path is not None else ():
+            for name in ("split", "subset") if one.is_file else ():
                 key = f"data.{split}.datasets[{i}].{name}"
                 if key in changed:
-                    what = "a file, which is read" if one.is_file else "local: its files are read"
-                    yield f"not read: {key}: {one.dataset_path} is {what} whole"
+                    yield f"not read: {key}: {one.dataset_path} is a file, which is read whole"
 
 
 def _of_choices(config: TrainingConfig) -> dict[tuple[str, ...], str]:
