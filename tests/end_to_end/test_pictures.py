@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import base64
+import http.server
 import io
 import json
+import threading
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,17 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features, Image, List, Value
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from oumi.core.configs import TrainingConfig
 from oumi.core.data.supervision import draw
-from oumi.core.data.vision import load_picture
+from oumi.core.data.vision import BadPicture, load_picture
 from oumi.core.errors import ConfigError, DataError
 from oumi.core.models.processors import load_processor
 from oumi.core.plan.plan import make_plan
 from oumi.core.survey import survey
 from oumi.core.train import train
 from oumi.core.trainers.rows import load_rows
+from oumi.core.types.conversation import ContentItem, Type
 from oumi.core.types.example import Example
 from tests.runs import losses, tiny_config
 from tests.tiny_vision import SAVERS, picture
@@ -200,7 +204,12 @@ def test_a_model_that_sees_no_pictures_refuses_them(tmp_path: Path) -> None:
 
 
 def test_an_argument_that_the_processor_does_not_have_is_told_with_the_nearest(tmp_path: Path) -> None:
-    config = config_of(tmp_path, "qwen2_vl", max_steps=1)
+    config = config_of(tmp_path, "llava", max_steps=1)
+    config.model.processor_kwargs = {"patchsize": 3}
+    with pytest.raises(ConfigError, match=r"processor_kwargs\.patchsize: .*did you mean 'patch_size'"):
+        train(config)
+    (tmp_path / "qwen").mkdir()
+    config = config_of(tmp_path / "qwen", "qwen2_vl", max_steps=1)
     config.model.processor_kwargs = {"min_pixels": 100, "max_pixles": 400}
     with pytest.raises(ConfigError, match=r"processor_kwargs\.max_pixles: .*did you mean 'max_pixels'"):
         train(config)
@@ -228,3 +237,71 @@ def test_rows_with_pictures_are_packed_and_streamed(tmp_path: Path, split: dict[
     config.training.resume_from_checkpoint = str(tmp_path / "whole" / "checkpoint-2")
     train(config)
     assert losses(tmp_path / "again") == losses(tmp_path / "whole")[2:]
+
+
+def test_pictures_of_another_folder_are_not_those_of_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        config = config_of(folder, "llava", max_steps=2)
+        for i in range(NUM_ROWS):
+            (folder / f"{i}.png").write_bytes(picture_bytes(i + 50 * len(found)))
+        monkeypatch.chdir(folder)
+        config.data.train.datasets[0].dataset_path = "rows.jsonl"
+        config.model.model_name = str(tmp_path / "a" / "model")
+        train(config)
+        found.append(losses(folder / "out"))
+    assert found[0] != found[1]
+
+
+class Half(http.server.BaseHTTPRequestHandler):
+    """Answers with half of a picture, once; then with the whole of it. Other places break the protocol."""
+
+    asked = 0
+
+    def do_GET(self) -> None:
+        if self.path != "/a.png":
+            self.wfile.write(b"what?\r\n\r\n")
+            return
+        content = picture_bytes(0)
+        Half.asked += 1
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2] if Half.asked == 1 else content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_download_that_breaks_off_is_told_and_not_kept() -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Half)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    place = f"http://127.0.0.1:{server.server_port}"
+    item = ContentItem(type=Type.IMAGE_URL, content=f"{place}/a.png")
+    try:
+        with pytest.raises(BadPicture, match="breaks off"):
+            load_picture(item)
+        assert load_picture(item).size == (40, 56)
+        with pytest.raises(BadPicture, match=f"{place}/a b.png"):
+            load_picture(item.model_copy(update={"content": f"{place}/a b.png"}))
+    finally:
+        server.shutdown()
+    assert load_picture(item).size == (40, 56), "what is whole is kept"
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_picture_in_a_list_that_cannot_be_decoded_is_a_bad_row(tmp_path: Path, streams: bool) -> None:
+    config = config_of(tmp_path, "llava", max_steps=2)
+    asked = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "It."}]
+    rows = [{"messages": asked, "images": [{"bytes": picture_bytes(i), "path": None}]} for i in range(4)]
+    rows[2]["images"][0]["bytes"] = b"junk"  # type: ignore[index]  # it is a list
+    kinds = {"messages": List({"role": Value("string"), "content": Value("string")}), "images": List(Image())}
+    Dataset.from_list(rows, features=Features(kinds)).save_to_disk(tmp_path / "saved")
+    split = {**config.data.train.model_dump(), "stream": streams, "max_rejected_rows": 1}
+    config.data.train = type(config.data.train).model_validate(split)
+    config.data.train.datasets[0].dataset_path = str(tmp_path / "saved")
+    train(config)
+    report = json.loads((tmp_path / "out" / "data_report.json").read_text())["train"][0]
+    assert report["rows"]["rejected"] == 1

@@ -6,7 +6,8 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from oumi.core.data.lines import index_lines
 from oumi.core.data.mixture import draws_of
 from oumi.core.data.sources import is_data_lines
 from oumi.core.datasets import dataset_for, unread_arguments
-from oumi.core.errors import ConfigError
+from oumi.core.errors import ConfigError, DataError
 from oumi.core.hub import hub_errors
 from oumi.core.plan.parts import Facts, ModelFacts
 from oumi.core.recipes import resolve_asset
@@ -63,10 +64,16 @@ def survey(config: TrainingConfig, may_download: bool = False, counts_rows: bool
 
 def index_ahead(config: TrainingConfig) -> None:
     """Begins to look for the lines of local files, beside what is imported next; errors are told when they are read."""
-    if not config.data.train.stream:
-        thread = ThreadPoolExecutor(1, "indexes-ahead")
-        for path in (Path(one.dataset_path or "").expanduser() for one in config.data.train.datasets if one.is_file):
-            thread.submit(lambda path: is_data_lines(path) and index_lines(path), path)
+    paths = [Path(one.dataset_path or "").expanduser() for one in config.data.train.datasets if one.is_file]
+    if paths and not config.data.train.stream:
+        threading.Thread(target=_index, args=(paths,), daemon=True).start()
+
+
+def _index(paths: Sequence[Path]) -> None:
+    with suppress(OSError, DataError):
+        for path in paths:
+            if is_data_lines(path):
+                index_lines(path)
 
 
 def _count_rows(config: TrainingConfig) -> int | None:

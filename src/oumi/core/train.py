@@ -82,10 +82,12 @@ def _run(plan: Plan, world: World, source: str | None) -> TrainResult:
     write_records(plan, source)
     trainer = TRAINERS.get(plan.trainer).build(plan.with_num_rows(rows.num_rows), world, rows, start)
     write_plan(trainer.run.plan)
-    trainer.train()
+    try:
+        trainer.train()
+    finally:
+        rows.close()
+        write_report(plan.output_dir, rows.ledgers, rows.duplicates)
     trainer.save(plan.output_dir)
-    rows.close()
-    write_report(plan.output_dir, rows.ledgers, rows.duplicates)
     mark_finished(trainer.run, start, rows.fingerprint)
     return TrainResult(plan.output_dir, trainer.run.state.step, dict(trainer.run.metrics))
 

@@ -19,7 +19,7 @@ from oumi.core.data.joining import Joining
 from oumi.core.data.ledger import Ledger
 from oumi.core.data.resumable import RowReader
 from oumi.core.data.streamed import MixedStream, PackedStream, Singles, StreamLoader
-from oumi.core.data.streams import ExampleStream, JoinedStream, Limited, Rows, Shuffle, Stream
+from oumi.core.data.streams import ExampleStream, JoinedStream, Limited, Rows, Shuffle
 from oumi.core.data.templates import Template
 from oumi.core.data.tokens import Tokeniser
 from oumi.core.datasets import dataset_for
@@ -53,12 +53,18 @@ def reader_of(path: Path) -> Callable[[Any], RowReader]:
     return dataset_for(DatasetParams(dataset_name="any", dataset_path=str(path)), is_streamed=True).reader
 
 
-def stream_of(path: Path, shuffle: Shuffle | None = None, max_length: int | None = 20, allowed: int = 0) -> Stream:
+def stream_of(
+    path: Path,
+    shuffle: Shuffle | None = None,
+    max_length: int | None = 20,
+    allowed: int = 0,
+    ledger: Ledger | None = None,
+) -> ExampleStream:
     tokenizer = byte_tokenizer()
     dataset = dataset_for(DatasetParams(dataset_name="any", dataset_path=str(path)), is_streamed=True)
     tokeniser = Tokeniser(tokenizer, Template(tokenizer, tokenizer.chat_template), "all", max_length)
     rows = Rows(dataset.reader, dataset.value_of)
-    return ExampleStream(rows, tokeniser, Ledger("set", max_rejected=allowed), shuffle)
+    return ExampleStream(rows, tokeniser, ledger or Ledger("set", max_rejected=allowed), shuffle)
 
 
 def told(example: Example | None) -> tuple[str, ...] | None:
@@ -296,3 +302,15 @@ def test_a_batch_is_told_what_went_wrong_in_the_thread_that_reads(tmp_path: Path
     batches = StreamLoader(rows, StepsPlan(4, 1, 1, 1, 100)).from_step(0)
     with pytest.raises(DataError, match=r"rows\.jsonl:101: holds half of a character"):
         deque(batches, maxlen=0)
+
+
+def test_the_account_of_joined_documents_is_that_of_kept_ones(tmp_path: Path) -> None:
+    ledger = Ledger("set")
+    joined = JoinedStream(stream_of(write(tmp_path, "jsonl"), None, None, ledger=ledger), Joining(16, skip_last=True))
+    rows = list(iter(joined.next, None))
+    counts = ledger.counts
+    whole = sum(len(one.tokens) for one in iter(stream_of(tmp_path / "rows.jsonl", max_length=None).next, None))
+    assert counts.read == counts.trained + counts.truncated == len(TEXTS)
+    assert (counts.num_tokens, counts.cut_tokens) == (len(rows) * 16, whole - len(rows) * 16)
+    assert counts.cut_tokens > 0
+    assert joined.state()["documents"]["counts"]["cut_tokens"] == counts.cut_tokens

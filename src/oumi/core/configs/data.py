@@ -137,7 +137,7 @@ class DatasetSplitParams(Params):
     """Deprecated, not read."""
     mixture_strategy: str = "first_exhausted"
     """`first_exhausted` or `all_exhausted`, for mixtures with proportions."""
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     """Seed of the order in which rows are trained; null takes training.data_seed."""
     use_torchdata: bool | None = None
     """Deprecated pipeline."""

@@ -12,6 +12,7 @@ from oumi.core.data.json_rows import parse_line
 from oumi.core.data.lines import is_blank, without_mark
 from oumi.core.data.readers import is_lines, read_rows, without_nulls
 from oumi.core.errors import DataError
+from oumi.core.hub import hub_errors
 from oumi.core.types.example import BadRow, Row, Source, row_of
 
 Place = dict[str, Any]
@@ -139,8 +140,13 @@ class HubReader:
 
     def take(self, count: int) -> list[Row | BadRow]:
         """Returns the next rows."""
-        values = list(islice(self._values, count))
         first = self._row
+        with hub_errors("data set", self._dataset):
+            try:
+                values = list(islice(self._values, count))
+            except (ValueError, TypeError, UnicodeError) as error:
+                told = str(error).strip().partition("\n")[0]
+                raise DataError(f"{self._name}:{first}: cannot be read at this row or soon after it: {told}") from error
         self._row += len(values)
         return [row_of(without_nulls(one), Source(self._dataset, self._name, i)) for i, one in enumerate(values, first)]
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from itertools import accumulate, chain
 from pathlib import Path
@@ -290,12 +291,23 @@ def _from_hub(name: str, subset: str | None, split: str, is_streamed: bool) -> H
 
 def _undecoded(rows: Any) -> Any:
     """Returns rows whose pictures stay bytes: whether one can be decoded is told for its row."""
-    from datasets import Image
+    if not rows.features:
+        return rows
+    features = {name: _without_decoding(kind) for name, kind in rows.features.items()}
+    return rows.cast(type(rows.features)(features)) if features != dict(rows.features) else rows
 
-    for name, kind in (rows.features or {}).items():
-        if isinstance(kind, Image):
-            rows = rows.cast_column(name, Image(decode=False))
-    return rows
+
+def _without_decoding(kind: Any) -> Any:
+    """Returns the type of a column with its pictures, also those in lists and structs, as bytes."""
+    from datasets import Image, LargeList, List
+
+    if isinstance(kind, Image):
+        return Image(decode=False)
+    if isinstance(kind, (List, LargeList)):
+        return replace(kind, feature=_without_decoding(kind.feature))
+    if isinstance(kind, dict):
+        return {name: _without_decoding(one) for name, one in kind.items()}
+    return [_without_decoding(one) for one in kind] if isinstance(kind, list) else kind
 
 
 def _of_split(path: Path, split: str) -> Path:

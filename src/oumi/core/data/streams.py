@@ -7,7 +7,7 @@ reads again at most the block of rows in which it stands.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -109,6 +109,17 @@ class ExampleStream:
             self._row, self._taken = self._row + 1, 0
         return None
 
+    def drop(self, pieces: Sequence[Example]) -> None:
+        """Notes what is left of the last documents of a round, and not trained."""
+        if self._round == 0:
+            counts, num_tokens = self._ledger.counts, sum(len(one.tokens) for one in pieces)
+            counts.trained -= len(pieces)
+            counts.truncated += len(pieces)
+            counts.num_tokens -= num_tokens
+            counts.num_target_tokens -= num_tokens
+            counts.cut_tokens += num_tokens
+            counts.cut_target_tokens += num_tokens
+
     def restart(self) -> None:
         """Begins the next round: the rows from the first on, in another order if they are shuffled."""
         self._round += 1
@@ -166,7 +177,7 @@ class ExampleStream:
 class JoinedStream:
     """The documents of a stream end to end, cut into rows of a fixed length; no document sees another."""
 
-    def __init__(self, documents: Stream, joining: Joining) -> None:
+    def __init__(self, documents: ExampleStream, joining: Joining) -> None:
         self._documents = documents
         self._joining = joining
         self._before = documents.state()
@@ -188,7 +199,11 @@ class JoinedStream:
             pieces.append(Example(one.tokens[piece], one.is_target[piece], one.source))
             self._offset += len(pieces[-1].tokens)
             missing -= len(pieces[-1].tokens)
-        if not pieces or (missing and self._joining.skip_last):
+        if missing and self._joining.skip_last:
+            self._documents.drop(pieces)
+            self._before = self._documents.state()
+            return None
+        if not pieces:
             return None
         return joined(pieces)
 

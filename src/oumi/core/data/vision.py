@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
-import urllib.error
+import tempfile
+import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Sequence
@@ -119,9 +121,13 @@ def find_picture(item: ContentItem, beside: Path) -> ContentItem:
 
 def load_picture(item: ContentItem) -> Any:
     """Returns a picture as an RGB image of Pillow, upright; raises BadPicture if it cannot be had or decoded."""
+    return decoded(*_bytes_of(item))
+
+
+def decoded(content: bytes, name: str) -> Any:
+    """Returns the bytes of a picture as an RGB image of Pillow, upright; raises BadPicture if they are none."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    content, name = _bytes_of(item)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -151,15 +157,20 @@ def _fetched(url: str) -> bytes:
     kept = cache_home() / "pictures" / hashlib.sha256(url.encode()).hexdigest()
     if kept.is_file():
         return kept.read_bytes()
+    asked = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
     try:
-        with urllib.request.urlopen(url, timeout=_SECONDS) as answer:
+        with urllib.request.urlopen(asked, timeout=_SECONDS) as answer:
             content: bytes = answer.read(_MAX_BYTES + 1)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise BadPicture(f"{url}: {getattr(error, 'reason', None) or error}") from None
+            missing = int(answer.headers.get("Content-Length") or len(content)) - len(content)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise BadPicture(f"{url}: {getattr(error, 'reason', None) or error or type(error).__name__}") from None
     if len(content) > _MAX_BYTES:
         raise BadPicture(f"{url}: more than {_MAX_BYTES:,} bytes")
+    if missing:
+        raise BadPicture(f"{url}: breaks off, {missing:,} bytes are missing")
+    decoded(content, url)  # what is no picture is not kept
     kept.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = kept.with_suffix(f".{id(content)}")
-    unfinished.write_bytes(content)
-    unfinished.rename(kept)
+    with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as unfinished:
+        unfinished.write(content)
+    Path(unfinished.name).replace(kept)
     return content

@@ -44,7 +44,7 @@ def load_processor(plan: ModelPlan, tokenizer: Any) -> Any:
     if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
         raise ConfigError(f"model {plan.name}: brings no processor for pictures, so it cannot be trained on them")
     if not plan.trust_remote_code:
-        _check_known(processor, plan.processor_kwargs)
+        _check_known(processor, tokenizer, plan.processor_kwargs)
     for key, value in _MISSING.items():
         if getattr(processor, key, value) is None:
             setattr(processor, key, value)
@@ -52,7 +52,7 @@ def load_processor(plan: ModelPlan, tokenizer: Any) -> Any:
     return processor
 
 
-def _check_known(processor: Any, arguments: Mapping[str, Any]) -> None:
+def _check_known(processor: Any, tokenizer: Any, arguments: Mapping[str, Any]) -> None:
     """Raises ConfigError, with the nearest name, for an argument that neither the processor nor its parts have."""
     pictures = processor.image_processor
     known = {
@@ -60,7 +60,7 @@ def _check_known(processor: Any, arguments: Mapping[str, Any]) -> None:
         *inspect.signature(type(processor).__init__).parameters,
         *vars(pictures),
         *getattr(getattr(pictures, "valid_kwargs", None), "__annotations__", {}),
-        *processor.tokenizer.init_kwargs,
+        *tokenizer.init_kwargs,
         *_OF_LOADING,
     }
     for key in arguments:

@@ -89,7 +89,9 @@ class Rows:
 
     def close(self, may_wait: bool = False) -> None:
         """Ends what is still being tokenised, or waits for it, and enters what became of the rows that were read."""
-        if not self.duplicates and not isinstance(self.train, Streamed):
+        if isinstance(self.train, Streamed):
+            self.duplicates["train"] = "not counted: a stream keeps no rows that others could be compared with"
+        elif not self.duplicates:
             splits = {"train": self.train.parts, "validation": self.validation.parts}
             self.duplicates.update(count_duplicates(splits, may_wait))
             warn_of_duplicates(self.duplicates)

@@ -245,6 +245,7 @@ def inputs_of(spec: TableSpec, dataset: BaseMapDataset, tools: Tools) -> Inputs 
     params = spec.params
     return {
         "dataset": [params.dataset_name, params.dataset_path, params.subset, params.split],
+        "place of pictures": _place_of(params) if tools.pictures is not None else None,
         "arguments of the data set": params.dataset_kwargs,
         "content of the data": content,
         "tokenizer": tools.digest,
@@ -256,6 +257,11 @@ def inputs_of(spec: TableSpec, dataset: BaseMapDataset, tools: Tools) -> Inputs 
         "method": spec.method if spec.method in KINDS else None,
         "code": code_version(),
     }
+
+
+def _place_of(params: DatasetParams) -> list[str]:
+    """Returns what relative paths of pictures are relative to: where the process runs, and where the data stands."""
+    return [os.getcwd(), str(Path(params.dataset_path or "").expanduser().absolute())]
 
 
 class _Making:
