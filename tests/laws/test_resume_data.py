@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from oumi.core.configs import TrainingConfig
 from oumi.core.data.mixture import Mixture
 from oumi.core.datasets import DATASETS, BasePretrainingDataset
+from oumi.core.errors import DataError
 from oumi.core.train import train
 from oumi.core.trainers.native import NativeTrainer
 from tests.laws.test_resume import assert_same_run
@@ -114,3 +116,17 @@ def test_a_mixture_with_shares_has_them_within_one_percent_on_any_number_of_rank
     mixture = Mixture(trainer._rows.train.parts)  # type: ignore[union-attr]  # it is not streamed
     names = [Path(mixture[i].source.path).stem for i in range(len(mixture))]
     assert abs(names.count("set-0") / len(names) - 0.7) < 0.01
+
+
+def test_a_stream_without_a_row_to_train_on_is_told_before_the_first_step(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "streamed and joined")
+    config.data.train.datasets[1].dataset_kwargs = {"seq_length": 128}
+    Path(config.data.train.datasets[1].dataset_path or "").write_text('{"text": "short"}\n')
+    with pytest.raises(DataError, match=r"set-1\.jsonl has no row to train on; do its documents fill one row"):
+        train(config)
+
+
+def test_the_share_of_empty_places_of_a_packed_stream_is_told(tmp_path: Path) -> None:
+    train(config_of(tmp_path, "streamed, weighted and packed"))
+    log = (tmp_path / "out" / "logs" / "rank_0000.log").read_text()
+    assert re.search(r"packed into \d+ rows so far, \d+\.\d% empty", log)

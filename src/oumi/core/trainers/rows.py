@@ -90,6 +90,7 @@ class Rows:
     def close(self, may_wait: bool = False) -> None:
         """Ends what is still being tokenised, or waits for it, and enters what became of the rows that were read."""
         if isinstance(self.train, Streamed):
+            self.train.tell()
             self.duplicates["train"] = "not counted: a stream keeps no rows that others could be compared with"
         elif not self.duplicates:
             splits = {"train": self.train.parts, "validation": self.validation.parts}

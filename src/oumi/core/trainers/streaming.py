@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from typing import Any
 
 from oumi.core.configs import DatasetParams
 from oumi.core.data.cache import identity_of, key_of
@@ -17,10 +16,14 @@ from oumi.core.data.streams import ExampleStream, JoinedStream, Limited, Rows, S
 from oumi.core.data.supervision import Asked, check_supervision
 from oumi.core.datasets import BaseMapDataset
 from oumi.core.errors import DataError
+from oumi.core.log import logger
 from oumi.core.plan.parts import Plan, StepsPlan
 from oumi.core.trainers.tables import TableSpec, inputs_of, specs_of
 from oumi.core.trainers.tools import Tools
 from oumi.core.types.example import Example
+
+_NUM_CHECKED = 64
+"""Rows of each data set whose supervision is verified before the first step."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,12 @@ class Streamed:
     """The largest id that may come."""
     identity: str
     """Digest of all that decides them, but for the files' content, which is not read before."""
+
+    def tell(self) -> None:
+        """Logs how full the rows were that examples were packed into."""
+        if isinstance(self.groups, PackedStream):
+            share = 100 * self.groups.empty_share
+            logger.info("data.train: packed into %d rows so far, %.1f%% empty", self.groups.num_rows, share)
 
     def loader(self, steps: StepsPlan, rank: int, join: Join) -> StreamLoader:
         """Returns what cuts the rows into steps."""
@@ -63,7 +72,7 @@ def open_stream(plan: Plan, tools: Tools, began: datetime, ledgers: list[Ledger]
         ledgers.append(spec.ledger())
         dataset = spec.dataset(is_streamed=True)
         stream = _stream(spec, dataset, tools, ledgers[-1], seed)
-        _check_first(stream, tools.tokenizer, spec.asked(dataset))
+        _check_first(stream, tools, spec, spec.asked(dataset))
         parts.append(Limited(stream, spec.params.sample_count, spec.params.dataset_name))
         identities.append(_identity(spec, dataset, tools))
     mixture = MixedStream(parts, mixed.proportions, mixed.strategy, seed)
@@ -89,12 +98,20 @@ def _shuffle(params: DatasetParams, seed: int) -> Shuffle | None:
     return Shuffle(own, params.shuffle_buffer_size) if params.shuffle else None
 
 
-def _check_first(stream: ExampleStream | JoinedStream, tokenizer: Any, asked: Asked, count: int = 64) -> None:
-    """Verifies what the first rows teach; the stream stands where it stood."""
+def _check_first(stream: ExampleStream | JoinedStream, tools: Tools, spec: TableSpec, asked: Asked) -> None:
+    """Verifies what the first rows teach; the stream stands where it stood.
+
+    Raises:
+        DataError: There is no row to train on, or one that teaches the wrong thing.
+    """
     begin = stream.state()
-    examples = list(islice(iter(stream.next, None), count))
+    wanted = min(_NUM_CHECKED, _NUM_CHECKED if spec.params.sample_count is None else spec.params.sample_count)
+    examples = list(islice(iter(stream.next, None), wanted))
     stream.restore(begin)
-    check_supervision(examples, tokenizer, asked)
+    if wanted and not examples:
+        short = "; do its documents fill one row of seq_length?" if isinstance(stream, JoinedStream) else ""
+        raise DataError(f"{spec.key}: {spec.ledger().dataset} has no row to train on{short}")
+    check_supervision(examples, tools.tokenizer, asked)
 
 
 def _identity(spec: TableSpec, dataset: BaseMapDataset, tools: Tools) -> str:
