@@ -28,6 +28,9 @@ HARMFUL = {
     "too much of a list": "{{ [0] * 100000000 }}",
     "a power": "{{ 9 ** 999999 }}",
     "doubled": "{% set n = namespace(x='x') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
+    "added to itself": "{% set n = namespace(x='x') %}{% for a in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}x",
+    "a list added to itself": "{% set n = namespace(x=[1]) %}{% for a in range(60) %}{% set n.x = n.x + n.x %}"
+    "{% endfor %}",
     "out of the sandbox": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "a module": "{{ cycler.__init__.__globals__.os }}",
     "changes the chat": "{{ messages.append(1) }}",
@@ -57,7 +60,7 @@ def test_a_template_that_means_harm_is_stopped(kind: str) -> None:
     started = time.monotonic()
     with pytest.raises((TemplateError, ConfigError)):
         Template(byte_tokenizer(), HARMFUL[kind]).render(ASKED)
-    assert time.monotonic() - started < sandbox.MAX_SECONDS + 2
+    assert time.monotonic() - started < sandbox.MAX_SECONDS + 6, "on a machine that does other things, too"
 
 
 def test_a_template_that_was_stopped_does_not_stop_the_next() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Template, TemplateError, nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import EvalContext
 from jinja2.parser import Parser
@@ -140,13 +141,30 @@ def _joined(pieces: Iterable[str]) -> str:
     """Returns the pieces of a macro or a block as one text, unless that is too long."""
     parts = list(pieces)
     if sum(map(len, parts)) > _MAX_AT_ONCE:
-        raise TemplateError("a macro makes something that is too long")
+        raise TemplateError("it joins parts to something that is too long")
     return "".join(parts)
 
 
+class _Generator(CodeGenerator):
+    """Lets `~` go through the sandbox, as operators that it intercepts do."""
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802  as Jinja has it
+        """Writes the call that joins the parts of `~`."""
+        self.write("environment.tied((")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write("))")
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
+    code_generator_class = _Generator
     concat = staticmethod(_joined)
-    intercepted_binops = frozenset(["*", "**", "%"])
+    intercepted_binops = frozenset(["*", "**", "%", "+"])
+
+    def tied(self, parts: Sequence[Any]) -> str:
+        """Returns parts as one text, unless that is too long."""
+        return _joined(map(str, parts))
 
     def call(__self, __context: Context, __obj: Any, *given: Any, **named: Any) -> Any:  # noqa: N805  as Jinja has it
         """Returns what a function makes, unless that is too long."""
@@ -160,6 +178,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if operator == "%":
             if isinstance(left, str):
                 _check_size("%", [left, *(right if isinstance(right, (list, tuple)) else [right])])
+        elif operator == "+":
+            are_parts = isinstance(left, (str, list, tuple)) and isinstance(right, type(left))
+            if are_parts and len(left) + len(right) > _MAX_AT_ONCE:
+                raise TemplateError("adds up to something that is too long")
         elif operator == "**":
             if not (isinstance(left, (int, float)) and isinstance(right, (int, float)) and abs(right) < 64):
                 raise TemplateError("a power that is too large")
