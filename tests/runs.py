@@ -12,6 +12,7 @@ import torch
 
 from oumi.core.batch import Batch, collate
 from oumi.core.configs import TrainingConfig
+from oumi.core.data.asked import Asked
 from oumi.core.data.ledger import Counts, Ledger
 from oumi.core.data.mixture import Mixture, Part
 from oumi.core.data.readers import read_rows
@@ -78,7 +79,7 @@ def tiny_table(folder: Path, num_rows: int = 8) -> TokenTable:
     """Returns a few chats as a table of tokens."""
     tokenizer = byte_tokenizer()
     path = write_chats(folder / "rows.jsonl", num_rows)
-    tokeniser = Tokeniser(tokenizer, Template(tokenizer, tokenizer.chat_template), "all_assistant_turns")
+    tokeniser = Tokeniser(tokenizer, Template(tokenizer, tokenizer.chat_template), Asked("all_assistant_turns"))
     return tokenise(to_values(read_rows(path, "chats")), tokeniser, Ledger("chats"))
 
 

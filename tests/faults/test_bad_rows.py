@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from oumi.core.configs import DatasetParams
+from oumi.core.data.asked import Asked
 from oumi.core.data.ledger import Ledger
 from oumi.core.data.templates import Template
 from oumi.core.data.tokens import Tokeniser, tokenise
@@ -177,7 +178,7 @@ def read(
     """Returns the account of a file, and how many examples are in the table."""
     tokenizer, ledger = byte_tokenizer(), Ledger("set", "data.train", max_rejected)
     target = "all_assistant_turns" if shape in ("messages", "text") else "final_assistant_turn"
-    tokeniser = Tokeniser(tokenizer, Template(tokenizer, tokenizer.chat_template), target, length, policy)
+    tokeniser = Tokeniser(tokenizer, Template(tokenizer, tokenizer.chat_template), Asked(target, length, policy))
     data = dataset_for(DatasetParams(dataset_name="anything", dataset_path=str(path)))
     assert isinstance(data, ShapedDataset)
     data.shape = shape

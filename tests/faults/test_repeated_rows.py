@@ -139,3 +139,18 @@ def test_any_repeats_are_found(rows: list[tuple[int, str]], cut: int) -> None:
 
 def mark(kind: tuple[int, str]) -> str:
     return f" (id '{kind[1]}')" if kind[1] else ""
+
+
+def test_rows_that_are_measured_may_be_forbidden_to_repeat_beside_a_stream(tmp_path: Path) -> None:
+    repeated = write(tmp_path / "b.jsonl", row("1"), row("1"))
+    config = config_of(tmp_path, write(tmp_path / "a.jsonl", row("1"), row("2")), validation=repeated)
+    config.training.eval_strategy = "steps"
+    config.data.train.stream = True
+    train(config)
+    assert duplicates_of(tmp_path)["validation"]["rows"]["rows"] == 1
+    config.training.output_dir = str(tmp_path / "again")
+    config.data.validation = type(config.data.validation).model_validate(
+        {**config.data.validation.model_dump(), "on_duplicates": "ERROR"}
+    )
+    with pytest.raises(DataError, match=r"data\.validation: rows that repeat another, token by token: 1"):
+        train(config)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from oumi.core.data.asked import Asked
 from oumi.core.data.encoding import Encoded
 from oumi.core.data.supervision import draw
 from oumi.core.data.targets import MARKS
@@ -72,7 +73,9 @@ TOKENIZERS = {
 
 
 def made(value: Any, tokenizer: Any, template: str = CHATML) -> Encoded | BadRow:
-    return next(Tokeniser(tokenizer, Template(tokenizer, template), "all_assistant_turns").make([Row(value, SOURCE)]))
+    return next(
+        Tokeniser(tokenizer, Template(tokenizer, template), Asked("all_assistant_turns")).make([Row(value, SOURCE)])
+    )
 
 
 def example(value: Any, tokenizer: Any, template: str = CHATML) -> Example:

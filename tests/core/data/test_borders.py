@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from oumi.core.data.asked import Asked
 from oumi.core.data.encoding import Encoded
 from oumi.core.data.supervision import draw
 from oumi.core.data.targets import MARKS
@@ -60,7 +61,7 @@ def chat(*turns: tuple[str, str]) -> Conversation:
 
 
 def made(value: Any, tokenizer: Any, template: str = CHATML, train_on: str = "all_assistant_turns") -> Encoded | BadRow:
-    tokeniser = Tokeniser(tokenizer, Template(tokenizer, template), train_on)
+    tokeniser = Tokeniser(tokenizer, Template(tokenizer, template), Asked(train_on))
     return next(tokeniser.make([Row(value, SOURCE)]))
 
 
@@ -162,7 +163,7 @@ def test_a_completion_begins_with_the_start_token_and_ends_with_the_end_token() 
 
 def test_chats_and_completions_keep_their_order() -> None:
     tokenizer = starting_tokenizer()
-    tokeniser = Tokeniser(tokenizer, Template(tokenizer, CHATML), "all_assistant_turns")
+    tokeniser = Tokeniser(tokenizer, Template(tokenizer, CHATML), Asked("all_assistant_turns"))
     values = [Completion("a", "b"), chat(("user", "c"), ("assistant", "d")), Completion("e", "f")]
     cuts = list(tokeniser.make([Row(value, SOURCE) for value in values]))
     texts = [draw(cut.examples[0], tokenizer) for cut in cuts if isinstance(cut, Encoded)]

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from oumi.core.data.asked import Asked
 from oumi.core.data.encoding import Encoded
-from oumi.core.data.supervision import Asked, check_supervision
+from oumi.core.data.supervision import check_supervision
 from oumi.core.data.targets import Document, Rendered
 from oumi.core.data.templates import FOLDER, Template
 from oumi.core.data.tokens import Tokeniser
@@ -28,7 +29,7 @@ MANY = [name for name, case in EXPRESSED if case == "many"]
 
 
 def tokeniser_of(family: Family, tokenizer: Any, train_on: str = "all_assistant_turns", **kwargs: Any) -> Tokeniser:
-    return Tokeniser(tokenizer, Template(tokenizer, family.template(), NOW), train_on, **kwargs)
+    return Tokeniser(tokenizer, Template(tokenizer, family.template(), NOW), Asked(train_on, **kwargs))
 
 
 def rendered(family: Family, case: str, train_on: str = "all_assistant_turns") -> tuple[Tokeniser, Rendered]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from oumi.core.data.asked import Asked
 from oumi.core.data.encoding import Encoded
 from oumi.core.data.landmarks import check_landmarks, without_tool_results
 from oumi.core.data.supervision import draw
@@ -140,7 +141,7 @@ def test_results_of_tools_within_an_answer_are_not_trained() -> None:
     chat = Conversation(
         messages=[Message(role=Role.USER, content="<t>?</t>"), Message(role=Role.ASSISTANT, content=said)]
     )
-    tokeniser = Tokeniser(tokenizer, Template(tokenizer, CHATML), "all_assistant_turns", tool_results=MARKS)
+    tokeniser = Tokeniser(tokenizer, Template(tokenizer, CHATML), Asked("all_assistant_turns", tool_results=MARKS))
     (found,) = tokeniser.make([Row(chat, Source("set", "x.jsonl", 1))])
     assert isinstance(found, Encoded)
     assert draw(found.examples[0], tokenizer).endswith("assistant\n[I look. ]<t>rain</t>[ It rains.<|im_end|>]\n")

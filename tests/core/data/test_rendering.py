@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from oumi.core.data.asked import Asked
 from oumi.core.data.encoding import Encoded
 from oumi.core.data.supervision import draw
 from oumi.core.data.templates import Template
@@ -39,7 +40,9 @@ def message(role: str, content: Any = None, **others: Any) -> Message:
 
 def made(value: Any, template: str = CHATML, train_on: str = "all_assistant_turns", **kwargs: Any) -> Encoded | BadRow:
     tokenizer = byte_tokenizer()
-    return next(Tokeniser(tokenizer, Template(tokenizer, template), train_on, **kwargs).make([Row(value, SOURCE)]))
+    return next(
+        Tokeniser(tokenizer, Template(tokenizer, template), Asked(train_on, **kwargs)).make([Row(value, SOURCE)])
+    )
 
 
 def drawn(value: Any, *arguments: Any, **kwargs: Any) -> list[str]:

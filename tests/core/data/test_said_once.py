@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from oumi.core.configs import DatasetParams
+from oumi.core.data.asked import Asked
 from oumi.core.data.json_rows import read_list
 from oumi.core.data.ledger import Ledger
 from oumi.core.data.repeats import repeated_rows
@@ -131,7 +132,7 @@ def test_rows_of_one_line_are_told_apart(tmp_path: Path) -> None:
     row = {"messages": [USER, ASSISTANT]}
     (tmp_path / "a.json").write_text(json.dumps([row, {"messages": [USER, WORSE]}, row]))
     tokenizer = byte_tokenizer()
-    tokeniser = Tokeniser(tokenizer, Template(tokenizer, CHATML), "all_assistant_turns")
+    tokeniser = Tokeniser(tokenizer, Template(tokenizer, CHATML), Asked("all_assistant_turns"))
     table = tokenise(to_values(read_list(tmp_path / "a.json", "set")), tokeniser, Ledger("set"))
     assert repeated_rows([table]).num_rows == 1
 
@@ -140,7 +141,7 @@ def test_a_turn_that_is_not_to_be_trained_is_not_where_all_is() -> None:
     turns = [(Role.USER, "Q", None), (Role.ASSISTANT, "A", False), (Role.USER, "R", None), (Role.ASSISTANT, "B", None)]
     chat = Conversation(messages=[Message(role=role, content=text, train=train) for role, text, train in turns])
     tokenizer = byte_tokenizer()
-    (made,) = Tokeniser(tokenizer, Template(tokenizer, CHATML), "all").make([Row(chat, Source("set", "x", 1))])
+    (made,) = Tokeniser(tokenizer, Template(tokenizer, CHATML), Asked("all")).make([Row(chat, Source("set", "x", 1))])
     assert not isinstance(made, BadRow)
     assert draw(made.examples[0], tokenizer) == (
         "[<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n]A<|im_end|>[\n"

@@ -15,11 +15,12 @@ import pyarrow.parquet
 import pytest
 
 from oumi.core.configs import DatasetParams
+from oumi.core.data.asked import Asked
 from oumi.core.data.joining import Joining
 from oumi.core.data.ledger import Ledger
 from oumi.core.data.resumable import RowReader
 from oumi.core.data.streamed import MixedStream, PackedStream, Singles, StreamLoader
-from oumi.core.data.streams import ExampleStream, JoinedStream, Limited, Rows, Shuffle
+from oumi.core.data.streams import ExampleStream, JoinedStream, Limited, Shuffle
 from oumi.core.data.templates import Template
 from oumi.core.data.tokens import Tokeniser
 from oumi.core.datasets import dataset_for
@@ -62,9 +63,8 @@ def stream_of(
 ) -> ExampleStream:
     tokenizer = byte_tokenizer()
     dataset = dataset_for(DatasetParams(dataset_name="any", dataset_path=str(path)), is_streamed=True)
-    tokeniser = Tokeniser(tokenizer, Template(tokenizer, tokenizer.chat_template), "all", max_length)
-    rows = Rows(dataset.reader, dataset.value_of)
-    return ExampleStream(rows, tokeniser, ledger or Ledger("set", max_rejected=allowed), shuffle)
+    tokeniser = Tokeniser(tokenizer, Template(tokenizer, tokenizer.chat_template), Asked("all", max_length))
+    return ExampleStream(dataset, tokeniser, ledger or Ledger("set", max_rejected=allowed), shuffle)
 
 
 def told(example: Example | None) -> tuple[str, ...] | None:

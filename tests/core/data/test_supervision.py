@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from oumi.core.data.supervision import Asked, check_supervision, draw, spread
+from oumi.core.data.asked import Asked
+from oumi.core.data.supervision import check_supervision, draw, spread
 from oumi.core.errors import DataError
 from oumi.core.train import train
 from oumi.core.types.example import Example, Source
@@ -76,10 +77,10 @@ def test_an_answer_that_is_trained_in_parts_ends_with_its_last_one() -> None:
     parts = "Hi? [I look. ]It rains. [It does.<|im_end|>]\n"
     with pytest.raises(DataError, match="an answer ends without a special token"):
         check(parts)
-    check_supervision([example(parts)], TOKENIZER, Asked("all_assistant_turns", in_parts=True))
+    check_supervision([example(parts)], TOKENIZER, Asked("all_assistant_turns", tool_results=("<r>", "</r>")))
     unended = [example("Hi? [I look. ]It rains. [It does.]\n")]
     with pytest.raises(DataError, match="an answer ends without a special token"):
-        check_supervision(unended, TOKENIZER, Asked("all_assistant_turns", in_parts=True))
+        check_supervision(unended, TOKENIZER, Asked("all_assistant_turns", tool_results=("<r>", "</r>")))
 
 
 def test_the_checked_rows_are_spread_over_the_table() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oumi.core.data.asked import Asked
 from oumi.core.data.encoding import Encoded, Encoder
 from oumi.core.data.supervision import draw
 from oumi.core.data.targets import MARKS, Rendered
@@ -39,7 +40,7 @@ def chat(turns: tuple[tuple[str, str], ...]) -> Conversation:
 
 def rendered(value: Any, template: str = CHATML, train_on: str = "all_assistant_turns", **kwargs: Any) -> Any:
     tokenizer = kwargs.get("tokenizer") or byte_tokenizer()
-    tokeniser = Tokeniser(tokenizer, Template(tokenizer, template), train_on, kwargs.get("max_length"))
+    tokeniser = Tokeniser(tokenizer, Template(tokenizer, template), Asked(train_on, kwargs.get("max_length")))
     return tokeniser, tokeniser.renderer.render(Row(value, SOURCE))
 
 

@@ -10,10 +10,8 @@ from itertools import islice
 from typing import Any
 
 from oumi.core.data.resumable import ListReader, Place, RowReader
-from oumi.core.data.sources import IndexedRows, Rows
+from oumi.core.data.sources import LARGE_ROWS, IndexedRows, Rows
 from oumi.core.types.example import BadRow, Row, Source
-
-_LARGE_ROWS = 20_000
 
 
 class GivenRows:
@@ -102,7 +100,7 @@ class FirstRows:
     @property
     def is_large(self) -> bool:
         """Returns True if there are many, and most are taken."""
-        return self._limit > _LARGE_ROWS and self._rows.is_large
+        return self._limit > LARGE_ROWS and self._rows.is_large
 
 
 class _First:

@@ -74,18 +74,10 @@ class Joined:
 
     def account(self, counts: Counts) -> Counts:
         """Returns the account of the documents, with what is dropped at the end counted as cut off."""
-        dropped = int(self._ends[-1]) - self._num_tokens if len(self._ends) else 0
-        num_cut = int((self._ends > self._num_tokens).sum())
-        return replace(
-            counts,
-            trained=counts.trained - num_cut,
-            truncated=counts.truncated + num_cut,
-            examples=len(self),
-            num_tokens=counts.num_tokens - dropped,
-            num_target_tokens=counts.num_target_tokens - dropped,
-            cut_tokens=counts.cut_tokens + dropped,
-            cut_target_tokens=counts.cut_target_tokens + dropped,
-        )
+        made = replace(counts, examples=len(self))
+        if len(self._ends):
+            made.cut(int((self._ends > self._num_tokens).sum()), int(self._ends[-1]) - self._num_tokens)
+        return made
 
 
 def joined(pieces: Sequence[Example]) -> Example:

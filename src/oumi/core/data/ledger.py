@@ -65,6 +65,15 @@ class Counts:
         self.cut_tokens += cut_tokens
         self.cut_target_tokens += cut_targets
 
+    def cut(self, num_rows: int, num_tokens: int) -> None:
+        """Notes that the ends of some rows, all of which were to be trained, are not."""
+        self.trained -= num_rows
+        self.truncated += num_rows
+        self.num_tokens -= num_tokens
+        self.num_target_tokens -= num_tokens
+        self.cut_tokens += num_tokens
+        self.cut_target_tokens += num_tokens
+
     def add(self, other: Counts) -> None:
         """Adds what became of more rows."""
         for one in fields(self):

@@ -25,7 +25,7 @@ from oumi.core.types.example import BadRow, Row, Source, row_of
 
 _CHUNK_BYTES = 1 << 24
 _LARGE_BYTES = 16_000_000
-_LARGE_ROWS = 20_000
+LARGE_ROWS = 20_000
 _RATIO = 4
 """Of a text to the file in which it is compressed, roughly."""
 
@@ -180,7 +180,7 @@ class HubRows:
     @property
     def is_large(self) -> bool:
         """Returns True for many rows."""
-        return len(self._rows) > _LARGE_ROWS
+        return len(self._rows) > LARGE_ROWS
 
 
 class HubStream:

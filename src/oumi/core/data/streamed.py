@@ -89,7 +89,7 @@ class MixedStream:
                 self._parts[i].restart()
 
 
-class Groups(Protocol):
+class GroupStream(Protocol):
     """Rows of a stream, each of one example or several."""
 
     def next_group(self) -> list[Example]:
@@ -110,11 +110,18 @@ class Singles:
 
     def __init__(self, mixture: MixedStream) -> None:
         self._mixture = mixture
-        self.state, self.restore = mixture.state, mixture.restore
 
     def next_group(self) -> list[Example]:
         """Returns the next example."""
         return [self._mixture.next()]
+
+    def state(self) -> State:
+        """Returns where the mixture stands."""
+        return self._mixture.state()
+
+    def restore(self, state: State) -> None:
+        """Goes to where `state` was taken."""
+        self._mixture.restore(state)
 
 
 class PackedStream:
@@ -181,7 +188,7 @@ class StreamLoader:
     micro-batches of them in turn.
     """
 
-    def __init__(self, rows: Groups, steps: StepsPlan, rank: int = 0, join: Join = collate) -> None:
+    def __init__(self, rows: GroupStream, steps: StepsPlan, rank: int = 0, join: Join = collate) -> None:
         """Takes the rows, how they are cut into steps, whose part this is, and what makes batches of examples."""
         self._rows = rows
         self._steps = steps

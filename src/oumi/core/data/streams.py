@@ -7,7 +7,7 @@ reads again at most the block of rows in which it stands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -50,12 +50,16 @@ class Stream(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Where the rows of a stream come from, and what each stands for."""
+class RowSource(Protocol):
+    """Where the rows of a stream come from: a data set."""
 
-    reader: Callable[[Place | None], RowReader]
-    value_of: Callable[[Row | BadRow], Row | BadRow]
+    def reader(self, place: Place | None) -> RowReader:
+        """Returns a reader that goes on at a place."""
+        ...
+
+    def value_of(self, row: Row | BadRow) -> Row | BadRow:
+        """Returns a row as what it stands for."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class _Block:
 class ExampleStream:
     """The examples of one data set. Rows are shuffled block by block, so the order is found from any place."""
 
-    def __init__(self, rows: Rows, tokeniser: Tokeniser, ledger: Ledger, shuffle: Shuffle | None) -> None:
+    def __init__(self, rows: RowSource, tokeniser: Tokeniser, ledger: Ledger, shuffle: Shuffle | None) -> None:
         """Takes the rows, what makes examples of them, their account, and how they are shuffled, if at all."""
         self._source = rows
         self._tokeniser = tokeniser
@@ -100,7 +104,7 @@ class ExampleStream:
             if self._row == len(self._block.rows):
                 self._load(self._block.number + 1)
                 continue
-            made = self._made()
+            made = self._tokenised()
             if not self._taken and self._round == 0:  # later rounds hold the same rows
                 self._count(made)
             if isinstance(made, Encoded) and self._taken < len(made.examples):
@@ -112,13 +116,7 @@ class ExampleStream:
     def drop(self, pieces: Sequence[Example]) -> None:
         """Notes what is left of the last documents of a round, and not trained."""
         if self._round == 0:
-            counts, num_tokens = self._ledger.counts, sum(len(one.tokens) for one in pieces)
-            counts.trained -= len(pieces)
-            counts.truncated += len(pieces)
-            counts.num_tokens -= num_tokens
-            counts.num_target_tokens -= num_tokens
-            counts.cut_tokens += num_tokens
-            counts.cut_target_tokens += num_tokens
+            self._ledger.counts.cut(len(pieces), sum(len(one.tokens) for one in pieces))
 
     def restart(self) -> None:
         """Begins the next round: the rows from the first on, in another order if they are shuffled."""
@@ -157,7 +155,7 @@ class ExampleStream:
         self._block = _Block(place, number, rows)
         self._row = self._taken = 0
 
-    def _made(self) -> Encoded | BadRow:
+    def _tokenised(self) -> Encoded | BadRow:
         """Returns what the row came to at which the stream stands; some after it are tokenised along."""
         block = self._block
         if self._row not in block.made:

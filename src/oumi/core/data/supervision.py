@@ -4,34 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from oumi.core.data.asked import Asked
 from oumi.core.data.mixture import Table
 from oumi.core.errors import DataError
 from oumi.core.types.example import Example
 
+NUM_CHECKED = 64
+"""Rows of each data set whose supervision is verified before the first step."""
 
-def spread(table: Table, count: int) -> Iterator[Example]:
+
+def spread(table: Table, count: int = NUM_CHECKED) -> Iterator[Example]:
     """Yields rows spread over a table, `count` of them at most."""
     for i in np.unique(np.linspace(0, len(table) - 1, min(count, len(table))).astype(int)).tolist():
         yield table[i]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the rows were asked to teach, and how they may have been cut."""
-
-    train_on: str
-    """`all` for texts, `nothing` for prompts."""
-    max_length: int | None = None
-    """A row of so many tokens may have been cut, and its answer with it."""
-    truncation: str | None = None
-    """Where it was cut; `left` and `split` may leave an answer without its prompt."""
-    in_parts: bool = False
-    """An answer may be trained in parts, of which the last one ends it."""
 
 
 def check_supervision(examples: Iterable[Example], tokenizer: Any, asked: Asked) -> None:
@@ -73,7 +62,7 @@ def _wrong(example: Example, tokenizer: Any, asked: Asked) -> str:
         return "it begins with two start tokens: the chat template writes one, the tokenizer another"
     was_cut = len(tokens) == asked.max_length
     ends = np.flatnonzero(is_target & ~np.append(is_target[1:], was_cut))
-    if asked.in_parts:
+    if asked.tool_results is not None:  # which stand between parts of an answer
         ends = ends[-1:]
     if train_on != "all" and any(not _is_special(int(tokens[end]), tokenizer) for end in ends):
         return (

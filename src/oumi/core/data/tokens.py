@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from oumi.core.data.asked import Asked
 from oumi.core.data.encoding import Encoded, Encoder
 from oumi.core.data.ledger import Counts, Ledger
 from oumi.core.data.targets import Rendered, Renderer
@@ -40,20 +41,11 @@ _READ_ROWS = 1 << 16
 class Tokeniser:
     """Makes examples of rows: renders, then encodes."""
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        template: Template,
-        train_on: str,
-        max_length: int | None = None,
-        truncation: str | None = None,
-        *,
-        tool_results: tuple[str, str] | None = None,
-        pictures: Pictures | None = None,
-    ) -> None:
-        """Takes what a Renderer and an Encoder take."""
-        self.renderer = Renderer(tokenizer, template, train_on, tool_results, pictures.mark if pictures else None)
-        self.encoder = Encoder(tokenizer, train_on, max_length, truncation, pictures)
+    def __init__(self, tokenizer: Any, template: Template, asked: Asked, pictures: Pictures | None = None) -> None:
+        """Takes the tokenizer and its chat template, what is asked of the rows, and what makes tokens of pictures."""
+        mark = pictures.mark if pictures else None
+        self.renderer = Renderer(tokenizer, template, asked.train_on, asked.tool_results, mark)
+        self.encoder = Encoder(tokenizer, asked.train_on, asked.max_length, asked.truncation, pictures)
 
     def render(self, rows: Iterable[Row | BadRow]) -> list[Rendered | BadRow]:
         """Returns each row as text."""

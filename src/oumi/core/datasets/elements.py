@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from oumi.core.data.asked import Asked
 from oumi.core.data.templates import Template, chat_template_for
 from oumi.core.data.tokens import Tokeniser
 from oumi.core.errors import ConfigError, DataError
@@ -26,9 +27,8 @@ class ElementWriter:
             raise ConfigError("an element is made of tokens: pass tokenizer=..., or return_conversations=True")
         length = tokenizer.model_max_length if tokenizer.model_max_length < _UNLIMITED else None
         self._template = Template(tokenizer, chat_template_for(tokenizer, None))
-        self._tokeniser = Tokeniser(
-            tokenizer, self._template, "all_assistant_turns" if assistant_only else "all", length, "right"
-        )
+        asked = Asked("all_assistant_turns" if assistant_only else "all", length, "right")
+        self._tokeniser = Tokeniser(tokenizer, self._template, asked)
         self._tokenizer = tokenizer
         self._max_length = length
         self._has_labels = assistant_only

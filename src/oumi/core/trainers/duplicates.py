@@ -46,7 +46,7 @@ def count_duplicates(splits: Mapping[str, Sequence[Part]], may_wait: bool = Fals
         for split, of_split in tables.items()
         if of_split
     }
-    if tables["train"] and tables["validation"]:
+    if tables.get("train") and tables.get("validation"):
         found["validation"]["trained"] = shared_rows(tables["train"], tables["validation"]).to_dict()
     return found
 

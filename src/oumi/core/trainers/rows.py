@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -29,10 +29,6 @@ from oumi.core.trainers.streaming import Streamed, open_stream
 from oumi.core.trainers.tables import Opened, open_table, specs_of
 from oumi.core.trainers.tools import Tools, load_tools
 from oumi.core.types.example import Example
-
-NUM_CHECKED = 64
-"""Rows whose supervision is verified before the first step."""
-
 
 Epoch = Mixture | Packed | OneDocumentEach
 """What an epoch draws, in the form that a trainer takes."""
@@ -91,16 +87,19 @@ class Rows:
         """Ends what is still being tokenised, or waits for it, and enters what became of the rows that were read."""
         if isinstance(self.train, Streamed):
             self.train.tell()
-            self.duplicates["train"] = "not counted: a stream keeps no rows that others could be compared with"
-        elif not self.duplicates:
-            splits = {"train": self.train.parts, "validation": self.validation.parts}
-            self.duplicates.update(count_duplicates(splits, may_wait))
+        if not self.duplicates:
+            self.duplicates.update(count_duplicates({split: epoch.parts for split, epoch in self._kept()}, may_wait))
             warn_of_duplicates(self.duplicates)
-        for split, epoch in (("train", self.train), ("validation", self.validation)):
-            parts = [] if isinstance(epoch, Streamed) else zip(epoch.parts, self.ledgers[split], strict=True)
-            for part, ledger in parts:
+        for split, epoch in self._kept():
+            for part, ledger in zip(epoch.parts, self.ledgers[split], strict=True):
                 if isinstance(part.table, GrowingTable):
                     ledger.counts = part.table.close(may_wait)
+
+    def _kept(self) -> Iterator[tuple[str, Epoch]]:
+        """Yields the splits whose rows are kept, with their rows."""
+        if not isinstance(self.train, Streamed):
+            yield "train", self.train
+        yield "validation", self.validation
 
 
 def load_rows(plan: Plan, began: datetime) -> Rows:
@@ -143,6 +142,8 @@ def read_all(
         check_rows_left("validation", len(validation), ledgers["validation"])
     if plan.data.train.stream:
         stream = open_stream(plan, tools, began, ledgers["train"])
+        duplicates.update(count_duplicates({"validation": validation.parts}))
+        check_duplicates(duplicates, plan.data)
         return Rows(stream, validation, tools, stream.identity, ledgers, duplicates)
     train, identity = _mixture(plan, "train", tools, began, ledgers["train"])
     check_rows_left("train", len(train), ledgers["train"])
@@ -172,7 +173,7 @@ def _mixture(plan: Plan, split: str, tools: Tools, began: datetime, ledgers: lis
         ledger.drawn = num_draws
     for one, part in zip(opened, parts, strict=True):
         if len(part):
-            check_supervision(spread(one.table, NUM_CHECKED), tools.tokenizer, one.asked)
+            check_supervision(spread(one.table), tools.tokenizer, one.taught)
     mixture, identity = Mixture(parts), _fingerprint(opened, parts)
     if not mixed.pack:
         return OneDocumentEach(mixture) if plan.trainer in ("TRL_SFT", "HF") else mixture, identity
@@ -205,5 +206,5 @@ def write_report(output_dir: Path, ledgers: Mapping[str, Sequence[Ledger]], dupl
     report: dict[str, Any] = {
         split: [one.to_dict() for one in of_split] for split, of_split in ledgers.items() if of_split
     }
-    report["duplicates"] = duplicates or "not counted: the run ended before all rows were tokenised"
+    report["duplicates"] = duplicates or "not counted: rows of a stream are not kept, others were not all tokenised"
     (output_dir / "data_report.json").write_text(json.dumps(report, indent=1) + "\n")

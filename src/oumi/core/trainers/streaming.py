@@ -8,12 +8,13 @@ from datetime import datetime
 from itertools import islice
 
 from oumi.core.configs import DatasetParams
+from oumi.core.data.asked import Asked
 from oumi.core.data.cache import identity_of, key_of
 from oumi.core.data.ledger import Ledger
 from oumi.core.data.loader import Join
 from oumi.core.data.streamed import MixedStream, PackedStream, Singles, StreamLoader
-from oumi.core.data.streams import ExampleStream, JoinedStream, Limited, Rows, Shuffle
-from oumi.core.data.supervision import Asked, check_supervision
+from oumi.core.data.streams import ExampleStream, JoinedStream, Limited, Shuffle
+from oumi.core.data.supervision import NUM_CHECKED, check_supervision
 from oumi.core.datasets import BaseMapDataset
 from oumi.core.errors import DataError
 from oumi.core.log import logger
@@ -21,9 +22,6 @@ from oumi.core.plan.parts import Plan, StepsPlan
 from oumi.core.trainers.tables import TableSpec, inputs_of, specs_of
 from oumi.core.trainers.tools import Tools
 from oumi.core.types.example import Example
-
-_NUM_CHECKED = 64
-"""Rows of each data set whose supervision is verified before the first step."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def open_stream(plan: Plan, tools: Tools, began: datetime, ledgers: list[Ledger]
         ledgers.append(spec.ledger())
         dataset = spec.dataset(is_streamed=True)
         stream = _stream(spec, dataset, tools, ledgers[-1], seed)
-        _check_first(stream, tools, spec, spec.asked(dataset))
+        _check_first(stream, tools, spec, spec.taught(dataset))
         parts.append(Limited(stream, spec.params.sample_count, spec.params.dataset_name))
         identities.append(_identity(spec, dataset, tools))
     mixture = MixedStream(parts, mixed.proportions, mixed.strategy, seed)
@@ -88,8 +86,7 @@ def _stream(
     spec: TableSpec, dataset: BaseMapDataset, tools: Tools, ledger: Ledger, seed: int
 ) -> ExampleStream | JoinedStream:
     shuffle = _shuffle(spec.params, seed)
-    rows = Rows(dataset.reader, dataset.value_of)
-    stream = ExampleStream(rows, spec.tokeniser(dataset, tools), ledger, shuffle)
+    stream = ExampleStream(dataset, spec.tokeniser(dataset, tools), ledger, shuffle)
     return JoinedStream(stream, dataset.joining) if dataset.joining else stream
 
 
@@ -98,20 +95,20 @@ def _shuffle(params: DatasetParams, seed: int) -> Shuffle | None:
     return Shuffle(own, params.shuffle_buffer_size) if params.shuffle else None
 
 
-def _check_first(stream: ExampleStream | JoinedStream, tools: Tools, spec: TableSpec, asked: Asked) -> None:
+def _check_first(stream: ExampleStream | JoinedStream, tools: Tools, spec: TableSpec, taught: Asked) -> None:
     """Verifies what the first rows teach; the stream stands where it stood.
 
     Raises:
         DataError: There is no row to train on, or one that teaches the wrong thing.
     """
     begin = stream.state()
-    wanted = min(_NUM_CHECKED, _NUM_CHECKED if spec.params.sample_count is None else spec.params.sample_count)
+    wanted = min(one for one in (NUM_CHECKED, spec.params.sample_count) if one is not None)
     examples = list(islice(iter(stream.next, None), wanted))
     stream.restore(begin)
     if wanted and not examples:
         short = "; do its documents fill one row of seq_length?" if isinstance(stream, JoinedStream) else ""
         raise DataError(f"{spec.key}: {spec.ledger().dataset} has no row to train on{short}")
-    check_supervision(examples, tools.tokenizer, asked)
+    check_supervision(examples, tools.tokenizer, taught)
 
 
 def _identity(spec: TableSpec, dataset: BaseMapDataset, tools: Tools) -> str:

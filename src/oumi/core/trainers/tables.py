@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from oumi.core.configs import DatasetParams
+from oumi.core.data.asked import Asked
 from oumi.core.data.cache import (
     Inputs,
     cache_folder,
@@ -30,7 +31,6 @@ from oumi.core.data.joining import Joined
 from oumi.core.data.ledger import Counts, Ledger
 from oumi.core.data.lines import CHANGED
 from oumi.core.data.parallel import chunks_of
-from oumi.core.data.supervision import Asked
 from oumi.core.data.templates import Template
 from oumi.core.data.tokens import Chunk, Tokeniser, TokenTable, tokenise
 from oumi.core.datasets import EXTRA_MODULE, TRAINABLE, BaseMapDataset, ShapedDataset, dataset_for
@@ -87,9 +87,13 @@ class TableSpec:
         return dataset
 
     def asked(self, dataset: BaseMapDataset) -> Asked:
-        """Returns what rows of a data set are to teach: texts are learned whole, whatever is asked of chats."""
-        train_on = "all" if dataset.holds == "texts" else self.train_on
-        return Asked(train_on, self.model.max_length, self.truncation, self.tool_results is not None)
+        """Returns what is asked of the rows of a data set."""
+        return Asked(self.train_on, self.max_length(dataset), self.truncation, self.tool_results)
+
+    def taught(self, dataset: BaseMapDataset) -> Asked:
+        """Returns what the rows of a data set are to teach: texts are learned whole, whatever is asked of chats."""
+        asked = self.asked(dataset)
+        return replace(asked, train_on="all") if dataset.holds == "texts" else asked
 
     def ledger(self) -> Ledger:
         """Returns an account that nothing is in yet."""
@@ -116,15 +120,8 @@ class TableSpec:
     def tokeniser(self, dataset: BaseMapDataset, tools: Tools) -> Tokeniser:
         """Returns what makes tokens of the rows of a data set."""
         template = Template(tools.tokenizer, tools.tokenizer.chat_template, self.began)
-        return Tokeniser(
-            tools.tokenizer,
-            template,
-            self.train_on,
-            self.max_length(dataset),
-            self.truncation,
-            tool_results=self.tool_results,
-            pictures=tools.pictures if self.method == "OUMI" else None,
-        )
+        pictures = tools.pictures if self.method == "OUMI" else None
+        return Tokeniser(tools.tokenizer, template, self.asked(dataset), pictures)
 
 
 def specs_of(plan: Plan, split: str, began: datetime) -> list[TableSpec]:
@@ -153,7 +150,7 @@ class Opened:
 
     table: TokenTable | GrowingTable | Joined
     identity: str
-    asked: Asked
+    taught: Asked
     """What its rows are to teach."""
 
 
@@ -182,10 +179,10 @@ def open_table(spec: TableSpec, tools: Tools, ledger: Ledger) -> Opened:
 
 def _open(spec: TableSpec, dataset: BaseMapDataset, tools: Tools, ledger: Ledger) -> Opened:
     inputs = inputs_of(spec, dataset, tools)
-    asked = spec.asked(dataset)
+    taught = spec.taught(dataset)
     if inputs is None:
         table = tokenise(dataset.rows(), spec.tokeniser(dataset, tools), ledger)
-        return Opened(table, table.digest, asked)
+        return Opened(table, table.digest, taught)
     folder, identity = cache_folder(), identity_of(inputs)
     kept = find_table(folder, inputs)
     if kept is None:
@@ -196,13 +193,13 @@ def _open(spec: TableSpec, dataset: BaseMapDataset, tools: Tools, ledger: Ledger
                 indexed = dataset.indexed()
                 assert indexed is not None, "any row is found at once"
                 growing = GrowingTable(indexed, dataset.value_of, spec.tokeniser(dataset, tools), making, ledger)
-                return Opened(growing, identity, asked)
+                return Opened(growing, identity, taught)
             kept = making.wait()
         else:
             kept = make_table(spec, dataset, tools, ledger)
     ledger.counts = Counts.from_state(kept.ledger)
     ledger.close()
-    return Opened(kept, identity, asked)
+    return Opened(kept, identity, taught)
 
 
 def make_table(

@@ -11,7 +11,7 @@ from typing import Any
 
 from oumi.core.batch import Batch, collate
 from oumi.core.data.cache import key_of
-from oumi.core.data.pictured import PictureCollator
+from oumi.core.data.picture_batches import collate_with_pictures
 from oumi.core.data.templates import chat_template_for
 from oumi.core.data.vision import Pictures
 from oumi.core.models.tokenizers import load_tokenizer
@@ -44,8 +44,7 @@ class Tools:
 
     def join(self, examples: Sequence[Example]) -> Batch:
         """Returns examples as a batch."""
-        pictures = self.pictures
-        return collate(examples) if pictures is None else PictureCollator(pictures)(examples)
+        return collate(examples) if self.pictures is None else collate_with_pictures(examples, self.pictures)
 
     def save(self, directory: Path) -> None:
         """Writes them as Hugging Face files."""

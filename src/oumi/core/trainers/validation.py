@@ -12,7 +12,7 @@ from oumi.core.data.supervision import check_supervision, spread
 from oumi.core.errors import DataError
 from oumi.core.plan.parts import Plan
 from oumi.core.trainers.listeners import quiet_libraries
-from oumi.core.trainers.rows import NUM_CHECKED, read_all
+from oumi.core.trainers.rows import read_all
 from oumi.core.trainers.tables import TableSpec, open_table, specs_of
 from oumi.core.trainers.tools import Tools, load_tools
 
@@ -48,7 +48,7 @@ def _problems_of_one(spec: TableSpec, tools: Tools, ledger: Ledger) -> Sequence[
         if isinstance(table, GrowingTable):
             ledger.counts = table.close(may_wait=True)
         if len(table):
-            check_supervision(spread(table, NUM_CHECKED), tools.tokenizer, opened.asked)
+            check_supervision(spread(table), tools.tokenizer, opened.taught)
     except DataError as error:
         counts = ledger.counts
         if ledger.is_over:  # each row stands in the ledger
