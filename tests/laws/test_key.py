@@ -31,6 +31,7 @@ SAMPLES: dict[str, Any] = {
     "training.dep_log_level": "info", "model.torch_dtype_str": "bfloat16", "peft.lora_task_type": "SEQ_CLS",
     "data.train.collator_name": "text_with_padding", "data.train.train_target": "FINAL_ASSISTANT_TURN",
     "data.train.mixture_strategy": "all_exhausted",
+    "training.label_smoothing": 0.1,
     "training.lr_scheduler_kwargs": {"x": 1}, "training.max_steps": 7, "training.num_train_epochs": 2,
     "model.device_map": "cpu", "model.attn_implementation": "eager",
     "training.telemetry.telemetry_dir": "t", "peft.lora_dropout": 0.1, "peft.q_lora_bits": 8,

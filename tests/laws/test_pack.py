@@ -50,10 +50,10 @@ def test_packed_equals_padded_equals_one_by_one(tmp_path: Path, attention: str, 
     batch = collate(rows)
     # A position's logits tell the next token, so those of a document's last token are never trained.
     wanted = alone[batch.trained]
-    padded = LanguageModel(inner, is_flat=False)(batch)
+    padded = LanguageModel(inner, is_flat=False)(batch).logits()
     packed = make_flat(inner, attention)
     assert packed.is_flat
-    for found in (padded, packed(batch)):
+    for found in (padded, packed(batch).logits()):
         assert float((found - wanted).norm() / wanted.norm()) < tolerance
 
 
@@ -61,10 +61,10 @@ def test_packed_equals_padded_equals_one_by_one(tmp_path: Path, attention: str, 
 def test_changing_one_document_leaves_the_others_bitwise_unchanged(tmp_path: Path, attention: str) -> None:
     rows = tiny_rows(tmp_path)
     model = make_flat(tiny_llama().eval(), attention)
-    before = model(collate(rows))
+    before = model(collate(rows)).logits()
     num_first = collate(rows[:1]).num_terms
     rows[0].tokens[:] = (rows[0].tokens + 7) % 250
-    after = model(collate(rows))
+    after = model(collate(rows)).logits()
     assert not torch.equal(before[:num_first], after[:num_first])
     assert torch.equal(before[num_first:], after[num_first:])
 
@@ -138,7 +138,7 @@ def _error(
     with torch.no_grad():
         alone = torch.cat([inner(torch.tensor(row.tokens[None]).long()).logits[0][:-1] for row in rows])
         model = make_flat(inner, None)
-        found = model(collate(rows))
+        found = model(collate(rows)).logits()
     return model, float((found - alone).norm() / alone.norm())
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One flat stream of tokens: documents end to end, no padding.
+"""One flat stream of tokens, documents end to end without padding; and what a model says of it.
 
-Shape letters: T tokens of the stream, D documents, N trained positions.
+Shape letters: T tokens of the stream, D documents, N trained positions, d hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -90,3 +90,34 @@ def collate(examples: Sequence[Example]) -> Batch:
         offsets=tuple(offsets.tolist()),
         sources=tuple(source for example in examples for source in example.sources),
     )
+
+
+@dataclass(frozen=True)
+class Head:
+    """What turns hidden states h into logits: softcap * tanh(scale * (h W^T + b) / softcap)."""
+
+    weight: torch.Tensor
+    """[V, d]"""
+    bias: torch.Tensor | None = None
+    """[V]"""
+    scale: float = 1.0
+    softcap: float | None = None
+    """None: logits are not capped."""
+
+    def logits(self, states_Nd: torch.Tensor) -> torch.Tensor:
+        """Returns the logits [N, V] of hidden states."""
+        logits_NV = torch.nn.functional.linear(states_Nd, self.weight, self.bias) * self.scale
+        return logits_NV if self.softcap is None else self.softcap * torch.tanh(logits_NV / self.softcap)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of the trained positions: their logits, or the states that a head turns into them."""
+
+    states: torch.Tensor
+    """Hidden states [N, d]; the logits [N, V] themselves where there is no head."""
+    head: Head | None = None
+
+    def logits(self) -> torch.Tensor:
+        """Returns the logits [N, V]."""
+        return self.states if self.head is None else self.head.logits(self.states)

@@ -65,6 +65,11 @@ def cache_home() -> Path:
     return Path(os.environ.get("OUMI_CACHE_DIR") or f"{home}/oumi").expanduser()
 
 
+def without() -> frozenset[str]:
+    """Returns the means of speed that OUMI_WITHOUT switches off, by their names with commas between: for benchmarks."""
+    return frozenset(filter(None, os.environ.get("OUMI_WITHOUT", "").split(",")))
+
+
 def free_bytes(path: Path) -> int:
     """Returns the free disk space where `path` is, or will be."""
     while not path.exists() and path != path.parent:
@@ -78,6 +83,8 @@ def keep_freed_memory() -> bool:
     A training step frees and takes the same blocks again. By default glibc maps large blocks afresh each
     time, and every page of them faults anew. Must be called before torch allocates.
     """
+    if "allocator" in without():
+        return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # not glibc

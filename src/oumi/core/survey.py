@@ -53,6 +53,7 @@ def survey(config: TrainingConfig, may_download: bool = False, counts_rows: bool
         free_bytes=host.free_bytes(Path(config.training.output_dir).expanduser().absolute()),
         num_rows=_count_rows(config) if counts_rows else None,
         model=_model_facts(config.model, may_download),
+        without=host.without(),
         unread=tuple(
             f"data.{split}.datasets[{i}].dataset_kwargs.{key}"
             for split in ("train", "validation")

@@ -101,6 +101,12 @@ class TrainingParams(Params):
     nccl_default_timeout_minutes: PositiveFloat | None = None
     """Of communication between processes."""
 
+    # Loss.
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each target that is spread over the whole vocabulary; trainer OUMI only."""
+    z_loss: NonNegativeFloat = 0.0
+    """Weight of the squared logarithm of the softmax's sum, which keeps logits near zero; trainer OUMI only."""
+
     # Optimizer and schedule.
     learning_rate: NonNegativeFloat = 5e-05
     """Peak learning rate, reached after warmup."""

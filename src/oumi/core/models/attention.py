@@ -38,10 +38,9 @@ def flat_attention(
     if offsets is None:
         raise TypeError(f"{type(module).__name__} is not told where documents begin")
     attend = _explicit if _needs_scores(module, settings) else _fused
-    parts = [
-        attend(query_1HTE[:, :, a:b], key_1KTE[:, :, a:b], value_1KTE[:, :, a:b], settings)
-        for a, b in pairwise(offsets)
-    ]
+    lengths = [b - a for a, b in pairwise(offsets)]
+    documents = (one.split(lengths, dim=2) for one in (query_1HTE, key_1KTE, value_1KTE))
+    parts = [attend(*document, settings) for document in zip(*documents, strict=True)]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from oumi.core.batch import collate
-from oumi.core.errors import ConfigError
 from oumi.core.log import logger
 from oumi.core.models.attention import FLAT_EAGER, FLAT_SDPA
+from oumi.core.models.head import HeadFinder
 from oumi.core.models.language_model import LanguageModel
+from oumi.core.models.trial import evaluating, is_close, logits_of
 from oumi.core.types.example import Example, Source
 
 _WINDOWS = ("sliding_window", "attention_chunk_size")
@@ -22,20 +23,21 @@ _NARROW = 4
 """Tokens."""
 
 
-def make_flat(inner: Any, attention: str | None) -> LanguageModel:
+def make_flat(inner: Any, attention: str | None, has_fused_loss: bool = True) -> LanguageModel:
     """Returns the model on flat batches if that leaves its numbers unchanged, else on padded ones, and says why.
 
     Whether it does is tried on the model itself: two documents in one stream must give the logits that each
     gives alone by the model's own attention, and changing the first must not move the second beyond rounding
     (the rows of a mixture of experts are multiplied in groups, whose size the first document changes).
     """
-    why = _why_not_flat(inner, attention)
+    head = HeadFinder(inner) if has_fused_loss else None
+    why = _why_not_flat(inner, attention, head)
     if why:
         logger.warning("batches are padded: %s", why)
-    return LanguageModel(inner, is_flat=not why)
+    return LanguageModel(inner, not why, head)
 
 
-def _why_not_flat(inner: Any, attention: str | None) -> str:
+def _why_not_flat(inner: Any, attention: str | None, head: HeadFinder | None) -> str:
     """Sets the model to flat attention and returns nothing, or leaves it as it was and returns the reason."""
     kind = inner.config.model_type
     if attention not in (None, "sdpa", "eager"):
@@ -44,10 +46,10 @@ def _why_not_flat(inner: Any, attention: str | None) -> str:
         return f"the attention of {kind} cannot be exchanged"
     own = inner.config._attn_implementation
     try:
-        with _narrow(inner), _evaluating(inner):
+        with _narrow(inner), evaluating(inner):
             alone = _alone(inner)
             _set_attention(inner, FLAT_EAGER if attention == "eager" else FLAT_SDPA)
-            is_same = _is_same(LanguageModel(inner, is_flat=True), alone)
+            is_same = _is_same(LanguageModel(inner, True, head), alone)
     except TypeError:
         _set_attention(inner, own)
         return f"the layers of {kind} do not pass on where documents begin"
@@ -86,35 +88,21 @@ def _narrow(inner: Any) -> Iterator[None]:
             setattr(holder, name, value)
 
 
-@contextmanager
-def _evaluating(inner: Any) -> Iterator[None]:
-    was_training = inner.training
-    inner.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        inner.train(was_training)
-
-
 def _alone(inner: Any) -> torch.Tensor:
     """Returns the logits of the second document by the model's own attention."""
     tokens = torch.from_numpy(_second(inner).tokens)[None].long().to(_device(inner))
-    try:
-        logits: torch.Tensor = inner(input_ids=tokens, use_cache=False).logits[0, :-1]
-    except RuntimeError as error:
-        told = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"model {inner.config.name_or_path}: cannot compute a dozen tokens: {told}") from error
-    return logits
+    return logits_of(inner, tokens)[:-1]
 
 
 def _is_same(flat: LanguageModel, alone: torch.Tensor) -> bool:
     vocabulary = _vocabulary(flat.inner)
     found = [
-        flat(collate([_document(5, vocabulary, start), _second(flat.inner)]).to(_device(flat.inner)))[-len(alone) :]
+        flat(collate([_document(5, vocabulary, start), _second(flat.inner)]).to(_device(flat.inner))).logits()[
+            -len(alone) :
+        ]
         for start in (0, 11)
     ]
-    return _close(found[0], alone) and _close(found[0], found[1])
+    return is_close(found[0], alone) and is_close(found[0], found[1])
 
 
 def _second(inner: Any) -> Example:
@@ -133,10 +121,3 @@ def _device(inner: Any) -> torch.device:
 def _document(length: int, vocabulary: int, start: int) -> Example:
     tokens = (np.arange(start, start + length) * 7 % max(vocabulary - 1, 1)).astype(np.int32)
     return Example(tokens, np.ones(length, dtype=np.bool_), Source("", "", 0))
-
-
-def _close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Returns True if the two differ by rounding only."""
-    error = (found.float() - wanted.float()).norm() / wanted.float().norm().clamp_min(1e-12)
-    eps = torch.finfo(found.dtype).eps
-    return error.item() < max(64 * torch.finfo(torch.float32).eps, 4 * eps)

@@ -10,55 +10,62 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch.nn.utils.rnn import pad_sequence
 
-from oumi.core.batch import Batch
+from oumi.core.batch import Batch, Prediction
+from oumi.core.models.head import HeadFinder
 
 
 class LanguageModel(torch.nn.Module):
-    """Gives logits [N, V] at the trained positions of a batch."""
+    """Gives the hidden states at the trained positions of a batch, and the head that makes logits of them."""
 
-    def __init__(self, inner: Any, is_flat: bool) -> None:
+    def __init__(self, inner: Any, is_flat: bool, head: HeadFinder | None = None) -> None:
         super().__init__()
         self.inner = inner
         self.is_flat = is_flat
         self.training = inner.training
         base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
         config = base.config
+        self._decoder = [base.base_model]  # in a list, so that it counts as no part of its own
+        self._head = head
         self._picture_token: int | None = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
         takes = inspect.signature(base.forward).parameters
         self._names_of_kinds = [name for name in ("token_type_ids", "mm_token_type_ids") if name in takes]
         self._places = getattr(getattr(base, "model", None), "get_rope_index", None)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Returns logits [N, V] at `batch.trained`."""
-        return self._flat(batch) if self.is_flat else self._padded(batch)
+    def forward(self, batch: Batch) -> Prediction:
+        """Returns what the model says at `batch.trained`."""
+        inputs = self._flat(batch) if self.is_flat else self._padded(batch)
+        head = None if self._head is None else self._head.find()
+        if head is not None:
+            states = self._decoder[0](**inputs, use_cache=False).last_hidden_state
+        elif self.is_flat:
+            return Prediction(self.inner(**inputs, use_cache=False, logits_to_keep=batch.trained).logits[0])
+        else:
+            states = self.inner(**inputs, use_cache=False).logits
+        flat = states[0] if self.is_flat else states[inputs["attention_mask"].bool()]
+        return Prediction(flat[batch.trained], head)
 
-    def _flat(self, batch: Batch) -> torch.Tensor:
-        output = self.inner(
-            input_ids=batch.tokens[None],
-            position_ids=self._positions(batch),
-            use_cache=False,
-            logits_to_keep=batch.trained,
-            document_offsets=batch.offsets,
+    def _flat(self, batch: Batch) -> dict[str, Any]:
+        """Returns the batch as one row without a mask, by the names of transformers."""
+        return {
+            "input_ids": batch.tokens[None],
+            "position_ids": self._positions(batch),
+            "document_offsets": batch.offsets,
             **self._seen(batch, batch.tokens[None]),
-        )
-        logits: torch.Tensor = output.logits[0]
-        return logits
+        }
 
-    def _padded(self, batch: Batch) -> torch.Tensor:
-        """Runs each document as a row of its own, padded on the right to the longest."""
+    def _padded(self, batch: Batch) -> dict[str, Any]:
+        """Returns each document as a row of its own, padded on the right to the longest."""
         documents = torch.split(batch.tokens, _lengths(batch))
         positions = torch.split(self._positions(batch), _lengths(batch), dim=-1)
         tokens_DS = pad_sequence(list(documents), batch_first=True)
         is_token_DS = pad_sequence([torch.ones_like(d) for d in documents], batch_first=True)
         longest = tokens_DS.shape[1]
-        output = self.inner(
-            input_ids=tokens_DS,
-            attention_mask=is_token_DS,
-            position_ids=torch.cat([F.pad(one, (0, longest - one.shape[-1])) for one in positions], dim=-2),
-            use_cache=False,
+        return {
+            "input_ids": tokens_DS,
+            "attention_mask": is_token_DS,
+            "position_ids": torch.cat([F.pad(one, (0, longest - one.shape[-1])) for one in positions], dim=-2),
             **self._seen(batch, tokens_DS),
-        )
-        return output.logits[is_token_DS.bool()][batch.trained]
+        }
 
     def _seen(self, batch: Batch, tokens_DS: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns what the model takes beside tokens: the features of pictures, and which tokens stand for them."""

@@ -48,6 +48,8 @@ class Facts:
     num_rows: int | None = None
     """Rows of the training set, None if they are only known after reading it."""
     model: ModelFacts = field(default_factory=ModelFacts)
+    without: frozenset[str] = frozenset()
+    """Means of speed that are switched off, to measure what each brings."""
     unread: tuple[str, ...] = ()
     """Keys in `dataset_kwargs` that the class of the data set takes, but no run reads."""
 
@@ -144,6 +146,16 @@ class DataPlan:
 
 
 @dataclass(frozen=True)
+class LossPlan:
+    """What is added to the cross-entropy of the next token."""
+
+    label_smoothing: float = 0.0
+    """Share of each target that is spread over the whole vocabulary."""
+    z_loss: float = 0.0
+    """Weight of the squared logarithm of the softmax's sum, which keeps logits near zero."""
+
+
+@dataclass(frozen=True)
 class OptimizerPlan:
     """How the weights move."""
 
@@ -179,6 +191,16 @@ class PrecisionPlan:
     autocast: str | None
     """`bfloat16` or `float16`: dtype of matrix products while weights stay float32."""
     reason: str
+
+
+@dataclass(frozen=True)
+class SpeedPlan:
+    """By which means the model is computed faster, without changing what is computed."""
+
+    fused_loss: bool
+    """The head's logits are taken in chunks and never kept."""
+    fused_layers: bool
+    """Norms, gated MLPs and rotations in our own form, for CPUs without compilation."""
 
 
 @dataclass(frozen=True)
@@ -301,9 +323,11 @@ class Plan:
     lora: LoraPlan | None
     data: DataPlan
     steps: StepsPlan
+    loss: LossPlan
     optimizer: OptimizerPlan
     schedule: SchedulePlan
     precision: PrecisionPlan
+    speed: SpeedPlan
     gradient_checkpointing: Mapping[str, Any] | None
     empty_cache_every: int | None
     checkpoints: CheckpointPlan

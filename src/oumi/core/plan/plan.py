@@ -9,7 +9,7 @@ from oumi.core.configs import TrainingConfig
 from oumi.core.plan import sections
 from oumi.core.plan.disk import plan_disk, saved_of_files
 from oumi.core.plan.notes import plan_notes
-from oumi.core.plan.parts import Facts, Plan
+from oumi.core.plan.parts import Facts, LossPlan, Plan
 
 
 def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan:
@@ -35,9 +35,11 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan
         lora=lora,
         data=sections.plan_data(config),
         steps=steps,
+        loss=LossPlan(training.label_smoothing, training.z_loss),
         optimizer=optimizer,
         schedule=sections.plan_schedule(training),
         precision=precision,
+        speed=sections.plan_speed(dtype, precision, facts),
         gradient_checkpointing=sections.plan_gradient_checkpointing(training),
         empty_cache_every=training.empty_device_cache_steps,
         checkpoints=checkpoints,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
-from oumi.core.configs import LoraWeightInitialization, PeftSaveMode, TrainerType, TrainingConfig
+from oumi.core.configs import LoraWeightInitialization, PeftSaveMode, TrainerType, TrainingConfig, TrainingParams
 from oumi.core.configs.data import OnDuplicates, Truncation
 from oumi.core.configs.loading import leaves, locate
 from oumi.core.configs.model import DTYPES
@@ -98,6 +98,7 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     if is_ours or training.lr_scheduler_type in SCHEDULES:
         yield from wrong_schedule(training.lr_scheduler_type, training.lr_scheduler_kwargs, training.learning_rate)
     if not is_ours:
+        yield from _wrong_loss(training)
         for name in training.trainer_kwargs.keys() & DECIDED.keys():
             yield f"training.trainer_kwargs.{name}", f"the adapter decides it: {DECIDED[name]}"
         return
@@ -108,6 +109,17 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         yield (
             "training.trainer_kwargs",
             f"{names}: arguments of TRL and transformers, which trainer OUMI does not read",
+        )
+
+
+def _wrong_loss(training: TrainingParams) -> Iterator[tuple[str, str]]:
+    name = training.trainer_type.name
+    if training.z_loss:
+        yield "training.z_loss", f"{name} has none; trainer OUMI has"
+    if training.label_smoothing:
+        yield (
+            "training.label_smoothing",
+            f"{name} takes it from `training.trainer_kwargs: {{label_smoothing_factor: ...}}`",
         )
 
 

@@ -29,6 +29,7 @@ from oumi.core.plan.parts import (
     OptimizerPlan,
     PrecisionPlan,
     SchedulePlan,
+    SpeedPlan,
     StepsPlan,
 )
 
@@ -51,6 +52,15 @@ def plan_precision(config: TrainingConfig, facts: Facts) -> tuple[str, Precision
         return "float32", PrecisionPlan(None, "float32, as random weights are drawn")
     stored = facts.model.stored_dtype
     return stored or "auto", PrecisionPlan(None, f"{stored or 'the dtype'} of the model's own files")
+
+
+def plan_speed(dtype: str, precision: PrecisionPlan, facts: Facts) -> SpeedPlan:
+    """Returns by which means the model is computed faster."""
+    on_cpu = facts.device == "cpu" and precision.autocast is None and dtype in ("float32", "float64")
+    return SpeedPlan(
+        fused_loss="fused_loss" not in facts.without,
+        fused_layers=on_cpu and "fused_layers" not in facts.without,
+    )
 
 
 def plan_model(config: TrainingConfig, dtype: str, facts: ModelFacts) -> ModelPlan:

@@ -18,6 +18,7 @@ _DECISIVE = {
     "lora": None,
     "data": ("train_on", "seed"),
     "steps": ("rows_per_step", "num_epochs", "max_steps"),
+    "loss": None,
     "optimizer": None,
     "schedule": None,
     "precision": ("autocast",),

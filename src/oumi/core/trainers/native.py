@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from oumi.core.engine.loop import fit
 from oumi.core.models.adapters import save_model, saved_of
 from oumi.core.models.build import build_model
 from oumi.core.models.flat import make_flat
+from oumi.core.models.fused_layers import fuse_layers
 from oumi.core.objectives.next_token import next_token_loss
 from oumi.core.optim.optimizers import build_optimizer
 from oumi.core.optim.schedules import build_schedule
@@ -94,14 +96,16 @@ class NativeTrainer:
 
 
 def _build_run(plan: Plan, world: World, model: Any, rows: Rows) -> Run:
-    language_model = make_flat(model, plan.model.attention)
+    if plan.speed.fused_layers:
+        fuse_layers(model)
+    language_model = make_flat(model, plan.model.attention, plan.speed.fused_loss)
     optimizer = build_optimizer(language_model, plan.optimizer)
     return Run(
         plan=plan,
         callbacks=Callbacks([]),
         world=world,
         model=language_model,
-        objective=next_token_loss,
+        objective=partial(next_token_loss, plan=plan.loss),
         optimizer=optimizer,
         schedule=build_schedule(optimizer, plan.schedule, plan.num_steps),
         scaler=torch.amp.GradScaler(world.device.type, enabled=plan.precision.autocast == "float16"),

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Swaps parts of a model's layers for ones that compute the same in fewer passes; each is tried on the part itself."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from functools import cache
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+
+from oumi.core.models.fused import GELU, GELU_TANH, SILU, Activation, GatedMlp, RmsNorm, rotate
+from oumi.core.models.trial import evaluating, is_close
+
+_ROTATE = "apply_rotary_pos_emb"
+_ACTIVATIONS = (SILU, GELU_TANH, GELU)
+
+
+def fuse_layers(model: Any) -> Counter[str]:
+    """Gives every norm, gated MLP and rotation of a model its fused form where that gives the same numbers.
+
+    Weights, names and what is saved stay as they are.
+
+    Returns:
+        How many parts of each kind were swapped.
+    """
+    swapped: Counter[str] = Counter()
+    with evaluating(model):
+        for module in model.modules():
+            for kind, find in (("norms", _norm), ("mlps", _mlp), ("rotations", _rotation)):
+                forward = find(module)
+                if forward is not None:
+                    module.forward = MethodType(forward, module)
+                    swapped[kind] += 1
+    return swapped
+
+
+def _norm(module: torch.nn.Module) -> Any:
+    """Returns the fused forward of an RMS norm, None if the module is none."""
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    weight = getattr(module, "weight", None)
+    if not isinstance(eps, float) or not isinstance(weight, torch.nn.Parameter) or weight.ndim != 1:
+        return None
+    if isinstance(module, torch.nn.LayerNorm) or "Norm" not in type(module).__name__:
+        return None
+    sample = torch.randn(3, len(weight), dtype=weight.dtype)
+    for offset in (0.0, 1.0):
+        if is_close(RmsNorm.apply(sample, weight, eps, offset), module(sample)):
+            return lambda self, x, offset=offset: RmsNorm.apply(x, self.weight, eps, offset)
+    return None
+
+
+def _mlp(module: torch.nn.Module) -> Any:
+    """Returns the fused forward of a gated MLP, None if the module is none."""
+    parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    if any(type(part) is not torch.nn.Linear or part.bias is not None for part in parts):
+        return None
+
+    def fused(self: Any, x: torch.Tensor, activation: Activation) -> torch.Tensor:
+        weights = (self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
+        result: torch.Tensor = GatedMlp.apply(x, *weights, activation)
+        return result
+
+    sample = torch.randn(1, 3, parts[0].in_features, dtype=parts[0].weight.dtype)  # type: ignore[union-attr]  # all are linear
+    wanted = module(sample)
+    for activation in _ACTIVATIONS:
+        if isinstance(wanted, torch.Tensor) and is_close(fused(module, sample, activation), wanted):
+            return lambda self, x, activation=activation: fused(self, x, activation)
+    return None
+
+
+def _rotation(module: torch.nn.Module) -> Any:
+    """Returns the forward of an attention with the fused rotation, None if the module turns nothing."""
+    forward = inspect.unwrap(type(module).forward)
+    own = getattr(forward, "__globals__", {}).get(_ROTATE)
+    if _ROTATE not in forward.__code__.co_names or not callable(own):
+        return None
+    return _turning(forward) if _is_rotation(own, forward) else None
+
+
+@cache
+def _turning(forward: FunctionType) -> FunctionType:
+    """Returns a copy of a function that calls `rotate` where it called its own rotation."""
+    names = {**forward.__globals__, _ROTATE: rotate}
+    copy = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
+    copy.__kwdefaults__ = forward.__kwdefaults__
+    return copy
+
+
+@cache
+def _is_rotation(own: Any, forward: FunctionType) -> bool:
+    """Returns True if a model's rotation turns the two halves of each head, as ours does."""
+    angles = torch.randn(1, 3, 4).repeat(1, 1, 2)
+    sample = torch.randn(1, 2, 3, 8), torch.randn(1, 1, 3, 8), angles.cos(), angles.sin()
+    try:
+        found = own(*sample)
+    except (TypeError, ValueError, RuntimeError):  # it takes something else
+        return False
+    return len(found) == 2 and all(is_close(a, b) for a, b in zip(rotate(*sample), found, strict=True))

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The last step of a model, from hidden states to logits: found, and tried on the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from oumi.core.batch import Head
+from oumi.core.models.trial import evaluating, is_close, logits_of
+
+_TOKENS = 4
+
+
+class HeadFinder:
+    """Gives the head of a model with its weights as they are now; None if the model has more than a head there."""
+
+    def __init__(self, inner: Any) -> None:
+        base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+        module = base.get_output_embeddings()
+        self._module = module if type(module) is torch.nn.Linear else None
+        facts: Mapping[str, Any] = base.config.get_text_config().to_dict()
+        self._softcap = facts.get("final_logit_softcapping")
+        self._scale = float(facts.get("logit_scale") or 1 / (facts.get("logits_scaling") or 1))
+        if self._module is not None and not self._is_all(base):
+            self._module = None
+
+    def find(self) -> Head | None:
+        """Returns the head with the weights as they are now."""
+        if self._module is None:
+            return None
+        return Head(self._module.weight, self._module.bias, self._scale, self._softcap)
+
+    def _is_all(self, base: Any) -> bool:
+        """Returns True if the head turns the model's last hidden states into its logits."""
+        if base.base_model is base:
+            return False
+        tokens = torch.arange(3, 3 + _TOKENS, device=self._module.weight.device)[None] % len(self._module.weight)
+        with evaluating(base):
+            logits = logits_of(base, tokens)
+            states = base.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
+            head = self.find()
+            assert head is not None, "there is a module"
+            return states.shape[-1] == head.weight.shape[1] and is_close(head.logits(states), logits)

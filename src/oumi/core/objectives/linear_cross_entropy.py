@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cross-entropy of a linear head without its logits: taken chunk by chunk, gradients and all, in the forward pass.
+
+Shape letters: N positions, C positions of a chunk, d hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from oumi.core.batch import Head
+from oumi.core.plan.parts import LossPlan
+
+_CHUNK_ELEMENTS = {"cpu": 1 << 24}
+"""Logits that are held at once: on a CPU, 64 MB of float32, which its caches serve."""
+_CHUNK_ELEMENTS_ELSEWHERE = 1 << 28
+_CHUNK_ROWS = {"cpu": (128, 1024)}
+_CHUNK_ROWS_ELSEWHERE = (1024, 1 << 16)
+"""Fewer would read and write the gradient of the head too often."""
+
+
+def linear_cross_entropy(states_Nd: torch.Tensor, head: Head, targets_N: torch.Tensor, plan: LossPlan) -> torch.Tensor:
+    """Returns the cross-entropy of the head's logits against the targets, summed, in float32 or wider.
+
+    The logits of a chunk of positions live only while their part of the loss and of the gradients is taken: three
+    matrix products a chunk, none of them done twice (as Liger does, arXiv 2410.10989). With no positions the loss
+    is zero and still reaches every weight.
+    """
+    inputs = (states_Nd, head.weight, head.bias)
+    if not torch.is_grad_enabled():
+        inputs = tuple(one if one is None else one.detach() for one in inputs)  # then no gradients are taken
+    loss: torch.Tensor = _LinearCrossEntropy.apply(*inputs, targets_N, (head, plan))
+    return loss
+
+
+def chunks(num_rows: int, vocabulary: int, device: str) -> Iterator[slice]:
+    """Yields parts of about equal size, as many as keep the logits of one within the device's share of memory."""
+    fewest, most = _CHUNK_ROWS.get(device, _CHUNK_ROWS_ELSEWHERE)
+    limit = _CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS_ELSEWHERE) // vocabulary
+    count = -(-num_rows // min(max(limit, fewest), most))
+    for i in range(count):
+        yield slice(num_rows * i // count, num_rows * (i + 1) // count)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states_Nd: torch.Tensor,
+        weight_Vd: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        targets_N: torch.Tensor,
+        terms: tuple[Head, LossPlan],
+    ) -> torch.Tensor:
+        with torch.autocast(states_Nd.device.type, enabled=False):
+            taken = _Taken(states_Nd, weight_Vd, bias_V, ctx.needs_input_grad)
+            loss = torch.zeros((), dtype=taken.wide, device=states_Nd.device)
+            for part in chunks(len(states_Nd), len(weight_Vd), states_Nd.device.type):
+                loss += _chunk(taken, targets_N[part], part, *terms)
+        ctx.save_for_backward(*(one for one in taken.gradients if one is not None))
+        ctx.has = [one is not None for one in taken.gradients]
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (upstream,) = outputs
+        saved = iter(ctx.saved_tensors)
+        # Nobody else holds them: they were made in the forward pass, for here.
+        gradients = [next(saved).mul_(upstream) if has else None for has in ctx.has]
+        return (*gradients, None, None)
+
+
+class _Taken:
+    """The inputs in the dtype of matrix products, and the gradients that grow chunk by chunk."""
+
+    def __init__(
+        self, states_Nd: torch.Tensor, weight_Vd: torch.Tensor, bias_V: torch.Tensor | None, wanted: tuple[bool, ...]
+    ) -> None:
+        self.narrow = states_Nd.dtype
+        """Of matrix products: what the model's last layer gave, bfloat16 where it computes so."""
+        self.wide = torch.promote_types(self.narrow, torch.float32)
+        self.states, self.weight = states_Nd, weight_Vd.to(self.narrow)
+        self.bias = bias_V
+        self.d_states_Nd = torch.empty_like(states_Nd) if wanted[0] else None
+        self.d_weight_Vd = torch.zeros_like(weight_Vd, dtype=self.wide) if wanted[1] else None
+        self.d_bias_V = torch.zeros_like(bias_V, dtype=self.wide) if bias_V is not None and wanted[2] else None
+        self._weight_dtype = weight_Vd.dtype
+
+    @property
+    def gradients(self) -> list[torch.Tensor | None]:
+        narrowed = [None if one is None else one.to(self._weight_dtype) for one in (self.d_weight_Vd, self.d_bias_V)]
+        return [self.d_states_Nd, *narrowed]
+
+    def logits(self, part: slice) -> torch.Tensor:
+        """Returns the head's product [C, V], in the wide dtype."""
+        product_CV = (self.states[part] @ self.weight.t()).to(self.wide)
+        return product_CV if self.bias is None else product_CV.add_(self.bias)
+
+    def add_gradient(self, part: slice, gradient_CV: torch.Tensor) -> None:
+        """Counts the gradient of the loss by the product of a chunk."""
+        if self.d_bias_V is not None:
+            self.d_bias_V += gradient_CV.sum(0)
+        narrow_CV = gradient_CV.to(self.narrow)
+        if self.d_states_Nd is not None:
+            torch.mm(narrow_CV, self.weight, out=self.d_states_Nd[part])
+        if self.d_weight_Vd is None:
+            return
+        if self.narrow == self.wide:
+            self.d_weight_Vd.addmm_(narrow_CV.t(), self.states[part])
+        else:
+            self.d_weight_Vd += narrow_CV.t() @ self.states[part]
+
+
+def _chunk(taken: _Taken, targets_C: torch.Tensor, part: slice, head: Head, plan: LossPlan) -> torch.Tensor:
+    """Returns the loss of one chunk, after counting its gradients."""
+    logits_CV, slope = _capped(taken.logits(part), head)
+    column_C1 = targets_C[:, None]
+    smooth, z_loss = plan.label_smoothing, plan.z_loss
+    wanted_C1 = logits_CV.gather(1, column_C1) if z_loss else None
+    log_p_CV = torch.log_softmax(logits_CV, dim=-1, out=logits_CV)
+    log_p_C1 = log_p_CV.gather(1, column_C1)
+    loss = -(1 - smooth) * log_p_C1.sum()
+    if smooth:
+        loss -= smooth / log_p_CV.shape[1] * log_p_CV.sum()
+    if wanted_C1 is not None:
+        log_z_C1 = wanted_C1 - log_p_C1
+        loss += z_loss * log_z_C1.square().sum()
+    if all(one is None for one in taken.gradients):
+        return loss
+    gradient_CV = log_p_CV.exp_()
+    if wanted_C1 is not None:
+        gradient_CV.mul_(1 + 2 * z_loss * log_z_C1)
+    gradient_CV.scatter_add_(1, column_C1, torch.full_like(log_p_C1, smooth - 1))
+    if smooth:
+        gradient_CV.sub_(smooth / gradient_CV.shape[1])
+    taken.add_gradient(part, gradient_CV if isinstance(slope, float) and slope == 1 else gradient_CV.mul_(slope))
+    return loss
+
+
+def _capped(product_CV: torch.Tensor, head: Head) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """Returns the logits of the head's product, written over it, and their slope by it."""
+    if head.scale != 1:
+        product_CV.mul_(head.scale)
+    if head.softcap is None:
+        return product_CV, head.scale
+    product_CV.div_(head.softcap).tanh_()
+    slope_CV = product_CV.square().neg_().add_(1).mul_(head.scale)
+    return product_CV.mul_(head.softcap), slope_CV
