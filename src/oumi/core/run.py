@@ -110,6 +110,9 @@ class Callback:
     def train_start(self, run: Progress) -> None:
         """Before the first step; `run.state` says where a resumed run goes on."""
 
+    def step_start(self, run: Run) -> None:
+        """When the rows of a step are there, before anything is computed."""
+
     def before_update(self, run: Run, report: StepReport, micro_batches: list[Batch]) -> None:
         """After the gradients of a step are known, before any weight moves."""
 
@@ -138,6 +141,10 @@ class Callbacks(Callback):
     def train_start(self, run: Progress) -> None:
         for callback in self.all:
             callback.train_start(run)
+
+    def step_start(self, run: Run) -> None:
+        for callback in self.all:
+            callback.step_start(run)
 
     def before_update(self, run: Run, report: StepReport, micro_batches: list[Batch]) -> None:
         for callback in self.all:

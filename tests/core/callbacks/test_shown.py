@@ -58,7 +58,7 @@ def test_a_terminal_shows_one_live_line_that_fits_it(tmp_path: Path) -> None:
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     live = [line for line in re.split(r"[\r\n]+", text) if line.startswith("step ")]
     assert live[-1].startswith("step 30/30  loss ")
-    assert re.search(r"lr \d\.\d\de-\d\d  [\d,]+ tok/s  \d\.\d\d GB", live[-1])
+    assert re.search(r"lr \d\.\d\de-\d\d  [\d,]+ tok/s  \d+% peak  \d\.\d\d GB", live[-1])
     assert max(map(len, live)) <= 80
 
 

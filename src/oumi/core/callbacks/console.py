@@ -7,8 +7,8 @@ import sys
 import time
 
 from rich.console import Console as Terminal
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.progress import TextColumn, TimeRemainingColumn
 
 from oumi.core.callbacks.reporting import Record, Sink
 from oumi.core.log import logger
@@ -32,7 +32,7 @@ class Console(Sink):
         self._first_step = run.state.step
         self._epoch = int(run.state.epoch)
         if sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=8), TimeRemainingColumn(compact=True))
+            columns = (TextColumn("{task.description}"), TimeRemainingColumn(compact=True))
             self._bar = Bar(*columns, console=Terminal(stderr=True))  # 80 columns hold it
             self._task = self._bar.add_task("training", total=run.plan.num_steps, completed=run.state.step)
             self._bar.start()
@@ -72,10 +72,11 @@ class Console(Sink):
 
 
 def line(record: Record, num_steps: int) -> str:
-    """Returns a step as one line: step, loss, learning rate, speed, memory."""
+    """Returns a step as one line: step, loss, learning rate, speed, share of the machine's peak, memory."""
+    peak = f"  {record['fraction_of_peak']:.0%} peak" if "fraction_of_peak" in record else ""
     return (
         f"step {record['step']:.0f}/{num_steps}  loss {record['loss']:.4f}  lr {record['learning_rate']:.2e}  "
-        f"{record['tokens_per_second']:,.0f} tok/s  {record['peak_memory_bytes'] / 1e9:.2f} GB"
+        f"{record['tokens_per_second']:,.0f} tok/s{peak}  {record['peak_memory_bytes'] / 1e9:.2f} GB"
     )
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from oumi.core import host
-from oumi.core.run import Callback, Progress, StepReport
+from oumi.core.batch import Batch
+from oumi.core.callbacks.efficiency import Efficiency
+from oumi.core.run import Callback, Progress, Run, StepReport
 
 Record = dict[str, float]
 
@@ -37,14 +39,23 @@ class Sink:
 class Reporting(Callback):
     """Makes the records and hands them round."""
 
-    def __init__(self, sinks: Sequence[Sink]) -> None:
+    def __init__(self, sinks: Sequence[Sink], efficiency: Efficiency | None = None) -> None:
         self._sinks = sinks
+        self._efficiency = efficiency
         self._last = _clocks()
 
     def train_start(self, run: Progress) -> None:
         for sink in self._sinks:
             sink.start(run)
-        self._last = _clocks()
+        self._restart()
+
+    def step_start(self, run: Run) -> None:
+        if self._efficiency is not None:
+            self._efficiency.step_start()
+
+    def before_update(self, run: Run, report: StepReport, micro_batches: list[Batch]) -> None:
+        if self._efficiency is not None:
+            self._efficiency.before_update(micro_batches)
 
     def step_end(self, run: Progress, report: StepReport) -> None:
         record = self._record(run, report)
@@ -56,21 +67,34 @@ class Reporting(Callback):
         record = {"step": run.state.step, "epoch": run.state.epoch, **metrics}
         for sink in self._sinks:
             sink.measured(run, record)
-        self._last = _clocks()  # measuring is not part of the next step
+        self._restart()  # measuring is not part of the next step
 
     def saved(self, run: Progress, checkpoint: Any) -> None:
         for sink in self._sinks:
             sink.note(f"step {run.state.step}: saved {checkpoint}")
-        self._last = _clocks()
+        self._restart()
+
+    def train_end(self, run: Progress) -> None:
+        if self._efficiency is not None and (text := self._efficiency.summary()):
+            for sink in self._sinks:
+                sink.note(text)
 
     def close(self) -> None:
+        if self._efficiency is not None:
+            self._efficiency.close()
         for sink in self._sinks:
             sink.close()
+
+    def _restart(self) -> None:
+        self._last = _clocks()
+        if self._efficiency is not None:
+            self._efficiency.restart()
 
     def _record(self, run: Progress, report: StepReport) -> Record:
         loss, grad_norm = float(report.loss), float(report.grad_norm)  # waits for the device
         before, self._last = self._last, _clocks()
         wall, cpu = (now - then for now, then in zip(self._last, before, strict=True))
+        efficiency = {} if self._efficiency is None else self._efficiency.step_end()
         return {
             **report.extra,
             "step": run.state.step,
@@ -85,6 +109,7 @@ class Reporting(Callback):
             "cpu_time_s": cpu,
             "tokens_per_second": report.num_tokens / max(wall, 1e-9),
             "peak_memory_bytes": peak_memory_bytes(),
+            **efficiency,
         }
 
 

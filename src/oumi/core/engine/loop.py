@@ -13,6 +13,7 @@ def fit(run: Run) -> TrainState:
     if run.state.step < run.plan.num_steps:
         run.model.train()
         for micro_batches in run.loader.from_step(run.state.step):
+            run.callbacks.step_start(run)
             report = take_step(run, micro_batches)
             advance(run, report)
             run.callbacks.step_end(run, report)  # logging, evaluation and checkpoints live here

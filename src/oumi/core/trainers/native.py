@@ -82,7 +82,7 @@ class NativeTrainer:
 
     def _callbacks(self) -> list[Callback]:
         plan, rows = self.run.plan, self._rows
-        callbacks: list[Callback] = [SignalGuard(), FiniteGuard(), build_reporting(plan)]
+        callbacks: list[Callback] = [SignalGuard(), FiniteGuard(), build_reporting(plan, self.run.model)]
         if len(rows.validation):
             callbacks.append(Evaluation(lambda: in_order(rows.validation, plan.evaluation.batch_size, rows.tools.join)))
         if plan.empty_cache_every is not None and self.run.world.device.type != "cpu":

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How close each step comes to what the machine can do, and where the rest of its time went."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from oumi.core.batch import Batch
+from oumi.core.callbacks.op_times import OpTimes
+from oumi.core.models.work import Work
+from oumi.core.peaks import Peaks, nominal_flops, peaks_of
+
+Record = dict[str, float]
+_SAMPLED_STEP = 2
+"""Of a run, counted from its start: the first one warms up."""
+_SAMPLED_AGAIN = 500
+"""Steps after which the kernels are watched again."""
+
+WASTE = {
+    "padding": "padding",
+    "recompute": "recomputed activations",
+    "below_peak": "matrix products below peak",
+    "memory": "memory-bound kernels",
+    "page_faults": "page faults",
+    "optimizer": "optimizer",
+    "data": "waiting for data",
+    "python": "Python and the rest",
+}
+"""Where the time of a step goes that is not useful arithmetic at the machine's peak."""
+
+
+_EXTRA = ("padding", "recompute")
+"""Arithmetic that is done beside what is useful."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Which device computes, and in what."""
+
+    kind: str
+    name: str
+    dtype: str
+
+    @cached_property
+    def peaks(self) -> Peaks:
+        """Returns what it can do, which takes a second where it is not known yet."""
+        return peaks_of(self.kind, self.name, self.dtype)
+
+    @property
+    def nominal_flops(self) -> float | None:
+        """Returns what its maker says of it, None for what is no GPU or not known."""
+        return nominal_flops(self.name) if self.kind == "cuda" else None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the kernels of one step took, per unit of its work."""
+
+    product_slowdown: float
+    """Seconds of matrix products, over what their operations take at peak."""
+    other_s_per_token: float
+
+
+class Efficiency:
+    """Measures steps; asked at the moments of a step, by who reports it."""
+
+    def __init__(self, work: Work, device: Device, is_flat: bool, does_recompute: bool, does_watch: bool) -> None:
+        self._work, self._device = work, device
+        self._is_flat, self._does_recompute, self._does_watch = is_flat, does_recompute, does_watch
+        self._watch: OpTimes | None = None
+        self._sample: Sample | None = None
+        self._step = 0
+        self._flops: Record = {}
+        self._num_tokens = 0
+        self._total_s = 0.0
+        self._spent: Counter[str] = Counter()
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins a step: what lies between two steps counts for neither."""
+        self._began = time.perf_counter()
+        self._started_at = self._updated_at = self._began
+        self._faults = _page_faults()
+
+    def step_start(self) -> None:
+        """After the rows of a step are there, before it is computed."""
+        self._started_at = time.perf_counter()
+        if self._does_watch and self._step % _SAMPLED_AGAIN == _SAMPLED_STEP:
+            self._watch = OpTimes()
+            self._watch.__enter__()
+
+    def before_update(self, micro_batches: list[Batch]) -> None:
+        """After the gradients of a step, before its update."""
+        if self._watch is not None:
+            self._watch.__exit__(None, None, None)
+        self._updated_at = time.perf_counter()
+        self._flops = self._count(micro_batches)
+        self._num_tokens = sum(batch.num_tokens for batch in micro_batches)
+
+    def step_end(self) -> Record:
+        """Returns what is to be known of the step that ends here; the next one begins."""
+        now, faults = time.perf_counter(), _page_faults() - self._faults
+        wall, peaks = max(now - self._began, 1e-9), self._device.peaks
+        fault_s = faults * peaks.page_fault_s / peaks.num_cores
+        if self._watch is not None:
+            self._sample, self._watch = self._sampled(self._watch, fault_s), None
+        arithmetic = {name: self._flops[name] / peaks.flops for name in ("useful", *_EXTRA)}
+        seconds = {
+            **arithmetic,
+            "page_faults": fault_s,
+            "optimizer": now - self._updated_at,
+            "data": self._started_at - self._began,
+        }
+        shares = shares_of(wall, {**seconds, **self._kernels(sum(arithmetic.values()))})
+        if self._step:
+            self._total_s += wall
+            for name, share in shares.items():
+                self._spent[name] += share * wall
+        self._step += 1
+        self.restart()
+        return {
+            "flops_per_second": self._flops["useful"] / wall,
+            "fraction_of_peak": shares["useful"],
+            "page_faults": faults,
+            **{f"time_{name}": share for name, share in shares.items()},
+            **self._mfu(wall),
+        }
+
+    def summary(self) -> str:
+        """Returns where the time of all steps but the first went, as one sentence; nothing if there was no other."""
+        if not self._total_s:
+            return ""
+        shares = {name: self._spent[name] / self._total_s for name in self._spent}
+        wasted = sorted(((share, WASTE[name]) for name, share in shares.items() if name in WASTE), reverse=True)
+        told = ", ".join(f"{what} {share:.0%}" for share, what in wasted if share >= 0.005)
+        peak = f"{self._device.peaks.flops / 1e9:,.0f} GFLOP/s in {self._device.dtype}"
+        return f"{shares['useful']:.0%} of this machine's peak ({peak}) went into useful arithmetic; the rest: {told}"
+
+    def close(self) -> None:
+        """Stops watching, also where a step broke off."""
+        if self._watch is not None:
+            self._watch.__exit__(None, None, None)
+            self._watch = None
+
+    def _count(self, micro_batches: list[Batch]) -> Record:
+        """Returns the operations of a step by what they are for."""
+        found = dict.fromkeys(("useful", "whole_squares", *_EXTRA), 0.0)
+        for batch in micro_batches:
+            lengths = [b - a for a, b in zip(batch.offsets[:-1], batch.offsets[1:], strict=True)]
+            found["useful"] += self._work.flops(lengths, batch.num_terms)
+            found["whole_squares"] += self._work.flops(lengths, batch.num_terms, whole_squares=True)
+            positions = batch.num_tokens if self._is_flat else len(lengths) * max(lengths)
+            found["padding"] += (positions - batch.num_tokens) * self._work.token
+            if self._does_recompute:
+                found["recompute"] += self._work.forward_flops(lengths)
+        return found
+
+    def _sampled(self, watch: OpTimes, fault_s: float) -> Sample:
+        at_peak = sum(self._flops[name] for name in ("useful", *_EXTRA)) / self._device.peaks.flops
+        return Sample(watch.products_s / at_peak, max(watch.others_s - fault_s, 0.0) / max(self._num_tokens, 1))
+
+    def _mfu(self, wall_s: float) -> Record:
+        """Returns the model FLOPs utilisation of a GPU: useful operations over what its maker says of it.
+
+        `mfu` counts causal attention as half a square, as `fraction_of_peak` does; `mfu_full_attention` as a whole
+        one (PaLM, arXiv 2204.02311).
+        """
+        nominal = self._device.nominal_flops
+        if nominal is None:
+            return {}
+        return {
+            "mfu": self._flops["useful"] / wall_s / nominal,
+            "mfu_full_attention": self._flops["whole_squares"] / wall_s / nominal,
+        }
+
+    def _kernels(self, arithmetic_s: float) -> Record:
+        """Returns what the kernels of this step take beyond its arithmetic at peak, as those that were watched."""
+        if self._sample is None:
+            return {}
+        return {
+            "below_peak": max(self._sample.product_slowdown - 1, 0.0) * arithmetic_s,
+            "memory": self._sample.other_s_per_token * self._num_tokens,
+        }
+
+
+def shares_of(wall_s: float, seconds: Mapping[str, float]) -> Record:
+    """Returns the share of each part in a step, of useful arithmetic and of all of WASTE, which add up to one.
+
+    What is left is Python's. Where the parts come to more than the step took, as their estimates may, they are
+    scaled down; useful arithmetic is not.
+    """
+    parts = {name: seconds.get(name, 0.0) for name in ("useful", *WASTE) if name != "python"}
+    rest = max(wall_s - parts["useful"], 0.0)
+    wasted = sum(parts.values()) - parts["useful"]
+    scale = min(1.0, rest / wasted) if wasted > 0 else 1.0
+    shares = {name: value * (1.0 if name == "useful" else scale) / wall_s for name, value in parts.items()}
+    return {**shares, "python": max(1.0 - sum(shares.values()), 0.0)}
+
+
+def _page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
