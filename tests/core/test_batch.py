@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from oumi.core.batch import IGNORED, collate
@@ -44,3 +45,23 @@ def test_documents_can_be_taken_apart_again() -> None:
 
 def test_a_row_of_one_token_trains_nothing() -> None:
     assert collate([example([5], [True])]).num_terms == 0
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 4, 9])
+def test_a_batch_is_cut_between_documents_and_nothing_is_lost(num_parts: int) -> None:
+    rows = [example(list(range(3, 3 + n)), [True] * n, n) for n in (9, 2, 3, 7, 4, 8, 2)]
+    whole = collate(rows)
+    parts = whole.cut(num_parts)
+    assert len(parts) == min(num_parts, 7) or num_parts == 9
+    assert torch.cat([part.tokens for part in parts]).tolist() == whole.tokens.tolist()
+    assert sum(part.num_terms for part in parts) == whole.num_terms
+    assert [source for part in parts for source in part.sources] == list(whole.sources)
+    for part in parts:
+        alone = collate([row for row in rows if Source("rows", "rows.jsonl", len(row.tokens)) in part.sources])
+        assert part.offsets[0] == 0
+        assert part.num_tokens == part.offsets[-1]
+        assert len(alone.tokens) >= part.num_tokens
+
+
+def test_one_document_is_not_cut() -> None:
+    assert len(collate([FIRST]).cut(8)) == 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -59,17 +60,32 @@ class Batch:
         return replace(self, **moved, features=features)
 
     def documents(self) -> Iterator[Batch]:
-        """Yields each document as a batch of its own."""
-        for start, end, source in zip(self.offsets[:-1], self.offsets[1:], self.sources, strict=True):
-            targets = self.targets[start:end]
-            yield Batch(
-                tokens=self.tokens[start:end],
-                positions=self.positions[start:end],
-                targets=targets,
-                trained=(targets != IGNORED).nonzero()[:, 0],
-                offsets=(0, end - start),
-                sources=(source,),
-            )
+        """Yields each document as a batch of its own, without its pictures."""
+        for i in range(len(self.sources)):
+            yield self._part(i, i + 1)
+
+    def cut(self, num_parts: int) -> list[Batch]:
+        """Returns the documents, in order, as at most `num_parts` batches of about as many tokens each.
+
+        A batch with pictures stays whole: which features belong to which of them, only the model knows.
+        """
+        if num_parts == 1 or self.num_pictures:
+            return [self]
+        places = [self.num_tokens * i / num_parts for i in range(num_parts + 1)]
+        edges = sorted({int(np.argmin(np.abs(np.array(self.offsets) - place))) for place in places})
+        return [self._part(a, b) for a, b in pairwise(edges)]
+
+    def _part(self, first: int, last: int) -> Batch:
+        start, end = self.offsets[first], self.offsets[last]
+        targets = self.targets[start:end]
+        return Batch(
+            tokens=self.tokens[start:end],
+            positions=self.positions[start:end],
+            targets=targets,
+            trained=(targets != IGNORED).nonzero()[:, 0],
+            offsets=tuple(place - start for place in self.offsets[first : last + 1]),
+            sources=self.sources[first:last],
+        )
 
 
 def collate(examples: Sequence[Example]) -> Batch:

@@ -30,6 +30,8 @@ class TrainState:
     num_terms: int = 0
     """Tokens that were trained."""
     epoch: float = 0.0
+    parts: int = 1
+    """Into how many parts a micro-batch is cut since memory ran out; kept, so that a resumed run adds as before."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 from oumi.core.batch import Batch
+from oumi.core.engine.gradients import add_gradients
 from oumi.core.run import Run, StepReport
 
 
@@ -16,12 +17,7 @@ def take_step(run: Run, micro_batches: list[Batch]) -> StepReport:
     4 x 2 rows and any order of them give the same gradients.
     """
     num_terms = sum(batch.num_terms for batch in micro_batches)
-    loss = torch.zeros((), device=run.world.device)
-    for batch in micro_batches:
-        with run.autocast():
-            part = run.objective(run.model, batch.to(run.world.device)) / max(num_terms, 1)
-        run.scaler.scale(part).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        loss += part.detach()
+    loss = add_gradients(run, micro_batches, num_terms)
     run.scaler.unscale_(run.optimizer)
     report = StepReport(
         loss=loss,

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gradients of a step, in as much memory as there is."""
+
+from __future__ import annotations
+
+import torch
+
+from oumi.core.batch import Batch
+from oumi.core.errors import ConfigError
+from oumi.core.log import logger
+from oumi.core.run import Run
+
+
+def add_gradients(run: Run, micro_batches: list[Batch], num_terms: int) -> torch.Tensor:
+    """Adds the gradients of a step to those of the weights, and returns its loss: a mean over `num_terms`.
+
+    Where memory runs out, the step is computed anew with every micro-batch in twice as many parts, and so are all
+    steps after it. Since a loss is a sum over the terms of the whole step, that changes the gradients by rounding
+    only.
+
+    Raises:
+        ConfigError: A single document does not fit.
+    """
+    while True:
+        parts = [part for batch in micro_batches for part in batch.cut(run.state.parts)]
+        try:
+            return _add(run, parts, num_terms)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Out of the handler, so that the error holds no tensor of the failed try any more.
+        run.optimizer.zero_grad(set_to_none=True)
+        if run.world.device.type != "cpu":
+            torch.accelerator.empty_cache()
+        _cut_smaller(run, micro_batches, len(parts))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns True if an error says that memory ran out, of a GPU or of this process."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or any(sign in str(error) for sign in ("can't allocate memory", "bad_alloc"))
+
+
+def _add(run: Run, parts: list[Batch], num_terms: int) -> torch.Tensor:
+    loss = torch.zeros((), device=run.world.device)
+    for batch in parts:
+        with run.autocast():
+            part = run.objective(run.model, batch.to(run.world.device)) / max(num_terms, 1)
+        run.scaler.scale(part).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        loss += part.detach()
+    return loss
+
+
+def _cut_smaller(run: Run, micro_batches: list[Batch], num_parts: int) -> None:
+    run.state.parts *= 2
+    if sum(len(batch.cut(run.state.parts)) for batch in micro_batches) == num_parts:
+        longest = max((one for batch in micro_batches for one in batch.documents()), key=lambda one: one.num_tokens)
+        raise ConfigError(
+            f"step {run.state.step + 1}: out of memory with one row at a time; the longest is {longest.sources[0]} "
+            f"with {longest.num_tokens:,} tokens. Lower model.model_max_length, set training.enable_gradient_checkpointing, "
+            "or train an adapter with training.use_peft"
+        )
+    logger.warning(
+        "step %d: out of memory; each micro-batch is computed in %d parts from here on, with the same result",
+        run.state.step + 1,
+        run.state.parts,
+    )
