@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is compared, in which environment, and with which reference: one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+TORCH = "torch==2.13.0"
+"""Asked for exactly and first, as a looser request may bring gigabytes of another build."""
+TECHNIQUES = ("allocator", "fused_loss", "fused_layers", "flat")
+"""What `OUMI_WITHOUT` can switch off."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What is installed for a peer."""
+
+    packages: tuple[str, ...]
+    without_dependencies: tuple[str, ...] = ()
+    """Whose own requirements cannot be met together with this torch."""
+    removed: tuple[str, ...] = ()
+    """Brought by others, and unable to load beside this torch."""
+    empty_modules: tuple[str, ...] = ()
+    """Imported by the peer, and used for sound and pictures alone."""
+    told: tuple[str, ...] = ("torch", "transformers")
+    """Packages whose versions the result names."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One row of the table."""
+
+    title: str
+    driver: str | None
+    """The script in this folder; None runs the `oumi train` of this repository."""
+    environment: str | None
+    """None is the Python that runs the benchmark."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
+    reference: str = "plain"
+    """Whose losses its own must be."""
+    divides_by_labels: bool = False
+    """Divides a sum over targets by all labels, the first of each row included, as transformers 5.6 to 5.9 do."""
+    base: str = "oumi"
+    """To which row its times are put in relation."""
+    is_extra: bool = False
+    """Runs only if it is named."""
+    note: str = ""
+
+
+ENVIRONMENTS = {
+    "trl": Environment(
+        ("transformers==5.23.0", "trl==1.16.0", "accelerate==1.15.0", "datasets==5.2.0"),
+        told=("torch", "transformers", "trl", "accelerate", "datasets"),
+    ),
+    "oumi09": Environment(
+        (
+            "transformers==5.9.0", "trl==1.4.0", "torchao==0.16.0", "accelerate==1.15.0", "datasets==4.8.5",
+            "peft==0.19.1", "numpy<2.4", "omegaconf==2.4.0.dev4", "pandas<3", "pillow<12.4", "protobuf>=6.32",
+            "pydantic<2.14", "aiohttp<3.14", "aiofiles<26", "backoff<2.3", "click<8.5", "httpx<1", "jsonlines",
+            "jsonschema<5", "mlflow>=3.1", "pexpect<4.10", "posthog<8", "requests<3", "tensorboard<2.21", "tiktoken<1",
+            "typer<0.25.2", "uvicorn<0.49", "wandb<0.26",
+        ),
+        without_dependencies=("oumi==0.9",),
+        told=("torch", "oumi", "transformers", "trl", "accelerate", "datasets"),
+    ),
+    "llamafactory": Environment(
+        ("llamafactory==0.9.5", "transformers==5.6.0", "trl==0.24.0"),
+        removed=("torchvision", "torchaudio"),
+        empty_modules=("torchaudio",),
+        told=("torch", "llamafactory", "transformers", "accelerate", "datasets"),
+    ),
+    "litgpt": Environment(("litgpt==0.5.13", "requests"), told=("torch", "litgpt", "lightning")),
+}  # fmt: skip
+
+_TUNED = {"gradient_checkpointing": False, "padding_free": True, "max_length": None, "optim": "adamw_torch_fused"}
+_DENOMINATOR = "its losses are divided by labels, not by targets; corrected before they are compared"
+PEERS = {
+    "oumi": Peer("Oumi (this repository)", None, None),
+    "plain": Peer("plain PyTorch loop, padded batches", "plain_torch.py", "trl", note="the reference"),
+    "trl_stock": Peer(
+        "TRL 1.16, defaults in fp32", "trl_sft.py", "trl", note="gradient checkpointing on, as is its default"
+    ),
+    "trl_tuned": Peer("TRL 1.16, tuned", "trl_sft.py", "trl", options=_TUNED),
+    "oumi09_trl": Peer(
+        "Oumi 0.9, TRL_SFT", "oumi_09.py", "oumi09", {"trainer_type": "TRL_SFT"}, divides_by_labels=True,
+        note=_DENOMINATOR,
+    ),
+    "llamafactory": Peer(
+        "LLaMA-Factory 0.9.5, tuned", "llama_factory.py", "llamafactory", {"disable_gradient_checkpointing": True},
+        divides_by_labels=True, note=f"gradient checkpointing off; {_DENOMINATOR}; it saves the model at the end",
+    ),
+    "litgpt": Peer(
+        "LitGPT 0.5.13", "lit_gpt.py", "litgpt", reference="plain_litgpt",
+        note="another job, and held against a reference that does the same: a head of its own (its fine-tuning cannot "
+        "tie it), gradients not clipped, one step of warm-up and a cosine; it saves the model at the end",
+    ),
+    "oumi_answers": Peer(
+        "Oumi (this repository)", None, None, {"answers": True}, reference="plain_answers", base="oumi_answers"
+    ),
+    "plain_answers": Peer(
+        "plain PyTorch loop, padded batches", "plain_torch.py", "trl", {"answers": True}, reference="plain_answers",
+        base="oumi_answers", note="the reference",
+    ),
+    "oumi09_native": Peer(
+        "Oumi 0.9, OUMI", "oumi_09.py", "oumi09", {"trainer_type": "OUMI"}, reference="plain_answers",
+        base="oumi_answers", note="trains answers only: its collator has no other way",
+    ),
+    "oumi_trl_sft": Peer("Oumi (this repository), TRL_SFT", None, None, {"trainer_type": "TRL_SFT"}, is_extra=True),
+    "oumi_hf": Peer("Oumi (this repository), HF", None, None, {"trainer_type": "HF"}, is_extra=True),
+}  # fmt: skip
+REFERENCES = {
+    "plain": PEERS["plain"],
+    "plain_answers": PEERS["plain_answers"],
+    "plain_litgpt": Peer("reference for LitGPT", "plain_torch.py", "trl", {"litgpt": True}, reference="plain_litgpt"),
+}
+
+
+def ablations() -> dict[str, Peer]:
+    """Returns Oumi as it is, and with each of its techniques switched off."""
+    peers = {"oumi": PEERS["oumi"]}
+    for name in TECHNIQUES:
+        peers[f"without_{name}"] = Peer(f"Oumi without {name}", None, None, variables={"OUMI_WITHOUT": name})
+    return peers

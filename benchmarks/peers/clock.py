@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every driver shares: its job, when each step ended, and the result. Imported by path, needs nothing installed.
+
+A driver is a script that the Python of a peer's own environment runs. It gets the path of a `job.json` and writes the
+file that the job names as `result`.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def load_job() -> dict[str, Any]:
+    """Returns the job that the command line names."""
+    job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
+    Path(job["out"]).mkdir(parents=True, exist_ok=True)
+    return job
+
+
+class Clock:
+    """Notes the end of each optimizer step: seconds of the wall clock, seconds of CPU, and minor page faults."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.job = job
+        self.losses: list[float] = []
+        self._marks: list[tuple[float, float, int]] = []
+
+    def watch_optimizers(self) -> None:
+        """Takes the end of every optimizer's step for the end of a step."""
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
+        register_optimizer_step_post_hook(lambda *_: self.step_ended())
+
+    def watch_losses(self, trainer_class: Any) -> None:
+        """Takes the losses from what a trainer class of transformers logs."""
+        log: Callable[..., None] = trainer_class.log
+
+        def logged(trainer: Any, logs: dict[str, float], *arguments: Any, **named: Any) -> None:
+            if "loss" in logs:
+                self.losses.append(float(logs["loss"]))
+            log(trainer, logs, *arguments, **named)
+
+        trainer_class.log = logged
+
+    def step_ended(self) -> None:
+        """Notes that a step has ended now."""
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        cpu = sum(one.ru_utime + one.ru_stime for one in used)
+        self._marks.append((time.monotonic(), cpu, sum(one.ru_minflt for one in used)))
+
+    def write_result(self) -> None:
+        """Writes what the run took."""
+        result = {
+            "marks": self._marks,
+            "losses": self.losses,
+            "peak_bytes": peak_bytes(),
+            "versions": {name: version(name) for name in self.job["packages"] if name in sys.modules},
+        }
+        Path(self.job["result"]).write_text(json.dumps(result))
+
+
+def keep_order() -> None:
+    """Lets torch's data loaders draw rows in the order of the file where they would shuffle them."""
+    from torch.utils.data import RandomSampler
+
+    RandomSampler.__iter__ = lambda self: iter(range(len(self.data_source)))  # type: ignore[method-assign]
+
+
+def peak_bytes() -> int:
+    """Returns the most memory that this process has held."""
+    line = next(one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024

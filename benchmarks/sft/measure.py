@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of one peer, in a process of its own: what it took, and how much else the machine did meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers import Peer
+from benchmarks.sft.workload import MAX_LENGTH, Workload, placed
+from oumi.core.data.mixture import permute
+
+DRIVERS = Path(__file__).parents[1] / "peers"
+SOURCE = Path(__file__).parents[2] / "src"
+BATCH = 8
+LEARNING_RATE = 1e-4
+NUM_THREADS = 2
+_DATA_SEED = 42
+_LOOK_EVERY_S = 0.05
+
+
+class PeerError(Exception):
+    """A peer that ended with an error."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a run tells of its own steps."""
+
+    walls_s: tuple[float, ...]
+    """Of each step; the first holds the start-up."""
+    cpus_s: tuple[float, ...]
+    losses: tuple[float, ...]
+    peak_bytes: int
+    first_step_s: float
+    """From the start of the process to the end of its first step."""
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, and what was seen of it from outside."""
+
+    steps: Steps
+    wall_s: float
+    cpu_s: float
+    contention: float
+    """Share of the machine's busy time that was not this run's."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every run of a comparison shares."""
+
+    work: Workload
+    num_steps: int
+    folder: Path
+    """Where runs write; emptied before each."""
+
+
+def run_peer(task: Task, peer: Peer, python: Path | str, packages: Sequence[str]) -> Run:
+    """Trains the task's steps with a peer, and returns what they took. Raises PeerError if it fails."""
+    shutil.rmtree(task.folder, ignore_errors=True)
+    task.folder.mkdir(parents=True)
+    path = task.folder / "job.json"
+    if peer.driver is None:
+        command = [str(python), "-m", "oumi", "train", "-c", str(write_config(task, peer))]
+    else:
+        command = [str(python), str(DRIVERS / peer.driver), str(path)]
+        path.write_text(json.dumps(_job(task, peer, packages)))
+    log, first_line = task.folder / "log.txt", _first_line(task, peer)
+    with log.open("w") as file:
+        busy, started = busy_s(), time.monotonic()
+        child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=_variables(task, peer))
+        first = _wait_for(first_line, child) if first_line else 0.0
+        _, status, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        wall, busy = time.monotonic() - started, busy_s() - busy
+    if child.returncode:
+        raise PeerError(f"ended with {child.returncode}\n" + "\n".join(_end_of(log)))
+    steps = _read_metrics(first_line, first - started) if first_line else _read_result(task.folder, started)
+    if len(steps.losses) != task.num_steps or len(steps.walls_s) != task.num_steps:
+        raise PeerError(f"took {len(steps.walls_s)} steps and told {len(steps.losses)} losses")
+    cpu = used.ru_utime + used.ru_stime
+    return Run(steps, wall, cpu, contention(cpu, busy))
+
+
+def contention(ours_s: float, busy: float) -> float:
+    """Returns the share of the machine's busy seconds that were not ours."""
+    return max(0.0, 1 - ours_s / busy) if busy > 0 else 0.0
+
+
+def busy_s(stat: str | None = None) -> float:
+    """Returns the seconds that all cores have worked since boot, those that the host took away included."""
+    line = (stat or Path("/proc/stat").read_text()).splitlines()[0]
+    user, nice, system, _idle, _waiting, irq, softirq, steal = (int(one) for one in line.split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _first_line(task: Task, peer: Peer) -> Path | None:
+    return None if peer.driver else task.folder / "out" / "metrics.jsonl"
+
+
+def _wait_for(path: Path, child: subprocess.Popen[bytes]) -> float:
+    """Returns when the first line was written, or the process has ended."""
+    while os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if path.exists() and path.stat().st_size:
+            break
+        time.sleep(_LOOK_EVERY_S)
+    return time.monotonic()
+
+
+def _end_of(log: Path) -> list[str]:
+    return log.read_text(errors="replace").splitlines()[-15:]
+
+
+def _job(task: Task, peer: Peer, packages: Sequence[str]) -> dict[str, Any]:
+    return {
+        "model": str(task.work.model),
+        "rows": str(task.work.rows),
+        "out": str(task.folder / "out"),
+        "result": str(task.folder / "result.json"),
+        "steps": task.num_steps,
+        "batch": BATCH,
+        "learning_rate": LEARNING_RATE,
+        "max_length": MAX_LENGTH,
+        "packages": list(packages),
+        "options": dict(peer.options),
+    }
+
+
+def _variables(task: Task, peer: Peer) -> dict[str, str]:
+    """Returns the environment: two threads, no network, and caches of the run's own, so that all begin alike."""
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(NUM_THREADS))
+    offline = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"), "1")
+    caches = {name: str(task.folder / "caches") for name in ("HF_HOME", "OUMI_CACHE_DIR")}
+    ours = {"PYTHONPATH": str(SOURCE)} if peer.driver is None else {}
+    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "OUMI_WITHOUT")}
+    return {**kept, **threads, **offline, **caches, **ours, **peer.variables}
+
+
+def write_config(task: Task, peer: Peer) -> Path:
+    """Writes the config of a run of this repository, and its rows, so placed that its order makes the same steps."""
+    rows = task.work.rows.read_text().splitlines(keepends=True)
+    places = permute(np.arange(len(rows)), len(rows), _DATA_SEED, 0).tolist()
+    path = task.folder / "rows.jsonl"
+    path.write_text("".join(placed(rows, places)))
+    only_answers = peer.options.get("answers")
+    targets = {"train_target": "ALL_ASSISTANT_TURNS"} if only_answers else {"collator_name": "text_with_padding"}
+    config = {
+        "model": {
+            "model_name": str(task.work.model),
+            "model_max_length": MAX_LENGTH,
+            "torch_dtype_str": "float32",
+        },
+        "data": {"train": {"datasets": [{"dataset_name": "text_sft", "dataset_path": str(path)}], **targets}},
+        "training": {
+            "trainer_type": peer.options.get("trainer_type", "OUMI"),
+            "output_dir": str(task.folder / "out"),
+            "per_device_train_batch_size": BATCH,
+            "max_steps": task.num_steps,
+            "learning_rate": LEARNING_RATE,
+            "lr_scheduler_type": "constant",
+            "data_seed": _DATA_SEED,
+            "save_steps": 0,
+            "save_final_model": False,
+            "enable_tensorboard": False,
+        },
+    }
+    found = task.folder / "config.yaml"
+    found.write_text(json.dumps(config))
+    return found
+
+
+def _read_metrics(path: Path, first_step_s: float) -> Steps:
+    from importlib.metadata import version
+
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return Steps(
+        walls_s=tuple(one["step_time_s"] for one in lines),
+        cpus_s=tuple(one["cpu_time_s"] for one in lines),
+        losses=tuple(one["loss"] for one in lines),
+        peak_bytes=max(one["peak_memory_bytes"] for one in lines),
+        first_step_s=first_step_s,
+        versions={name: version(name) for name in ("torch", "oumi", "transformers")},
+    )
+
+
+def _read_result(folder: Path, started: float) -> Steps:
+    told = json.loads((folder / "result.json").read_text())
+    walls, cpus = [started], [0.0]
+    for wall, cpu, _faults in told["marks"]:
+        walls.append(wall)
+        cpus.append(cpu)
+    return Steps(
+        walls_s=tuple(b - a for a, b in pairwise(walls)),
+        cpus_s=tuple(b - a for a, b in pairwise(cpus)),
+        losses=tuple(told["losses"]),
+        peak_bytes=told["peak_bytes"],
+        first_step_s=walls[1] - started,
+        versions=told["versions"],
+    )

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is trained: chats of uneven length, a tokenizer of whole words, and a Llama with random weights; all by a seed.
+
+A word is a token, whichever way a text is cut before it is tokenised, so that every peer comes to the same tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MAX_LENGTH = 512
+MEAN_LENGTH = 119
+_SPREAD = 0.7
+"""Standard deviation of the logarithm of the lengths."""
+_SHORTEST = 18
+_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>", "<unk>")
+_NAMES = ("\n", "user", "assistant", "system")
+_TOKENS_AROUND = 5
+"""Of a turn: its start, its role, two line breaks and its end."""
+_SEED = 20
+_FORMAT = 1
+"""Of the files; another number makes them anew."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a Llama whose head shares the embedding's weights."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    vocabulary: int = 32_000
+
+
+SHAPES = {
+    "14m": Shape(256, 8, 8, 4, 688),
+    "31m": Shape(384, 12, 6, 2, 1024),
+    "135m": Shape(576, 30, 9, 3, 1536, vocabulary=49_152),
+}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The files of one shape."""
+
+    folder: Path
+    num_tokens: tuple[int, ...]
+    """Of each row, in the order in which they are trained."""
+
+    @property
+    def model(self) -> Path:
+        """Returns the folder of the model and its tokenizer."""
+        return self.folder / "model"
+
+    @property
+    def rows(self) -> Path:
+        """Returns the file of the rows, in the order in which they are trained."""
+        return self.folder / "rows.jsonl"
+
+
+def make_workload(folder: Path, shape: Shape, num_rows: int) -> Workload:
+    """Writes model, tokenizer and rows, unless they are there, and returns where."""
+    lengths = row_lengths(num_rows, random.Random(_SEED))
+    work = Workload(folder, tuple(lengths))
+    stamp = json.dumps([_FORMAT, repr(shape), num_rows])
+    done = folder / "done"
+    if done.exists() and done.read_text() == stamp:
+        return work
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    words = vocabulary_words(shape.vocabulary - len(_SPECIALS) - len(_NAMES))
+    write_rows(work.rows, make_rows(lengths, words))
+    _write_tokenizer(work.model, [*_SPECIALS, *_NAMES, *words])
+    _write_model(work.model, shape)
+    done.write_text(stamp)
+    return work
+
+
+def row_lengths(num_rows: int, dice: random.Random) -> list[int]:
+    """Returns how many tokens each chat has: log-normal, never more than the longest that is trained."""
+    middle = math.log(MEAN_LENGTH) - _SPREAD**2 / 2
+    drawn = (round(dice.lognormvariate(middle, _SPREAD)) for _ in range(num_rows))
+    return [min(MAX_LENGTH, max(_SHORTEST, one)) for one in drawn]
+
+
+def vocabulary_words(count: int) -> list[str]:
+    """Returns so many different words, each of three syllables."""
+    syllables = [consonant + vowel for consonant in "bdfghklmnprstvz" for vowel in "aeiou"]
+    size = len(syllables)
+    chosen = random.Random(_SEED).sample(range(size**3), count)
+    return [syllables[i // size**2] + syllables[i // size % size] + syllables[i % size] for i in chosen]
+
+
+def make_rows(lengths: Sequence[int], words: Sequence[str]) -> list[dict[str, list[dict[str, str]]]]:
+    """Returns a chat of one question and one answer for each length; few words are frequent, most are rare."""
+    dice = random.Random(_SEED + 1)
+    weights = list(accumulate(1 / (rank + 10) for rank in range(len(words))))
+    rows = []
+    for length in lengths:
+        num_words = length - 2 * _TOKENS_AROUND
+        num_asked = max(1, min(num_words - 1, round(num_words * dice.uniform(0.15, 0.45))))
+        drawn = dice.choices(words, cum_weights=weights, k=num_words)
+        parts = {"user": drawn[:num_asked], "assistant": drawn[num_asked:]}
+        rows.append({"messages": [{"role": role, "content": " ".join(part)} for role, part in parts.items()]})
+    return rows
+
+
+def write_rows(path: Path, rows: Sequence[object]) -> Path:
+    """Writes one row a line, and returns the path."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def placed(rows: Sequence[str], places: Sequence[int]) -> list[str]:
+    """Returns the rows so that whoever takes place `places[0]` first, `places[1]` next and so on gets them in order."""
+    assert sorted(places) == list(range(len(rows))), "an order names every row once"
+    found = [""] * len(rows)
+    for row, place in zip(rows, places, strict=True):
+        found[place] = row
+    return found
+
+
+def _write_tokenizer(folder: Path, tokens: Sequence[str]) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split("\n", "isolated")]
+    )
+    inner.add_special_tokens(list(_SPECIALS))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        unk_token="<unk>",
+        model_max_length=MAX_LENGTH,
+    )
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(folder)
+
+
+def _write_model(folder: Path, shape: Shape) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(_SEED)
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        intermediate_size=shape.intermediate,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        rms_norm_eps=1e-5,
+        bos_token_id=None,
+        eos_token_id=_SPECIALS.index("<|im_end|>"),
+        pad_token_id=_SPECIALS.index("<|pad|>"),
+    )
+    LlamaForCausalLM(config).float().save_pretrained(folder)

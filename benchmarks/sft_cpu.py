@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tuning on a CPU: Oumi beside its peers, on the same rows, the same steps and the same losses.
+
+Each peer has a virtual environment of its own, made here, and each run is a process of its own. Peers take turns, in
+reverse every other round; the table shows medians. A time is that of the steps after the first five. A run beside which
+the machine was busy with other things is discarded and repeated. A peer whose loss differs from a plain PyTorch loop's
+by more than 0.1 % in any step is rejected, as it did other work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import ENVIRONMENTS, PEERS, REFERENCES, Peer, ablations
+from benchmarks.sft.environments import ready_python
+from benchmarks.sft.measure import BATCH, PeerError, Run, Task, run_peer
+from benchmarks.sft.tables import NUM_SKIPPED_STEPS, Outcome, summary, table
+from benchmarks.sft.workload import SHAPES, make_workload
+
+RESULTS = Path(__file__).parent / "results"
+MAX_CONTENTION = 0.15
+TITLES = {"oumi": "Every token is trained", "oumi_answers": "Answers alone are trained"}
+MAX_TRIES = 3
+"""Of one turn of a peer."""
+
+
+def main() -> None:
+    """Runs the comparison of each shape, and prints and writes its table."""
+    arguments = parsed()
+    for shape in arguments.shapes:
+        num_rows = arguments.rows or arguments.steps * BATCH
+        folder = arguments.cache / "work" / f"{shape}-{num_rows}"
+        work = make_workload(folder, SHAPES[shape], num_rows)
+        task = Task(work, arguments.steps, folder / "run")
+        names = dict.fromkeys(peer.reference for peer in arguments.peers.values())
+        references = {name: reference_losses(task, name, arguments.cache) for name in names}
+        outcomes = run_rounds(task, arguments.peers, arguments)
+        num_tokens = [sum(work.num_tokens[i * BATCH : (i + 1) * BATCH]) for i in range(arguments.steps)]
+        rows = summary(outcomes, references, num_tokens, BATCH)
+        write_results(arguments, shape, rows, outcomes, num_tokens)
+
+
+def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Returns the options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", type=_names, default=["14m"], help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--peers", type=_names, help=f"of {', '.join(PEERS)}")
+    parser.add_argument("--ablate", action="store_true", help="Oumi alone, with each of its techniques off in turn")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=30, help=f"the first {NUM_SKIPPED_STEPS} are not timed")
+    parser.add_argument("--rows", type=int, help="of the file; as many as the steps take if not given")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("~/.cache/oumi/benchmarks"), help="for environments and files"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the tables")
+    parser.add_argument("--max-contention", type=float, default=MAX_CONTENTION)
+    found = parser.parse_args(words)
+    found.cache = found.cache.expanduser().absolute()
+    known = ablations() if found.ablate else PEERS
+    for given, table_of in ((found.peers or [], known), (found.shapes, SHAPES)):
+        for name in given:
+            if name not in table_of:
+                parser.error(f"there is no '{name}', but {', '.join(table_of)}")
+    if found.steps <= NUM_SKIPPED_STEPS:
+        parser.error(f"--steps must be more than {NUM_SKIPPED_STEPS}")
+    if found.rows and found.rows < found.steps * BATCH:
+        parser.error(f"{found.steps} steps take {found.steps * BATCH} rows")
+    names = found.peers or [name for name, peer in known.items() if not peer.is_extra]
+    found.peers = {name: known[name] for name in names}
+    return found
+
+
+def reference_losses(task: Task, name: str, cache: Path) -> list[float]:
+    """Returns the losses of a reference: measured once for a workload, then read."""
+    path = task.work.folder / f"{name}-{task.num_steps}.json"
+    if not path.exists():
+        print(f"{name}: losses to compare with ...", flush=True)
+        run = start(task, REFERENCES[name], cache)
+        path.write_text(json.dumps(run.steps.losses))
+    losses: list[float] = json.loads(path.read_text())
+    return losses
+
+
+def run_rounds(task: Task, peers: Mapping[str, Peer], arguments: argparse.Namespace) -> dict[str, Outcome]:
+    """Lets each peer take its turns."""
+    outcomes = {name: Outcome(peer) for name, peer in peers.items()}
+    for turn in range(arguments.repeats):
+        for name in in_turn(list(peers), turn):
+            if not outcomes[name].failure:
+                take_turn(task, outcomes[name], arguments)
+    return outcomes
+
+
+def in_turn(names: Sequence[str], turn: int) -> list[str]:
+    """Returns the order of a round: every other one is reversed."""
+    return list(names) if turn % 2 == 0 else list(reversed(names))
+
+
+def take_turn(task: Task, outcome: Outcome, arguments: argparse.Namespace) -> None:
+    """Runs a peer until a run had the machine to itself, three times at most."""
+    for _ in range(MAX_TRIES):
+        try:
+            run = start(task, outcome.peer, arguments.cache)
+        except PeerError as error:
+            print(f"{outcome.peer.title}: {error}", file=sys.stderr)
+            outcome.failure = "failed: " + str(error).splitlines()[0]
+            return
+        speed = (task.num_steps - NUM_SKIPPED_STEPS) / sum(run.steps.walls_s[NUM_SKIPPED_STEPS:])
+        told = f"{outcome.peer.title}: {speed:.3f} steps/s, contention {run.contention:.0%}"
+        if run.contention <= arguments.max_contention:
+            print(told, flush=True)
+            outcome.runs.append(run)
+            return
+        print(f"{told}: discarded", flush=True)
+        outcome.num_discarded += 1
+
+
+def start(task: Task, peer: Peer, cache: Path) -> Run:
+    """Runs a peer once, in its environment."""
+    if peer.environment is None:
+        return run_peer(task, peer, sys.executable, ())
+    environment = ENVIRONMENTS[peer.environment]
+    return run_peer(task, peer, ready_python(cache / peer.environment, environment), environment.told)
+
+
+def write_results(
+    arguments: argparse.Namespace,
+    shape: str,
+    rows: Mapping[str, Mapping[str, Any]],
+    outcomes: Mapping[str, Outcome],
+    num_tokens: Sequence[int],
+) -> None:
+    """Prints the tables, and writes them beside all that was measured."""
+    kind = "ablation" if arguments.ablate else "cpu"
+    facts = {
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "commit": commit(),
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "shape": {"name": shape, **asdict(SHAPES[shape])},
+        "steps": arguments.steps,
+        "rows_per_step": BATCH,
+        "tokens_per_step": list(num_tokens),
+        "versions": {name: dict(one.runs[0].steps.versions) for name, one in outcomes.items() if one.runs},
+    }
+    text = report(facts, rows)
+    print("\n" + text)
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    path = arguments.results / f"sft_{kind}-{shape}"
+    path.with_suffix(".md").write_text(text + "\n")
+    runs = {name: [asdict(run) for run in one.runs] for name, one in outcomes.items()}
+    path.with_suffix(".json").write_text(json.dumps({**facts, "peers": rows, "runs": runs}) + "\n")
+
+
+def report(facts: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns what was compared, and a table for each base row."""
+    shape, tokens = facts["shape"], facts["tokens_per_step"]
+    lines = [
+        f"# Fine-tuning on a CPU: {shape['name']}",
+        "",
+        f"{facts['date']}, commit {facts['commit']}; {facts['cpu']}, {facts['cores']} cores, 2 threads, fp32. A Llama "
+        f"of {shape['layers']} layers, hidden size {shape['hidden']}, vocabulary {shape['vocabulary']}; "
+        f"{facts['steps']} steps of {facts['rows_per_step']} chats, {sum(tokens) / len(tokens):.0f} tokens a step, "
+        f"the first {NUM_SKIPPED_STEPS} not timed. Medians; 'x' is how many times what Oumi takes. Padding "
+        "counts as no token.",
+    ]
+    bases = {name: PEERS[name].base if name in PEERS else "oumi" for name in rows}
+    for base, title in TITLES.items():
+        part = {name: row for name, row in rows.items() if bases[name] == base}
+        if part:
+            lines += ["", f"## {title}", "", table(part)]
+    versions = {" ".join(f"{k} {v}" for k, v in one.items()): name for name, one in facts["versions"].items()}
+    return "\n".join([*lines, "", "Versions:", "", *(f"- {name}: {text}" for text, name in versions.items())])
+
+
+def cpu_model() -> str:
+    """Returns the name of the processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def commit() -> str:
+    """Returns the commit of this repository, with a plus sign if its files were changed since."""
+    git = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+if __name__ == "__main__":
+    main()
