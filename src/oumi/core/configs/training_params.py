@@ -87,7 +87,7 @@ class TrainingParams(Params):
 
     # Speed and memory.
     compile: bool = False
-    """Use torch.compile."""
+    """Compile each layer before its first step (torch.compile)."""
     mixed_precision_dtype: MixedPrecisionDtype = MixedPrecisionDtype.NONE
     """Dtype of matrix products over float32 weights."""
     enable_gradient_checkpointing: bool = False

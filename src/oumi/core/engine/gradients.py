@@ -57,8 +57,8 @@ def _cut_smaller(run: Run, micro_batches: list[Batch], num_parts: int) -> None:
         longest = max((one for batch in micro_batches for one in batch.documents()), key=lambda one: one.num_tokens)
         raise ConfigError(
             f"step {run.state.step + 1}: out of memory with one row at a time; the longest is {longest.sources[0]} "
-            f"with {longest.num_tokens:,} tokens. Lower model.model_max_length, set training.enable_gradient_checkpointing, "
-            "or train an adapter with training.use_peft"
+            f"with {longest.num_tokens:,} tokens. Lower model.model_max_length, "
+            "set training.enable_gradient_checkpointing, or train an adapter with training.use_peft"
         )
     logger.warning(
         "step %d: out of memory; each micro-batch is computed in %d parts from here on, with the same result",

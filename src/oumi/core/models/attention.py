@@ -18,6 +18,17 @@ FLAT_SDPA = "oumi_flat_fused"
 FLAT_EAGER = "oumi_flat_eager"
 
 
+class Documents:
+    """Where the documents of the batch at hand begin; one object, filled anew for each batch.
+
+    Layers hand it on as it is: were the offsets handed on themselves, compiled layers would be compiled anew for
+    every batch.
+    """
+
+    offsets: tuple[int, ...] = ()
+
+
+@torch.compiler.disable
 def flat_attention(
     module: torch.nn.Module,
     query_1HTE: torch.Tensor,
@@ -29,18 +40,18 @@ def flat_attention(
     """Returns attention [1, T, H, E] in which each token sees its own document up to itself.
 
     `settings` are what the model's layer passes: `scaling`, `dropout`, `sliding_window`, `softcap`,
-    attention sinks `s_aux`, and our `document_offsets` [D + 1].
+    attention sinks `s_aux`, and our `documents`. It is not compiled: how many documents there are changes.
 
     Raises:
         TypeError: The model's layers do not pass on the offsets.
     """
-    offsets = settings.get("document_offsets")
-    if offsets is None:
+    documents = settings.get("documents")
+    if documents is None:
         raise TypeError(f"{type(module).__name__} is not told where documents begin")
     attend = _explicit if _needs_scores(module, settings) else _fused
-    lengths = [b - a for a, b in pairwise(offsets)]
-    documents = (one.split(lengths, dim=2) for one in (query_1HTE, key_1KTE, value_1KTE))
-    parts = [attend(*document, settings) for document in zip(*documents, strict=True)]
+    lengths = [b - a for a, b in pairwise(documents.offsets)]
+    split = (one.split(lengths, dim=2) for one in (query_1HTE, key_1KTE, value_1KTE))
+    parts = [attend(*document, settings) for document in zip(*split, strict=True)]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch.nn.utils.rnn import pad_sequence
 
 from oumi.core.batch import Batch, Prediction
+from oumi.core.models.attention import Documents
 from oumi.core.models.head import HeadFinder
 
 
@@ -26,6 +27,7 @@ class LanguageModel(torch.nn.Module):
         config = base.config
         self._decoder = [base.base_model]  # in a list, so that it counts as no part of its own
         self._head = head
+        self._documents = Documents()
         self._picture_token: int | None = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
         takes = inspect.signature(base.forward).parameters
         self._names_of_kinds = [name for name in ("token_type_ids", "mm_token_type_ids") if name in takes]
@@ -46,10 +48,11 @@ class LanguageModel(torch.nn.Module):
 
     def _flat(self, batch: Batch) -> dict[str, Any]:
         """Returns the batch as one row without a mask, by the names of transformers."""
+        self._documents.offsets = batch.offsets
         return {
             "input_ids": batch.tokens[None],
             "position_ids": self._positions(batch),
-            "document_offsets": batch.offsets,
+            "documents": self._documents,
             **self._seen(batch, batch.tokens[None]),
         }
 

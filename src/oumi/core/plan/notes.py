@@ -106,6 +106,8 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
         yield "targets: every token, prompts included; set `data.train.train_target` to train on answers only"
     if config.model.processor_kwargs and facts.model.are_known and not facts.model.sees_pictures:
         yield "not read: model.processor_kwargs: a text model has no processor"
+    if training.compile and facts.device == "cpu" and training.trainer_type == TrainerType.OUMI:
+        yield "compile: half a minute and more before the first step; on a CPU our own layers are about as fast without"
     if training.max_steps > 0 and "training.num_train_epochs" in changed_keys(config):
         yield "not read: training.num_train_epochs: max_steps decides"
     if training.save_steps > 0 and training.save_epoch:

@@ -201,6 +201,8 @@ class SpeedPlan:
     """The head's logits are taken in chunks and never kept."""
     fused_layers: bool
     """Norms, gated MLPs and rotations in our own form, for CPUs without compilation."""
+    compile: bool
+    """Each layer is compiled before its first step."""
 
 
 @dataclass(frozen=True)

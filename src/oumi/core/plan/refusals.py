@@ -23,7 +23,6 @@ _BUILT = (TrainerType.OUMI, TrainerType.TRL_SFT, TrainerType.HF)
 _NOT_BUILT = {
     "data.*.datasets[[]].trust_remote_code": "data sets that run code of their own",
     "model.enable_liger_kernel": "Liger kernels",
-    "training.compile": "torch.compile",
     "training.profiler.*": "the profiler",
     "training.metrics_function": "metrics functions",
     "training.telemetry.track_gpu_temperature": "GPU temperatures",
@@ -104,6 +103,8 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         return
     if message := wrong_optimizer(training.optimizer):
         yield "training.optimizer", message
+    if training.compile and training.enable_gradient_checkpointing:
+        yield "training.compile", "layers that compute again in backward are not compiled yet: leave one of the two out"
     if training.trainer_kwargs:
         names = ", ".join(training.trainer_kwargs)
         yield (

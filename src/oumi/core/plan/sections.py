@@ -54,12 +54,13 @@ def plan_precision(config: TrainingConfig, facts: Facts) -> tuple[str, Precision
     return stored or "auto", PrecisionPlan(None, f"{stored or 'the dtype'} of the model's own files")
 
 
-def plan_speed(dtype: str, precision: PrecisionPlan, facts: Facts) -> SpeedPlan:
+def plan_speed(training: TrainingParams, dtype: str, precision: PrecisionPlan, facts: Facts) -> SpeedPlan:
     """Returns by which means the model is computed faster."""
     on_cpu = facts.device == "cpu" and precision.autocast is None and dtype in ("float32", "float64")
     return SpeedPlan(
         fused_loss="fused_loss" not in facts.without,
-        fused_layers=on_cpu and "fused_layers" not in facts.without,
+        fused_layers=on_cpu and not training.compile and "fused_layers" not in facts.without,
+        compile=training.compile,
     )
 
 

@@ -39,7 +39,7 @@ def _efficiency(plan: Plan, model: LanguageModel) -> Efficiency:
         Device(plan.device, plan.device_name, dtype),
         is_flat=model.is_flat,
         does_recompute=plan.gradient_checkpointing is not None,
-        does_watch=True,
+        does_watch=not plan.speed.compile,
     )
 
 

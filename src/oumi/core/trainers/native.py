@@ -20,6 +20,7 @@ from oumi.core.distributed.world import World, seed_everything
 from oumi.core.engine.loop import fit
 from oumi.core.models.adapters import save_model, saved_of
 from oumi.core.models.build import build_model
+from oumi.core.models.compiled import compile_layers
 from oumi.core.models.flat import make_flat
 from oumi.core.models.fused_layers import fuse_layers
 from oumi.core.objectives.next_token import next_token_loss
@@ -99,6 +100,8 @@ def _build_run(plan: Plan, world: World, model: Any, rows: Rows) -> Run:
     if plan.speed.fused_layers:
         fuse_layers(model)
     language_model = make_flat(model, plan.model.attention, plan.speed.fused_loss)
+    if plan.speed.compile:
+        compile_layers(model)
     optimizer = build_optimizer(language_model, plan.optimizer)
     return Run(
         plan=plan,
