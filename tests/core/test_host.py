@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
+import pytest
+
+from oumi.core import host
 from oumi.core.host import peak_memory_bytes
 
 
@@ -16,3 +20,26 @@ def test_the_peak_of_memory_is_that_of_this_process_alone() -> None:
     child = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert 1_000_000 < child < 200_000_000
     assert peak_memory_bytes() > len(ballast)
+
+
+def test_waiting_threads_soon_sleep_unless_the_user_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    host.wait_briefly()
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    host.wait_briefly()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    host.wait_briefly()
+    assert int(os.environ["GOMP_SPINCOUNT"]) > 0
+
+
+def test_means_of_speed_are_switched_off_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUMI_WITHOUT", "allocator,flat")
+    assert host.without() == {"allocator", "flat"}
+    assert not host.keep_freed_memory()
+    monkeypatch.delenv("OUMI_WITHOUT")
+    assert host.without() == set()

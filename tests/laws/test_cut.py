@@ -3,25 +3,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from oumi.core.batch import Batch
+from oumi.core.host import describe_host
 from oumi.core.models.flat import make_flat
+from oumi.core.models.fused_layers import fuse_layers
 from oumi.core.objectives.next_token import next_token_loss
 from tests.runs import batches, tiny_rows
 from tests.tiny import tiny_llama
 
+PATHS: dict[str, Callable[[Any], object]] = {
+    "plain": lambda model: None,
+    "fused": fuse_layers,
+    "recomputed": lambda model: model.gradient_checkpointing_enable({"use_reentrant": False}),
+}
 
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
 def test_gradients_do_not_depend_on_how_a_step_is_cut(
-    tmp_path: Path, size: int, dtype: torch.dtype, tolerance: float
+    tmp_path: Path, size: int, dtype: torch.dtype, tolerance: float, path: str
 ) -> None:
     rows = tiny_rows(tmp_path)
-    assert relative_error(gradient(batches(rows, size), dtype), gradient(batches(rows, 8), dtype)) < tolerance
+    found, wanted = (gradient(batches(rows, cut), dtype, path) for cut in (size, 8))
+    assert relative_error(found, wanted) < tolerance
+
+
+@pytest.mark.parametrize("path", ["fused", "recomputed"])
+def test_every_path_gives_the_gradients_of_the_plain_one(tmp_path: Path, path: str) -> None:
+    parts = batches(tiny_rows(tmp_path), 4)
+    assert relative_error(gradient(parts, torch.float32, path), gradient(parts, torch.float32)) < 2e-6
+
+
+@pytest.mark.skipif(not describe_host().has_bf16, reason="no bfloat16 instructions")
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_bfloat16_products_depend_on_the_cut_by_their_rounding_only(tmp_path: Path, size: int) -> None:
+    rows = tiny_rows(tmp_path)
+    wanted = gradient(batches(rows, 8), torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = gradient(batches(rows, size), torch.float32)
+    assert found.dtype == torch.float32
+    assert relative_error(found, wanted) < 0.02
 
 
 def test_gradients_do_not_depend_on_the_order_inside_a_step(tmp_path: Path) -> None:
@@ -39,9 +68,11 @@ def test_a_micro_batch_without_targets_changes_nothing(tmp_path: Path) -> None:
     assert torch.equal(with_silent, gradient(parts, torch.float64))
 
 
-def gradient(micro_batches: list[Batch], dtype: torch.dtype) -> torch.Tensor:
+def gradient(micro_batches: list[Batch], dtype: torch.dtype, path: str = "plain") -> torch.Tensor:
     """Returns the gradient of one step as `take_step` sums it, as one vector."""
-    model = make_flat(tiny_llama().to(dtype), None)
+    inner = tiny_llama().to(dtype).train()
+    PATHS[path](inner)
+    model = make_flat(inner, None)
     num_terms = sum(batch.num_terms for batch in micro_batches)
     for batch in micro_batches:
         (next_token_loss(model, batch) / num_terms).backward()

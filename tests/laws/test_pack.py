@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from oumi.core.batch import collate
 from oumi.core.models.flat import make_flat
+from oumi.core.models.fused_layers import fuse_layers
 from oumi.core.models.language_model import LanguageModel
 from oumi.core.types.example import Example, Source
 from tests.runs import tiny_rows
@@ -57,10 +58,15 @@ def test_packed_equals_padded_equals_one_by_one(tmp_path: Path, attention: str, 
         assert float((found - wanted).norm() / wanted.norm()) < tolerance
 
 
+@pytest.mark.parametrize("is_fused", [False, True])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_changing_one_document_leaves_the_others_bitwise_unchanged(tmp_path: Path, attention: str) -> None:
-    rows = tiny_rows(tmp_path)
-    model = make_flat(tiny_llama().eval(), attention)
+def test_changing_one_document_leaves_the_others_bitwise_unchanged(
+    tmp_path: Path, attention: str, is_fused: bool
+) -> None:
+    rows, inner = tiny_rows(tmp_path), tiny_llama().eval()
+    if is_fused:
+        fuse_layers(inner)
+    model = make_flat(inner, attention)
     before = model(collate(rows)).logits()
     num_first = collate(rows[:1]).num_terms
     rows[0].tokens[:] = (rows[0].tokens + 7) % 250

@@ -20,7 +20,7 @@ def train(
 ) -> None:
     """Train a model. Any key of the config can follow: --training.learning_rate 1e-4."""
     from oumi.cli.overrides import parse_overrides
-    from oumi.core import recipes
+    from oumi.core import host, recipes
     from oumi.core.configs import TrainingConfig
     from oumi.core.configs.loading import read_text
     from oumi.core.plan.refusals import check
@@ -36,6 +36,7 @@ def train(
     path = recipes.resolve_config(config)
     loaded = TrainingConfig.load(path, overrides)
     check(loaded)  # before torch is imported: a typo is told at once
+    host.wait_briefly()
     from oumi.core.train import train as carry_out
 
     _tell(carry_out(loaded, verbose=verbose, source=read_text(path)), loaded.training)

@@ -16,22 +16,24 @@ from oumi.core.models.attention import FLAT_EAGER, FLAT_SDPA
 from oumi.core.models.head import HeadFinder
 from oumi.core.models.language_model import LanguageModel
 from oumi.core.models.trial import evaluating, is_close, logits_of
+from oumi.core.plan.parts import SpeedPlan
 from oumi.core.types.example import Example, Source
 
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 _NARROW = 4
 """Tokens."""
+_FASTEST = SpeedPlan()
 
 
-def make_flat(inner: Any, attention: str | None, has_fused_loss: bool = True) -> LanguageModel:
+def make_flat(inner: Any, attention: str | None, speed: SpeedPlan = _FASTEST) -> LanguageModel:
     """Returns the model on flat batches if that leaves its numbers unchanged, else on padded ones, and says why.
 
     Whether it does is tried on the model itself: two documents in one stream must give the logits that each
     gives alone by the model's own attention, and changing the first must not move the second beyond rounding
     (the rows of a mixture of experts are multiplied in groups, whose size the first document changes).
     """
-    head = HeadFinder(inner) if has_fused_loss else None
-    why = _why_not_flat(inner, attention, head)
+    head = HeadFinder(inner) if speed.fused_loss else None
+    why = _why_not_flat(inner, attention, head) if speed.flat_batches else "as OUMI_WITHOUT asks"
     if why:
         logger.warning("batches are padded: %s", why)
     return LanguageModel(inner, not why, head)

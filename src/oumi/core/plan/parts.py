@@ -197,11 +197,13 @@ class PrecisionPlan:
 class SpeedPlan:
     """By which means the model is computed faster, without changing what is computed."""
 
-    fused_loss: bool
+    flat_batches: bool = True
+    """Documents stand end to end, without padding, where the model allows it."""
+    fused_loss: bool = True
     """The head's logits are taken in chunks and never kept."""
-    fused_layers: bool
+    fused_layers: bool = False
     """Norms, gated MLPs and rotations in our own form, for CPUs without compilation."""
-    compile: bool
+    compile: bool = False
     """Each layer is compiled before its first step."""
 
 

@@ -58,6 +58,7 @@ def plan_speed(training: TrainingParams, dtype: str, precision: PrecisionPlan, f
     """Returns by which means the model is computed faster."""
     on_cpu = facts.device == "cpu" and precision.autocast is None and dtype in ("float32", "float64")
     return SpeedPlan(
+        flat_batches="flat" not in facts.without,
         fused_loss="fused_loss" not in facts.without,
         fused_layers=on_cpu and not training.compile and "fused_layers" not in facts.without,
         compile=training.compile,

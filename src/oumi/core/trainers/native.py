@@ -99,7 +99,7 @@ class NativeTrainer:
 def _build_run(plan: Plan, world: World, model: Any, rows: Rows) -> Run:
     if plan.speed.fused_layers:
         fuse_layers(model)
-    language_model = make_flat(model, plan.model.attention, plan.speed.fused_loss)
+    language_model = make_flat(model, plan.model.attention, plan.speed)
     if plan.speed.compile:
         compile_layers(model)
     optimizer = build_optimizer(language_model, plan.optimizer)
