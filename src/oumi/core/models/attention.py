@@ -6,14 +6,19 @@ Shape letters: T tokens, H query heads, K key heads, E head size, S tokens of on
 
 from __future__ import annotations
 
+import inspect
 from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+_LARGEST_HEAD = 256
+_SHARES_KEYS = "enable_gqa" in inspect.signature(varlen_attn).parameters
+"""From torch 2.12 on."""
 FLAT_SDPA = "oumi_flat_fused"
 FLAT_EAGER = "oumi_flat_eager"
 
@@ -26,6 +31,21 @@ class Documents:
     """
 
     offsets: tuple[int, ...] = ()
+    """Where each document begins, and where the last one ends [D + 1]."""
+    longest: int = 0
+    """Tokens of the longest document."""
+
+    def fill(self, offsets: tuple[int, ...]) -> None:
+        """Takes the documents of the next batch."""
+        self.offsets = offsets
+        self.longest = max((b - a for a, b in pairwise(offsets)), default=0)
+        self._on_device: torch.Tensor | None = None
+
+    def on_device(self, device: torch.device) -> torch.Tensor:
+        """Returns the offsets as int32 on a device: sent once for all layers, and not waited for."""
+        if self._on_device is None:
+            self._on_device = torch.tensor(self.offsets, dtype=torch.int32).pin_memory().to(device, non_blocking=True)
+        return self._on_device
 
 
 @torch.compiler.disable
@@ -49,10 +69,54 @@ def flat_attention(
     if documents is None:
         raise TypeError(f"{type(module).__name__} is not told where documents begin")
     attend = _explicit if _needs_scores(module, settings) else _fused
+    if _takes_all_at_once(module, query_1HTE, settings):
+        return _varlen(query_1HTE, key_1KTE, value_1KTE, documents, settings), None
     lengths = [b - a for a, b in pairwise(documents.offsets)]
     split = (one.split(lengths, dim=2) for one in (query_1HTE, key_1KTE, value_1KTE))
     parts = [attend(*document, settings) for document in zip(*split, strict=True)]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _takes_all_at_once(module: torch.nn.Module, query_1HTE: torch.Tensor, settings: dict[str, Any]) -> bool:
+    """Returns True where one kernel of the GPU takes all documents: Ampere or newer, 16 bits, plain scores."""
+    return (
+        query_1HTE.is_cuda
+        and query_1HTE.dtype in (torch.bfloat16, torch.float16)
+        and query_1HTE.shape[-1] % 8 == 0
+        and query_1HTE.shape[-1] <= _LARGEST_HEAD
+        and not settings.get("dropout")
+        and not _needs_scores(module, settings)
+        and torch.cuda.get_device_capability(query_1HTE.device) >= (8, 0)
+    )
+
+
+def _varlen(
+    query_1HTE: torch.Tensor,
+    key_1KTE: torch.Tensor,
+    value_1KTE: torch.Tensor,
+    documents: Documents,
+    settings: dict[str, Any],
+) -> torch.Tensor:
+    """Returns attention [1, T, H, E] of all documents by one call of FlashAttention (arXiv 2307.08691)."""
+    groups = query_1HTE.shape[1] // key_1KTE.shape[1]
+    parts = [one[0].transpose(0, 1) for one in (query_1HTE, key_1KTE, value_1KTE)]
+    options: dict[str, Any] = {}
+    if groups > 1 and _SHARES_KEYS:
+        options["enable_gqa"] = True
+    elif groups > 1:
+        parts[1:] = [one.repeat_interleave(groups, dim=1) for one in parts[1:]]
+    offsets = documents.on_device(query_1HTE.device)
+    window = settings.get("sliding_window")
+    return varlen_attn(
+        *parts,
+        offsets,
+        offsets,
+        documents.longest,
+        documents.longest,
+        scale=settings.get("scaling"),
+        window_size=(-1 if window is None else window - 1, 0),  # the window of transformers counts the token itself
+        **options,
+    )[None]
 
 
 def _needs_scores(module: torch.nn.Module, settings: dict[str, Any]) -> bool:

@@ -48,7 +48,7 @@ class LanguageModel(torch.nn.Module):
 
     def _flat(self, batch: Batch) -> dict[str, Any]:
         """Returns the batch as one row without a mask, by the names of transformers."""
-        self._documents.offsets = batch.offsets
+        self._documents.fill(batch.offsets)
         return {
             "input_ids": batch.tokens[None],
             "position_ids": self._positions(batch),
