@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks`: every table."""
+"""`python -m benchmarks`: every table that a CPU can fill; the peers' environments are made on first use."""
 
-from benchmarks import data, trainers
+from benchmarks import data, sft_cpu
 
-trainers.main()
+sft_cpu.main()
 data.main()
