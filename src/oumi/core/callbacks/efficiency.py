@@ -73,6 +73,9 @@ class Efficiency:
         self._work, self._device = work, device
         self._is_flat, self._does_recompute, self._does_watch = is_flat, does_recompute, does_watch
         self._watch: OpTimes | None = None
+        """Of the step that is computed now."""
+        self._watched: OpTimes | None = None
+        """Of the gradients that are done."""
         self._sample: Sample | None = None
         self._step = 0
         self._flops: Record = {}
@@ -96,8 +99,7 @@ class Efficiency:
 
     def before_update(self, micro_batches: list[Batch]) -> None:
         """After the gradients of a step, before its update."""
-        if self._watch is not None:
-            self._watch.__exit__(None, None, None)
+        self.close()
         self._updated_at = time.perf_counter()
         self._flops = self._count(micro_batches)
         self._num_tokens = sum(batch.num_tokens for batch in micro_batches)
@@ -107,8 +109,8 @@ class Efficiency:
         now, faults = time.perf_counter(), _page_faults() - self._faults
         wall, peaks = max(now - self._began, 1e-9), self._device.peaks
         fault_s = faults * peaks.page_fault_s / peaks.num_cores
-        if self._watch is not None:
-            self._sample, self._watch = self._sampled(self._watch, fault_s), None
+        if self._watched is not None:
+            self._sample, self._watched = self._sampled(self._watched, fault_s), None
         arithmetic = {name: self._flops[name] / peaks.flops for name in ("useful", *_EXTRA)}
         seconds = {
             **arithmetic,
@@ -145,7 +147,7 @@ class Efficiency:
         """Stops watching, also where a step broke off."""
         if self._watch is not None:
             self._watch.__exit__(None, None, None)
-            self._watch = None
+            self._watched, self._watch = self._watch, None
 
     def _count(self, micro_batches: list[Batch]) -> Record:
         """Returns the operations of a step by what they are for."""

@@ -21,7 +21,6 @@ class OpTimes(TorchDispatchMode):
         self.products_s = 0.0
         """Of matrix products."""
         self.others_s = 0.0
-        self._depth = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         _wait()
