@@ -130,16 +130,26 @@ def test_a_model_of_half_precision_is_flat_too(model_type: str) -> None:
     assert error < 0.02
 
 
+# Then all of them are taken by one call.
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen3", "gemma2", "gpt_oss", "gpt2"])
+def test_documents_of_one_length_are_exact(model_type: str) -> None:
+    model, error = _error(model_type, {**_settings(model_type), "sliding_window": 5}, lengths=(9, 9, 9))
+    assert model.is_flat
+    assert error < 1e-5
+
+
 def _error(
-    model_type: str, settings: dict[str, Any], dtype: torch.dtype = torch.float32
+    model_type: str,
+    settings: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+    lengths: tuple[int, ...] = (7, 3, 12),
 ) -> tuple[LanguageModel, float]:
     """Returns a random model on flat or padded batches, and how far its logits are from each document alone."""
     torch.manual_seed(0)
     inner = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings)).eval().to(dtype)
-    lengths = (7, 3, 12)
     rows = [
-        Example(((np.arange(n) * 5 + n) % 120 + 3).astype(np.int32), np.ones(n, bool), Source("", "", 0))
-        for n in lengths
+        Example(((np.arange(n) * 5 + n + i) % 120 + 3).astype(np.int32), np.ones(n, bool), Source("", "", 0))
+        for i, n in enumerate(lengths)
     ]
     with torch.no_grad():
         alone = torch.cat([inner(torch.tensor(row.tokens[None]).long()).logits[0][:-1] for row in rows])

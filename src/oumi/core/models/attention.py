@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Causal attention within each document of a flat batch, through the attention interface of transformers.
 
-Shape letters: T tokens, H query heads, K key heads, E head size, S tokens of one document.
+Shape letters: T tokens, H query heads, K key heads, E head size, S tokens of one document; in place of the 1 in front
+stands the number of documents where they are of one length.
 """
 
 from __future__ import annotations
@@ -72,7 +73,11 @@ def flat_attention(
     if _takes_all_at_once(module, query_1HTE, settings):
         return _varlen(query_1HTE, key_1KTE, value_1KTE, documents, settings), None
     lengths = [b - a for a, b in pairwise(documents.offsets)]
-    split = (one.split(lengths, dim=2) for one in (query_1HTE, key_1KTE, value_1KTE))
+    inputs = (query_1HTE, key_1KTE, value_1KTE)
+    if len(set(lengths)) == 1:  # as in packed rows and joined texts: all documents by one call
+        rows = (one.transpose(1, 2).unflatten(1, (-1, lengths[0]))[0].transpose(1, 2) for one in inputs)
+        return attend(*rows, settings).transpose(1, 2).flatten(0, 1)[None], None
+    split = (one.split(lengths, dim=2) for one in inputs)
     parts = [attend(*document, settings) for document in zip(*split, strict=True)]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
@@ -158,7 +163,7 @@ def _explicit(
     visible = _visible(length, settings.get("sliding_window"), query_1HSE.device)
     scores_1HSS = scores_1HSS.masked_fill(~visible, torch.finfo(scores_1HSS.dtype).min)
     if sinks_H is not None:  # one more column that takes weight and gives no value
-        column = sinks_H.reshape(1, -1, 1, 1).expand(1, -1, length, 1).to(scores_1HSS.dtype)
+        column = sinks_H.reshape(1, -1, 1, 1).expand(len(scores_1HSS), -1, length, 1).to(scores_1HSS.dtype)
         scores_1HSS = torch.cat([scores_1HSS, column], dim=-1)
     weights = scores_1HSS.float().softmax(dim=-1).to(value_1HSE.dtype)[..., :length]
     return F.dropout(weights, settings.get("dropout", 0.0)) @ value_1HSE
