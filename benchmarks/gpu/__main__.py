@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m benchmarks.gpu`: tokens per second, share of the GPU's peak, and memory, of Oumi and TRL on one GPU.
+
+Needs an NVIDIA GPU that computes in bfloat16 (Ampere or newer), and for the first run a package index: TRL gets an
+environment of its own. Weights are random, and are written to the cache once (2.5 GB and 16 GB). Each run is a process
+of its own; arms take turns, in reverse every other round; the table shows medians of steps after the first ones.
+torchtitan is not compared yet: its data and its configs are its own, and need a driver.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.cells import (
+    CELLS,
+    LENGTH,
+    SHAPES,
+    Cell,
+    flops_per_token,
+    oumi_config,
+    trl_job,
+    write_model,
+    write_rows,
+)
+from benchmarks.peers import Environment
+from benchmarks.sft.environments import ready_python
+from benchmarks.sft.measure import DRIVERS, SOURCE
+from oumi.core.peaks import nominal_flops
+
+NUM_SKIPPED_STEPS = 5
+NEEDS = "needs one NVIDIA GPU that computes in bfloat16 (Ampere or newer) and a torch that sees it; there is none here"
+TRL = Environment(
+    ("transformers==5.23.0", "trl==1.16.0", "accelerate==1.15.0", "datasets==5.2.0", "peft", "liger-kernel", "kernels"),
+    told=("torch", "transformers", "trl", "liger-kernel"),
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table."""
+
+    title: str
+    is_ours: bool
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+ARMS = {
+    "trl": Arm("TRL 1.16, Liger, flash attention, packed", False, {"use_liger_kernel": True}),
+    "trl_compile": Arm("the same, compiled", False, {"use_liger_kernel": True, "torch_compile": True}),
+    "oumi": Arm("Oumi (this repository), OUMI", True),
+    "oumi_compile": Arm("the same, training.compile", True, {"compile": True}),
+}
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a run took."""
+
+    walls_s: tuple[float, ...]
+    losses: tuple[float, ...]
+    peak_bytes: int
+
+
+def main() -> None:
+    """Runs the cells, and prints a table of each."""
+    arguments = parsed()
+    import torch
+
+    if not torch.cuda.is_available() or not torch.cuda.is_bf16_supported():
+        print(f"benchmarks.gpu {NEEDS}")
+        return
+    properties = torch.cuda.get_device_properties(0)
+    print(f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, torch {torch.__version__}")
+    for name in arguments.cells:
+        cell = CELLS[name]
+        if properties.total_memory < cell.needs_gib * 2**30:
+            print(f"\n{cell.title}: needs about {cell.needs_gib} GiB")
+            continue
+        print(f"\n{cell.title}, {cell.rows} rows of {LENGTH} tokens a step")
+        print(table(cell, run_cell(cell, arguments), nominal_flops(properties.name)))
+
+
+def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Returns the options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=_names, default=list(CELLS), help=f"of {', '.join(CELLS)}")
+    parser.add_argument("--arms", type=_names, default=list(ARMS), help=f"of {', '.join(ARMS)}")
+    parser.add_argument(
+        "--attention", default="flash_attention_2", help="of TRL, such as kernels-community/flash-attn3"
+    )
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cache", type=Path, default=Path("~/.cache/oumi/benchmarks/gpu"))
+    found = parser.parse_args(words)
+    found.cache = found.cache.expanduser().absolute()
+    for given, known in ((found.cells, CELLS), (found.arms, ARMS)):
+        for name in given:
+            if name not in known:
+                parser.error(f"there is no '{name}', but {', '.join(known)}")
+    if found.steps <= NUM_SKIPPED_STEPS:
+        parser.error(f"--steps must be more than {NUM_SKIPPED_STEPS}")
+    return found
+
+
+def run_cell(cell: Cell, arguments: argparse.Namespace) -> dict[str, list[Steps] | str]:
+    """Lets each arm take its turns, and returns its runs, or why there are none."""
+    arguments.cache.mkdir(parents=True, exist_ok=True)
+    model = write_model(arguments.cache / cell.shape, SHAPES[cell.shape])
+    rows = write_rows(arguments.cache / "rows.jsonl", arguments.steps * cell.rows)
+    found: dict[str, list[Steps] | str] = {name: [] for name in arguments.arms}
+    for turn in range(arguments.repeats):
+        for name in arguments.arms if turn % 2 == 0 else reversed(arguments.arms):
+            runs = found[name]
+            if isinstance(runs, list):
+                steps = run(cell, ARMS[name], model, rows, arguments)
+                found[name] = steps if isinstance(steps, str) else [*runs, steps]
+    return found
+
+
+def run(cell: Cell, arm: Arm, model: Path, rows: Path, arguments: argparse.Namespace) -> Steps | str:
+    """Trains once in a process of its own, and returns what it took, or the end of what it said."""
+    folder = arguments.cache / "run"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    job = folder / "job.json"
+    if arm.is_ours:
+        compiles = bool(arm.options.get("compile"))
+        if compiles and cell.recomputes:
+            return "training.compile beside enable_gradient_checkpointing: not built yet"
+        config = oumi_config(cell, model, rows, folder / "out", arguments.steps, compiles)
+        command = [sys.executable, "-m", "oumi", "train", "-c", str(job)]
+    else:
+        options = {**arm.options, "attention": arguments.attention}
+        config = trl_job(cell, model, rows, folder, arguments.steps, options)
+        command = [str(ready_python(arguments.cache / "trl", TRL)), str(DRIVERS / "trl_gpu.py"), str(job)]
+    job.write_text(json.dumps(config))
+    environment = {**os.environ, **({"PYTHONPATH": str(SOURCE)} if arm.is_ours else {})}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return "failed: " + "\n".join(done.stderr.splitlines()[-3:])
+    return read_metrics(folder / "out" / "metrics.jsonl") if arm.is_ours else read_result(folder / "result.json")
+
+
+def read_metrics(path: Path) -> Steps:
+    """Returns what a run of this repository tells; it reads each step's loss, and so waits for the GPU."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    walls, losses = (tuple(one[key] for one in lines) for key in ("step_time_s", "loss"))
+    return Steps(walls, losses, max(one["peak_memory_bytes"] for one in lines))
+
+
+def read_result(path: Path) -> Steps:
+    """Returns what a driver tells; nothing is known of how long its first step took."""
+    told = json.loads(path.read_text())
+    walls = (0.0, *(b - a for a, b in pairwise(told["marks"])))
+    return Steps(walls, tuple(told["losses"]), told["peak_bytes"])
+
+
+def table(cell: Cell, found: dict[str, list[Steps] | str], peak_flops: float | None) -> str:
+    """Returns a line for each arm, in relation to TRL if it ran."""
+    lines = [f"{'':<42}{'tokens/s':>10}{'MFU':>8}{'peak GiB':>10}{'x TRL':>8}{'last loss':>11}"]
+    base = _speed(cell, found.get("trl"))
+    for name, runs in found.items():
+        speed = _speed(cell, runs)
+        if speed is None or isinstance(runs, str):
+            lines.append(f"{ARMS[name].title:<42}  {runs or 'no run'}")
+            continue
+        mfu = f"{speed * flops_per_token(cell) / peak_flops:.1%}" if peak_flops else "-"
+        peak = statistics.median(one.peak_bytes for one in runs) / 2**30
+        ratio = f"{speed / base:.2f}" if base else "-"
+        lines.append(f"{ARMS[name].title:<42}{speed:>10,.0f}{mfu:>8}{peak:>10.1f}{ratio:>8}{runs[0].losses[-1]:>11.4f}")
+    return "\n".join(lines)
+
+
+def _speed(cell: Cell, runs: list[Steps] | str | None) -> float | None:
+    """Returns the tokens per second of the median run, None if there is none."""
+    if not runs or isinstance(runs, str):
+        return None
+    step_s = statistics.median(statistics.fmean(one.walls_s[NUM_SKIPPED_STEPS:]) for one in runs)
+    return cell.rows * LENGTH / step_s
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+if __name__ == "__main__":
+    main()
