@@ -106,7 +106,8 @@ TOLD = {
     "PrecisionPlan": {"reason"},
     "SchedulePlan": {"warmup_steps", "warmup_ratio"},
     "DiskPlan": {"checkpoint_bytes", "num_checkpoints", "final_bytes", "free_bytes"},
-    "Plan": {"notes", "disk"},
+    "MemoryPlan": {"process", "weights", "gradients", "activations", "available", "is_tight", "is_bound"},
+    "Plan": {"notes", "disk", "memory", "shape"},
 }
 
 

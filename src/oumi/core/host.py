@@ -39,10 +39,19 @@ def describe_host() -> Host:
     gpu = _first_gpu()
     if gpu is not None:
         return gpu
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory_limit() or 1 << 62)
     if os.uname().sysname == "Darwin" and os.uname().machine == "arm64":
         return Host("mps", "Apple GPU", True, num_cpus(), memory)
     return Host("cpu", _cpu_name(), bool(cpu_flags() & {"avx512_bf16", "amx_bf16"}), num_cpus(), memory)
+
+
+def memory_limit(path: Path = Path("/sys/fs/cgroup/memory.max")) -> int | None:
+    """Returns the bytes that the container of this process may hold, None if it is not limited."""
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
 
 
 def num_cpus() -> int:
@@ -91,6 +100,14 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, (1 << 31) - 1), (_M_TOP_PAD, 64 << 20))
     return all(mallopt(parameter, value) == 1 for parameter, value in settings)
+
+
+def has_tight_heap() -> bool:
+    """Returns True if this process was started so that glibc keeps no small blocks aside: GLIBC_TUNABLES says so.
+
+    What is kept aside stands between large blocks, which then do not fit again where they were.
+    """
+    return "glibc.malloc.tcache_count=0" in os.environ.get("GLIBC_TUNABLES", "").split(":")
 
 
 def wait_briefly() -> None:

@@ -22,6 +22,7 @@ from oumi.core.datasets import dataset_for, unread_arguments
 from oumi.core.errors import ConfigError, DataError
 from oumi.core.hub import hub_errors
 from oumi.core.plan.parts import Facts, ModelFacts
+from oumi.core.plan.shapes import shape_of
 from oumi.core.recipes import resolve_asset
 
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -53,6 +54,7 @@ def survey(config: TrainingConfig, may_download: bool = False, counts_rows: bool
         free_bytes=host.free_bytes(Path(config.training.output_dir).expanduser().absolute()),
         num_rows=_count_rows(config) if counts_rows else None,
         model=_model_facts(config.model, may_download),
+        has_tight_heap=host.has_tight_heap(),
         without=host.without(),
         unread=tuple(
             f"data.{split}.datasets[{i}].dataset_kwargs.{key}"
@@ -122,6 +124,7 @@ def _model_facts(model: ModelParams, may_download: bool) -> ModelFacts:
         sees_pictures="vision_config" in config,
         commit=path.parent.name if path.parent.parent.name == "snapshots" else None,
         digest=_digest(name, adapter_of, model.adapter_model) if model.load_pretrained_weights else None,
+        shape=shape_of({**config, **model.model_kwargs}),
     )
 
 

@@ -16,6 +16,7 @@ from oumi.core.configs import TrainingConfig
 from oumi.core.configs.loading import dump
 from oumi.core.distributed.world import World
 from oumi.core.errors import ConfigError
+from oumi.core.plan.fitting import with_rows
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import check
@@ -78,9 +79,10 @@ def _run(plan: Plan, world: World, source: str | None) -> TrainResult:
     if start.is_finished(plan, rows.fingerprint):
         return _complete(plan, start.identity)
     start.check_rows(rows.fingerprint)
+    plan = with_rows(plan, rows.num_rows, rows.largest(plan))  # refused here if memory is short
     begin(plan, start)
     write_records(plan, source)
-    trainer = TRAINERS.get(plan.trainer).build(plan.with_num_rows(rows.num_rows), world, rows, start)
+    trainer = TRAINERS.get(plan.trainer).build(plan, world, rows, start)
     write_plan(trainer.run.plan)
     try:
         trainer.train()

@@ -10,6 +10,7 @@ from itertools import count
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from oumi.core.batch import Batch, collate
 from oumi.core.data.mixture import permute
@@ -19,6 +20,8 @@ from oumi.core.types.example import Example
 Made = TypeVar("Made")
 Join = Callable[[Sequence[Example]], Batch]
 """Makes a batch of examples."""
+_MOST_ORDERED = 1 << 20
+"""Rows whose order is worked out to find the largest micro-batch."""
 _STEPS_AHEAD = 2
 """Steps whose micro-batches are made while another one is trained."""
 
@@ -89,6 +92,27 @@ def in_order(rows: Groups, batch_size: int, join: Join = collate) -> Iterator[Ba
     """Yields all rows once, in order, `batch_size` at a time."""
     for first in range(0, len(rows), batch_size):
         yield join(_examples(rows, range(first, min(first + batch_size, len(rows)))))
+
+
+def most_tokens(lengths: npt.NDArray[np.int64], steps: StepsPlan, seed: int) -> int:
+    """Returns the tokens of the largest micro-batch of a run, or of the longest rows where its order is long.
+
+    Args:
+        lengths: Tokens of each row [R].
+        steps: How the rows are cut.
+        seed: Of their order.
+    """
+    num_rows, size = len(lengths), steps.micro_batch_rows
+    assert steps.total is not None, "the plan knows the rows by now"
+    places = steps.total * steps.rows_per_step
+    if places > _MOST_ORDERED:
+        return int(np.sort(lengths)[-size:].sum())
+    most = 0
+    for epoch in range(-(-steps.total // (steps.per_epoch or 1))):
+        left = min(num_rows, places - epoch * (steps.per_epoch or 1) * steps.rows_per_step)
+        order = permute(np.arange(left), num_rows, seed, epoch)
+        most = max(most, int(np.add.reduceat(lengths[order], np.arange(0, left, size)).max()))
+    return most
 
 
 def read_ahead(make: Callable[[], Made]) -> Iterator[Made]:

@@ -76,6 +76,12 @@ class Packed:
         first = self._ends[index - 1] if index else 0
         return [self._mixture[i] for i in self._items[first : self._ends[index]].tolist()]
 
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Returns how many tokens each row has."""
+        starts = np.concatenate([[0], self._ends[:-1]]).astype(np.int64)
+        found: npt.NDArray[np.int64] = np.add.reduceat(self._mixture.lengths()[self._items], starts)
+        return found
+
     @property
     def highest_token(self) -> int:
         """Returns the largest token id, -1 if there are no rows."""

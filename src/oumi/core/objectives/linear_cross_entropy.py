@@ -12,14 +12,8 @@ from typing import Any
 import torch
 
 from oumi.core.batch import Head
+from oumi.core.plan.memory import num_chunks
 from oumi.core.plan.parts import LossPlan
-
-_CHUNK_ELEMENTS = {"cpu": 1 << 24}
-"""Logits that are held at once: on a CPU, 64 MB of float32, which its caches serve."""
-_CHUNK_ELEMENTS_ELSEWHERE = 1 << 28
-_CHUNK_ROWS = {"cpu": (128, 1024)}
-_CHUNK_ROWS_ELSEWHERE = (1024, 1 << 16)
-"""Fewer would read and write the gradient of the head too often."""
 
 
 def linear_cross_entropy(states_Nd: torch.Tensor, head: Head, targets_N: torch.Tensor, plan: LossPlan) -> torch.Tensor:
@@ -38,9 +32,7 @@ def linear_cross_entropy(states_Nd: torch.Tensor, head: Head, targets_N: torch.T
 
 def chunks(num_rows: int, vocabulary: int, device: str) -> Iterator[slice]:
     """Yields parts of about equal size, as many as keep the logits of one within the device's share of memory."""
-    fewest, most = _CHUNK_ROWS.get(device, _CHUNK_ROWS_ELSEWHERE)
-    limit = _CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS_ELSEWHERE) // vocabulary
-    count = -(-num_rows // min(max(limit, fewest), most))
+    count = num_chunks(num_rows, vocabulary, device)
     for i in range(count):
         yield slice(num_rows * i // count, num_rows * (i + 1) // count)
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from oumi.core.errors import OutputError
 from oumi.core.plan.parts import CheckpointPlan, DiskPlan, LoraPlan, ModelFacts, OptimizerPlan, Plan, Saved, StepsPlan
 
-_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+"""Of a number."""
 _STATES = {"adafactor": 0.0, "sgd": 0.0, "adamw_8bit": 0.5, "paged_adamw_8bit": 0.5}
 """Size of an optimizer's state, as a multiple of the trained weights in float32; Adam's two moments by default."""
 _EMBEDDINGS = ("embed", "lm_head", "wte", "wpe")
@@ -19,13 +20,17 @@ def plan_disk(
 ) -> DiskPlan:
     """Returns the bytes of a checkpoint and of all that stand together; None where the weights are not known yet."""
     final_bytes = None if saved is None else saved.num_bytes + saved.base_bytes
-    state = 1.0 if optimizer.name == "sgd" and optimizer.momentum else _STATES.get(optimizer.name, 2.0)
     return DiskPlan(
-        checkpoint_bytes=None if saved is None else saved.num_bytes + int(saved.trained_bytes * state),
+        checkpoint_bytes=None if saved is None else saved.num_bytes + int(saved.trained_bytes * states_of(optimizer)),
         num_checkpoints=_count(steps, checkpoints),
         final_bytes=final_bytes if checkpoints.final_model else 0,
         free_bytes=free_bytes,
     )
+
+
+def states_of(optimizer: OptimizerPlan) -> float:
+    """Returns the size of an optimizer's state, as a multiple of the weights that it moves."""
+    return 1.0 if optimizer.name == "sgd" and optimizer.momentum else _STATES.get(optimizer.name, 2.0)
 
 
 def with_saved(plan: Plan, saved: Saved) -> Plan:
@@ -56,14 +61,14 @@ def saved_of_files(facts: ModelFacts, dtype: str, lora: LoraPlan | None) -> Save
     if lora is None:
         if facts.num_parameters is None:
             return None
-        num_bytes = facts.num_parameters * _BYTES.get(dtype, 4)
+        num_bytes = facts.num_parameters * BYTES.get(dtype, 4)
         return Saved(num_bytes, num_bytes)
     settings, targets = lora.settings, lora.settings["target_modules"]
     if targets is None or settings["modules_to_save"] or settings["target_parameters"] or not facts.matrices:
         return None
     adapted = [shape for name, shape in facts.matrices.items() if _is_adapted(name, targets)]
     adapter_bytes = 4 * sum(settings["r"] * sum(shape) for shape in adapted)
-    base_bytes = (facts.num_parameters or 0) * _BYTES.get(dtype, 4)
+    base_bytes = (facts.num_parameters or 0) * BYTES.get(dtype, 4)
     return Saved(adapter_bytes, adapter_bytes, 0 if lora.save_mode == "ADAPTER_ONLY" else base_bytes)
 
 

@@ -11,6 +11,10 @@ from typing import Any
 
 from oumi.core.configs import DatasetParams, TrainingConfig
 from oumi.core.errors import ConfigError
+from oumi.core.plan.shapes import ModelShape
+
+_MEMORY_MARGIN = 0.05
+"""Share of the memory that is left to the system."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class ModelFacts:
     digest: str | None = None
     """Of the weights in a local directory."""
     sees_pictures: bool = False
+    shape: ModelShape | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Facts:
     memory_bytes: int
     free_bytes: int
     """On the file system of the output directory."""
+    has_tight_heap: bool = False
+    """Freed memory is used again without holes, see `host.has_tight_heap`."""
     num_rows: int | None = None
     """Rows of the training set, None if they are only known after reading it."""
     model: ModelFacts = field(default_factory=ModelFacts)
@@ -282,6 +289,36 @@ class DiskPlan:
 
 
 @dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that the training process holds at the moment of its peak, by what they are for."""
+
+    process: int
+    """Of Python, torch and the rows, before there is a model; on a GPU, of its context."""
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    """What the layers keep of the largest micro-batch for the backward pass."""
+    loss: int
+    """Logits and the gradients of the head."""
+    available: int
+    is_tight: bool
+    """Freed blocks are used again without holes between them."""
+    is_bound: bool
+    """The rows are not read yet: each was taken for as long as it may be."""
+
+    @property
+    def total(self) -> int:
+        """Returns the bytes in all."""
+        return self.process + self.weights + self.gradients + self.optimizer + self.activations + self.loss
+
+    @property
+    def is_short(self) -> bool:
+        """Returns True if that is more than there is."""
+        return self.total > self.available * (1 - _MEMORY_MARGIN)
+
+
+@dataclass(frozen=True)
 class StepsPlan:
     """How the rows are cut into optimizer steps."""
 
@@ -338,6 +375,10 @@ class Plan:
     evaluation: EvaluationPlan
     logs: LogPlan
     disk: DiskPlan
+    shape: ModelShape | None
+    """Of the model, None where its files do not tell it."""
+    memory: MemoryPlan | None
+    """None where it is not known."""
     notes: tuple[str, ...]
     """Where the run differs from what one may expect, and why."""
 

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from oumi.core.configs import TrainingConfig
 from oumi.core.plan import sections
 from oumi.core.plan.disk import plan_disk, saved_of_files
+from oumi.core.plan.fitting import memory_notes
+from oumi.core.plan.memory import plan_memory
 from oumi.core.plan.notes import plan_notes
 from oumi.core.plan.parts import Facts, LossPlan, Plan
 
@@ -22,7 +25,7 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan
     optimizer = sections.plan_optimizer(training)
     lora = sections.plan_lora(config.peft) if training.use_peft else None
     disk = plan_disk(steps, checkpoints, optimizer, saved_of_files(facts.model, dtype, lora), facts.free_bytes)
-    return Plan(
+    plan = Plan(
         config=config,
         trainer=training.trainer_type.name,
         output_dir=output_dir,
@@ -46,5 +49,9 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan
         evaluation=sections.plan_evaluation(config),
         logs=sections.plan_logs(config, output_dir),
         disk=disk,
+        shape=facts.model.shape,
+        memory=None,
         notes=plan_notes(config, facts, steps, dtype, precision, disk),
     )
+    plan = replace(plan, memory=plan_memory(plan, facts.memory_bytes, facts.has_tight_heap))
+    return replace(plan, notes=(*plan.notes, *memory_notes(plan)))

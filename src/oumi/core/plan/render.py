@@ -21,6 +21,8 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "per_epoch": steps.per_epoch,
         "total": steps.total,
     }
+    if plan.memory is not None:
+        record["memory"] |= {"total": plan.memory.total, "is_short": plan.memory.is_short}
     return dict(redact(record))
 
 
@@ -33,6 +35,7 @@ def plan_text(plan: Plan) -> str:
         "optimizer": _optimizer(plan),
         "precision": plan.precision.reason,
         "device": f"{plan.device}, {plan.device_name}",
+        "memory": _memory(plan),
         "evaluation": _evaluation(plan),
         "checkpoints": _checkpoints(plan),
         "output": str(plan.output_dir),
@@ -70,6 +73,16 @@ def _optimizer(plan: Plan) -> str:
     norm = plan.optimizer.max_grad_norm
     clip = f", gradients clipped at {norm:g}" if norm else ", no clipping"
     return f"{plan.optimizer.name}, learning rate {plan.optimizer.learning_rate:g} {plan.schedule.name}{ramp}{clip}"
+
+
+def _memory(plan: Plan) -> str:
+    memory = plan.memory
+    if memory is None:
+        return "not known before the run" if plan.trainer == "OUMI" else ""
+    parts = {name: getattr(memory, name) for name in ("weights", "gradients", "optimizer", "activations", "loss")}
+    told = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in {**parts, "process": memory.process}.items())
+    most = "up to " if memory.is_bound else ""
+    return f"{most}{memory.total / 1e9:,.1f} GB of {memory.available / 1e9:,.0f} GB: {told}"
 
 
 def _evaluation(plan: Plan) -> str:

@@ -14,13 +14,14 @@ from typing import Any
 from oumi.core.data.growing import GrowingTable
 from oumi.core.data.landmarks import check_landmarks
 from oumi.core.data.ledger import Ledger
-from oumi.core.data.loader import Loader
+from oumi.core.data.loader import Loader, most_tokens
 from oumi.core.data.mixture import Mixture, OneDocumentEach, Part, draws_of
 from oumi.core.data.packing import Packed
 from oumi.core.data.supervision import check_supervision, draw, spread
 from oumi.core.data.templates import Template
 from oumi.core.errors import ConfigError, DataError
 from oumi.core.log import logger
+from oumi.core.plan.memory import Largest
 from oumi.core.plan.parts import MixturePlan, Plan
 from oumi.core.run import StepSource
 from oumi.core.trainers.duplicates import check_duplicates, count_duplicates, warn_of_duplicates
@@ -59,6 +60,16 @@ class Rows:
         if isinstance(self.train, Streamed):
             return self.train.loader(plan.steps, rank, self.tools.join)
         return Loader(self.train, plan.steps, plan.data.seed, rank, self.tools.join)
+
+    def largest(self, plan: Plan) -> Largest | None:
+        """Returns the largest micro-batch of training, None where lengths are only known as the rows are trained."""
+        train = self.train
+        if plan.memory is None:
+            return None
+        if isinstance(train, Streamed | OneDocumentEach) or any(isinstance(p.table, GrowingTable) for p in train.parts):
+            return None
+        longest = max(int(part.table.lengths().max()) for part in train.parts if len(part))
+        return Largest(most_tokens(train.lengths(), plan.with_num_rows(len(train)).steps, plan.data.seed), longest)
 
     def first(self, plan: Plan, count: int) -> list[list[Example]]:
         """Returns the first rows in the order of training, each of one example or several."""

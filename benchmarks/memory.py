@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well the peak of memory is known before a run: predicted beside measured, each run a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.sft.workload import SHAPES, make_rows, make_workload, vocabulary_words, write_rows
+
+STEPS = 3
+TIGHT = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
+"""Lets glibc use large blocks again where they were; see `oumi.core.host.has_tight_heap`."""
+_NUM_OTHERS = 9
+"""Tokens of the tokenizer that are no words."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run whose memory is predicted and measured."""
+
+    model: str
+    rows: int
+    length: int
+    training: Mapping[str, Any] = field(default_factory=dict)
+    pack: bool = False
+    """Documents of `text` in packed rows, instead of chats."""
+    without: str = ""
+    """Means of speed that are switched off."""
+
+    @property
+    def name(self) -> str:
+        """Returns the case in a few words."""
+        changes = [f"{key}: {value}" for key, value in self.training.items()]
+        parts = [self.model, f"{self.rows} x {self.length}", "pack" if self.pack else "chat", *changes]
+        return ", ".join([*parts, *([f"without {self.without}"] if self.without else [])])
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    name: {
+        "model_type": "llama",
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "intermediate_size": shape.intermediate,
+        "vocab_size": shape.vocabulary,
+        "tie_word_embeddings": True,
+    }
+    for name, shape in SHAPES.items()
+}
+MODELS["untied"] = {**MODELS["14m"], "tie_word_embeddings": False}
+MODELS["qwen3"] = {
+    **MODELS["14m"],
+    "model_type": "qwen3",
+    "hidden_size": 320,
+    "head_dim": 64,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "intermediate_size": 960,
+    "vocab_size": 40_000,
+}
+MODELS["gemma2"] = {
+    **MODELS["14m"],
+    "model_type": "gemma2",
+    "head_dim": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 1024,
+    "sliding_window": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
+_LORA = {"use_peft": True}
+_RECOMPUTED = {"enable_gradient_checkpointing": True}
+CASES = (
+    Case("14m", 1, 1024),
+    Case("14m", 8, 128),
+    Case("14m", 8, 512),
+    Case("14m", 16, 512, {"gradient_accumulation_steps": 2}),
+    Case("14m", 8, 512, {**_RECOMPUTED, "optimizer": "sgd"}, pack=True),
+    Case("31m", 8, 512),
+    Case("31m", 8, 1024, _RECOMPUTED),
+    Case("31m", 8, 512, _LORA),
+    Case("31m", 1, 512, {"optimizer": "sgd"}, pack=True),
+    Case("qwen3", 8, 512),
+    Case("gemma2", 8, 512),
+    Case("untied", 16, 128),
+)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs the cases, and prints predicted and measured peak of each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="the cases that contain this")
+    parser.add_argument("--tight", action="store_true", help="tell glibc to keep no small blocks aside")
+    parser.add_argument("--folder", type=Path, default=Path("~/.cache/oumi/benchmarks/memory"), help="for files")
+    arguments = parser.parse_args(words)
+    if arguments.tight:
+        os.environ["GLIBC_TUNABLES"] = TIGHT
+    folder = arguments.folder.expanduser().absolute()
+    print("| run | predicted MB | measured MB | error |\n|---|---:|---:|---:|")
+    for case in CASES:
+        if arguments.only in case.name:
+            predicted, measured = run_case(case, folder)
+            error = predicted / measured - 1
+            print(f"| {case.name} | {predicted / 1e6:,.0f} | {measured / 1e6:,.0f} | {error:+.1%} |", flush=True)
+
+
+def run_case(case: Case, folder: Path) -> tuple[int, int]:
+    """Returns the predicted and the measured peak of a run, in bytes."""
+    output = folder / "out"
+    shutil.rmtree(output, ignore_errors=True)
+    config = folder / "config.json"
+    write_model(case.model, folder)
+    config.write_text(json.dumps(make_config(case, folder, output)))
+    command = [sys.executable, "-m", "oumi", "train", "-c", str(config)]
+    environment = {**os.environ, "OUMI_WITHOUT": case.without}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{case.name}: {done.stderr[-2000:]}")
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    memory = json.loads((output / "plan.json").read_text()).get("memory") or {}
+    return memory.get("total") or 0, max(line["peak_memory_bytes"] for line in lines)
+
+
+def make_config(case: Case, folder: Path, output: Path) -> dict[str, Any]:
+    """Returns the config of a case, after writing its rows."""
+    return {
+        "model": {
+            "model_name": str(folder / case.model),
+            "load_pretrained_weights": False,
+            "model_max_length": case.length,
+        },
+        "data": {
+            "train": {
+                "pack": case.pack,
+                "datasets": [
+                    {"dataset_name": "text" if case.pack else "text_sft", "dataset_path": str(_rows(case, folder))}
+                ],
+            }
+        },
+        "peft": {"peft_save_mode": "MERGED"},
+        "training": {
+            "trainer_type": "OUMI",
+            "output_dir": str(output),
+            "per_device_train_batch_size": case.rows,
+            "max_steps": STEPS,
+            "save_steps": 0,
+            "save_final_model": False,
+            "enable_tensorboard": False,
+            "logging_steps": 1,
+            **case.training,
+        },
+    }
+
+
+def write_model(name: str, folder: Path) -> Path:
+    """Returns the folder of a model's config and tokenizer, written unless they are there."""
+    target, words = folder / name, folder / "words"
+    if not (target / "config.json").exists():
+        made = make_workload(words, SHAPES["14m"], 1)
+        target.mkdir(parents=True, exist_ok=True)
+        for path in made.model.iterdir():
+            if "token" in path.name or path.suffix == ".jinja":
+                shutil.copy(path, target)
+        config = {"max_position_embeddings": 2048, "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 3}
+        (target / "config.json").write_text(json.dumps({**config, **MODELS[name]}))
+    return target
+
+
+def _rows(case: Case, folder: Path) -> Path:
+    """Writes rows of the case's length, enough for all its steps."""
+    count = case.rows * STEPS * case.training.get("gradient_accumulation_steps", 1)
+    words = vocabulary_words(SHAPES["14m"].vocabulary - _NUM_OTHERS)
+    rows: list[Any] = make_rows([case.length] * count, words)
+    if case.pack:
+        rows = [{"text": " ".join(turn["content"] for turn in row["messages"])} for row in rows]
+    return write_rows(folder / "rows.jsonl", rows)
+
+
+if __name__ == "__main__":
+    main()

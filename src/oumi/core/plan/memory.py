@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory that a training process needs at its peak, before it starts. Imports no torch.
+
+It is counted what the engine keeps: of each layer what its backward pass reads, of the head one chunk of logits, and
+the largest of the moments at which most of that stands together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from oumi.core.plan.disk import BYTES, states_of
+from oumi.core.plan.parts import MemoryPlan, Plan
+from oumi.core.plan.shapes import ModelShape
+
+_PROCESS = {"cpu": 445 << 20, "cuda": 800 << 20}
+"""Python, torch, transformers and the tokenizer; on a GPU, its context and the workspaces of matrix products."""
+_PEFT = 30 << 20
+_HOLES_TIGHT, _HOLES = 0.06, 0.38
+"""Memory between blocks that no block fits into, as a share of what each step takes and frees: measured.
+
+glibc's blocks for vectors are aligned by cutting off a few bytes before them. Where its per-thread caches keep those
+bytes, a freed block is too small for the next one of its own size; see `host.has_tight_heap`.
+"""
+_LEFT_TIGHT = 0.67
+"""Memory of activations that is still held at the end of backward, as gradients stand amid it; else all: measured."""
+_LAYERS_AGAIN_TIGHT, _LAYERS_AGAIN = 2, 4
+"""Layers that are held where one is computed again: gradients of weights stand amid what the last one has left."""
+_SCORES = 1.2
+"""What matrices of scores take for each byte of theirs, as each document has its own small ones: measured."""
+_CHUNK_ELEMENTS = {"cpu": 1 << 24}
+"""Logits that are held at once: on a CPU, 64 MB of float32, which its caches serve."""
+_CHUNK_ELEMENTS_ELSEWHERE = 1 << 28
+_CHUNK_ROWS = {"cpu": (128, 1024)}
+_CHUNK_ROWS_ELSEWHERE = (1024, 1 << 16)
+"""Fewer would read and write the gradient of the head too often."""
+_USUAL_TARGETS = ("q_proj", "v_proj")
+"""What PEFT adapts of these families where nothing is named."""
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The largest micro-batch of a run."""
+
+    tokens: int
+    longest: int
+    """Tokens of the longest row among them."""
+
+
+def num_chunks(num_rows: int, vocabulary: int, device: str) -> int:
+    """Returns in how many parts the head's logits are taken, so that those of one keep within their share of memory."""
+    fewest, most = _CHUNK_ROWS.get(device, _CHUNK_ROWS_ELSEWHERE)
+    limit = _CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS_ELSEWHERE) // vocabulary
+    return -(-num_rows // min(max(limit, fewest), most))
+
+
+def plan_memory(
+    plan: Plan, available: int, is_tight: bool = False, largest: Largest | None = None
+) -> MemoryPlan | None:
+    """Returns what the process holds at its peak, None where that is not known.
+
+    Args:
+        plan: Of the run; its trainer must be ours, since others keep other things.
+        available: Bytes of the host or of the GPU.
+        is_tight: Freed blocks are used again without holes between them.
+        largest: The largest micro-batch, None if the rows are not read yet: then each is as long as it may be.
+    """
+    if plan.shape is None or not _is_known(plan):
+        return None
+    if largest is None and plan.model.max_length is None:
+        return None
+    length = largest.longest if largest else plan.model.max_length or 0
+    padded = Largest(plan.steps.micro_batch_rows * length, length)
+    taken = largest if largest and plan.speed.flat_batches else padded
+    moments = _moments(_Step(plan, plan.shape, taken, is_tight or plan.device != "cpu"))
+    peak = max(moments, key=lambda one: one.total)
+    return replace(peak, available=available, is_tight=is_tight, is_bound=largest is None)
+
+
+def _is_known(plan: Plan) -> bool:
+    """Returns False where weights are frozen, adapted or exchanged in ways that are not counted here."""
+    settings = {} if plan.lora is None else plan.lora.settings
+    odd = ("target_parameters", "modules_to_save", "exclude_modules")
+    is_plain = not plan.model.freeze and plan.model.adapter is None and not plan.model.sees_pictures
+    return plan.trainer == "OUMI" and is_plain and not any(settings.get(name) for name in odd)
+
+
+def _moments(step: _Step) -> Iterator[MemoryPlan]:
+    """Yields what is held where most of it stands together: at the head, in the last layer, at the end of backward."""
+    plan, shape = step.plan, step.shape
+    device, number = plan.device, BYTES.get(plan.model.dtype, 4)
+    trained = step.trained_bytes
+    head = shape.embedding * number if step.adapted is None else 0
+    states = 2 * step.largest.tokens * shape.hidden * number
+    kept = MemoryPlan(
+        process=_PROCESS.get(device, _PROCESS["cuda"]) + (_PEFT if plan.lora and device == "cpu" else 0),
+        weights=step.weight_bytes,
+        gradients=trained if plan.steps.accumulation > 1 else 0,
+        optimizer=int(trained * states_of(plan.optimizer)),
+        activations=0,
+        loss=0,
+        available=0,
+        is_tight=step.is_tight,
+        is_bound=False,
+    )
+    holes = 1 + (_HOLES_TIGHT if step.is_tight else _HOLES)
+    layers, one = step.layers_bytes, step.layer_bytes
+    yield replace(kept, activations=int(layers * holes), loss=int((head + states + step.logits_bytes) * holes))
+    times = _LAYERS_AGAIN_TIGHT if step.is_tight else _LAYERS_AGAIN
+    again = one * times if plan.gradient_checkpointing is not None else 0
+    inner = int((layers + again + step.backward_bytes) * holes)
+    yield replace(kept, activations=inner, loss=int((head + states) * holes))
+    # The head's part of a tied gradient waits for the embedding's, and their sum is a third.
+    whole = trained + head * (2 * shape.is_tied + (plan.steps.accumulation > 1))
+    left = min(layers, whole) * _LEFT_TIGHT if step.is_tight else min(layers, whole)
+    yield replace(kept, gradients=whole, activations=int((again or one) * holes + left))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The sizes of one forward and backward pass."""
+
+    plan: Plan
+    shape: ModelShape
+    largest: Largest
+    is_tight: bool
+
+    @property
+    def adapted(self) -> tuple[str, ...] | None:
+        """Returns the modules that have an adapter, None where all weights are trained."""
+        if self.plan.lora is None:
+            return None
+        targets = self.plan.lora.settings["target_modules"]
+        if targets is None:
+            return _USUAL_TARGETS
+        names = tuple(self.shape.matrices)
+        return names if isinstance(targets, str) else tuple(n for n in names if any(t.endswith(n) for t in targets))
+
+    @property
+    def trained_bytes(self) -> int:
+        """Returns the weights that move."""
+        if self.adapted is None or self.plan.lora is None:
+            return self.shape.num_parameters * BYTES.get(self.plan.model.dtype, 4)
+        sizes = sum(sum(self.shape.matrices[name]) for name in self.adapted)
+        return 4 * self.shape.layers * int(self.plan.lora.settings["r"]) * sizes
+
+    @property
+    def weight_bytes(self) -> int:
+        """Returns the weights, their narrow copies where matrix products take them, and the adapter."""
+        number = BYTES.get(self.plan.model.dtype, 4) + (2 if self.plan.precision.autocast else 0)
+        return self.shape.num_parameters * number + (0 if self.adapted is None else self.trained_bytes)
+
+    @property
+    def number(self) -> int:
+        """Returns the bytes of a number that a layer keeps; in mixed precision, of the narrow and wide ones between."""
+        return 3 if self.plan.precision.autocast else BYTES.get(self.plan.model.dtype, 4)
+
+    @property
+    def has_scores(self) -> bool:
+        """Returns True if attention holds its scores as a matrix."""
+        return self.shape.has_softcap or self.plan.model.attention == "eager"
+
+    @property
+    def layers_bytes(self) -> int:
+        """Returns what all layers keep until their backward pass: with checkpointing, what each was given."""
+        streams = self.largest.tokens * self.shape.hidden * self.number
+        if self.plan.gradient_checkpointing is not None:
+            return streams * (self.shape.layers + 2)
+        kept = self.shape.layers * self.layer_bytes + 2 * streams
+        if self.plan.steps.accumulation == 1 or self.plan.device != "cpu":
+            return kept
+        # The gradients of the first micro-batch stand amid the widest blocks that it has left.
+        return kept + 2 * self.largest.tokens * self.shape.inner * self.number * self.shape.layers
+
+    @property
+    def layer_bytes(self) -> int:
+        """Returns what one layer keeps."""
+        shape, tokens, longest = self.shape, self.largest.tokens, self.largest.longest
+        num_norms = 4 if shape.has_norms_after else 2
+        floats = tokens * (num_norms + shape.heads * (2 if shape.has_head_norms else 1))
+        scores = 0
+        if self.has_scores:
+            matrices = shape.heads * self.number * (2 if shape.has_softcap else 1)
+            scores = int(_SCORES * tokens * longest * (matrices + 1))
+        return tokens * self._numbers * self.number + 4 * floats + scores
+
+    @property
+    def _numbers(self) -> int:
+        """Returns how many numbers a layer keeps of a token, beside scores."""
+        shape, is_fused = self.shape, self.plan.speed.fused_layers
+        is_full, adapted = self.adapted is None, self.adapted or ()
+        mlp_parts = ("gate_proj", "up_proj", "down_proj")
+        has_fused_mlp = is_fused and not any(part in adapted for part in mlp_parts)
+        stream = 2 * shape.hidden
+        if shape.has_norms_after:
+            stream += 2 * shape.hidden
+        if not is_fused and is_full:  # the normed states before they are scaled
+            stream += shape.hidden * (4 if shape.has_norms_after else 2)
+        if is_full or any(name in adapted for name in ("q_proj", "k_proj", "v_proj")):
+            stream += shape.hidden
+        if is_full or has_fused_mlp or any(name in adapted for name in ("gate_proj", "up_proj")):
+            stream += shape.hidden
+        attention = 3 * shape.queries if self.has_scores else 2 * (shape.queries + shape.keys)
+        attention += shape.queries if is_full or "o_proj" in adapted else 0
+        if shape.has_head_norms:
+            attention += (shape.queries + shape.keys) * (2 if not is_fused and is_full else 1)
+        inner = 2 if has_fused_mlp else 4 if is_full or "down_proj" in adapted else 3
+        return stream + attention + inner * shape.inner
+
+    @property
+    def backward_bytes(self) -> int:
+        """Returns what the backward pass of one layer takes beside."""
+        shape, tokens, longest = self.shape, self.largest.tokens, self.largest.longest
+        scores = 4 * shape.heads * longest * longest * self.number if self.has_scores else 0
+        return max(tokens * (3 * shape.inner + 2 * shape.hidden) * self.number, scores)
+
+    @property
+    def logits_bytes(self) -> int:
+        """Returns the logits that are held together: of a chunk, or all of them with their gradients."""
+        tokens, vocabulary = self.largest.tokens, self.shape.vocabulary
+        if not self.plan.speed.fused_loss:
+            return 3 * tokens * vocabulary * 4
+        rows = -(-tokens // num_chunks(max(tokens, 1), vocabulary, self.plan.device))
+        return rows * vocabulary * 4 * (2 if self.shape.caps_logits else 1)

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The peak of memory is told before a run starts, and a run that would not fit is refused with what would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oumi.core.errors import ConfigError
+from oumi.core.host import memory_limit
+from oumi.core.plan.fitting import changes_that_fit, memory_of, with_rows
+from oumi.core.plan.memory import Largest, plan_memory
+from oumi.core.plan.parts import LoraPlan, MemoryPlan, Plan
+from oumi.core.plan.plan import make_plan
+from oumi.core.plan.render import plan_json, plan_text
+from oumi.core.plan.shapes import ModelShape, shape_of
+from oumi.core.survey import survey
+from oumi.core.train import train
+from tests.runs import build, tiny_config
+from tests.tiny import save_tiny_model, tiny_llama
+
+GB = 10**9
+LLAMA = ModelShape("llama", 16, 2048, 32, 8, 64, 8192, 128_256, True)
+ROWS = Largest(8 * 512, 512)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    """Returns the plan of a run of a large model on a large machine."""
+    config = tiny_config(tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=1)
+    facts = survey(config)
+    return make_plan(config, replace(facts, memory_bytes=1000 * GB, model=replace(facts.model, shape=LLAMA)))
+
+
+def total(plan: Plan, largest: Largest = ROWS) -> int:
+    found = memory_of(plan, largest)
+    assert found is not None
+    return found.total
+
+
+def fitted(plan: Plan, available: int) -> Plan:
+    assert plan.memory is not None
+    return replace(plan, memory=replace(plan.memory, available=available))
+
+
+def test_more_rows_and_longer_ones_take_more(plan: Plan) -> None:
+    sizes = [total(plan, Largest(rows * 512, 512)) for rows in (1, 2, 3, 8, 64)]
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) > 3
+    eager = replace(plan, model=replace(plan.model, attention="eager"))
+    assert total(eager, Largest(4096, 4096)) > total(eager, ROWS) > total(plan)
+
+
+@pytest.mark.parametrize(
+    "saves",
+    [
+        {"lora": LoraPlan({"r": 8, "target_modules": None}, "ADAPTER_ONLY")},
+        {"gradient_checkpointing": {}},
+    ],
+)
+def test_what_saves_memory_is_told_so(plan: Plan, saves: dict[str, Any]) -> None:
+    assert total(replace(plan, **saves)) < total(plan)
+
+
+def test_each_means_of_speed_and_each_optimizer_has_its_memory(plan: Plan) -> None:
+    assert total(replace(plan, speed=replace(plan.speed, fused_loss=False))) > total(plan)
+    fused = replace(plan, speed=replace(plan.speed, fused_layers=True))
+    assert total(replace(plan, speed=replace(plan.speed, fused_layers=False))) > total(fused)
+    by_name = [
+        total(replace(plan, optimizer=replace(plan.optimizer, name=name))) for name in ("sgd", "adamw_8bit", "adamw")
+    ]
+    assert by_name == sorted(by_name)
+    assert by_name[2] - by_name[0] == 2 * 4 * LLAMA.num_parameters
+
+
+def test_the_rank_of_an_adapter_is_counted(plan: Plan) -> None:
+    small, large = (
+        memory_of(replace(plan, lora=LoraPlan({"r": r, "target_modules": ["q_proj"]}, "MERGED")), ROWS) for r in (8, 64)
+    )
+    assert small is not None
+    assert large is not None
+    assert large.weights - small.weights == 4 * 56 * 16 * (2048 + 2048)
+
+
+@pytest.mark.parametrize("kind", ["TRL_SFT", "HF"])
+def test_other_trainers_keep_other_things(plan: Plan, kind: str) -> None:
+    other = replace(plan, trainer=kind)
+    assert plan_memory(other, GB) is None
+    assert "memory" not in plan_text(replace(other, memory=None))
+
+
+def test_memory_of_what_is_not_known_is_not_known(plan: Plan) -> None:
+    for unknown in (
+        replace(plan, shape=None),
+        replace(plan, model=replace(plan.model, freeze=("model.embed_tokens",))),
+        replace(plan, model=replace(plan.model, max_length=None)),
+        replace(plan, lora=LoraPlan({"r": 8, "target_modules": None, "modules_to_save": ["lm_head"]}, "MERGED")),
+    ):
+        assert plan_memory(unknown, GB) is None
+    assert "not known before the run" in plan_text(replace(plan, memory=None))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2"])
+def test_the_parameters_of_a_shape_are_those_of_the_model(kind: str, tied: bool) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {**tiny_llama().config.to_dict(), "tie_word_embeddings": tied, "head_dim": 16}
+    config = AutoConfig.for_model(**{**settings, "model_type": kind})
+    shape = shape_of(config.to_dict())
+    assert shape is not None
+    assert shape.num_parameters == sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model_type": "gpt2"}, {"vocab_size": None}, {"model_type": "mistral", "sliding_window": 4096}]
+)
+def test_a_shape_that_is_not_understood_is_none(changes: dict[str, Any]) -> None:
+    settings = tiny_llama().config.to_dict()
+    assert shape_of(settings) is not None
+    assert shape_of({**settings, **changes}) is None
+
+
+def test_a_plan_tells_its_memory_and_where_it_goes(plan: Plan) -> None:
+    memory = plan_json(plan)["memory"]
+    assert memory["total"] == plan.memory.total  # type: ignore[union-attr]
+    line = next(line for line in plan_text(plan).splitlines() if line.startswith("  memory "))
+    assert " of 1,000 GB: weights 4.9, gradients " in line
+    assert line.split()[1:3] == ["up", "to"]
+
+
+def test_a_run_without_memory_is_refused_with_the_cheapest_changes_that_fit(plan: Plan) -> None:
+    needed = total(plan)
+    with pytest.raises(ConfigError, match=r"needs [\d.]+ GB at its peak") as refused:
+        with_rows(fitted(plan, int(needed * 0.93)), 24, ROWS)
+    lines = str(refused.value).splitlines()
+    assert len(lines) == 4
+    assert "training.per_device_train_batch_size: 1 with training.gradient_accumulation_steps: 8 (" in lines[1]
+    assert "about 1x the time" in lines[1]
+    assert "enable_gradient_checkpointing: true (" in lines[2]
+    assert "about 1.33x" in lines[2]
+
+
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.5, 0.3, 0.01])
+def test_every_change_that_is_named_fits(plan: Plan, share: float) -> None:
+    short = fitted(plan, int(total(plan) * share))
+    changes = changes_that_fit(short, ROWS)
+    assert len(changes) <= 3
+    assert not any(one.memory.is_short for one in changes)
+    assert bool(changes) == (share > 0.1)
+
+
+def test_rows_that_are_read_make_the_bound_exact(plan: Plan) -> None:
+    exact = with_rows(plan, 24, Largest(100, 30))
+    assert plan.memory is not None
+    assert exact.memory is not None
+    assert (plan.memory.is_bound, exact.memory.is_bound) == (True, False)
+    assert exact.memory.total < plan.memory.total
+    assert with_rows(plan, None, None).memory == plan.memory  # a stream: only the bound is known
+
+
+def test_a_run_is_not_refused_for_rows_that_may_be_short(plan: Plan) -> None:
+    assert plan.memory is not None
+    bound = fitted(plan, plan.memory.total)
+    assert bound.memory is not None
+    assert bound.memory.is_short
+    assert with_rows(bound, 24, Largest(100, 30)).memory is not None
+    assert with_rows(bound, None, None) is not None
+
+
+@pytest.mark.parametrize(
+    ("share", "told"), [(1.0, "as long as they may be"), (0.1, "will be refused before its weights")]
+)
+def test_a_plan_notes_that_memory_may_be_short(tmp_path: Path, plan: Plan, share: float, told: str) -> None:
+    assert plan.memory is not None
+    config = plan.config
+    facts = survey(config)
+    facts = replace(facts, memory_bytes=int(plan.memory.total * share), model=replace(facts.model, shape=LLAMA))
+    assert [told in note for note in make_plan(config, facts).notes if note.startswith("memory")] == [True]
+
+
+def test_a_model_that_never_fits_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    config.model.load_pretrained_weights = False
+    config.model.model_kwargs = {"num_hidden_layers": 100_000_000}
+    with pytest.raises(ConfigError, match="the run needs"):
+        train(config)
+
+
+def test_the_largest_micro_batch_is_that_of_the_order(tmp_path: Path) -> None:
+    trainer = build(tiny_config(tmp_path), _native())
+    run = trainer.run
+    loader = run.loader.from_step(0)
+    seen = [batch.num_tokens for _ in range(run.plan.num_steps) for batch in next(loader)]
+    longest = trainer._rows.largest(run.plan)
+    assert longest is not None
+    assert longest.tokens == max(seen)
+    loader.close()  # type: ignore[attr-defined]
+
+
+def _native() -> Any:
+    from oumi.core.trainers.native import NativeTrainer
+
+    return NativeTrainer
+
+
+def test_the_limit_of_a_container_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "memory.max"
+    assert memory_limit(path) is None
+    path.write_text("max\n")
+    assert memory_limit(path) is None
+    path.write_text("4000000000\n")
+    assert memory_limit(path) == 4_000_000_000
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read on Linux")
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_prediction_is_what_a_process_takes(tmp_path: Path, lora: bool) -> None:
+    save_tiny_model(tmp_path / "model", hidden_size=256, intermediate_size=1024, num_hidden_layers=4)
+    config = tiny_config(
+        tmp_path, 400, per_device_train_batch_size=16, gradient_accumulation_steps=1, max_steps=2, use_peft=lora
+    )
+    config.data.train.pack = True
+    path = tmp_path / "config.json"
+    path.write_text(config.model_dump_json(include={"model", "data", "training"}, exclude_unset=True))
+    run_train(path)
+    memory = json.loads((tmp_path / "out" / "plan.json").read_text())["memory"]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert not memory["is_bound"]
+    assert memory["activations"] > 200 << 20
+    assert memory["total"] == pytest.approx(max(one["peak_memory_bytes"] for one in lines), rel=0.15)
+
+
+def run_train(path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    subprocess.run(
+        [sys.executable, "-m", "oumi", "train", "-c", str(path)], env=environment, check=True, capture_output=True
+    )
+
+
+def test_parts_of_memory_add_up() -> None:
+    memory = MemoryPlan(1, 2, 3, 4, 5, 6, 22, False, False)
+    assert memory.total == 21
+    assert memory.is_short  # a share is left to the system
