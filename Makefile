@@ -17,7 +17,7 @@ help:
 	@echo "make format       mend the format and what the linter can mend"
 	@echo "make schema       write configs/schema anew, after a change of the config"
 	@echo "make slow-test    the campaigns that take minutes"
-	@echo "make bench        the benchmarks"
+	@echo "make bench        the benchmarks, each peer in an environment of its own (an hour, several GB)"
 	@echo "make clean        remove the virtual environment and every cache"
 
 # Set-up runs once, and again when the dependencies change.

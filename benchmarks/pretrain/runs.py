@@ -15,9 +15,8 @@ from typing import Any
 
 from benchmarks.peers import Peer
 from benchmarks.pretrain.recipe import Recipe, Task, gpt2_config, write_job
-from benchmarks.sft.measure import DRIVERS, SOURCE, PeerError, Run, Steps, busy_s, contention
+from benchmarks.sft.measure import DRIVERS, SOURCE, PeerError, Run, Steps, busy_s, contention, wait_for
 
-_LOOK_EVERY_S = 0.02
 _BLOCKS_AT_ONCE = 64
 _TRANSPOSED = ("c_attn.weight", "c_fc.weight", "c_proj.weight")
 """Matrices that GPT-2 in transformers holds the other way round."""
@@ -48,7 +47,7 @@ def run_arm(task: Task, arm: Peer, seed: int) -> Run:
     with log.open("w") as file:
         busy, started = busy_s(), time.monotonic()
         child = subprocess.Popen([sys.executable, *command], stdout=file, stderr=file, env=_variables(task, arm))
-        first_step_ended = _first_line(metrics, child) if arm.driver is None else 0.0
+        first_step_ended = wait_for(metrics, child) if arm.driver is None else 0.0
         _, status, used = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         wall, busy = time.monotonic() - started, busy_s() - busy
@@ -136,15 +135,6 @@ def held_out_loss(model: Any, tokens: Any, block: int) -> float:
             logits_MV = model(input_ids=part[0]).logits.flatten(0, 1)
             total += torch.nn.functional.cross_entropy(logits_MV, part[1].flatten(), reduction="sum").item()
     return total / targets_NT.numel()
-
-
-def _first_line(path: Path, child: subprocess.Popen[bytes]) -> float:
-    """Returns when the first line was written, or the process has ended."""
-    while os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        if path.exists() and path.stat().st_size:
-            break
-        time.sleep(_LOOK_EVERY_S)
-    return time.monotonic()
 
 
 def _variables(task: Task, arm: Peer) -> dict[str, str]:

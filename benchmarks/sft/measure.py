@@ -82,7 +82,7 @@ def run_peer(task: Task, peer: Peer, python: Path | str, packages: Sequence[str]
     with log.open("w") as file:
         busy, started = busy_s(), time.monotonic()
         child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=_variables(task, peer))
-        first = _wait_for(first_line, child) if first_line else 0.0
+        first = wait_for(first_line, child) if first_line else 0.0
         _, status, used = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         wall, busy = time.monotonic() - started, busy_s() - busy
@@ -111,7 +111,7 @@ def _first_line(task: Task, peer: Peer) -> Path | None:
     return None if peer.driver else task.folder / "out" / "metrics.jsonl"
 
 
-def _wait_for(path: Path, child: subprocess.Popen[bytes]) -> float:
+def wait_for(path: Path, child: subprocess.Popen[bytes]) -> float:
     """Returns when the first line was written, or the process has ended."""
     while os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         if path.exists() and path.stat().st_size:

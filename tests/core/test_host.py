@@ -26,14 +26,14 @@ def test_waiting_threads_soon_sleep_unless_the_user_said_otherwise(monkeypatch: 
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    host.wait_briefly()
+    host.let_waiting_threads_sleep()
     assert "GOMP_SPINCOUNT" not in os.environ
     monkeypatch.delenv("OMP_WAIT_POLICY")
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    host.wait_briefly()
+    host.let_waiting_threads_sleep()
     assert os.environ["GOMP_SPINCOUNT"] == "7"
     monkeypatch.delenv("GOMP_SPINCOUNT")
-    host.wait_briefly()
+    host.let_waiting_threads_sleep()
     assert int(os.environ["GOMP_SPINCOUNT"]) > 0
 
 

@@ -7,13 +7,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from oumi.core.batch import Batch
 from oumi.core.configs import TrainingConfig
-from oumi.core.engine.gradients import is_out_of_memory
-from tests.runs import tiny_config
+from oumi.core.engine.gradients import add_gradients, is_out_of_memory
+from oumi.core.errors import ConfigError
+from oumi.core.run import Run
+from oumi.core.trainers.native import NativeTrainer
+from tests.runs import build, tiny_config
 
 DRIVER = """
 import resource, sys
@@ -79,3 +84,47 @@ def test_memory_that_ran_out_is_told_from_other_errors() -> None:
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def short_run(folder: Path, name: str, most_tokens: int) -> Run:
+    """Returns a run whose objective has room for so many tokens at once, as on a device that is full."""
+    sizes: dict[str, Any] = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+    run = build(tiny_config(folder, output_dir=str(folder / name), **sizes), NativeTrainer).run
+    plain = run.objective
+
+    def objective(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        loss = plain(model, batch)
+        if batch.num_tokens > most_tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss
+
+    run.objective = objective
+    return run
+
+
+def gradient(run: Run, batches: list[Batch]) -> torch.Tensor:
+    add_gradients(run, batches, sum(batch.num_terms for batch in batches))
+    return torch.cat([weight.grad.flatten() for weight in run.model.parameters() if weight.grad is not None])
+
+
+def test_a_step_in_smaller_parts_has_the_same_gradient_and_the_next_ones_begin_so(tmp_path: Path) -> None:
+    plenty = short_run(tmp_path, "plenty", 1 << 20)
+    batches = next(plenty.loader.from_step(0))
+    longest = max(one.num_tokens for batch in batches for one in batch.documents())
+    wanted = gradient(plenty, batches)
+    run = short_run(tmp_path, "short", longest)  # uneven documents are cut until the longest stands alone
+    torch.testing.assert_close(gradient(run, batches), wanted, rtol=1e-5, atol=1e-7)
+    assert run.state.parts > 1
+    before = run.state.parts
+    run.model.zero_grad()
+    gradient(run, batches)
+    assert run.state.parts == before
+
+
+def test_a_row_that_does_not_fit_alone_is_named(tmp_path: Path) -> None:
+    run = short_run(tmp_path, "short", 20)
+    batches = next(run.loader.from_step(0))
+    with pytest.raises(
+        ConfigError, match=r"out of memory with one row at a time; the largest begins with .*chats.jsonl"
+    ):
+        gradient(run, batches)

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from oumi.core.batch import collate
 from oumi.core.models.flat import make_flat
+from oumi.core.objectives.next_token import next_token_loss
 from oumi.core.types.example import Example, Source
 
 SMALL = {
@@ -34,16 +35,16 @@ def test_flat_logits_equal_those_of_each_document_alone(model_type: str) -> None
 
 @pytest.mark.gpu
 def test_nothing_in_a_forward_and_backward_pass_waits_for_the_device() -> None:
-    from oumi.core.objectives.next_token import next_token_loss
-
     inner = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMALL)).to("cuda").bfloat16().train()
     model = make_flat(inner, None)
     rows = [Example(np.arange(3, 3 + n).astype(np.int32), np.ones(n, bool), Source("", "", 0)) for n in (7, 3, 40)]
     batches = [collate(rows).to(torch.device("cuda")) for _ in range(2)]
     next_token_loss(model, batches[0]).backward()  # the first makes workspaces
+    inner.zero_grad()
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("error")  # which raises where something waits
     try:
         next_token_loss(model, batches[1]).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in inner.parameters())

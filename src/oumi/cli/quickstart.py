@@ -26,9 +26,9 @@ def quickstart(
     max_steps: Annotated[int | None, typer.Option(min=1, help="Stop early; fewer answers will be right.")] = None,
 ) -> None:
     """Train a tiny model for about a minute and see what it learned. Needs no GPU, account or network."""
-    from oumi.core.host import keep_freed_memory, wait_briefly
+    from oumi.core.host import keep_freed_memory, let_waiting_threads_sleep
 
-    wait_briefly()
+    let_waiting_threads_sleep()
     keep_freed_memory()
     typer.echo("A tiny model with random weights will learn to spell words backwards and to count their letters.")
     typer.echo(f"It is asked {NUM_QUESTIONS} questions about words it is never trained on, before and after.\n")

@@ -36,7 +36,7 @@ def train(
     path = recipes.resolve_config(config)
     loaded = TrainingConfig.load(path, overrides)
     check(loaded)  # before torch is imported: a typo is told at once
-    host.wait_briefly()
+    host.let_waiting_threads_sleep()
     from oumi.core.train import train as carry_out
 
     _tell(carry_out(loaded, verbose=verbose, source=read_text(path)), loaded.training)

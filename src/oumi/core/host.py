@@ -110,8 +110,8 @@ def has_tight_heap() -> bool:
     return "glibc.malloc.tcache_count=0" in os.environ.get("GLIBC_TUNABLES", "").split(":")
 
 
-def wait_briefly() -> None:
-    """Lets threads that wait for others sleep after microseconds instead of milliseconds; before torch is imported.
+def let_waiting_threads_sleep() -> None:
+    """Makes threads that wait for others sleep after microseconds, not milliseconds. Before torch is imported.
 
     A thread that spins holds a core. Where other programs want cores too, that may be the very core which the
     awaited thread needs, and a step can take ten times as long. What the user set is left alone.

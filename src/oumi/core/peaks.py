@@ -38,8 +38,6 @@ class Peaks:
     """Of matrix products with all cores, a second."""
     num_cores: int
     """How many share them: CPU cores, or one GPU."""
-    bytes_per_s: float
-    """Read and written together, where a large tensor is scaled."""
     page_fault_s: float
     """Processor time of the first touch of a page."""
 
@@ -71,13 +69,12 @@ def peaks_of(device: str, device_name: str, dtype: str) -> Peaks:
 
 
 def measure_peaks(device: str, dtype: str, num_cores: int) -> Peaks:
-    """Returns what the device reaches now; on a CPU in 36 MB, as the peak memory of a run counts them, too."""
+    """Returns what the device reaches now; on a CPU in 20 MB, as the peak memory of a run counts them, too."""
     import torch
 
     kind, edge = getattr(torch, dtype), _EDGE[device]
     left, right = (torch.randn(edge, edge, device=device).to(kind) for _ in range(2))
     product = torch.empty_like(left)
-    tensor = torch.ones(1 << (22 if device == "cpu" else 28), device=device)
     num_threads = torch.get_num_threads()
     wait = torch.cuda.synchronize if device == "cuda" else torch.mps.synchronize if device == "mps" else _nothing
     # Of a CPU one core is measured, by the time that it works: others may use the machine meanwhile.
@@ -90,7 +87,6 @@ def measure_peaks(device: str, dtype: str, num_cores: int) -> Peaks:
     return Peaks(
         flops=2 * edge**3 / products_s * num_cores,
         num_cores=num_cores,
-        bytes_per_s=2 * tensor.nbytes / _best(lambda: tensor.mul_(1.0), wait, time.perf_counter),
         page_fault_s=measure_page_fault(),
     )
 
@@ -135,6 +131,6 @@ def _nothing() -> None:
 def _read(path: Path) -> Peaks | None:
     try:
         values = json.loads(path.read_text())
-        return Peaks(**{name: values[name] for name in ("flops", "num_cores", "bytes_per_s", "page_fault_s")})
+        return Peaks(**{name: values[name] for name in ("flops", "num_cores", "page_fault_s")})
     except (OSError, ValueError, KeyError, TypeError):  # not there, or not whole
         return None

@@ -36,7 +36,7 @@ def test_shares_add_up_to_one(wall_s: float, seconds: dict[str, float]) -> None:
 
 def test_parts_that_fit_are_left_as_they_are_and_python_has_the_rest() -> None:
     shares = shares_of(2.0, {"useful": 1.0, "memory": 0.5, "data": 0.1})
-    assert shares["useful"], shares["memory"] == (0.5, 0.25)
+    assert (shares["useful"], shares["memory"]) == (0.5, 0.25)
     assert shares["python"] == pytest.approx(0.2)
 
 
@@ -73,6 +73,13 @@ def test_a_frozen_weight_needs_no_gradient_of_its_own() -> None:
     assert frozen.token_forward == whole.token_forward
 
 
+def test_a_model_without_attention_has_work_too() -> None:
+    settings: dict[str, Any] = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+    work = work_of(AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", **settings)))
+    assert work.pair_forward == 0
+    assert work.flops([40], 40) > 0
+
+
 def test_kernels_are_told_apart() -> None:
     left = torch.randn(256, 256, requires_grad=True)
     with OpTimes() as times:
@@ -81,7 +88,7 @@ def test_kernels_are_told_apart() -> None:
     assert times.others_s > 0
 
 
-def test_watching_a_step_leaves_its_numbers_bitwise_unchanged(tmp_path: Path) -> None:
+def test_watching_a_step_leaves_its_numbers_bitwise_unchanged() -> None:
     def gradients() -> list[torch.Tensor]:
         model = tiny_llama()
         model(input_ids=torch.arange(40)[None], labels=torch.arange(40)[None]).loss.backward()
@@ -119,7 +126,6 @@ def test_peaks_are_measured_once_and_a_broken_file_is_measured_again(
     monkeypatch.setenv("OUMI_CACHE_DIR", str(tmp_path))
     found = peaks_of("cpu", "some CPU", "float32")
     assert found.flops > 1e9
-    assert found.bytes_per_s > 1e8
     (path,) = tmp_path.glob("peaks-*.json")
     assert peaks_of("cpu", "some CPU", "float32") == found
     path.write_text(path.read_text()[:20])

@@ -16,6 +16,7 @@ from oumi.core.models.work import Work
 from oumi.core.peaks import Peaks, nominal_flops, peaks_of
 
 Record = dict[str, float]
+"""What is measured of a step, by name."""
 _SAMPLED_STEP = 2
 """Of a run, counted from its start: the first one warms up."""
 _SAMPLED_AGAIN = 500
@@ -32,8 +33,6 @@ WASTE = {
     "python": "Python and the rest",
 }
 """Where the time of a step goes that is not useful arithmetic at the machine's peak."""
-
-
 _EXTRA = ("padding", "recompute")
 """Arithmetic that is done beside what is useful."""
 

@@ -11,10 +11,8 @@ import torch
 
 from oumi.core import host
 from oumi.core.batch import Batch
-from oumi.core.callbacks.efficiency import Efficiency
+from oumi.core.callbacks.efficiency import Efficiency, Record
 from oumi.core.run import Callback, Progress, Run, StepReport
-
-Record = dict[str, float]
 
 
 class Sink:

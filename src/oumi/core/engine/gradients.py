@@ -32,7 +32,7 @@ def add_gradients(run: Run, micro_batches: list[Batch], num_terms: int) -> torch
         run.optimizer.zero_grad(set_to_none=True)
         if run.world.device.type != "cpu":
             torch.accelerator.empty_cache()
-        _cut_smaller(run, micro_batches, len(parts))
+        _cut_smaller(run, parts)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -51,15 +51,18 @@ def _add(run: Run, parts: list[Batch], num_terms: int) -> torch.Tensor:
     return loss
 
 
-def _cut_smaller(run: Run, micro_batches: list[Batch], num_parts: int) -> None:
-    run.state.parts *= 2
-    if sum(len(batch.cut(run.state.parts)) for batch in micro_batches) == num_parts:
-        longest = max((one for batch in micro_batches for one in batch.documents()), key=lambda one: one.num_tokens)
+def _cut_smaller(run: Run, parts: list[Batch]) -> None:
+    """Doubles the cut; raises ConfigError if none of the parts that did not fit can be cut further."""
+    if all(len(part.sources) == 1 or part.num_pictures for part in parts):
+        largest = max(parts, key=lambda part: part.num_tokens)
+        rows = f"a batch of {len(largest.sources)} rows with pictures" if len(largest.sources) > 1 else "one row"
         raise ConfigError(
-            f"step {run.state.step + 1}: out of memory with one row at a time; the longest is {longest.sources[0]} "
-            f"with {longest.num_tokens:,} tokens. Lower model.model_max_length, "
-            "set training.enable_gradient_checkpointing, or train an adapter with training.use_peft"
+            f"step {run.state.step + 1}: out of memory with {rows} at a time; the largest begins with "
+            f"{largest.sources[0]} and has {largest.num_tokens:,} tokens. Lower training.per_device_train_batch_size "
+            "or model.model_max_length, set training.enable_gradient_checkpointing, or train an adapter with "
+            "training.use_peft"
         )
+    run.state.parts *= 2
     logger.warning(
         "step %d: out of memory; each micro-batch is computed in %d parts from here on, with the same result",
         run.state.step + 1,

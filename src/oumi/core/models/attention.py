@@ -35,12 +35,13 @@ class Documents:
     """Where each document begins, and where the last one ends [D + 1]."""
     longest: int = 0
     """Tokens of the longest document."""
+    _on_device: torch.Tensor | None = None
 
     def fill(self, offsets: tuple[int, ...]) -> None:
         """Takes the documents of the next batch."""
         self.offsets = offsets
         self.longest = max((b - a for a, b in pairwise(offsets)), default=0)
-        self._on_device: torch.Tensor | None = None
+        self._on_device = None
 
     def on_device(self, device: torch.device) -> torch.Tensor:
         """Returns the offsets as int32 on a device: sent once for all layers, and not waited for."""

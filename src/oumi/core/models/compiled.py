@@ -8,8 +8,8 @@ from typing import Any
 from oumi.core.errors import ConfigError
 
 
-def compile_layers(model: Any) -> int:
-    """Compiles each layer of the model's stack when it is first run, and returns how many there are.
+def compile_layers(model: Any) -> None:
+    """Lets each layer of the model's stack be compiled when it is first run.
 
     Layers share what is compiled, and it holds for batches of any length: the compiler is told that lengths
     change, and attention within documents stands outside of it.
@@ -24,4 +24,3 @@ def compile_layers(model: Any) -> int:
         raise ConfigError(f"training.compile: {base.config.model_type} does not say what its layers are; leave it out")
     for layer in layers:
         layer.compile(dynamic=True)
-    return len(layers)

@@ -13,8 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-Backward = Callable[..., torch.Tensor]
-
 
 class RmsNorm(torch.autograd.Function):
     """x / sqrt(mean(x^2) + eps) * (offset + weight), over the last dimension (arXiv 1910.07467)."""

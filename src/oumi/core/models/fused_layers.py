@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from oumi.core.log import logger
 from oumi.core.models.fused import GELU, GELU_TANH, SILU, Activation, GatedMlp, RmsNorm, rotate
 from oumi.core.models.trial import evaluating, is_close
 
@@ -34,6 +35,7 @@ def fuse_layers(model: Any) -> Counter[str]:
                 if forward is not None:
                     module.forward = MethodType(forward, module)
                     swapped[kind] += 1
+    logger.info("fused forms: %s", ", ".join(f"{count} {kind}" for kind, count in swapped.items()) or "none")
     return swapped
 
 

@@ -74,7 +74,7 @@ def work_of(model: Any) -> Work:
         token=4 * forward + 2 * trained,
         term_forward=2 * head_size,
         term=(6 if is_head_trained else 4) * head_size,
-        pair_forward=4.0 * config.num_attention_heads * _head_size(config),
+        pair_forward=4.0 * _attention_width(config),
         windows=_windows(config),
     )
 
@@ -91,9 +91,10 @@ def _active_share(config: Any) -> float:
     return getattr(config, "num_experts_per_tok", 1) / experts if experts else 1.0
 
 
-def _head_size(config: Any) -> int:
-    size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return size
+def _attention_width(config: Any) -> int:
+    """Returns the width of all queries of a token, 0 of a model without attention."""
+    heads: int = getattr(config, "num_attention_heads", None) or 0
+    return heads * (getattr(config, "head_dim", None) or config.hidden_size // heads) if heads else 0
 
 
 def _windows(config: Any) -> tuple[tuple[int | None, int], ...]:

@@ -52,8 +52,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss = torch.zeros((), dtype=taken.wide, device=states_Nd.device)
             for part in chunks(len(states_Nd), len(weight_Vd), states_Nd.device.type):
                 loss += _chunk(taken, targets_N[part], part, *terms)
-        ctx.save_for_backward(*(one for one in taken.gradients if one is not None))
-        ctx.has = [one is not None for one in taken.gradients]
+        gradients = taken.gradients()
+        ctx.save_for_backward(*(one for one in gradients if one is not None))
+        ctx.has = [one is not None for one in gradients]
         return loss
 
     @staticmethod
@@ -79,10 +80,11 @@ class _Taken:
         self.d_states_Nd = torch.empty_like(states_Nd) if wanted[0] else None
         self.d_weight_Vd = torch.zeros_like(weight_Vd, dtype=self.wide) if wanted[1] else None
         self.d_bias_V = torch.zeros_like(bias_V, dtype=self.wide) if bias_V is not None and wanted[2] else None
+        self.has_gradients = any(wanted)
         self._weight_dtype = weight_Vd.dtype
 
-    @property
     def gradients(self) -> list[torch.Tensor | None]:
+        """Returns the gradients of states, weight and bias, each in the dtype of what it is of."""
         narrowed = [None if one is None else one.to(self._weight_dtype) for one in (self.d_weight_Vd, self.d_bias_V)]
         return [self.d_states_Nd, *narrowed]
 
@@ -120,7 +122,7 @@ def _chunk(taken: _Taken, targets_C: torch.Tensor, part: slice, head: Head, plan
     if wanted_C1 is not None:
         log_z_C1 = wanted_C1 - log_p_C1
         loss += z_loss * log_z_C1.square().sum()
-    if all(one is None for one in taken.gradients):
+    if not taken.has_gradients:
         return loss
     gradient_CV = log_p_CV.exp_()
     if wanted_C1 is not None:
