@@ -17,8 +17,8 @@ from typing import Any
 from benchmarks.sft.workload import SHAPES, make_rows, make_workload, vocabulary_words, write_rows
 
 STEPS = 3
-TIGHT = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
-"""Lets glibc use large blocks again where they were; see `oumi.core.host.has_tight_heap`."""
+LOOSE = "glibc.malloc.tcache_count=7"
+"""What glibc does by itself; said, it is left as it is. See `oumi.core.host.tighten_heap`."""
 _NUM_OTHERS = 9
 """Tokens of the tokenizer that are no words."""
 
@@ -100,11 +100,11 @@ def main(words: Sequence[str] | None = None) -> None:
     """Runs the cases, and prints predicted and measured peak of each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="the cases that contain this")
-    parser.add_argument("--tight", action="store_true", help="tell glibc to keep no small blocks aside")
+    parser.add_argument("--loose", action="store_true", help="let glibc keep small blocks aside, as from Python")
     parser.add_argument("--folder", type=Path, default=Path("~/.cache/oumi/benchmarks/memory"), help="for files")
     arguments = parser.parse_args(words)
-    if arguments.tight:
-        os.environ["GLIBC_TUNABLES"] = TIGHT
+    if arguments.loose:
+        os.environ["GLIBC_TUNABLES"] = LOOSE
     folder = arguments.folder.expanduser().absolute()
     print("| run | predicted MB | measured MB | error |\n|---|---:|---:|---:|")
     for case in CASES:

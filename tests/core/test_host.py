@@ -43,3 +43,19 @@ def test_means_of_speed_are_switched_off_by_name(monkeypatch: pytest.MonkeyPatch
     assert not host.keep_freed_memory()
     monkeypatch.delenv("OUMI_WITHOUT")
     assert host.without() == set()
+
+
+def test_a_training_process_starts_itself_anew_once_as_the_same_command_with_a_tight_heap() -> None:
+    code = (
+        "import os, sys; from oumi.core import host; print(os.getpid(), host.has_tight_heap(), flush=True); "
+        "host.tighten_heap(); print(sys.argv)"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    for given, tight in ((environment, "True"), ({**environment, "GLIBC_TUNABLES": "glibc.malloc.check=1"}, "False")):
+        command = [sys.executable, "-c", code, "--key", "a b"]
+        told = subprocess.run(command, capture_output=True, text=True, check=True, env=given).stdout.splitlines()
+        *states, arguments = told
+        assert arguments == "['-c', '--key', 'a b']"
+        assert len({one.split()[0] for one in states}) == 1, "the process stays the same one"
+        assert states[-1].split()[1] == tight
+        assert len(states) == (2 if tight == "True" else 1)
