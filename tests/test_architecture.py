@@ -20,7 +20,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 400, 60, 6
 FLOORS = {
     "oumi.core.errors": 0, "oumi.core.log": 0, "oumi.core.host": 0, "oumi.core.registry": 0.2, "oumi.core.types": 0,
     "oumi.core.hub": 0.2, "oumi.core.recipes": 0.2, "oumi.core.redact": 0.2, "oumi.core.environment": 0.5,
-    "oumi.core.peaks": 0.2,
+    "oumi.core.peaks": 0.2, "oumi.core.products": 0.2,
     "oumi.core.configs": 1, "oumi.core.plan": 2, "oumi.core.distributed": 3, "oumi.core.batch": 3, "oumi.core.run": 4,
     "oumi.core.data": 5, "oumi.core.models": 5, "oumi.core.objectives": 5, "oumi.core.optim": 5,
     "oumi.core.checkpoint": 5, "oumi.core.datasets": 6, "oumi.core.engine": 6, "oumi.core.callbacks": 6,

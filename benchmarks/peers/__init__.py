@@ -9,7 +9,7 @@ from typing import Any
 
 TORCH = "torch==2.13.0"
 """Asked for exactly and first, as a looser request may bring gigabytes of another build."""
-TECHNIQUES = ("allocator", "fused_loss", "fused_layers", "flat")
+TECHNIQUES = ("allocator", "products", "fused_loss", "fused_layers", "flat")
 """What `OUMI_WITHOUT` can switch off."""
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from oumi.core.products import backward_product, forward_product
+
 
 class RmsNorm(torch.autograd.Function):
     """x / sqrt(mean(x^2) + eps) * (offset + weight), over the last dimension (arXiv 1910.07467)."""
@@ -52,11 +54,11 @@ class GatedMlp(torch.autograd.Function):
         activation: Activation,
     ) -> torch.Tensor:
         x_Td = x.reshape(-1, x.shape[-1])
-        g_TF, u_TF = x_Td @ gate_Fd.t(), x_Td @ up_Fd.t()
+        g_TF, u_TF = forward_product(x_Td, gate_Fd), forward_product(x_Td, up_Fd)
         ctx.save_for_backward(x_Td, g_TF, u_TF, gate_Fd, up_Fd, down_dF)
         ctx.activation = activation
         inner_TF = activation.forward(g_TF).mul_(u_TF)
-        return (inner_TF @ down_dF.t()).view(*x.shape[:-1], -1)
+        return forward_product(inner_TF, down_dF).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -65,12 +67,12 @@ class GatedMlp(torch.autograd.Function):
         dy_Td = upstream[0].reshape(-1, upstream[0].shape[-1])
         active_TF = ctx.activation.forward(g_TF)
         d_down = dy_Td.t() @ (active_TF * u_TF) if wants_down else None
-        d_inner_TF = dy_Td @ down_dF
+        d_inner_TF = backward_product(dy_Td, down_dF)
         du_TF = active_TF.mul_(d_inner_TF)
         dg_TF = ctx.activation.backward(d_inner_TF.mul_(u_TF), g_TF)
-        dx_Td = torch.addmm(dg_TF @ gate_Fd, du_TF, up_Fd).view(*upstream[0].shape[:-1], -1) if wants_x else None
+        dx_Td = backward_product(dg_TF, gate_Fd).add_(backward_product(du_TF, up_Fd)) if wants_x else None
         return (
-            dx_Td,
+            None if dx_Td is None else dx_Td.view(upstream[0].shape),
             dg_TF.t() @ x_Td if wants_gate else None,
             du_TF.t() @ x_Td if wants_up else None,
             d_down,

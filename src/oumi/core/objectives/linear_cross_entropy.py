@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from oumi.core.batch import Head
-from oumi.core.plan.memory import num_chunks
+from oumi.core.plan.memory import chunk_rows
 from oumi.core.plan.parts import LossPlan
+from oumi.core.products import backward_product, forward_product
 
 
 def linear_cross_entropy(states_Nd: torch.Tensor, head: Head, targets_N: torch.Tensor, plan: LossPlan) -> torch.Tensor:
@@ -31,10 +32,10 @@ def linear_cross_entropy(states_Nd: torch.Tensor, head: Head, targets_N: torch.T
 
 
 def chunks(num_rows: int, vocabulary: int, device: str) -> Iterator[slice]:
-    """Yields parts of about equal size, as many as keep the logits of one within the device's share of memory."""
-    count = num_chunks(num_rows, vocabulary, device)
-    for i in range(count):
-        yield slice(num_rows * i // count, num_rows * (i + 1) // count)
+    """Yields parts of one size, the last one of what is left; the logits of one keep within their share of memory."""
+    size = chunk_rows(num_rows, vocabulary, device)
+    for start in range(0, num_rows, max(size, 1)):
+        yield slice(start, min(start + size, num_rows))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -90,7 +91,7 @@ class _Taken:
 
     def logits(self, part: slice) -> torch.Tensor:
         """Returns the head's product [C, V], in the wide dtype."""
-        product_CV = (self.states[part] @ self.weight.t()).to(self.wide)
+        product_CV = forward_product(self.states[part], self.weight).to(self.wide)
         return product_CV if self.bias is None else product_CV.add_(self.bias)
 
     def add_gradient(self, part: slice, gradient_CV: torch.Tensor) -> None:
@@ -99,7 +100,7 @@ class _Taken:
             self.d_bias_V += gradient_CV.sum(0)
         narrow_CV = gradient_CV.to(self.narrow)
         if self.d_states_Nd is not None:
-            torch.mm(narrow_CV, self.weight, out=self.d_states_Nd[part])
+            self.d_states_Nd[part] = backward_product(narrow_CV, self.weight)
         if self.d_weight_Vd is None:
             return
         if self.narrow == self.wide:

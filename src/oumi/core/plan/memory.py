@@ -35,6 +35,8 @@ _CHUNK_ELEMENTS_ELSEWHERE = 1 << 28
 _CHUNK_ROWS = {"cpu": (128, 1024)}
 _CHUNK_ROWS_ELSEWHERE = (1024, 1 << 16)
 """Fewer would read and write the gradient of the head too often."""
+_CHUNK_STEP = 64
+"""Of the rows of a chunk: few different sizes, as oneDNN makes code for each (see `products.py`)."""
 _USUAL_TARGETS = ("q_proj", "v_proj")
 """What PEFT adapts of these families where nothing is named."""
 
@@ -48,11 +50,13 @@ class Largest:
     """Tokens of the longest row among them."""
 
 
-def num_chunks(num_rows: int, vocabulary: int, device: str) -> int:
-    """Returns in how many parts the head's logits are taken, so that those of one keep within their share of memory."""
+def chunk_rows(num_rows: int, vocabulary: int, device: str) -> int:
+    """Returns of how many positions logits are taken at once, so that they keep within their share of memory."""
     fewest, most = _CHUNK_ROWS.get(device, _CHUNK_ROWS_ELSEWHERE)
-    limit = _CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS_ELSEWHERE) // vocabulary
-    return -(-num_rows // min(max(limit, fewest), most))
+    fitting = _CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS_ELSEWHERE) // vocabulary
+    limit = min(max(fitting, fewest), most) // _CHUNK_STEP * _CHUNK_STEP
+    count = max(-(-num_rows // limit), 1)
+    return -(-num_rows // (count * _CHUNK_STEP)) * _CHUNK_STEP
 
 
 def plan_memory(
@@ -221,5 +225,4 @@ class _Step:
         tokens, vocabulary = self.largest.tokens, self.shape.vocabulary
         if not self.plan.speed.fused_loss:
             return 3 * tokens * vocabulary * 4
-        rows = -(-tokens // num_chunks(max(tokens, 1), vocabulary, self.plan.device))
-        return rows * vocabulary * 4 * (2 if self.shape.caps_logits else 1)
+        return chunk_rows(tokens, vocabulary, self.plan.device) * vocabulary * 4 * (2 if self.shape.caps_logits else 1)
