@@ -45,11 +45,17 @@ def test_means_of_speed_are_switched_off_by_name(monkeypatch: pytest.MonkeyPatch
     assert host.without() == set()
 
 
-def test_a_training_process_starts_itself_anew_once_as_the_same_command_with_a_tight_heap() -> None:
+def test_a_training_process_starts_itself_anew_once_as_the_same_command_with_a_tight_heap(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["oumi", "train"])
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     code = (
         "import os, sys; from oumi.core import host; print(os.getpid(), host.has_tight_heap(), flush=True); "
         "host.tighten_heap(); print(sys.argv)"
     )
+    assert not host.has_tight_heap()
+    host.tighten_heap()  # these arguments are not those of this process
     environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
     for given, tight in ((environment, "True"), ({**environment, "GLIBC_TUNABLES": "glibc.malloc.check=1"}, "False")):
         command = [sys.executable, "-c", code, "--key", "a b"]

@@ -15,7 +15,8 @@ from oumi.core.host import describe_host
 from oumi.core.models.flat import make_flat
 from oumi.core.models.fused_layers import fuse_layers
 from oumi.core.objectives.next_token import next_token_loss
-from tests.runs import batches, tiny_rows
+from oumi.core.train import train
+from tests.runs import batches, tiny_config, tiny_rows
 from tests.tiny import tiny_llama
 
 PATHS: dict[str, Callable[[Any], object]] = {
@@ -51,6 +52,16 @@ def test_bfloat16_products_depend_on_the_cut_by_their_rounding_only(tmp_path: Pa
         found = gradient(batches(rows, size), torch.float32)
     assert found.dtype == torch.float32
     assert relative_error(found, wanted) < 0.02
+
+
+def test_micro_batches_left_to_the_plan_give_the_same_run(tmp_path: Path) -> None:
+    losses = []
+    for name, size, parts in (("auto", "auto", 2), ("given", 4, 4)):
+        cut: dict[str, Any] = {"per_device_train_batch_size": size, "gradient_accumulation_steps": parts}
+        config = tiny_config(tmp_path, output_dir=str(tmp_path / name), max_steps=3, **cut)
+        losses.append(train(config).metrics["loss"])
+    assert '"micro_batch_rows": 16' in (tmp_path / "auto" / "plan.json").read_text()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_gradients_do_not_depend_on_the_order_inside_a_step(tmp_path: Path) -> None:

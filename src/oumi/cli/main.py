@@ -16,7 +16,7 @@ from oumi.cli.env import env
 from oumi.cli.plan import plan
 from oumi.cli.quickstart import quickstart
 from oumi.cli.train import train
-from oumi.core import log
+from oumi.core import host, log
 from oumi.core.errors import OumiError
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ app.command()(chat)
 app.command()(infer)
 app.command()(env)
 
+_ABOUT_MEMORY = {"train", "plan", "quickstart"}
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -59,6 +60,8 @@ def main(
 
 def run() -> None:
     """Runs the command line; a problem that the user can mend is printed bare."""
+    if _ABOUT_MEMORY & set(sys.argv):
+        host.tighten_heap()  # starts the process anew, so before torch is imported
     try:
         app()
     except OumiError as error:

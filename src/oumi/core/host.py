@@ -118,9 +118,12 @@ def tighten_heap() -> None:
 
     What is kept aside stands between large blocks, which then do not fit again where they were: a training process
     grows by a tenth to a half. glibc takes the setting only before a process starts. Nothing is done where the
-    user has settings of his own, where a debugger looks on, or where there is no glibc.
+    user has settings of his own, where a debugger looks on, where there is no glibc, or where a program calls the
+    command line with arguments of its own.
     """
     if "allocator" in without() or "GLIBC_TUNABLES" in os.environ or sys.gettrace() or not _has_glibc():
+        return
+    if sys.orig_argv[-len(sys.argv) :][1:] != sys.argv[1:]:
         return
     os.environ["GLIBC_TUNABLES"] = f"{_NO_TCACHE}:glibc.malloc.mxfast=0"
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -3,12 +3,13 @@
 
 torch has two for float32 on a CPU: MKL, which `torch.mm` calls, and oneDNN. On AMD's processors oneDNN is faster, by 5
 to 15 %, for products whose result is as long as a row of the weight; `benchmarks/products.py` compares the two. Shape
-letters: T rows, i inputs, o outputs.
+letters: T rows, i inputs, o outputs of a layer.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 import torch
 
@@ -21,18 +22,17 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_MOST_KEPT))  # rea
 
 def forward_product(x_Ti: torch.Tensor, weight_oi: torch.Tensor) -> torch.Tensor:
     """Returns x W^T [T, o]; autograd does not see it."""
-    return _linear(x_Ti, weight_oi) if _prefers_onednn(weight_oi) else x_Ti @ weight_oi.t()
+    return _product(x_Ti, weight_oi.t())
 
 
 def backward_product(gradient_To: torch.Tensor, weight_oi: torch.Tensor) -> torch.Tensor:
     """Returns gradient W [T, i]; autograd does not see it."""
-    return _linear(gradient_To, weight_oi.t()) if _prefers_onednn(weight_oi) else gradient_To @ weight_oi
+    return _product(gradient_To, weight_oi)
 
 
-def _prefers_onednn(weight: torch.Tensor) -> bool:
-    return weight.dtype == torch.float32 and weight.device.type == "cpu" and host.multiplies_faster_by_onednn()
-
-
-def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    return result
+def _product(x_Ta: torch.Tensor, weight_ab: torch.Tensor) -> torch.Tensor:
+    if x_Ta.dtype == torch.float32 and x_Ta.device.type == "cpu" and host.multiplies_faster_by_onednn():
+        with suppress(RuntimeError):  # it has no memory for its code
+            result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_Ta, weight_ab.t(), None, "none", [], "")
+            return result
+    return x_Ta @ weight_ab

@@ -79,7 +79,7 @@ def _run(plan: Plan, world: World, source: str | None) -> TrainResult:
     if start.is_finished(plan, rows.fingerprint):
         return _complete(plan, start.identity)
     start.check_rows(rows.fingerprint)
-    plan = with_rows(plan, rows.num_rows, rows.largest(plan))  # refused here if memory is short
+    plan = with_rows(plan, rows.num_rows, rows.largest)  # refused here if memory is short
     begin(plan, start)
     write_records(plan, source)
     trainer = TRAINERS.get(plan.trainer).build(plan, world, rows, start)

@@ -15,7 +15,7 @@ import pytest
 
 from oumi.core.errors import ConfigError
 from oumi.core.host import memory_limit
-from oumi.core.plan.fitting import changes_that_fit, memory_of, with_rows
+from oumi.core.plan.fitting import changes_that_fit, memory_of, with_micro_batches, with_rows
 from oumi.core.plan.memory import Largest, plan_memory
 from oumi.core.plan.parts import LoraPlan, MemoryPlan, Plan
 from oumi.core.plan.plan import make_plan
@@ -136,10 +136,34 @@ def test_a_plan_tells_its_memory_and_where_it_goes(plan: Plan) -> None:
     assert line.split()[1:3] == ["up", "to"]
 
 
+def test_micro_batches_left_to_us_are_the_largest_that_fit_and_a_step_keeps_its_rows(plan: Plan) -> None:
+    training = plan.config.training.model_copy(update={"per_device_train_batch_size": "auto"})
+    plan = replace(plan, config=plan.config.model_copy(update={"training": training}))
+
+    def largest_of(cut: Plan) -> Largest:
+        return Largest(8192 * cut.steps.micro_batch_rows, 8192)
+
+    def rows(available: int) -> tuple[int, int]:
+        found = with_micro_batches(fitted(plan, available), largest_of)
+        assert found.memory == memory_of(found, largest_of(found))
+        return found.steps.micro_batch_rows, found.steps.accumulation
+
+    cuts = {n: replace(plan, steps=replace(plan.steps, micro_batch_rows=n, accumulation=8 // n)) for n in (8, 4, 1)}
+    needed = {n: total(cut, largest_of(cut)) for n, cut in cuts.items()}
+    assert rows(1000 * GB) == (8, 1)
+    assert rows(int(needed[8] / 0.84)) == (8, 1)
+    assert rows(int(needed[8] / 0.86)) == (4, 2)
+    assert rows(int(needed[4] / 0.84)) == (4, 2)
+    assert rows(int(needed[1] / 0.84)) == (1, 8)
+    with pytest.raises(ConfigError, match="memory: the run needs"):
+        with_rows(fitted(plan, needed[1] // 2), 24, largest_of)
+    assert "8 rows (auto) x 1" in plan_text(plan)
+
+
 def test_a_run_without_memory_is_refused_with_the_cheapest_changes_that_fit(plan: Plan) -> None:
     needed = total(plan)
     with pytest.raises(ConfigError, match=r"needs [\d.]+ GB at its peak") as refused:
-        with_rows(fitted(plan, int(needed * 0.93)), 24, ROWS)
+        with_rows(fitted(plan, int(needed * 0.93)), 24, lambda _: ROWS)
     lines = str(refused.value).splitlines()
     assert len(lines) == 4
     assert "training.per_device_train_batch_size: 1 with training.gradient_accumulation_steps: 8 (" in lines[1]
@@ -158,12 +182,12 @@ def test_every_change_that_is_named_fits(plan: Plan, share: float) -> None:
 
 
 def test_rows_that_are_read_make_the_bound_exact(plan: Plan) -> None:
-    exact = with_rows(plan, 24, Largest(100, 30))
+    exact = with_rows(plan, 24, lambda _: Largest(100, 30))
     assert plan.memory is not None
     assert exact.memory is not None
     assert (plan.memory.is_bound, exact.memory.is_bound) == (True, False)
     assert exact.memory.total < plan.memory.total
-    assert with_rows(plan, None, None).memory == plan.memory  # a stream: only the bound is known
+    assert with_rows(plan, None, lambda _: None).memory == plan.memory  # a stream: only the bound is known
 
 
 def test_a_run_is_not_refused_for_rows_that_may_be_short(plan: Plan) -> None:
@@ -171,8 +195,8 @@ def test_a_run_is_not_refused_for_rows_that_may_be_short(plan: Plan) -> None:
     bound = fitted(plan, plan.memory.total)
     assert bound.memory is not None
     assert bound.memory.is_short
-    assert with_rows(bound, 24, Largest(100, 30)).memory is not None
-    assert with_rows(bound, None, None) is not None
+    assert with_rows(bound, 24, lambda _: Largest(100, 30)).memory is not None
+    assert with_rows(bound, None, lambda _: None) is not None
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,8 @@ class TrainingParams(Params):
     """Name for trackers."""
 
     # Steps.
-    per_device_train_batch_size: PositiveInt = 8
-    """Rows of a micro-batch."""
+    per_device_train_batch_size: PositiveInt | Literal["auto"] = 8
+    """Rows of a micro-batch; `auto`: 8 x gradient_accumulation_steps rows a step, in the fewest parts that fit."""
     per_device_eval_batch_size: PositiveInt = 8
     """Rows of a batch of evaluation."""
     gradient_accumulation_steps: PositiveInt = 1

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-from oumi.core.batch import Batch
+from oumi.core.batch import Batch, collate
 from oumi.core.errors import ConfigError
 from oumi.core.log import logger
+from oumi.core.plan.memory import Largest
 from oumi.core.run import Run
+from oumi.core.types.example import Example, Source
 
 
 def add_gradients(run: Run, micro_batches: list[Batch], num_terms: int) -> torch.Tensor:
@@ -33,6 +36,33 @@ def add_gradients(run: Run, micro_batches: list[Batch], num_terms: int) -> torch
         if run.world.device.type != "cpu":
             torch.accelerator.empty_cache()
         _cut_smaller(run, parts)
+
+
+def try_largest(run: Run, largest: Largest | None) -> None:
+    """Takes the gradients of the largest micro-batch and forgets them, so that a lack of memory shows before step 1.
+
+    The optimizer's memory is taken meanwhile. Random numbers go on as if nothing had been. Nothing is tried where
+    lengths are only known as the rows are trained.
+    """
+    if largest is None:
+        return
+    memory = run.plan.memory
+    held = 0 if run.optimizer.state or memory is None else memory.optimizer
+    batch = _like(largest)
+    run.model.train()
+    with torch.random.fork_rng():
+        optimizer_state = torch.empty(held, dtype=torch.uint8, device=run.world.device)
+        add_gradients(run, [batch], batch.num_terms)
+        del optimizer_state
+    run.optimizer.zero_grad(set_to_none=True)
+
+
+def _like(largest: Largest) -> Batch:
+    """Returns a micro-batch of that size, all of it of one token."""
+    whole, rest = divmod(largest.tokens, largest.longest)
+    lengths = [largest.longest] * whole + [rest] * (rest > 0)
+    source = Source("", "the longest rows", 0)
+    return collate([Example(np.zeros(n, dtype=np.int32), np.ones(n, dtype=np.bool_), source) for n in lengths])
 
 
 def is_out_of_memory(error: BaseException) -> bool:

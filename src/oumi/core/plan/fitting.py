@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from oumi.core.errors import ConfigError
@@ -18,6 +18,10 @@ _ADAPTER = 0.75
 _SHORTEST = 128
 """Tokens that rows are cut to, at least."""
 _ONE_TOKEN = Largest(1, 1)
+_AUTO_SHARE = 0.85
+"""Of the memory, what micro-batches that are chosen here may fill, as a prediction may be a tenth off."""
+LargestOf = Callable[[Plan], Largest | None]
+"""Gives the largest micro-batch of a plan, None where lengths are only known as the rows are trained."""
 
 
 @dataclass(frozen=True)
@@ -39,27 +43,45 @@ class Change:
         return found
 
 
-def memory_of(plan: Plan, largest: Largest) -> MemoryPlan | None:
-    """Returns what a plan needs with a largest micro-batch, on the machine of the plan."""
+def memory_of(plan: Plan, largest: Largest | None) -> MemoryPlan | None:
+    """Returns what a plan needs with a largest micro-batch, on the machine of the plan; None: as large as it may be."""
     if plan.memory is None:
         return None
     return plan_memory(plan, plan.memory.available, plan.memory.is_tight, largest)
 
 
-def with_rows(plan: Plan, num_rows: int | None, largest: Largest | None) -> Plan:
+def with_micro_batches(plan: Plan, largest_of: LargestOf) -> Plan:
+    """Returns the plan with the largest micro-batches that fit, if the config leaves them to us.
+
+    The rows of a step stay the same, and so does its result.
+    """
+    if plan.config.training.per_device_train_batch_size != "auto" or plan.memory is None:
+        return plan
+    rows = plan.steps.micro_batch_rows * plan.steps.accumulation
+    for accumulation in (parts for parts in range(1, rows + 1) if rows % parts == 0):
+        steps = replace(plan.steps, micro_batch_rows=rows // accumulation, accumulation=accumulation)
+        plan = replace(plan, steps=steps)
+        memory = memory_of(plan, largest_of(plan))
+        if memory is not None and memory.total <= _AUTO_SHARE * memory.available:
+            break
+    return replace(plan, memory=memory)
+
+
+def with_rows(plan: Plan, num_rows: int | None, largest_of: LargestOf) -> Plan:
     """Returns the same plan for the rows that are really there.
 
     Args:
         plan: Of the run.
         num_rows: Rows of an epoch, None for a stream.
-        largest: The largest micro-batch, None where lengths are only known as the rows are trained.
+        largest_of: Tells the largest micro-batch.
 
     Raises:
         ConfigError: The run needs more memory than there is, with what would fit; of unknown rows, with any row.
     """
-    plan = plan.with_num_rows(num_rows)
+    plan = with_micro_batches(plan.with_num_rows(num_rows), largest_of)
     if plan.memory is None:
         return plan
+    largest = largest_of(plan)
     least = memory_of(plan, largest or _ONE_TOKEN)
     if least is not None and least.is_short:
         raise ConfigError(_refusal(plan, least, largest or _ONE_TOKEN))
@@ -69,6 +91,10 @@ def with_rows(plan: Plan, num_rows: int | None, largest: Largest | None) -> Plan
 def memory_notes(plan: Plan) -> tuple[str, ...]:
     """Returns what a reader of the plan should know of its memory."""
     memory = plan.memory
+    if memory is None and plan.config.training.per_device_train_batch_size == "auto":
+        return (
+            f"training.per_device_train_batch_size: {plan.steps.micro_batch_rows}, as nothing tells which would fit",
+        )
     if memory is None or not memory.is_short:
         return ()
     least = memory_of(plan, _ONE_TOKEN)

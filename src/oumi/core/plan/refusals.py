@@ -98,6 +98,8 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         yield from wrong_schedule(training.lr_scheduler_type, training.lr_scheduler_kwargs, training.learning_rate)
     if not is_ours:
         yield from _wrong_loss(training)
+        if training.per_device_train_batch_size == "auto":
+            yield "training.per_device_train_batch_size", f"auto: with {training.trainer_type.name}, give a number"
         for name in training.trainer_kwargs.keys() & DECIDED.keys():
             yield f"training.trainer_kwargs.{name}", f"the adapter decides it: {DECIDED[name]}"
         return

@@ -61,7 +61,8 @@ def _data(plan: Plan) -> str:
 def _steps(plan: Plan) -> str:
     steps = plan.steps
     total = "counted on reading" if steps.total is None else f"{steps.total:,}"
-    size = f"{steps.micro_batch_rows} rows x {steps.accumulation} x {steps.world_size} process"
+    auto = " (auto)" if plan.config.training.per_device_train_batch_size == "auto" else ""
+    size = f"{steps.micro_batch_rows} rows{auto} x {steps.accumulation} x {steps.world_size} process"
     epochs = f"{steps.num_epochs} epochs" if steps.max_steps is None else f"max_steps {steps.max_steps}"
     return f"{total} ({epochs}) of {steps.rows_per_step} rows = {size}"
 

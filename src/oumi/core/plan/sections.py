@@ -33,6 +33,9 @@ from oumi.core.plan.parts import (
     StepsPlan,
 )
 
+_ROWS_OF_AUTO = 8
+"""Before it is known which fit; times the accumulation, the rows of a step."""
+
 
 def plan_precision(config: TrainingConfig, facts: Facts) -> tuple[str, PrecisionPlan]:
     """Returns the dtype of the weights, and in what the run computes and why."""
@@ -137,8 +140,9 @@ def _plan_mixture(split: DatasetSplitParams, is_streamed: bool) -> MixturePlan:
 
 def plan_steps(training: TrainingParams, world_size: int, num_rows: int | None) -> StepsPlan:
     """Returns how rows are cut into steps."""
+    rows = training.per_device_train_batch_size
     return StepsPlan(
-        micro_batch_rows=training.per_device_train_batch_size,
+        micro_batch_rows=_ROWS_OF_AUTO if rows == "auto" else rows,
         accumulation=training.gradient_accumulation_steps,
         world_size=world_size,
         num_epochs=training.num_train_epochs,

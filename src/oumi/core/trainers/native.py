@@ -17,6 +17,7 @@ from oumi.core.checkpoint.state import load_state
 from oumi.core.checkpoint.store import let_others_read, storage_errors
 from oumi.core.data.loader import in_order
 from oumi.core.distributed.world import World, seed_everything
+from oumi.core.engine.gradients import try_largest
 from oumi.core.engine.loop import fit
 from oumi.core.models.adapters import save_model, saved_of
 from oumi.core.models.build import build_model
@@ -62,6 +63,8 @@ class NativeTrainer:
     def train(self) -> None:
         """Takes every step of the plan."""
         run = self.run
+        if run.world.device.type == "cuda":  # elsewhere the system ends a process that takes too much
+            try_largest(run, self._rows.largest(run.plan))
         try:
             state = fit(run)
         finally:
