@@ -88,7 +88,8 @@ class NativeTrainer:
         plan, rows = self.run.plan, self._rows
         callbacks: list[Callback] = [SignalGuard(), FiniteGuard(), build_reporting(plan, self.run.model)]
         if len(rows.validation):
-            callbacks.append(Evaluation(lambda: in_order(rows.validation, plan.evaluation.batch_size, rows.tools.join)))
+            batches = partial(in_order, rows.validation, plan.evaluation.batch_size, rows.tools.join)
+            callbacks.append(Evaluation(batches, next_token_loss))  # without what training adds to it
         if plan.empty_cache_every is not None and self.run.world.device.type != "cpu":
             callbacks.append(EmptyCache(plan.empty_cache_every))
         facts = self._start.facts(plan, rows.fingerprint)
