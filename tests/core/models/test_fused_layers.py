@@ -11,6 +11,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.activations import ClippedGELUActivation, NewGELUActivation
+from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormGated
 
 from oumi.core.models.fused import GELU, GELU_TANH, SILU, GatedMlp, RmsNorm, Rotate
 from oumi.core.models.fused_layers import fuse_layers
@@ -30,7 +32,7 @@ ALL = {"norms", "mlps", "rotations"}
 WANTED = {
     "llama": ALL, "mistral": ALL, "qwen2": ALL, "qwen3": ALL, "gemma": ALL, "gemma2": ALL, "gemma3_text": ALL,
     "olmo2": ALL, "granite": ALL, "smollm3": ALL, "olmo": {"mlps", "rotations"}, "phi3": {"norms"},
-    "cohere": {"mlps"}, "gpt_neox": set(), "gpt2": set(),
+    "cohere": {"mlps"}, "gpt_neox": set(), "gpt2": {"GELUs"},
 }  # fmt: skip
 
 
@@ -75,6 +77,21 @@ def test_the_modules_of_transformers_are_left_alone() -> None:
     plain = tiny_llama()
     assert "forward" not in vars(plain.model.layers[0].self_attn)
     assert plain.model.layers[0].self_attn.forward.__module__ == "transformers.models.llama.modeling_llama"
+
+
+def test_parts_that_do_more_than_their_form_are_left_alone() -> None:
+    assert fuse_layers(torch.nn.ModuleList([Qwen3NextRMSNormGated(16)])) == Counter(), "it takes a gate, too"
+    others = [torch.nn.BatchNorm2d(16), torch.nn.LayerNorm(16), torch.nn.GELU(), ClippedGELUActivation(-10, 10)]
+    assert fuse_layers(torch.nn.ModuleList(others)) == Counter()
+    assert fuse_layers(torch.nn.ModuleList([NewGELUActivation(), torch.nn.RMSNorm(16, eps=1e-6)])).total() == 2
+
+
+def test_an_mlp_with_dropout_keeps_it() -> None:
+    config = AutoConfig.for_model("seed_oss", **SMALL, residual_dropout=0.5)
+    model = AutoModelForCausalLM.from_config(config)
+    random = torch.get_rng_state()
+    assert "mlps" not in fuse_layers(model)
+    assert torch.equal(torch.get_rng_state(), random)
 
 
 def test_gradients_are_those_of_the_formula() -> None:

@@ -5,22 +5,23 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from functools import cache
+from functools import cache, partial
 from types import FunctionType, MethodType
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 
 from oumi.core.log import logger
 from oumi.core.models.fused import GELU, GELU_TANH, SILU, Activation, GatedMlp, RmsNorm, rotate
-from oumi.core.models.trial import evaluating, is_close
+from oumi.core.models.trial import as_trained, is_close
 
 _ROTATE = "apply_rotary_pos_emb"
 _ACTIVATIONS = (SILU, GELU_TANH, GELU)
 
 
 def fuse_layers(model: Any) -> Counter[str]:
-    """Gives every norm, gated MLP and rotation of a model its fused form where that gives the same numbers.
+    """Gives every norm, gated MLP, rotation and GELU of a model its fused form where that gives the same numbers.
 
     Weights, names and what is saved stay as they are.
 
@@ -28,9 +29,10 @@ def fuse_layers(model: Any) -> Counter[str]:
         How many parts of each kind were swapped.
     """
     swapped: Counter[str] = Counter()
-    with evaluating(model):
+    finders = {"norms": _norm, "mlps": _mlp, "rotations": _rotation, "GELUs": _gelu}
+    with as_trained(model):
         for module in model.modules():
-            for kind, find in (("norms", _norm), ("mlps", _mlp), ("rotations", _rotation)):
+            for kind, find in finders.items():
                 forward = find(module)
                 if forward is not None:
                     module.forward = MethodType(forward, module)
@@ -45,13 +47,27 @@ def _norm(module: torch.nn.Module) -> Any:
     weight = getattr(module, "weight", None)
     if not isinstance(eps, float) or not isinstance(weight, torch.nn.Parameter) or weight.ndim != 1:
         return None
-    if isinstance(module, torch.nn.LayerNorm) or "Norm" not in type(module).__name__:
+    if "Norm" not in type(module).__name__ or not _takes_one_tensor(module) or _is_other_norm_of_torch(module):
         return None
     sample = torch.randn(3, len(weight), dtype=weight.dtype)
     for offset in (0.0, 1.0):
         if is_close(RmsNorm.apply(sample, weight, eps, offset), module(sample)):
-            return lambda self, x, offset=offset: RmsNorm.apply(x, self.weight, eps, offset)
+            return partial(_normed, eps=eps, offset=offset)
     return None
+
+
+def _normed(module: Any, x: torch.Tensor, *, eps: float, offset: float) -> torch.Tensor:
+    result: torch.Tensor = RmsNorm.apply(x, module.weight, eps, offset)
+    return result
+
+
+def _takes_one_tensor(module: torch.nn.Module) -> bool:
+    """Returns True if nothing but the states goes in: no gate, no residual."""
+    return len(inspect.signature(type(module).forward).parameters) == 2
+
+
+def _is_other_norm_of_torch(module: torch.nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn") and not isinstance(module, torch.nn.RMSNorm)
 
 
 def _mlp(module: torch.nn.Module) -> Any:
@@ -59,18 +75,20 @@ def _mlp(module: torch.nn.Module) -> Any:
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     if any(type(part) is not torch.nn.Linear or part.bias is not None for part in parts):
         return None
-
-    def fused(self: Any, x: torch.Tensor, activation: Activation) -> torch.Tensor:
-        weights = (self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
-        result: torch.Tensor = GatedMlp.apply(x, *weights, activation)
-        return result
-
+    if not _takes_one_tensor(module):
+        return None
     sample = torch.randn(1, 3, parts[0].in_features, dtype=parts[0].weight.dtype)  # type: ignore[union-attr]  # all are linear
     wanted = module(sample)
     for activation in _ACTIVATIONS:
-        if isinstance(wanted, torch.Tensor) and is_close(fused(module, sample, activation), wanted):
-            return lambda self, x, activation=activation: fused(self, x, activation)
+        if isinstance(wanted, torch.Tensor) and is_close(_gated(module, sample, activation=activation), wanted):
+            return partial(_gated, activation=activation)
     return None
+
+
+def _gated(module: Any, x: torch.Tensor, *, activation: Activation) -> torch.Tensor:
+    weights = (module.gate_proj.weight, module.up_proj.weight, module.down_proj.weight)
+    result: torch.Tensor = GatedMlp.apply(x, *weights, activation)
+    return result
 
 
 def _rotation(module: torch.nn.Module) -> Any:
@@ -80,6 +98,17 @@ def _rotation(module: torch.nn.Module) -> Any:
     if _ROTATE not in forward.__code__.co_names or not callable(own):
         return None
     return _turning(forward) if _is_rotation(own, forward) else None
+
+
+def _gelu(module: torch.nn.Module) -> Any:
+    """Returns the forward of a GELU by one kernel, None if the module is none; some write out its formula."""
+    if "GELU" not in type(module).__name__ or isinstance(module, torch.nn.GELU):
+        return None
+    sample = torch.linspace(-20, 20, 256)  # some are cut off far from zero
+    for approximate in ("tanh", "none"):
+        if is_close(F.gelu(sample, approximate=approximate), module(sample)):
+            return lambda _, x, how=approximate: F.gelu(x, approximate=how)
+    return None
 
 
 @cache

@@ -24,6 +24,18 @@ def evaluating(model: Any) -> Iterator[None]:
         model.train(was_training)
 
 
+@contextmanager
+def as_trained(model: Any) -> Iterator[None]:
+    """Lets the model on a CPU run as in training, dropout and all, but without gradients; the dice stay as they are."""
+    was_training = model.training
+    model.train()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        model.train(was_training)
+
+
 def logits_of(model: Any, tokens_1S: torch.Tensor) -> torch.Tensor:
     """Returns the model's own logits [S, V] of a few tokens; raises ConfigError if it cannot compute them."""
     try:
