@@ -105,3 +105,21 @@ def test_chunks_join_without_gaps_and_are_of_one_size_but_the_last(device: str, 
     assert len(set(sizes[:-1])) <= 1
     assert all(size % 64 == 0 for size in sizes[:-1])
     assert not sizes or 0 < sizes[-1] <= max(sizes)
+
+
+def test_mixed_precision_multiplies_in_its_own_dtype() -> None:
+    torch.manual_seed(0)
+    states, weight = torch.randn(40, 8), torch.randn(VOCABULARY, 8)
+    targets = torch.randint(VOCABULARY, (40,))
+    found, wanted, wide = [], [], []
+    for loss, into, is_mixed in ((linear_cross_entropy, found, True), (plain, wanted, True), (plain, wide, False)):
+        inputs = [one.clone().requires_grad_() for one in (states, weight)]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_mixed):
+            value = loss(inputs[0], Head(inputs[1]), targets, LossPlan())
+        into += [value.detach(), *torch.autograd.grad(value, inputs)]
+    assert [one.dtype for one in found] == [torch.float32] * 3
+    for one, same, other in zip(found, wanted, wide, strict=True):
+        error, difference = (float((one - another).norm() / another.norm()) for another in (same, other))
+        assert error < 4e-3, "gradients are rounded at other places"
+        assert difference > 1e-5, "float32 products would come closer"
+    assert abs(found[0] / wanted[0] - 1) < 1e-5

@@ -71,16 +71,24 @@ def flat_attention(
     if documents is None:
         raise TypeError(f"{type(module).__name__} is not told where documents begin")
     attend = _explicit if _needs_scores(module, settings) else _fused
-    if _takes_all_at_once(module, query_1HTE, settings):
-        return _varlen(query_1HTE, key_1KTE, value_1KTE, documents, settings), None
+    inputs = _in_one_dtype(query_1HTE, key_1KTE, value_1KTE)
+    if _takes_all_at_once(module, inputs[0], settings):
+        return _varlen(*inputs, documents, settings), None
     lengths = [b - a for a, b in pairwise(documents.offsets)]
-    inputs = (query_1HTE, key_1KTE, value_1KTE)
     if len(set(lengths)) == 1:  # as in packed rows and joined texts: all documents by one call
         rows = (one.transpose(1, 2).unflatten(1, (-1, lengths[0]))[0].transpose(1, 2) for one in inputs)
         return attend(*rows, settings).transpose(1, 2).flatten(0, 1)[None], None
     split = (one.split(lengths, dim=2) for one in inputs)
     parts = [attend(*document, settings) for document in zip(*split, strict=True)]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _in_one_dtype(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Returns the inputs in the dtype of mixed precision, if it is on: a rotation leaves queries and keys wider."""
+    device = inputs[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return inputs
+    return tuple(one.to(torch.get_autocast_dtype(device)) for one in inputs)
 
 
 def _takes_all_at_once(module: torch.nn.Module, query_1HTE: torch.Tensor, settings: dict[str, Any]) -> bool:

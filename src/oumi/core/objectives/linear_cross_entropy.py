@@ -48,10 +48,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets_N: torch.Tensor,
         terms: tuple[Head, LossPlan],
     ) -> torch.Tensor:
-        with torch.autocast(states_Nd.device.type, enabled=False):
-            taken = _Taken(states_Nd, weight_Vd, bias_V, ctx.needs_input_grad)
+        device = states_Nd.device.type
+        narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states_Nd.dtype
+        with torch.autocast(device, enabled=False):
+            taken = _Taken((states_Nd, weight_Vd, bias_V), narrow, ctx.needs_input_grad)
             loss = torch.zeros((), dtype=taken.wide, device=states_Nd.device)
-            for part in chunks(len(states_Nd), len(weight_Vd), states_Nd.device.type):
+            for part in chunks(len(states_Nd), len(weight_Vd), device):
                 loss += _chunk(taken, targets_N[part], part, *terms)
         gradients = taken.gradients()
         ctx.save_for_backward(*(one for one in gradients if one is not None))
@@ -71,12 +73,16 @@ class _Taken:
     """The inputs in the dtype of matrix products, and the gradients that grow chunk by chunk."""
 
     def __init__(
-        self, states_Nd: torch.Tensor, weight_Vd: torch.Tensor, bias_V: torch.Tensor | None, wanted: tuple[bool, ...]
+        self,
+        inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
+        narrow: torch.dtype,
+        wanted: tuple[bool, ...],
     ) -> None:
-        self.narrow = states_Nd.dtype
-        """Of matrix products: what the model's last layer gave, bfloat16 where it computes so."""
-        self.wide = torch.promote_types(self.narrow, torch.float32)
-        self.states, self.weight = states_Nd, weight_Vd.to(self.narrow)
+        states_Nd, weight_Vd, bias_V = inputs
+        self.narrow = narrow
+        """Of matrix products: that of mixed precision, else what the model's last layer gave."""
+        self.wide = torch.promote_types(narrow, torch.float32)
+        self.states, self.weight = states_Nd.to(narrow), weight_Vd.to(narrow)
         self.bias = bias_V
         self.d_states_Nd = torch.empty_like(states_Nd) if wanted[0] else None
         self.d_weight_Vd = torch.zeros_like(weight_Vd, dtype=self.wide) if wanted[1] else None
