@@ -136,6 +136,18 @@ def test_a_plan_tells_its_memory_and_where_it_goes(plan: Plan) -> None:
     assert line.split()[1:3] == ["up", "to"]
 
 
+def test_rows_that_are_no_power_of_two_are_cut_too(plan: Plan) -> None:
+    for rows in (3, 6, 9):
+        cut = replace(plan, steps=replace(plan.steps, micro_batch_rows=rows))
+        largest = Largest(rows * 8192, 8192)
+        needed = total(
+            replace(cut, steps=replace(cut.steps, micro_batch_rows=1, accumulation=rows)), Largest(8192, 8192)
+        )
+        short = fitted(cut, int(needed / 0.95) + GB)
+        texts = [change.text for change in changes_that_fit(short, largest)]
+        assert any(text.startswith("training.per_device_train_batch_size: 1 ") for text in texts), texts
+
+
 def test_micro_batches_left_to_us_are_the_largest_that_fit_and_a_step_keeps_its_rows(plan: Plan) -> None:
     training = plan.config.training.model_copy(update={"per_device_train_batch_size": "auto"})
     plan = replace(plan, config=plan.config.model_copy(update={"training": training}))

@@ -46,6 +46,8 @@ def try_largest(run: Run, largest: Largest | None) -> None:
     """
     if largest is None:
         return
+    if not run.model.is_flat:  # each row is padded to the longest
+        largest = Largest(run.plan.steps.micro_batch_rows * largest.longest, largest.longest)
     memory = run.plan.memory
     held = 0 if run.optimizer.state or memory is None else memory.optimizer
     batch = _like(largest)

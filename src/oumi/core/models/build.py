@@ -11,12 +11,13 @@ import torch
 from oumi.core.errors import ConfigError
 from oumi.core.models.adapters import add_lora, load_adapter
 from oumi.core.models.load import load_model
+from oumi.core.plan.choices import FLAT_ATTENTIONS
 from oumi.core.plan.parts import Plan
 
 
 def build_model(plan: Plan, device: torch.device, checkpoint: Path | None = None) -> Any:
     """Returns the model as it was at the checkpoint, or as the plan names it; a named adapter is trained further."""
-    if plan.device == "cpu" and plan.model.attention not in (None, "sdpa", "eager"):
+    if plan.device == "cpu" and plan.model.attention not in FLAT_ATTENTIONS:
         raise ConfigError(f"model.attn_implementation: {plan.model.attention} trains on a GPU only; sdpa is for all")
     is_full = plan.lora is None and plan.model.adapter is None
     model = load_model(plan.model, device, weights_from=checkpoint if is_full else None)

@@ -16,6 +16,7 @@ from oumi.core.models.attention import FLAT_EAGER, FLAT_SDPA
 from oumi.core.models.head import HeadFinder
 from oumi.core.models.language_model import LanguageModel
 from oumi.core.models.trial import evaluating, is_close, logits_of
+from oumi.core.plan.choices import FLAT_ATTENTIONS
 from oumi.core.plan.parts import SpeedPlan
 from oumi.core.types.example import Example, Source
 
@@ -33,17 +34,19 @@ def make_flat(inner: Any, attention: str | None, speed: SpeedPlan = _FASTEST) ->
     (the rows of a mixture of experts are multiplied in groups, whose size the first document changes).
     """
     head = HeadFinder(inner) if speed.fused_loss else None
-    why = _why_not_flat(inner, attention, head) if speed.flat_batches else "as OUMI_WITHOUT asks"
+    why = _why_not_flat(inner, attention, head, speed)
     if why:
         logger.warning("batches are padded: %s", why)
     return LanguageModel(inner, not why, head)
 
 
-def _why_not_flat(inner: Any, attention: str | None, head: HeadFinder | None) -> str:
+def _why_not_flat(inner: Any, attention: str | None, head: HeadFinder | None, speed: SpeedPlan) -> str:
     """Sets the model to flat attention and returns nothing, or leaves it as it was and returns the reason."""
     kind = inner.config.model_type
-    if attention not in (None, "sdpa", "eager"):
+    if attention not in FLAT_ATTENTIONS:
         return f"model.attn_implementation {attention} does not tell documents apart"
+    if not speed.flat_batches:
+        return "as OUMI_WITHOUT asks"
     if not _takes_interface(inner):
         return f"the attention of {kind} cannot be exchanged"
     own = inner.config._attn_implementation

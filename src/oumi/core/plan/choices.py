@@ -39,6 +39,8 @@ SCHEDULES: Mapping[str, frozenset[str]] = {
 
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 """What `model.attn_implementation` may be, beside kernels of the Hub by their id."""
+FLAT_ATTENTIONS = (None, "sdpa", "eager")
+"""Those with which documents may stand end to end: ours compute the same."""
 
 _SHAPES = {"warmup_type": ("linear", "cosine", "1-sqrt"), "decay_type": ("linear", "cosine", "1-sqrt")}
 _LR_END = 1e-7

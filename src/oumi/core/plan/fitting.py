@@ -170,9 +170,9 @@ def _shorter(plan: Plan, largest: Largest) -> Iterator[Change]:
 def _fewer_rows(change: Change) -> Iterator[Change]:
     """Yields a change with the largest micro-batches that fit, the rows of a step being the same."""
     steps, largest = change.plan.steps, change.largest
-    for parts in (2**i for i in range(1, steps.micro_batch_rows.bit_length())):
+    for parts in range(2, steps.micro_batch_rows + 1):
         if steps.micro_batch_rows % parts:
-            return
+            continue
         cut = replace(steps, micro_batch_rows=steps.micro_batch_rows // parts, accumulation=steps.accumulation * parts)
         text = (
             f"training.per_device_train_batch_size: {cut.micro_batch_rows} with "

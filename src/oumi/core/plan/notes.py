@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from oumi.core.configs import DatasetParams, TrainerType, TrainingConfig
 from oumi.core.configs.loading import leaves
 from oumi.core.plan import collators
+from oumi.core.plan.choices import FLAT_ATTENTIONS
 from oumi.core.plan.parts import DiskPlan, Facts, ModelFacts, PrecisionPlan, StepsPlan
 
 _GROUPS = (
@@ -96,6 +97,9 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
     )  # fmt: skip
     if on_cpu and asked:
         yield f"precision: {precision.reason}, instead of what the config asks for"
+    attention = config.model.attn_implementation
+    if training.trainer_type == TrainerType.OUMI and attention not in FLAT_ATTENTIONS:
+        yield f"batches are padded, since {attention} does not tell documents apart; sdpa does, by one kernel on a GPU"
     if training.trainer_type == TrainerType.OUMI:
         says_nothing = train.collator_name is None or not collators.landmarks(train)
         if train.train_target is None and collators.train_on(config) != "all" and says_nothing:

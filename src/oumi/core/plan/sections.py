@@ -16,6 +16,7 @@ from oumi.core.configs import (
 from oumi.core.configs.model import DTYPES
 from oumi.core.errors import ConfigError
 from oumi.core.plan import collators
+from oumi.core.plan.choices import FLAT_ATTENTIONS
 from oumi.core.plan.parts import (
     CheckpointPlan,
     DataPlan,
@@ -57,11 +58,12 @@ def plan_precision(config: TrainingConfig, facts: Facts) -> tuple[str, Precision
     return stored or "auto", PrecisionPlan(None, f"{stored or 'the dtype'} of the model's own files")
 
 
-def plan_speed(training: TrainingParams, dtype: str, precision: PrecisionPlan, facts: Facts) -> SpeedPlan:
+def plan_speed(config: TrainingConfig, dtype: str, precision: PrecisionPlan, facts: Facts) -> SpeedPlan:
     """Returns by which means the model is computed faster."""
+    training = config.training
     on_cpu = facts.device == "cpu" and precision.autocast is None and dtype in ("float32", "float64")
     return SpeedPlan(
-        flat_batches="flat" not in facts.without,
+        flat_batches="flat" not in facts.without and config.model.attn_implementation in FLAT_ATTENTIONS,
         fused_loss="fused_loss" not in facts.without,
         fused_layers=on_cpu and not training.compile and "fused_layers" not in facts.without,
         compile=training.compile,

@@ -64,8 +64,6 @@ class Rows:
     def largest(self, plan: Plan) -> Largest | None:
         """Returns the largest micro-batch of training, None where lengths are only known as the rows are trained."""
         train = self.train
-        if plan.memory is None:
-            return None
         if isinstance(train, Streamed | OneDocumentEach) or any(isinstance(p.table, GrowingTable) for p in train.parts):
             return None
         longest = max(int(part.table.lengths().max()) for part in train.parts if len(part))
