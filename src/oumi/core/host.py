@@ -61,6 +61,16 @@ def num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def num_cores() -> int:
+    """Returns how many cores those CPUs are: two that share the units of one core count once."""
+    if not hasattr(os, "sched_getaffinity"):
+        return num_cpus()
+    places = (
+        Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in os.sched_getaffinity(0)
+    )
+    return len({place.read_text() if place.exists() else place.parts[5] for place in places})
+
+
 @lru_cache(maxsize=1)
 def cpu_flags() -> frozenset[str]:
     """Returns the instruction sets of the CPU as Linux names them, or an empty set elsewhere."""
@@ -111,6 +121,14 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, (1 << 31) - 1), (_M_TOP_PAD, 64 << 20))
     return all(mallopt(parameter, value) == 1 for parameter, value in settings)
+
+
+def keep_little_code() -> None:
+    """Makes oneDNN keep the code of few products: it makes some for each size that it meets, a megabyte each.
+
+    Must be called before it multiplies first.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 
 
 def tighten_heap() -> None:

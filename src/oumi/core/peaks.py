@@ -9,6 +9,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -41,11 +42,6 @@ class Peaks:
     page_fault_s: float
     """Processor time of the first touch of a page."""
 
-    @property
-    def flops_per_core(self) -> float:
-        """Returns what one core can do."""
-        return self.flops / self.num_cores
-
 
 def peaks_of(device: str, device_name: str, dtype: str) -> Peaks:
     """Returns the peaks of this machine, measured on first use (about a second) and kept in the cache.
@@ -55,16 +51,17 @@ def peaks_of(device: str, device_name: str, dtype: str) -> Peaks:
         device_name: By which another machine that shares the cache is told apart.
         dtype: In which matrix products are taken.
     """
-    num_cores = host.num_cpus() if device == "cpu" else 1
+    num_cores = host.num_cores() if device == "cpu" else 1
     name = f"{device_name} {num_cores} {dtype} torch {version('torch')}"
     path = host.cache_home() / f"peaks-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
     known = _read(path)
     if known is None:
         known = measure_peaks(device, dtype, num_cores)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps({"of": name, **asdict(known)}) + "\n")
-        unfinished.replace(path)
+        with suppress(OSError):  # where it cannot be kept, it is measured again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(f".{os.getpid()}")
+            unfinished.write_text(json.dumps({"of": name, **asdict(known)}) + "\n")
+            unfinished.replace(path)
     return known
 
 

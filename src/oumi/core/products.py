@@ -8,31 +8,33 @@ letters: T rows, i inputs, o outputs of a layer.
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
-
 import torch
 
 from oumi.core import host
 
-_MOST_KEPT = 32
-# oneDNN makes code for each size that it meets and keeps it, a megabyte each; more than a few are of use to no step.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_MOST_KEPT))  # read when it multiplies first
-
 
 def forward_product(x_Ti: torch.Tensor, weight_oi: torch.Tensor) -> torch.Tensor:
     """Returns x W^T [T, o]; autograd does not see it."""
-    return _product(x_Ti, weight_oi.t())
+    return product(x_Ti, weight_oi.t(), _prefers_onednn(x_Ti))
 
 
 def backward_product(gradient_To: torch.Tensor, weight_oi: torch.Tensor) -> torch.Tensor:
     """Returns gradient W [T, i]; autograd does not see it."""
-    return _product(gradient_To, weight_oi)
+    return product(gradient_To, weight_oi, _prefers_onednn(gradient_To))
 
 
-def _product(x_Ta: torch.Tensor, weight_ab: torch.Tensor) -> torch.Tensor:
-    if x_Ta.dtype == torch.float32 and x_Ta.device.type == "cpu" and host.multiplies_faster_by_onednn():
-        with suppress(RuntimeError):  # it has no memory for its code
+def product(x_Ta: torch.Tensor, weight_ab: torch.Tensor, by_onednn: bool) -> torch.Tensor:
+    """Returns x W [T, b], by oneDNN if asked and if it has the memory for its code."""
+    if by_onednn:
+        try:
             result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_Ta, weight_ab.t(), None, "none", [], "")
             return result
+        except RuntimeError as error:
+            if "could not create a primitive" not in str(error):
+                raise
     return x_Ta @ weight_ab
+
+
+def _prefers_onednn(x: torch.Tensor) -> bool:
+    is_float = x.dtype == torch.float32 and x.device.type == "cpu"
+    return is_float and host.multiplies_faster_by_onednn() and torch.backends.mkldnn.is_available()

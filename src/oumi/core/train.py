@@ -57,6 +57,7 @@ def train(
         OumiError: What the user can mend, by kind: config, data, output, storage, stopped, not finite.
     """
     host.keep_freed_memory()
+    host.keep_little_code()
     config = _joined(config, additional_model_kwargs or {}, additional_trainer_kwargs or {})
     check(config)  # every problem at once, before anything is loaded
     index_ahead(config)
