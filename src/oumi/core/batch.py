@@ -41,6 +41,11 @@ class Batch:
     """Pictures of each document [D], empty if there are none at all."""
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """How many tokens each document has [D]."""
+        return tuple(b - a for a, b in pairwise(self.offsets))
+
+    @property
     def num_terms(self) -> int:
         """How many terms the loss sums: the trained positions."""
         return len(self.trained)

@@ -100,8 +100,9 @@ def test_watching_a_step_leaves_its_numbers_bitwise_unchanged() -> None:
     assert all(torch.equal(a, b) for a, b in zip(plain, watched, strict=True))
 
 
-def test_every_step_tells_how_close_it_came_and_its_shares_add_up(tmp_path: Path) -> None:
-    train(tiny_config(tmp_path, max_steps=6))
+@pytest.mark.parametrize("trainer", ["OUMI", "TRL_SFT", "HF"])
+def test_every_step_tells_how_close_it_came_and_its_shares_add_up(tmp_path: Path, trainer: str) -> None:
+    train(tiny_config(tmp_path, max_steps=6, trainer_type=trainer))
     steps = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     for step in steps:
         shares = {name: value for name, value in step.items() if name.startswith("time_")}
@@ -112,12 +113,19 @@ def test_every_step_tells_how_close_it_came_and_its_shares_add_up(tmp_path: Path
     assert "of this machine's peak" in (tmp_path / "out" / "logs" / "rank_0000.log").read_text()
     assert all(step["time_recompute"] == 0 for step in steps)
     assert steps[-1]["time_memory"] > 0
+    assert all((step["time_padding"] > 0) is (step["time_head"] > 0) is (trainer != "OUMI") for step in steps)
 
 
 def test_gradient_checkpointing_is_seen_as_work_done_again(tmp_path: Path) -> None:
     train(tiny_config(tmp_path, max_steps=2, enable_gradient_checkpointing=True))
     last = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["time_recompute"] > 0
+
+
+def test_peaks_that_cannot_be_kept_are_measured_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OUMI_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    assert peaks_of("cpu", "some CPU", "float32").flops > 0
 
 
 def test_peaks_are_measured_once_and_a_broken_file_is_measured_again(

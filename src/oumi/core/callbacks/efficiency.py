@@ -6,11 +6,10 @@ from __future__ import annotations
 import resource
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from oumi.core.batch import Batch
 from oumi.core.callbacks.op_times import OpTimes
 from oumi.core.models.work import Work
 from oumi.core.peaks import Peaks, nominal_flops, peaks_of
@@ -25,15 +24,17 @@ _SAMPLED_AGAIN = 500
 WASTE = {
     "padding": "padding",
     "recompute": "recomputed activations",
+    "head": "logits of what is not trained",
     "below_peak": "matrix products below peak",
     "memory": "memory-bound kernels",
     "page_faults": "page faults",
     "optimizer": "optimizer",
     "data": "waiting for data",
     "python": "Python and the rest",
+    "unwatched": "kernels and Python, not yet told apart",
 }
 """Where the time of a step goes that is not useful arithmetic at the machine's peak."""
-_EXTRA = ("padding", "recompute")
+_EXTRA = ("padding", "recompute", "head")
 """Arithmetic that is done beside what is useful."""
 
 
@@ -57,6 +58,30 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Counted:
+    """What a micro-batch asks to be computed."""
+
+    lengths: tuple[int, ...]
+    """Tokens of each document."""
+    num_terms: int
+    """Trained positions."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a trainer computes a micro-batch."""
+
+    is_flat: bool
+    """Without padding."""
+    has_whole_head: bool
+    """Logits are computed where nothing is trained, too."""
+    does_recompute: bool
+    """Activations are computed again in backward."""
+    is_compiled: bool
+    """Its kernels cannot be watched one by one."""
+
+
+@dataclass(frozen=True)
 class Sample:
     """What the kernels of one step took, per unit of its work."""
 
@@ -68,9 +93,8 @@ class Sample:
 class Efficiency:
     """Measures steps; asked at the moments of a step, by who reports it."""
 
-    def __init__(self, work: Work, device: Device, is_flat: bool, does_recompute: bool, does_watch: bool) -> None:
-        self._work, self._device = work, device
-        self._is_flat, self._does_recompute, self._does_watch = is_flat, does_recompute, does_watch
+    def __init__(self, work: Work, device: Device, way: Way) -> None:
+        self._work, self._device, self._way = work, device, way
         self._watch: OpTimes | None = None
         """Of the step that is computed now."""
         self._watched: OpTimes | None = None
@@ -86,28 +110,33 @@ class Efficiency:
     def restart(self) -> None:
         """Begins a step: what lies between two steps counts for neither."""
         self._began = time.perf_counter()
-        self._started_at = self._updated_at = self._began
+        self._waits_from = self._started_at = self._updated_at = self._began
         self._faults = _page_faults()
+
+    def wait(self) -> None:
+        """After a step was shown, before the rows of the next one are asked for."""
+        self._waits_from = time.perf_counter()
 
     def step_start(self) -> None:
         """After the rows of a step are there, before it is computed."""
         self._started_at = time.perf_counter()
-        if self._does_watch and self._step % _SAMPLED_AGAIN == _SAMPLED_STEP:
+        if not self._way.is_compiled and self._step % _SAMPLED_AGAIN == _SAMPLED_STEP:
             self._watch = OpTimes()
             self._watch.__enter__()
 
-    def before_update(self, micro_batches: list[Batch]) -> None:
+    def before_update(self, micro_batches: Sequence[Counted]) -> None:
         """After the gradients of a step, before its update."""
         self.close()
         self._updated_at = time.perf_counter()
         self._flops = self._count(micro_batches)
-        self._num_tokens = sum(batch.num_tokens for batch in micro_batches)
+        self._num_tokens = sum(sum(batch.lengths) for batch in micro_batches)
 
     def step_end(self) -> Record:
         """Returns what is to be known of the step that ends here; the next one begins."""
         now, faults = time.perf_counter(), _page_faults() - self._faults
         wall, peaks = max(now - self._began, 1e-9), self._device.peaks
         fault_s = faults * peaks.page_fault_s / peaks.num_cores
+        is_watched = self._watched is not None
         if self._watched is not None:
             self._sample, self._watched = self._sampled(self._watched, fault_s), None
         arithmetic = {name: self._flops[name] / peaks.flops for name in ("useful", *_EXTRA)}
@@ -115,10 +144,11 @@ class Efficiency:
             **arithmetic,
             "page_faults": fault_s,
             "optimizer": now - self._updated_at,
-            "data": self._started_at - self._began,
+            "data": self._started_at - self._waits_from,
         }
-        shares = shares_of(wall, {**seconds, **self._kernels(sum(arithmetic.values()))})
-        if self._step:
+        rest = "python" if self._sample else "unwatched"
+        shares = shares_of(wall, {**seconds, **self._kernels(sum(arithmetic.values()))}, rest)
+        if self._step > _SAMPLED_STEP and not is_watched:  # until then nothing is told apart, and watching takes time
             self._total_s += wall
             for name, share in shares.items():
                 self._spent[name] += share * wall
@@ -133,7 +163,7 @@ class Efficiency:
         }
 
     def summary(self) -> str:
-        """Returns where the time of all steps but the first went, as one sentence; nothing if there was no other."""
+        """Returns where the time of the steps went, as one sentence; nothing if there were too few."""
         if not self._total_s:
             return ""
         shares = {name: self._spent[name] / self._total_s for name in self._spent}
@@ -148,16 +178,18 @@ class Efficiency:
             self._watch.__exit__(None, None, None)
             self._watched, self._watch = self._watch, None
 
-    def _count(self, micro_batches: list[Batch]) -> Record:
+    def _count(self, micro_batches: Sequence[Counted]) -> Record:
         """Returns the operations of a step by what they are for."""
         found = dict.fromkeys(("useful", "whole_squares", *_EXTRA), 0.0)
         for batch in micro_batches:
-            lengths = [b - a for a, b in zip(batch.offsets[:-1], batch.offsets[1:], strict=True)]
+            lengths = batch.lengths
             found["useful"] += self._work.flops(lengths, batch.num_terms)
             found["whole_squares"] += self._work.flops(lengths, batch.num_terms, whole_squares=True)
-            positions = batch.num_tokens if self._is_flat else len(lengths) * max(lengths)
-            found["padding"] += (positions - batch.num_tokens) * self._work.token
-            if self._does_recompute:
+            positions = sum(lengths) if self._way.is_flat else len(lengths) * max(lengths)
+            found["padding"] += (positions - sum(lengths)) * self._work.token
+            if self._way.has_whole_head:
+                found["head"] += (positions - batch.num_terms) * self._work.term
+            if self._way.does_recompute:
                 found["recompute"] += self._work.forward_flops(lengths)
         return found
 
@@ -189,18 +221,19 @@ class Efficiency:
         }
 
 
-def shares_of(wall_s: float, seconds: Mapping[str, float]) -> Record:
+def shares_of(wall_s: float, seconds: Mapping[str, float], rest: str = "python") -> Record:
     """Returns the share of each part in a step, of useful arithmetic and of all of WASTE, which add up to one.
 
-    What is left is Python's. Where the parts come to more than the step took, as their estimates may, they are
+    What is left is that of `rest`. Where the parts come to more than the step took, as their estimates may, they are
     scaled down; useful arithmetic is not.
     """
-    parts = {name: seconds.get(name, 0.0) for name in ("useful", *WASTE) if name != "python"}
-    rest = max(wall_s - parts["useful"], 0.0)
+    parts = {name: seconds.get(name, 0.0) for name in ("useful", *WASTE)}
+    left = max(wall_s - parts["useful"], 0.0)
     wasted = sum(parts.values()) - parts["useful"]
-    scale = min(1.0, rest / wasted) if wasted > 0 else 1.0
+    scale = min(1.0, left / wasted) if wasted > 0 else 1.0
     shares = {name: value * (1.0 if name == "useful" else scale) / wall_s for name, value in parts.items()}
-    return {**shares, "python": max(1.0 - sum(shares.values()), 0.0)}
+    shares[rest] += max(1.0 - sum(shares.values()), 0.0)
+    return shares
 
 
 def _page_faults() -> int:

@@ -11,7 +11,7 @@ import torch
 
 from oumi.core import host
 from oumi.core.batch import Batch
-from oumi.core.callbacks.efficiency import Efficiency, Record
+from oumi.core.callbacks.efficiency import Counted, Efficiency, Record
 from oumi.core.run import Callback, Progress, Run, StepReport
 
 
@@ -37,7 +37,7 @@ class Sink:
 class Reporting(Callback):
     """Makes the records and hands them round."""
 
-    def __init__(self, sinks: Sequence[Sink], efficiency: Efficiency | None = None) -> None:
+    def __init__(self, sinks: Sequence[Sink], efficiency: Efficiency) -> None:
         self._sinks = sinks
         self._efficiency = efficiency
         self._last = _clocks()
@@ -48,18 +48,17 @@ class Reporting(Callback):
         self._restart()
 
     def step_start(self, run: Run) -> None:
-        if self._efficiency is not None:
-            self._efficiency.step_start()
+        self._efficiency.step_start()
 
     def before_update(self, run: Run, report: StepReport, micro_batches: list[Batch]) -> None:
-        if self._efficiency is not None:
-            self._efficiency.before_update(micro_batches)
+        self._efficiency.before_update([Counted(batch.lengths, batch.num_terms) for batch in micro_batches])
 
     def step_end(self, run: Progress, report: StepReport) -> None:
         record = self._record(run, report)
         run.metrics.update(record)
         for sink in self._sinks:
             sink.step(run, record)
+        self._efficiency.wait()
 
     def measured(self, run: Progress, metrics: Mapping[str, float]) -> None:
         record = {"step": run.state.step, "epoch": run.state.epoch, **metrics}
@@ -73,26 +72,23 @@ class Reporting(Callback):
         self._restart()
 
     def train_end(self, run: Progress) -> None:
-        if self._efficiency is not None and (text := self._efficiency.summary()):
+        if text := self._efficiency.summary():
             for sink in self._sinks:
                 sink.note(text)
 
     def close(self) -> None:
-        if self._efficiency is not None:
-            self._efficiency.close()
+        self._efficiency.close()
         for sink in self._sinks:
             sink.close()
 
     def _restart(self) -> None:
         self._last = _clocks()
-        if self._efficiency is not None:
-            self._efficiency.restart()
+        self._efficiency.restart()
 
     def _record(self, run: Progress, report: StepReport) -> Record:
         loss, grad_norm = float(report.loss), float(report.grad_norm)  # waits for the device
         before, self._last = self._last, _clocks()
         wall, cpu = (now - then for now, then in zip(self._last, before, strict=True))
-        efficiency = {} if self._efficiency is None else self._efficiency.step_end()
         return {
             **report.extra,
             "step": run.state.step,
@@ -107,7 +103,7 @@ class Reporting(Callback):
             "cpu_time_s": cpu,
             "tokens_per_second": report.num_tokens / max(wall, 1e-9),
             "peak_memory_bytes": peak_memory_bytes(),
-            **efficiency,
+            **self._efficiency.step_end(),
         }
 
 

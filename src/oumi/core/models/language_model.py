@@ -33,6 +33,11 @@ class LanguageModel(torch.nn.Module):
         self._names_of_kinds = [name for name in ("token_type_ids", "mm_token_type_ids") if name in takes]
         self._places = getattr(getattr(base, "model", None), "get_rope_index", None)
 
+    @property
+    def has_whole_head(self) -> bool:
+        """Returns True if logits are computed where nothing is trained, too."""
+        return not self.is_flat and (self._head is None or self._head.find() is None)
+
     def forward(self, batch: Batch) -> Prediction:
         """Returns what the model says at `batch.trained`."""
         inputs = self._flat(batch) if self.is_flat else self._padded(batch)
@@ -58,8 +63,8 @@ class LanguageModel(torch.nn.Module):
 
     def _padded(self, batch: Batch) -> dict[str, Any]:
         """Returns each document as a row of its own, padded on the right to the longest."""
-        documents = torch.split(batch.tokens, _lengths(batch))
-        positions = torch.split(self._positions(batch), _lengths(batch), dim=-1)
+        documents = torch.split(batch.tokens, batch.lengths)
+        positions = torch.split(self._positions(batch), batch.lengths, dim=-1)
         tokens_DS = pad_sequence(list(documents), batch_first=True)
         is_token_DS = pad_sequence([torch.ones_like(d) for d in documents], batch_first=True)
         longest = tokens_DS.shape[1]
@@ -90,7 +95,3 @@ class LanguageModel(torch.nn.Module):
             parts.append(found)
             first = last
         return torch.cat(parts, dim=-1)
-
-
-def _lengths(batch: Batch) -> list[int]:
-    return [b - a for a, b in zip(batch.offsets[:-1], batch.offsets[1:], strict=True)]

@@ -7,40 +7,36 @@ import logging
 import os
 import sys
 import warnings
+from typing import Any
 
 import torch
 from huggingface_hub import constants as hub_constants
 from transformers.utils import logging as transformers_logging
 
 from oumi.core.callbacks.console import Console
-from oumi.core.callbacks.efficiency import Device, Efficiency
+from oumi.core.callbacks.efficiency import Device, Efficiency, Way
 from oumi.core.callbacks.metrics_file import MetricsFile
 from oumi.core.callbacks.reporting import Reporting, Sink
 from oumi.core.callbacks.telemetry import Telemetry
 from oumi.core.callbacks.trackers import build_trackers
 from oumi.core.log import logger
-from oumi.core.models.language_model import LanguageModel
 from oumi.core.models.work import work_of
 from oumi.core.plan.parts import Plan
 
 
-def build_reporting(plan: Plan, model: LanguageModel | None = None) -> Reporting:
-    """Returns the callback that shows and keeps what a run measures; of our own model, where its time goes, too."""
+def build_reporting(plan: Plan, efficiency: Efficiency) -> Reporting:
+    """Returns the callback that shows and keeps what a run measures."""
     sinks: list[Sink] = [Console(plan.logs), MetricsFile(), *build_trackers(plan)]
     if plan.logs.step_times and plan.logs.telemetry_dir is not None:
         sinks.append(Telemetry(plan.logs.telemetry_dir))
-    return Reporting(sinks, None if model is None else _efficiency(plan, model))
+    return Reporting(sinks, efficiency)
 
 
-def _efficiency(plan: Plan, model: LanguageModel) -> Efficiency:
-    dtype = plan.precision.autocast or str(model.inner.dtype).removeprefix("torch.")
-    return Efficiency(
-        work_of(model.inner),
-        Device(plan.device, plan.device_name, dtype),
-        is_flat=model.is_flat,
-        does_recompute=plan.gradient_checkpointing is not None,
-        does_watch=not plan.speed.compile,
-    )
+def build_efficiency(plan: Plan, model: Any, is_flat: bool, has_whole_head: bool) -> Efficiency:
+    """Returns what measures how close the steps of a model come to what the machine can do."""
+    dtype = plan.precision.autocast or str(model.dtype).removeprefix("torch.")
+    way = Way(is_flat, has_whole_head, plan.gradient_checkpointing is not None, plan.speed.compile)
+    return Efficiency(work_of(model), Device(plan.device, plan.device_name, dtype), way)
 
 
 def quiet_libraries(plan: Plan) -> None:

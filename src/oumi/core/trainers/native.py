@@ -30,7 +30,7 @@ from oumi.core.optim.schedules import build_schedule
 from oumi.core.plan.disk import with_saved
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callback, Callbacks, Run
-from oumi.core.trainers.listeners import build_reporting, write_model_summary
+from oumi.core.trainers.listeners import build_efficiency, build_reporting, write_model_summary
 from oumi.core.trainers.resume import Start
 from oumi.core.trainers.rows import Rows
 
@@ -86,7 +86,8 @@ class NativeTrainer:
 
     def _callbacks(self) -> list[Callback]:
         plan, rows = self.run.plan, self._rows
-        callbacks: list[Callback] = [SignalGuard(), FiniteGuard(), build_reporting(plan, self.run.model)]
+        efficiency = build_efficiency(plan, self._inner, self.run.model.is_flat, self.run.model.has_whole_head)
+        callbacks: list[Callback] = [SignalGuard(), FiniteGuard(), build_reporting(plan, efficiency)]
         if len(rows.validation):
             batches = partial(in_order, rows.validation, plan.evaluation.batch_size, rows.tools.join)
             callbacks.append(Evaluation(batches, next_token_loss))  # without what training adds to it

@@ -17,6 +17,7 @@ from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback
 
 from oumi.core.batch import IGNORED
+from oumi.core.callbacks.efficiency import Counted, Efficiency
 from oumi.core.callbacks.guards import SignalGuard, not_finite, stopped_early
 from oumi.core.checkpoint.store import checkpoint_path, let_others_read, seal, storage_errors
 from oumi.core.data.loader import Loader
@@ -30,7 +31,7 @@ from oumi.core.plan.choices import SCHEDULES, is_number
 from oumi.core.plan.disk import with_saved
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callbacks, Progress, StepReport
-from oumi.core.trainers.listeners import build_reporting, write_model_summary
+from oumi.core.trainers.listeners import build_efficiency, build_reporting, write_model_summary
 from oumi.core.trainers.resume import Start
 from oumi.core.trainers.rows import Rows
 from oumi.core.trainers.trl_methods import METHODS, NEWER_NAMES, arguments
@@ -57,9 +58,10 @@ class TrlTrainer:
         rows.check_vocabulary(model)
         write_model_summary(plan, model)
         plan = with_saved(plan, saved_of(model, plan.save_mode))
-        run = Progress(plan=plan, callbacks=Callbacks([SignalGuard(), build_reporting(plan)]))
+        efficiency = build_efficiency(plan, model, is_flat=False, has_whole_head=True)
+        run = Progress(plan=plan, callbacks=Callbacks([SignalGuard(), build_reporting(plan, efficiency)]))
         run.state.step = start.step
-        bridge = Bridge(run, rows.train, start.facts(plan, rows.fingerprint))
+        bridge = Bridge(run, efficiency, rows.train, start.facts(plan, rows.fingerprint))
         with _refusals(plan):
             made = _in_our_terms(_load(method.trainer), plan, bridge)(
                 model=model,
@@ -97,19 +99,20 @@ class TrlTrainer:
 class Bridge(TrainerCallback):
     """Shows the steps of another trainer to our callbacks."""
 
-    def __init__(self, run: Progress, rows: Mixture, facts: Mapping[str, Any]) -> None:
+    def __init__(self, run: Progress, efficiency: Efficiency, rows: Mixture, facts: Mapping[str, Any]) -> None:
         self.run = run
+        self._efficiency = efficiency
         self._facts = facts
         self._rows = rows
         self._order = Loader(rows, run.plan.steps, run.plan.data.seed)
-        self.num_tokens = 0
-        self.num_terms = 0
+        self._micro_batches: list[Counted] = []
+        """Of the step that is being taken."""
         self._learning_rate = 0.0
 
     def count(self, inputs: Mapping[str, Any], loss: torch.Tensor) -> None:
         """Notes a micro-batch; raises NotFiniteError before its step moves any weight."""
-        self.num_tokens += int(inputs["attention_mask"].sum())
-        self.num_terms += int((inputs["labels"] != IGNORED).sum())
+        lengths = tuple(inputs["attention_mask"].sum(1).tolist())
+        self._micro_batches.append(Counted(lengths, int((inputs["labels"] != IGNORED).sum())))
         if not torch.isfinite(loss):
             raise not_finite(self.run, f"the loss is {loss.item()}", self._rows_of_step())
 
@@ -117,7 +120,12 @@ class Bridge(TrainerCallback):
         self.run.state.step = state.global_step
         self.run.callbacks.train_start(self.run)
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._micro_batches = []
+        self._efficiency.step_start()
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+        self._efficiency.before_update(self._micro_batches)
         self._learning_rate = parts["optimizer"].param_groups[0]["lr"]
         gradients = (weight.grad for weight in parts["model"].parameters() if weight.grad is not None)
         if not args.fp16 and not all(torch.isfinite(gradient).all() for gradient in gradients):
@@ -133,18 +141,19 @@ class Bridge(TrainerCallback):
             return
         now = self.run.state
         now.step, now.epoch = state.global_step, float(state.epoch or 0.0)
-        now.num_tokens += self.num_tokens
-        now.num_terms += self.num_terms
+        num_tokens = sum(sum(one.lengths) for one in self._micro_batches)
+        num_terms = sum(one.num_terms for one in self._micro_batches)
+        now.num_tokens += num_tokens
+        now.num_terms += num_terms
         taken = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
         report = StepReport(
             loss=logs["loss"],
             grad_norm=logs.get("grad_norm", float("nan")),
             learning_rate=self._learning_rate,
-            num_terms=self.num_terms,
-            num_tokens=self.num_tokens,
+            num_terms=num_terms,
+            num_tokens=num_tokens,
             extra={name: value for name, value in logs.items() if name not in taken and is_number(value)},
         )
-        self.num_tokens = self.num_terms = 0
         self.run.callbacks.step_end(self.run, report)
 
     def on_evaluate(
