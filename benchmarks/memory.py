@@ -88,6 +88,7 @@ CASES = (
     Case("14m", 8, 512, {**_RECOMPUTED, "optimizer": "sgd"}, pack=True),
     Case("31m", 8, 512),
     Case("31m", 8, 1024, _RECOMPUTED),
+    Case("31m", 8, 1024, {**_RECOMPUTED, "gradient_checkpointing_kwargs": {"recompute_num_layers": 4}}),
     Case("31m", 8, 512, _LORA),
     Case("31m", 1, 512, {"optimizer": "sgd"}, pack=True),
     Case("qwen3", 8, 512),

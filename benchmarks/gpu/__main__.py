@@ -135,10 +135,7 @@ def run(cell: Cell, arm: Arm, model: Path, rows: Path, arguments: argparse.Names
     folder.mkdir()
     job = folder / "job.json"
     if arm.is_ours:
-        compiles = bool(arm.options.get("compile"))
-        if compiles and cell.recomputes:
-            return "training.compile beside enable_gradient_checkpointing: not built yet"
-        config = oumi_config(cell, model, rows, folder / "out", arguments.steps, compiles)
+        config = oumi_config(cell, model, rows, folder / "out", arguments.steps, bool(arm.options.get("compile")))
         command = [sys.executable, "-m", "oumi", "train", "-c", str(job)]
     else:
         options = {**arm.options, "attention": arguments.attention}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu.__main__ import NUM_SKIPPED_STEPS, Steps, main, read_result, run, table
+from benchmarks.gpu.__main__ import NUM_SKIPPED_STEPS, Steps, main, read_result, table
 from benchmarks.gpu.cells import CELLS, LENGTH, SHAPES, flops_per_token, oumi_config, write_rows, write_tokenizer
 from oumi.core.configs import TrainingConfig
 from oumi.core.plan.refusals import refusals
@@ -63,15 +63,6 @@ def test_the_table_relates_each_arm_to_trl() -> None:
     told = lines.splitlines()
     assert told[2].split()[-5:] == ["16,384", "13.6%", "1.0", "2.00", "3.0000"]
     assert told[3].endswith("failed: x")
-
-
-def test_a_cell_that_recomputes_is_not_compiled(tmp_path: Path) -> None:
-    from argparse import Namespace
-
-    from benchmarks.gpu.__main__ import ARMS
-
-    found = run(CELLS["8b"], ARMS["oumi_compile"], tmp_path, tmp_path, Namespace(cache=tmp_path, steps=30))
-    assert found == "training.compile beside enable_gradient_checkpointing: not built yet"
 
 
 def test_steps_lie_between_the_marks(tmp_path: Path) -> None:

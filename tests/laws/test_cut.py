@@ -14,6 +14,7 @@ from oumi.core.batch import Batch
 from oumi.core.host import describe_host
 from oumi.core.models.flat import make_flat
 from oumi.core.models.fused_layers import fuse_layers
+from oumi.core.models.recompute import recompute_layers
 from oumi.core.objectives.next_token import next_token_loss
 from oumi.core.train import train
 from tests.runs import batches, tiny_config, tiny_rows
@@ -22,7 +23,8 @@ from tests.tiny import tiny_llama
 PATHS: dict[str, Callable[[Any], object]] = {
     "plain": lambda model: None,
     "fused": fuse_layers,
-    "recomputed": lambda model: model.gradient_checkpointing_enable({"use_reentrant": False}),
+    "recomputed": lambda model: recompute_layers(model, {"use_reentrant": False}),
+    "half_recomputed": lambda model: recompute_layers(model, {"use_reentrant": False, "recompute_num_layers": 1}),
 }
 
 
@@ -37,7 +39,7 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut(
     assert relative_error(found, wanted) < tolerance
 
 
-@pytest.mark.parametrize("path", ["fused", "recomputed"])
+@pytest.mark.parametrize("path", [path for path in PATHS if path != "plain"])
 def test_every_path_gives_the_gradients_of_the_plain_one(tmp_path: Path, path: str) -> None:
     parts = batches(tiny_rows(tmp_path), 4)
     assert relative_error(gradient(parts, torch.float32, path), gradient(parts, torch.float32)) < 2e-6

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,13 +21,15 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_compiled_layers_train_as_plain_ones_and_are_not_compiled_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recompute", [{}, {"enable_gradient_checkpointing": True}])
+def test_compiled_layers_train_as_plain_ones_and_are_not_compiled_again(
+    tmp_path: Path, recompute: dict[str, Any]
+) -> None:
     found = []
-    for name, is_compiled in (("plain", False), ("compiled", True)):
+    for name, compiled in (("plain", {}), ("compiled", {"compile": True, **recompute})):
         torch._dynamo.reset()
         counters.clear()
-        config = tiny_config(tmp_path, max_steps=8, compile=is_compiled, output_dir=str(tmp_path / name))
-        train(config)
+        train(tiny_config(tmp_path, max_steps=8, output_dir=str(tmp_path / name), **compiled))
         found.append(losses(tmp_path / name))
     assert found[1] == pytest.approx(found[0], rel=1e-5)
     # Before and after attention, and what stands around; twice where a first batch has one document.

@@ -15,7 +15,7 @@ import pytest
 
 from oumi.core.errors import ConfigError
 from oumi.core.host import memory_limit
-from oumi.core.plan.fitting import changes_that_fit, memory_of, with_micro_batches, with_rows
+from oumi.core.plan.fitting import changes_that_fit, memory_of, with_rows, with_what_fits
 from oumi.core.plan.memory import Largest, plan_memory
 from oumi.core.plan.parts import LoraPlan, MemoryPlan, Plan
 from oumi.core.plan.plan import make_plan
@@ -29,6 +29,7 @@ from tests.tiny import save_tiny_model, tiny_llama
 GB = 10**9
 LLAMA = ModelShape("llama", 16, 2048, 32, 8, 64, 8192, 128_256, True)
 ROWS = Largest(8 * 512, 512)
+MANY = Largest(64 * 512, 512)
 
 
 @pytest.fixture
@@ -43,6 +44,15 @@ def total(plan: Plan, largest: Largest = ROWS) -> int:
     found = memory_of(plan, largest)
     assert found is not None
     return found.total
+
+
+def recomputed(plan: Plan, count: int) -> Plan:
+    return replace(plan, gradient_checkpointing={"use_reentrant": False, "recompute_num_layers": count})
+
+
+def auto(plan: Plan, **values: Any) -> Plan:
+    training = plan.config.training.model_copy(update=values)
+    return replace(plan, config=plan.config.model_copy(update={"training": training}))
 
 
 def fitted(plan: Plan, available: int) -> Plan:
@@ -149,14 +159,13 @@ def test_rows_that_are_no_power_of_two_are_cut_too(plan: Plan) -> None:
 
 
 def test_micro_batches_left_to_us_are_the_largest_that_fit_and_a_step_keeps_its_rows(plan: Plan) -> None:
-    training = plan.config.training.model_copy(update={"per_device_train_batch_size": "auto"})
-    plan = replace(plan, config=plan.config.model_copy(update={"training": training}))
+    plan = auto(plan, per_device_train_batch_size="auto")
 
     def largest_of(cut: Plan) -> Largest:
         return Largest(8192 * cut.steps.micro_batch_rows, 8192)
 
     def rows(available: int) -> tuple[int, int]:
-        found = with_micro_batches(fitted(plan, available), largest_of)
+        found = with_what_fits(fitted(plan, available), largest_of)
         assert found.memory == memory_of(found, largest_of(found))
         return found.steps.micro_batch_rows, found.steps.accumulation
 
@@ -172,6 +181,71 @@ def test_micro_batches_left_to_us_are_the_largest_that_fit_and_a_step_keeps_its_
     assert "8 rows (auto) x 1" in plan_text(plan)
 
 
+def test_layers_that_compute_again_take_less_the_more_they_are(plan: Plan) -> None:
+    sizes = [total(recomputed(plan, count), MANY) for count in range(16, 0, -1)]
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) >= 12, "the last few take the place of one another"
+    assert sizes[-1] < total(plan, MANY)
+    assert total(recomputed(plan, 17), MANY) == sizes[0] == total(replace(plan, gradient_checkpointing={}), MANY)
+
+
+def test_as_few_layers_compute_again_as_let_the_run_fit(plan: Plan) -> None:
+    settings = {"recompute_num_layers": "auto"}
+    plan = auto(plan, enable_gradient_checkpointing=True, gradient_checkpointing_kwargs=settings)
+    first = with_what_fits(fitted(plan, 1000 * GB), lambda _: MANY)
+    assert first.gradient_checkpointing is None
+
+    def count(available: int) -> Any:
+        found = with_what_fits(fitted(first, available), lambda _: MANY)  # a first choice does not bind a second one
+        assert found.memory == memory_of(found, MANY)
+        return found.gradient_checkpointing and found.gradient_checkpointing["recompute_num_layers"]
+
+    assert count(1000 * GB) is None
+    for wanted in (1, 2, 9, 12):
+        assert count(int(total(recomputed(plan, wanted), MANY) / 0.849)) == wanted
+    assert count(total(recomputed(plan, 16), MANY) // 2) == 16
+    assert "16 of 16 layers (auto)" in plan_text(recomputed(plan, 16))
+
+
+def test_few_layers_are_offered_where_they_are_enough(plan: Plan) -> None:
+    short = fitted(plan, int(total(plan, MANY) * 0.93))
+    (found,) = (one for one in changes_that_fit(short, MANY) if "enable_gradient_checkpointing" in one.text)
+    assert found.plan.gradient_checkpointing == {"use_reentrant": False, "recompute_num_layers": 3}
+    assert found.text.endswith("true with training.gradient_checkpointing_kwargs.recompute_num_layers: 3")
+    assert found.slowdown == pytest.approx(1 + 3 / 16 / 3)
+
+
+def test_micro_batches_are_cut_before_layers_compute_again(plan: Plan) -> None:
+    plan = auto(
+        plan,
+        per_device_train_batch_size="auto",
+        enable_gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"recompute_num_layers": "auto"},
+    )
+
+    def largest_of(cut: Plan) -> Largest:
+        return Largest(8192 * cut.steps.micro_batch_rows, 8192)
+
+    single = replace(plan, gradient_checkpointing=None, steps=replace(plan.steps, micro_batch_rows=1, accumulation=8))
+    needed = total(single, largest_of(single))
+    cut = with_what_fits(fitted(plan, int(needed / 0.84)), largest_of)
+    assert (cut.steps.micro_batch_rows, cut.gradient_checkpointing) == (1, None)
+    cut = with_what_fits(fitted(plan, int(needed / 0.86)), largest_of)
+    assert cut.gradient_checkpointing is not None
+
+
+def test_what_is_left_to_a_plan_that_knows_no_memory_is_told(plan: Plan) -> None:
+    plan = auto(
+        plan, enable_gradient_checkpointing=True, gradient_checkpointing_kwargs={"recompute_num_layers": "auto"}
+    )
+    facts = survey(plan.config)
+    unknown = make_plan(plan.config, replace(facts, model=replace(facts.model, shape=None)))
+    assert unknown.memory is None
+    assert unknown.gradient_checkpointing == {"use_reentrant": False}
+    wanted = "training.gradient_checkpointing_kwargs.recompute_num_layers: all layers, as nothing tells what would fit"
+    assert wanted in unknown.notes
+
+
 def test_a_run_without_memory_is_refused_with_the_cheapest_changes_that_fit(plan: Plan) -> None:
     needed = total(plan)
     with pytest.raises(ConfigError, match=r"needs [\d.]+ GB at its peak") as refused:
@@ -180,8 +254,9 @@ def test_a_run_without_memory_is_refused_with_the_cheapest_changes_that_fit(plan
     assert len(lines) == 4
     assert "training.per_device_train_batch_size: 1 with training.gradient_accumulation_steps: 8 (" in lines[1]
     assert "about 1x the time" in lines[1]
-    assert "enable_gradient_checkpointing: true (" in lines[2]
-    assert "about 1.33x" in lines[2]
+    assert "enable_gradient_checkpointing: true with " in lines[2]
+    assert "recompute_num_layers: 10 (" in lines[2]
+    assert "about 1.21x" in lines[2]
 
 
 @pytest.mark.parametrize("share", [0.9, 0.7, 0.5, 0.3, 0.01])

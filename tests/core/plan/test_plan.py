@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from oumi.core.configs import TrainingConfig
+from oumi.core.configs import TrainerType, TrainingConfig
 from oumi.core.plan.parts import Facts, ModelFacts, Plan
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import refusals
@@ -172,6 +172,26 @@ def test_an_argument_of_gradient_checkpointing_that_is_none_is_refused() -> None
     config.training.gradient_checkpointing_kwargs = {"use_reentrent": True}
     (problem,) = (one for one in refusals(config) if "checkpointing" in one.key)
     assert "did you mean 'use_reentrant'?" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("value", "trainer", "told"),
+    [
+        (0, "OUMI", "expected a number of layers, 1 or more, or auto; found 0"),
+        (True, "OUMI", "found True"),
+        ("most", "OUMI", "found 'most'"),
+        (2, "TRL_SFT", "TRL_SFT computes all layers again or none; only trainer OUMI reads it"),
+        (2, "OUMI", ""),
+        ("auto", "OUMI", ""),
+    ],
+)
+def test_which_layers_compute_again_is_checked(value: Any, trainer: str, told: str) -> None:
+    config = TrainingConfig()
+    config.training.trainer_type = TrainerType[trainer]
+    config.training.gradient_checkpointing_kwargs = {"recompute_num_layers": value}
+    found = [one.message for one in refusals(config) if "checkpointing" in one.key]
+    assert len(found) == bool(told)
+    assert told in "".join(found)
 
 
 def test_what_is_never_due_is_told() -> None:

@@ -75,8 +75,8 @@ class Way:
     """Without padding."""
     has_whole_head: bool
     """Logits are computed where nothing is trained, too."""
-    does_recompute: bool
-    """Activations are computed again in backward."""
+    recomputed: float
+    """Share of the layers whose activations are computed again in backward."""
     is_compiled: bool
     """Its kernels cannot be watched one by one."""
 
@@ -189,8 +189,7 @@ class Efficiency:
             found["padding"] += (positions - sum(lengths)) * self._work.token
             if self._way.has_whole_head:
                 found["head"] += (positions - batch.num_terms) * self._work.term
-            if self._way.does_recompute:
-                found["recompute"] += self._work.forward_flops(lengths)
+            found["recompute"] += self._way.recomputed * self._work.forward_flops(lengths)
         return found
 
     def _sampled(self, watch: OpTimes, fault_s: float) -> Sample:

@@ -93,7 +93,8 @@ class TrainingParams(Params):
     enable_gradient_checkpointing: bool = False
     """Compute activations again in backward rather than keep them."""
     gradient_checkpointing_kwargs: dict[str, Any] = {}
-    """Such as `use_reentrant: false`."""
+    """Such as `use_reentrant: false`; `recompute_num_layers`: so many layers, the first ones, or auto for as few as let
+    the run fit; trainer OUMI only."""
     empty_device_cache_steps: PositiveInt | None = None
     """Steps between emptying the GPU's cache."""
     label_ignore_index: int | None = None

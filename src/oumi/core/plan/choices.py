@@ -42,6 +42,11 @@ ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_
 FLAT_ATTENTIONS = (None, "sdpa", "eager")
 """Those with which documents may stand end to end: ours compute the same."""
 
+NUM_RECOMPUTED = "recompute_num_layers"
+"""Of `training.gradient_checkpointing_kwargs`: how many layers compute again, the first ones; Megatron has the word."""
+CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
+"""The rest of it: what torch.utils.checkpoint takes."""
+
 _SHAPES = {"warmup_type": ("linear", "cosine", "1-sqrt"), "decay_type": ("linear", "cosine", "1-sqrt")}
 _LR_END = 1e-7
 """Where `polynomial` ends, if nothing is said."""

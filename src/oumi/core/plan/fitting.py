@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
+from oumi.core.configs import TrainingParams
 from oumi.core.errors import ConfigError
-from oumi.core.plan.memory import Largest, plan_memory
+from oumi.core.plan.choices import NUM_RECOMPUTED
+from oumi.core.plan.memory import Largest, num_recomputed, plan_memory
 from oumi.core.plan.parts import LoraPlan, MemoryPlan, Plan
+from oumi.core.plan.sections import recompute_settings
 
 _MOST_TOLD = 3
-_RECOMPUTE = 1.33
-"""Time of a step whose forward pass is done twice: four thirds of one forward and two of backward."""
+_RECOMPUTE = 1 / 3
+"""Of the time of a step: a forward pass, beside which backward takes two."""
 _ADAPTER = 0.75
 """Time of a step without the gradients of the weights below an adapter."""
 _SHORTEST = 128
@@ -50,21 +55,61 @@ def memory_of(plan: Plan, largest: Largest | None) -> MemoryPlan | None:
     return plan_memory(plan, plan.memory.available, plan.memory.is_tight, largest)
 
 
-def with_micro_batches(plan: Plan, largest_of: LargestOf) -> Plan:
-    """Returns the plan with the largest micro-batches that fit, if the config leaves them to us.
+def with_what_fits(plan: Plan, largest_of: LargestOf) -> Plan:
+    """Returns the plan with what its config leaves to us: the largest micro-batches and the fewest layers computed
+    again with which it fits.
 
-    The rows of a step stay the same, and so does its result.
+    Smaller micro-batches cost less than layers that are computed again. The rows of a step stay the same, and so does
+    its result.
     """
-    if plan.config.training.per_device_train_batch_size != "auto" or plan.memory is None:
+    if plan.memory is None:
         return plan
+    leaves_layers = _leaves_layers(plan.config.training)
+    if leaves_layers:
+        plan = replace(plan, gradient_checkpointing=None)
+    for cut in _cuts(plan):
+        plan = replace(cut, memory=memory_of(cut, largest_of(cut)))
+        if plan.memory is not None and _leaves_room(plan.memory):
+            return plan
+    if leaves_layers:
+        plan = _with_fewest_recomputed(plan, largest_of(plan), _leaves_room)
+    return replace(plan, memory=memory_of(plan, largest_of(plan)))
+
+
+def _cuts(plan: Plan) -> Iterator[Plan]:
+    """Yields what micro-batches may be, the largest first; only the plan itself if the config says it."""
     rows = plan.steps.micro_batch_rows * plan.steps.accumulation
-    for accumulation in (parts for parts in range(1, rows + 1) if rows % parts == 0):
-        steps = replace(plan.steps, micro_batch_rows=rows // accumulation, accumulation=accumulation)
-        plan = replace(plan, steps=steps)
-        memory = memory_of(plan, largest_of(plan))
-        if memory is not None and memory.total <= _AUTO_SHARE * memory.available:
-            break
-    return replace(plan, memory=memory)
+    parts = [plan.steps.accumulation]
+    if plan.config.training.per_device_train_batch_size == "auto":
+        parts = [count for count in range(1, rows + 1) if rows % count == 0]
+    for count in parts:
+        yield replace(plan, steps=replace(plan.steps, micro_batch_rows=rows // count, accumulation=count))
+
+
+def _with_fewest_recomputed(plan: Plan, largest: Largest | None, is_enough: Callable[[MemoryPlan], bool]) -> Plan:
+    """Returns the plan with as few layers computed again as are enough; with all if none are."""
+    settings = recompute_settings(plan.config.training)
+
+    def recomputing(count: int) -> Plan:
+        return replace(plan, gradient_checkpointing={**settings, NUM_RECOMPUTED: count})
+
+    def will_do(count: int) -> bool:
+        memory = memory_of(recomputing(count), largest)
+        return memory is not None and is_enough(memory)
+
+    fewer = range(1, plan.shape.layers if plan.shape else 1)
+    return recomputing(1 + bisect_left(fewer, True, key=will_do))
+
+
+def _leaves_room(memory: MemoryPlan) -> bool:
+    return memory.total <= _AUTO_SHARE * memory.available
+
+
+def _leaves_layers(training: TrainingParams) -> bool:
+    """Returns True if the config leaves to us which layers compute again."""
+    return (
+        training.enable_gradient_checkpointing and training.gradient_checkpointing_kwargs.get(NUM_RECOMPUTED) == "auto"
+    )
 
 
 def with_rows(plan: Plan, num_rows: int | None, largest_of: LargestOf) -> Plan:
@@ -78,7 +123,7 @@ def with_rows(plan: Plan, num_rows: int | None, largest_of: LargestOf) -> Plan:
     Raises:
         ConfigError: The run needs more memory than there is, with what would fit; of unknown rows, with any row.
     """
-    plan = with_micro_batches(plan.with_num_rows(num_rows), largest_of)
+    plan = with_what_fits(plan.with_num_rows(num_rows), largest_of)
     if plan.memory is None:
         return plan
     largest = largest_of(plan)
@@ -91,11 +136,9 @@ def with_rows(plan: Plan, num_rows: int | None, largest_of: LargestOf) -> Plan:
 def memory_notes(plan: Plan) -> tuple[str, ...]:
     """Returns what a reader of the plan should know of its memory."""
     memory = plan.memory
-    if memory is None and plan.config.training.per_device_train_batch_size == "auto":
-        return (
-            f"training.per_device_train_batch_size: {plan.steps.micro_batch_rows}, as nothing tells which would fit",
-        )
-    if memory is None or not memory.is_short:
+    if memory is None:
+        return tuple(f"{key}: {value}, as nothing tells what would fit" for key, value in _chosen(plan).items())
+    if not memory.is_short:
         return ()
     least = memory_of(plan, _ONE_TOKEN)
     if least is not None and least.is_short:
@@ -104,6 +147,17 @@ def memory_notes(plan: Plan) -> tuple[str, ...]:
         f"memory: there is not enough where rows are as long as they may be; if those that are read need more than "
         f"{memory.available / 1e9:,.1f} GB, the run is refused before its weights are loaded",
     )
+
+
+def _chosen(plan: Plan) -> dict[str, Any]:
+    """Returns what the plan took for each `auto`."""
+    training = plan.config.training
+    chosen: dict[str, Any] = {}
+    if training.per_device_train_batch_size == "auto":
+        chosen["training.per_device_train_batch_size"] = plan.steps.micro_batch_rows
+    if _leaves_layers(training) and plan.gradient_checkpointing is not None:
+        chosen[f"training.gradient_checkpointing_kwargs.{NUM_RECOMPUTED}"] = "all layers"
+    return chosen
 
 
 def changes_that_fit(plan: Plan, largest: Largest) -> list[Change]:
@@ -138,10 +192,7 @@ def _changes(plan: Plan, largest: Largest) -> Iterator[Change]:
 
 def _kinds(plan: Plan, largest: Largest) -> Iterator[Change]:
     """Yields changes of what is kept and what is trained."""
-    recomputes = plan.gradient_checkpointing is None and not plan.speed.compile
-    recompute = "training.enable_gradient_checkpointing: true"
-    if recomputes:
-        yield Change(recompute, replace(plan, gradient_checkpointing={}), largest, _RECOMPUTE)
+    yield from _fewest_recomputed(Change("", plan, largest))
     for name in ("adafactor", "sgd"):
         if plan.optimizer.name != name:
             changed = replace(plan, optimizer=replace(plan.optimizer, name=name, momentum=0.0))
@@ -149,10 +200,27 @@ def _kinds(plan: Plan, largest: Largest) -> Iterator[Change]:
     if plan.lora is None:
         adapted = replace(plan, lora=LoraPlan({"r": 8, "target_modules": None}, "ADAPTER_ONLY"))
         text = "training.use_peft: true"
-        yield Change(text, adapted, largest, _ADAPTER, keeps_result=False)
-        if recomputes:
-            both = replace(adapted, gradient_checkpointing={})
-            yield Change(f"{text} with {recompute}", both, largest, _ADAPTER * _RECOMPUTE, keeps_result=False)
+        change = Change(text, adapted, largest, _ADAPTER, keeps_result=False)
+        yield change
+        yield from _fewest_recomputed(change)
+
+
+def _fewest_recomputed(change: Change) -> Iterator[Change]:
+    """Yields a change with as few layers computed again as let it fit, with all of them if none does."""
+    shape = change.plan.shape
+    if change.plan.gradient_checkpointing is not None or shape is None:
+        return
+    plan = _with_fewest_recomputed(change.plan, change.largest, lambda memory: not memory.is_short)
+    count, num_layers = num_recomputed(plan.gradient_checkpointing, shape.layers), shape.layers
+    text = "training.enable_gradient_checkpointing: true"
+    if count < num_layers:
+        text += f" with training.gradient_checkpointing_kwargs.{NUM_RECOMPUTED}: {count}"
+    yield replace(
+        change,
+        text=f"{change.text} with {text}" if change.text else text,
+        plan=plan,
+        slowdown=change.slowdown * (1 + _RECOMPUTE * count / num_layers),
+    )
 
 
 def _shorter(plan: Plan, largest: Largest) -> Iterator[Change]:

@@ -7,9 +7,11 @@ the largest of the moments at which most of that stands together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
+from oumi.core.plan.choices import NUM_RECOMPUTED
 from oumi.core.plan.disk import BYTES, states_of
 from oumi.core.plan.parts import MemoryPlan, Plan
 from oumi.core.plan.shapes import ModelShape
@@ -48,6 +50,11 @@ class Largest:
     tokens: int
     longest: int
     """Tokens of the longest row among them."""
+
+
+def num_recomputed(settings: Mapping[str, Any] | None, num_layers: int) -> int:
+    """Returns how many layers compute their activations again, by what the plan says of it."""
+    return 0 if settings is None else min(settings.get(NUM_RECOMPUTED, num_layers), num_layers)
 
 
 def chunk_rows(num_rows: int, vocabulary: int, device: str) -> int:
@@ -110,15 +117,15 @@ def _moments(step: _Step) -> Iterator[MemoryPlan]:
     )
     holes = 1 + (_HOLES_TIGHT if step.is_tight else _HOLES)
     layers, one = step.layers_bytes, step.layer_bytes
+    anew = one - states // 2  # what it was given is there
     yield replace(kept, activations=int(layers * holes), loss=int((head + states + step.logits_bytes) * holes))
-    times = _LAYERS_AGAIN_TIGHT if step.is_tight else _LAYERS_AGAIN
-    again = one * times if plan.gradient_checkpointing is not None else 0
-    inner = int((layers + again + step.backward_bytes) * holes)
+    at_first, at_last = step.layers_again
+    inner = int((layers + at_first * anew + step.backward_bytes) * holes)
     yield replace(kept, activations=inner, loss=int((head + states) * holes))
     # The head's part of a tied gradient waits for the embedding's, and their sum is a third.
     whole = trained + head * (2 * shape.is_tied + (plan.steps.accumulation > 1))
     left = min(layers, whole) * _LEFT_TIGHT if step.is_tight else min(layers, whole)
-    yield replace(kept, gradients=whole, activations=int((again or one) * holes + left))
+    yield replace(kept, gradients=whole, activations=int(at_last * one * holes + left))
 
 
 @dataclass(frozen=True)
@@ -167,15 +174,26 @@ class _Step:
 
     @property
     def layers_bytes(self) -> int:
-        """Returns what all layers keep until their backward pass: with checkpointing, what each was given."""
+        """Returns what all layers keep until their backward pass: of those with checkpointing, what each was given."""
         streams = self.largest.tokens * self.shape.hidden * self.number
-        if self.plan.gradient_checkpointing is not None:
-            return streams * (self.shape.layers + 2)
-        kept = self.shape.layers * self.layer_bytes + 2 * streams
+        again = num_recomputed(self.plan.gradient_checkpointing, self.shape.layers)
+        whole = self.shape.layers - again
+        kept = whole * self.layer_bytes + (again + 2) * streams
         if self.plan.steps.accumulation == 1 or self.plan.device != "cpu":
             return kept
         # The gradients of the first micro-batch stand amid the widest blocks that it has left.
-        return kept + 2 * self.largest.tokens * self.shape.inner * self.number * self.shape.layers
+        return kept + 2 * self.largest.tokens * self.shape.inner * self.number * whole
+
+    @property
+    def layers_again(self) -> tuple[int, int]:
+        """Returns how many layers are held anew in backward, where the first one is computed again and at its end.
+
+        They take the place of those above them that kept all. Without checkpointing, one layer is held at the end.
+        """
+        again = num_recomputed(self.plan.gradient_checkpointing, self.shape.layers)
+        held = _LAYERS_AGAIN_TIGHT if self.is_tight else _LAYERS_AGAIN
+        beyond = max(held - (self.shape.layers - again), 0) if again else 0
+        return beyond, max(beyond, 1)
 
     @property
     def layer_bytes(self) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from oumi.core.configs import TrainingConfig
 from oumi.core.plan import sections
 from oumi.core.plan.disk import plan_disk, saved_of_files
-from oumi.core.plan.fitting import memory_notes, with_micro_batches
+from oumi.core.plan.fitting import memory_notes, with_what_fits
 from oumi.core.plan.memory import plan_memory
 from oumi.core.plan.notes import plan_notes
 from oumi.core.plan.parts import Facts, LossPlan, Plan
@@ -54,5 +54,5 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan
         notes=plan_notes(config, facts, steps, dtype, precision, disk),
     )
     plan = replace(plan, memory=plan_memory(plan, facts.memory_bytes, facts.has_tight_heap))
-    plan = with_micro_batches(plan, lambda _: None)
+    plan = with_what_fits(plan, lambda _: None)
     return replace(plan, notes=(*plan.notes, *memory_notes(plan)))

@@ -14,7 +14,7 @@ from oumi.core.configs.model import DTYPES
 from oumi.core.configs.problems import semantic_problems
 from oumi.core.errors import ConfigError, Problem, did_you_mean
 from oumi.core.plan import collators
-from oumi.core.plan.choices import ATTENTIONS, SCHEDULES, wrong_optimizer, wrong_schedule
+from oumi.core.plan.choices import ATTENTIONS, CHECKPOINTING, NUM_RECOMPUTED, SCHEDULES, wrong_optimizer, wrong_schedule
 from oumi.core.plan.notes import changed_keys
 from oumi.core.plan.trainer_kwargs import DECIDED
 
@@ -32,7 +32,6 @@ _NOT_BUILT = {
     "peft.q_lora": "quantised base weights",
 }
 _NEEDS_WHOLE_ROWS = ("TRL_DPO", "TRL_KTO", "TRL_GRPO", "VERL_GRPO")
-_CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
 _LORA_STARTS = (
     LoraWeightInitialization.DEFAULT,
     LoraWeightInitialization.RANDOM,
@@ -105,8 +104,9 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         return
     if message := wrong_optimizer(training.optimizer):
         yield "training.optimizer", message
-    if training.compile and training.enable_gradient_checkpointing:
-        yield "training.compile", "layers that compute again in backward are not compiled yet: leave one of the two out"
+    if training.compile and training.gradient_checkpointing_kwargs.get("use_reentrant"):
+        key = "training.gradient_checkpointing_kwargs.use_reentrant"
+        yield key, "true: compiled layers cannot be computed again that way; set it to false"
     if training.trainer_kwargs:
         names = ", ".join(training.trainer_kwargs)
         yield (
@@ -193,11 +193,17 @@ def _wrong_truncation(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 
 
 def _wrong_gradient_checkpointing(config: TrainingConfig) -> Iterator[tuple[str, str]]:
-    for name in config.training.gradient_checkpointing_kwargs:
-        if name not in _CHECKPOINTING:
-            known = did_you_mean(name, _CHECKPOINTING) or f"; it takes {', '.join(_CHECKPOINTING)}"
-            key = f"training.gradient_checkpointing_kwargs.{name}"
-            yield key, f"torch.utils.checkpoint has no such argument{known}"
+    training = config.training
+    known = (NUM_RECOMPUTED, *CHECKPOINTING)
+    for name, value in training.gradient_checkpointing_kwargs.items():
+        key = f"training.gradient_checkpointing_kwargs.{name}"
+        if name not in known:
+            help_ = did_you_mean(name, known) or f"; it takes {', '.join(known)}"
+            yield key, f"torch.utils.checkpoint has no such argument{help_}"
+        elif name == NUM_RECOMPUTED and training.trainer_type != TrainerType.OUMI:
+            yield key, f"{training.trainer_type.name} computes all layers again or none; only trainer OUMI reads it"
+        elif name == NUM_RECOMPUTED and value != "auto" and (type(value) is not int or value < 1):
+            yield key, f"expected a number of layers, 1 or more, or auto; found {value!r}"
 
 
 def _wrong_adapter(config: TrainingConfig) -> Iterator[tuple[str, str]]:

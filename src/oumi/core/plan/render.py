@@ -8,6 +8,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from oumi.core.plan.choices import NUM_RECOMPUTED
+from oumi.core.plan.memory import num_recomputed
 from oumi.core.plan.parts import Plan
 from oumi.core.redact import redact
 
@@ -36,6 +38,7 @@ def plan_text(plan: Plan) -> str:
         "precision": plan.precision.reason,
         "device": f"{plan.device}, {plan.device_name}",
         "memory": _memory(plan),
+        "recompute": _recompute(plan),
         "evaluation": _evaluation(plan),
         "checkpoints": _checkpoints(plan),
         "output": str(plan.output_dir),
@@ -84,6 +87,16 @@ def _memory(plan: Plan) -> str:
     told = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in {**parts, "process": memory.process}.items())
     most = "up to " if memory.is_bound else ""
     return f"{most}{memory.total / 1e9:,.1f} GB of {memory.available / 1e9:,.0f} GB: {told}"
+
+
+def _recompute(plan: Plan) -> str:
+    settings = plan.gradient_checkpointing
+    if settings is None:
+        return ""
+    if plan.shape is None:
+        return f"the first {settings[NUM_RECOMPUTED]} layers" if NUM_RECOMPUTED in settings else "all layers"
+    auto = " (auto)" if plan.config.training.gradient_checkpointing_kwargs.get(NUM_RECOMPUTED) == "auto" else ""
+    return f"{num_recomputed(settings, plan.shape.layers)} of {plan.shape.layers} layers{auto}"
 
 
 def _evaluation(plan: Plan) -> str:

@@ -16,7 +16,7 @@ from oumi.core.configs import (
 from oumi.core.configs.model import DTYPES
 from oumi.core.errors import ConfigError
 from oumi.core.plan import collators
-from oumi.core.plan.choices import FLAT_ATTENTIONS
+from oumi.core.plan.choices import FLAT_ATTENTIONS, NUM_RECOMPUTED
 from oumi.core.plan.parts import (
     CheckpointPlan,
     DataPlan,
@@ -178,9 +178,15 @@ def plan_schedule(training: TrainingParams) -> SchedulePlan:
 
 def plan_gradient_checkpointing(training: TrainingParams) -> dict[str, Any] | None:
     """Returns how activations are computed again in the backward pass, None if they are kept."""
-    if not training.enable_gradient_checkpointing:
-        return None
-    return {"use_reentrant": False, **training.gradient_checkpointing_kwargs}
+    return recompute_settings(training) if training.enable_gradient_checkpointing else None
+
+
+def recompute_settings(training: TrainingParams) -> dict[str, Any]:
+    """Returns the arguments of gradient checkpointing, for a run that has it."""
+    settings = {"use_reentrant": False, **training.gradient_checkpointing_kwargs}
+    if settings.get(NUM_RECOMPUTED) == "auto":
+        del settings[NUM_RECOMPUTED]  # all of them, until it is known what fits
+    return settings
 
 
 def plan_checkpoints(training: TrainingParams) -> CheckpointPlan:

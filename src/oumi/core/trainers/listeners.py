@@ -21,6 +21,7 @@ from oumi.core.callbacks.telemetry import Telemetry
 from oumi.core.callbacks.trackers import build_trackers
 from oumi.core.log import logger
 from oumi.core.models.work import work_of
+from oumi.core.plan.memory import num_recomputed
 from oumi.core.plan.parts import Plan
 
 
@@ -35,7 +36,9 @@ def build_reporting(plan: Plan, efficiency: Efficiency) -> Reporting:
 def build_efficiency(plan: Plan, model: Any, is_flat: bool, has_whole_head: bool) -> Efficiency:
     """Returns what measures how close the steps of a model come to what the machine can do."""
     dtype = plan.precision.autocast or str(model.dtype).removeprefix("torch.")
-    way = Way(is_flat, has_whole_head, plan.gradient_checkpointing is not None, plan.speed.compile)
+    num_layers = model.config.get_text_config().num_hidden_layers
+    recomputed = num_recomputed(plan.gradient_checkpointing, num_layers) / num_layers
+    way = Way(is_flat, has_whole_head, recomputed, plan.speed.compile)
     return Efficiency(work_of(model), Device(plan.device, plan.device_name, dtype), way)
 
 

@@ -24,6 +24,7 @@ from oumi.core.models.build import build_model
 from oumi.core.models.compiled import compile_layers
 from oumi.core.models.flat import make_flat
 from oumi.core.models.fused_layers import fuse_layers
+from oumi.core.models.recompute import recompute_layers
 from oumi.core.objectives.next_token import next_token_loss
 from oumi.core.optim.optimizers import build_optimizer
 from oumi.core.optim.schedules import build_schedule
@@ -49,7 +50,7 @@ class NativeTrainer:
         seed_everything(plan.seed, plan.deterministic)
         model = build_model(plan, world.device, start.checkpoint)
         if plan.gradient_checkpointing is not None:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(plan.gradient_checkpointing))
+            recompute_layers(model, plan.gradient_checkpointing)
         write_model_summary(plan, model)
         rows.check_vocabulary(model)
         plan = with_saved(plan, saved_of(model, plan.save_mode))
@@ -106,7 +107,7 @@ def _build_run(plan: Plan, world: World, model: Any, rows: Rows) -> Run:
         fuse_layers(model)
     language_model = make_flat(model, plan.model.attention, plan.speed)
     if plan.speed.compile:
-        compile_layers(model)
+        compile_layers(model, plan.gradient_checkpointing)
     optimizer = build_optimizer(language_model, plan.optimizer)
     return Run(
         plan=plan,
