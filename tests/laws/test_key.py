@@ -46,7 +46,7 @@ OF_DATASETS |= {"mixture_proportion", "transform_num_workers"}
 # Parts of the plan that the trainers of TRL and transformers only know by their own arguments.
 BY_ARGUMENTS = {
     "steps", "optimizer", "schedule", "precision", "gradient_checkpointing", "empty_cache_every", "evaluation",
-    "run_name",
+    "run_name", "speed",
 }  # fmt: skip
 SOURCE = Path(__file__).parents[2] / "src"
 TRAINERS = ["OUMI", "TRL_SFT", "HF"]

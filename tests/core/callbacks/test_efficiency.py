@@ -117,9 +117,27 @@ def test_every_step_tells_how_close_it_came_and_its_shares_add_up(tmp_path: Path
 
 
 def test_gradient_checkpointing_is_seen_as_work_done_again(tmp_path: Path) -> None:
-    train(tiny_config(tmp_path, max_steps=2, enable_gradient_checkpointing=True))
-    last = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["time_recompute"] > 0
+    found = []
+    for count in (1, 2):
+        settings = {"recompute_num_layers": count}
+        out = tmp_path / str(count)
+        changes = {"enable_gradient_checkpointing": True, "gradient_checkpointing_kwargs": settings}
+        train(tiny_config(tmp_path, max_steps=2, output_dir=str(out), **changes))
+        last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+        found.append(last["time_recompute"] / last["time_useful"])
+    assert found[0] > 0
+    assert found[1] == pytest.approx(2 * found[0], rel=0.05)
+
+
+def test_padding_to_a_multiple_is_seen(tmp_path: Path) -> None:
+    found = []
+    for name, kwargs in (("as they are", {}), ("wide", {"pad_to_multiple_of": 512})):
+        config = tiny_config(tmp_path, max_steps=2, trainer_type="HF", output_dir=str(tmp_path / name))
+        config.data.train.collator_kwargs = kwargs
+        train(config)
+        last = json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])
+        found.append(last["time_padding"] / last["time_useful"])
+    assert found[1] > 2 * found[0]
 
 
 def test_peaks_that_cannot_be_kept_are_measured_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,14 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("recompute", [{}, {"enable_gradient_checkpointing": True}])
+@pytest.mark.parametrize(
+    "recompute",
+    [
+        {},
+        {"enable_gradient_checkpointing": True},
+        {"enable_gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"recompute_num_layers": 1}},
+    ],
+)
 def test_compiled_layers_train_as_plain_ones_and_are_not_compiled_again(
     tmp_path: Path, recompute: dict[str, Any]
 ) -> None:

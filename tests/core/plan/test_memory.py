@@ -203,8 +203,35 @@ def test_as_few_layers_compute_again_as_let_the_run_fit(plan: Plan) -> None:
     assert count(1000 * GB) is None
     for wanted in (1, 2, 9, 12):
         assert count(int(total(recomputed(plan, wanted), MANY) / 0.849)) == wanted
-    assert count(total(recomputed(plan, 16), MANY) // 2) == 16
+    least = min(range(1, 17), key=lambda one: total(recomputed(plan, one), MANY))
+    assert count(total(recomputed(plan, 16), MANY) // 2) == least
     assert "16 of 16 layers (auto)" in plan_text(recomputed(plan, 16))
+
+
+@pytest.mark.parametrize("is_tight", [True, False])
+@pytest.mark.parametrize("rows", [ROWS, MANY])
+def test_the_fewest_layers_are_found_wherever_some_will_do(plan: Plan, is_tight: bool, rows: Largest) -> None:
+    settings = {"recompute_num_layers": "auto"}
+    plan = auto(plan, enable_gradient_checkpointing=True, gradient_checkpointing_kwargs=settings)
+    assert plan.memory is not None
+    plan = replace(plan, memory=replace(plan.memory, is_tight=is_tight))
+    needed = {count: total(recomputed(plan, count), rows) for count in range(1, 17)}
+    for enough in sorted(needed.values()):
+        found = with_what_fits(fitted(plan, int(enough / 0.849)), lambda _: rows)
+        assert found.memory is not None
+        assert found.memory.total <= enough * 0.85 / 0.849
+
+
+def test_a_run_that_computes_some_layers_again_is_offered_more(plan: Plan) -> None:
+    some = auto(plan, enable_gradient_checkpointing=True, gradient_checkpointing_kwargs={"recompute_num_layers": 2})
+    some = recomputed(some, 2)
+    short = fitted(some, int(total(some, MANY) * 0.9))
+    (found,) = (one for one in changes_that_fit(short, MANY) if "recompute_num_layers" in one.text)
+    count = found.plan.gradient_checkpointing["recompute_num_layers"]  # type: ignore[index]  # it is on
+    assert count > 2
+    assert found.text == f"training.gradient_checkpointing_kwargs.recompute_num_layers: {count}"
+    assert found.slowdown == pytest.approx((1 + count / 48) / (1 + 2 / 48))
+    assert not found.memory.is_short
 
 
 def test_few_layers_are_offered_where_they_are_enough(plan: Plan) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -192,6 +193,25 @@ def test_which_layers_compute_again_is_checked(value: Any, trainer: str, told: s
     found = [one.message for one in refusals(config) if "checkpointing" in one.key]
     assert len(found) == bool(told)
     assert told in "".join(found)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_liger_is_for_a_gpu(device: str) -> None:
+    config = TrainingConfig()
+    config.model.enable_liger_kernel = True
+    made = make_plan(config, replace(CPU, device=device))
+    assert made.speed.liger == (device == "cuda")
+    assert any("enable_liger_kernel: its kernels are for a GPU" in note for note in made.notes) == (device == "cpu")
+
+
+def test_reentrant_checkpointing_and_compiled_layers_are_refused_where_both_are_on() -> None:
+    config = TrainingConfig()
+    config.training.trainer_type = TrainerType.OUMI
+    config.training.compile = True
+    config.training.gradient_checkpointing_kwargs = {"use_reentrant": True}
+    for is_on in (True, False):
+        config.training.enable_gradient_checkpointing = is_on
+        assert any("use_reentrant" in one.key for one in refusals(config)) == is_on
 
 
 def test_what_is_never_due_is_told() -> None:

@@ -65,20 +65,20 @@ class Counted:
     """Tokens of each document."""
     num_terms: int
     """Trained positions."""
+    num_positions: int
+    """Tokens, and what stands beside them as padding."""
 
 
 @dataclass(frozen=True)
 class Way:
     """How a trainer computes a micro-batch."""
 
-    is_flat: bool
-    """Without padding."""
     has_whole_head: bool
     """Logits are computed where nothing is trained, too."""
     recomputed: float
     """Share of the layers whose activations are computed again in backward."""
-    is_compiled: bool
-    """Its kernels cannot be watched one by one."""
+    is_opaque: bool
+    """Its kernels cannot be watched one by one: compiled ones, and those of other libraries."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class Efficiency:
 
     def __init__(self, work: Work, device: Device, way: Way) -> None:
         self._work, self._device, self._way = work, device, way
+        self._peaks = device.peaks  # now, since finding them out takes time and memory
         self._watch: OpTimes | None = None
         """Of the step that is computed now."""
         self._watched: OpTimes | None = None
@@ -120,7 +121,7 @@ class Efficiency:
     def step_start(self) -> None:
         """After the rows of a step are there, before it is computed."""
         self._started_at = time.perf_counter()
-        if not self._way.is_compiled and self._step % _SAMPLED_AGAIN == _SAMPLED_STEP:
+        if not self._way.is_opaque and self._step % _SAMPLED_AGAIN == _SAMPLED_STEP:
             self._watch = OpTimes()
             self._watch.__enter__()
 
@@ -134,7 +135,7 @@ class Efficiency:
     def step_end(self) -> Record:
         """Returns what is to be known of the step that ends here; the next one begins."""
         now, faults = time.perf_counter(), _page_faults() - self._faults
-        wall, peaks = max(now - self._began, 1e-9), self._device.peaks
+        wall, peaks = max(now - self._began, 1e-9), self._peaks
         fault_s = faults * peaks.page_fault_s / peaks.num_cores
         is_watched = self._watched is not None
         if self._watched is not None:
@@ -169,7 +170,7 @@ class Efficiency:
         shares = {name: self._spent[name] / self._total_s for name in self._spent}
         wasted = sorted(((share, WASTE[name]) for name, share in shares.items() if name in WASTE), reverse=True)
         told = ", ".join(f"{what} {share:.0%}" for share, what in wasted if share >= 0.005)
-        peak = f"{self._device.peaks.flops / 1e9:,.0f} GFLOP/s in {self._device.dtype}"
+        peak = f"{self._peaks.flops / 1e9:,.0f} GFLOP/s in {self._device.dtype}"
         return f"{shares['useful']:.0%} of this machine's peak ({peak}) went into useful arithmetic; the rest: {told}"
 
     def close(self) -> None:
@@ -185,15 +186,14 @@ class Efficiency:
             lengths = batch.lengths
             found["useful"] += self._work.flops(lengths, batch.num_terms)
             found["whole_squares"] += self._work.flops(lengths, batch.num_terms, whole_squares=True)
-            positions = sum(lengths) if self._way.is_flat else len(lengths) * max(lengths)
-            found["padding"] += (positions - sum(lengths)) * self._work.token
+            found["padding"] += (batch.num_positions - sum(lengths)) * self._work.token
             if self._way.has_whole_head:
-                found["head"] += (positions - batch.num_terms) * self._work.term
+                found["head"] += (batch.num_positions - batch.num_terms) * self._work.term
             found["recompute"] += self._way.recomputed * self._work.forward_flops(lengths)
         return found
 
     def _sampled(self, watch: OpTimes, fault_s: float) -> Sample:
-        at_peak = sum(self._flops[name] for name in ("useful", *_EXTRA)) / self._device.peaks.flops
+        at_peak = sum(self._flops[name] for name in ("useful", *_EXTRA)) / self._peaks.flops
         return Sample(watch.products_s / at_peak, max(watch.others_s - fault_s, 0.0) / max(self._num_tokens, 1))
 
     def _mfu(self, wall_s: float) -> Record:

@@ -51,7 +51,7 @@ class Reporting(Callback):
         self._efficiency.step_start()
 
     def before_update(self, run: Run, report: StepReport, micro_batches: list[Batch]) -> None:
-        self._efficiency.before_update([Counted(batch.lengths, batch.num_terms) for batch in micro_batches])
+        self._efficiency.before_update([_counted(batch, run.model.is_flat) for batch in micro_batches])
 
     def step_end(self, run: Progress, report: StepReport) -> None:
         record = self._record(run, report)
@@ -110,6 +110,11 @@ class Reporting(Callback):
 def _clocks() -> tuple[float, float]:
     """Returns the seconds of the wall clock, and those that all threads of this process have worked."""
     return time.perf_counter(), time.process_time()
+
+
+def _counted(batch: Batch, is_flat: bool) -> Counted:
+    lengths = batch.lengths
+    return Counted(lengths, batch.num_terms, sum(lengths) if is_flat else len(lengths) * max(lengths))
 
 
 def peak_memory_bytes() -> int:

@@ -102,7 +102,9 @@ def _rotation(module: torch.nn.Module) -> Any:
 
 def _gelu(module: torch.nn.Module) -> Any:
     """Returns the forward of a GELU by one kernel, None if the module is none; some write out its formula."""
-    if "GELU" not in type(module).__name__ or isinstance(module, torch.nn.GELU):
+    if "GELU" not in type(module).__name__ or isinstance(module, torch.nn.GELU) or not _takes_one_tensor(module):
+        return None
+    if any(True for _ in module.parameters()):
         return None
     sample = torch.linspace(-20, 20, 256)  # some are cut off far from zero
     for approximate in ("tanh", "none"):

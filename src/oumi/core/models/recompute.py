@@ -31,5 +31,7 @@ def recompute_layers(model: Any, settings: Mapping[str, Any]) -> None:
     if not base.supports_gradient_checkpointing or (count and not layers):
         raise ConfigError(f"training.enable_gradient_checkpointing: {base.config.model_type} cannot; leave it out")
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
-    for layer in layers[count:] if count else ():
-        layer.gradient_checkpointing = False
+    if count:
+        for module in base.modules():
+            if isinstance(module, GradientCheckpointingLayer):  # those of pictures keep what they compute
+                module.gradient_checkpointing = any(module is layer for layer in layers[:count])

@@ -101,7 +101,7 @@ def _windows(config: Any) -> tuple[tuple[int | None, int], ...]:
     """Returns how far the layers see: those that a config calls sliding by its window, all others without end."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
-    kinds = kinds if len(kinds) > 1 else kinds * config.num_hidden_layers
+    kinds = kinds if len(kinds) > 1 else kinds * (getattr(config, "num_hidden_layers", 0) or 1)
     sliding = sum(kind == "sliding_attention" for kind in kinds)
     found = ((window, sliding), (None, len(kinds) - sliding))
     return tuple((window, count) for window, count in found if count)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Any
 from oumi.core.configs import TrainingParams
 from oumi.core.errors import ConfigError
 from oumi.core.plan.choices import NUM_RECOMPUTED
-from oumi.core.plan.memory import Largest, num_recomputed, plan_memory
+from oumi.core.plan.memory import LAYERS_AGAIN, Largest, num_recomputed, plan_memory
 from oumi.core.plan.parts import LoraPlan, MemoryPlan, Plan
 from oumi.core.plan.sections import recompute_settings
 
@@ -87,18 +88,27 @@ def _cuts(plan: Plan) -> Iterator[Plan]:
 
 
 def _with_fewest_recomputed(plan: Plan, largest: Largest | None, is_enough: Callable[[MemoryPlan], bool]) -> Plan:
-    """Returns the plan with as few layers computed again as are enough; with all if none are."""
+    """Returns the plan with as few layers more computed again as are enough; if none are, with what takes least."""
     settings = recompute_settings(plan.config.training)
+    num_layers = plan.shape.layers if plan.shape else 1
 
     def recomputing(count: int) -> Plan:
         return replace(plan, gradient_checkpointing={**settings, NUM_RECOMPUTED: count})
+
+    def total(count: int) -> float:
+        memory = memory_of(recomputing(count), largest)
+        return math.inf if memory is None else memory.total
 
     def will_do(count: int) -> bool:
         memory = memory_of(recomputing(count), largest)
         return memory is not None and is_enough(memory)
 
-    fewer = range(1, plan.shape.layers if plan.shape else 1)
-    return recomputing(1 + bisect_left(fewer, True, key=will_do))
+    # Each layer more takes less memory, but for the last few, which need room to compute again.
+    first = num_recomputed(plan.gradient_checkpointing, num_layers) + 1
+    even = max(num_layers - LAYERS_AGAIN, first)
+    fewest = first + bisect_left(range(first, even), True, key=will_do)
+    last = range(fewest, num_layers + 1)
+    return recomputing(next((count for count in last if will_do(count)), min(last, key=total)))
 
 
 def _leaves_room(memory: MemoryPlan) -> bool:
@@ -207,19 +217,21 @@ def _kinds(plan: Plan, largest: Largest) -> Iterator[Change]:
 
 def _fewest_recomputed(change: Change) -> Iterator[Change]:
     """Yields a change with as few layers computed again as let it fit, with all of them if none does."""
-    shape = change.plan.shape
-    if change.plan.gradient_checkpointing is not None or shape is None:
+    shape, training = change.plan.shape, change.plan.config.training
+    if shape is None or num_recomputed(change.plan.gradient_checkpointing, shape.layers) == shape.layers:
         return
     plan = _with_fewest_recomputed(change.plan, change.largest, lambda memory: not memory.is_short)
-    count, num_layers = num_recomputed(plan.gradient_checkpointing, shape.layers), shape.layers
-    text = "training.enable_gradient_checkpointing: true"
-    if count < num_layers:
-        text += f" with training.gradient_checkpointing_kwargs.{NUM_RECOMPUTED}: {count}"
+    before, count = (num_recomputed(one.gradient_checkpointing, shape.layers) for one in (change.plan, plan))
+    key = f"training.gradient_checkpointing_kwargs.{NUM_RECOMPUTED}: {count}"
+    text = key if before else "training.enable_gradient_checkpointing: true"
+    if not before and (count < shape.layers or NUM_RECOMPUTED in training.gradient_checkpointing_kwargs):
+        text = f"{text} with {key}"
+    slowdown = (1 + _RECOMPUTE * count / shape.layers) / (1 + _RECOMPUTE * before / shape.layers)
     yield replace(
         change,
         text=f"{change.text} with {text}" if change.text else text,
         plan=plan,
-        slowdown=change.slowdown * (1 + _RECOMPUTE * count / num_layers),
+        slowdown=change.slowdown * slowdown,
     )
 
 

@@ -27,7 +27,7 @@ bytes, a freed block is too small for the next one of its own size; see `host.ha
 """
 _LEFT_TIGHT = 0.67
 """Memory of activations that is still held at the end of backward, as gradients stand amid it; else all: measured."""
-_LAYERS_AGAIN_TIGHT, _LAYERS_AGAIN = 2, 4
+_LAYERS_AGAIN_TIGHT, LAYERS_AGAIN = 2, 4
 """Layers that are held where one is computed again: gradients of weights stand amid what the last one has left."""
 _SCORES = 1.2
 """What matrices of scores take for each byte of theirs, as each document has its own small ones: measured."""
@@ -94,6 +94,7 @@ def _is_known(plan: Plan) -> bool:
     settings = {} if plan.lora is None else plan.lora.settings
     odd = ("target_parameters", "modules_to_save", "exclude_modules")
     is_plain = not plan.model.freeze and plan.model.adapter is None and not plan.model.sees_pictures
+    is_plain &= plan.speed.flat_batches or not plan.data.train.pack
     return plan.trainer == "OUMI" and is_plain and not any(settings.get(name) for name in odd)
 
 
@@ -191,7 +192,7 @@ class _Step:
         They take the place of those above them that kept all. Without checkpointing, one layer is held at the end.
         """
         again = num_recomputed(self.plan.gradient_checkpointing, self.shape.layers)
-        held = _LAYERS_AGAIN_TIGHT if self.is_tight else _LAYERS_AGAIN
+        held = _LAYERS_AGAIN_TIGHT if self.is_tight else LAYERS_AGAIN
         beyond = max(held - (self.shape.layers - again), 0) if again else 0
         return beyond, max(beyond, 1)
 

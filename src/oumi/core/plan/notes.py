@@ -118,6 +118,8 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
         yield "not read: training.save_epoch: save_steps decides; set it to 0 to save after each epoch"
     if training.warmup_steps is not None and training.warmup_ratio is not None:
         yield "not read: training.warmup_ratio: warmup_steps decides"
+    if config.model.enable_liger_kernel and facts.device != "cuda":
+        yield "not read: model.enable_liger_kernel: its kernels are for a GPU"
     if training.empty_device_cache_steps is not None and facts.device == "cpu":
         yield "not read: training.empty_device_cache_steps: a CPU has no such cache"
     if training.optimizer in ("adamw_torch_fused", "adamw_8bit") and facts.device == "cpu":

@@ -209,9 +209,11 @@ class SpeedPlan:
     fused_loss: bool = True
     """The head's logits are taken in chunks and never kept."""
     fused_layers: bool = False
-    """Norms, gated MLPs and rotations in our own form, for CPUs without compilation."""
+    """Norms, gated MLPs, rotations and GELUs in our own form, for CPUs without compilation."""
     compile: bool = False
     """Each layer is compiled before its first step."""
+    liger: bool = False
+    """Liger's kernels, on a GPU."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ _BUILT = (TrainerType.OUMI, TrainerType.TRL_SFT, TrainerType.HF)
 
 _NOT_BUILT = {
     "data.*.datasets[[]].trust_remote_code": "data sets that run code of their own",
-    "model.enable_liger_kernel": "Liger kernels",
     "training.profiler.*": "the profiler",
     "training.metrics_function": "metrics functions",
     "training.telemetry.track_gpu_temperature": "GPU temperatures",
@@ -104,7 +103,8 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         return
     if message := wrong_optimizer(training.optimizer):
         yield "training.optimizer", message
-    if training.compile and training.gradient_checkpointing_kwargs.get("use_reentrant"):
+    recomputes = training.enable_gradient_checkpointing
+    if training.compile and recomputes and training.gradient_checkpointing_kwargs.get("use_reentrant"):
         key = "training.gradient_checkpointing_kwargs.use_reentrant"
         yield key, "true: compiled layers cannot be computed again that way; set it to false"
     if training.trainer_kwargs:

@@ -90,12 +90,14 @@ def _memory(plan: Plan) -> str:
 
 
 def _recompute(plan: Plan) -> str:
-    settings = plan.gradient_checkpointing
-    if settings is None:
+    settings, training = plan.gradient_checkpointing, plan.config.training
+    if not training.enable_gradient_checkpointing:
         return ""
     if plan.shape is None:
-        return f"the first {settings[NUM_RECOMPUTED]} layers" if NUM_RECOMPUTED in settings else "all layers"
-    auto = " (auto)" if plan.config.training.gradient_checkpointing_kwargs.get(NUM_RECOMPUTED) == "auto" else ""
+        return (
+            f"the first {settings[NUM_RECOMPUTED]} layers" if settings and NUM_RECOMPUTED in settings else "all layers"
+        )
+    auto = " (auto)" if training.gradient_checkpointing_kwargs.get(NUM_RECOMPUTED) == "auto" else ""
     return f"{num_recomputed(settings, plan.shape.layers)} of {plan.shape.layers} layers{auto}"
 
 

@@ -67,6 +67,7 @@ def plan_speed(config: TrainingConfig, dtype: str, precision: PrecisionPlan, fac
         fused_loss="fused_loss" not in facts.without,
         fused_layers=on_cpu and not training.compile and "fused_layers" not in facts.without,
         compile=training.compile,
+        liger=config.model.enable_liger_kernel and facts.device == "cuda",
     )
 
 

@@ -33,12 +33,15 @@ def build_reporting(plan: Plan, efficiency: Efficiency) -> Reporting:
     return Reporting(sinks, efficiency)
 
 
-def build_efficiency(plan: Plan, model: Any, is_flat: bool, has_whole_head: bool) -> Efficiency:
-    """Returns what measures how close the steps of a model come to what the machine can do."""
+def build_efficiency(plan: Plan, model: Any, has_whole_head: bool) -> Efficiency:
+    """Returns what measures how close the steps of a model come to what the machine can do, which it finds out here."""
     dtype = plan.precision.autocast or str(model.dtype).removeprefix("torch.")
-    num_layers = model.config.get_text_config().num_hidden_layers
-    recomputed = num_recomputed(plan.gradient_checkpointing, num_layers) / num_layers
-    way = Way(is_flat, has_whole_head, recomputed, plan.speed.compile)
+    num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0) or 1
+    way = Way(
+        has_whole_head,
+        recomputed=num_recomputed(plan.gradient_checkpointing, num_layers) / num_layers,
+        is_opaque=plan.speed.compile or plan.speed.liger or plan.model.attention == "flex_attention",
+    )
     return Efficiency(work_of(model), Device(plan.device, plan.device_name, dtype), way)
 
 

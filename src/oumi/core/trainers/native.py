@@ -24,6 +24,7 @@ from oumi.core.models.build import build_model
 from oumi.core.models.compiled import compile_layers
 from oumi.core.models.flat import make_flat
 from oumi.core.models.fused_layers import fuse_layers
+from oumi.core.models.liger import use_liger
 from oumi.core.models.recompute import recompute_layers
 from oumi.core.objectives.next_token import next_token_loss
 from oumi.core.optim.optimizers import build_optimizer
@@ -87,7 +88,7 @@ class NativeTrainer:
 
     def _callbacks(self) -> list[Callback]:
         plan, rows = self.run.plan, self._rows
-        efficiency = build_efficiency(plan, self._inner, self.run.model.is_flat, self.run.model.has_whole_head)
+        efficiency = build_efficiency(plan, self._inner, self.run.model.has_whole_head)
         callbacks: list[Callback] = [SignalGuard(), FiniteGuard(), build_reporting(plan, efficiency)]
         if len(rows.validation):
             batches = partial(in_order, rows.validation, plan.evaluation.batch_size, rows.tools.join)
@@ -103,6 +104,8 @@ class NativeTrainer:
 
 
 def _build_run(plan: Plan, world: World, model: Any, rows: Rows) -> Run:
+    if plan.speed.liger:
+        use_liger(model)
     if plan.speed.fused_layers:
         fuse_layers(model)
     language_model = make_flat(model, plan.model.attention, plan.speed)

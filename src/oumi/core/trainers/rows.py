@@ -64,6 +64,8 @@ class Rows:
     def largest(self, plan: Plan) -> Largest | None:
         """Returns the largest micro-batch of training, None where lengths are only known as the rows are trained."""
         train = self.train
+        if plan.data.train.pack and not plan.speed.flat_batches:  # each document of a packed row is padded
+            return None
         if isinstance(train, Streamed | OneDocumentEach) or any(isinstance(p.table, GrowingTable) for p in train.parts):
             return None
         longest = max(int(part.table.lengths().max()) for part in train.parts if len(part))

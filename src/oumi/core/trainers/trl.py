@@ -26,6 +26,7 @@ from oumi.core.distributed.world import World, seed_everything
 from oumi.core.errors import ConfigError, OumiError, did_you_mean
 from oumi.core.models.adapters import save_model, saved_of
 from oumi.core.models.build import build_model
+from oumi.core.models.liger import check_liger
 from oumi.core.optim.schedules import build_schedule
 from oumi.core.plan.choices import SCHEDULES, is_number
 from oumi.core.plan.disk import with_saved
@@ -58,7 +59,10 @@ class TrlTrainer:
         rows.check_vocabulary(model)
         write_model_summary(plan, model)
         plan = with_saved(plan, saved_of(model, plan.save_mode))
-        efficiency = build_efficiency(plan, model, is_flat=False, has_whole_head=True)
+        if plan.speed.liger:
+            check_liger(model)
+        # On a GPU TRL, too, takes the logits of what is trained alone.
+        efficiency = build_efficiency(plan, model, has_whole_head=plan.trainer == "HF" or plan.device == "cpu")
         run = Progress(plan=plan, callbacks=Callbacks([SignalGuard(), build_reporting(plan, efficiency)]))
         run.state.step = start.step
         bridge = Bridge(run, efficiency, rows.train, start.facts(plan, rows.fingerprint))
@@ -111,8 +115,9 @@ class Bridge(TrainerCallback):
 
     def count(self, inputs: Mapping[str, Any], loss: torch.Tensor) -> None:
         """Notes a micro-batch; raises NotFiniteError before its step moves any weight."""
-        lengths = tuple(inputs["attention_mask"].sum(1).tolist())
-        self._micro_batches.append(Counted(lengths, int((inputs["labels"] != IGNORED).sum())))
+        mask = inputs["attention_mask"]
+        num_terms = int((inputs["labels"] != IGNORED).sum())
+        self._micro_batches.append(Counted(tuple(mask.sum(1).tolist()), num_terms, mask.numel()))
         if not torch.isfinite(loss):
             raise not_finite(self.run, f"the loss is {loss.item()}", self._rows_of_step())
 
@@ -125,11 +130,11 @@ class Bridge(TrainerCallback):
         self._efficiency.step_start()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
-        self._efficiency.before_update(self._micro_batches)
         self._learning_rate = parts["optimizer"].param_groups[0]["lr"]
         gradients = (weight.grad for weight in parts["model"].parameters() if weight.grad is not None)
         if not args.fp16 and not all(torch.isfinite(gradient).all() for gradient in gradients):
             raise not_finite(self.run, "a gradient is not a finite number", self._rows_of_step())
+        self._efficiency.before_update(self._micro_batches)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.run.stop_requested:

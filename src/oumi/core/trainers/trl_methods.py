@@ -63,6 +63,7 @@ def arguments(plan: Plan) -> dict[str, Any]:
         "bf16": plan.precision.autocast == "bfloat16",  # said aloud: TRL turns it on where nothing is said
         "use_cpu": plan.device == "cpu",
         "torch_compile": plan.speed.compile,
+        "use_liger_kernel": plan.speed.liger,
         "max_grad_norm": plan.optimizer.max_grad_norm or 0.0,
         "torch_empty_cache_steps": plan.empty_cache_every,
         "save_strategy": _save_strategy(plan),

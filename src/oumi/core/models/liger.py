@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Liger's kernels for a GPU in place of a model's own norms and MLPs (arXiv 2410.10989)."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from oumi.core.errors import ConfigError
+
+
+def check_liger(model: Any) -> None:
+    """Raises ConfigError if Liger is not installed, or has no kernels for this kind of model."""
+    try:
+        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN as KINDS
+    except ImportError as error:
+        raise ConfigError("model.enable_liger_kernel: needs: pip install 'oumi[gpu]'") from error
+    kind = model.config.model_type
+    if kind not in KINDS:
+        raise ConfigError(f"model.enable_liger_kernel: Liger has no kernels for {kind}; leave it out")
+
+
+def use_liger(model: Any) -> None:
+    """Exchanges norms and MLPs of this model alone; the loss stays ours.
+
+    Raises:
+        ConfigError: As `check_liger`.
+    """
+    check_liger(model)
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    home = vars(sys.modules[type(base).__module__])
+    before = dict(home)
+    # A rotation could only be exchanged for all models of the process.
+    _apply_liger_kernel_to_instance(model=base, rope=False, cross_entropy=False, fused_linear_cross_entropy=False)
+    home.update(before)  # it also puts its classes there, for models that are made later
