@@ -99,6 +99,9 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--attention", default="flash_attention_2", help="of TRL, such as kernels-community/flash-attn3"
     )
+    parser.add_argument(
+        "--trl-python", type=Path, help="of an environment that has TRL and Liger, instead of a new one"
+    )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/oumi/benchmarks/gpu"))
@@ -140,9 +143,11 @@ def run(cell: Cell, arm: Arm, model: Path, rows: Path, arguments: argparse.Names
     else:
         options = {**arm.options, "attention": arguments.attention}
         config = trl_job(cell, model, rows, folder, arguments.steps, options)
-        command = [str(ready_python(arguments.cache / "trl", TRL)), str(DRIVERS / "trl_gpu.py"), str(job)]
+        python = arguments.trl_python or ready_python(arguments.cache / "trl", TRL)
+        command = [str(python), str(DRIVERS / "trl_gpu.py"), str(job)]
     job.write_text(json.dumps(config))
-    environment = {**os.environ, **({"PYTHONPATH": str(SOURCE)} if arm.is_ours else {})}
+    path = os.pathsep.join(filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, **({"PYTHONPATH": path} if arm.is_ours else {})}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         return "failed: " + "\n".join(done.stderr.splitlines()[-3:])

@@ -42,6 +42,7 @@ def main() -> None:
 
 def settings(job: dict) -> SFTConfig:
     """Returns the job in TRL's words."""
+    attention = job["options"].pop("attention")
     return SFTConfig(
         output_dir=job["out"],
         per_device_train_batch_size=job["cell"]["rows"],
@@ -49,14 +50,14 @@ def settings(job: dict) -> SFTConfig:
         learning_rate=job["learning_rate"],
         lr_scheduler_type="constant",
         max_length=job["length"],
-        packing=True,
+        packing=attention != "sdpa",  # whose flash kernel takes full rows as they are, but no packed ones
         bf16=True,
         gradient_checkpointing=job["cell"]["recomputes"],
         optim="adamw_torch_fused",
         logging_steps=1,
         save_strategy="no",
         report_to="none",
-        model_init_kwargs={"dtype": "bfloat16", "attn_implementation": job["options"].pop("attention")},
+        model_init_kwargs={"dtype": "bfloat16", "attn_implementation": attention},
         **job["options"],
     )
 

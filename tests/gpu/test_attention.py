@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,35 @@ def test_flat_logits_equal_those_of_each_document_alone(model_type: str) -> None
         found = model(collate(rows).to(torch.device("cuda"))).logits()
     assert model.is_flat
     assert float((found - alone).norm() / alone.norm()) < 0.02
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_long_documents_of_one_length_give_the_gradients_of_each_alone(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    inner = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMALL)).to("cuda").to(dtype).train()
+    rows = [
+        Example(np.arange(i, i + 1024).astype(np.int32) % 128, np.ones(1024, bool), Source("", "", 0)) for i in (3, 9)
+    ]
+    model = make_flat(inner, None)
+    found = gradient(model, [collate(rows)])
+    alone = gradient(model, [collate([row]) for row in rows])
+    uneven = gradient(model, [collate([rows[0], *cut_in_two(rows[1])])])
+    close = 0.02 if dtype == torch.bfloat16 else 1e-5
+    assert float((found - alone).norm() / alone.norm()) < close
+    assert float((found - uneven).norm() / alone.norm()) > close, "documents that are cut are others"
+
+
+def cut_in_two(row: Example) -> list[Example]:
+    parts = (slice(0, 300), slice(300, None))
+    return [Example(row.tokens[part], row.is_target[part], row.source) for part in parts]
+
+
+def gradient(model: torch.nn.Module, batches: list[Any]) -> torch.Tensor:
+    model.zero_grad()
+    for batch in batches:
+        next_token_loss(model, batch.to(torch.device("cuda"))).backward()
+    return torch.cat([weight.grad.float().flatten() for weight in model.parameters()])
 
 
 @pytest.mark.gpu

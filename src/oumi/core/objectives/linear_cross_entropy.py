@@ -7,6 +7,8 @@ Shape letters: N positions, C positions of a chunk, d hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -111,12 +113,17 @@ class _Taken:
             return
         if self.narrow == self.wide:
             self.d_weight_Vd.addmm_(narrow_CV.t(), self.states[part])
+        elif narrow_CV.is_cuda:  # adds up in the wide dtype by itself
+            sum_Vd, product = self.d_weight_Vd, (narrow_CV.t(), self.states[part])
+            torch.addmm(sum_Vd, *product, out_dtype=self.wide, out=sum_Vd)
         else:
             self.d_weight_Vd += narrow_CV.t() @ self.states[part]
 
 
 def _chunk(taken: _Taken, targets_C: torch.Tensor, part: slice, head: Head, plan: LossPlan) -> torch.Tensor:
     """Returns the loss of one chunk, after counting its gradients."""
+    if targets_C.is_cuda and taken.has_gradients and taken.bias is None and has_triton():
+        return _chunk_by_kernel(taken, targets_C, part, head, plan)
     logits_CV, slope = _capped(taken.logits(part), head)
     column_C1 = targets_C[:, None]
     smooth, z_loss = plan.label_smoothing, plan.z_loss
@@ -139,6 +146,29 @@ def _chunk(taken: _Taken, targets_C: torch.Tensor, part: slice, head: Head, plan
         gradient_CV.sub_(smooth / gradient_CV.shape[1])
     taken.add_gradient(part, gradient_CV if isinstance(slope, float) and slope == 1 else gradient_CV.mul_(slope))
     return loss
+
+
+def _chunk_by_kernel(taken: _Taken, targets_C: torch.Tensor, part: slice, head: Head, plan: LossPlan) -> torch.Tensor:
+    """Does what `_chunk` does, without a wide copy of the logits."""
+    from oumi.core.objectives.softmax_kernel import cross_entropy_and_slope
+
+    product_CV = forward_product(taken.states[part], taken.weight)
+    losses_C = cross_entropy_and_slope(
+        product_CV,
+        targets_C,
+        scale=head.scale,
+        softcap=head.softcap,
+        label_smoothing=plan.label_smoothing,
+        z_loss=plan.z_loss,
+    )
+    taken.add_gradient(part, product_CV)
+    return losses_C.sum()
+
+
+@lru_cache(maxsize=1)
+def has_triton() -> bool:
+    """Returns True where kernels for a GPU can be made: torch brings Triton for Linux."""
+    return find_spec("triton") is not None
 
 
 def _capped(product_CV: torch.Tensor, head: Head) -> tuple[torch.Tensor, torch.Tensor | float]:
