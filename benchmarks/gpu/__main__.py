@@ -59,6 +59,7 @@ ARMS = {
     "trl": Arm("TRL 1.16, Liger, flash attention, packed", False, {"use_liger_kernel": True}),
     "trl_compile": Arm("the same, compiled", False, {"use_liger_kernel": True, "torch_compile": True}),
     "oumi": Arm("Oumi (this repository), OUMI", True),
+    "oumi_liger": Arm("the same, model.enable_liger_kernel", True, {"liger": True}),
     "oumi_compile": Arm("the same, training.compile", True, {"compile": True}),
 }
 
@@ -138,7 +139,7 @@ def run(cell: Cell, arm: Arm, model: Path, rows: Path, arguments: argparse.Names
     folder.mkdir()
     job = folder / "job.json"
     if arm.is_ours:
-        config = oumi_config(cell, model, rows, folder / "out", arguments.steps, bool(arm.options.get("compile")))
+        config = oumi_config(cell, model, rows, folder / "out", arguments.steps, arm.options)
         command = [sys.executable, "-m", "oumi", "train", "-c", str(job)]
     else:
         options = {**arm.options, "attention": arguments.attention}

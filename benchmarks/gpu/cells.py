@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -134,11 +135,18 @@ def write_rows(path: Path, num_rows: int) -> Path:
     return path
 
 
-def oumi_config(cell: Cell, model: Path, rows: Path, out: Path, num_steps: int, compiles: bool) -> dict[str, Any]:
-    """Returns the config of a run of this repository."""
+def oumi_config(
+    cell: Cell, model: Path, rows: Path, out: Path, num_steps: int, options: Mapping[str, bool]
+) -> dict[str, Any]:
+    """Returns the config of a run of this repository, with Liger's kernels or compiled as the options say."""
     peft = {"lora_r": LORA["r"], "lora_alpha": LORA["alpha"], "lora_target_modules": TARGETS}
     return {
-        "model": {"model_name": str(model), "model_max_length": LENGTH, "torch_dtype_str": "bfloat16"},
+        "model": {
+            "model_name": str(model),
+            "model_max_length": LENGTH,
+            "torch_dtype_str": "bfloat16",
+            "enable_liger_kernel": options.get("liger", False),
+        },
         "data": {"train": {"pack": True, "datasets": [{"dataset_name": "text", "dataset_path": str(rows)}]}},
         "training": {
             "trainer_type": "OUMI",
@@ -150,7 +158,7 @@ def oumi_config(cell: Cell, model: Path, rows: Path, out: Path, num_steps: int, 
             "optimizer": "adamw_torch_fused",
             "use_peft": cell.has_lora,
             "enable_gradient_checkpointing": cell.recomputes,
-            "compile": compiles,
+            "compile": options.get("compile", False),
             "save_steps": 0,
             "save_final_model": False,
             "enable_tensorboard": False,

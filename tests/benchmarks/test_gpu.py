@@ -47,7 +47,7 @@ def test_a_text_fills_a_row_with_its_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", CELLS)
 def test_nothing_of_the_config_is_refused(name: str, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", 1)
-    config = oumi_config(CELLS[name], tmp_path, rows, tmp_path / "out", 30, compiles=False)
+    config = oumi_config(CELLS[name], tmp_path, rows, tmp_path / "out", 30, {})
     assert refusals(TrainingConfig.from_str(json.dumps(config))) == []
 
 

@@ -28,7 +28,13 @@ bytes, a freed block is too small for the next one of its own size; see `host.ha
 _LEFT_TIGHT = 0.67
 """Memory of activations that is still held at the end of backward, as gradients stand amid it; else all: measured."""
 _LAYERS_AGAIN_TIGHT, LAYERS_AGAIN = 2, 4
-"""Layers that are held where one is computed again: gradients of weights stand amid what the last one has left."""
+"""Layers that are held where one is computed again: gradients of weights stand amid what the last one has left.
+
+On a GPU one is held, and nothing of the activations is left: what was freed there is used again for other sizes.
+"""
+_MIXED_BYTES = {"cpu": 3.0}
+_MIXED_BYTES_ELSEWHERE = 2.4
+"""Of a number that a layer keeps in mixed precision, between the narrow and the wide ones: measured."""
 _SCORES = 1.2
 """What matrices of scores take for each byte of theirs, as each document has its own small ones: measured."""
 _CHUNK_ELEMENTS = {"cpu": 1 << 24}
@@ -125,7 +131,7 @@ def _moments(step: _Step) -> Iterator[MemoryPlan]:
     yield replace(kept, activations=inner, loss=int((head + states) * holes))
     # The head's part of a tied gradient waits for the embedding's, and their sum is a third.
     whole = trained + head * (2 * shape.is_tied + (plan.steps.accumulation > 1))
-    left = min(layers, whole) * _LEFT_TIGHT if step.is_tight else min(layers, whole)
+    left = min(layers, whole) * (0 if device != "cpu" else _LEFT_TIGHT if step.is_tight else 1)
     yield replace(kept, gradients=whole, activations=int(at_last * one * holes + left))
 
 
@@ -164,9 +170,11 @@ class _Step:
         return self.shape.num_parameters * number + (0 if self.adapted is None else self.trained_bytes)
 
     @property
-    def number(self) -> int:
+    def number(self) -> float:
         """Returns the bytes of a number that a layer keeps; in mixed precision, of the narrow and wide ones between."""
-        return 3 if self.plan.precision.autocast else BYTES.get(self.plan.model.dtype, 4)
+        if self.plan.precision.autocast:
+            return _MIXED_BYTES.get(self.plan.device, _MIXED_BYTES_ELSEWHERE)
+        return BYTES.get(self.plan.model.dtype, 4)
 
     @property
     def has_scores(self) -> bool:
@@ -174,7 +182,7 @@ class _Step:
         return self.shape.has_softcap or self.plan.model.attention == "eager"
 
     @property
-    def layers_bytes(self) -> int:
+    def layers_bytes(self) -> float:
         """Returns what all layers keep until their backward pass: of those with checkpointing, what each was given."""
         streams = self.largest.tokens * self.shape.hidden * self.number
         again = num_recomputed(self.plan.gradient_checkpointing, self.shape.layers)
@@ -192,20 +200,20 @@ class _Step:
         They take the place of those above them that kept all. Without checkpointing, one layer is held at the end.
         """
         again = num_recomputed(self.plan.gradient_checkpointing, self.shape.layers)
-        held = _LAYERS_AGAIN_TIGHT if self.is_tight else LAYERS_AGAIN
+        held = 1 if self.plan.device != "cpu" else _LAYERS_AGAIN_TIGHT if self.is_tight else LAYERS_AGAIN
         beyond = max(held - (self.shape.layers - again), 0) if again else 0
         return beyond, max(beyond, 1)
 
     @property
-    def layer_bytes(self) -> int:
+    def layer_bytes(self) -> float:
         """Returns what one layer keeps."""
         shape, tokens, longest = self.shape, self.largest.tokens, self.largest.longest
         num_norms = 4 if shape.has_norms_after else 2
         floats = tokens * (num_norms + shape.heads * (2 if shape.has_head_norms else 1))
-        scores = 0
+        scores = 0.0
         if self.has_scores:
             matrices = shape.heads * self.number * (2 if shape.has_softcap else 1)
-            scores = int(_SCORES * tokens * longest * (matrices + 1))
+            scores = _SCORES * tokens * longest * (matrices + 1)
         return tokens * self._numbers * self.number + 4 * floats + scores
 
     @property
@@ -232,7 +240,7 @@ class _Step:
         return stream + attention + inner * shape.inner
 
     @property
-    def backward_bytes(self) -> int:
+    def backward_bytes(self) -> float:
         """Returns what the backward pass of one layer takes beside."""
         shape, tokens, longest = self.shape, self.largest.tokens, self.largest.longest
         scores = 4 * shape.heads * longest * longest * self.number if self.has_scores else 0
