@@ -204,6 +204,12 @@ def test_liger_is_for_a_gpu(device: str) -> None:
     assert any("enable_liger_kernel: its kernels are for a GPU" in note for note in made.notes) == (device == "cpu")
 
 
+@pytest.mark.parametrize(("device", "compile"), [("cuda", False), ("cuda", True), ("cpu", False)])
+def test_a_plan_says_what_would_fuse_layers_on_a_gpu(device: str, compile: bool) -> None:
+    made = plan(replace(CPU, device=device), trainer_type="OUMI", compile=compile)
+    assert any("layers are not fused" in note for note in made.notes) == (device == "cuda" and not compile)
+
+
 def test_reentrant_checkpointing_and_compiled_layers_are_refused_where_both_are_on() -> None:
     config = TrainingConfig()
     config.training.trainer_type = TrainerType.OUMI

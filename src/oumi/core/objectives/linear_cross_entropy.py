@@ -113,7 +113,7 @@ class _Taken:
             return
         if self.narrow == self.wide:
             self.d_weight_Vd.addmm_(narrow_CV.t(), self.states[part])
-        elif narrow_CV.is_cuda:  # adds up in the wide dtype by itself
+        elif narrow_CV.is_cuda and torch.version.hip is None:  # adds up in the wide dtype by itself
             sum_Vd, product = self.d_weight_Vd, (narrow_CV.t(), self.states[part])
             torch.addmm(sum_Vd, *product, out_dtype=self.wide, out=sum_Vd)
         else:
