@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from oumi.core.batch import Batch
 from oumi.core.host import describe_host
+from oumi.core.models.compiled import compile_layers
 from oumi.core.models.flat import make_flat
 from oumi.core.models.fused_layers import fuse_layers
+from oumi.core.models.language_model import LanguageModel
 from oumi.core.models.recompute import recompute_layers
 from oumi.core.objectives.next_token import next_token_loss
 from oumi.core.train import train
@@ -37,6 +40,26 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut(
     rows = tiny_rows(tmp_path)
     found, wanted = (gradient(batches(rows, cut), dtype, path) for cut in (size, 8))
     assert relative_error(found, wanted) < tolerance
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_compiled_layers_give_the_gradients_of_plain_ones_however_a_step_is_cut(
+    tmp_path: Path, recomputes: bool
+) -> None:
+    rows = tiny_rows(tmp_path)
+    settings = {"use_reentrant": False} if recomputes else None
+    wanted = gradient(batches(rows, 8), torch.float32)
+    inner = tiny_llama().train()
+    if settings:
+        recompute_layers(inner, settings)
+    model = make_flat(inner, None)
+    torch._dynamo.reset()
+    counters.clear()
+    compile_layers(inner, settings)
+    for size in (8, 3):
+        found = gradient_of(model, batches(rows, size))
+        assert relative_error(found, wanted) < 2e-6
+    assert counters["stats"]["unique_graphs"] >= 1
 
 
 @pytest.mark.parametrize("path", [path for path in PATHS if path != "plain"])
@@ -85,7 +108,11 @@ def gradient(micro_batches: list[Batch], dtype: torch.dtype, path: str = "plain"
     """Returns the gradient of one step as `take_step` sums it, as one vector."""
     inner = tiny_llama().to(dtype).train()
     PATHS[path](inner)
-    model = make_flat(inner, None)
+    return gradient_of(make_flat(inner, None), micro_batches)
+
+
+def gradient_of(model: LanguageModel, micro_batches: list[Batch]) -> torch.Tensor:
+    model.zero_grad()
     num_terms = sum(batch.num_terms for batch in micro_batches)
     for batch in micro_batches:
         (next_token_loss(model, batch) / num_terms).backward()
