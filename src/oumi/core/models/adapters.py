@@ -31,6 +31,11 @@ def add_lora(model: Any, plan: LoraPlan, base_name: str) -> Any:
     return wrapped
 
 
+def below_adapter(model: Any) -> Any:
+    """Returns the model of transformers itself, whether or not PEFT has wrapped it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def _check_known(key: str, wanted: Sequence[str] | None, known: Sequence[str]) -> None:
     """Raises ConfigError unless every name is the end of the path of something in the model."""
     for name in wanted or ():

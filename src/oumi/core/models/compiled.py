@@ -12,6 +12,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from oumi.core.errors import ConfigError
+from oumi.core.models.adapters import below_adapter
 from oumi.core.plan.choices import NUM_RECOMPUTED
 
 
@@ -28,7 +29,7 @@ def compile_layers(model: Any, recompute: Mapping[str, Any] | None = None) -> No
     Raises:
         ConfigError: The model does not say what its layers are.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = below_adapter(model)
     kinds = set(base._no_split_modules or ())
     layers = [module for module in base.get_decoder().modules() if type(module).__name__ in kinds]
     if not layers:

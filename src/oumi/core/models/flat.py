@@ -12,6 +12,7 @@ import torch
 
 from oumi.core.batch import collate
 from oumi.core.log import logger
+from oumi.core.models.adapters import below_adapter
 from oumi.core.models.attention import FLAT_EAGER, FLAT_SDPA
 from oumi.core.models.head import HeadFinder
 from oumi.core.models.language_model import LanguageModel
@@ -70,7 +71,7 @@ def _set_attention(inner: Any, name: str) -> None:
 
 
 def _takes_interface(inner: Any) -> bool:
-    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    base = below_adapter(inner)
     return bool(base._supports_attention_backend)
 
 

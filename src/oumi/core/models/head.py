@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from oumi.core.batch import Head
+from oumi.core.models.adapters import below_adapter
 from oumi.core.models.trial import evaluating, is_close, logits_of
 
 _TOKENS = 4
@@ -18,7 +19,7 @@ class HeadFinder:
     """Gives the head of a model with its weights as they are now; None if the model has more than a head there."""
 
     def __init__(self, inner: Any) -> None:
-        base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+        base = below_adapter(inner)
         module = base.get_output_embeddings()
         self._module = module if type(module) is torch.nn.Linear else None
         facts: Mapping[str, Any] = base.config.get_text_config().to_dict()

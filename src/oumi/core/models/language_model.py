@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch.nn.utils.rnn import pad_sequence
 
 from oumi.core.batch import Batch, Prediction
+from oumi.core.models.adapters import below_adapter
 from oumi.core.models.attention import Documents
 from oumi.core.models.head import HeadFinder
 
@@ -23,7 +24,7 @@ class LanguageModel(torch.nn.Module):
         self.inner = inner
         self.is_flat = is_flat
         self.training = inner.training
-        base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+        base = below_adapter(inner)
         config = base.config
         self._decoder = [base.base_model]  # in a list, so that it counts as no part of its own
         self._head = head

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from oumi.core.errors import ConfigError
+from oumi.core.models.adapters import below_adapter
 
 
 def check_liger(model: Any) -> None:
@@ -29,7 +30,7 @@ def use_liger(model: Any) -> None:
     check_liger(model)
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = below_adapter(model)
     home = vars(sys.modules[type(base).__module__])
     before = dict(home)
     # A rotation could only be exchanged for all models of the process.

@@ -9,6 +9,7 @@ from typing import Any
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from oumi.core.errors import ConfigError
+from oumi.core.models.adapters import below_adapter
 from oumi.core.plan.choices import NUM_RECOMPUTED
 
 
@@ -26,7 +27,7 @@ def recompute_layers(model: Any, settings: Mapping[str, Any]) -> None:
     """
     arguments = dict(settings)
     count = arguments.pop(NUM_RECOMPUTED, None)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = below_adapter(model)
     layers = [module for module in base.get_decoder().modules() if isinstance(module, GradientCheckpointingLayer)]
     if not base.supports_gradient_checkpointing or (count and not layers):
         raise ConfigError(f"training.enable_gradient_checkpointing: {base.config.model_type} cannot; leave it out")

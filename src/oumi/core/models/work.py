@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from oumi.core.models.adapters import below_adapter
+
 
 @dataclass(frozen=True)
 class Work:
@@ -56,7 +58,7 @@ def visible_pairs(length: int, window: int | None) -> float:
 
 def work_of(model: Any) -> Work:
     """Returns the work of a causal language model, with or without an adapter; of its text part only."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = below_adapter(model)
     config, decoder, head = base.config.get_text_config(), base.get_decoder(), base.get_output_embeddings()
     skipped = {id(one.weight) for one in base.modules() if isinstance(one, torch.nn.Embedding)}
     skipped.add(id(getattr(head, "weight", None)))
