@@ -56,7 +56,7 @@ class Arm:
 
 
 ARMS = {
-    "trl": Arm("TRL 1.16, Liger, flash attention, packed", False, {"use_liger_kernel": True}),
+    "trl": Arm("TRL 1.16, Liger", False, {"use_liger_kernel": True}),
     "trl_compile": Arm("the same, compiled", False, {"use_liger_kernel": True, "torch_compile": True}),
     "oumi": Arm("Oumi (this repository), OUMI", True),
     "oumi_liger": Arm("the same, model.enable_liger_kernel", True, {"liger": True}),
@@ -98,7 +98,9 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cells", type=_names, default=list(CELLS), help=f"of {', '.join(CELLS)}")
     parser.add_argument("--arms", type=_names, default=list(ARMS), help=f"of {', '.join(ARMS)}")
     parser.add_argument(
-        "--attention", default="flash_attention_2", help="of TRL, such as kernels-community/flash-attn3"
+        "--attention",
+        default="flash_attention_2",
+        help="of TRL, such as kernels-community/flash-attn3; with sdpa, rows are not packed",
     )
     parser.add_argument(
         "--trl-python", type=Path, help="of an environment that has TRL and Liger, instead of a new one"

@@ -8,7 +8,6 @@ stands the number of documents where they are of one length.
 from __future__ import annotations
 
 import inspect
-from contextlib import nullcontext
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -84,8 +83,10 @@ def flat_attention(
     inputs = _in_one_dtype(query_1HTE, key_1KTE, value_1KTE)
     lengths = [b - a for a, b in pairwise(documents.offsets)]
     is_even = len(set(lengths)) == 1
-    if _takes_all_at_once(module, inputs[0], settings) and not (is_even and _is_faster_apart(documents, settings)):
-        return _varlen(*inputs, documents, settings), None
+    if _takes_all_at_once(module, inputs[0], settings):
+        if not is_even or not _is_for_cudnn(documents, settings):
+            return _varlen(*inputs, documents, settings), None
+        attend = _by_cudnn
     if is_even:  # as in packed rows and joined texts: all documents by one call
         rows = (one.transpose(1, 2).unflatten(1, (-1, lengths[0]))[0].transpose(1, 2) for one in inputs)
         return attend(*rows, settings).transpose(1, 2).flatten(0, 1)[None], None
@@ -115,7 +116,7 @@ def _takes_all_at_once(module: torch.nn.Module, query_1HTE: torch.Tensor, settin
     )
 
 
-def _is_faster_apart(documents: Documents, settings: dict[str, Any]) -> bool:
+def _is_for_cudnn(documents: Documents, settings: dict[str, Any]) -> bool:
     """Returns True where cuDNN's kernel, which wants documents of one length, is worth its preparation: on Hopper.
 
     On an H200 it took 0.54 to 0.65 of FlashAttention 2's time, forward and backward, at 4,096 tokens.
@@ -166,18 +167,24 @@ def _fused(
     window = settings.get("sliding_window")
     length = query_1HSE.shape[2]
     has_window = window is not None and window < length
-    takes_cudnn = query_1HSE.is_cuda and _has_fast_cudnn()
-    with sdpa_kernel(_BY_SPEED, set_priority=True) if takes_cudnn else nullcontext():
-        return F.scaled_dot_product_attention(
-            query_1HSE,
-            key_1KSE,
-            value_1KSE,
-            attn_mask=_visible(length, window, query_1HSE.device) if has_window else None,
-            is_causal=not has_window,
-            dropout_p=settings.get("dropout", 0.0),
-            scale=settings.get("scaling"),
-            enable_gqa=query_1HSE.shape[1] != key_1KSE.shape[1],
-        )
+    return F.scaled_dot_product_attention(
+        query_1HSE,
+        key_1KSE,
+        value_1KSE,
+        attn_mask=_visible(length, window, query_1HSE.device) if has_window else None,
+        is_causal=not has_window,
+        dropout_p=settings.get("dropout", 0.0),
+        scale=settings.get("scaling"),
+        enable_gqa=query_1HSE.shape[1] != key_1KSE.shape[1],
+    )
+
+
+def _by_cudnn(
+    query_1HSE: torch.Tensor, key_1KSE: torch.Tensor, value_1KSE: torch.Tensor, settings: dict[str, Any]
+) -> torch.Tensor:
+    """Does what `_fused` does, by cuDNN if it takes heads of this size."""
+    with sdpa_kernel(_BY_SPEED, set_priority=True):
+        return _fused(query_1HSE, key_1KSE, value_1KSE, settings)
 
 
 def _explicit(

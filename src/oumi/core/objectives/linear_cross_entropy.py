@@ -92,6 +92,11 @@ class _Taken:
         self.has_gradients = any(wanted)
         self._weight_dtype = weight_Vd.dtype
 
+    @property
+    def fits_kernel(self) -> bool:
+        """Returns True for what the kernel of a GPU computes: gradients, too, without a bias and in float32."""
+        return self.states.is_cuda and self.has_gradients and self.bias is None and self.wide == torch.float32
+
     def gradients(self) -> list[torch.Tensor | None]:
         """Returns the gradients of states, weight and bias, each in the dtype of what it is of."""
         narrowed = [None if one is None else one.to(self._weight_dtype) for one in (self.d_weight_Vd, self.d_bias_V)]
@@ -122,7 +127,7 @@ class _Taken:
 
 def _chunk(taken: _Taken, targets_C: torch.Tensor, part: slice, head: Head, plan: LossPlan) -> torch.Tensor:
     """Returns the loss of one chunk, after counting its gradients."""
-    if targets_C.is_cuda and taken.has_gradients and taken.bias is None and has_triton():
+    if taken.fits_kernel and _has_triton():
         return _chunk_by_kernel(taken, targets_C, part, head, plan)
     logits_CV, slope = _capped(taken.logits(part), head)
     column_C1 = targets_C[:, None]
@@ -166,7 +171,7 @@ def _chunk_by_kernel(taken: _Taken, targets_C: torch.Tensor, part: slice, head: 
 
 
 @lru_cache(maxsize=1)
-def has_triton() -> bool:
+def _has_triton() -> bool:
     """Returns True where kernels for a GPU can be made: torch brings Triton for Linux."""
     return find_spec("triton") is not None
 
