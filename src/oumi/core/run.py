@@ -36,11 +36,11 @@ class TrainState:
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimizer step. Loss and norm stay on the device: who prints them pays for the transfer."""
+    """One optimizer step."""
 
-    loss: torch.Tensor | float
+    loss: float
     """Mean over all terms of the step."""
-    grad_norm: torch.Tensor | float
+    grad_norm: float
     """Before clipping."""
     learning_rate: float
     num_terms: int

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from oumi.core.callbacks.op_times import OpTimes
+from oumi.core.callbacks.op_times import OpTimes, UpdateTime
 from oumi.core.models.work import Work
 from oumi.core.peaks import Peaks, nominal_flops, peaks_of
 
@@ -101,6 +101,7 @@ class Efficiency:
         self._watched: OpTimes | None = None
         """Of the gradients that are done."""
         self._sample: Sample | None = None
+        self._update = UpdateTime()
         self._step = 0
         self._flops: Record = {}
         self._num_tokens = 0
@@ -111,7 +112,7 @@ class Efficiency:
     def restart(self) -> None:
         """Begins a step: what lies between two steps counts for neither."""
         self._began = time.perf_counter()
-        self._waits_from = self._started_at = self._updated_at = self._began
+        self._waits_from = self._started_at = self._began
         self._faults = _page_faults()
 
     def wait(self) -> None:
@@ -128,7 +129,7 @@ class Efficiency:
     def before_update(self, micro_batches: Sequence[Counted]) -> None:
         """After the gradients of a step, before its update."""
         self.close()
-        self._updated_at = time.perf_counter()
+        self._update.begin()
         self._flops = self._count(micro_batches)
         self._num_tokens = sum(sum(batch.lengths) for batch in micro_batches)
 
@@ -144,7 +145,7 @@ class Efficiency:
         seconds = {
             **arithmetic,
             "page_faults": fault_s,
-            "optimizer": now - self._updated_at,
+            "optimizer": self._update.end(),
             "data": self._started_at - self._waits_from,
         }
         rest = "python" if self._sample else "unwatched"

@@ -23,9 +23,9 @@ class FiniteGuard(Callback):
     """Stops before the update when the loss or the gradient is not a finite number, and names the rows."""
 
     def before_update(self, run: Run, report: StepReport, micro_batches: list[Batch]) -> None:
-        values = {"loss": float(report.loss)}
+        values = {"loss": report.loss}
         if run.scaler.get_scale() <= 1:  # above it, float16 skips steps that overflow, and scales down
-            values["gradient norm"] = float(report.grad_norm)
+            values["gradient norm"] = report.grad_norm
         broken = [f"the {name} is {value}" for name, value in values.items() if not _is_finite(value)]
         if not broken:
             return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long each kind of kernel takes in one step, by watching every operation of it."""
+"""How long the parts of a step take on the device: each kind of kernel, and the update."""
 
 from __future__ import annotations
 
@@ -33,6 +33,38 @@ class OpTimes(TorchDispatchMode):
         else:
             self.others_s += taken
         return result
+
+
+class UpdateTime:
+    """Seconds from the gradients to the end of the update.
+
+    A GPU is not waited for: known of it is the update of the step before, as it is over by then.
+    """
+
+    def __init__(self) -> None:
+        self._before: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """When the gradients are there."""
+        self._began, self._mark = time.perf_counter(), _mark()
+
+    def end(self) -> float:
+        """Returns the seconds; call it when the update is asked for."""
+        mark = _mark()
+        if self._mark is None or mark is None:
+            return time.perf_counter() - self._began
+        before, self._before = self._before, (self._mark, mark)
+        return before[0].elapsed_time(before[1]) / 1e3 if before and before[1].query() else 0.0
+
+
+def _mark() -> torch.cuda.Event | None:
+    """Returns a mark in the work that a GPU was given, None without one."""
+    if not torch.cuda.is_available():
+        return None
+    mark = torch.cuda.Event(enable_timing=True)
+    mark.record()
+    return mark
 
 
 def _wait() -> None:

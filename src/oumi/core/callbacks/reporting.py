@@ -86,15 +86,14 @@ class Reporting(Callback):
         self._efficiency.restart()
 
     def _record(self, run: Progress, report: StepReport) -> Record:
-        loss, grad_norm = float(report.loss), float(report.grad_norm)  # waits for the device
         before, self._last = self._last, _clocks()
         wall, cpu = (now - then for now, then in zip(self._last, before, strict=True))
         return {
             **report.extra,
             "step": run.state.step,
             "epoch": run.state.epoch,
-            "loss": loss,
-            "grad_norm": grad_norm,
+            "loss": report.loss,
+            "grad_norm": report.grad_norm,
             "learning_rate": report.learning_rate,
             "num_tokens": report.num_tokens,
             "num_target_tokens": report.num_terms,

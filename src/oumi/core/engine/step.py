@@ -17,11 +17,13 @@ def take_step(run: Run, micro_batches: list[Batch]) -> StepReport:
     4 x 2 rows and any order of them give the same gradients.
     """
     num_terms = sum(batch.num_terms for batch in micro_batches)
-    loss = add_gradients(run, micro_batches, num_terms)
+    on_device = add_gradients(run, micro_batches, num_terms)
     run.scaler.unscale_(run.optimizer)
+    # The only wait for the device: no weight moves before these are known to be finite.
+    loss, grad_norm = torch.stack([on_device, clip(run).float()]).tolist()
     report = StepReport(
         loss=loss,
-        grad_norm=clip(run),
+        grad_norm=grad_norm,
         learning_rate=run.optimizer.param_groups[0]["lr"],
         num_terms=num_terms,
         num_tokens=sum(batch.num_tokens for batch in micro_batches),
