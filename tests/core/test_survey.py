@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from oumi.core.errors import ConfigError
-from oumi.core.plan.parts import ModelFacts
+from oumi.core.plan.facts import ModelFacts
 from oumi.core.survey import survey
 from tests.runs import tiny_config
 from tests.tiny import tiny_llama

@@ -18,7 +18,7 @@ from oumi.core.configs.loading import keys_of, leaves
 from oumi.core.configs.problems import semantic_problems, split_key
 from oumi.core.errors import ConfigError
 from oumi.core.plan import parts
-from oumi.core.plan.parts import Facts
+from oumi.core.plan.facts import Facts
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import refusals
 from oumi.core.plan.render import plan_json

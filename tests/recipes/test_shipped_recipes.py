@@ -74,7 +74,7 @@ def test_a_training_recipe_sets_only_what_differs_from_the_defaults(name):
 @pytest.mark.parametrize("name", TRAINING)
 def test_a_training_recipe_is_checked_and_planned(name, tmp_path):
     from oumi.core.configs import TrainingConfig
-    from oumi.core.plan.parts import Facts
+    from oumi.core.plan.facts import Facts
     from oumi.core.plan.plan import make_plan
 
     config = TrainingConfig.from_yaml(str(RECIPES[name].path))

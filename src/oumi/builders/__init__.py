@@ -8,7 +8,8 @@ from typing import Any
 from oumi.core import host
 from oumi.core.configs import DataParams, ModelParams, PeftParams, TrainingConfig, TrainingParams
 from oumi.core.configs.data import DatasetParams
-from oumi.core.plan.parts import Facts, Plan
+from oumi.core.plan.facts import Facts
+from oumi.core.plan.parts import Plan
 from oumi.core.plan.plan import make_plan
 
 __all__ = [

@@ -21,7 +21,7 @@ from oumi.core.data.sources import is_data_lines
 from oumi.core.datasets import dataset_for, unread_arguments
 from oumi.core.errors import ConfigError, DataError
 from oumi.core.hub import hub_errors
-from oumi.core.plan.parts import Facts, ModelFacts
+from oumi.core.plan.facts import Facts, ModelFacts
 from oumi.core.plan.shapes import shape_of
 from oumi.core.recipes import resolve_asset
 

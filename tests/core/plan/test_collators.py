@@ -10,7 +10,8 @@ import pytest
 from oumi.core.configs import TrainingConfig
 from oumi.core.plan import collators
 from oumi.core.plan.collators import ARGUMENTS, COMPLETIONS_ONLY, VISION_SFT
-from oumi.core.plan.parts import Facts, ModelFacts, Plan
+from oumi.core.plan.facts import Facts, ModelFacts
+from oumi.core.plan.parts import Plan
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import refusals
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from oumi.core.configs import TrainerType, TrainingConfig
-from oumi.core.plan.parts import Facts, ModelFacts, Plan
+from oumi.core.plan.facts import Facts, ModelFacts
+from oumi.core.plan.parts import Plan
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import refusals
 from oumi.core.plan.render import plan_text

@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from oumi.core.errors import OutputError
-from oumi.core.plan.parts import CheckpointPlan, DiskPlan, LoraPlan, ModelFacts, OptimizerPlan, Plan, Saved, StepsPlan
+from oumi.core.plan.facts import ModelFacts
+from oumi.core.plan.parts import CheckpointPlan, DiskPlan, LoraPlan, OptimizerPlan, Plan, Saved, StepsPlan
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 """Of a number."""

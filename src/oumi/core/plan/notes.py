@@ -11,7 +11,8 @@ from oumi.core.configs import DatasetParams, TrainerType, TrainingConfig
 from oumi.core.configs.loading import leaves
 from oumi.core.plan import collators
 from oumi.core.plan.choices import FLAT_ATTENTIONS
-from oumi.core.plan.parts import DiskPlan, Facts, ModelFacts, PrecisionPlan, StepsPlan
+from oumi.core.plan.facts import Facts, ModelFacts
+from oumi.core.plan.parts import DiskPlan, PrecisionPlan, StepsPlan
 
 _GROUPS = (
     "training.grpo.*",

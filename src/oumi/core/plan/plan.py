@@ -9,10 +9,11 @@ from pathlib import Path
 from oumi.core.configs import TrainingConfig
 from oumi.core.plan import sections
 from oumi.core.plan.disk import plan_disk, saved_of_files
+from oumi.core.plan.facts import Facts
 from oumi.core.plan.fitting import memory_notes, with_what_fits
 from oumi.core.plan.memory import plan_memory
 from oumi.core.plan.notes import plan_notes
-from oumi.core.plan.parts import Facts, LossPlan, Plan
+from oumi.core.plan.parts import LossPlan, Plan
 
 
 def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan:

@@ -17,15 +17,14 @@ from oumi.core.configs.model import DTYPES
 from oumi.core.errors import ConfigError
 from oumi.core.plan import collators
 from oumi.core.plan.choices import FLAT_ATTENTIONS, NUM_RECOMPUTED
+from oumi.core.plan.facts import Facts, ModelFacts
 from oumi.core.plan.parts import (
     CheckpointPlan,
     DataPlan,
     EvaluationPlan,
-    Facts,
     LogPlan,
     LoraPlan,
     MixturePlan,
-    ModelFacts,
     ModelPlan,
     OptimizerPlan,
     PrecisionPlan,
