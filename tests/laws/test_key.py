@@ -24,7 +24,7 @@ from oumi.core.plan.refusals import refusals
 from oumi.core.plan.render import plan_json
 from oumi.core.trainers.trl_methods import arguments
 
-FACTS = Facts("cuda", "GPU", True, 8, 80 << 30, 1 << 40, num_rows=1000)
+FACTS = Facts("cuda", "GPU", True, 8, 80 << 30, 1 << 40, has_fp8=True, num_rows=1000)
 # Another value than the default, where one cannot be made up from the type.
 SAMPLES: dict[str, Any] = {
     "training.lr_scheduler_type": "cosine", "training.optimizer": "sgd", "training.log_level": "debug",

@@ -33,6 +33,8 @@ class Host:
     num_cpus: int
     memory_bytes: int
     """Memory of the machine, or of the first GPU."""
+    has_fp8: bool = False
+    """True if the device multiplies 8-bit floating point in hardware."""
 
 
 @lru_cache(maxsize=1)
@@ -189,7 +191,8 @@ def _first_gpu() -> Host | None:
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
         name, capability, memory_mib = (part.strip() for part in found.splitlines()[0].split(","))
-        return Host("cuda", name, float(capability) >= 8.0, num_cpus(), int(float(memory_mib)) << 20)
+        memory = int(float(memory_mib)) << 20
+        return Host("cuda", name, float(capability) >= 8.0, num_cpus(), memory, float(capability) >= 8.9)
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return _gpu_of_torch() if any(Path(device).exists() for device in _GPU_DEVICES) else None
 
@@ -201,7 +204,8 @@ def _gpu_of_torch() -> Host | None:
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(0)
-    return Host("cuda", properties.name, torch.cuda.is_bf16_supported(), num_cpus(), properties.total_memory)
+    has_fp8 = (properties.major, properties.minor) >= ((9, 4) if torch.version.hip else (8, 9))
+    return Host("cuda", properties.name, torch.cuda.is_bf16_supported(), num_cpus(), properties.total_memory, has_fp8)
 
 
 def _torch_has_gpus() -> bool:

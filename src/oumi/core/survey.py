@@ -49,6 +49,7 @@ def survey(config: TrainingConfig, may_download: bool = False, counts_rows: bool
         device=machine.device,
         device_name=machine.device_name,
         has_bf16=machine.has_bf16,
+        has_fp8=machine.has_fp8,
         num_cpus=machine.num_cpus,
         memory_bytes=machine.memory_bytes,
         free_bytes=host.free_bytes(Path(config.training.output_dir).expanduser().absolute()),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from oumi.core.configs import TrainerType, TrainingConfig
+from oumi.core.errors import ConfigError
 from oumi.core.plan.facts import Facts, ModelFacts
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.plan import make_plan
@@ -219,6 +220,46 @@ def test_reentrant_checkpointing_and_compiled_layers_are_refused_where_both_are_
     for is_on in (True, False):
         config.training.enable_gradient_checkpointing = is_on
         assert any("use_reentrant" in one.key for one in refusals(config)) == is_on
+
+
+H100 = replace(CPU, device="cuda", has_bf16=True, has_fp8=True)
+FP8 = {"trainer_type": "OUMI", "compile": True, "fp8_recipe": "tensorwise", "mixed_precision_dtype": "BF16"}
+
+
+def test_products_in_8_bits_are_planned_where_the_device_has_them() -> None:
+    made = plan(replace(H100, model=ModelFacts(num_parameters=8_000_000_000)), **FP8)
+    assert made.precision.fp8 == "tensorwise"
+    assert [note for note in made.notes if note.startswith("fp8")] == [
+        "fp8: all rows of a product share one scale, so how a step is cut moves its gradients by 8-bit rounding"
+    ]
+    elsewhere = plan(CPU, **FP8)
+    assert elsewhere.precision.fp8 is None
+    assert any("fp8_recipe" in note and "does not multiply 8-bit floats" in note for note in elsewhere.notes)
+
+
+def test_products_in_8_bits_gain_little_in_small_models_which_is_told() -> None:
+    made = plan(replace(H100, model=ModelFacts(num_parameters=1_000_000_000)), **{**FP8, "fp8_recipe": "rowwise"})
+    assert any("below about 3B" in note for note in made.notes)
+    assert not any("share one scale" in note for note in made.notes)
+
+
+def test_products_in_8_bits_beside_float32_are_refused() -> None:
+    with pytest.raises(ConfigError, match="beside bfloat16, and the rest of this run is computed in float32"):
+        plan(replace(H100, model=ModelFacts(stored_dtype="float32")), **{**FP8, "mixed_precision_dtype": "NONE"})
+
+
+@pytest.mark.parametrize(
+    ("trainer", "compile", "told"),
+    [("OUMI", True, ""), ("OUMI", False, "needs training.compile: true"), ("TRL_SFT", True, "TRL_SFT has none")],
+)
+def test_products_in_8_bits_want_our_trainer_and_compiled_layers(trainer: str, compile: bool, told: str) -> None:
+    config = TrainingConfig()
+    config.training.trainer_type = TrainerType[trainer]
+    config.training.compile = compile
+    config.training.fp8_recipe = "rowwise"
+    found = [one.message for one in refusals(config) if one.key == "training.fp8_recipe"]
+    assert len(found) == bool(told)
+    assert told in "".join(found)
 
 
 def test_what_is_never_due_is_told() -> None:

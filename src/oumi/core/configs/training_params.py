@@ -90,6 +90,8 @@ class TrainingParams(Params):
     """Compile each layer before its first step (torch.compile)."""
     mixed_precision_dtype: MixedPrecisionDtype = MixedPrecisionDtype.NONE
     """Dtype of matrix products over float32 weights."""
+    fp8_recipe: Literal["rowwise", "rowwise_with_gw_hp", "tensorwise"] | None = None
+    """Multiply the large layers in 8-bit floats, by a recipe of torchao; trainer OUMI only, with `compile`."""
     enable_gradient_checkpointing: bool = False
     """Compute activations again in backward rather than keep them."""
     gradient_checkpointing_kwargs: dict[str, Any] = {}

@@ -42,6 +42,7 @@ class Facts:
     memory_bytes: int
     free_bytes: int
     """On the file system of the output directory."""
+    has_fp8: bool = False
     has_tight_heap: bool = False
     """Freed memory is used again without holes, see `host.has_tight_heap`."""
     num_rows: int | None = None

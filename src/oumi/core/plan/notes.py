@@ -21,6 +21,8 @@ _GROUPS = (
     "training.verl_config_overrides*",
     "training.reward_function*",
 )
+_FP8_GAINS_FROM = 3e9
+"""Parameters; nanochat's smaller models became slower."""
 _QUANTISATION = (
     "peft.q_lora_bits",
     "peft.bnb_4bit_*",
@@ -116,6 +118,8 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
     is_unfused = not training.compile and not config.model.enable_liger_kernel
     if is_unfused and facts.device == "cuda" and training.trainer_type == TrainerType.OUMI:
         yield "layers are not fused: a 1B on an H200 took 0.81 of the time with training.compile, 0.86 with Liger"
+    if training.fp8_recipe is not None:
+        yield from _of_fp8(training.fp8_recipe, facts)
     if training.max_steps > 0 and "training.num_train_epochs" in changed_keys(config):
         yield "not read: training.num_train_epochs: max_steps decides"
     if training.save_steps > 0 and training.save_epoch:
@@ -129,6 +133,16 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
     if training.optimizer in ("adamw_torch_fused", "adamw_8bit") and facts.device == "cpu":
         what = "computes as adamw_torch on a CPU" if training.optimizer == "adamw_torch_fused" else "needs a GPU"
         yield f"optimizer: {training.optimizer} {what}"
+
+
+def _of_fp8(recipe: str, facts: Facts) -> Iterator[str]:
+    if not facts.has_fp8:
+        yield f"not read: training.fp8_recipe: {facts.device_name} does not multiply 8-bit floats"
+        return
+    if (facts.model.num_parameters or _FP8_GAINS_FROM) < _FP8_GAINS_FROM:
+        yield "fp8: a model below about 3B gains little or nothing by products in 8 bits"
+    if recipe == "tensorwise":
+        yield "fp8: all rows of a product share one scale, so how a step is cut moves its gradients by 8-bit rounding"
 
 
 def _never_due(config: TrainingConfig, steps: StepsPlan) -> Iterator[str]:

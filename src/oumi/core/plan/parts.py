@@ -154,6 +154,8 @@ class PrecisionPlan:
     autocast: str | None
     """`bfloat16` or `float16`: dtype of matrix products while weights stay float32."""
     reason: str
+    fp8: str | None = None
+    """Recipe by which large layers multiply in 8 bits."""
 
 
 @dataclass(frozen=True)

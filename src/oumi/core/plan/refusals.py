@@ -96,6 +96,8 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         yield from wrong_schedule(training.lr_scheduler_type, training.lr_scheduler_kwargs, training.learning_rate)
     if not is_ours:
         yield from _wrong_loss(training)
+        if training.fp8_recipe is not None:
+            yield "training.fp8_recipe", f"{training.trainer_type.name} has none; trainer OUMI has"
         if training.per_device_train_batch_size == "auto":
             yield "training.per_device_train_batch_size", f"auto: with {training.trainer_type.name}, give a number"
         for name in training.trainer_kwargs.keys() & DECIDED.keys():
@@ -107,6 +109,8 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     if training.compile and recomputes and training.gradient_checkpointing_kwargs.get("use_reentrant"):
         key = "training.gradient_checkpointing_kwargs.use_reentrant"
         yield key, "true: compiled layers cannot be computed again that way; set it to false"
+    if training.fp8_recipe is not None and not training.compile:
+        yield "training.fp8_recipe", "needs training.compile: true; else casts take longer than products save"
     if training.trainer_kwargs:
         names = ", ".join(training.trainer_kwargs)
         yield (

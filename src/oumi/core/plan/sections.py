@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,25 @@ _ROWS_OF_AUTO = 8
 
 
 def plan_precision(config: TrainingConfig, facts: Facts) -> tuple[str, PrecisionPlan]:
-    """Returns the dtype of the weights, and in what the run computes and why."""
+    """Returns the dtype of the weights, and in what the run computes and why.
+
+    Raises:
+        ConfigError: Products in 8 bits are asked for, but the rest would not be computed in bfloat16.
+    """
+    dtype, precision = _without_fp8(config, facts)
+    recipe, computed = config.training.fp8_recipe, precision.autocast or dtype
+    if recipe is None or not facts.has_fp8:
+        return dtype, precision
+    if computed not in ("bfloat16", "auto"):
+        raise ConfigError(
+            f"training.fp8_recipe: {recipe} stands beside bfloat16, and the rest of this run is computed in "
+            f"{computed}; set training.mixed_precision_dtype: BF16, or model.torch_dtype_str: bfloat16"
+        )
+    reason = f"{precision.reason}; large layers multiply in 8 bits, {recipe}"
+    return dtype, replace(precision, reason=reason, fp8=recipe)
+
+
+def _without_fp8(config: TrainingConfig, facts: Facts) -> tuple[str, PrecisionPlan]:
     named = DTYPES[config.model.torch_dtype_str.lower()]
     mixed = config.training.mixed_precision_dtype
     if facts.device == "cpu" and not facts.has_bf16:

@@ -21,7 +21,7 @@ _DECISIVE = {
     "loss": None,
     "optimizer": None,
     "schedule": None,
-    "precision": ("autocast",),
+    "precision": ("autocast", "fp8"),
 }
 """Parts of the plan, and which of their values; None for all. How a step is cut is not among them."""
 

@@ -21,10 +21,7 @@ from oumi.core.engine.gradients import try_largest
 from oumi.core.engine.loop import fit
 from oumi.core.models.adapters import save_model, saved_of
 from oumi.core.models.build import build_model
-from oumi.core.models.compiled import compile_layers
-from oumi.core.models.flat import make_flat
-from oumi.core.models.fused_layers import fuse_layers
-from oumi.core.models.liger import use_liger
+from oumi.core.models.fast import make_fast
 from oumi.core.models.recompute import recompute_layers
 from oumi.core.objectives.next_token import next_token_loss
 from oumi.core.optim.optimizers import build_optimizer
@@ -104,13 +101,7 @@ class NativeTrainer:
 
 
 def _build_run(plan: Plan, world: World, model: Any, rows: Rows) -> Run:
-    if plan.speed.liger:
-        use_liger(model)
-    if plan.speed.fused_layers:
-        fuse_layers(model)
-    language_model = make_flat(model, plan.model.attention, plan.speed)
-    if plan.speed.compile:
-        compile_layers(model, plan.gradient_checkpointing)
+    language_model = make_fast(model, plan)
     optimizer = build_optimizer(language_model, plan.optimizer)
     return Run(
         plan=plan,

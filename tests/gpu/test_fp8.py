@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Products in 8 bits by the kernels of a GPU, for a number of tokens that suits none of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from oumi.core.host import describe_host
+from oumi.core.models.compiled import compile_layers
+from oumi.core.models.flat import make_flat
+from oumi.core.models.fp8 import use_fp8
+from tests.core.models.test_fp8 import LARGE
+from tests.gpu.test_attention import gradient
+from tests.laws.test_cut import relative_error
+from tests.runs import batches, tiny_rows
+from tests.tiny import tiny_llama
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", ["rowwise", "rowwise_with_gw_hp", "tensorwise"])
+def test_gradients_are_those_of_bfloat16_but_for_8_bits_of_rounding(tmp_path: Path, recipe: str) -> None:
+    if not describe_host().has_fp8:
+        pytest.skip("the GPU multiplies no 8-bit floats")
+    rows = tiny_rows(tmp_path)
+    found = []
+    for is_narrow in (False, True):
+        inner = tiny_llama(**LARGE).train().to("cuda").bfloat16()
+        model = make_flat(inner, None)
+        if is_narrow:
+            use_fp8(inner, recipe)
+            compile_layers(inner)
+        found.append([gradient(model, batches(rows, size)) for size in (8, 3)])
+    (wanted, _), (whole, cut) = found
+    assert 1e-3 < relative_error(whole, wanted) < 0.1
+    assert relative_error(cut, whole) < (0.1 if recipe == "tensorwise" else 0.02)
