@@ -29,6 +29,7 @@ from benchmarks.gpu.cells import (
     Cell,
     flops_per_token,
     oumi_config,
+    place_rows,
     trl_job,
     write_model,
     write_rows,
@@ -36,6 +37,7 @@ from benchmarks.gpu.cells import (
 from benchmarks.peers import Environment
 from benchmarks.sft.environments import ready_python
 from benchmarks.sft.measure import DRIVERS, SOURCE
+from benchmarks.sft.tables import MAX_DIFFERENCE, loss_difference
 from oumi.core.peaks import nominal_flops
 
 NUM_SKIPPED_STEPS = 5
@@ -61,6 +63,7 @@ ARMS = {
     "oumi": Arm("Oumi (this repository), OUMI", True),
     "oumi_liger": Arm("the same, model.enable_liger_kernel", True, {"liger": True}),
     "oumi_compile": Arm("the same, training.compile", True, {"compile": True}),
+    "oumi_fp8": Arm("compiled, fp8_recipe rowwise", True, {"compile": True, "fp8_recipe": "rowwise"}),
 }
 
 
@@ -141,7 +144,8 @@ def run(cell: Cell, arm: Arm, model: Path, rows: Path, arguments: argparse.Names
     folder.mkdir()
     job = folder / "job.json"
     if arm.is_ours:
-        config = oumi_config(cell, model, rows, folder / "out", arguments.steps, arm.options)
+        own = place_rows(rows, folder / "rows.jsonl")
+        config = oumi_config(cell, model, own, folder / "out", arguments.steps, arm.options)
         command = [sys.executable, "-m", "oumi", "train", "-c", str(job)]
     else:
         options = {**arm.options, "attention": arguments.attention}
@@ -172,9 +176,11 @@ def read_result(path: Path) -> Steps:
 
 
 def table(cell: Cell, found: dict[str, list[Steps] | str], peak_flops: float | None) -> str:
-    """Returns a line for each arm, in relation to TRL if it ran."""
-    lines = [f"{'':<42}{'tokens/s':>10}{'MFU':>8}{'peak GiB':>10}{'x TRL':>8}{'last loss':>11}"]
-    base = _speed(cell, found.get("trl"))
+    """Returns a line for each arm, in relation to TRL if it ran; one whose losses are others did other work."""
+    lines = [f"{'':<42}{'tokens/s':>10}{'MFU':>8}{'peak GiB':>10}{'x TRL':>8}{'losses off':>12}"]
+    first = found.get("trl")
+    base = _speed(cell, first)
+    wanted = first[0].losses if base and not isinstance(first, str) and first else ()
     for name, runs in found.items():
         speed = _speed(cell, runs)
         if speed is None or isinstance(runs, str):
@@ -183,7 +189,11 @@ def table(cell: Cell, found: dict[str, list[Steps] | str], peak_flops: float | N
         mfu = f"{speed * flops_per_token(cell) / peak_flops:.1%}" if peak_flops else "-"
         peak = statistics.median(one.peak_bytes for one in runs) / 2**30
         ratio = f"{speed / base:.2f}" if base else "-"
-        lines.append(f"{ARMS[name].title:<42}{speed:>10,.0f}{mfu:>8}{peak:>10.1f}{ratio:>8}{runs[0].losses[-1]:>11.4f}")
+        off = max(loss_difference(one.losses, wanted) for one in runs) if wanted else 0.0
+        if off > MAX_DIFFERENCE:
+            lines.append(f"{ARMS[name].title:<42}  rejected: losses differ by {off:.1e}")
+            continue
+        lines.append(f"{ARMS[name].title:<42}{speed:>10,.0f}{mfu:>8}{peak:>10.1f}{ratio:>8}{off:>12.1e}")
     return "\n".join(lines)
 
 

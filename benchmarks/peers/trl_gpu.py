@@ -50,6 +50,7 @@ def settings(job: dict) -> SFTConfig:
         learning_rate=job["learning_rate"],
         lr_scheduler_type="constant",
         max_length=job["length"],
+        train_sampling_strategy="sequential",
         packing=attention != "sdpa",  # whose flash kernel takes full rows as they are, but no packed ones
         bf16=True,
         gradient_checkpointing=job["cell"]["recomputes"],

@@ -8,11 +8,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from benchmarks.gpu.__main__ import NUM_SKIPPED_STEPS, Steps, main, read_result, table
-from benchmarks.gpu.cells import CELLS, LENGTH, SHAPES, flops_per_token, oumi_config, write_rows, write_tokenizer
+from benchmarks.gpu.cells import (
+    CELLS,
+    LENGTH,
+    SHAPES,
+    VOCABULARY,
+    flops_per_token,
+    oumi_config,
+    place_rows,
+    write_rows,
+    write_tokenizer,
+)
 from oumi.core.configs import TrainingConfig
 from oumi.core.plan.refusals import refusals
+from oumi.core.trainers.native import NativeTrainer
+from tests.runs import build
+from tests.tiny import tiny_llama
 
 
 def steps(step_s: float) -> Steps:
@@ -32,8 +46,6 @@ def test_without_a_gpu_it_says_what_it_needs(
 
 
 def test_a_text_fills_a_row_with_its_end(tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
-
     write_tokenizer(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     rows = write_rows(tmp_path / "rows.jsonl", 2).read_text().splitlines()
@@ -59,10 +71,28 @@ def test_weights_are_those_of_the_models_named() -> None:
 
 
 def test_the_table_relates_each_arm_to_trl() -> None:
-    lines = table(CELLS["1b"], {"trl": [steps(2.0)], "oumi": [steps(1.0)], "oumi_compile": "failed: x"}, 989e12)
-    told = lines.splitlines()
-    assert told[2].split()[-5:] == ["16,384", "13.6%", "1.0", "2.00", "3.0000"]
+    other = replace(steps(0.1), losses=(3.01,))
+    found = {"trl": [steps(2.0)], "oumi": [steps(1.0)], "oumi_compile": "failed: x", "oumi_fp8": [other]}
+    told = table(CELLS["1b"], found, 989e12).splitlines()
+    assert told[2].split()[-5:] == ["16,384", "13.6%", "1.0", "2.00", "0.0e+00"]
     assert told[3].endswith("failed: x")
+    assert told[4].endswith("rejected: losses differ by 3.3e-03")
+
+
+def test_rows_are_trained_in_the_order_in_which_trl_is_given_them(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    tiny_llama(vocab_size=VOCABULARY, max_position_embeddings=LENGTH).save_pretrained(tmp_path)
+    rows = write_rows(tmp_path / "rows.jsonl", 8)
+    config = oumi_config(CELLS["1b"], tmp_path, place_rows(rows, tmp_path / "placed.jsonl"), tmp_path / "out", 2, {})
+    run = build(TrainingConfig.from_str(json.dumps(config)), NativeTrainer).run
+    wanted = AutoTokenizer.from_pretrained(tmp_path)([json.loads(row)["text"] for row in rows.read_text().splitlines()])
+    found = [
+        document.tolist()
+        for _, micro_batches in zip(range(2), run.loader.from_step(0), strict=False)
+        for batch in micro_batches
+        for document in batch.tokens.split(LENGTH)
+    ]
+    assert [one[:-1] for one in found] == wanted["input_ids"]
 
 
 def test_steps_lie_between_the_marks(tmp_path: Path) -> None:
