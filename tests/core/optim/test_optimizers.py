@@ -66,6 +66,30 @@ def test_an_optimizer_moves_weights_as_its_reference(name: str) -> None:
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [("adamw_8bit", 0.05), ("paged_adamw_8bit", 0.05), ("paged_adamw", 1e-5), ("paged_adamw_32bit", 1e-5)],
+)
+def test_8_bit_and_paged_optimizers_move_weights_as_adamw_does(name: str, tolerance: float) -> None:
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    ours = torch.nn.Linear(128, 64)  # below 4,096 weights bitsandbytes keeps 32 bits
+    theirs = torch.nn.Linear(128, 64)
+    theirs.load_state_dict(ours.state_dict())
+    before = ours.weight.detach().clone()
+    for module, optimizer in (
+        (ours, build_optimizer(ours, plan(name))),
+        (theirs, REFERENCES["adamw"](groups(theirs))),
+    ):
+        torch.manual_seed(1)
+        for _ in range(10):
+            module(torch.randn(32, 128)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert (ours.weight - theirs.weight).norm() < tolerance * (theirs.weight - before).norm()
+    torch.testing.assert_close(ours.bias, theirs.bias, atol=1e-3, rtol=0)
+
+
 def test_every_name_that_a_config_may_choose_is_there() -> None:
     assert set(OPTIMIZERS) == set(choices.OPTIMIZERS)
     assert REFERENCES.keys() | {"adamw_8bit", "paged_adamw_8bit", "paged_adamw", "paged_adamw_32bit"} == set(OPTIMIZERS)

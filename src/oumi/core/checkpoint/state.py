@@ -79,7 +79,7 @@ def _restore_random(state: dict[str, Any], device: torch.device) -> None:
 def _write(stem: Path, value: Any) -> None:
     """Writes nested values as `<stem>.json`, their tensors as `<stem>.safetensors`."""
     tensors: dict[str, torch.Tensor] = {}
-    text = json.dumps(_without_tensors(value, "", tensors))
+    text = json.dumps(_without_tensors(value, "", tensors, {}))
     stem.with_suffix(".json").write_text(text + "\n")
     save_file(tensors, stem.with_suffix(".safetensors"))
 
@@ -98,15 +98,22 @@ def _read_json(path: Path) -> Any:
         raise StorageError(f"{path}: missing, so the run cannot go on from this checkpoint") from error
 
 
-def _without_tensors(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
+def _without_tensors(
+    value: Any, name: str, tensors: dict[str, torch.Tensor], names: dict[tuple[object, ...], str]
+) -> Any:
+    """Returns the value with names in place of its tensors, which it puts into `tensors`, one that is shared once."""
     if isinstance(value, torch.Tensor):
-        tensors[name] = value.detach().cpu().contiguous()
-        return {"tensor": name}
+        place = (value.data_ptr(), value.dtype, value.shape, value.stride())
+        if place not in names:
+            names[place] = name
+            tensors[name] = value.detach().cpu().contiguous()
+        return {"tensor": names[place]}
     if isinstance(value, dict):
         # JSON keys are text; optimizers number their parameters, so the type of a key is kept beside it.
-        return {"dict": [[key, _without_tensors(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
+        items = ((key, _without_tensors(item, f"{name}/{key}", tensors, names)) for key, item in value.items())
+        return {"dict": [[key, item] for key, item in items]}
     if isinstance(value, (list, tuple)):
-        return [_without_tensors(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]
+        return [_without_tensors(item, f"{name}/{i}", tensors, names) for i, item in enumerate(value)]
     return value
 
 

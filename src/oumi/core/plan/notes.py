@@ -130,9 +130,10 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
         yield "not read: model.enable_liger_kernel: its kernels are for a GPU"
     if training.empty_device_cache_steps is not None and facts.device == "cpu":
         yield "not read: training.empty_device_cache_steps: a CPU has no such cache"
-    if training.optimizer in ("adamw_torch_fused", "adamw_8bit") and facts.device == "cpu":
-        what = "computes as adamw_torch on a CPU" if training.optimizer == "adamw_torch_fused" else "needs a GPU"
-        yield f"optimizer: {training.optimizer} {what}"
+    if training.optimizer == "adamw_torch_fused" and facts.device == "cpu":
+        yield "optimizer: adamw_torch_fused computes as adamw_torch on a CPU"
+    if training.optimizer.startswith("paged") and facts.device == "cpu":
+        yield f"optimizer: {training.optimizer} pages nothing on a CPU"
 
 
 def _of_fp8(recipe: str, facts: Facts) -> Iterator[str]:
