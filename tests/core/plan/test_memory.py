@@ -116,6 +116,19 @@ def test_each_means_of_speed_and_each_optimizer_has_its_memory(plan: Plan) -> No
     assert by_name[2] - by_name[0] == 2 * 4 * LLAMA.num_parameters
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_8_bit_and_paged_states_have_sizes_of_their_own(plan: Plan, dtype: str) -> None:
+    for device, sizes in (
+        ("cpu", {"adamw_8bit": 2.03, "paged_adamw_32bit": 8}),
+        ("cuda", {"adamw_8bit": 2.03, "paged_adamw_32bit": 0}),
+    ):
+        of_dtype = replace(plan, device=device, model=replace(plan.model, dtype=dtype))
+        for name, size in sizes.items():
+            memory = memory_of(replace(of_dtype, optimizer=replace(plan.optimizer, name=name)), ROWS)
+            assert memory is not None
+            assert memory.optimizer == pytest.approx(size * LLAMA.num_parameters, rel=1e-6)
+
+
 def test_the_rank_of_an_adapter_is_counted(plan: Plan) -> None:
     small, large = (
         memory_of(replace(plan, lora=LoraPlan({"r": r, "target_modules": ["q_proj"]}, "MERGED")), ROWS) for r in (8, 64)

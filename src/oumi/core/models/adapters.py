@@ -59,11 +59,13 @@ def is_adapted(model: Any) -> bool:
 
 def saved_of(model: Any, mode: str = "ADAPTER_ONLY") -> Saved:
     """Returns how large the weights are that `save_model` writes in a mode."""
-    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    moving = [p for p in model.parameters() if p.requires_grad]
+    trained = sum(p.nbytes for p in moving)
+    number_bytes = max((p.element_size() for p in moving), default=4)
     whole = sum(p.nbytes for p in model.parameters())
     if not is_adapted(model):
-        return Saved(whole, trained)
-    return Saved(trained, trained, 0 if mode == "ADAPTER_ONLY" else whole - trained)
+        return Saved(whole, trained, number_bytes=number_bytes)
+    return Saved(trained, trained, 0 if mode == "ADAPTER_ONLY" else whole - trained, number_bytes)
 
 
 def save_model(model: Any, directory: Path, mode: str = "ADAPTER_ONLY") -> None:

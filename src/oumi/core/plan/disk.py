@@ -11,8 +11,10 @@ from oumi.core.plan.parts import CheckpointPlan, DiskPlan, LoraPlan, OptimizerPl
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 """Of a number."""
-_STATES = {"adafactor": 0.0, "sgd": 0.0, "adamw_8bit": 0.5, "paged_adamw_8bit": 0.5}
-"""Size of an optimizer's state, as a multiple of the trained weights in float32; Adam's two moments by default."""
+_STATES = {"adafactor": 0.0, "sgd": 0.0}
+"""Size of an optimizer's state, as a multiple of the trained weights; Adam's two moments by default."""
+_STATE_BYTES = {"adamw_8bit": 2.03, "paged_adamw_8bit": 2.03, "paged_adamw": 8.0, "paged_adamw_32bit": 8.0}
+"""Bytes of a weight's state whatever its dtype: two moments, in 8 bits with a scale for each 256 of them."""
 _EMBEDDINGS = ("embed", "lm_head", "wte", "wpe")
 
 
@@ -20,18 +22,30 @@ def plan_disk(
     steps: StepsPlan, checkpoints: CheckpointPlan, optimizer: OptimizerPlan, saved: Saved | None, free_bytes: int
 ) -> DiskPlan:
     """Returns the bytes of a checkpoint and of all that stand together; None where the weights are not known yet."""
-    final_bytes = None if saved is None else saved.num_bytes + saved.base_bytes
+    final_bytes = checkpoint_bytes = None
+    if saved is not None:
+        final_bytes = saved.num_bytes + saved.base_bytes
+        checkpoint_bytes = saved.num_bytes + state_bytes(optimizer, saved.trained_bytes, saved.number_bytes)
     return DiskPlan(
-        checkpoint_bytes=None if saved is None else saved.num_bytes + int(saved.trained_bytes * states_of(optimizer)),
+        checkpoint_bytes=checkpoint_bytes,
         num_checkpoints=_count(steps, checkpoints),
         final_bytes=final_bytes if checkpoints.final_model else 0,
         free_bytes=free_bytes,
     )
 
 
-def states_of(optimizer: OptimizerPlan) -> float:
-    """Returns the size of an optimizer's state, as a multiple of the weights that it moves."""
-    return 1.0 if optimizer.name == "sgd" and optimizer.momentum else _STATES.get(optimizer.name, 2.0)
+def state_bytes(optimizer: OptimizerPlan, trained_bytes: int, number_bytes: int) -> int:
+    """Returns the size of an optimizer's state.
+
+    Args:
+        optimizer: Which one.
+        trained_bytes: Of the weights that it moves.
+        number_bytes: Of one number among them.
+    """
+    if optimizer.name in _STATE_BYTES:
+        return int(trained_bytes / number_bytes * _STATE_BYTES[optimizer.name])
+    times = 1.0 if optimizer.name == "sgd" and optimizer.momentum else _STATES.get(optimizer.name, 2.0)
+    return int(trained_bytes * times)
 
 
 def with_saved(plan: Plan, saved: Saved) -> Plan:
@@ -62,8 +76,9 @@ def saved_of_files(facts: ModelFacts, dtype: str, lora: LoraPlan | None) -> Save
     if lora is None:
         if facts.num_parameters is None:
             return None
-        num_bytes = facts.num_parameters * BYTES.get(dtype, 4)
-        return Saved(num_bytes, num_bytes)
+        number_bytes = BYTES.get(dtype, 4)
+        num_bytes = facts.num_parameters * number_bytes
+        return Saved(num_bytes, num_bytes, number_bytes=number_bytes)
     settings, targets = lora.settings, lora.settings["target_modules"]
     if targets is None or settings["modules_to_save"] or settings["target_parameters"] or not facts.matrices:
         return None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from oumi.core.plan.choices import NUM_RECOMPUTED
-from oumi.core.plan.disk import BYTES, states_of
+from oumi.core.plan.disk import BYTES, state_bytes
 from oumi.core.plan.parts import MemoryPlan, Plan
 from oumi.core.plan.shapes import ModelShape
 
@@ -111,11 +111,12 @@ def _moments(step: _Step) -> Iterator[MemoryPlan]:
     trained = step.trained_bytes
     head = shape.embedding * number if step.adapted is None else 0
     states = 2 * step.largest.tokens * shape.hidden * number
+    is_paged = device != "cpu" and plan.optimizer.name.startswith("paged")  # the host's memory, where the GPU's is full
     kept = MemoryPlan(
         process=_PROCESS.get(device, _PROCESS["cuda"]) + (_PEFT if plan.lora and device == "cpu" else 0),
         weights=step.weight_bytes,
         gradients=trained if plan.steps.accumulation > 1 else 0,
-        optimizer=int(trained * states_of(plan.optimizer)),
+        optimizer=0 if is_paged else state_bytes(plan.optimizer, trained, step.trained_number),
         activations=0,
         loss=0,
         available=0,
@@ -156,12 +157,17 @@ class _Step:
         return names if isinstance(targets, str) else tuple(n for n in names if any(t.endswith(n) for t in targets))
 
     @property
+    def trained_number(self) -> int:
+        """Returns the bytes of a number that moves; an adapter's are wide."""
+        return BYTES.get(self.plan.model.dtype, 4) if self.adapted is None else 4
+
+    @property
     def trained_bytes(self) -> int:
         """Returns the weights that move."""
         if self.adapted is None or self.plan.lora is None:
-            return self.shape.num_parameters * BYTES.get(self.plan.model.dtype, 4)
+            return self.shape.num_parameters * self.trained_number
         sizes = sum(sum(self.shape.matrices[name]) for name in self.adapted)
-        return 4 * self.shape.layers * int(self.plan.lora.settings["r"]) * sizes
+        return self.trained_number * self.shape.layers * int(self.plan.lora.settings["r"]) * sizes
 
     @property
     def weight_bytes(self) -> int:

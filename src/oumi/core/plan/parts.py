@@ -223,6 +223,8 @@ class Saved:
     """Of those among them that are trained, for which the optimizer keeps a state."""
     base_bytes: int = 0
     """Of the weights below an adapter that are written at the end, in the adapter's mode of saving."""
+    number_bytes: int = 4
+    """Of one number that is trained."""
 
 
 @dataclass(frozen=True)
