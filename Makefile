@@ -8,7 +8,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help quickstart test slow-test check format schema bench clean
+.PHONY: help quickstart test narrow-test slow-test check format schema bench clean
 
 help:
 	@echo "make quickstart   set up, then train a tiny model and show what it learned (about a minute)"
@@ -16,6 +16,7 @@ help:
 	@echo "make check        format, lint and types, as the pre-commit hook does"
 	@echo "make format       mend the format and what the linter can mend"
 	@echo "make schema       write configs/schema anew, after a change of the config"
+	@echo "make narrow-test  8-bit optimizers and products, whose packages it installs; they slow down every start"
 	@echo "make slow-test    the campaigns that take minutes"
 	@echo "make bench        the benchmarks, each peer in an environment of its own (an hour, several GB)"
 	@echo "make clean        remove the virtual environment and every cache"
@@ -34,6 +35,10 @@ quickstart: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2
+
+narrow-test: $(READY)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e '.[narrow]'
+	$(BIN)/python -m pytest -n 2 -m narrow
 
 slow-test: $(READY)
 	$(BIN)/python -m pytest -n 2 -m 'slow and not gpu and not multi_gpu and not network'

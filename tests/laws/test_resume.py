@@ -59,9 +59,9 @@ def test_a_run_resumed_across_an_epoch_is_bitwise_the_whole_run(tmp_path: Path, 
     assert losses(tmp_path / "again") == losses(tmp_path / "whole")[4:]
 
 
+@pytest.mark.narrow
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"])
 def test_a_run_with_8_bit_or_paged_states_is_resumed_bitwise(tmp_path: Path, optimizer: str) -> None:
-    pytest.importorskip("bitsandbytes")
     test_a_run_resumed_across_an_epoch_is_bitwise_the_whole_run(tmp_path, {"optimizer": optimizer})
 
 

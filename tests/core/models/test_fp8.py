@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.laws.test_cut import gradient_of, relative_error
 from tests.runs import batches, tiny_rows
 from tests.tiny import tiny_llama
 
+narrow = pytest.mark.narrow
 LARGE = {"hidden_size": 1040, "intermediate_size": 4112, "num_hidden_layers": 1}
 """Both sides of a layer beyond what torchao leaves alone."""
 BY_ROWS = ["rowwise", "rowwise_with_gw_hp"]
@@ -30,6 +32,7 @@ def large(recipe: str) -> LanguageModel:
     return model
 
 
+@narrow
 @pytest.mark.parametrize("recipe", BY_ROWS)
 def test_gradients_do_not_depend_on_how_a_step_is_cut(tmp_path: Path, recipe: str) -> None:
     rows = tiny_rows(tmp_path)
@@ -40,6 +43,7 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut(tmp_path: Path, recipe: st
     assert 1e-3 < relative_error(whole, exact) < 0.06, "8 bits round, and no more"
 
 
+@narrow
 def test_one_scale_for_all_rows_depends_on_the_cut_as_the_plan_says(tmp_path: Path) -> None:
     rows = tiny_rows(tmp_path)
     model = large("tensorwise")
@@ -47,6 +51,7 @@ def test_one_scale_for_all_rows_depends_on_the_cut_as_the_plan_says(tmp_path: Pa
     assert 1e-3 < relative_error(cut, whole) < 0.1
 
 
+@narrow
 @pytest.mark.parametrize("recipe", BY_ROWS)
 def test_a_document_does_not_move_another_one(tmp_path: Path, recipe: str) -> None:
     rows = tiny_rows(tmp_path)
@@ -57,6 +62,7 @@ def test_a_document_does_not_move_another_one(tmp_path: Path, recipe: str) -> No
     assert torch.equal(before[-count:], after[-count:])
 
 
+@narrow
 @pytest.mark.parametrize("is_adapted", [False, True])
 def test_weights_and_their_names_stay_and_small_layers_are_left_alone(is_adapted: bool) -> None:
     inner: Any = tiny_llama(**LARGE)
@@ -74,6 +80,13 @@ def test_weights_and_their_names_stay_and_small_layers_are_left_alone(is_adapted
     ]
 
 
+@narrow
 def test_a_model_without_large_layers_is_refused() -> None:
     with pytest.raises(ConfigError, match="no layer of this model is large enough"):
+        use_fp8(tiny_llama(), "rowwise")
+
+
+def test_a_missing_package_is_told_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.float8", None)
+    with pytest.raises(ConfigError, match=r"training.fp8_recipe: needs: pip install 'oumi\[gpu\]'"):
         use_fp8(tiny_llama(), "rowwise")

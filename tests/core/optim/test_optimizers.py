@@ -66,12 +66,12 @@ def test_an_optimizer_moves_weights_as_its_reference(name: str) -> None:
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.narrow
 @pytest.mark.parametrize(
     ("name", "tolerance"),
     [("adamw_8bit", 0.05), ("paged_adamw_8bit", 0.05), ("paged_adamw", 1e-5), ("paged_adamw_32bit", 1e-5)],
 )
 def test_8_bit_and_paged_optimizers_move_weights_as_adamw_does(name: str, tolerance: float) -> None:
-    pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)
     ours = torch.nn.Linear(128, 64)  # below 4,096 weights bitsandbytes keeps 32 bits
     theirs = torch.nn.Linear(128, 64)
