@@ -93,6 +93,7 @@ CASES = (
     Case("31m", 1, 512, {"optimizer": "sgd"}, pack=True),
     Case("qwen3", 8, 512),
     Case("gemma2", 8, 512),
+    Case("gemma2", 2, 2048),
     Case("untied", 16, 128),
 )
 

@@ -18,9 +18,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
+from oumi.core.models.scored_attention import Block, Scoring, blocks, scored_attention, visible
+
 _LARGEST_HEAD = 256
 _FEWEST_FOR_CUDNN = 512
 """Tokens of a document; cuDNN prepares a kernel for each size that it meets."""
+_QUERIES = 256
+"""Of a document that is longer than a layer's window, so many at a time."""
 _BY_SPEED = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -79,7 +83,7 @@ def flat_attention(
     documents = settings.get("documents")
     if documents is None:
         raise TypeError(f"{type(module).__name__} is not told where documents begin")
-    attend = _explicit if _needs_scores(module, settings) else _fused
+    attend = _scored if _needs_scores(module, settings) else _fused
     inputs = _in_one_dtype(query_1HTE, key_1KTE, value_1KTE)
     lengths = [b - a for a, b in pairwise(documents.offsets)]
     is_even = len(set(lengths)) == 1
@@ -164,18 +168,29 @@ def _needs_scores(module: torch.nn.Module, settings: dict[str, Any]) -> bool:
 def _fused(
     query_1HSE: torch.Tensor, key_1KSE: torch.Tensor, value_1KSE: torch.Tensor, settings: dict[str, Any]
 ) -> torch.Tensor:
-    window = settings.get("sliding_window")
-    length = query_1HSE.shape[2]
-    has_window = window is not None and window < length
+    window, length = settings.get("sliding_window"), query_1HSE.shape[2]
+    if window is None or window >= length:
+        return _sdpa(query_1HSE, key_1KSE, value_1KSE, None, settings)
+    parts = []
+    for block in blocks(length, window, _QUERIES):  # of a long document, most keys are before the window
+        mask = visible(block, window, query_1HSE.device)
+        inputs = (query_1HSE[:, :, block.queries], key_1KSE[:, :, block.keys], value_1KSE[:, :, block.keys])
+        parts.append(_sdpa(*inputs, mask, settings))
+    return torch.cat(parts, dim=2)
+
+
+def _sdpa(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, settings: dict[str, Any]
+) -> torch.Tensor:
     return F.scaled_dot_product_attention(
-        query_1HSE,
-        key_1KSE,
-        value_1KSE,
-        attn_mask=_visible(length, window, query_1HSE.device) if has_window else None,
-        is_causal=not has_window,
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None,
         dropout_p=settings.get("dropout", 0.0),
         scale=settings.get("scaling"),
-        enable_gqa=query_1HSE.shape[1] != key_1KSE.shape[1],
+        enable_gqa=query.shape[1] != key.shape[1],
     )
 
 
@@ -187,32 +202,36 @@ def _by_cudnn(
         return _fused(query_1HSE, key_1KSE, value_1KSE, settings)
 
 
-def _explicit(
+def _scored(
     query_1HSE: torch.Tensor, key_1KSE: torch.Tensor, value_1KSE: torch.Tensor, settings: dict[str, Any]
 ) -> torch.Tensor:
-    """Returns attention by its definition, with soft-capped scores and attention sinks where asked."""
-    groups = query_1HSE.shape[1] // key_1KSE.shape[1]
+    """Returns attention with soft-capped scores and attention sinks where asked, a block of queries at a time."""
+    if settings.get("dropout"):
+        return _by_definition(query_1HSE, key_1KSE, value_1KSE, settings)
+    scale = settings.get("scaling") or query_1HSE.shape[-1] ** -0.5
+    scoring = Scoring(scale, settings.get("softcap"), settings.get("sliding_window"))
+    return scored_attention(query_1HSE, key_1KSE, value_1KSE, settings.get("s_aux"), scoring)
+
+
+def _by_definition(
+    query_1HSE: torch.Tensor, key_1KSE: torch.Tensor, value_1KSE: torch.Tensor, settings: dict[str, Any]
+) -> torch.Tensor:
+    """Does what `_scored` does, with all scores of a document in one matrix, and dropout of its weights."""
+    groups, length = query_1HSE.shape[1] // key_1KSE.shape[1], query_1HSE.shape[2]
     key_1HSE, value_1HSE = (part.repeat_interleave(groups, dim=1) for part in (key_1KSE, value_1KSE))
     scale = settings.get("scaling") or query_1HSE.shape[-1] ** -0.5
     scores_1HSS = query_1HSE @ key_1HSE.transpose(-1, -2) * scale
+    scores_1HSS = scores_1HSS.to(torch.promote_types(scores_1HSS.dtype, torch.float32))
     softcap, sinks_H = settings.get("softcap"), settings.get("s_aux")
     if softcap is not None:
         scores_1HSS = softcap * torch.tanh(scores_1HSS / softcap)
-    length = query_1HSE.shape[2]
-    visible = _visible(length, settings.get("sliding_window"), query_1HSE.device)
-    scores_1HSS = scores_1HSS.masked_fill(~visible, torch.finfo(scores_1HSS.dtype).min)
+    window, whole = settings.get("sliding_window"), Block(slice(0, length), slice(0, length))
+    scores_1HSS = scores_1HSS.masked_fill(~visible(whole, window, scores_1HSS.device), float("-inf"))
     if sinks_H is not None:  # one more column that takes weight and gives no value
         column = sinks_H.reshape(1, -1, 1, 1).expand(len(scores_1HSS), -1, length, 1).to(scores_1HSS.dtype)
         scores_1HSS = torch.cat([scores_1HSS, column], dim=-1)
-    weights = scores_1HSS.float().softmax(dim=-1).to(value_1HSE.dtype)[..., :length]
+    weights = scores_1HSS.softmax(dim=-1).to(value_1HSE.dtype)[..., :length]
     return F.dropout(weights, settings.get("dropout", 0.0)) @ value_1HSE
-
-
-def _visible(length: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """Returns which token [row] sees which [column]: itself and those before it, within the window."""
-    position = torch.arange(length, device=device)
-    distance = position[:, None] - position[None, :]
-    return (distance >= 0) & (distance < (window or length))
 
 
 for _name in (FLAT_SDPA, FLAT_EAGER):

@@ -25,6 +25,8 @@ _HOLES_TIGHT, _HOLES = 0.06, 0.38
 glibc's blocks for vectors are aligned by cutting off a few bytes before them. Where its per-thread caches keep those
 bytes, a freed block is too small for the next one of its own size; see `host.has_tight_heap`.
 """
+_HOLES_SCORED = 0.06
+"""The same beside, where attention takes and frees scores of many sizes: measured."""
 _LEFT_TIGHT = 0.67
 """Memory of activations that is still held at the end of backward, as gradients stand amid it; else all: measured."""
 _LAYERS_AGAIN_TIGHT, LAYERS_AGAIN = 2, 4
@@ -45,6 +47,13 @@ _CHUNK_ROWS_ELSEWHERE = (1024, 1 << 16)
 """Fewer would read and write the gradient of the head too often."""
 _CHUNK_STEP = 64
 """Of the rows of a chunk: few different sizes, as oneDNN makes code for each (see `products.py`)."""
+_SCORES_HELD = {"cpu": 1 << 19}
+"""Scores of one block of queries, where they are altered: on a CPU, 2 MB of float32, which its caches serve."""
+_SCORES_HELD_ELSEWHERE = 1 << 25
+_FEWEST_QUERIES = 64
+"""Of a block."""
+_BLOCKS_HELD = 5
+"""Matrices of the size of a block of scores, in backward."""
 _USUAL_TARGETS = ("q_proj", "v_proj")
 """What PEFT adapts of these families where nothing is named."""
 
@@ -70,6 +79,11 @@ def chunk_rows(num_rows: int, vocabulary: int, device: str) -> int:
     limit = min(max(fitting, fewest), most) // _CHUNK_STEP * _CHUNK_STEP
     count = max(-(-num_rows // limit), 1)
     return -(-num_rows // (count * _CHUNK_STEP)) * _CHUNK_STEP
+
+
+def block_queries(scores_of_one: int, device: str) -> int:
+    """Returns of how many queries scores are held at once, if one of them has so many."""
+    return max(_SCORES_HELD.get(device, _SCORES_HELD_ELSEWHERE) // scores_of_one, _FEWEST_QUERIES)
 
 
 def plan_memory(
@@ -123,7 +137,7 @@ def _moments(step: _Step) -> Iterator[MemoryPlan]:
         is_tight=step.is_tight,
         is_bound=False,
     )
-    holes = 1 + (_HOLES_TIGHT if step.is_tight else _HOLES)
+    holes = 1 + (_HOLES_TIGHT if step.is_tight else _HOLES) + (_HOLES_SCORED if step.scores_in_blocks else 0)
     layers, one = step.layers_bytes, step.layer_bytes
     anew = one - states // 2  # what it was given is there
     yield replace(kept, activations=int(layers * holes), loss=int((head + states + step.logits_bytes) * holes))
@@ -184,8 +198,18 @@ class _Step:
 
     @property
     def has_scores(self) -> bool:
-        """Returns True if attention holds its scores as a matrix."""
+        """Returns True if attention computes its scores itself."""
         return self.shape.has_softcap or self.plan.model.attention == "eager"
+
+    @property
+    def scores_in_blocks(self) -> bool:
+        """Returns True if it computes them again in backward, a block at a time, as ours does."""
+        return self.has_scores and self.plan.speed.flat_batches
+
+    @property
+    def keeps_scores(self) -> bool:
+        """Returns True if it keeps them, as the model's own does."""
+        return self.has_scores and not self.plan.speed.flat_batches
 
     @property
     def layers_bytes(self) -> float:
@@ -217,7 +241,7 @@ class _Step:
         num_norms = 4 if shape.has_norms_after else 2
         floats = tokens * (num_norms + shape.heads * (2 if shape.has_head_norms else 1))
         scores = 0.0
-        if self.has_scores:
+        if self.keeps_scores:
             matrices = shape.heads * self.number * (2 if shape.has_softcap else 1)
             scores = _SCORES * tokens * longest * (matrices + 1)
         return tokens * self._numbers * self.number + 4 * floats + scores
@@ -238,7 +262,7 @@ class _Step:
             stream += shape.hidden
         if is_full or has_fused_mlp or any(name in adapted for name in ("gate_proj", "up_proj")):
             stream += shape.hidden
-        attention = 3 * shape.queries if self.has_scores else 2 * (shape.queries + shape.keys)
+        attention = 3 * shape.queries if self.keeps_scores else 2 * (shape.queries + shape.keys)
         attention += shape.queries if is_full or "o_proj" in adapted else 0
         if shape.has_head_norms:
             attention += (shape.queries + shape.keys) * (2 if not is_fused and is_full else 1)
@@ -249,7 +273,10 @@ class _Step:
     def backward_bytes(self) -> float:
         """Returns what the backward pass of one layer takes beside."""
         shape, tokens, longest = self.shape, self.largest.tokens, self.largest.longest
-        scores = 4 * shape.heads * longest * longest * self.number if self.has_scores else 0
+        scores = 4.0 * shape.heads * longest * longest * self.number if self.keeps_scores else 0.0
+        if self.scores_in_blocks:
+            queries = min(block_queries(shape.heads * longest, self.plan.device), longest)
+            scores = 4.0 * _BLOCKS_HELD * queries * shape.heads * longest
         return max(tokens * (3 * shape.inner + 2 * shape.hidden) * self.number, scores)
 
     @property

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Causal attention whose scores are soft-capped, or share their weight with attention sinks: no fused kernel has these.
+
+Shape letters: D documents of one length, H query heads, K key heads, S tokens of a document, E head size; B queries of
+a block, N keys that they may see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from oumi.core.plan.memory import block_queries
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How the scores of a layer become weights."""
+
+    scale: float
+    softcap: float | None = None
+    window: int | None = None
+    """Tokens that a token sees, itself among them."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Queries that are scored together, and the keys that any of them sees."""
+
+    queries: slice
+    keys: slice
+
+
+def blocks(length: int, window: int | None, num_queries: int) -> Iterator[Block]:
+    """Yields the queries of a document in order, each block with its keys."""
+    for start in range(0, length, num_queries):
+        stop = min(start + num_queries, length)
+        yield Block(slice(start, stop), slice(0 if window is None else max(start - window + 1, 0), stop))
+
+
+def visible(block: Block, window: int | None, device: torch.device) -> torch.Tensor:
+    """Returns which query [row] sees which key [column] of a block: itself and those before it, within the window."""
+    queries = torch.arange(block.queries.start, block.queries.stop, device=device)
+    keys = torch.arange(block.keys.start, block.keys.stop, device=device)
+    distance = queries[:, None] - keys[None, :]
+    return (distance >= 0) & (distance < (window or block.keys.stop))
+
+
+def scored_attention(
+    query_DHSE: torch.Tensor,
+    key_DKSE: torch.Tensor,
+    value_DKSE: torch.Tensor,
+    sinks_H: torch.Tensor | None,
+    scoring: Scoring,
+) -> torch.Tensor:
+    """Returns attention [D, H, S, E] by its definition, of which no more than a block of scores is ever held.
+
+    The backward pass computes each block again from what each query summed up to, as FlashAttention does
+    (arXiv 2205.14135).
+    """
+    return _ScoredAttention.apply(query_DHSE, key_DKSE, value_DKSE, sinks_H, scoring)  # type: ignore[no-any-return]
+
+
+class _ScoredAttention(torch.autograd.Function):
+    """Queries that share a key head stand in one matrix [D, K, H / K x B, E], so that no key is copied."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Any, key: Any, value: Any, sinks: Any, scoring: Scoring) -> torch.Tensor:
+        out = torch.empty_like(query)
+        sums_DHS = query.new_empty(query.shape[:3], dtype=_wide(query.dtype))
+        for block in _blocks_of(query, scoring):
+            raw = _raw(_folded(query, key, block), key, block, scoring)
+            scores = raw if scoring.softcap is None else raw.mul_(scoring.softcap)
+            _hide(scores, float("-inf"), block, scoring)
+            highest, total = _exponentials(scores, sinks)
+            found = (scores.flatten(2, 3).to(value.dtype) @ value[:, :, block.keys]).unflatten(2, scores.shape[2:4])
+            out[:, :, block.queries] = (found / total).flatten(1, 2)
+            sums_DHS[:, :, block.queries] = (highest + total.log()).squeeze(-1).flatten(1, 2)
+        ctx.save_for_backward(query, key, value, sinks, out, sums_DHS)
+        ctx.scoring = scoring
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:  # type: ignore[override]
+        query, key, value, sinks, out, sums_DHS = ctx.saved_tensors
+        scoring: Scoring = ctx.scoring
+        mean_DHS = (grad * out).sum(-1, dtype=sums_DHS.dtype)  # of the gradients of a query's weights
+        grad_query = torch.empty_like(query)
+        grad_key, grad_value = (torch.zeros_like(one, dtype=sums_DHS.dtype) for one in (key, value))
+        for block in _blocks_of(query, scoring):
+            own, own_grad = (_folded(one, key, block) for one in (query, grad))
+            raw = _raw(own, key, block, scoring)
+            weights = raw if scoring.softcap is None else raw * scoring.softcap
+            weights = weights.sub_(_column(sums_DHS, raw, block)).exp_()
+            _hide(weights, 0.0, block, scoring)
+            grads = (own_grad @ value[:, :, block.keys].transpose(-1, -2)).to(raw.dtype).unflatten(2, raw.shape[2:4])
+            grads.sub_(_column(mean_DHS, raw, block)).mul_(weights)
+            if scoring.softcap is not None:  # times the derivative of the hyperbolic tangent
+                grads.addcmul_(grads * raw, raw, value=-1)
+            narrow = grads.flatten(2, 3).to(query.dtype)
+            found = (narrow @ key[:, :, block.keys]).unflatten(2, raw.shape[2:4])
+            grad_query[:, :, block.queries] = (found * scoring.scale).flatten(1, 2)
+            grad_key[:, :, block.keys] += narrow.transpose(-1, -2) @ (own * scoring.scale)
+            grad_value[:, :, block.keys] += weights.flatten(2, 3).to(grad.dtype).transpose(-1, -2) @ own_grad
+        grad_sinks = None
+        if sinks is not None:
+            shares_DHS = (sinks.to(sums_DHS.dtype)[:, None] - sums_DHS).exp_()
+            grad_sinks = -(shares_DHS * mean_DHS).sum((0, 2)).to(sinks.dtype)
+        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), grad_sinks, None
+
+
+def _blocks_of(query_DHSE: torch.Tensor, scoring: Scoring) -> Iterator[Block]:
+    num_documents, heads, length, _ = query_DHSE.shape
+    seen = length if scoring.window is None else min(length, scoring.window)
+    return blocks(length, scoring.window, block_queries(num_documents * heads * seen, query_DHSE.device.type))
+
+
+def _folded(one_DHSE: torch.Tensor, key_DKSE: torch.Tensor, block: Block) -> torch.Tensor:
+    """Returns the rows of a block [D, K, H / K x B, E]."""
+    return one_DHSE[:, :, block.queries].unflatten(1, (key_DKSE.shape[1], -1)).flatten(2, 3)
+
+
+def _raw(own: torch.Tensor, key_DKSE: torch.Tensor, block: Block, scoring: Scoring) -> torch.Tensor:
+    """Returns the scores of a block [D, K, H / K, B, N]; with a cap, as parts of it."""
+    scale = scoring.scale / (scoring.softcap or 1.0)
+    scores = (own * scale) @ key_DKSE[:, :, block.keys].transpose(-1, -2)
+    scores = scores.to(_wide(scores.dtype)).unflatten(2, (-1, block.queries.stop - block.queries.start))
+    return scores if scoring.softcap is None else scores.tanh_()
+
+
+def _hide(scores: torch.Tensor, value: float, block: Block, scoring: Scoring) -> None:
+    """Puts a value where a query does not see a key [..., B, N]: at keys after it, and at those before its window."""
+    queries, keys = block.queries, block.keys
+    num_queries = queries.stop - queries.start
+    after = torch.ones(num_queries, num_queries, dtype=torch.bool, device=scores.device).triu_(1)
+    scores[..., -num_queries:].masked_fill_(after, value)
+    num_before = 0 if scoring.window is None else queries.stop - scoring.window - keys.start
+    if num_before > 0:
+        before = torch.ones(num_queries, num_before, dtype=torch.bool, device=scores.device)
+        before.tril_(queries.start - scoring.window - keys.start)
+        scores[..., :num_before].masked_fill_(before, value)
+
+
+def _exponentials(scores: torch.Tensor, sinks_H: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Raises e to the scores [D, K, H / K, B, N] in place, less the highest of each query.
+
+    Returns those highest ones, and what each query sums up to, as [D, K, H / K, B, 1].
+    """
+    highest = scores.amax(-1, keepdim=True)
+    if sinks_H is None:
+        return highest, scores.sub_(highest).exp_().sum(-1, keepdim=True)
+    sinks = sinks_H.to(scores.dtype).reshape(1, scores.shape[1], -1, 1, 1)  # a key that takes weight and has no value
+    highest = torch.maximum(highest, sinks)
+    return highest, scores.sub_(highest).exp_().sum(-1, keepdim=True) + (sinks - highest).exp()
+
+
+def _column(one_DHS: torch.Tensor, scores: torch.Tensor, block: Block) -> torch.Tensor:
+    """Returns a number for each query of a block as [D, K, H / K, B, 1]."""
+    return one_DHS[:, :, block.queries].unflatten(1, scores.shape[1:3]).unsqueeze(-1)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
