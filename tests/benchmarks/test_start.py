@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The start of a command and the first step of a run are timed from outside."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.peers import ENVIRONMENTS
+from benchmarks.start import STARTS, seconds, seconds_to_first_step
+
+
+def test_a_command_that_fails_is_not_timed() -> None:
+    assert seconds([sys.executable, "-c", "import time; time.sleep(0.2)"]) > 0.2
+    with pytest.raises(subprocess.CalledProcessError):
+        seconds([sys.executable, "-c", "raise SystemExit(1)"])
+
+
+def test_a_first_step_is_seen_before_the_run_ends() -> None:
+    assert 0.5 < seconds_to_first_step() < 120
+
+
+def test_every_peer_has_its_environment() -> None:
+    assert {start.environment for start in STARTS} == {None, *ENVIRONMENTS}
