@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # More arguments for pip, for instance an index of CPU builds of torch where there is no GPU.
 PIP_ARGS ?=
+EXTRAS ?= dev
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -16,7 +17,7 @@ help:
 	@echo "make check        format, lint and types, as the pre-commit hook does"
 	@echo "make format       mend the format and what the linter can mend"
 	@echo "make schema       write configs/schema anew, after a change of the config"
-	@echo "make narrow-test  8-bit optimizers and products, whose packages it installs; they slow down every start"
+	@echo "make narrow-test  8-bit optimizers and products, in an environment of its own: their packages slow down every start"
 	@echo "make slow-test    the campaigns that take minutes"
 	@echo "make bench        the benchmarks, each peer in an environment of its own (an hour, several GB)"
 	@echo "make clean        remove the virtual environment and every cache"
@@ -27,7 +28,7 @@ $(READY): pyproject.toml
 		|| { echo "Oumi needs Python 3.11 or newer; name it: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e '.[dev]'
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e '.[$(EXTRAS)]'
 	@touch $@
 
 quickstart: $(READY)
@@ -36,9 +37,9 @@ quickstart: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2
 
-narrow-test: $(READY)
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e '.[narrow]'
-	$(BIN)/python -m pytest -n 2 -m narrow
+narrow-test:
+	@$(MAKE) VENV=$(VENV)-narrow EXTRAS=dev,narrow $(VENV)-narrow/.ready
+	$(VENV)-narrow/bin/python -m pytest -n 2 -m 'narrow and not gpu'
 
 slow-test: $(READY)
 	$(BIN)/python -m pytest -n 2 -m 'slow and not gpu and not multi_gpu and not network'
@@ -62,4 +63,4 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) .hypothesis .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) $(VENV)-narrow .hypothesis .pytest_cache .mypy_cache .ruff_cache build dist

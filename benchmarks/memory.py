@@ -78,6 +78,7 @@ MODELS["gemma2"] = {
     "sliding_window": 256,
     "hidden_activation": "gelu_pytorch_tanh",
 }
+MODELS["mistral"] = {**MODELS["31m"], "model_type": "mistral", "sliding_window": 256}
 _LORA = {"use_peft": True}
 _RECOMPUTED = {"enable_gradient_checkpointing": True}
 CASES = (
@@ -94,6 +95,8 @@ CASES = (
     Case("qwen3", 8, 512),
     Case("gemma2", 8, 512),
     Case("gemma2", 2, 2048),
+    Case("gemma2", 4, 512, pack=True),
+    Case("mistral", 2, 2048),
     Case("untied", 16, 128),
 )
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -23,10 +22,9 @@ from pathlib import Path
 
 from benchmarks.peers import ENVIRONMENTS
 from benchmarks.sft.environments import ready_python
+from benchmarks.sft.measure import wait_for
 from benchmarks.sft.workload import write_rows
 from oumi.core.host import describe_host
-
-_LOOK_EVERY_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ _NUM_ROWS = 64
 def main(words: Sequence[str] | None = None) -> None:
     """Times every command, and prints the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="1 or more")
     parser.add_argument("--ours", action="store_true", help="without the peers")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/oumi/benchmarks"), help="for environments")
     arguments = parser.parse_args(words)
@@ -87,22 +85,19 @@ def seconds(command: Sequence[str]) -> float:
 
 def seconds_to_first_step() -> float:
     """Returns how long it takes from the start of the process until a step of the shipped tiny model is taken."""
-    folder = Path(tempfile.mkdtemp())
-    told = folder / "run" / "metrics.jsonl"
-    command = [sys.executable, "-m", "oumi", "train", "-c", str(write_config(folder, told.parent))]
-    started = time.monotonic()
-    with subprocess.Popen(command, env=_variables(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
-        while child.poll() is None and not (told.exists() and told.stat().st_size):
-            time.sleep(_LOOK_EVERY_S)
-        taken = time.monotonic() - started
-    shutil.rmtree(folder)
-    if child.returncode:
-        raise subprocess.CalledProcessError(child.returncode, command)
-    return taken
+    with tempfile.TemporaryDirectory() as name:
+        folder, told = Path(name), Path(name) / "run" / "metrics.jsonl"
+        command = [sys.executable, "-m", "oumi", "train", "-c", str(write_config(folder, told.parent))]
+        started = time.monotonic()
+        with subprocess.Popen(command, env=_variables(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+            taken = wait_for(told, child) - started
+        if child.returncode or not told.exists():
+            raise subprocess.CalledProcessError(child.returncode, command)
+        return taken
 
 
 def write_config(folder: Path, output: Path) -> Path:
-    """Writes a run of one step on a few chats, and returns the path of its config."""
+    """Writes a run of a few steps on a few chats, and returns the path of its config."""
     chats = ({"prompt": f"How many is {i} and {i}?", "completion": f"It is {2 * i}."} for i in range(_NUM_ROWS))
     rows = write_rows(folder / "rows.jsonl", list(chats))
     config = {
@@ -111,7 +106,7 @@ def write_config(folder: Path, output: Path) -> Path:
         "training": {
             "trainer_type": "OUMI",
             "output_dir": str(output),
-            "max_steps": 1,
+            "max_steps": 5,
             "save_steps": 0,
             "save_final_model": False,
         },

@@ -162,7 +162,7 @@ def run(cell: Cell, arm: Arm, model: Path, rows: Path, arguments: argparse.Names
 
 
 def read_metrics(path: Path) -> Steps:
-    """Returns what a run of this repository tells; it reads each step's loss, and so waits for the GPU."""
+    """Returns what a run of this repository tells; a step ends when its update is asked for."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     walls, losses = (tuple(one[key] for one in lines) for key in ("step_time_s", "loss"))
     return Steps(walls, losses, max(one["peak_memory_bytes"] for one in lines))
@@ -189,11 +189,12 @@ def table(cell: Cell, found: dict[str, list[Steps] | str], peak_flops: float | N
         mfu = f"{speed * flops_per_token(cell) / peak_flops:.1%}" if peak_flops else "-"
         peak = statistics.median(one.peak_bytes for one in runs) / 2**30
         ratio = f"{speed / base:.2f}" if base else "-"
-        off = max(loss_difference(one.losses, wanted) for one in runs) if wanted else 0.0
-        if off > MAX_DIFFERENCE:
+        off = max(loss_difference(one.losses, wanted) for one in runs) if wanted else None
+        if off is not None and off > MAX_DIFFERENCE:
             lines.append(f"{ARMS[name].title:<42}  rejected: losses differ by {off:.1e}")
             continue
-        lines.append(f"{ARMS[name].title:<42}{speed:>10,.0f}{mfu:>8}{peak:>10.1f}{ratio:>8}{off:>12.1e}")
+        told = "-" if off is None else f"{off:.1e}"
+        lines.append(f"{ARMS[name].title:<42}{speed:>10,.0f}{mfu:>8}{peak:>10.1f}{ratio:>8}{told:>12}")
     return "\n".join(lines)
 
 

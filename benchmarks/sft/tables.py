@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,9 +67,10 @@ def median(runs: Sequence[Run], num_tokens: Sequence[int]) -> Median:
 
 
 def loss_difference(losses: Sequence[float], wanted: Sequence[float]) -> float:
-    """Returns the largest difference of a step's loss from the one wanted, in parts of it."""
+    """Returns the largest difference of a step's loss from the one wanted, in parts of it; nan is infinitely off."""
     assert len(losses) == len(wanted), "every step has a loss"
-    return max(abs(a - b) / abs(b) for a, b in zip(losses, wanted, strict=True))
+    found = [abs(a - b) / abs(b) for a, b in zip(losses, wanted, strict=True)]
+    return max(found) if all(math.isfinite(one) for one in found) else math.inf
 
 
 def corrected(losses: Sequence[float], num_tokens: Sequence[int], batch: int) -> list[float]:

@@ -21,6 +21,7 @@ from tests.tiny import tiny_llama
 @pytest.mark.gpu
 @pytest.mark.parametrize("recipe", ["rowwise", "rowwise_with_gw_hp", "tensorwise"])
 def test_gradients_are_those_of_bfloat16_but_for_8_bits_of_rounding(tmp_path: Path, recipe: str) -> None:
+    pytest.importorskip("torchao")
     if not describe_host().has_fp8:
         pytest.skip("the GPU multiplies no 8-bit floats")
     rows = tiny_rows(tmp_path)

@@ -16,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from oumi.core.checkpoint.identity import Identity, write_identity
 from oumi.core.data.templates import bundled_template
 from oumi.core.errors import ConfigError, DataError, OutputError, StorageError
+from oumi.core.plan.trajectory import differences, trajectory
 from oumi.core.train import train
-from tests.runs import losses, tiny_config, weights
+from oumi.core.trainers.native import NativeTrainer
+from tests.runs import build, losses, tiny_config, weights
 
 _SAVING = {"save_steps": 3, "save_total_limit": 2, "try_resume_from_last_checkpoint": True}
 
@@ -189,6 +191,13 @@ def test_another_learning_rate_is_refused_with_old_and_new_value(tmp_path: Path)
     train(tiny_config(tmp_path, **_SAVING))
     with pytest.raises(ConfigError, match=r"optimizer\.learning_rate: 0\.001 -> 0\.002"):
         train(tiny_config(tmp_path, **{**_SAVING, "learning_rate": 2e-3}))
+
+
+def test_a_value_that_an_older_version_did_not_know_is_that_of_nothing_asked(tmp_path: Path) -> None:
+    now = trajectory(build(tiny_config(tmp_path), NativeTrainer).run.plan)
+    old = {name: value for name, value in now.items() if name != "precision.fp8"}
+    assert differences(old, now) == differences(now, old) == []
+    assert differences(old, {**now, "precision.fp8": '"rowwise"'}) == ['precision.fp8: not set -> "rowwise"']
 
 
 def test_other_logging_goes_on(tmp_path: Path) -> None:

@@ -204,7 +204,9 @@ def _gpu_of_torch() -> Host | None:
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(0)
-    has_fp8 = (properties.major, properties.minor) >= ((9, 4) if torch.version.hip else (8, 9))
+    has_fp8 = (properties.major, properties.minor) >= (8, 9)
+    if torch.version.hip:  # MI300 and its successors, RDNA 4
+        has_fp8 = properties.gcnArchName.startswith(("gfx94", "gfx95", "gfx12"))
     return Host("cuda", properties.name, torch.cuda.is_bf16_supported(), num_cpus(), properties.total_memory, has_fp8)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from oumi.core.callbacks.efficiency import WASTE, shares_of
-from oumi.core.callbacks.op_times import OpTimes
+from oumi.core.callbacks.op_times import OpTimes, UpdateTime
 from oumi.core.models.work import visible_pairs, work_of
 from oumi.core.peaks import NOMINAL_TFLOPS, measure_page_fault, nominal_flops, peaks_of
 from oumi.core.train import train
@@ -86,6 +87,14 @@ def test_kernels_are_told_apart() -> None:
         (left @ left).relu().sum().backward()
     assert times.products_s > 0
     assert times.others_s > 0
+
+
+def test_an_update_takes_from_the_gradients_to_its_end() -> None:
+    update = UpdateTime("cpu")
+    time.sleep(0.1)
+    update.begin()
+    time.sleep(0.02)
+    assert 0.02 <= update.end() < 0.1
 
 
 def test_watching_a_step_leaves_its_numbers_bitwise_unchanged() -> None:

@@ -25,6 +25,7 @@ def test_a_tensor_that_several_states_share_is_written_once_and_shared_again(tmp
     found = [state["table"] for state in run.optimizer.state.values()]
     assert len(found) > 2
     assert all(torch.equal(one, table) for one in found)
+    assert len({one.data_ptr() for one in found}) == 1
     for i, state in enumerate(run.optimizer.state.values()):
         state["table"] = table + i
     (tmp_path / "other").mkdir()

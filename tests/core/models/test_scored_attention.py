@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from oumi.core.models.attention import _by_definition, _fused, _scored
-from oumi.core.models.scored_attention import Scoring, scored_attention
+from oumi.core.models.attention import _fused, _scored
+from oumi.core.models.scored_attention import Scoring, attention_by_definition, blocks, scored_attention
+from oumi.core.plan.memory import block_queries
 
 LENGTH = 150
 """More than two blocks."""
@@ -19,15 +20,24 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sinks": {"has_sinks": True},
     "window": {"softcap": 2.0, "sliding_window": 20},
     "wide window": {"sliding_window": 130, "has_sinks": True},
+    "no window": {"sliding_window": 0, "softcap": 2.0},
     "window of one": {"sliding_window": 1, "has_sinks": True},
     "all": {"softcap": 2.0, "sliding_window": 70, "has_sinks": True, "scaling": 0.7},
 }
 
 
+def by_definition(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: dict[str, Any]
+) -> torch.Tensor:
+    scale = settings.get("scaling") or query.shape[-1] ** -0.5
+    scoring = Scoring(scale, settings.get("softcap"), settings.get("sliding_window") or None)
+    return attention_by_definition(query, key, value, settings.get("s_aux"), scoring)
+
+
 def inputs(dtype: torch.dtype, num_documents: int = 2, length: int = LENGTH, size: int = 16) -> list[torch.Tensor]:
-    """Returns queries of six heads, keys and values of two, and a sink for each head."""
+    """Returns queries of six heads, keys and narrower values of two, and a sink for each head."""
     torch.manual_seed(0)
-    heads = [torch.randn(num_documents, count, length, size) for count in (6, 2, 2)]
+    heads = [torch.randn(num_documents, count, length, width) for count, width in ((6, size), (2, size), (2, size - 2))]
     return [one.to(dtype).requires_grad_() for one in (*heads, torch.randn(6))]
 
 
@@ -42,12 +52,12 @@ def gradients(attend: Any, given: list[torch.Tensor], settings: dict[str, Any]) 
 
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.02)])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_blocks_of_queries_give_attention_and_gradients_by_definition(
+def test_blocks_of_queries_give_attention_and_gradientsby_definition(
     name: str, dtype: torch.dtype, close: float
 ) -> None:
     given = inputs(dtype)
     found = gradients(_scored, given, SETTINGS[name])
-    wanted = gradients(_by_definition, given, SETTINGS[name])
+    wanted = gradients(by_definition, given, SETTINGS[name])
     for one, other in zip(found, wanted, strict=True):
         assert (one - other).norm() <= close * other.norm()
 
@@ -71,20 +81,27 @@ def test_nothing_larger_than_the_queries_waits_for_the_backward_pass() -> None:
     assert max(kept) == query.numel()
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("window", [None, 1, 128, 4096])
+def test_a_block_of_scores_is_no_larger_than_what_is_held(device: str, window: int | None) -> None:
+    heads, length = 64, 8192
+    queries = block_queries(heads, length, window, device)
+    widest = max(block.keys.stop - block.keys.start for block in blocks(length, window, queries))
+    fewest = 64 * heads * (widest if window is None else 64 + window)
+    assert heads * queries * widest <= max({"cpu": 1 << 19}.get(device, 1 << 25), fewest)
+
+
 @pytest.mark.parametrize("window", [1, 100, 256, 300, 599, 600])
 def test_a_window_in_blocks_is_that_of_one_mask(window: int) -> None:
-    query, key, value, _ = inputs(torch.float32, 1, length=600)
+    given = inputs(torch.float32, 1, length=600)
     settings = {"sliding_window": window}
-    for one, other in zip(
-        gradients(_fused, [query, key, value, _], settings),
-        gradients(_by_definition, [query, key, value, _], settings),
-        strict=True,
-    ):
+    found, wanted = (gradients(attend, given, settings) for attend in (_fused, by_definition))
+    for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 def test_dropped_weights_are_drawn_anew_and_keep_their_mean() -> None:
-    query, key, value, _ = inputs(torch.float32, 1, length=40)
+    query, key, value, _sinks = inputs(torch.float32, 1, length=40)
     settings = {"softcap": 2.0, "dropout": 0.5}
     with torch.no_grad():
         drawn = torch.stack([_scored(query, key, value, settings) for _ in range(400)])

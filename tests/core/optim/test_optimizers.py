@@ -12,6 +12,7 @@ import torch
 from oumi.core.errors import ConfigError
 from oumi.core.optim.optimizers import OPTIMIZERS, build_optimizer
 from oumi.core.plan import choices
+from oumi.core.plan.disk import state_bytes
 from oumi.core.plan.parts import OptimizerPlan
 
 RATE, DECAY, BETAS, EPSILON, MOMENTUM = 0.01, 0.1, (0.8, 0.95), 1e-6, 0.7
@@ -88,6 +89,21 @@ def test_8_bit_and_paged_optimizers_move_weights_as_adamw_does(name: str, tolera
             optimizer.zero_grad()
     assert (ours.weight - theirs.weight).norm() < tolerance * (theirs.weight - before).norm()
     torch.testing.assert_close(ours.bias, theirs.bias, atol=1e-3, rtol=0)
+
+
+@pytest.mark.narrow
+@pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw_32bit"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_states_of_8_bits_are_as_large_as_the_plan_counts(name: str, dtype: torch.dtype) -> None:
+    module = torch.nn.Linear(512, 512, bias=False).to(dtype)
+    optimizer = build_optimizer(module, plan(name))
+    module(torch.randn(2, 512, dtype=dtype)).sum().backward()
+    optimizer.step()
+    tensors = optimizer.state[module.weight].items()
+    found = sum(
+        one.nbytes for key, one in tensors if torch.is_tensor(one) and "qmap" not in key
+    )  # all weights share it
+    assert found == pytest.approx(state_bytes(plan(name), module.weight.nbytes, dtype.itemsize), rel=0.01)
 
 
 def test_every_name_that_a_config_may_choose_is_there() -> None:

@@ -229,18 +229,41 @@ FP8 = {"trainer_type": "OUMI", "compile": True, "fp8_recipe": "tensorwise", "mix
 def test_products_in_8_bits_are_planned_where_the_device_has_them() -> None:
     made = plan(replace(H100, model=ModelFacts(num_parameters=8_000_000_000)), **FP8)
     assert made.precision.fp8 == "tensorwise"
-    assert [note for note in made.notes if note.startswith("fp8")] == [
-        "fp8: all rows of a product share one scale, so how a step is cut moves its gradients by 8-bit rounding"
-    ]
+    told = "\n".join(made.notes)
+    assert "fp8: all tokens of a product share one scale, so how a step is cut moves its gradients" in told
+    assert "fp8: the share of the peak is told of bfloat16's products" in told
+    assert "below about 3B" not in told
     elsewhere = plan(CPU, **FP8)
     assert elsewhere.precision.fp8 is None
     assert any("fp8_recipe" in note and "does not multiply 8-bit floats" in note for note in elsewhere.notes)
 
 
 def test_products_in_8_bits_gain_little_in_small_models_which_is_told() -> None:
-    made = plan(replace(H100, model=ModelFacts(num_parameters=1_000_000_000)), **{**FP8, "fp8_recipe": "rowwise"})
+    made = plan(
+        replace(H100, model=ModelFacts(num_parameters=1_000_000_000)), **{**FP8, "fp8_recipe": "rowwise_with_gw_hp"}
+    )
     assert any("below about 3B" in note for note in made.notes)
-    assert not any("share one scale" in note for note in made.notes)
+    assert not any("share" in note and "scale" in note for note in made.notes)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name", "shape", "gains"),
+    [
+        ("rowwise", "model.layers.0.mlp.up_proj.weight", (14336, 4096), True),
+        ("rowwise", "model.layers.0.mlp.up_proj.weight", (1536, 576), False),
+        ("rowwise", "lm_head.weight", (128256, 4096), False),
+        ("rowwise", "model.layers.0.mlp.up_proj.weight", (14337, 4096), False),
+        ("tensorwise", "model.layers.0.mlp.up_proj.weight", (2048, 1024), True),
+    ],
+)
+def test_products_in_8_bits_want_a_layer_that_gains(recipe: str, name: str, shape: Any, gains: bool) -> None:
+    others = {"model.embed_tokens.weight": (128256, 4096), "model.layers.0.self_attn.k_proj.weight": (128, 4096)}
+    facts = replace(H100, model=ModelFacts(matrices={name: shape, **others}))
+    if gains:
+        assert plan(facts, **{**FP8, "fp8_recipe": recipe}).precision.fp8 == recipe
+    else:
+        with pytest.raises(ConfigError, match="no layer of this model is large enough"):
+            plan(facts, **{**FP8, "fp8_recipe": recipe})
 
 
 def test_products_in_8_bits_beside_float32_are_refused() -> None:

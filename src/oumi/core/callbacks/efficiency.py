@@ -101,7 +101,7 @@ class Efficiency:
         self._watched: OpTimes | None = None
         """Of the gradients that are done."""
         self._sample: Sample | None = None
-        self._update = UpdateTime()
+        self._update = UpdateTime(device.kind)
         self._step = 0
         self._flops: Record = {}
         self._num_tokens = 0

@@ -41,26 +41,27 @@ class UpdateTime:
     A GPU is not waited for: known of it is the update of the step before, as it is over by then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
+        self._device = device
         self._before: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
         self.begin()
 
     def begin(self) -> None:
         """When the gradients are there."""
-        self._began, self._mark = time.perf_counter(), _mark()
+        self._began, self._mark = time.perf_counter(), _mark(self._device)
 
     def end(self) -> float:
         """Returns the seconds; call it when the update is asked for."""
-        mark = _mark()
+        mark = _mark(self._device)
         if self._mark is None or mark is None:
             return time.perf_counter() - self._began
         before, self._before = self._before, (self._mark, mark)
         return before[0].elapsed_time(before[1]) / 1e3 if before and before[1].query() else 0.0
 
 
-def _mark() -> torch.cuda.Event | None:
-    """Returns a mark in the work that a GPU was given, None without one."""
-    if not torch.cuda.is_available():
+def _mark(device: str) -> torch.cuda.Event | None:
+    """Returns a mark in the work that a GPU was given, None elsewhere."""
+    if device != "cuda":
         return None
     mark = torch.cuda.Event(enable_timing=True)
     mark.record()

@@ -103,7 +103,7 @@ def _without_tensors(
 ) -> Any:
     """Returns the value with names in place of its tensors, which it puts into `tensors`, one that is shared once."""
     if isinstance(value, torch.Tensor):
-        place = (value.data_ptr(), value.dtype, value.shape, value.stride())
+        place = (value.data_ptr() or name, value.dtype, value.shape, value.stride())
         if place not in names:
             names[place] = name
             tensors[name] = value.detach().cpu().contiguous()

@@ -19,7 +19,7 @@ def take_step(run: Run, micro_batches: list[Batch]) -> StepReport:
     num_terms = sum(batch.num_terms for batch in micro_batches)
     on_device = add_gradients(run, micro_batches, num_terms)
     run.scaler.unscale_(run.optimizer)
-    # The only wait for the device: no weight moves before these are known to be finite.
+    # The only wait for the device, but for float16's scale: no weight moves before these are known to be finite.
     loss, grad_norm = torch.stack([on_device, clip(run).float()]).tolist()
     report = StepReport(
         loss=loss,

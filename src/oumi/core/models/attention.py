@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
-from oumi.core.models.scored_attention import Block, Scoring, blocks, scored_attention, visible
+from oumi.core.models.scored_attention import Scoring, attention_by_definition, blocks, scored_attention, visible
 
 _LARGEST_HEAD = 256
 _FEWEST_FOR_CUDNN = 512
@@ -91,7 +91,7 @@ def flat_attention(
         if not is_even or not _is_for_cudnn(documents, settings):
             return _varlen(*inputs, documents, settings), None
         attend = _by_cudnn
-    if is_even:  # as in packed rows and joined texts: all documents by one call
+    if is_even and attend is not _scored:  # as in joined texts: all documents by one call
         rows = (one.transpose(1, 2).unflatten(1, (-1, lengths[0]))[0].transpose(1, 2) for one in inputs)
         return attend(*rows, settings).transpose(1, 2).flatten(0, 1)[None], None
     split = (one.split(lengths, dim=2) for one in inputs)
@@ -125,7 +125,7 @@ def _is_for_cudnn(documents: Documents, settings: dict[str, Any]) -> bool:
 
     On an H200 it took 0.54 to 0.65 of FlashAttention 2's time, forward and backward, at 4,096 tokens.
     """
-    window = settings.get("sliding_window")
+    window = _window(settings)
     is_long = documents.longest >= _FEWEST_FOR_CUDNN and (window is None or window >= documents.longest)
     return is_long and _has_fast_cudnn()
 
@@ -146,7 +146,7 @@ def _varlen(
     parts = [one[0].transpose(0, 1) for one in (query_1HTE, key_1KTE, value_1KTE)]
     options: dict[str, Any] = {"enable_gqa": query_1HTE.shape[1] != key_1KTE.shape[1]} if _ASKS_FOR_GQA else {}
     offsets = documents.on_device(query_1HTE.device)
-    window = settings.get("sliding_window")
+    window = _window(settings)
     return varlen_attn(
         *parts,
         offsets,
@@ -168,7 +168,7 @@ def _needs_scores(module: torch.nn.Module, settings: dict[str, Any]) -> bool:
 def _fused(
     query_1HSE: torch.Tensor, key_1KSE: torch.Tensor, value_1KSE: torch.Tensor, settings: dict[str, Any]
 ) -> torch.Tensor:
-    window, length = settings.get("sliding_window"), query_1HSE.shape[2]
+    window, length = _window(settings), query_1HSE.shape[2]
     if window is None or window >= length:
         return _sdpa(query_1HSE, key_1KSE, value_1KSE, None, settings)
     parts = []
@@ -206,32 +206,17 @@ def _scored(
     query_1HSE: torch.Tensor, key_1KSE: torch.Tensor, value_1KSE: torch.Tensor, settings: dict[str, Any]
 ) -> torch.Tensor:
     """Returns attention with soft-capped scores and attention sinks where asked, a block of queries at a time."""
-    if settings.get("dropout"):
-        return _by_definition(query_1HSE, key_1KSE, value_1KSE, settings)
     scale = settings.get("scaling") or query_1HSE.shape[-1] ** -0.5
-    scoring = Scoring(scale, settings.get("softcap"), settings.get("sliding_window"))
-    return scored_attention(query_1HSE, key_1KSE, value_1KSE, settings.get("s_aux"), scoring)
+    scoring = Scoring(scale, settings.get("softcap"), _window(settings))
+    sinks_H, dropout = settings.get("s_aux"), settings.get("dropout")
+    if dropout:
+        return attention_by_definition(query_1HSE, key_1KSE, value_1KSE, sinks_H, scoring, dropout)
+    return scored_attention(query_1HSE, key_1KSE, value_1KSE, sinks_H, scoring)
 
 
-def _by_definition(
-    query_1HSE: torch.Tensor, key_1KSE: torch.Tensor, value_1KSE: torch.Tensor, settings: dict[str, Any]
-) -> torch.Tensor:
-    """Does what `_scored` does, with all scores of a document in one matrix, and dropout of its weights."""
-    groups, length = query_1HSE.shape[1] // key_1KSE.shape[1], query_1HSE.shape[2]
-    key_1HSE, value_1HSE = (part.repeat_interleave(groups, dim=1) for part in (key_1KSE, value_1KSE))
-    scale = settings.get("scaling") or query_1HSE.shape[-1] ** -0.5
-    scores_1HSS = query_1HSE @ key_1HSE.transpose(-1, -2) * scale
-    scores_1HSS = scores_1HSS.to(torch.promote_types(scores_1HSS.dtype, torch.float32))
-    softcap, sinks_H = settings.get("softcap"), settings.get("s_aux")
-    if softcap is not None:
-        scores_1HSS = softcap * torch.tanh(scores_1HSS / softcap)
-    window, whole = settings.get("sliding_window"), Block(slice(0, length), slice(0, length))
-    scores_1HSS = scores_1HSS.masked_fill(~visible(whole, window, scores_1HSS.device), float("-inf"))
-    if sinks_H is not None:  # one more column that takes weight and gives no value
-        column = sinks_H.reshape(1, -1, 1, 1).expand(len(scores_1HSS), -1, length, 1).to(scores_1HSS.dtype)
-        scores_1HSS = torch.cat([scores_1HSS, column], dim=-1)
-    weights = scores_1HSS.softmax(dim=-1).to(value_1HSE.dtype)[..., :length]
-    return F.dropout(weights, settings.get("dropout", 0.0)) @ value_1HSE
+def _window(settings: dict[str, Any]) -> int | None:
+    """Returns how many tokens a token sees, itself among them, None where all before it are seen."""
+    return settings.get("sliding_window") or None
 
 
 for _name in (FLAT_SDPA, FLAT_EAGER):

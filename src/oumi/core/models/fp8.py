@@ -6,8 +6,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from oumi.core.errors import ConfigError
 from oumi.core.models.adapters import below_adapter
+from oumi.core.plan.choices import NO_LARGE_LAYER, gains_by_fp8
 
 
 def use_fp8(model: Any, recipe: str) -> None:
@@ -23,18 +26,22 @@ def use_fp8(model: Any, recipe: str) -> None:
         ConfigError: torchao is not installed, or no layer is large enough.
     """
     try:
-        from torchao.float8 import Float8LinearConfig, _auto_filter_for_recipe, convert_to_float8_training
-        from torchao.float8.float8_linear import Float8Linear
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError as error:
-        raise ConfigError("training.fp8_recipe: needs: pip install 'oumi[gpu]'") from error
+        raise ConfigError("training.fp8_recipe: needs: pip install 'oumi[narrow]'") from error
     # The inner dimension of a weight's gradient is the number of tokens, which need be no multiple of 16.
     settings = replace(
         Float8LinearConfig.from_recipe_name(recipe), pad_inner_dim=True, emulate=model.device.type != "cuda"
     )
-    scaling = recipe.removesuffix("_with_gw_hp")  # torchao measured sizes for these alone
-    decoder = below_adapter(model).get_decoder()
-    convert_to_float8_training(
-        decoder, config=settings, module_filter_fn=_auto_filter_for_recipe(scaling, filter_fqns=["lora_"])
-    )
-    if not any(isinstance(module, Float8Linear) for module in decoder.modules()):
-        raise ConfigError("training.fp8_recipe: no layer of this model is large enough to gain by it; leave it out")
+    num_changed = 0
+
+    def is_changed(module: torch.nn.Module, name: str) -> bool:
+        nonlocal num_changed
+        is_linear = isinstance(module, torch.nn.Linear) and "lora_" not in name
+        found = is_linear and gains_by_fp8(module.weight.shape, recipe)
+        num_changed += found
+        return found
+
+    convert_to_float8_training(below_adapter(model).get_decoder(), config=settings, module_filter_fn=is_changed)
+    if not num_changed:
+        raise ConfigError(NO_LARGE_LAYER)

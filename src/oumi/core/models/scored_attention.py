@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from oumi.core.plan.memory import block_queries
 
@@ -46,7 +47,7 @@ def visible(block: Block, window: int | None, device: torch.device) -> torch.Ten
     queries = torch.arange(block.queries.start, block.queries.stop, device=device)
     keys = torch.arange(block.keys.start, block.keys.stop, device=device)
     distance = queries[:, None] - keys[None, :]
-    return (distance >= 0) & (distance < (window or block.keys.stop))
+    return (distance >= 0) & (distance < (block.keys.stop if window is None else window))
 
 
 def scored_attention(
@@ -64,12 +65,36 @@ def scored_attention(
     return _ScoredAttention.apply(query_DHSE, key_DKSE, value_DKSE, sinks_H, scoring)  # type: ignore[no-any-return]
 
 
+def attention_by_definition(
+    query_DHSE: torch.Tensor,
+    key_DKSE: torch.Tensor,
+    value_DKSE: torch.Tensor,
+    sinks_H: torch.Tensor | None,
+    scoring: Scoring,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """Returns the same with all scores of a document in one matrix, and dropout of the weights."""
+    groups, length = query_DHSE.shape[1] // key_DKSE.shape[1], query_DHSE.shape[2]
+    key_DHSE, value_DHSE = (part.repeat_interleave(groups, dim=1) for part in (key_DKSE, value_DKSE))
+    scores_DHSS = query_DHSE @ key_DHSE.transpose(-1, -2) * scoring.scale
+    scores_DHSS = scores_DHSS.to(_wide(scores_DHSS.dtype))
+    if scoring.softcap is not None:
+        scores_DHSS = scoring.softcap * torch.tanh(scores_DHSS / scoring.softcap)
+    whole = Block(slice(0, length), slice(0, length))
+    scores_DHSS = scores_DHSS.masked_fill(~visible(whole, scoring.window, scores_DHSS.device), float("-inf"))
+    if sinks_H is not None:  # one more column that takes weight and gives no value
+        column = sinks_H.reshape(1, -1, 1, 1).expand(len(scores_DHSS), -1, length, 1).to(scores_DHSS.dtype)
+        scores_DHSS = torch.cat([scores_DHSS, column], dim=-1)
+    weights = scores_DHSS.softmax(dim=-1).to(value_DHSE.dtype)[..., :length]
+    return functional.dropout(weights, dropout) @ value_DHSE
+
+
 class _ScoredAttention(torch.autograd.Function):
     """Queries that share a key head stand in one matrix [D, K, H / K x B, E], so that no key is copied."""
 
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any, sinks: Any, scoring: Scoring) -> torch.Tensor:
-        out = torch.empty_like(query)
+        out = query.new_empty(*query.shape[:3], value.shape[-1])
         sums_DHS = query.new_empty(query.shape[:3], dtype=_wide(query.dtype))
         for block in _blocks_of(query, scoring):
             raw = _raw(_folded(query, key, block), key, block, scoring)
@@ -114,8 +139,11 @@ class _ScoredAttention(torch.autograd.Function):
 
 def _blocks_of(query_DHSE: torch.Tensor, scoring: Scoring) -> Iterator[Block]:
     num_documents, heads, length, _ = query_DHSE.shape
-    seen = length if scoring.window is None else min(length, scoring.window)
-    return blocks(length, scoring.window, block_queries(num_documents * heads * seen, query_DHSE.device.type))
+    return blocks(
+        length,
+        scoring.window,
+        block_queries(num_documents * heads, length, scoring.window, query_DHSE.device.type),
+    )
 
 
 def _folded(one_DHSE: torch.Tensor, key_DKSE: torch.Tensor, block: Block) -> torch.Tensor:

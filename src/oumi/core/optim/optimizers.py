@@ -56,7 +56,9 @@ def _bitsandbytes(attribute: str) -> Callable[[Groups, OptimizerPlan], torch.opt
         try:
             import bitsandbytes.optim
         except ImportError as error:
-            raise ConfigError("training.optimizer: 8-bit and paged optimizers need: pip install 'oumi[gpu]'") from error
+            raise ConfigError(
+                "training.optimizer: 8-bit and paged optimizers need: pip install 'oumi[narrow]'"
+            ) from error
         made: torch.optim.Optimizer = getattr(bitsandbytes.optim, attribute)(
             groups, lr=plan.learning_rate, betas=plan.betas, eps=plan.epsilon
         )

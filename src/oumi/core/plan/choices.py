@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from oumi.core.errors import did_you_mean
@@ -47,9 +47,26 @@ NUM_RECOMPUTED = "recompute_num_layers"
 CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
 """The rest of it: what torch.utils.checkpoint takes."""
 
+NO_LARGE_LAYER = "training.fp8_recipe: no layer of this model is large enough to gain by it; leave it out"
+
 _SHAPES = {"warmup_type": ("linear", "cosine", "1-sqrt"), "decay_type": ("linear", "cosine", "1-sqrt")}
 _LR_END = 1e-7
 """Where `polynomial` ends, if nothing is said."""
+
+
+def gains_by_fp8(shape: Sequence[int], recipe: str) -> bool:
+    """Returns True if a layer multiplies faster in 8 bits, by torchao's measurements on an H100.
+
+    Args:
+        shape: Of its weight.
+        recipe: Of torchao.
+    """
+    num_given, num_taken = shape
+    if num_given % 16 or num_taken % 16:  # which the kernels ask for
+        return False
+    if recipe == "tensorwise":
+        return num_given > 1024 or num_taken > 4096
+    return num_given > 2048 and num_taken > 1024 and (num_given > 4096 or num_taken > 2048)
 
 
 def wrong_optimizer(name: str) -> str:

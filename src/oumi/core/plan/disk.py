@@ -15,7 +15,8 @@ _STATES = {"adafactor": 0.0, "sgd": 0.0}
 """Size of an optimizer's state, as a multiple of the trained weights; Adam's two moments by default."""
 _STATE_BYTES = {"adamw_8bit": 2.03, "paged_adamw_8bit": 2.03, "paged_adamw": 8.0, "paged_adamw_32bit": 8.0}
 """Bytes of a weight's state whatever its dtype: two moments, in 8 bits with a scale for each 256 of them."""
-_EMBEDDINGS = ("embed", "lm_head", "wte", "wpe")
+EMBEDDINGS = ("embed", "lm_head", "wte", "wpe")
+"""Parts of the names of weights that stand outside the layers."""
 
 
 def plan_disk(
@@ -91,7 +92,7 @@ def saved_of_files(facts: ModelFacts, dtype: str, lora: LoraPlan | None) -> Save
 def _is_adapted(name: str, targets: list[str] | str) -> bool:
     module = name.removesuffix(".weight")
     if isinstance(targets, str):
-        return not any(part in module for part in _EMBEDDINGS)
+        return not any(part in module for part in EMBEDDINGS)
     return any(module == target or module.endswith(f".{target}") for target in targets)
 
 

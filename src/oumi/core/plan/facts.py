@@ -43,6 +43,7 @@ class Facts:
     free_bytes: int
     """On the file system of the output directory."""
     has_fp8: bool = False
+    """The device multiplies 8-bit floating point in hardware."""
     has_tight_heap: bool = False
     """Freed memory is used again without holes, see `host.has_tight_heap`."""
     num_rows: int | None = None

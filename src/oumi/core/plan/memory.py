@@ -81,9 +81,15 @@ def chunk_rows(num_rows: int, vocabulary: int, device: str) -> int:
     return -(-num_rows // (count * _CHUNK_STEP)) * _CHUNK_STEP
 
 
-def block_queries(scores_of_one: int, device: str) -> int:
-    """Returns of how many queries scores are held at once, if one of them has so many."""
-    return max(_SCORES_HELD.get(device, _SCORES_HELD_ELSEWHERE) // scores_of_one, _FEWEST_QUERIES)
+def block_queries(heads: int, length: int, window: int | None, device: str) -> int:
+    """Returns of how many queries of a document scores are held at once.
+
+    A block of them sees the window of its first one and itself, so it is not much wider than the window.
+    """
+    held = _SCORES_HELD.get(device, _SCORES_HELD_ELSEWHERE)
+    if window is None or window >= length:
+        return max(held // (heads * length), _FEWEST_QUERIES)
+    return max(min(held // (heads * 2 * window), window), _FEWEST_QUERIES)
 
 
 def plan_memory(
@@ -114,7 +120,8 @@ def _is_known(plan: Plan) -> bool:
     settings = {} if plan.lora is None else plan.lora.settings
     odd = ("target_parameters", "modules_to_save", "exclude_modules")
     is_plain = not plan.model.freeze and plan.model.adapter is None and not plan.model.sees_pictures
-    is_plain &= plan.speed.flat_batches or not plan.data.train.pack
+    is_whole = plan.shape is not None and not plan.shape.has_window
+    is_plain &= plan.speed.flat_batches or (is_whole and not plan.data.train.pack)  # else there are masks
     return plan.trainer == "OUMI" and is_plain and not any(settings.get(name) for name in odd)
 
 
@@ -203,13 +210,14 @@ class _Step:
 
     @property
     def scores_in_blocks(self) -> bool:
-        """Returns True if it computes them again in backward, a block at a time, as ours does."""
-        return self.has_scores and self.plan.speed.flat_batches
+        """Returns True if it computes them again in backward, a block at a time, as ours does without dropout."""
+        drops_weights = self.shape.drops_weights and not self.plan.model.disable_dropout
+        return self.has_scores and self.plan.speed.flat_batches and not drops_weights
 
     @property
     def keeps_scores(self) -> bool:
-        """Returns True if it keeps them, as the model's own does."""
-        return self.has_scores and not self.plan.speed.flat_batches
+        """Returns True if it keeps them: the model's own does, and ours for dropout."""
+        return self.has_scores and not self.scores_in_blocks
 
     @property
     def layers_bytes(self) -> float:
@@ -275,7 +283,7 @@ class _Step:
         shape, tokens, longest = self.shape, self.largest.tokens, self.largest.longest
         scores = 4.0 * shape.heads * longest * longest * self.number if self.keeps_scores else 0.0
         if self.scores_in_blocks:
-            queries = min(block_queries(shape.heads * longest, self.plan.device), longest)
+            queries = min(block_queries(shape.heads, longest, None, self.plan.device), longest)
             scores = 4.0 * _BLOCKS_HELD * queries * shape.heads * longest
         return max(tokens * (3 * shape.inner + 2 * shape.hidden) * self.number, scores)
 

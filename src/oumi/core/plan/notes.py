@@ -132,8 +132,11 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
         yield "not read: training.empty_device_cache_steps: a CPU has no such cache"
     if training.optimizer == "adamw_torch_fused" and facts.device == "cpu":
         yield "optimizer: adamw_torch_fused computes as adamw_torch on a CPU"
-    if training.optimizer.startswith("paged") and facts.device == "cpu":
-        yield f"optimizer: {training.optimizer} pages nothing on a CPU"
+    if training.optimizer.startswith("paged"):
+        where = "pages nothing on a CPU"
+        if facts.device != "cpu":
+            where = "has states that move to the host's memory where the GPU's is full, and are not counted in it"
+        yield f"optimizer: {training.optimizer} {where}"
 
 
 def _of_fp8(recipe: str, facts: Facts) -> Iterator[str]:
@@ -142,8 +145,13 @@ def _of_fp8(recipe: str, facts: Facts) -> Iterator[str]:
         return
     if (facts.model.num_parameters or _FP8_GAINS_FROM) < _FP8_GAINS_FROM:
         yield "fp8: a model below about 3B gains little or nothing by products in 8 bits"
-    if recipe == "tensorwise":
-        yield "fp8: all rows of a product share one scale, so how a step is cut moves its gradients by 8-bit rounding"
+    shared = {
+        "tensorwise": "all tokens of a product share one scale",
+        "rowwise": "tokens share one in weights' gradients",
+    }
+    if recipe in shared:
+        yield f"fp8: {shared[recipe]}, so how a step is cut moves its gradients; rowwise_with_gw_hp has none in common"
+    yield "fp8: the share of the peak is told of bfloat16's products"
 
 
 def _never_due(config: TrainingConfig, steps: StepsPlan) -> Iterator[str]:

@@ -17,7 +17,8 @@ from oumi.core.configs import (
 from oumi.core.configs.model import DTYPES
 from oumi.core.errors import ConfigError
 from oumi.core.plan import collators
-from oumi.core.plan.choices import FLAT_ATTENTIONS, NUM_RECOMPUTED
+from oumi.core.plan.choices import FLAT_ATTENTIONS, NO_LARGE_LAYER, NUM_RECOMPUTED, gains_by_fp8
+from oumi.core.plan.disk import EMBEDDINGS
 from oumi.core.plan.facts import Facts, ModelFacts
 from oumi.core.plan.parts import (
     CheckpointPlan,
@@ -42,7 +43,8 @@ def plan_precision(config: TrainingConfig, facts: Facts) -> tuple[str, Precision
     """Returns the dtype of the weights, and in what the run computes and why.
 
     Raises:
-        ConfigError: Products in 8 bits are asked for, but the rest would not be computed in bfloat16.
+        ConfigError: Products in 8 bits are asked for, but no layer is large enough, or the rest would not be computed
+            in bfloat16.
     """
     dtype, precision = _without_fp8(config, facts)
     recipe, computed = config.training.fp8_recipe, precision.autocast or dtype
@@ -53,6 +55,9 @@ def plan_precision(config: TrainingConfig, facts: Facts) -> tuple[str, Precision
             f"training.fp8_recipe: {recipe} stands beside bfloat16, and the rest of this run is computed in "
             f"{computed}; set training.mixed_precision_dtype: BF16, or model.torch_dtype_str: bfloat16"
         )
+    layers = [shape for name, shape in facts.model.matrices.items() if not any(one in name for one in EMBEDDINGS)]
+    if layers and not any(gains_by_fp8(shape, recipe) for shape in layers):
+        raise ConfigError(NO_LARGE_LAYER)
     reason = f"{precision.reason}; large layers multiply in 8 bits, {recipe}"
     return dtype, replace(precision, reason=reason, fp8=recipe)
 

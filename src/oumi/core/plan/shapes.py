@@ -35,8 +35,12 @@ class ModelShape:
     is_tied: bool
     """The head shares the embedding's weights."""
     has_softcap: bool = False
-    """Scores of attention are capped, so that they are held as a matrix."""
+    """Scores of attention are capped, which no fused kernel does."""
     caps_logits: bool = False
+    has_window: bool = False
+    """Attention looks back within a window."""
+    drops_weights: bool = False
+    """Attention drops some of its weights at random."""
 
     @property
     def queries(self) -> int:
@@ -93,8 +97,6 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
     if family not in FAMILIES or not all(isinstance(size, int) and size > 0 for size in told):
         return None  # what is wrong with a number is told where the model is made
     has_softcap = family == "gemma2" and config.get("attn_logit_softcapping", 50.0) is not None
-    if not has_softcap and _has_window(config):
-        return None
     return ModelShape(
         family=family,
         **sizes,
@@ -102,12 +104,14 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
         head_size=config.get("head_dim") or sizes["hidden"] // sizes["heads"],
         is_tied=bool(config.get("tie_word_embeddings", family in _TIED)),
         has_softcap=has_softcap,
+        has_window=has_softcap or _has_window(config),
+        drops_weights=bool(config.get("attention_dropout")),
         caps_logits=family == "gemma2" and config.get("final_logit_softcapping", 30.0) is not None,
     )
 
 
 def _has_window(config: Mapping[str, Any]) -> bool:
-    """Returns True if attention keeps a mask for its window, which is not counted."""
+    """Returns True if attention looks back within a window."""
     return bool(config.get("sliding_window")) and bool(
         config.get("use_sliding_window", "qwen" not in config["model_type"])
     )

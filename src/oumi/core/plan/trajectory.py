@@ -42,12 +42,12 @@ def trajectory(plan: Plan) -> dict[str, str]:
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Returns `name: old -> new` for everything that is not the same."""
+    """Returns `name: old -> new` for everything that is not the same; what an older version did not know is null."""
     names = sorted(before.keys() | now.keys())
     return [
         f"{name}: {before.get(name, 'not set')} -> {now.get(name, 'not set')}"
         for name in names
-        if before.get(name) != now.get(name)
+        if before.get(name, "null") != now.get(name, "null")
     ]
 
 

@@ -50,7 +50,8 @@ def quiet_libraries(plan: Plan) -> None:
     hub_constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL reports each trainer that is made
     transformers_logging.set_verbosity(getattr(logging, plan.logs.dependency_level.upper()))
     transformers_logging.disable_progress_bar()
-    logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns of kernels that a CPU has no use for
+    if plan.device == "cpu":
+        logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns of kernels that are for a GPU
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read as it is imported, which takes long
     if "datasets" in sys.modules:
         sys.modules["datasets"].disable_progress_bars()

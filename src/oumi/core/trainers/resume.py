@@ -36,7 +36,7 @@ class Start:
         """Returns whether this very run is to go on, and is complete on these very rows, its model still there."""
         if not plan.checkpoints.resume_last:
             return False
-        same = (self.identity.trajectory, self.identity.data) == (trajectory(plan), data)
+        same = self.identity.data == data and not differences(self.identity.trajectory or {}, trajectory(plan))
         return same and (not plan.checkpoints.final_model or any(plan.output_dir.glob("*.safetensors")))
 
     def check_rows(self, data: str) -> None:
