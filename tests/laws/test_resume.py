@@ -45,6 +45,7 @@ def test_ten_kills_at_random_moments_leave_the_run_bitwise_as_it_was(tmp_path: P
         {"optimizer": "sgd", "sgd_momentum": 0.9, "lr_scheduler_type": "cosine", "warmup_steps": 3},
         {"use_peft": True},
         {"seed": 7, "enable_gradient_checkpointing": True},
+        {"use_deterministic": True},
     ],
 )
 def test_a_run_resumed_across_an_epoch_is_bitwise_the_whole_run(tmp_path: Path, training: dict[str, Any]) -> None:

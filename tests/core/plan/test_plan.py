@@ -222,6 +222,22 @@ def test_reentrant_checkpointing_and_compiled_layers_are_refused_where_both_are_
         assert any("use_reentrant" in one.key for one in refusals(config)) == is_on
 
 
+@pytest.mark.parametrize(
+    ("device", "training", "is_told"),
+    [
+        ("cuda", {"save_steps": 5}, True),
+        ("cuda", {"save_steps": 5, "use_deterministic": True}, False),
+        ("cuda", {"save_steps": 0}, False),
+        ("cpu", {"save_steps": 5}, False),
+    ],
+)
+def test_a_plan_says_when_a_resumed_run_is_equal_but_for_rounding(
+    device: str, training: dict[str, Any], is_told: bool
+) -> None:
+    made = plan(replace(CPU, device=device), **training)
+    assert any(note.startswith("resume: a GPU adds") for note in made.notes) == is_told
+
+
 H100 = replace(CPU, device="cuda", has_bf16=True, has_fp8=True)
 FP8 = {"trainer_type": "OUMI", "compile": True, "fp8_recipe": "tensorwise", "mixed_precision_dtype": "BF16"}
 

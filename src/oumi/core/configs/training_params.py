@@ -81,7 +81,7 @@ class TrainingParams(Params):
     data_seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     """Of the order of rows."""
     use_deterministic: bool = False
-    """Use deterministic kernels only."""
+    """Use deterministic kernels only: on a GPU, what makes a resumed run the same bit for bit."""
     full_determinism: bool = False
     """The same, in transformers' words."""
 

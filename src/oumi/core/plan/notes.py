@@ -115,9 +115,8 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
         yield "not read: model.processor_kwargs: a text model has no processor"
     if training.compile and facts.device == "cpu" and training.trainer_type == TrainerType.OUMI:
         yield "compile: half a minute and more before the first step; on a CPU our own layers are about as fast without"
-    is_unfused = not training.compile and not config.model.enable_liger_kernel
-    if is_unfused and facts.device == "cuda" and training.trainer_type == TrainerType.OUMI:
-        yield "layers are not fused: a 1B on an H200 took 0.81 of the time with training.compile, 0.86 with Liger"
+    if facts.device == "cuda" and training.trainer_type == TrainerType.OUMI:
+        yield from _of_gpu(config)
     if training.fp8_recipe is not None:
         yield from _of_fp8(training.fp8_recipe, facts)
     if training.max_steps > 0 and "training.num_train_epochs" in changed_keys(config):
@@ -137,6 +136,15 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
         if facts.device != "cpu":
             where = "has states that move to the host's memory where the GPU's is full, and are not counted in it"
         yield f"optimizer: {training.optimizer} {where}"
+
+
+def _of_gpu(config: TrainingConfig) -> Iterator[str]:
+    training = config.training
+    if not training.compile and not config.model.enable_liger_kernel:
+        yield "layers are not fused: a 1B on an H200 took 0.81 of the time with training.compile, 0.86 with Liger"
+    saves = training.save_steps > 0 or training.save_epoch
+    if saves and not training.use_deterministic and not training.full_determinism:
+        yield "resume: a GPU adds in no fixed order; training.use_deterministic makes resumed runs bitwise equal"
 
 
 def _of_fp8(recipe: str, facts: Facts) -> Iterator[str]:
