@@ -57,10 +57,12 @@ _NUM_ROWS = 64
 def main(words: Sequence[str] | None = None) -> None:
     """Times every command, and prints the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="1 or more")
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--ours", action="store_true", help="without the peers")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/oumi/benchmarks"), help="for environments")
     arguments = parser.parse_args(words)
+    if arguments.repeats < 1:
+        parser.error("--repeats must be 1 or more")
     cache = arguments.cache.expanduser().absolute()
     starts = [start for start in STARTS if start.environment is None or not arguments.ours]
     folders = {start: _scripts(start.environment, cache) for start in starts}

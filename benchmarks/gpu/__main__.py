@@ -24,12 +24,12 @@ from typing import Any
 
 from benchmarks.gpu.cells import (
     CELLS,
+    DATA_SEED,
     LENGTH,
     SHAPES,
     Cell,
     flops_per_token,
     oumi_config,
-    place_rows,
     trl_job,
     write_model,
     write_rows,
@@ -38,6 +38,7 @@ from benchmarks.peers import Environment
 from benchmarks.sft.environments import ready_python
 from benchmarks.sft.measure import DRIVERS, SOURCE
 from benchmarks.sft.tables import MAX_DIFFERENCE, loss_difference
+from benchmarks.sft.workload import place_rows
 from oumi.core.peaks import nominal_flops
 
 NUM_SKIPPED_STEPS = 5
@@ -144,7 +145,7 @@ def run(cell: Cell, arm: Arm, model: Path, rows: Path, arguments: argparse.Names
     folder.mkdir()
     job = folder / "job.json"
     if arm.is_ours:
-        own = place_rows(rows, folder / "rows.jsonl")
+        own = place_rows(rows, folder / "rows.jsonl", DATA_SEED)
         config = oumi_config(cell, model, own, folder / "out", arguments.steps, arm.options)
         command = [sys.executable, "-m", "oumi", "train", "-c", str(job)]
     else:
@@ -180,7 +181,7 @@ def table(cell: Cell, found: dict[str, list[Steps] | str], peak_flops: float | N
     lines = [f"{'':<42}{'tokens/s':>10}{'MFU':>8}{'peak GiB':>10}{'x TRL':>8}{'losses off':>12}"]
     first = found.get("trl")
     base = _speed(cell, first)
-    wanted = first[0].losses if base and not isinstance(first, str) and first else ()
+    wanted = first[0].losses if first and not isinstance(first, str) else None
     for name, runs in found.items():
         speed = _speed(cell, runs)
         if speed is None or isinstance(runs, str):
@@ -189,7 +190,7 @@ def table(cell: Cell, found: dict[str, list[Steps] | str], peak_flops: float | N
         mfu = f"{speed * flops_per_token(cell) / peak_flops:.1%}" if peak_flops else "-"
         peak = statistics.median(one.peak_bytes for one in runs) / 2**30
         ratio = f"{speed / base:.2f}" if base else "-"
-        off = max(loss_difference(one.losses, wanted) for one in runs) if wanted else None
+        off = max(loss_difference(one.losses, wanted) for one in runs) if wanted is not None else None
         if off is not None and off > MAX_DIFFERENCE:
             lines.append(f"{ARMS[name].title:<42}  rejected: losses differ by {off:.1e}")
             continue

@@ -13,18 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks.sft.workload import placed
-from oumi.core.data.mixture import permute
-
 LENGTH = 4096
 LEARNING_RATE = 1e-5
 LORA = {"r": 16, "alpha": 32}
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 VOCABULARY = 128_256
 _SEED = 20
-_DATA_SEED = 1
+DATA_SEED = 1
 
 
 @dataclass(frozen=True)
@@ -141,14 +136,6 @@ def write_rows(path: Path, num_rows: int) -> Path:
     return path
 
 
-def place_rows(rows: Path, path: Path) -> Path:
-    """Writes the rows so that the order of this repository's runs takes them as they stand in `rows`."""
-    lines = rows.read_text().splitlines(keepends=True)
-    places = permute(np.arange(len(lines)), len(lines), _DATA_SEED, 0).tolist()
-    path.write_text("".join(placed(lines, places)))
-    return path
-
-
 def oumi_config(
     cell: Cell, model: Path, rows: Path, out: Path, num_steps: int, options: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -174,7 +161,7 @@ def oumi_config(
             "enable_gradient_checkpointing": cell.recomputes,
             "compile": options.get("compile", False),
             "fp8_recipe": options.get("fp8_recipe"),
-            "data_seed": _DATA_SEED,
+            "data_seed": DATA_SEED,
             "save_steps": 0,
             "save_final_model": False,
             "enable_tensorboard": False,

@@ -14,11 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.peers import Peer
-from benchmarks.sft.workload import MAX_LENGTH, Workload, placed
-from oumi.core.data.mixture import permute
+from benchmarks.sft.workload import MAX_LENGTH, Workload, place_rows
 
 DRIVERS = Path(__file__).parents[1] / "peers"
 SOURCE = Path(__file__).parents[2] / "src"
@@ -151,10 +148,7 @@ def _variables(task: Task, peer: Peer) -> dict[str, str]:
 
 def write_config(task: Task, peer: Peer) -> Path:
     """Writes the config of a run of this repository, and its rows, so placed that its order makes the same steps."""
-    rows = task.work.rows.read_text().splitlines(keepends=True)
-    places = permute(np.arange(len(rows)), len(rows), _DATA_SEED, 0).tolist()
-    path = task.folder / "rows.jsonl"
-    path.write_text("".join(placed(rows, places)))
+    path = place_rows(task.work.rows, task.folder / "rows.jsonl", _DATA_SEED)
     only_answers = peer.options.get("answers")
     targets = {"train_target": "ALL_ASSISTANT_TURNS"} if only_answers else {"collator_name": "text_with_padding"}
     config = {

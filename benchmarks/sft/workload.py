@@ -15,6 +15,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
+
+from oumi.core.data.mixture import permute
+
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -121,6 +125,14 @@ def make_rows(lengths: Sequence[int], words: Sequence[str]) -> list[dict[str, li
 def write_rows(path: Path, rows: Sequence[object]) -> Path:
     """Writes one row a line, and returns the path."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def place_rows(rows: Path, path: Path, data_seed: int) -> Path:
+    """Writes the rows so that the order of this repository's runs takes them as they stand in `rows`."""
+    lines = rows.read_text().splitlines(keepends=True)
+    places = permute(np.arange(len(lines)), len(lines), data_seed, 0).tolist()
+    path.write_text("".join(placed(lines, places)))
     return path
 
 

@@ -13,15 +13,16 @@ from transformers import AutoTokenizer
 from benchmarks.gpu.__main__ import NUM_SKIPPED_STEPS, Steps, main, read_result, table
 from benchmarks.gpu.cells import (
     CELLS,
+    DATA_SEED,
     LENGTH,
     SHAPES,
     VOCABULARY,
     flops_per_token,
     oumi_config,
-    place_rows,
     write_rows,
     write_tokenizer,
 )
+from benchmarks.sft.workload import place_rows
 from oumi.core.configs import TrainingConfig
 from oumi.core.plan.refusals import refusals
 from oumi.core.trainers.native import NativeTrainer
@@ -79,11 +80,20 @@ def test_the_table_relates_each_arm_to_trl() -> None:
     assert told[4].endswith("rejected: losses differ by 3.3e-03")
 
 
+def test_what_is_compared_with_nothing_is_not_told_equal_and_nan_is_rejected() -> None:
+    broken = replace(steps(1.0), losses=(float("nan"),))
+    alone = table(CELLS["1b"], {"trl": "failed: x", "oumi": [broken]}, 989e12).splitlines()[2]
+    beside = table(CELLS["1b"], {"trl": [steps(2.0)], "oumi": [broken]}, 989e12).splitlines()[2]
+    assert alone.split()[-2:] == ["-", "-"]
+    assert beside.endswith("rejected: losses differ by inf")
+
+
 def test_rows_are_trained_in_the_order_in_which_trl_is_given_them(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     tiny_llama(vocab_size=VOCABULARY, max_position_embeddings=LENGTH).save_pretrained(tmp_path)
     rows = write_rows(tmp_path / "rows.jsonl", 8)
-    config = oumi_config(CELLS["1b"], tmp_path, place_rows(rows, tmp_path / "placed.jsonl"), tmp_path / "out", 2, {})
+    placed = place_rows(rows, tmp_path / "placed.jsonl", DATA_SEED)
+    config = oumi_config(CELLS["1b"], tmp_path, placed, tmp_path / "out", 2, {})
     run = build(TrainingConfig.from_str(json.dumps(config)), NativeTrainer).run
     wanted = AutoTokenizer.from_pretrained(tmp_path)([json.loads(row)["text"] for row in rows.read_text().splitlines()])
     found = [

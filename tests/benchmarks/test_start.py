@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from benchmarks.peers import ENVIRONMENTS
-from benchmarks.start import STARTS, seconds, seconds_to_first_step
+from benchmarks.start import STARTS, main, seconds, seconds_to_first_step
 
 
 def test_a_command_that_fails_is_not_timed() -> None:
@@ -18,8 +18,14 @@ def test_a_command_that_fails_is_not_timed() -> None:
         seconds([sys.executable, "-c", "raise SystemExit(1)"])
 
 
-def test_a_first_step_is_seen_before_the_run_ends() -> None:
+def test_a_first_step_is_timed() -> None:
     assert 0.5 < seconds_to_first_step() < 120
+
+
+def test_no_turns_are_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--repeats", "0"])
+    assert "--repeats must be 1 or more" in capsys.readouterr().err
 
 
 def test_every_peer_has_its_environment() -> None:

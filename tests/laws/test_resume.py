@@ -46,6 +46,10 @@ def test_ten_kills_at_random_moments_leave_the_run_bitwise_as_it_was(tmp_path: P
         {"use_peft": True},
         {"seed": 7, "enable_gradient_checkpointing": True},
         {"use_deterministic": True},
+        *(
+            pytest.param({"optimizer": name}, marks=pytest.mark.narrow)
+            for name in ("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit")
+        ),
     ],
 )
 def test_a_run_resumed_across_an_epoch_is_bitwise_the_whole_run(tmp_path: Path, training: dict[str, Any]) -> None:
@@ -60,12 +64,6 @@ def test_a_run_resumed_across_an_epoch_is_bitwise_the_whole_run(tmp_path: Path, 
     name = "adapter_model.safetensors" if training.get("use_peft") else "model.safetensors"
     assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert losses(tmp_path / "again") == losses(tmp_path / "whole")[4:]
-
-
-@pytest.mark.narrow
-@pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"])
-def test_a_run_with_8_bit_or_paged_states_is_resumed_bitwise(tmp_path: Path, optimizer: str) -> None:
-    test_a_run_resumed_across_an_epoch_is_bitwise_the_whole_run(tmp_path, {"optimizer": optimizer})
 
 
 def test_a_finished_run_is_told_complete_and_left_untouched(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from oumi.core.models.attention import _fused, _scored
 from oumi.core.models.scored_attention import Scoring, attention_by_definition, blocks, scored_attention
@@ -52,7 +54,7 @@ def gradients(attend: Any, given: list[torch.Tensor], settings: dict[str, Any]) 
 
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.02)])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_blocks_of_queries_give_attention_and_gradientsby_definition(
+def test_blocks_of_queries_give_attention_and_gradients_by_definition(
     name: str, dtype: torch.dtype, close: float
 ) -> None:
     given = inputs(dtype)
@@ -66,6 +68,14 @@ def test_blocks_of_queries_give_attention_and_gradientsby_definition(
 def test_gradients_are_those_of_differences(scoring: Scoring) -> None:
     given = inputs(torch.float64, 1, length=7, size=3)
     assert torch.autograd.gradcheck(lambda *parts: scored_attention(*parts, scoring), given)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_attention_that_is_computed_again_gives_the_same_gradients(name: str) -> None:
+    given = inputs(torch.float32)
+    found = gradients(partial(checkpoint, _scored, use_reentrant=False), given, SETTINGS[name])
+    wanted = gradients(_scored, given, SETTINGS[name])
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
 def test_nothing_larger_than_the_queries_waits_for_the_backward_pass() -> None:

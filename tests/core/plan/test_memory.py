@@ -131,6 +131,19 @@ def test_8_bit_and_paged_states_have_sizes_of_their_own(plan: Plan, dtype: str) 
             assert memory.optimizer == pytest.approx(size * LLAMA.num_parameters, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("shape", "is_known"),
+    [({"has_window": True}, False), ({"has_window": True, "has_softcap": True}, True), ({}, True)],
+)
+def test_the_mask_of_a_window_is_kept_in_padded_batches_alone(
+    plan: Plan, shape: dict[str, bool], is_known: bool
+) -> None:
+    flat = replace(plan, shape=replace(LLAMA, **shape))
+    padded = replace(flat, speed=replace(plan.speed, flat_batches=False))
+    assert plan_memory(flat, GB, largest=ROWS) is not None
+    assert (plan_memory(padded, GB, largest=ROWS) is not None) == is_known
+
+
 def test_the_rank_of_an_adapter_is_counted(plan: Plan) -> None:
     small, large = (
         memory_of(replace(plan, lora=LoraPlan({"r": r, "target_modules": ["q_proj"]}, "MERGED")), ROWS) for r in (8, 64)

@@ -110,8 +110,7 @@ def _without_tensors(
         return {"tensor": names[place]}
     if isinstance(value, dict):
         # JSON keys are text; optimizers number their parameters, so the type of a key is kept beside it.
-        items = ((key, _without_tensors(item, f"{name}/{key}", tensors, names)) for key, item in value.items())
-        return {"dict": [[key, item] for key, item in items]}
+        return {"dict": [[key, _without_tensors(item, f"{name}/{key}", tensors, names)] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
         return [_without_tensors(item, f"{name}/{i}", tensors, names) for i, item in enumerate(value)]
     return value

@@ -17,10 +17,10 @@ def take_step(run: Run, micro_batches: list[Batch]) -> StepReport:
     4 x 2 rows and any order of them give the same gradients.
     """
     num_terms = sum(batch.num_terms for batch in micro_batches)
-    on_device = add_gradients(run, micro_batches, num_terms)
+    loss_on_device = add_gradients(run, micro_batches, num_terms)
     run.scaler.unscale_(run.optimizer)
     # The only wait for the device, but for float16's scale: no weight moves before these are known to be finite.
-    loss, grad_norm = torch.stack([on_device, clip(run).float()]).tolist()
+    loss, grad_norm = torch.stack([loss_on_device, clip(run).float()]).tolist()
     report = StepReport(
         loss=loss,
         grad_norm=grad_norm,

@@ -33,15 +33,12 @@ def use_fp8(model: Any, recipe: str) -> None:
     settings = replace(
         Float8LinearConfig.from_recipe_name(recipe), pad_inner_dim=True, emulate=model.device.type != "cuda"
     )
-    num_changed = 0
+    decoder = below_adapter(model).get_decoder()
 
-    def is_changed(module: torch.nn.Module, name: str) -> bool:
-        nonlocal num_changed
+    def gains(module: torch.nn.Module, name: str) -> bool:
         is_linear = isinstance(module, torch.nn.Linear) and "lora_" not in name
-        found = is_linear and gains_by_fp8(module.weight.shape, recipe)
-        num_changed += found
-        return found
+        return is_linear and gains_by_fp8(module.weight.shape, recipe)
 
-    convert_to_float8_training(below_adapter(model).get_decoder(), config=settings, module_filter_fn=is_changed)
-    if not num_changed:
+    if not any(gains(module, name) for name, module in decoder.named_modules()):
         raise ConfigError(NO_LARGE_LAYER)
+    convert_to_float8_training(decoder, config=settings, module_filter_fn=gains)

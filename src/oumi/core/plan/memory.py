@@ -120,8 +120,9 @@ def _is_known(plan: Plan) -> bool:
     settings = {} if plan.lora is None else plan.lora.settings
     odd = ("target_parameters", "modules_to_save", "exclude_modules")
     is_plain = not plan.model.freeze and plan.model.adapter is None and not plan.model.sees_pictures
-    is_whole = plan.shape is not None and not plan.shape.has_window
-    is_plain &= plan.speed.flat_batches or (is_whole and not plan.data.train.pack)  # else there are masks
+    # The mask of a padded batch is small beside scores that are kept, but not beside fused attention.
+    has_mask = plan.shape is not None and plan.shape.has_window and not plan.shape.has_softcap
+    is_plain &= plan.speed.flat_batches or not (has_mask or plan.data.train.pack)
     return plan.trainer == "OUMI" and is_plain and not any(settings.get(name) for name in odd)
 
 

@@ -104,7 +104,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
         head_size=config.get("head_dim") or sizes["hidden"] // sizes["heads"],
         is_tied=bool(config.get("tie_word_embeddings", family in _TIED)),
         has_softcap=has_softcap,
-        has_window=has_softcap or _has_window(config),
+        has_window=_has_window(config),
         drops_weights=bool(config.get("attention_dropout")),
         caps_logits=family == "gemma2" and config.get("final_logit_softcapping", 30.0) is not None,
     )
