@@ -135,6 +135,7 @@ def run_cell(cell: Cell, arguments: argparse.Namespace) -> dict[str, list[Steps]
             if isinstance(runs, list):
                 steps = run(cell, ARMS[name], model, rows, arguments)
                 found[name] = steps if isinstance(steps, str) else [*runs, steps]
+                print(f"{ARMS[name].title}: {told_of(cell, steps)}", file=sys.stderr, flush=True)
     return found
 
 
@@ -160,6 +161,13 @@ def run(cell: Cell, arm: Arm, model: Path, rows: Path, arguments: argparse.Names
     if done.returncode:
         return "failed: " + "\n".join(done.stderr.splitlines()[-3:])
     return read_metrics(folder / "out" / "metrics.jsonl") if arm.is_ours else read_result(folder / "result.json")
+
+
+def told_of(cell: Cell, steps: Steps | str) -> str:
+    """Returns a run in one line, for who waits for the table."""
+    if isinstance(steps, str):
+        return steps
+    return f"{_speed(cell, [steps]):,.0f} tokens/s, {steps.peak_bytes / 2**30:.1f} GiB"
 
 
 def read_metrics(path: Path) -> Steps:

@@ -9,6 +9,8 @@ import signal
 import sys
 import time
 
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # to ask for GPUs in the usual way bars a child from using them
+
 from oumi.core.configs import TrainingConfig
 from oumi.core.train import train
 from oumi.core.trainers import native  # noqa: F401  imported here, so that a child begins to train at once

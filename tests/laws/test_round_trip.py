@@ -36,7 +36,8 @@ def test_a_saved_model_gives_the_logits_of_the_trained_one(tmp_path: Path) -> No
     ids = torch.arange(4, 40)[None]
     trained = trainer.run.model.eval().inner
     trained.set_attn_implementation("sdpa")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").to(trained.device)
+    ids = ids.to(trained.device)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in trained.state_dict().items())
     torch.testing.assert_close(trained(ids).logits, loaded(ids).logits, rtol=1e-5, atol=1e-6)  # fused, and plain
 

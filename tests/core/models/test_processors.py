@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ def plan_of(folder: Path, model: Path) -> ModelPlan:
     return make_plan(config, survey(config)).model
 
 
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="with torchvision the part for videos is there")
 def test_a_processor_stands_without_its_part_for_videos_and_keeps_its_settings(tmp_path: Path) -> None:
     model = save_tiny_qwen2_vl(tmp_path / "qwen")
     videos = {"video_processor_type": "Qwen2VLVideoProcessor", "fps": 3}

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
+from oumi.core.models.flex_attention import documents_mask, flex_scored_attention, takes_flex
 from oumi.core.models.scored_attention import Scoring, attention_by_definition, blocks, scored_attention, visible
 
 _LARGEST_HEAD = 256
@@ -49,18 +51,26 @@ class Documents:
     longest: int = 0
     """Tokens of the longest document."""
     _on_device: torch.Tensor | None = None
+    _masks: dict[int | None, BlockMask]
 
     def fill(self, offsets: tuple[int, ...]) -> None:
         """Takes the documents of the next batch."""
         self.offsets = offsets
         self.longest = max((b - a for a, b in pairwise(offsets)), default=0)
         self._on_device = None
+        self._masks = {}
 
     def on_device(self, device: torch.device) -> torch.Tensor:
         """Returns the offsets as int32 on a device: sent once for all layers, and not waited for."""
         if self._on_device is None:
             self._on_device = torch.tensor(self.offsets, dtype=torch.int32).pin_memory().to(device, non_blocking=True)
         return self._on_device
+
+    def mask(self, window: int | None, device: torch.device) -> BlockMask:
+        """Returns who sees whom within a window of so many tokens, None for all before: made once for all layers."""
+        if window not in self._masks:
+            self._masks[window] = documents_mask(self.offsets, window, device)
+        return self._masks[window]
 
 
 @torch.compiler.disable
@@ -85,6 +95,8 @@ def flat_attention(
         raise TypeError(f"{type(module).__name__} is not told where documents begin")
     attend = _scored if _needs_scores(module, settings) else _fused
     inputs = _in_one_dtype(query_1HTE, key_1KTE, value_1KTE)
+    if _is_for_flex(module, inputs, settings):
+        return _by_flex(inputs, documents, settings), None
     lengths = [b - a for a, b in pairwise(documents.offsets)]
     is_even = len(set(lengths)) == 1
     if _takes_all_at_once(module, inputs[0], settings):
@@ -206,12 +218,29 @@ def _scored(
     query_1HSE: torch.Tensor, key_1KSE: torch.Tensor, value_1KSE: torch.Tensor, settings: dict[str, Any]
 ) -> torch.Tensor:
     """Returns attention with soft-capped scores and attention sinks where asked, a block of queries at a time."""
-    scale = settings.get("scaling") or query_1HSE.shape[-1] ** -0.5
-    scoring = Scoring(scale, settings.get("softcap"), _window(settings))
+    scoring = _scoring(query_1HSE, settings)
     sinks_H, dropout = settings.get("s_aux"), settings.get("dropout")
     if dropout:
         return attention_by_definition(query_1HSE, key_1KSE, value_1KSE, sinks_H, scoring, dropout)
     return scored_attention(query_1HSE, key_1KSE, value_1KSE, sinks_H, scoring)
+
+
+def _is_for_flex(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], settings: dict[str, Any]) -> bool:
+    """Returns True where one kernel takes scores that are altered; attention that is asked to be eager stays so."""
+    is_asked = module.config._attn_implementation != FLAT_EAGER and _needs_scores(module, settings)
+    return is_asked and not settings.get("dropout") and takes_flex(*inputs)
+
+
+def _by_flex(inputs: tuple[torch.Tensor, ...], documents: Documents, settings: dict[str, Any]) -> torch.Tensor:
+    """Does what `_scored` does, for all documents at once, and returns it as [1, T, H, E]."""
+    mask = documents.mask(_window(settings), inputs[0].device)
+    out = flex_scored_attention(*inputs, settings.get("s_aux"), mask, _scoring(inputs[0], settings))
+    return out.transpose(1, 2).contiguous()
+
+
+def _scoring(query_DHSE: torch.Tensor, settings: dict[str, Any]) -> Scoring:
+    scale = settings.get("scaling") or query_DHSE.shape[-1] ** -0.5
+    return Scoring(scale, settings.get("softcap"), _window(settings))
 
 
 def _window(settings: dict[str, Any]) -> int | None:
