@@ -64,6 +64,7 @@ ARMS = {
     "oumi": Arm("Oumi (this repository), OUMI", True),
     "oumi_liger": Arm("the same, model.enable_liger_kernel", True, {"liger": True}),
     "oumi_compile": Arm("the same, training.compile", True, {"compile": True}),
+    "oumi_auto": Arm("the same, recompute_num_layers auto", True, {"compile": True, "recompute": "auto"}),
     "oumi_fp8": Arm("compiled, fp8_recipe rowwise", True, {"compile": True, "fp8_recipe": "rowwise"}),
 }
 

@@ -140,6 +140,7 @@ def oumi_config(
     cell: Cell, model: Path, rows: Path, out: Path, num_steps: int, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns the config of a run of this repository, with the means of speed that the options name."""
+    again = options.get("recompute")
     peft = {"lora_r": LORA["r"], "lora_alpha": LORA["alpha"], "lora_target_modules": TARGETS}
     return {
         "model": {
@@ -159,6 +160,7 @@ def oumi_config(
             "optimizer": "adamw_torch_fused",
             "use_peft": cell.has_lora,
             "enable_gradient_checkpointing": cell.recomputes,
+            "gradient_checkpointing_kwargs": {"recompute_num_layers": again} if cell.recomputes and again else {},
             "compile": options.get("compile", False),
             "fp8_recipe": options.get("fp8_recipe"),
             "data_seed": DATA_SEED,

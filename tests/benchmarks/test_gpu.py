@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from benchmarks.gpu.__main__ import NUM_SKIPPED_STEPS, Steps, main, read_result, table
+from benchmarks.gpu.__main__ import ARMS, NUM_SKIPPED_STEPS, Steps, main, read_result, table, told_of
 from benchmarks.gpu.cells import (
     CELLS,
     DATA_SEED,
@@ -60,8 +60,10 @@ def test_a_text_fills_a_row_with_its_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", CELLS)
 def test_nothing_of_the_config_is_refused(name: str, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", 1)
-    config = oumi_config(CELLS[name], tmp_path, rows, tmp_path / "out", 30, {})
-    assert refusals(TrainingConfig.from_str(json.dumps(config))) == []
+    for arm in ARMS.values():
+        config = oumi_config(CELLS[name], tmp_path, rows, tmp_path / "out", 30, arm.options)
+        assert refusals(TrainingConfig.from_str(json.dumps(config))) == []
+        assert config["training"]["compile"] == ("compile" in arm.options)
 
 
 def test_weights_are_those_of_the_models_named() -> None:
@@ -86,6 +88,11 @@ def test_what_is_compared_with_nothing_is_not_told_equal_and_nan_is_rejected() -
     beside = table(CELLS["1b"], {"trl": [steps(2.0)], "oumi": [broken]}, 989e12).splitlines()[2]
     assert alone.split()[-2:] == ["-", "-"]
     assert beside.endswith("rejected: losses differ by inf")
+
+
+def test_who_waits_for_the_table_is_told_of_each_run() -> None:
+    assert told_of(CELLS["1b"], steps(2.0)) == "8,192 tokens/s, 1.0 GiB"
+    assert told_of(CELLS["1b"], "failed: x") == "failed: x"
 
 
 def test_rows_are_trained_in_the_order_in_which_trl_is_given_them(tmp_path: Path) -> None:

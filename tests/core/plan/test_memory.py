@@ -376,6 +376,34 @@ def test_a_plan_notes_that_memory_may_be_short(tmp_path: Path, plan: Plan, share
     assert [told in note for note in make_plan(config, facts).notes if note.startswith("memory")] == [True]
 
 
+@pytest.mark.parametrize(
+    ("share", "settings", "told"),
+    [
+        (10.0, {}, "0 of 16 layers are computed again, and a step takes about 0.75 of the time"),
+        (1.3, {}, "{} of 16 layers are computed again"),
+        (1.0, {}, ""),
+        (10.0, {"recompute_num_layers": 16}, ""),
+        (10.0, {"recompute_num_layers": "auto"}, ""),
+    ],
+)
+def test_a_plan_notes_that_layers_are_computed_again_for_no_need(
+    plan: Plan, share: float, settings: dict[str, Any], told: str
+) -> None:
+    config = auto(plan, enable_gradient_checkpointing=True, gradient_checkpointing_kwargs=settings).config
+    facts = survey(config)
+    facts = replace(facts, memory_bytes=1000 * GB, model=replace(facts.model, shape=LLAMA))
+    memory = make_plan(config, facts).memory
+    assert memory is not None
+    facts = replace(facts, memory_bytes=int(memory.total * share))
+    notes = make_plan(config, facts).notes
+    left = auto(
+        plan, enable_gradient_checkpointing=True, gradient_checkpointing_kwargs={"recompute_num_layers": "auto"}
+    )
+    chosen = make_plan(left.config, facts).gradient_checkpointing or {"recompute_num_layers": 0}
+    told = told.format(chosen["recompute_num_layers"])
+    assert [told in note for note in notes if note.startswith("memory has room")] == ([True] if told else [])
+
+
 def test_a_model_that_never_fits_is_refused_before_it_is_made(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     config.model.load_pretrained_weights = False

@@ -149,7 +149,7 @@ def memory_notes(plan: Plan) -> tuple[str, ...]:
     if memory is None:
         return tuple(f"{key}: {value}, as nothing tells what would fit" for key, value in _chosen(plan).items())
     if not memory.is_short:
-        return ()
+        return _spare_notes(plan)
     least = memory_of(plan, _ONE_TOKEN)
     if least is not None and least.is_short:
         return ("memory: there is not enough; the run will be refused before its weights are loaded",)
@@ -157,6 +157,30 @@ def memory_notes(plan: Plan) -> tuple[str, ...]:
         f"memory: there is not enough where rows are as long as they may be; if those that are read need more than "
         f"{memory.available / 1e9:,.1f} GB, the run is refused before its weights are loaded",
     )
+
+
+def _spare_notes(plan: Plan) -> tuple[str, ...]:
+    """Returns what layers are computed again for no need; a number that the config names is taken as meant."""
+    shape, settings = plan.shape, plan.gradient_checkpointing
+    if shape is None or settings is None or NUM_RECOMPUTED in settings:
+        return ()
+    fewest = replace(plan, gradient_checkpointing=None)
+    memory = memory_of(fewest, None)
+    if memory is not None and not _leaves_room(memory):
+        fewest = _with_fewest_recomputed(fewest, None, _leaves_room)
+    count = num_recomputed(fewest.gradient_checkpointing, shape.layers)
+    if count == shape.layers:
+        return ()
+    return (
+        f"memory has room: with training.gradient_checkpointing_kwargs.{NUM_RECOMPUTED}: auto, {count} of "
+        f"{shape.layers} layers are computed again, and a step takes about "
+        f"{_time_of(count, shape.layers) / _time_of(shape.layers, shape.layers):.2f} of the time",
+    )
+
+
+def _time_of(num_recomputed_layers: int, num_layers: int) -> float:
+    """Returns the time of a step, as a multiple of that of one in which no layer is computed again."""
+    return 1 + _RECOMPUTE * num_recomputed_layers / num_layers
 
 
 def _chosen(plan: Plan) -> dict[str, Any]:
@@ -226,7 +250,7 @@ def _fewest_recomputed(change: Change) -> Iterator[Change]:
     text = key if before else "training.enable_gradient_checkpointing: true"
     if not before and (count < shape.layers or NUM_RECOMPUTED in training.gradient_checkpointing_kwargs):
         text = f"{text} with {key}"
-    slowdown = (1 + _RECOMPUTE * count / shape.layers) / (1 + _RECOMPUTE * before / shape.layers)
+    slowdown = _time_of(count, shape.layers) / _time_of(before, shape.layers)
     yield replace(
         change,
         text=f"{change.text} with {text}" if change.text else text,
