@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch._dynamo.utils import counters
 
 from oumi.core.errors import ConfigError
 from oumi.core.models.compiled import compile_layers
+from oumi.core.models.flat import make_flat
+from oumi.core.objectives.next_token import next_token_loss
 from oumi.core.train import train
-from tests.runs import tiny_config
+from tests.runs import batches, tiny_config, tiny_rows
+from tests.tiny import tiny_llama
 
 
 def losses(folder: Path) -> list[float]:
@@ -42,6 +46,51 @@ def test_compiled_layers_train_as_plain_ones_and_are_not_compiled_again(
     # Before and after attention, and what stands around; twice where a first batch has one document.
     assert 1 <= counters["stats"]["unique_graphs"] <= 8
     assert not counters["recompile_limit"]
+
+
+DONE: list[int] = []
+
+
+@torch.library.custom_op("oumi_tests::counted", mutates_args=())
+def counted(states: torch.Tensor) -> torch.Tensor:
+    """Returns a copy; that it was called is seen from outside, compiled or not."""
+    DONE.append(len(states))
+    return states.clone()
+
+
+counted.register_fake(torch.empty_like)
+counted.register_autograd(lambda _context, grad: grad)
+
+
+def test_the_last_product_of_a_layer_is_not_computed_again(tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    inner = checkpointing(tiny_llama())
+    last = inner.model.layers[0].mlp.down_proj
+    own, model = last.forward, make_flat(inner, None)
+    last.forward = lambda states: counted(own(states))
+    DONE.clear()
+    compile_layers(inner, {"use_reentrant": False})
+    next_token_loss(model, batches(tiny_rows(tmp_path), 8)[0]).backward()
+    assert len(DONE) == 1
+
+
+@pytest.mark.parametrize("kind", ["experts", "eight bits", "adapter"])
+def test_a_last_product_that_is_no_plain_one_is_compiled_with_the_rest(kind: str) -> None:
+    inner = checkpointing(tiny_llama())
+    last = inner.model.layers[0].mlp.down_proj
+    if kind == "experts":
+        inner.model.layers[0].router = torch.nn.Linear(64, 4)
+    elif kind == "eight bits":
+        last.__class__ = type("Float8Linear", (torch.nn.Linear,), {})
+    else:
+        inner = get_peft_model(inner, LoraConfig(target_modules=["down_proj"]))
+    compile_layers(inner, {"use_reentrant": False})
+    assert not any("forward" in vars(one) for one in last.modules())
+
+
+def checkpointing(inner: Any) -> Any:
+    inner.train().gradient_checkpointing_enable({"use_reentrant": False})
+    return inner
 
 
 def test_a_model_without_known_layers_is_refused() -> None:
