@@ -22,8 +22,6 @@ from oumi.core.models.scored_attention import Scoring
 BLOCK = 128
 """Tokens; FlexAttention's own choice."""
 _HEADS = (16, 32, 64, 128, 256)
-_ALL = 1 << 30
-"""A window of more tokens than a batch has."""
 
 
 def takes_flex(query_1HTE: torch.Tensor, key_1KTE: torch.Tensor, value_1KTE: torch.Tensor) -> bool:
@@ -110,15 +108,15 @@ def documents_mask(offsets: tuple[int, ...], window: int | None, device: torch.d
         window: Tokens that a token sees, itself among them, None for all.
         device: Of the mask.
     """
-    lengths = np.diff(offsets)
-    partly, wholly = _seen_blocks(np.repeat(offsets[:-1], lengths), window)
-    listed = [_sent(one, device) for blocks in (partly, wholly) for one in _listed(blocks, blocks.T)]
+    first_seen = np.repeat(np.array(offsets[:-1], dtype=np.int32), np.diff(offsets))
+    if window:
+        first_seen = np.maximum(first_seen, np.arange(offsets[-1], dtype=np.int32) - window + 1)
+    first_seen_T = _sent(first_seen, device)
+    listed = [_sent(one, device) for blocks in _seen_blocks(first_seen) for one in _listed(blocks, blocks.T)]
     (part_counts, part_orders), (whole_counts, whole_orders) = listed[:2], listed[2:]
-    document_T = _sent(np.repeat(np.arange(len(lengths), dtype=np.int32), lengths), device)
-    reach = window or _ALL
 
     def is_seen(_batch: Any, _head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        return (document_T[query] == document_T[key]) & (query >= key) & (query - key < reach)
+        return (key <= query) & (key >= first_seen_T[query])  # a number for the window would make kernels of its own
 
     return BlockMask(
         seq_lengths=(offsets[-1], offsets[-1]),
@@ -135,20 +133,15 @@ def documents_mask(offsets: tuple[int, ...], window: int | None, device: torch.d
     )
 
 
-def _seen_blocks(start_T: np.ndarray, window: int | None) -> tuple[np.ndarray, np.ndarray]:
+def _seen_blocks(first_seen_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns which blocks of keys [column] a block of queries [row] sees in part, and which it sees as a whole.
 
-    `start_T` says where the document of each token begins.
+    `first_seen_T` is the first token that each token sees, which never lies before that of an earlier one.
     """
-    last_token = len(start_T) - 1
-    first = np.arange(0, len(start_T), BLOCK)
-    last = np.minimum(first + BLOCK - 1, last_token)
-    lowest, highest = start_T[first], start_T[last]  # keys that any query of the block sees, and that all of them see
-    if window is not None:
-        lowest, highest = np.maximum(lowest, first - window + 1), np.maximum(highest, last - window + 1)
-    is_before = first[None, :] < first[:, None]
-    is_seen = (is_before | np.eye(len(first), dtype=np.bool_)) & (last[None, :] >= lowest[:, None])
-    is_whole = is_before & (first[None, :] >= highest[:, None])
+    first = np.arange(0, len(first_seen_T), BLOCK)
+    last = np.minimum(first + BLOCK, len(first_seen_T)) - 1
+    is_seen = (first <= first[:, None]) & (last >= first_seen_T[first][:, None])
+    is_whole = (first < first[:, None]) & (first >= first_seen_T[last][:, None])
     return is_seen & ~is_whole, is_whole
 
 
