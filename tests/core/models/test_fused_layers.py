@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.activations import ClippedGELUActivation, NewGELUActivation
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormGated
 
-from oumi.core.models.fused import GELU, GELU_TANH, SILU, GatedMlp, RmsNorm, Rotate
+from oumi.core.host import multiplies_twice_as_fast_by_onednn
+from oumi.core.models.fused import GELU, GELU_TANH, SILU, GatedMlp, Linear, RmsNorm, Rotate
 from oumi.core.models.fused_layers import fuse_layers
 from tests.tiny import tiny_llama
 
@@ -60,7 +61,24 @@ def _gradients(model: Any) -> dict[str, torch.Tensor]:
 
 def test_parts_with_an_adapter_keep_their_own_way() -> None:
     adapted = get_peft_model(tiny_llama(), LoraConfig(target_modules=["gate_proj", "q_proj"]))
-    assert fuse_layers(adapted) == Counter(norms=5, rotations=2)
+    fused = deepcopy(adapted)
+    swapped = fuse_layers(fused)
+    assert {kind: count for kind, count in swapped.items() if kind != "products"} == {"norms": 5, "rotations": 2}
+    found, expected = _gradients(fused), _gradients(adapted)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_products_are_exchanged_where_the_other_library_is_much_faster_and_in_their_own_dtype_alone() -> None:
+    layers = [torch.nn.Linear(size, 256) for size in (64, 256, 512)]
+    large = torch.nn.ModuleList(layers)
+    assert fuse_layers(large)["products"] == (2 if multiplies_twice_as_fast_by_onednn() else 0)
+    assert fuse_layers(torch.nn.ModuleList([torch.nn.Linear(256, 256).bfloat16()]))["products"] == 0
+    x = torch.randn(1, 3, 256)
+    torch.testing.assert_close(layers[1](x), torch.nn.functional.linear(x, layers[1].weight, layers[1].bias))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layers[1](x).dtype == torch.bfloat16
 
 
 def test_names_and_weights_stay_as_they_are() -> None:
@@ -102,6 +120,8 @@ def test_gradients_are_those_of_the_formula() -> None:
 
     for offset in (0.0, 1.0):
         assert torch.autograd.gradcheck(lambda x, w, o=offset: RmsNorm.apply(x, w, 1e-6, o), (real(2, 3, 8), real(8)))
+    assert torch.autograd.gradcheck(Linear.apply, (real(2, 3, 4), real(6, 4), real(6)))
+    assert torch.autograd.gradcheck(lambda x, w: Linear.apply(x, w, None), (real(3, 4), real(2, 4)))
     for activation in (SILU, GELU, GELU_TANH):
         weights = (real(6, 4), real(6, 4), real(4, 6))
         assert torch.autograd.gradcheck(lambda *a, f=activation: GatedMlp.apply(*a, f), (real(2, 3, 4), *weights))

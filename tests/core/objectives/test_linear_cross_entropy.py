@@ -25,11 +25,20 @@ def plain(states: torch.Tensor, head: Head, targets: torch.Tensor, plan: LossPla
     return loss + plan.z_loss * logits.logsumexp(-1).square().sum()
 
 
-def gradients(loss: Any, num_rows: int, plan: LossPlan, has_bias: bool = False, **head: Any) -> list[torch.Tensor]:
+def gradients(
+    loss: Any,
+    num_rows: int,
+    plan: LossPlan,
+    has_bias: bool = False,
+    dtype: torch.dtype = torch.float64,
+    width: int = 8,
+    **head: Any,
+) -> list[torch.Tensor]:
     """Returns the loss and its gradients by states, weight and bias."""
     torch.manual_seed(num_rows)
-    inputs = [torch.randn(*shape, dtype=torch.float64) for shape in ((num_rows, 8), (VOCABULARY, 8), (VOCABULARY,))]
-    inputs = [one.requires_grad_() for one in inputs[: 3 if has_bias else 2]]
+    shapes = ((num_rows, width), (VOCABULARY, width), (VOCABULARY,))
+    inputs = [torch.randn(*shape, dtype=torch.float64) for shape in shapes]
+    inputs = [one.to(dtype).requires_grad_() for one in inputs[: 3 if has_bias else 2]]
     targets = torch.randint(VOCABULARY, (num_rows,))
     value = loss(inputs[0], Head(*inputs[1:], **head), targets, plan)
     return [value.detach(), *torch.autograd.grad(value * 0.5, inputs)]
@@ -46,6 +55,18 @@ def test_loss_and_gradients_equal_those_of_the_logits(
     wanted = gradients(plain, num_rows, plan, has_bias, **head)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("width", [8, 1024])  # by either library, where the other one is faster for large weights
+@pytest.mark.parametrize("num_rows", [0, 1, 2100])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_in_float32_it_is_that_of_float64_but_for_rounding(num_rows: int, has_bias: bool, width: int) -> None:
+    plan = LossPlan(0.2, 1e-2)
+    found = gradients(linear_cross_entropy, num_rows, plan, has_bias, torch.float32, width)
+    wanted = gradients(plain, num_rows, plan, has_bias, torch.float64, width)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.is_contiguous()
+        torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch 2.12 or newer")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from oumi.core.products import backward_product, forward_product
+from oumi.core.products import backward_product, forward_product, weight_product
 
 
 class RmsNorm(torch.autograd.Function):
@@ -41,6 +41,28 @@ class RmsNorm(torch.autograd.Function):
         return dx_Td.view(upstream[0].shape), d_weight, None, None
 
 
+class Linear(torch.autograd.Function):
+    """x W^T + b, whose products are taken by the faster library."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight_oi: torch.Tensor, bias_o: torch.Tensor | None) -> torch.Tensor:
+        x_Ti = x.reshape(-1, x.shape[-1])
+        ctx.save_for_backward(x_Ti if ctx.needs_input_grad[1] else None, weight_oi)
+        y_To = forward_product(x_Ti, weight_oi)
+        return (y_To if bias_o is None else y_To.add_(bias_o)).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x_Ti, weight_oi = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        dy_To = upstream[0].reshape(-1, len(weight_oi))
+        return (
+            backward_product(dy_To, weight_oi).view(*upstream[0].shape[:-1], -1) if wants_x else None,
+            weight_product(dy_To, x_Ti) if wants_weight else None,
+            dy_To.sum(0) if wants_bias else None,
+        )
+
+
 class GatedMlp(torch.autograd.Function):
     """(act(x G^T) * (x U^T)) D^T, which keeps two inner tensors instead of four (SwiGLU, arXiv 2002.05202)."""
 
@@ -66,15 +88,15 @@ class GatedMlp(torch.autograd.Function):
         wants_x, wants_gate, wants_up, wants_down, _ = ctx.needs_input_grad
         dy_Td = upstream[0].reshape(-1, upstream[0].shape[-1])
         active_TF = ctx.activation.forward(g_TF)
-        d_down = dy_Td.t() @ (active_TF * u_TF) if wants_down else None
+        d_down = weight_product(dy_Td, active_TF * u_TF) if wants_down else None
         d_inner_TF = backward_product(dy_Td, down_dF)
         du_TF = active_TF.mul_(d_inner_TF)
         dg_TF = ctx.activation.backward(d_inner_TF.mul_(u_TF), g_TF)
         dx_Td = backward_product(dg_TF, gate_Fd).add_(backward_product(du_TF, up_Fd)) if wants_x else None
         return (
             None if dx_Td is None else dx_Td.view(upstream[0].shape),
-            dg_TF.t() @ x_Td if wants_gate else None,
-            du_TF.t() @ x_Td if wants_up else None,
+            weight_product(dg_TF, x_Td) if wants_gate else None,
+            weight_product(du_TF, x_Td) if wants_up else None,
             d_down,
             None,
         )

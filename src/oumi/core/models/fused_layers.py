@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from oumi.core.log import logger
-from oumi.core.models.fused import GELU, GELU_TANH, SILU, Activation, GatedMlp, RmsNorm, rotate
+from oumi.core.models.fused import GELU, GELU_TANH, SILU, Activation, GatedMlp, Linear, RmsNorm, rotate
 from oumi.core.models.trial import as_trained, is_close
+from oumi.core.products import prefers_onednn_for_gradient
 
 _ROTATE = "apply_rotary_pos_emb"
 _ACTIVATIONS = (SILU, GELU_TANH, GELU)
@@ -23,13 +24,15 @@ _ACTIVATIONS = (SILU, GELU_TANH, GELU)
 def fuse_layers(model: Any) -> Counter[str]:
     """Gives every norm, gated MLP, rotation and GELU of a model its fused form where that gives the same numbers.
 
+    Where oneDNN is much faster than the library that torch takes, products with weights go by it.
+
     Weights, names and what is saved stay as they are.
 
     Returns:
         How many parts of each kind were swapped.
     """
     swapped: Counter[str] = Counter()
-    finders = {"norms": _norm, "mlps": _mlp, "rotations": _rotation, "GELUs": _gelu}
+    finders = {"norms": _norm, "mlps": _mlp, "rotations": _rotation, "GELUs": _gelu, "products": _linear}
     with as_trained(model):
         for module in model.modules():
             for kind, find in finders.items():
@@ -88,6 +91,20 @@ def _mlp(module: torch.nn.Module) -> Any:
 def _gated(module: Any, x: torch.Tensor, *, activation: Activation) -> torch.Tensor:
     weights = (module.gate_proj.weight, module.up_proj.weight, module.down_proj.weight)
     result: torch.Tensor = GatedMlp.apply(x, *weights, activation)
+    return result
+
+
+def _linear(module: torch.nn.Module) -> Any:
+    """Returns the forward of a linear layer by oneDNN, None where that is not much the faster library."""
+    if type(module) is not torch.nn.Linear:
+        return None
+    return _multiplied if prefers_onednn_for_gradient(module.weight, module.weight.numel()) else None
+
+
+def _multiplied(module: Any, x: torch.Tensor) -> torch.Tensor:
+    if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
+        return F.linear(x, module.weight, module.bias)
+    result: torch.Tensor = Linear.apply(x, module.weight, module.bias)
     return result
 
 

@@ -16,7 +16,7 @@ import torch
 from oumi.core.batch import Head
 from oumi.core.plan.memory import chunk_rows
 from oumi.core.plan.parts import LossPlan
-from oumi.core.products import backward_product, forward_product
+from oumi.core.products import backward_product, forward_product, prefers_onednn_for_gradient, weight_product
 
 
 def linear_cross_entropy(states_Nd: torch.Tensor, head: Head, targets_N: torch.Tensor, plan: LossPlan) -> torch.Tensor:
@@ -67,8 +67,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         (upstream,) = outputs
         saved = iter(ctx.saved_tensors)
         # Nobody else holds them: they were made in the forward pass, for here.
-        gradients = [next(saved).mul_(upstream) if has else None for has in ctx.has]
+        gradients = [_scaled(next(saved), upstream) if has else None for has in ctx.has]
         return (*gradients, None, None)
+
+
+def _scaled(gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Returns a gradient times a number, in rows as its weight has them: written over if it has them, too."""
+    out = (
+        gradient
+        if gradient.is_contiguous()
+        else torch.empty(gradient.shape, dtype=gradient.dtype, device=gradient.device)
+    )
+    return torch.mul(gradient, factor, out=out)
 
 
 class _Taken:
@@ -87,7 +97,7 @@ class _Taken:
         self.states, self.weight = states_Nd.to(narrow), weight_Vd.to(narrow)
         self.bias = bias_V
         self.d_states_Nd = torch.empty_like(states_Nd) if wanted[0] else None
-        self.d_weight_Vd = torch.zeros_like(weight_Vd, dtype=self.wide) if wanted[1] else None
+        self.d_weight_Vd = weight_Vd.new_zeros((), dtype=self.wide).expand_as(weight_Vd) if wanted[1] else None
         self.d_bias_V = torch.zeros_like(bias_V, dtype=self.wide) if bias_V is not None and wanted[2] else None
         self.has_gradients = any(wanted)
         self._weight_dtype = weight_Vd.dtype
@@ -99,8 +109,8 @@ class _Taken:
 
     def gradients(self) -> list[torch.Tensor | None]:
         """Returns the gradients of states, weight and bias, each in the dtype of what it is of."""
-        narrowed = [None if one is None else one.to(self._weight_dtype) for one in (self.d_weight_Vd, self.d_bias_V)]
-        return [self.d_states_Nd, *narrowed]
+        found = (self.d_weight_Vd, self.d_bias_V)
+        return [self.d_states_Nd, *(None if one is None else one.to(self._weight_dtype) for one in found)]
 
     def logits(self, part: slice) -> torch.Tensor:
         """Returns the head's product [C, V], in the wide dtype."""
@@ -114,15 +124,20 @@ class _Taken:
         narrow_CV = gradient_CV.to(self.narrow)
         if self.d_states_Nd is not None:
             self.d_states_Nd[part] = backward_product(narrow_CV, self.weight)
-        if self.d_weight_Vd is None:
-            return
+        if self.d_weight_Vd is not None:
+            self.d_weight_Vd = self._with_product(self.d_weight_Vd, narrow_CV, self.states[part])
+
+    def _with_product(self, sum_Vd: torch.Tensor, narrow_CV: torch.Tensor, states_Cd: torch.Tensor) -> torch.Tensor:
+        """Returns the sum, written over but for the first time, and the product of a chunk."""
+        if prefers_onednn_for_gradient(states_Cd, sum_Vd.numel()):
+            product_dV = weight_product(states_Cd, narrow_CV)  # turned, as the smaller of the two is copied for it
+            return product_dV.t() if sum_Vd.stride() == (0, 0) else sum_Vd.t().add_(product_dV).t()
+        sum_Vd = sum_Vd.contiguous()
         if self.narrow == self.wide:
-            self.d_weight_Vd.addmm_(narrow_CV.t(), self.states[part])
-        elif narrow_CV.is_cuda and torch.version.hip is None:  # adds up in the wide dtype by itself
-            sum_Vd, product = self.d_weight_Vd, (narrow_CV.t(), self.states[part])
-            torch.addmm(sum_Vd, *product, out_dtype=self.wide, out=sum_Vd)
-        else:
-            self.d_weight_Vd += narrow_CV.t() @ self.states[part]
+            return sum_Vd.addmm_(narrow_CV.t(), states_Cd)
+        if narrow_CV.is_cuda and torch.version.hip is None:  # adds up in the wide dtype by itself
+            return torch.addmm(sum_Vd, narrow_CV.t(), states_Cd, out_dtype=self.wide, out=sum_Vd)
+        return sum_Vd.add_(narrow_CV.t() @ states_Cd)
 
 
 def _chunk(taken: _Taken, targets_C: torch.Tensor, part: slice, head: Head, plan: LossPlan) -> torch.Tensor:
