@@ -129,9 +129,10 @@ def run_cell(cell: Cell, arguments: argparse.Namespace) -> dict[str, list[Steps]
     arguments.cache.mkdir(parents=True, exist_ok=True)
     model = write_model(arguments.cache / cell.shape, SHAPES[cell.shape])
     rows = write_rows(arguments.cache / "rows.jsonl", arguments.steps * cell.rows)
-    found: dict[str, list[Steps] | str] = {name: [] for name in arguments.arms}
+    names = [name for name in arguments.arms if cell.recomputes or "recompute" not in ARMS[name].options]
+    found: dict[str, list[Steps] | str] = {name: [] for name in names}
     for turn in range(arguments.repeats):
-        for name in arguments.arms if turn % 2 == 0 else reversed(arguments.arms):
+        for name in names if turn % 2 == 0 else reversed(names):
             runs = found[name]
             if isinstance(runs, list):
                 steps = run(cell, ARMS[name], model, rows, arguments)

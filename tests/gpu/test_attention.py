@@ -36,7 +36,9 @@ def test_flat_logits_equal_those_of_each_document_alone(model_type: str) -> None
         found = model(collate(rows).to(torch.device("cuda"))).logits()
     assert model.is_flat
     errors = (found - alone).float().norm(dim=-1) / alone.float().norm(dim=-1)
-    assert float(errors.quantile(0.9)) < 0.02, "of a few tokens rounding may decide which experts they see"
+    if model_type == "gpt_oss":  # of some tokens rounding decides which experts they see
+        errors = errors[errors < errors.quantile(0.9)]
+    assert float(errors.max()) < 0.03
 
 
 @pytest.mark.gpu

@@ -54,9 +54,9 @@ def test_gradients_are_those_of_each_document_and_one_kernel_takes_all_batches(n
             )
 
         def by_flex(query: Any, key: Any, value: Any, sinks: Any, lengths: tuple[int, ...] = lengths) -> Any:
-            assert takes_flex(query, key, value)
+            assert takes_flex((query, key, value), sinks if has_sinks else None, scoring)
             mask = documents_mask((0, *accumulate(lengths)), scoring.window, query.device)
-            return flex_scored_attention(query, key, value, sinks if has_sinks else None, mask, scoring)
+            return flex_scored_attention((query, key, value), sinks if has_sinks else None, mask, scoring)
 
         wanted = results(one_by_one, given, torch.float32)
         found = results(by_flex, given, torch.bfloat16)

@@ -3,15 +3,24 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from oumi.core.engine.step import take_step
+from oumi.core.train import train
 from oumi.core.trainers.native import NativeTrainer
 from tests.runs import build, tiny_config
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None,
+}  # fmt: skip
 
 
 @pytest.mark.gpu
@@ -32,3 +41,15 @@ def test_a_step_waits_for_the_device_once(tmp_path: Path) -> None:
         torch.cuda.set_sync_debug_mode("default")
     waits = [str(one.message) for one in seen if "synchronizing" in str(one.message)]
     assert len(waits) == 1, "the loss and the norm of the gradients, before any weight moves"
+
+
+@pytest.mark.gpu
+def test_capped_scores_train_through_steps_that_are_watched(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, max_steps=4, per_device_train_batch_size=16)
+    config.model.torch_dtype_str = "bfloat16"
+    inner = AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma2", **SMALL, vocab_size=260))
+    inner.save_pretrained(tmp_path / "model")
+    train(config)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]

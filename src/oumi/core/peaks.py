@@ -70,8 +70,6 @@ def measure_peaks(device: str, dtype: str, num_cores: int) -> Peaks:
     """Returns what the device reaches now; on a CPU in 20 MB, as the peak memory of a run counts them, too."""
     import torch
 
-    from oumi.core.products import product
-
     kind, edge = getattr(torch, dtype), _EDGE[device]
     left, right = (torch.randn(edge, edge, device=device).to(kind) for _ in range(2))
     result = torch.empty_like(left)
@@ -83,7 +81,8 @@ def measure_peaks(device: str, dtype: str, num_cores: int) -> Peaks:
         torch.set_num_threads(1)
         products_s = _best(lambda: torch.mm(left, right, out=result), wait, clock)
         if device == "cpu" and host.multiplies_faster_by_onednn() and dtype == "float32":
-            products_s = min(products_s, _best(lambda: product(left, right, by_onednn=True), wait, clock))
+            by_onednn = torch.ops.mkldnn._linear_pointwise
+            products_s = min(products_s, _best(lambda: by_onednn(left, right, None, "none", [], ""), wait, clock))
     finally:
         torch.set_num_threads(num_threads)
     return Peaks(

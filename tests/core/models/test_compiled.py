@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch._dynamo.utils import counters
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from oumi.core.errors import ConfigError
 from oumi.core.models.compiled import compile_layers
@@ -19,6 +20,11 @@ from oumi.core.objectives.next_token import next_token_loss
 from oumi.core.train import train
 from tests.runs import batches, tiny_config, tiny_rows
 from tests.tiny import tiny_llama
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 4, "pad_token_id": 0,
+}  # fmt: skip
 
 
 def losses(folder: Path) -> list[float]:
@@ -54,7 +60,7 @@ DONE: list[int] = []
 @torch.library.custom_op("oumi_tests::counted", mutates_args=())
 def counted(states: torch.Tensor) -> torch.Tensor:
     """Returns a copy; that it was called is seen from outside, compiled or not."""
-    DONE.append(len(states))
+    DONE.append(states.shape[-1])
     return states.clone()
 
 
@@ -64,28 +70,31 @@ counted.register_autograd(lambda _context, grad: grad)
 
 def test_the_last_product_of_a_layer_is_not_computed_again(tmp_path: Path) -> None:
     torch._dynamo.reset()
-    inner = checkpointing(tiny_llama())
-    last = inner.model.layers[0].mlp.down_proj
+    inner = checkpointing(tiny_llama().bfloat16())
+    first, last = inner.model.layers[0].mlp.gate_proj, inner.model.layers[0].mlp.down_proj
+    first_own = first.forward
     own, model = last.forward, make_flat(inner, None)
     last.forward = lambda states: counted(own(states))
+    first.forward = lambda states: counted(first_own(states))
     DONE.clear()
     compile_layers(inner, {"use_reentrant": False})
     next_token_loss(model, batches(tiny_rows(tmp_path), 8)[0]).backward()
-    assert len(DONE) == 1
+    assert sorted(DONE) == [64, 128, 128], "the first product is computed again, the last one is not"
 
 
-@pytest.mark.parametrize("kind", ["experts", "eight bits", "adapter"])
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss", "gemma2", "8 bits", "adapter", "float32"])
 def test_a_last_product_that_is_no_plain_one_is_compiled_with_the_rest(kind: str) -> None:
-    inner = checkpointing(tiny_llama())
-    last = inner.model.layers[0].mlp.down_proj
-    if kind == "experts":
-        inner.model.layers[0].router = torch.nn.Linear(64, 4)
-    elif kind == "eight bits":
-        last.__class__ = type("Float8Linear", (torch.nn.Linear,), {})
+    if kind in ("mixtral", "gpt_oss", "gemma2"):
+        inner = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL)).bfloat16()
     else:
+        inner = tiny_llama().to(torch.float32 if kind == "float32" else torch.bfloat16)
+    layers = checkpointing(inner).model.layers
+    if kind == "8 bits":
+        layers[0].mlp.down_proj.__class__ = type("Float8Linear", (torch.nn.Linear,), {})
+    elif kind == "adapter":
         inner = get_peft_model(inner, LoraConfig(target_modules=["down_proj"]))
     compile_layers(inner, {"use_reentrant": False})
-    assert not any("forward" in vars(one) for one in last.modules())
+    assert not any("forward" in vars(one) for one in layers[0].modules() if one is not layers[0])
 
 
 def checkpointing(inner: Any) -> Any:

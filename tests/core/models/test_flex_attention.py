@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 
-from oumi.core.models.flex_attention import BLOCK, capped_attention, documents_mask, takes_flex
+from oumi.core.models.flex_attention import BLOCK, attention_of_documents, documents_mask, takes_flex
 from oumi.core.models.scored_attention import Scoring, scored_attention
 
 CPU = torch.device("cpu")
@@ -78,8 +78,8 @@ def test_attention_is_that_of_each_document(window: int | None, softcap: float |
     scoring = Scoring(0.3, softcap, window)
     cap = None if softcap is None else torch.tensor(softcap)
     mask = documents_mask(offsets_of(lengths), window, CPU)
-    attend = torch.compile(capped_attention, dynamic=True, fullgraph=True, backend="aot_eager")
-    found = attend(*parts, sinks, mask, cap, scoring.scale)
+    attend = torch.compile(attention_of_documents, dynamic=True, fullgraph=True, backend="aot_eager")
+    found = attend(tuple(parts), sinks, mask, cap, scoring.scale)
     split = zip(*(part.split(lengths, dim=2) for part in parts), strict=True)
     wanted = torch.cat([scored_attention(*document, sinks, scoring) for document in split], dim=2)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
@@ -87,4 +87,4 @@ def test_attention_is_that_of_each_document(window: int | None, softcap: float |
 
 def test_a_cpu_goes_without_it() -> None:
     part = torch.randn(1, 2, 300, 16, dtype=torch.bfloat16)
-    assert not takes_flex(part, part, part)
+    assert not takes_flex((part, part, part), None, Scoring(1.0, 20.0))

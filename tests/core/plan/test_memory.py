@@ -379,9 +379,10 @@ def test_a_plan_notes_that_memory_may_be_short(tmp_path: Path, plan: Plan, share
 @pytest.mark.parametrize(
     ("share", "settings", "told"),
     [
-        (10.0, {}, "0 of 16 layers are computed again, and a step takes about 0.75 of the time"),
-        (1.3, {}, "{} of 16 layers are computed again"),
+        (10.0, {}, "0 of 16 layers at most are computed again, and a step takes about 0.75 of the time"),
+        (1.3, {}, "{} of 16 layers at most are computed again"),
         (1.0, {}, ""),
+        (1.1, {}, ""),
         (10.0, {"recompute_num_layers": 16}, ""),
         (10.0, {"recompute_num_layers": "auto"}, ""),
     ],

@@ -19,7 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
-from oumi.core.models.flex_attention import documents_mask, flex_scored_attention, takes_flex
+from oumi.core.models.flex_attention import Inputs, documents_mask, flex_scored_attention, takes_flex
 from oumi.core.models.scored_attention import Scoring, attention_by_definition, blocks, scored_attention, visible
 
 _LARGEST_HEAD = 256
@@ -51,7 +51,9 @@ class Documents:
     longest: int = 0
     """Tokens of the longest document."""
     _on_device: torch.Tensor | None = None
-    _masks: dict[int | None, BlockMask]
+
+    def __init__(self) -> None:
+        self._masks: dict[int | None, BlockMask] = {}
 
     def fill(self, offsets: tuple[int, ...]) -> None:
         """Takes the documents of the next batch."""
@@ -111,12 +113,13 @@ def flat_attention(
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
-def _in_one_dtype(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _in_one_dtype(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Inputs:
     """Returns the inputs in the dtype of mixed precision, if it is on: a rotation leaves queries and keys wider."""
-    device = inputs[0].device.type
+    device = query.device.type
     if not torch.is_autocast_enabled(device):
-        return inputs
-    return tuple(one.to(torch.get_autocast_dtype(device)) for one in inputs)
+        return query, key, value
+    dtype = torch.get_autocast_dtype(device)
+    return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
 def _takes_all_at_once(module: torch.nn.Module, query_1HTE: torch.Tensor, settings: dict[str, Any]) -> bool:
@@ -172,7 +175,7 @@ def _varlen(
 
 
 def _needs_scores(module: torch.nn.Module, settings: dict[str, Any]) -> bool:
-    """Returns True where the score matrix itself is altered, which fused kernels cannot do."""
+    """Returns True where the score matrix itself is altered, which no kernel of SDPA does."""
     implementation = module.config._attn_implementation
     return implementation == FLAT_EAGER or settings.get("softcap") is not None or settings.get("s_aux") is not None
 
@@ -225,16 +228,18 @@ def _scored(
     return scored_attention(query_1HSE, key_1KSE, value_1KSE, sinks_H, scoring)
 
 
-def _is_for_flex(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], settings: dict[str, Any]) -> bool:
+def _is_for_flex(module: torch.nn.Module, inputs: Inputs, settings: dict[str, Any]) -> bool:
     """Returns True where one kernel takes scores that are altered; attention that is asked to be eager stays so."""
     is_asked = module.config._attn_implementation != FLAT_EAGER and _needs_scores(module, settings)
-    return is_asked and not settings.get("dropout") and takes_flex(*inputs)
+    if not is_asked or settings.get("dropout"):
+        return False
+    return takes_flex(inputs, settings.get("s_aux"), _scoring(inputs[0], settings))
 
 
-def _by_flex(inputs: tuple[torch.Tensor, ...], documents: Documents, settings: dict[str, Any]) -> torch.Tensor:
+def _by_flex(inputs: Inputs, documents: Documents, settings: dict[str, Any]) -> torch.Tensor:
     """Does what `_scored` does, for all documents at once, and returns it as [1, T, H, E]."""
     mask = documents.mask(_window(settings), inputs[0].device)
-    out = flex_scored_attention(*inputs, settings.get("s_aux"), mask, _scoring(inputs[0], settings))
+    out = flex_scored_attention(inputs, settings.get("s_aux"), mask, _scoring(inputs[0], settings))
     return out.transpose(1, 2).contiguous()
 
 

@@ -15,6 +15,8 @@ from oumi.core.errors import ConfigError
 from oumi.core.models.adapters import below_adapter
 from oumi.core.plan.choices import NUM_RECOMPUTED
 
+_NORMS_BEHIND = ("post_feedforward", "post_mlp")
+
 
 def compile_layers(model: Any, recompute: Mapping[str, Any] | None = None) -> None:
     """Lets each layer of the model's stack be compiled when it is first run.
@@ -44,16 +46,19 @@ def compile_layers(model: Any, recompute: Mapping[str, Any] | None = None) -> No
 
 
 def _keep_last_product_out(layer: torch.nn.Module, width: int) -> None:
-    """Leaves a layer's last matrix uncompiled, if it writes to the stream, and no adapter or 8-bit form has changed it.
+    """Leaves the last matrix of a layer's MLP uncompiled, if what it gives goes to the stream as it is.
 
-    Nothing of a layer needs that product to be computed again, and what is not compiled stops once the rest is there:
-    in a Llama of 8B, a quarter of what would be computed again.
+    Nothing needs that product to be computed again, and what is not compiled stops once the rest is there: in a Llama
+    of 8B, a quarter of what would be computed again. Left as they are: MLPs of experts or with a norm behind, adapters,
+    8 bits, and 32 bits, of which mixed precision would keep narrow copies.
     """
     named = [(name, module) for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)]
-    if not named:
+    name, last = named[-1] if named else ("", None)
+    has_norm_behind = any(child.startswith(_NORMS_BEHIND) for child, _ in layer.named_children())
+    has_experts = any(parameter.ndim > 2 for parameter in layer.parameters())
+    if type(last) is not torch.nn.Linear or has_norm_behind or has_experts or "lora" in name or "attn" in name:
         return
-    name, last = named[-1]
-    if type(last) is torch.nn.Linear and last.out_features == width and "lora" not in name:
+    if last.out_features == width and last.weight.dtype in (torch.bfloat16, torch.float16):
         last.forward = torch.compiler.disable(last.forward)  # type: ignore[method-assign]
 
 

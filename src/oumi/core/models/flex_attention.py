@@ -17,19 +17,33 @@ import numpy as np
 import torch
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
-from oumi.core.models.scored_attention import Scoring
+from oumi.core.log import logger
+from oumi.core.models.scored_attention import Scoring, scored_attention
 
 BLOCK = 128
 """Tokens; FlexAttention's own choice."""
 _HEADS = (16, 32, 64, 128, 256)
+_CLOSE = 0.03
+"""Of numbers of 16 bits."""
 
 
-def takes_flex(query_1HTE: torch.Tensor, key_1KTE: torch.Tensor, value_1KTE: torch.Tensor) -> bool:
-    """Returns True where the kernel is worth its making, some 12 s: numbers of 16 bits, and more than a block of them.
+Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Queries [1, H, T, E], keys and values [1, K, T, E]."""
+
+
+def may_take_flex(model: Any) -> bool:
+    """Returns True if attention of a model may go by the kernel, which cannot be watched operation by operation."""
+    is_capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    return any((is_capped or name.endswith("sinks")) and one.is_cuda for name, one in model.named_parameters())
+
+
+def takes_flex(inputs: Inputs, sinks_H: torch.Tensor | None, scoring: Scoring) -> bool:
+    """Returns True where the kernel is worth its making, 13 s for each kind: numbers of 16 bits, and more than a block.
 
     On an H200, 64 heads of 64 with sinks took 5 ms for 8,808 tokens, forward and backward, and 1.7 ms for 7,281 within
     windows of 128; a block of queries at a time, they took 51 and 91 ms.
     """
+    query_1HTE, key_1KTE, value_1KTE = inputs
     return (
         query_1HTE.is_cuda
         and query_1HTE.dtype in (torch.bfloat16, torch.float16)
@@ -37,41 +51,65 @@ def takes_flex(query_1HTE: torch.Tensor, key_1KTE: torch.Tensor, value_1KTE: tor
         and query_1HTE.shape[3] in _HEADS
         and key_1KTE.shape == value_1KTE.shape
         and torch.cuda.get_device_capability(query_1HTE.device) >= (8, 0)
+        and _works(query_1HTE.shape[3], query_1HTE.dtype, sinks_H is not None, scoring.softcap)
     )
 
 
+@lru_cache
+def _works(size: int, dtype: torch.dtype, has_sinks: bool, softcap: float | None) -> bool:
+    """Returns True if the kernel can be made on this GPU and gives the attention and gradients of each document alone.
+
+    Tried once for each kind: some GPUs have too little shared memory for wide heads, some machines no compiler.
+    """
+    device, lengths, scoring = torch.device("cuda"), (100, 60), Scoring(size**-0.5, softcap)
+    with torch.random.fork_rng([torch.cuda.current_device()]), torch.enable_grad():
+        torch.manual_seed(0)
+        drawn = [torch.randn(1, heads, sum(lengths), size, device=device, dtype=dtype) for heads in (4, 2, 2)]
+        drawn += [torch.randn(4, device=device, dtype=dtype)] if has_sinks else []
+        taken = [one.requires_grad_() for one in drawn]
+        query, key, value, sinks = (*taken, None)[:4]
+        split = zip(*(one.split(lengths, dim=2) for one in (query, key, value)), strict=True)
+        wanted = torch.cat([scored_attention(*document, sinks, scoring) for document in split], dim=2)
+        upstream = torch.randn_like(wanted)
+        try:
+            mask = documents_mask((0, lengths[0], sum(lengths)), None, device)
+            found = flex_scored_attention((query, key, value), sinks, mask, scoring)
+            pairs = zip(*(torch.autograd.grad(one, taken, upstream) for one in (found, wanted)), strict=True)
+            is_same = all(_is_close(*pair) for pair in ((found, wanted), *pairs))
+            why = "" if is_same else "its numbers are others"
+        except Exception as error:  # whatever the compiler, its cache or the driver raises
+            why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    if why:
+        logger.warning("attention is computed a block of queries at a time, which takes longer: FlexAttention: %s", why)
+    return not why
+
+
+def _is_close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    return float((found - wanted).float().norm() / wanted.float().norm()) < _CLOSE
+
+
 def flex_scored_attention(
-    query_1HTE: torch.Tensor,
-    key_1KTE: torch.Tensor,
-    value_1KTE: torch.Tensor,
-    sinks_H: torch.Tensor | None,
-    mask: BlockMask,
-    scoring: Scoring,
+    inputs: Inputs, sinks_H: torch.Tensor | None, mask: BlockMask, scoring: Scoring
 ) -> torch.Tensor:
     """Returns attention [1, H, T, E] of all documents of a mask; compiled, since it would keep all scores else."""
-    cap = None if scoring.softcap is None else _cap(scoring.softcap, query_1HTE.device)
-    return _compiled()(query_1HTE, key_1KTE, value_1KTE, sinks_H, mask, cap, scoring.scale)
+    cap = None if scoring.softcap is None else _cap(scoring.softcap, inputs[0].device)
+    return _compiled()(inputs, sinks_H, mask, cap, scoring.scale)
 
 
 @lru_cache(maxsize=1)
 def _compiled() -> Callable[..., torch.Tensor]:
-    return torch.compile(capped_attention, dynamic=True, fullgraph=True)
+    return torch.compile(attention_of_documents, dynamic=True, fullgraph=True)
 
 
-def capped_attention(
-    query_1HTE: torch.Tensor,
-    key_1KTE: torch.Tensor,
-    value_1KTE: torch.Tensor,
-    sinks_H: torch.Tensor | None,
-    mask: BlockMask,
-    cap: torch.Tensor | None,
-    scale: float,
+def attention_of_documents(
+    inputs: Inputs, sinks_H: torch.Tensor | None, mask: BlockMask, cap: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
-    """Returns the same, not compiled; `cap` is one number on the device.
+    """Returns attention [1, H, T, E] with its scores capped by a number on the device, and with sinks, where given.
 
     A sink takes weight and gives no value, so it scales what a query finds by 1 - its share, which follows from what
     the query's weights sum up to.
     """
+    query_1HTE, key_1KTE, value_1KTE = inputs
     out, sums = flex_attention(
         query_1HTE,
         key_1KTE,

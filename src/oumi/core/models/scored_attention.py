@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Causal attention whose scores are soft-capped, or share their weight with attention sinks: no fused kernel has these.
+"""Causal attention whose scores are soft-capped, or share their weight with attention sinks, which SDPA does not have.
 
 Shape letters: D documents of one length, H query heads, K key heads, S tokens of a document, E head size; B queries of
 a block, N keys that they may see.

@@ -164,23 +164,25 @@ def _spare_notes(plan: Plan) -> tuple[str, ...]:
     shape, settings = plan.shape, plan.gradient_checkpointing
     if shape is None or settings is None or NUM_RECOMPUTED in settings:
         return ()
-    fewest = replace(plan, gradient_checkpointing=None)
-    memory = memory_of(fewest, None)
-    if memory is not None and not _leaves_room(memory):
-        fewest = _with_fewest_recomputed(fewest, None, _leaves_room)
-    count = num_recomputed(fewest.gradient_checkpointing, shape.layers)
-    if count == shape.layers:
+    training = plan.config.training
+    left = training.model_copy(
+        update={"gradient_checkpointing_kwargs": {**training.gradient_checkpointing_kwargs, NUM_RECOMPUTED: "auto"}}
+    )
+    fitted = with_what_fits(replace(plan, config=plan.config.model_copy(update={"training": left})), lambda _: None)
+    count = num_recomputed(fitted.gradient_checkpointing, shape.layers)
+    if count == shape.layers or fitted.memory is None or not _leaves_room(fitted.memory):
         return ()
     return (
         f"memory has room: with training.gradient_checkpointing_kwargs.{NUM_RECOMPUTED}: auto, {count} of "
-        f"{shape.layers} layers are computed again, and a step takes about "
-        f"{_time_of(count, shape.layers) / _time_of(shape.layers, shape.layers):.2f} of the time",
+        f"{shape.layers} layers at most are computed again, and a step takes about "
+        f"{_time_of(plan, count) / _time_of(plan, shape.layers):.2f} of the time",
     )
 
 
-def _time_of(num_recomputed_layers: int, num_layers: int) -> float:
-    """Returns the time of a step, as a multiple of that of one in which no layer is computed again."""
-    return 1 + _RECOMPUTE * num_recomputed_layers / num_layers
+def _time_of(plan: Plan, num_recomputed_layers: int) -> float:
+    """Returns the time of a step, as a multiple of one in which all weights are trained and nothing is done twice."""
+    assert plan.shape is not None
+    return (1 if plan.lora is None else _ADAPTER) + _RECOMPUTE * num_recomputed_layers / plan.shape.layers
 
 
 def _chosen(plan: Plan) -> dict[str, Any]:
@@ -250,7 +252,7 @@ def _fewest_recomputed(change: Change) -> Iterator[Change]:
     text = key if before else "training.enable_gradient_checkpointing: true"
     if not before and (count < shape.layers or NUM_RECOMPUTED in training.gradient_checkpointing_kwargs):
         text = f"{text} with {key}"
-    slowdown = _time_of(count, shape.layers) / _time_of(before, shape.layers)
+    slowdown = _time_of(plan, count) / _time_of(plan, before)
     yield replace(
         change,
         text=f"{change.text} with {text}" if change.text else text,

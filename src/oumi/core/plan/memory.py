@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from oumi.core import host
 from oumi.core.plan.choices import NUM_RECOMPUTED
 from oumi.core.plan.disk import BYTES, state_bytes
 from oumi.core.plan.parts import MemoryPlan, Plan
@@ -148,7 +149,8 @@ def _moments(step: _Step) -> Iterator[MemoryPlan]:
     holes = 1 + (_HOLES_TIGHT if step.is_tight else _HOLES) + (_HOLES_SCORED if step.scores_in_blocks else 0)
     layers, one = step.layers_bytes, step.layer_bytes
     anew = one - states // 2  # what it was given is there
-    yield replace(kept, activations=int(layers * holes), loss=int((head + states + step.logits_bytes) * holes))
+    loss = head + states + step.logits_bytes + (head if step.adds_products_of_head else 0)
+    yield replace(kept, activations=int(layers * holes), loss=int(loss * holes))
     at_first, at_last = step.layers_again
     inner = int((layers + at_first * anew + step.backward_bytes) * holes)
     yield replace(kept, activations=inner, loss=int((head + states) * holes))
@@ -287,6 +289,13 @@ class _Step:
             queries = min(block_queries(shape.heads, longest, None, self.plan.device), longest)
             scores = 4.0 * _BLOCKS_HELD * queries * shape.heads * longest
         return max(tokens * (3 * shape.inner + 2 * shape.hidden) * self.number, scores)
+
+    @property
+    def adds_products_of_head(self) -> bool:
+        """Returns True if the gradient of the head is the sum of products that are taken apart: by oneDNN, of chunks."""
+        rows = chunk_rows(self.largest.tokens, self.shape.vocabulary, self.plan.device)
+        is_apart = host.multiplies_twice_as_fast_by_onednn() and self.number == 4
+        return self.plan.device == "cpu" and is_apart and self.plan.speed.fused_loss and rows < self.largest.tokens
 
     @property
     def logits_bytes(self) -> int:

@@ -20,6 +20,7 @@ from oumi.core.callbacks.reporting import Reporting, Sink
 from oumi.core.callbacks.telemetry import Telemetry
 from oumi.core.callbacks.trackers import build_trackers
 from oumi.core.log import logger
+from oumi.core.models.flex_attention import may_take_flex
 from oumi.core.models.work import work_of
 from oumi.core.plan.memory import num_recomputed
 from oumi.core.plan.parts import Plan
@@ -40,7 +41,10 @@ def build_efficiency(plan: Plan, model: Any, has_whole_head: bool) -> Efficiency
     way = Way(
         has_whole_head,
         recomputed=num_recomputed(plan.gradient_checkpointing, num_layers) / num_layers,
-        is_opaque=plan.speed.compile or plan.speed.liger or plan.model.attention == "flex_attention",
+        is_opaque=plan.speed.compile
+        or plan.speed.liger
+        or plan.model.attention == "flex_attention"
+        or may_take_flex(model),
     )
     return Efficiency(work_of(model), Device(plan.device, plan.device_name, dtype), way)
 
