@@ -292,7 +292,7 @@ class _Step:
 
     @property
     def adds_products_of_head(self) -> bool:
-        """Returns True if the gradient of the head is the sum of products that are taken apart: by oneDNN, of chunks."""
+        """Returns True if the gradient of the head is summed from products of chunks, each with memory of its own."""
         rows = chunk_rows(self.largest.tokens, self.shape.vocabulary, self.plan.device)
         is_apart = host.multiplies_twice_as_fast_by_onednn() and self.number == 4
         return self.plan.device == "cpu" and is_apart and self.plan.speed.fused_loss and rows < self.largest.tokens
