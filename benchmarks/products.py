@@ -35,7 +35,12 @@ def main(words: Sequence[str] | None = None) -> None:
     for name, (rows, inputs, outputs) in SHAPES.items():
         x, weight, gradient = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(rows, outputs)
         flops = 2 * rows * inputs * outputs
-        for kind, left, right in (("x W^T", x, weight), ("gradient W", gradient, weight.t())):
+        kinds = (
+            ("x W^T", x, weight),
+            ("gradient W", gradient, weight.t()),
+            ("gradient^T x", gradient.t(), x.t()),
+        )
+        for kind, left, right in kinds:
             mkl, onednn = rates(left, right, flops, repeats)
             print(f"| {name} | {kind} | {mkl:.0f} | {onednn:.0f} | {onednn / mkl:.2f} |", flush=True)
 

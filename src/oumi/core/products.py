@@ -3,7 +3,7 @@
 
 torch has two for float32 on a CPU: MKL, which `torch.mm` calls, and oneDNN. On AMD's processors oneDNN is faster, by 5
 to 15 %, for products whose result is as long as a row of the weight. Where they have AVX-512, which MKL leaves to those
-of Intel, it is about twice as fast for these, and 1.7 to 2 times for the gradient of the weight;
+of Intel, it is about twice as fast for these, and 1.4 to 1.9 times for the gradient of the weight;
 `benchmarks/products.py` compares the two. Shape letters: T rows, i inputs, o outputs of a layer.
 """
 
@@ -28,7 +28,7 @@ def backward_product(gradient_To: torch.Tensor, weight_oi: torch.Tensor) -> torc
 
 
 def weight_product(gradient_To: torch.Tensor, x_Ti: torch.Tensor) -> torch.Tensor:
-    """Returns gradient^T x [o, i]; autograd does not see it. oneDNN copies what it is given first, turned."""
+    """Returns gradient^T x [o, i]; autograd does not see it. oneDNN gets the narrower one first, as it copies that."""
     num_outputs, num_inputs = gradient_To.shape[1], x_Ti.shape[1]
     if not prefers_onednn_for_gradient(x_Ti, num_outputs * num_inputs):
         return gradient_To.t() @ x_Ti

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.attention.flex_attention import BlockMask
+from torch.utils.checkpoint import checkpoint
 
-from oumi.core.models.flex_attention import BLOCK, attention_of_documents, documents_mask, takes_flex
+from oumi.core.models.flex_attention import BLOCK, _works, attention_of_documents, documents_mask, takes_flex
 from oumi.core.models.scored_attention import Scoring, scored_attention
 
 CPU = torch.device("cpu")
@@ -83,6 +84,25 @@ def test_attention_is_that_of_each_document(window: int | None, softcap: float |
     split = zip(*(part.split(lengths, dim=2) for part in parts), strict=True)
     wanted = torch.cat([scored_attention(*document, sinks, scoring) for document in split], dim=2)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_kernel_that_cannot_be_made_is_told_within_gradient_checkpointing_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _works.cache_clear()
+    found = []
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        found.append(_works(16, torch.bfloat16, True, 5.0, CPU))
+        return (x * x).sin()
+
+    x = torch.randn(4, requires_grad=True)
+    state = torch.get_rng_state()
+    checkpoint(layer, x, use_reentrant=False).sum().backward()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found[0] is False
+    assert caplog.text.count("a block of queries at a time, which takes longer: FlexAttention: ") == 1
+    _works.cache_clear()
 
 
 def test_a_cpu_goes_without_it() -> None:

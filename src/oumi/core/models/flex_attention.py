@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from oumi.core.log import logger
@@ -25,8 +26,6 @@ BLOCK = 128
 _HEADS = (16, 32, 64, 128, 256)
 _CLOSE = 0.03
 """Of numbers of 16 bits."""
-
-
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Queries [1, H, T, E], keys and values [1, K, T, E]."""
 
@@ -51,18 +50,23 @@ def takes_flex(inputs: Inputs, sinks_H: torch.Tensor | None, scoring: Scoring) -
         and query_1HTE.shape[3] in _HEADS
         and key_1KTE.shape == value_1KTE.shape
         and torch.cuda.get_device_capability(query_1HTE.device) >= (8, 0)
-        and _works(query_1HTE.shape[3], query_1HTE.dtype, sinks_H is not None, scoring.softcap)
+        and _works(query_1HTE.shape[3], query_1HTE.dtype, sinks_H is not None, scoring.softcap, query_1HTE.device)
     )
 
 
 @lru_cache
-def _works(size: int, dtype: torch.dtype, has_sinks: bool, softcap: float | None) -> bool:
-    """Returns True if the kernel can be made on this GPU and gives the attention and gradients of each document alone.
+def _works(size: int, dtype: torch.dtype, has_sinks: bool, softcap: float | None, device: torch.device) -> bool:
+    """Returns True if the kernel can be made and gives the attention and gradients of each document alone.
 
-    Tried once for each kind: some GPUs have too little shared memory for wide heads, some machines no compiler.
+    Tried once for each kind: some GPUs have too little shared memory for wide heads, some machines no compiler. What is
+    around it, such as the hooks of gradient checkpointing, does not see the trial.
     """
-    device, lengths, scoring = torch.device("cuda"), (100, 60), Scoring(size**-0.5, softcap)
-    with torch.random.fork_rng([torch.cuda.current_device()]), torch.enable_grad():
+    lengths, scoring = (100, 60), Scoring(size**-0.5, softcap)
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is),
+    ):
         torch.manual_seed(0)
         drawn = [torch.randn(1, heads, sum(lengths), size, device=device, dtype=dtype) for heads in (4, 2, 2)]
         drawn += [torch.randn(4, device=device, dtype=dtype)] if has_sinks else []
@@ -71,17 +75,22 @@ def _works(size: int, dtype: torch.dtype, has_sinks: bool, softcap: float | None
         split = zip(*(one.split(lengths, dim=2) for one in (query, key, value)), strict=True)
         wanted = torch.cat([scored_attention(*document, sinks, scoring) for document in split], dim=2)
         upstream = torch.randn_like(wanted)
+        references = (wanted, *torch.autograd.grad(wanted, taken, upstream))
+        mask = documents_mask((0, lengths[0], sum(lengths)), None, device)
         try:
-            mask = documents_mask((0, lengths[0], sum(lengths)), None, device)
-            found = flex_scored_attention((query, key, value), sinks, mask, scoring)
-            pairs = zip(*(torch.autograd.grad(one, taken, upstream) for one in (found, wanted)), strict=True)
-            is_same = all(_is_close(*pair) for pair in ((found, wanted), *pairs))
+            out = flex_scored_attention((query, key, value), sinks, mask, scoring)
+            found = (out, *torch.autograd.grad(out, taken, upstream))
+            is_same = all(_is_close(*pair) for pair in zip(found, references, strict=True))
             why = "" if is_same else "its numbers are others"
-        except Exception as error:  # whatever the compiler, its cache or the driver raises
-            why = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        except (RuntimeError, ImportError, FailOnRecompileLimitHit) as error:  # of compilers, all are RuntimeErrors
+            why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     if why:
         logger.warning("attention is computed a block of queries at a time, which takes longer: FlexAttention: %s", why)
     return not why
+
+
+def _as_it_is(saved: torch.Tensor) -> torch.Tensor:
+    return saved
 
 
 def _is_close(found: torch.Tensor, wanted: torch.Tensor) -> bool:

@@ -73,11 +73,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _scaled(gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Returns a gradient times a number, in rows as its weight has them: written over if it has them, too."""
-    out = (
-        gradient
-        if gradient.is_contiguous()
-        else torch.empty(gradient.shape, dtype=gradient.dtype, device=gradient.device)
-    )
+    out = gradient if gradient.is_contiguous() else gradient.new_empty(gradient.shape)
     return torch.mul(gradient, factor, out=out)
 
 
@@ -97,7 +93,9 @@ class _Taken:
         self.states, self.weight = states_Nd.to(narrow), weight_Vd.to(narrow)
         self.bias = bias_V
         self.d_states_Nd = torch.empty_like(states_Nd) if wanted[0] else None
-        self.d_weight_Vd = weight_Vd.new_zeros((), dtype=self.wide).expand_as(weight_Vd) if wanted[1] else None
+        self.d_weight_Vd: torch.Tensor | None = None
+        """Of the chunks so far, None before the first one."""
+        self._wants_weight = wanted[1]
         self.d_bias_V = torch.zeros_like(bias_V, dtype=self.wide) if bias_V is not None and wanted[2] else None
         self.has_gradients = any(wanted)
         self._weight_dtype = weight_Vd.dtype
@@ -109,6 +107,8 @@ class _Taken:
 
     def gradients(self) -> list[torch.Tensor | None]:
         """Returns the gradients of states, weight and bias, each in the dtype of what it is of."""
+        if self._wants_weight and self.d_weight_Vd is None:
+            self.d_weight_Vd = torch.zeros_like(self.weight, dtype=self.wide)
         found = (self.d_weight_Vd, self.d_bias_V)
         return [self.d_states_Nd, *(None if one is None else one.to(self._weight_dtype) for one in found)]
 
@@ -124,15 +124,17 @@ class _Taken:
         narrow_CV = gradient_CV.to(self.narrow)
         if self.d_states_Nd is not None:
             self.d_states_Nd[part] = backward_product(narrow_CV, self.weight)
-        if self.d_weight_Vd is not None:
+        if self._wants_weight:
             self.d_weight_Vd = self._with_product(self.d_weight_Vd, narrow_CV, self.states[part])
 
-    def _with_product(self, sum_Vd: torch.Tensor, narrow_CV: torch.Tensor, states_Cd: torch.Tensor) -> torch.Tensor:
-        """Returns the sum, written over but for the first time, and the product of a chunk."""
-        if prefers_onednn_for_gradient(states_Cd, sum_Vd.numel()):
+    def _with_product(
+        self, before_Vd: torch.Tensor | None, narrow_CV: torch.Tensor, states_Cd: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns the product of a chunk and of those before it, over which it is written."""
+        if prefers_onednn_for_gradient(self.weight, self.weight.numel()):
             product_dV = weight_product(states_Cd, narrow_CV)  # turned, as the smaller of the two is copied for it
-            return product_dV.t() if sum_Vd.stride() == (0, 0) else sum_Vd.t().add_(product_dV).t()
-        sum_Vd = sum_Vd.contiguous()
+            return product_dV.t() if before_Vd is None else before_Vd.t().add_(product_dV).t()
+        sum_Vd = torch.zeros_like(self.weight, dtype=self.wide) if before_Vd is None else before_Vd
         if self.narrow == self.wide:
             return sum_Vd.addmm_(narrow_CV.t(), states_Cd)
         if narrow_CV.is_cuda and torch.version.hip is None:  # adds up in the wide dtype by itself

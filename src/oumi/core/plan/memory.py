@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from oumi.core import host
 from oumi.core.plan.choices import NUM_RECOMPUTED
 from oumi.core.plan.disk import BYTES, state_bytes
 from oumi.core.plan.parts import MemoryPlan, Plan
@@ -294,8 +293,7 @@ class _Step:
     def adds_products_of_head(self) -> bool:
         """Returns True if the gradient of the head is summed from products of chunks, each with memory of its own."""
         rows = chunk_rows(self.largest.tokens, self.shape.vocabulary, self.plan.device)
-        is_apart = host.multiplies_twice_as_fast_by_onednn() and self.number == 4
-        return self.plan.device == "cpu" and is_apart and self.plan.speed.fused_loss and rows < self.largest.tokens
+        return self.plan.speed.onednn and self.plan.speed.fused_loss and rows < self.largest.tokens
 
     @property
     def logits_bytes(self) -> int:
