@@ -105,7 +105,6 @@ TOLD = {
     "StepsPlan": {"num_epochs", "max_steps", "num_rows", "accumulation"},  # by its properties
     "PrecisionPlan": {"reason"},
     "SchedulePlan": {"warmup_steps", "warmup_ratio"},
-    "SpeedPlan": {"onednn"},  # the model of memory counts what it costs
     "DiskPlan": {"checkpoint_bytes", "num_checkpoints", "final_bytes", "free_bytes"},
     "MemoryPlan": {"process", "weights", "gradients", "activations", "available", "is_tight", "is_bound"},
     "Plan": {"notes", "disk", "memory", "shape"},

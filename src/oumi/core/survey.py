@@ -56,7 +56,6 @@ def survey(config: TrainingConfig, may_download: bool = False, counts_rows: bool
         num_rows=_count_rows(config) if counts_rows else None,
         model=_model_facts(config.model, may_download),
         has_tight_heap=host.has_tight_heap(),
-        multiplies_twice_as_fast_by_onednn=host.multiplies_twice_as_fast_by_onednn(),
         without=host.without(),
         unread=tuple(
             f"data.{split}.datasets[{i}].dataset_kwargs.{key}"

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from oumi.core.configs import PeftParams
 from oumi.core.errors import ConfigError, RefusedError
 from oumi.core.models.adapters import add_lora, save_model
+from oumi.core.models.build import build_model
 from oumi.core.models.load import load_model
 from oumi.core.models.tokenizers import load_tokenizer
 from oumi.core.plan.plan import make_plan
@@ -43,6 +45,21 @@ def test_a_model_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
     model, wanted = load(tmp_path), tiny_llama().state_dict()
     assert all(torch.equal(weight, wanted[name]) for name, weight in model.state_dict().items())
     assert not model.training
+
+
+def test_trained_weights_begin_at_cache_lines_wherever_they_stand_in_their_file(tmp_path: Path) -> None:
+    settings = {"freeze_layers": ["model.embed_tokens"]}
+    mapped = dict(load(tmp_path, **settings).named_parameters())
+    if all(weight.data_ptr() % 64 == 0 for weight in mapped.values()):  # a longer header moves them all
+        file = tmp_path / "model" / "model.safetensors"
+        save_file(load_file(file), file, metadata={"format": "pt", "more": "x" * 8})
+    built = dict(build_model(plan(tmp_path, **settings), CPU).named_parameters())
+    moved = {name for name, weight in load(tmp_path, **settings).named_parameters() if weight.data_ptr() % 64}
+    assert moved
+    for name, weight in built.items():
+        assert torch.equal(weight, mapped[name])
+        assert not weight.requires_grad or weight.data_ptr() % 64 == 0, name
+    assert built["model.embed_tokens.weight"].requires_grad is False
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("float32", torch.float32), ("float64", torch.float64)])

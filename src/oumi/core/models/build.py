@@ -14,6 +14,9 @@ from oumi.core.models.load import load_model
 from oumi.core.plan.choices import FLAT_ATTENTIONS
 from oumi.core.plan.parts import Plan
 
+_CACHE_LINE = 64
+"""Bytes."""
+
 
 def build_model(plan: Plan, device: torch.device, checkpoint: Path | None = None) -> Any:
     """Returns the model as it was at the checkpoint, or as the plan names it; a named adapter is trained further."""
@@ -26,6 +29,14 @@ def build_model(plan: Plan, device: torch.device, checkpoint: Path | None = None
         revision = None if checkpoint else plan.model.adapter_revision
         return load_adapter(model, adapter, is_trained=True, revision=revision)
     if plan.lora is None:
+        _begin_at_cache_lines(model)
         return model
     # Random weights have no name; the config sees to it that they are saved.
     return add_lora(model, plan.lora, plan.model.name if plan.model.pretrained else str(plan.output_dir / "base"))
+
+
+def _begin_at_cache_lines(model: Any) -> None:
+    """Moves trained weights of a CPU that stand anywhere in the file they are mapped from: vectors read them faster."""
+    for one in model.parameters():
+        if one.requires_grad and one.device.type == "cpu" and one.data_ptr() % _CACHE_LINE:
+            one.data = one.data.clone()

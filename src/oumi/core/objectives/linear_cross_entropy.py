@@ -16,7 +16,10 @@ import torch
 from oumi.core.batch import Head
 from oumi.core.plan.memory import chunk_rows
 from oumi.core.plan.parts import LossPlan
-from oumi.core.products import backward_product, forward_product, prefers_onednn_for_gradient, weight_product
+from oumi.core.products import backward_product, forward_product, prefers_onednn_for_gradient, product
+
+_BLOCK_ROWS = 2048
+"""Of the head's gradient, whose part by one chunk stays in the cache of a CPU until it is summed."""
 
 
 def linear_cross_entropy(states_Nd: torch.Tensor, head: Head, targets_N: torch.Tensor, plan: LossPlan) -> torch.Tensor:
@@ -67,14 +70,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         (upstream,) = outputs
         saved = iter(ctx.saved_tensors)
         # Nobody else holds them: they were made in the forward pass, for here.
-        gradients = [_scaled(next(saved), upstream) if has else None for has in ctx.has]
+        gradients = [next(saved).mul_(upstream) if has else None for has in ctx.has]
         return (*gradients, None, None)
-
-
-def _scaled(gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Returns a gradient times a number, in rows as its weight has them: written over if it has them, too."""
-    out = gradient if gradient.is_contiguous() else gradient.new_empty(gradient.shape)
-    return torch.mul(gradient, factor, out=out)
 
 
 class _Taken:
@@ -125,21 +122,32 @@ class _Taken:
         if self.d_states_Nd is not None:
             self.d_states_Nd[part] = backward_product(narrow_CV, self.weight)
         if self._wants_weight:
-            self.d_weight_Vd = self._with_product(self.d_weight_Vd, narrow_CV, self.states[part])
+            self._add_product(narrow_CV, self.states[part])
 
-    def _with_product(
-        self, before_Vd: torch.Tensor | None, narrow_CV: torch.Tensor, states_Cd: torch.Tensor
-    ) -> torch.Tensor:
-        """Returns the product of a chunk and of those before it, over which it is written."""
+    def _add_product(self, narrow_CV: torch.Tensor, states_Cd: torch.Tensor) -> None:
+        """Counts the gradient of the weight by a chunk."""
         if prefers_onednn_for_gradient(self.weight, self.weight.numel()):
-            product_dV = weight_product(states_Cd, narrow_CV)  # turned, as the smaller of the two is copied for it
-            return product_dV.t() if before_Vd is None else before_Vd.t().add_(product_dV).t()
-        sum_Vd = torch.zeros_like(self.weight, dtype=self.wide) if before_Vd is None else before_Vd
+            self._add_blocks(narrow_CV, states_Cd)
+            return
+        if self.d_weight_Vd is None:
+            self.d_weight_Vd = torch.zeros_like(self.weight, dtype=self.wide)
         if self.narrow == self.wide:
-            return sum_Vd.addmm_(narrow_CV.t(), states_Cd)
-        if narrow_CV.is_cuda and torch.version.hip is None:  # adds up in the wide dtype by itself
-            return torch.addmm(sum_Vd, narrow_CV.t(), states_Cd, out_dtype=self.wide, out=sum_Vd)
-        return sum_Vd.add_(narrow_CV.t() @ states_Cd)
+            self.d_weight_Vd.addmm_(narrow_CV.t(), states_Cd)
+        elif narrow_CV.is_cuda and torch.version.hip is None:  # adds up in the wide dtype by itself
+            sums = self.d_weight_Vd
+            torch.addmm(sums, narrow_CV.t(), states_Cd, out_dtype=self.wide, out=sums)
+        else:
+            self.d_weight_Vd.add_(narrow_CV.t() @ states_Cd)
+
+    def _add_blocks(self, gradient_CV: torch.Tensor, states_Cd: torch.Tensor) -> None:
+        """Does what `_add_product` does by oneDNN, which cannot add to what is there: block by block."""
+        is_first = self.d_weight_Vd is None
+        sums_Vd = torch.empty_like(self.weight) if self.d_weight_Vd is None else self.d_weight_Vd
+        for start in range(0, len(sums_Vd), _BLOCK_ROWS):
+            rows = slice(start, start + _BLOCK_ROWS)
+            part = product(gradient_CV[:, rows].t(), states_Cd, by_onednn=True)
+            sums_Vd[rows].copy_(part) if is_first else sums_Vd[rows].add_(part)
+        self.d_weight_Vd = sums_Vd
 
 
 def _chunk(taken: _Taken, targets_C: torch.Tensor, part: slice, head: Head, plan: LossPlan) -> torch.Tensor:

@@ -49,8 +49,6 @@ class Facts:
     num_rows: int | None = None
     """Rows of the training set, None if they are only known after reading it."""
     model: ModelFacts = field(default_factory=ModelFacts)
-    multiplies_twice_as_fast_by_onednn: bool = False
-    """See `host.multiplies_twice_as_fast_by_onednn`."""
     without: frozenset[str] = frozenset()
     """Means of speed that are switched off, to measure what each brings."""
     unread: tuple[str, ...] = ()

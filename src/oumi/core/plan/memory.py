@@ -39,8 +39,8 @@ _MIXED_BYTES_ELSEWHERE = 2.4
 """Of a number that a layer keeps in mixed precision, between the narrow and the wide ones: measured."""
 _SCORES = 1.2
 """What matrices of scores take for each byte of theirs, as each document has its own small ones: measured."""
-_CHUNK_ELEMENTS = {"cpu": 1 << 24}
-"""Logits that are held at once: on a CPU, 64 MB of float32, which its caches serve."""
+_CHUNK_ELEMENTS = {"cpu": 1 << 23}
+"""Logits that are held at once: on a CPU, 32 MB of float32, which its caches serve."""
 _CHUNK_ELEMENTS_ELSEWHERE = 1 << 28
 _CHUNK_ROWS = {"cpu": (128, 1024)}
 _CHUNK_ROWS_ELSEWHERE = (1024, 1 << 16)
@@ -148,7 +148,7 @@ def _moments(step: _Step) -> Iterator[MemoryPlan]:
     holes = 1 + (_HOLES_TIGHT if step.is_tight else _HOLES) + (_HOLES_SCORED if step.scores_in_blocks else 0)
     layers, one = step.layers_bytes, step.layer_bytes
     anew = one - states // 2  # what it was given is there
-    loss = head + states + step.logits_bytes + (head if step.adds_products_of_head else 0)
+    loss = head + states + step.logits_bytes
     yield replace(kept, activations=int(layers * holes), loss=int(loss * holes))
     at_first, at_last = step.layers_again
     inner = int((layers + at_first * anew + step.backward_bytes) * holes)
@@ -288,12 +288,6 @@ class _Step:
             queries = min(block_queries(shape.heads, longest, None, self.plan.device), longest)
             scores = 4.0 * _BLOCKS_HELD * queries * shape.heads * longest
         return max(tokens * (3 * shape.inner + 2 * shape.hidden) * self.number, scores)
-
-    @property
-    def adds_products_of_head(self) -> bool:
-        """Returns True if the gradient of the head is summed from products of chunks, each with memory of its own."""
-        rows = chunk_rows(self.largest.tokens, self.shape.vocabulary, self.plan.device)
-        return self.plan.speed.onednn and self.plan.speed.fused_loss and rows < self.largest.tokens
 
     @property
     def logits_bytes(self) -> int:

@@ -168,8 +168,6 @@ class SpeedPlan:
     """The head's logits are taken in chunks and never kept."""
     fused_layers: bool = False
     """Norms, gated MLPs, rotations and GELUs in our own form, for CPUs without compilation."""
-    onednn: bool = False
-    """Products with large weights go by oneDNN, their gradients, too; see `products.py`."""
     compile: bool = False
     """Each layer is compiled before its first step."""
     liger: bool = False

@@ -89,7 +89,6 @@ def plan_speed(config: TrainingConfig, dtype: str, precision: PrecisionPlan, fac
         flat_batches="flat" not in facts.without and config.model.attn_implementation in FLAT_ATTENTIONS,
         fused_loss="fused_loss" not in facts.without,
         fused_layers=on_cpu and not training.compile and "fused_layers" not in facts.without,
-        onednn=on_cpu and dtype == "float32" and facts.multiplies_twice_as_fast_by_onednn,
         compile=training.compile,
         liger=config.model.enable_liger_kernel and facts.device == "cuda",
     )
