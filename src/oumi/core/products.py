@@ -55,7 +55,7 @@ def product(x_Ta: torch.Tensor, weight_ab: torch.Tensor, by_onednn: bool) -> tor
         has_gaps = not (weight_ab.is_contiguous() or weight_ab.t().is_contiguous())
         weight_ba = (
             weight_ab.contiguous() if has_gaps else weight_ab
-        ).t()  # with gaps oneDNN is a hundred times slower
+        ).t()  # with gaps oneDNN takes a thousand times as long
         try:
             result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_Ta, weight_ba, None, "none", [], "")
             return result
