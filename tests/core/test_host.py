@@ -37,6 +37,20 @@ def test_waiting_threads_soon_sleep_unless_the_user_said_otherwise(monkeypatch: 
     assert int(os.environ["GOMP_SPINCOUNT"]) > 0
 
 
+def test_products_of_ever_new_sizes_do_not_fill_the_memory() -> None:
+    code = (
+        "from oumi.core import host; host.keep_little_code(); import torch; "
+        "from oumi.core.products import product; weight = torch.zeros(256, 256)\n"
+        "def peak(sizes):\n"
+        "    for size in sizes: product(torch.zeros(size, 256), weight, by_onednn=True)\n"
+        "    return host.peak_memory_bytes()\n"
+        "print(-peak(range(1, 60)) + peak(range(60, 260)))"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("_CACHE_CAPACITY")}
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert int(told.stdout) < 30_000_000, "without a bound it is three times that"
+
+
 def test_means_of_speed_are_switched_off_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUMI_WITHOUT", "allocator,flat")
     assert host.without() == {"allocator", "flat"}
