@@ -19,6 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
+from oumi.core.models.cpu_attention import DocumentAttention, takes_cpu_kernel
 from oumi.core.models.flex_attention import Inputs, documents_mask, flex_scored_attention, takes_flex
 from oumi.core.models.scored_attention import Scoring, attention_by_definition, blocks, scored_attention, visible
 
@@ -108,6 +109,8 @@ def flat_attention(
     if is_even and attend is not _scored:  # as in joined texts: all documents by one call
         rows = (one.transpose(1, 2).unflatten(1, (-1, lengths[0]))[0].transpose(1, 2) for one in inputs)
         return attend(*rows, settings).transpose(1, 2).flatten(0, 1)[None], None
+    if attend is _fused and _is_plain(documents, settings) and takes_cpu_kernel(*inputs):
+        return DocumentAttention.apply(*inputs, documents.offsets, settings.get("scaling")), None
     split = (one.split(lengths, dim=2) for one in inputs)
     parts = [attend(*document, settings) for document in zip(*split, strict=True)]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
@@ -135,14 +138,18 @@ def _takes_all_at_once(module: torch.nn.Module, query_1HTE: torch.Tensor, settin
     )
 
 
+def _is_plain(documents: Documents, settings: dict[str, Any]) -> bool:
+    """Returns True where each token sees all of its document up to itself, and nothing is dropped."""
+    window = _window(settings)
+    return not settings.get("dropout") and (window is None or window >= documents.longest)
+
+
 def _is_for_cudnn(documents: Documents, settings: dict[str, Any]) -> bool:
     """Returns True where cuDNN's kernel, which wants documents of one length, is worth its preparation: on Hopper.
 
     On an H200 it took 0.54 to 0.65 of FlashAttention 2's time, forward and backward, at 4,096 tokens.
     """
-    window = _window(settings)
-    is_long = documents.longest >= _FEWEST_FOR_CUDNN and (window is None or window >= documents.longest)
-    return is_long and _has_fast_cudnn()
+    return documents.longest >= _FEWEST_FOR_CUDNN and _is_plain(documents, settings) and _has_fast_cudnn()
 
 
 @lru_cache(maxsize=1)

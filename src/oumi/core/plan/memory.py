@@ -223,6 +223,12 @@ class _Step:
         return self.has_scores and not self.scores_in_blocks
 
     @property
+    def shares_output(self) -> bool:
+        """Returns True if attention keeps the very tensor that the layer after it keeps."""
+        is_plain = not self.has_scores and not self.shape.has_window
+        return is_plain and self.plan.speed.flat_batches and self.plan.device == "cpu"
+
+    @property
     def layers_bytes(self) -> float:
         """Returns what all layers keep until their backward pass: of those with checkpointing, what each was given."""
         streams = self.largest.tokens * self.shape.hidden * self.number
@@ -274,7 +280,8 @@ class _Step:
         if is_full or has_fused_mlp or any(name in adapted for name in ("gate_proj", "up_proj")):
             stream += shape.hidden
         attention = 3 * shape.queries if self.keeps_scores else 2 * (shape.queries + shape.keys)
-        attention += shape.queries if is_full or "o_proj" in adapted else 0
+        if (is_full or "o_proj" in adapted) and not self.shares_output:
+            attention += shape.queries
         if shape.has_head_norms:
             attention += (shape.queries + shape.keys) * (2 if not is_fused and is_full else 1)
         inner = 2 if has_fused_mlp else 4 if is_full or "down_proj" in adapted else 3

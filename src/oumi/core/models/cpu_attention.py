@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Causal attention of documents on a CPU: one kernel for each, and one tensor for all of their outputs.
+
+Shape letters: T tokens, H query heads, K key heads, E head size.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def takes_cpu_kernel(query_1HTE: torch.Tensor, key_1KTE: torch.Tensor, value_1KTE: torch.Tensor) -> bool:
+    """Returns True where torch's kernel for CPUs takes the inputs: heads of one size, whose numbers lie together."""
+    inputs = (query_1HTE, key_1KTE, value_1KTE)
+    is_even = len({one.shape[-1] for one in inputs}) == 1 and query_1HTE.shape[1] % key_1KTE.shape[1] == 0
+    return is_even and all(one.device.type == "cpu" and one.stride(-1) == 1 for one in inputs)
+
+
+class DocumentAttention(torch.autograd.Function):
+    """Attention [1, T, H, E] in which each token sees its own document up to itself (arXiv 2205.14135).
+
+    It computes what `scaled_dot_product_attention` does for each document. Joined afterwards, their outputs would be
+    kept twice: by each document for its own backward pass, and by the layer that reads all of them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_1HTE: torch.Tensor,
+        key_1KTE: torch.Tensor,
+        value_1KTE: torch.Tensor,
+        offsets: tuple[int, ...],
+        scale: float | None,
+    ) -> torch.Tensor:
+        out_1THE = torch.empty_like(query_1HTE.transpose(1, 2), memory_format=torch.contiguous_format)
+        sums = []
+        for first, end in pairwise(offsets):
+            document = (one[:, :, first:end] for one in (query_1HTE, key_1KTE, value_1KTE))
+            out, log_sum = _forward(*document, 0.0, True, scale=scale)
+            out_1THE[:, first:end] = out.transpose(1, 2)
+            sums.append(log_sum)
+        ctx.save_for_backward(query_1HTE, key_1KTE, value_1KTE, out_1THE, *sums)
+        ctx.offsets, ctx.scale = offsets, scale
+        return out_1THE
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query_1HTE, key_1KTE, value_1KTE, out_1THE, *sums = ctx.saved_tensors
+        inputs = (query_1HTE, key_1KTE, value_1KTE)
+        gradients = [torch.empty_like(one) for one in inputs]
+        outward = (upstream[0].transpose(1, 2), *inputs, out_1THE.transpose(1, 2))
+        for (first, end), log_sum in zip(pairwise(ctx.offsets), sums, strict=True):
+            document = (one[:, :, first:end] for one in outward)
+            parts = _backward(*document, log_sum, 0.0, True, scale=ctx.scale)
+            for whole, part in zip(gradients, parts, strict=True):
+                whole[:, :, first:end] = part
+        return *gradients, None, None
