@@ -334,7 +334,7 @@ def test_a_run_without_memory_is_refused_with_the_cheapest_changes_that_fit(plan
     assert "training.per_device_train_batch_size: 1 with training.gradient_accumulation_steps: 8 (" in lines[1]
     assert "about 1x the time" in lines[1]
     assert "enable_gradient_checkpointing: true with " in lines[2]
-    assert "recompute_num_layers: 10 (" in lines[2]
+    assert "recompute_num_layers: 9 (" in lines[2]
     assert "about 1.21x" in lines[2]
 
 

@@ -25,6 +25,8 @@ def make_fast(model: Any, plan: Plan) -> LanguageModel:
     if plan.speed.fused_layers:
         fuse_layers(model)
     language_model = make_flat(model, plan.model.attention, plan.speed)  # tried before products are rounded to 8 bits
+    if plan.speed.fused_layers:
+        language_model.tie()
     if plan.precision.fp8 is not None:
         use_fp8(model, plan.precision.fp8)
     if plan.speed.compile:

@@ -10,6 +10,7 @@ import torch
 
 from oumi.core.batch import Head
 from oumi.core.models.adapters import below_adapter
+from oumi.core.models.tied import TiedTable, may_tie
 from oumi.core.models.trial import evaluating, is_close, logits_of
 
 _TOKENS = 4
@@ -23,16 +24,30 @@ class HeadFinder:
         module = base.get_output_embeddings()
         self._module = module if type(module) is torch.nn.Linear else None
         facts: Mapping[str, Any] = base.config.get_text_config().to_dict()
+        self._embedding = base.get_input_embeddings()
+        self._tied: TiedTable | None = None
         self._softcap = facts.get("final_logit_softcapping")
         self._scale = float(facts.get("logit_scale") or 1 / (facts.get("logits_scaling") or 1))
         if self._module is not None and not self._is_all(base):
             self._module = None
 
     def find(self) -> Head | None:
-        """Returns the head with the weights as they are now."""
+        """Returns the head with the weights as they are now, after the forward pass whose states it takes."""
         if self._module is None:
             return None
-        return Head(self._module.weight, self._module.bias, self._scale, self._softcap)
+        table = None if self._tied is None else self._tied.take()
+        weight = self._module.weight if table is None else table
+        return Head(weight, self._module.bias, self._scale, self._softcap)
+
+    @property
+    def is_found(self) -> bool:
+        """Returns True if the model has one."""
+        return self._module is not None
+
+    def tie(self) -> None:
+        """Lets the gradient of a table that embeds tokens, too, be made once from here on."""
+        if self._module is not None and may_tie(self._embedding, self._module):
+            self._tied = TiedTable(self._embedding)
 
     def _is_all(self, base: Any) -> bool:
         """Returns True if the head turns the model's last hidden states into its logits."""

@@ -37,20 +37,24 @@ class LanguageModel(torch.nn.Module):
     @property
     def has_whole_head(self) -> bool:
         """Returns True if logits are computed where nothing is trained, too."""
-        return not self.is_flat and (self._head is None or self._head.find() is None)
+        return not self.is_flat and (self._head is None or not self._head.is_found)
+
+    def tie(self) -> None:
+        """Lets the gradient of a head that is the embedding, too, be made once, see `tied.py`."""
+        if self._head is not None:
+            self._head.tie()
 
     def forward(self, batch: Batch) -> Prediction:
         """Returns what the model says at `batch.trained`."""
         inputs = self._flat(batch) if self.is_flat else self._padded(batch)
-        head = None if self._head is None else self._head.find()
-        if head is not None:
+        if self._head is not None and self._head.is_found:
             states = self._decoder[0](**inputs, use_cache=False).last_hidden_state
         elif self.is_flat:
             return Prediction(self.inner(**inputs, use_cache=False, logits_to_keep=batch.trained).logits[0])
         else:
             states = self.inner(**inputs, use_cache=False).logits
         flat = states[0] if self.is_flat else states[inputs["attention_mask"].bool()]
-        return Prediction(flat[batch.trained], head)
+        return Prediction(flat[batch.trained], None if self._head is None else self._head.find())
 
     def _flat(self, batch: Batch) -> dict[str, Any]:
         """Returns the batch as one row without a mask, by the names of transformers."""

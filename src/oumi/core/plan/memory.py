@@ -155,7 +155,7 @@ def _moments(step: _Step) -> Iterator[MemoryPlan]:
     inner = int((layers + at_first * anew + step.backward_bytes) * holes)
     yield replace(kept, activations=inner, loss=int((head + states) * holes))
     # The head's part of a tied gradient waits for the embedding's, and their sum is a third.
-    whole = trained + head * (2 * shape.is_tied + (plan.steps.accumulation > 1))
+    whole = trained + head * (2 * step.sums_tied + (plan.steps.accumulation > 1))
     left = min(layers, whole) * (0 if device != "cpu" else _LEFT_TIGHT if step.is_tight else 1)
     yield replace(kept, gradients=whole, activations=int(at_last * one * holes + left))
 
@@ -221,6 +221,13 @@ class _Step:
     def keeps_scores(self) -> bool:
         """Returns True if it keeps them: the model's own does, and ours for dropout."""
         return self.has_scores and not self.scores_in_blocks
+
+    @property
+    def sums_tied(self) -> bool:
+        """Returns True if head and embedding make a gradient each of the weights they share."""
+        speed = self.plan.speed
+        is_once = speed.fused_layers and speed.fused_loss and not self.shape.scales_embedding
+        return self.shape.is_tied and not is_once
 
     @property
     def shares_output(self) -> bool:

@@ -63,6 +63,11 @@ class ModelShape:
         return self.family in _WITH_NORMS_AFTER
 
     @property
+    def scales_embedding(self) -> bool:
+        """Returns True if the embedding's rows are multiplied before the first layer, by the embedding itself."""
+        return self.family in _TIED
+
+    @property
     def matrices(self) -> Mapping[str, tuple[int, int]]:
         """Returns the linear modules of a layer, each with the width of what it takes and gives."""
         hidden, queries, keys, inner = self.hidden, self.queries, self.keys, self.inner
