@@ -18,8 +18,9 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 def takes_cpu_kernel(query_1HTE: torch.Tensor, key_1KTE: torch.Tensor, value_1KTE: torch.Tensor) -> bool:
     """Returns True where torch's kernel for CPUs takes the inputs: heads of one size, whose numbers lie together."""
     inputs = (query_1HTE, key_1KTE, value_1KTE)
-    is_even = len({one.shape[-1] for one in inputs}) == 1 and query_1HTE.shape[1] % key_1KTE.shape[1] == 0
-    return is_even and all(one.device.type == "cpu" and one.stride(-1) == 1 for one in inputs)
+    if len({one.shape[-1] for one in inputs}) > 1 or query_1HTE.shape[1] % key_1KTE.shape[1]:
+        return False
+    return all(one.device.type == "cpu" and one.stride(-1) == 1 for one in inputs)
 
 
 class DocumentAttention(torch.autograd.Function):

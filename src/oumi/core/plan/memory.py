@@ -154,7 +154,7 @@ def _moments(step: _Step) -> Iterator[MemoryPlan]:
     at_first, at_last = step.layers_again
     inner = int((layers + at_first * anew + step.backward_bytes) * holes)
     yield replace(kept, activations=inner, loss=int((head + states) * holes))
-    # The head's part of a tied gradient waits for the embedding's, and their sum is a third.
+    # Made twice, the head's part of a tied gradient waits for the embedding's, and their sum is a third.
     whole = trained + head * (2 * step.sums_tied + (plan.steps.accumulation > 1))
     left = min(layers, whole) * (0 if device != "cpu" else _LEFT_TIGHT if step.is_tight else 1)
     yield replace(kept, gradients=whole, activations=int(at_last * one * holes + left))

@@ -11,6 +11,8 @@ _WITH_HEAD_NORMS = ("qwen3",)
 """Families that norm queries and keys, head by head."""
 _WITH_NORMS_AFTER = ("gemma2",)
 """Families that norm what attention and MLP give, too."""
+_WITH_SCALED_EMBEDDING = ("gemma", "gemma2")
+"""Families whose embedding multiplies its rows itself."""
 _TIED = ("gemma", "gemma2")
 """Families whose head shares the embedding's weights where their files do not say."""
 FAMILIES = ("llama", "mistral", "qwen2", *_WITH_HEAD_NORMS, *_TIED)
@@ -64,8 +66,8 @@ class ModelShape:
 
     @property
     def scales_embedding(self) -> bool:
-        """Returns True if the embedding's rows are multiplied before the first layer, by the embedding itself."""
-        return self.family in _TIED
+        """Returns True if the embedding multiplies its rows, so that it is no plain table."""
+        return self.family in _WITH_SCALED_EMBEDDING
 
     @property
     def matrices(self) -> Mapping[str, tuple[int, int]]:
