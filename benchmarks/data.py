@@ -43,14 +43,14 @@ from datetime import datetime
 from oumi.core.configs import DatasetParams, ModelParams, TrainingConfig
 from oumi.core.datasets import dataset_for
 from oumi.core.plan.plan import make_plan
-from oumi.core.survey import survey
-from oumi.core.trainers.tables import TableSpec, make_table
-from oumi.core.trainers.tools import Tools
+from oumi.core.inspect import survey
+from oumi.core.data.build import TableSpec, make_table
+from oumi.core.data.tokenize.preprocessor import Tools
 config = TrainingConfig()
 config.data.train.datasets = [DatasetParams(dataset_name="text_sft", dataset_path=rows)]
 config.model.model_name = model
 plan = make_plan(config, survey(config))
-from oumi.core.data.lines import _index
+from oumi.core.data.sources.jsonl import _index
 _index.cache_clear()
 started = time.perf_counter()
 params, target = config.data.train.datasets[0], "all_assistant_turns"

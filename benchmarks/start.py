@@ -24,7 +24,7 @@ from benchmarks.peers import ENVIRONMENTS
 from benchmarks.sft.environments import ready_python
 from benchmarks.sft.measure import wait_for
 from benchmarks.sft.workload import write_rows
-from oumi.core.host import describe_host
+from oumi.core.system.host import describe_host
 
 
 @dataclass(frozen=True)

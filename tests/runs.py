@@ -12,20 +12,21 @@ import torch
 
 from oumi.core.batch import Batch, collate
 from oumi.core.configs import TrainingConfig
-from oumi.core.data.asked import Asked
 from oumi.core.data.ledger import Counts, Ledger
-from oumi.core.data.mixture import Mixture, Part
-from oumi.core.data.readers import read_rows
-from oumi.core.data.shapes import to_values
-from oumi.core.data.templates import Template
-from oumi.core.data.tokens import Tokeniser, TokenTable, tokenise
+from oumi.core.data.pipeline.mixture import Mixture, Part
+from oumi.core.data.records.schemas import to_values
+from oumi.core.data.sources.tabular import read_rows
+from oumi.core.data.store.token_table import TokenTable, tokenise
+from oumi.core.data.tokenize.chat_template import Template
+from oumi.core.data.tokenize.encoder import Tokeniser
+from oumi.core.data.tokenize.loss_mask import Asked
+from oumi.core.data.training_data import load_rows
 from oumi.core.distributed.world import World
-from oumi.core.host import describe_host
+from oumi.core.inspect import survey
 from oumi.core.plan.plan import make_plan
-from oumi.core.survey import survey
+from oumi.core.system.host import describe_host
 from oumi.core.trainers.native import NativeTrainer
 from oumi.core.trainers.resume import find_start
-from oumi.core.trainers.rows import load_rows
 from oumi.core.trainers.trl import TrlTrainer
 from oumi.core.types.example import Example
 from tests.tiny import byte_tokenizer, save_tiny_model, write_chats
@@ -87,7 +88,7 @@ def tiny_table(folder: Path, num_rows: int = 8) -> TokenTable:
 
 def table_of(examples: list[Example]) -> TokenTable:
     """Returns examples as a table."""
-    from oumi.core.data.tokens import Chunk, TableWriter
+    from oumi.core.data.store.token_table import Chunk, TableWriter
 
     with TemporaryDirectory() as folder:
         writer = TableWriter(Path(folder))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from oumi.core.models.processors import WithoutVideos
+from oumi.core.data.tokenize.processor import WithoutVideos
 from tests.tiny import byte_tokenizer
 
 _TEXT = {

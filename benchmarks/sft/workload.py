@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from oumi.core.data.mixture import permute
+from oumi.core.data.pipeline.mixture import permute
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

@@ -13,7 +13,7 @@ import pytest
 
 from oumi.cli.drawing import shortened, sparkline
 from oumi.cli.main import run
-from oumi.core.data.statistics import Bin
+from oumi.core.data.checks.statistics import Bin
 from tests.tiny import save_tiny_model
 
 CHAT = {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yo."}]}

@@ -19,14 +19,14 @@ from datasets import Dataset, Features, Image, List, Value
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from oumi.core.configs import TrainingConfig
-from oumi.core.data.supervision import draw
-from oumi.core.data.vision import BadPicture, load_picture
+from oumi.core.data.checks.supervision import draw
+from oumi.core.data.tokenize.images import BadPicture, load_picture
+from oumi.core.data.tokenize.processor import load_processor
+from oumi.core.data.training_data import load_rows
 from oumi.core.errors import ConfigError, DataError
-from oumi.core.models.processors import load_processor
+from oumi.core.inspect import survey
 from oumi.core.plan.plan import make_plan
-from oumi.core.survey import survey
 from oumi.core.train import train
-from oumi.core.trainers.rows import load_rows
 from oumi.core.types.conversation import ContentItem, Type
 from oumi.core.types.example import Example
 from tests.runs import losses, tiny_config

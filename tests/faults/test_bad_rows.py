@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from oumi.core.configs import DatasetParams
-from oumi.core.data.asked import Asked
 from oumi.core.data.ledger import Ledger
-from oumi.core.data.templates import Template
-from oumi.core.data.tokens import Tokeniser, tokenise
+from oumi.core.data.store.token_table import tokenise
+from oumi.core.data.tokenize.chat_template import Template
+from oumi.core.data.tokenize.encoder import Tokeniser
+from oumi.core.data.tokenize.loss_mask import Asked
 from oumi.core.datasets import ShapedDataset, dataset_for
 from oumi.core.errors import DataError
 from oumi.core.train import train

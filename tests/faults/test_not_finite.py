@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from oumi.core.batch import collate
 from oumi.core.callbacks.guards import FiniteGuard
 from oumi.core.configs import TrainingConfig
-from oumi.core.data.loader import Loader
+from oumi.core.data.pipeline.loader import Loader
 from oumi.core.engine.step import take_step
 from oumi.core.errors import NotFiniteError
 from oumi.core.plan.parts import StepsPlan

@@ -21,12 +21,12 @@ from typing import Any
 import pytest
 
 from oumi.core.configs import TrainingConfig
-from oumi.core.data.cache import code_version
+from oumi.core.data import build as tables_module
+from oumi.core.data.store.cache import code_version
+from oumi.core.data.training_data import Rows, read_all
 from oumi.core.errors import DataError
+from oumi.core.inspect import survey
 from oumi.core.plan.plan import make_plan
-from oumi.core.survey import survey
-from oumi.core.trainers import tables as tables_module
-from oumi.core.trainers.rows import Rows, read_all
 from tests.runs import tiny_config
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -154,8 +154,8 @@ import sys
 from datetime import datetime
 from oumi.core.configs import TrainingConfig
 from oumi.core.plan.plan import make_plan
-from oumi.core.survey import survey
-from oumi.core.trainers.rows import read_all
+from oumi.core.inspect import survey
+from oumi.core.data.training_data import read_all
 print("ready", flush=True)
 config = TrainingConfig.from_yaml(sys.argv[1])
 rows = read_all(make_plan(config, survey(config)), datetime(2026, 1, 2))
@@ -202,7 +202,7 @@ def test_another_code_does_not_use_what_this_one_kept(tmp_path: Path, cache: Pat
     read(config)
     copy = tmp_path / "src"
     shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    with (copy / "oumi/core/data/encoding.py").open("a") as file:
+    with (copy / "oumi/core/data/tokenize/encoder.py").open("a") as file:
         file.write("# another version\n")
     environment = {**os.environ, "PYTHONPATH": str(copy)}
     command = [sys.executable, "-c", READ, str(tmp_path / "c.yaml")]

@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 
-from oumi.core.data.asked import Asked
-from oumi.core.data.encoding import Encoded
-from oumi.core.data.supervision import draw
-from oumi.core.data.targets import MARKS
-from oumi.core.data.templates import Template, bundled_template
-from oumi.core.data.tokens import Tokeniser
+from oumi.core.data.checks.supervision import draw
+from oumi.core.data.tokenize.chat_template import Template, bundled_template
+from oumi.core.data.tokenize.encoder import Encoded, Tokeniser
+from oumi.core.data.tokenize.loss_mask import MARKS, Asked
 from oumi.core.types.conversation import Conversation, FunctionCall, Message, Role, ToolCall, ToolDefinition
 from oumi.core.types.example import BadRow, Completion, Example, Row, Source, Text
-from tests.core.data.test_borders import merging_tokenizer, starting_tokenizer
+from tests.core.data.tokenize.test_borders import merging_tokenizer, starting_tokenizer
 from tests.tiny import CHATML, byte_tokenizer
 
 ZOO = {

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from oumi.core.data import sources
-from oumi.core.data.growing import GrowingTable
+from oumi.core.data.sources import source as sources
+from oumi.core.data.store.lazy_table import GrowingTable
+from oumi.core.data.training_data import read_all
 from oumi.core.errors import DataError
+from oumi.core.inspect import survey
 from oumi.core.plan.plan import make_plan
-from oumi.core.survey import survey
 from oumi.core.train import train
-from oumi.core.trainers.rows import read_all
 from tests.runs import losses, tiny_config
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from oumi.core.batch import Head
-from oumi.core.objectives.linear_cross_entropy import linear_cross_entropy
+from oumi.core.methods.linear_cross_entropy import linear_cross_entropy
 from oumi.core.plan.parts import LossPlan
 
 WIDTH, VOCABULARY = 64, 40_000

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oumi.core.configs import TrainingConfig
+from oumi.core.data.training_data import load_rows
 from oumi.core.errors import DataError
+from oumi.core.inspect import survey
 from oumi.core.plan.plan import make_plan
-from oumi.core.survey import survey
 from oumi.core.trainers.resume import find_start
-from oumi.core.trainers.rows import load_rows
 from tests.runs import tiny_config
 
 SOUND = (

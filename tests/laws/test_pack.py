@@ -13,8 +13,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from oumi.core.batch import collate
-from oumi.core.models.flat import make_flat
-from oumi.core.models.fused_layers import fuse_layers
+from oumi.core.models.acceleration.cpu_layers import fuse_layers
+from oumi.core.models.acceleration.flat import make_flat
 from oumi.core.models.language_model import LanguageModel
 from oumi.core.types.example import Example, Source
 from tests.runs import tiny_rows

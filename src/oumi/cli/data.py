@@ -17,9 +17,9 @@ from oumi.cli.config import EXTRA
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from oumi.core.data.statistics import Statistics
+    from oumi.core.data.checks.statistics import Statistics
+    from oumi.core.data.training_data import Epoch, Rows
     from oumi.core.plan.parts import Plan
-    from oumi.core.trainers.rows import Epoch, Rows
 
 data_app = typer.Typer(help="Look at the rows of a config.", no_args_is_help=True)
 
@@ -76,8 +76,8 @@ def stats(
 ) -> None:
     """Count and plot: rows, tokens, lengths, what is trained or cut, duplicates, rows that splits share."""
     from oumi.cli import drawing
-    from oumi.core.data.statistics import describe
-    from oumi.core.trainers.streaming import Streamed
+    from oumi.core.data.build_stream import Streamed
+    from oumi.core.data.checks.statistics import describe
 
     plan, loaded = _loaded(config, context.args, keeps=True)
     loaded.close(may_wait=True)
@@ -112,8 +112,8 @@ def validate(context: typer.Context, config: ConfigOption) -> None:
 
     from oumi.cli import drawing
     from oumi.core.data.ledger import Ledger
+    from oumi.core.data.validate import problems_of
     from oumi.core.errors import DataError
-    from oumi.core.trainers.validation import problems_of
 
     ledgers: dict[str, list[Ledger]] = {"train": [], "validation": []}
     problems = problems_of(_planned(config, context.args), datetime.now(), ledgers)
@@ -143,10 +143,10 @@ def _planned(config: str, arguments: list[str]) -> Plan:
     """Returns the plan of a config; its trainer need not be built yet."""
     from oumi.cli.overrides import parse_overrides
     from oumi.core.configs import TrainingConfig
+    from oumi.core.inspect import survey
     from oumi.core.plan.plan import make_plan
     from oumi.core.plan.refusals import check
     from oumi.core.recipes import resolve_config
-    from oumi.core.survey import survey
 
     loaded = TrainingConfig.load(resolve_config(config), parse_overrides(arguments))
     if loaded.data.validation.datasets and loaded.training.eval_strategy == "no":
@@ -166,7 +166,7 @@ def _loaded(config: str, arguments: list[str], keeps: bool = False) -> tuple[Pla
     from datetime import datetime
 
     plan = _planned(config, arguments)
-    from oumi.core.trainers.rows import read_all
+    from oumi.core.data.training_data import read_all
 
     train, validation = (replace(one, max_rejected_rows=sys.maxsize) for one in (plan.data.train, plan.data.validation))
     train = replace(train, stream=train.stream and not keeps)
@@ -183,7 +183,7 @@ def _name_of(plan: Plan, number: int, place: int, num_documents: int) -> str:
 
 def _packing(epoch: Epoch) -> dict[str, Any] | None:
     """Returns how an epoch is packed, None if it is not."""
-    from oumi.core.data.packing import Packed
+    from oumi.core.data.pipeline.packing import Packed
 
     return {"rows": len(epoch), "empty_share": epoch.empty_share} if isinstance(epoch, Packed) else None
 
@@ -191,7 +191,7 @@ def _packing(epoch: Epoch) -> dict[str, Any] | None:
 def _tell_datasets(out: Console, ledgers: list[dict[str, Any]], parts: list[Statistics]) -> None:
     """Prints what became of the rows of each data set, and what each has of an epoch."""
     from oumi.cli import drawing
-    from oumi.core.data.statistics import histogram, percentiles
+    from oumi.core.data.checks.statistics import histogram, percentiles
 
     names = [one["dataset"] for one in ledgers]
     keys = ("read", "trained", "truncated", "rejected")
@@ -237,7 +237,7 @@ def _tell_losses(out: Console, name: str, ledger: dict[str, Any]) -> None:
 def _tell_epoch(out: Console, plan: Plan, found: Statistics, packed: dict[str, Any] | None) -> None:
     """Prints the totals of an epoch and how its lengths are spread."""
     from oumi.cli import drawing
-    from oumi.core.data.statistics import histogram, percentiles
+    from oumi.core.data.checks.statistics import histogram, percentiles
 
     share = found.num_targets / max(found.num_tokens, 1)
     what = "pair" if plan.trainer == "TRL_DPO" else "row"
@@ -259,7 +259,7 @@ def _tell_epoch(out: Console, plan: Plan, found: Statistics, packed: dict[str, A
 def _tell_duplicates(out: Console, duplicates: dict[str, Any], names: list[str]) -> None:
     """Prints which rows stand in the data more than once; a file is named without its folder."""
     from oumi.cli import drawing
-    from oumi.core.trainers.duplicates import TOLD
+    from oumi.core.data.checks.duplicates import TOLD
 
     for kind, one in duplicates.items():
         if one["rows"]:

@@ -17,11 +17,11 @@ def plan(
     """Show what a run will do: steps, batch sizes, precision, disk. Overrides may follow."""
     from oumi.cli.overrides import parse_overrides
     from oumi.core.configs import TrainingConfig
+    from oumi.core.inspect import survey
     from oumi.core.plan.plan import make_plan
     from oumi.core.plan.refusals import check
     from oumi.core.plan.render import plan_json, plan_text
     from oumi.core.recipes import resolve_config
-    from oumi.core.survey import survey
 
     loaded = TrainingConfig.load(resolve_config(config), parse_overrides(context.args))
     check(loaded)

@@ -9,22 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oumi.core import host, log
+from oumi.core import log
 from oumi.core.checkpoint.identity import Identity, hold
 from oumi.core.checkpoint.store import storage_errors
 from oumi.core.configs import TrainingConfig
 from oumi.core.configs.loading import dump
+from oumi.core.data.training_data import load_rows, write_report
 from oumi.core.distributed.world import World
 from oumi.core.errors import ConfigError
+from oumi.core.inspect import index_ahead, survey
 from oumi.core.plan.fitting import with_rows
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import check
 from oumi.core.plan.render import plan_text
 from oumi.core.run_directory import write_plan, write_records
-from oumi.core.survey import index_ahead, survey
+from oumi.core.system import host
 from oumi.core.trainers.resume import begin, find_start, mark_finished
-from oumi.core.trainers.rows import load_rows, write_report
 from oumi.core.trainers.trainer import TRAINERS
 
 

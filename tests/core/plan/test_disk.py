@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from oumi.core.errors import OutputError
+from oumi.core.inspect import survey
 from oumi.core.plan.disk import plan_disk, saved_of_files, with_saved
 from oumi.core.plan.facts import ModelFacts
 from oumi.core.plan.parts import CheckpointPlan, OptimizerPlan, Saved, StepsPlan
 from oumi.core.plan.plan import make_plan
-from oumi.core.survey import survey
 from oumi.core.train import train
 from tests.runs import tiny_config
 from tests.tiny import save_tiny_model

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from oumi.core.errors import ConfigError
-from oumi.core.host import memory_limit
+from oumi.core.inspect import survey
 from oumi.core.plan.fitting import changes_that_fit, memory_of, with_rows, with_what_fits
 from oumi.core.plan.memory import Largest, plan_memory
 from oumi.core.plan.parts import LoraPlan, MemoryPlan, Plan
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.render import plan_json, plan_text
 from oumi.core.plan.shapes import ModelShape, shape_of
-from oumi.core.survey import survey
+from oumi.core.system.host import memory_limit
 from oumi.core.train import train
 from tests.runs import build, tiny_config
 from tests.tiny import save_tiny_model, tiny_llama

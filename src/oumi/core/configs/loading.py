@@ -31,7 +31,7 @@ from oumi.core.configs.problems import (
 )
 from oumi.core.configs.tree import MAX_BYTES, Node, TreeError, parse, plain, scalar, walk
 from oumi.core.errors import ConfigError, Problem
-from oumi.core.redact import redact
+from oumi.core.system.redact import redact
 
 _KEY = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[\d+\])*")
 

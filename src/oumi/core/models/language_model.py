@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from oumi.core.batch import Batch, Prediction
 from oumi.core.models.adapters import below_adapter
-from oumi.core.models.attention import Documents
-from oumi.core.models.head import HeadFinder
+from oumi.core.models.attention.interface import Documents
+from oumi.core.models.lm_head import HeadFinder
 
 
 class LanguageModel(torch.nn.Module):

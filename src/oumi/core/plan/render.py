@@ -11,7 +11,7 @@ from typing import Any
 from oumi.core.plan.choices import NUM_RECOMPUTED
 from oumi.core.plan.memory import num_recomputed
 from oumi.core.plan.parts import Plan
-from oumi.core.redact import redact
+from oumi.core.system.redact import redact
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

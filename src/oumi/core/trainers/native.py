@@ -15,23 +15,23 @@ from oumi.core.callbacks.evaluation import Evaluation
 from oumi.core.callbacks.guards import FiniteGuard, SignalGuard, stopped_early
 from oumi.core.checkpoint.state import load_state
 from oumi.core.checkpoint.store import let_others_read, storage_errors
-from oumi.core.data.loader import in_order
+from oumi.core.data.pipeline.loader import in_order
+from oumi.core.data.training_data import Rows
 from oumi.core.distributed.world import World, seed_everything
 from oumi.core.engine.gradients import try_largest
 from oumi.core.engine.loop import fit
+from oumi.core.methods.next_token import next_token_loss
+from oumi.core.models.acceleration.apply import make_fast
+from oumi.core.models.acceleration.checkpointing import recompute_layers
 from oumi.core.models.adapters import save_model, saved_of
 from oumi.core.models.build import build_model
-from oumi.core.models.fast import make_fast
-from oumi.core.models.recompute import recompute_layers
-from oumi.core.objectives.next_token import next_token_loss
+from oumi.core.monitoring.build import build_efficiency, build_reporting, write_model_summary
 from oumi.core.optim.optimizers import build_optimizer
 from oumi.core.optim.schedules import build_schedule
 from oumi.core.plan.disk import with_saved
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callback, Callbacks, Run
-from oumi.core.trainers.listeners import build_efficiency, build_reporting, write_model_summary
 from oumi.core.trainers.resume import Start
-from oumi.core.trainers.rows import Rows
 
 
 class NativeTrainer:

@@ -6,12 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from oumi.core.data.training_data import Rows
 from oumi.core.distributed.world import World
 from oumi.core.plan.parts import Plan
 from oumi.core.registry import Registry
 from oumi.core.run import Progress
 from oumi.core.trainers.resume import Start
-from oumi.core.trainers.rows import Rows
 
 
 class Trainer(Protocol):

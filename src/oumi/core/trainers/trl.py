@@ -17,24 +17,24 @@ from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback
 
 from oumi.core.batch import IGNORED
-from oumi.core.callbacks.efficiency import Counted, Efficiency
 from oumi.core.callbacks.guards import SignalGuard, not_finite, stopped_early
 from oumi.core.checkpoint.store import checkpoint_path, let_others_read, seal, storage_errors
-from oumi.core.data.loader import Loader
-from oumi.core.data.mixture import Mixture, permute
+from oumi.core.data.pipeline.loader import Loader
+from oumi.core.data.pipeline.mixture import Mixture, permute
+from oumi.core.data.training_data import Rows
 from oumi.core.distributed.world import World, seed_everything
 from oumi.core.errors import ConfigError, OumiError, did_you_mean
+from oumi.core.models.acceleration.liger import check_liger
 from oumi.core.models.adapters import save_model, saved_of
 from oumi.core.models.build import build_model
-from oumi.core.models.liger import check_liger
+from oumi.core.monitoring.build import build_efficiency, build_reporting, write_model_summary
+from oumi.core.monitoring.efficiency import Counted, Efficiency
 from oumi.core.optim.schedules import build_schedule
 from oumi.core.plan.choices import SCHEDULES, is_number
 from oumi.core.plan.disk import with_saved
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callbacks, Progress, StepReport
-from oumi.core.trainers.listeners import build_efficiency, build_reporting, write_model_summary
 from oumi.core.trainers.resume import Start
-from oumi.core.trainers.rows import Rows
 from oumi.core.trainers.trl_methods import METHODS, NEWER_NAMES, arguments
 from oumi.core.types.example import Source
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from oumi.core.data.chats import chat_of, taught
-from oumi.core.data.fields import Unusable, field_of, list_of
-from oumi.core.data.sources import Rows, rows_of
+from oumi.core.data.records.conversations import chat_of, taught
+from oumi.core.data.records.fields import Unusable, field_of, list_of
+from oumi.core.data.sources.source import Rows, rows_of
 from oumi.core.datasets import BaseSftDataset
 from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.hub import hub_errors

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from oumi.core.data.fields import Unusable, field_of
+from oumi.core.data.records.fields import Unusable, field_of
 from oumi.core.datasets import VisionLanguageSftDataset
 from oumi.core.types.conversation import Conversation
 from oumi.datasets.vision_language.question import asked

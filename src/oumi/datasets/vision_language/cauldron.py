@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from oumi.core.data.chats import chat_of, taught
-from oumi.core.data.fields import list_of
+from oumi.core.data.records.conversations import chat_of, taught
+from oumi.core.data.records.fields import list_of
 from oumi.core.datasets import VisionLanguageSftDataset
 from oumi.core.types.conversation import Conversation
 

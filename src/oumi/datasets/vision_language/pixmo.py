@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from oumi.core.data.chats import chat_of, taught
-from oumi.core.data.fields import field_of, text_of
+from oumi.core.data.records.conversations import chat_of, taught
+from oumi.core.data.records.fields import field_of, text_of
 from oumi.core.datasets import VisionLanguageSftDataset
 from oumi.core.types.conversation import Conversation
 

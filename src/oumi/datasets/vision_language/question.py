@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from oumi.core.data.fields import Unusable, field_of, text_of
-from oumi.core.data.pictures import picture
+from oumi.core.data.records.fields import Unusable, field_of, text_of
+from oumi.core.data.records.images import picture
 from oumi.core.datasets import VisionLanguageSftDataset
 from oumi.core.errors import ConfigError
 from oumi.core.types.conversation import ContentItem, Conversation, Message, Role, Type
