@@ -194,8 +194,8 @@ def test_statistics_of_a_mixture_have_its_real_shares(oumi: Oumi, tmp_path: Path
 def test_every_problem_of_every_data_set_is_told(oumi: Oumi, tmp_path: Path) -> None:
     bad = write(tmp_path, "a.jsonl", CHAT, *["{nope"] * 30)
     (tmp_path / "empty.jsonl").write_text("")
-    held = write(tmp_path, "h.jsonl", CHAT, {"messages": []})
-    name = config(tmp_path, "OUMI", bad, "empty.jsonl", write(tmp_path, "b.jsonl", PAIR), validation=held)
+    lock_table = write(tmp_path, "h.jsonl", CHAT, {"messages": []})
+    name = config(tmp_path, "OUMI", bad, "empty.jsonl", write(tmp_path, "b.jsonl", PAIR), validation=lock_table)
     said = oumi("data", "validate", "-c", name)
     assert said.code == 65
     for i in range(2, 32):

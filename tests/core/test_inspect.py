@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from oumi.core.errors import ConfigError
-from oumi.core.inspect import survey
+from oumi.core.inspect import gather_facts
 from oumi.core.plan.facts import ModelFacts
 from tests.runs import tiny_config
 from tests.tiny import tiny_llama
@@ -19,7 +19,7 @@ def facts_of(folder: Path, **model: object) -> ModelFacts:
     config = tiny_config(folder)
     for name, value in model.items():
         setattr(config.model, name, value)
-    return survey(config).model
+    return gather_facts(config).model
 
 
 def test_size_dtype_and_lengths_are_those_of_the_loaded_model(tmp_path: Path) -> None:
@@ -63,4 +63,4 @@ def test_a_directory_that_is_missing_is_told_at_once(tmp_path: Path) -> None:
 
 
 def test_the_rows_of_files_are_counted(tmp_path: Path) -> None:
-    assert survey(tiny_config(tmp_path, num_rows=11)).num_rows == 11
+    assert gather_facts(tiny_config(tmp_path, num_rows=11)).num_rows == 11

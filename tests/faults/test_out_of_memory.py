@@ -14,9 +14,9 @@ import torch
 
 from oumi.core.batch import Batch
 from oumi.core.configs import TrainingConfig
-from oumi.core.engine.gradients import add_gradients, is_out_of_memory, try_largest
+from oumi.core.engine.gradients import add_gradients, is_out_of_memory, try_largest_micro_batch
 from oumi.core.errors import ConfigError
-from oumi.core.plan.memory import Largest
+from oumi.core.plan.memory import LargestMicroBatch
 from oumi.core.run import Run
 from oumi.core.trainers.native import NativeTrainer
 from tests.runs import build, tiny_config
@@ -125,13 +125,13 @@ def test_a_step_in_smaller_parts_has_the_same_gradient_and_the_next_ones_begin_s
 def test_the_largest_micro_batch_is_tried_without_a_trace_but_the_cut(tmp_path: Path) -> None:
     run = short_run(tmp_path, "short", 100)
     weights, random = [one.clone() for one in run.model.parameters()], torch.get_rng_state()
-    try_largest(run, Largest(250, 60))
+    try_largest_micro_batch(run, LargestMicroBatch(250, 60))
     assert run.state.parts == 4, "documents of 60 tokens, two in a part"
     assert torch.equal(torch.get_rng_state(), random)
     assert all(one.grad is None for one in run.model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(weights, run.model.parameters(), strict=True))
     with pytest.raises(ConfigError, match=r"step 1: out of memory with one row at a time; the largest .* 101 tokens"):
-        try_largest(run, Largest(101, 101))
+        try_largest_micro_batch(run, LargestMicroBatch(101, 101))
 
 
 def test_a_row_that_does_not_fit_alone_is_named(tmp_path: Path) -> None:

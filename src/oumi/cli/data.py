@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from oumi.core.data.checks.statistics import Statistics
-    from oumi.core.data.training_data import Epoch, Rows
+    from oumi.core.data.training_data import Epoch, TrainingData
     from oumi.core.plan.parts import Plan
 
 data_app = typer.Typer(help="Look at the rows of a config.", no_args_is_help=True)
@@ -59,7 +59,7 @@ def preview(
             size_text = f"{drawing.counted(len(document.tokens), 'token')}, {targets:,} trained"
             room = out.width - len(name) - len(size_text) - 9
             drawing.rule(out, f"{name}: {drawing.shortened(str(document.source), max(room, 12))}, {size_text}")
-            drawing.draw_document(out, document, loaded.tools.tokenizer, full)
+            drawing.draw_document(out, document, loaded.preprocessor.tokenizer, full)
             if example.num_cut and place + 1 == len(documents):
                 cut = drawing.counted(example.num_cut, "token")
                 drawing.draw_note(out, f"✂ truncated: {cut} of this row cut off", 0, "bold red")
@@ -76,14 +76,14 @@ def stats(
 ) -> None:
     """Count and plot: rows, tokens, lengths, what is trained or cut, duplicates, rows that splits share."""
     from oumi.cli import drawing
-    from oumi.core.data.build_stream import Streamed
+    from oumi.core.data.build_stream import StreamedRows
     from oumi.core.data.checks.statistics import describe
 
     plan, loaded = _loaded(config, context.args, keeps=True)
     loaded.close(may_wait=True)
     out, made = drawing.console(), dict[str, Any]()
     for split, epoch in (("train", loaded.train), ("validation", loaded.validation)):
-        assert not isinstance(epoch, Streamed), "a stream is kept, so that it can be counted"
+        assert not isinstance(epoch, StreamedRows), "a stream is kept, so that it can be counted"
         if not len(epoch):
             continue
         whole = describe(epoch.parts)
@@ -143,7 +143,7 @@ def _planned(config: str, arguments: list[str]) -> Plan:
     """Returns the plan of a config; its trainer need not be built yet."""
     from oumi.cli.overrides import parse_overrides
     from oumi.core.configs import TrainingConfig
-    from oumi.core.inspect import survey
+    from oumi.core.inspect import gather_facts
     from oumi.core.plan.plan import make_plan
     from oumi.core.plan.refusals import check
     from oumi.core.recipes import resolve_config
@@ -152,10 +152,10 @@ def _planned(config: str, arguments: list[str]) -> Plan:
     if loaded.data.validation.datasets and loaded.training.eval_strategy == "no":
         loaded.training.eval_strategy = "epoch"  # so that the rows are read, though no training measures them
     check(loaded, reads_only=True)
-    return make_plan(loaded, survey(loaded, may_download=True, counts_rows=False))
+    return make_plan(loaded, gather_facts(loaded, may_download=True, counts_rows=False))
 
 
-def _loaded(config: str, arguments: list[str], keeps: bool = False) -> tuple[Plan, Rows]:
+def _loaded(config: str, arguments: list[str], keeps: bool = False) -> tuple[Plan, TrainingData]:
     """Returns the plan of a config and its rows; those that cannot be used are counted, and left out.
 
     Args:
@@ -166,12 +166,12 @@ def _loaded(config: str, arguments: list[str], keeps: bool = False) -> tuple[Pla
     from datetime import datetime
 
     plan = _planned(config, arguments)
-    from oumi.core.data.training_data import read_all
+    from oumi.core.data.training_data import read_training_data
 
     train, validation = (replace(one, max_rejected_rows=sys.maxsize) for one in (plan.data.train, plan.data.validation))
     train = replace(train, stream=train.stream and not keeps)
     plan = replace(plan, data=replace(plan.data, train=train, validation=validation))
-    return plan, read_all(plan, datetime.now())
+    return plan, read_training_data(plan, datetime.now())
 
 
 def _name_of(plan: Plan, number: int, place: int, num_documents: int) -> str:

@@ -17,7 +17,7 @@ def plan(
     """Show what a run will do: steps, batch sizes, precision, disk. Overrides may follow."""
     from oumi.cli.overrides import parse_overrides
     from oumi.core.configs import TrainingConfig
-    from oumi.core.inspect import survey
+    from oumi.core.inspect import gather_facts
     from oumi.core.plan.plan import make_plan
     from oumi.core.plan.refusals import check
     from oumi.core.plan.render import plan_json, plan_text
@@ -25,5 +25,5 @@ def plan(
 
     loaded = TrainingConfig.load(resolve_config(config), parse_overrides(context.args))
     check(loaded)
-    made = make_plan(loaded, survey(loaded))
+    made = make_plan(loaded, gather_facts(loaded))
     typer.echo(json.dumps(plan_json(made), indent=1) if as_json else plan_text(made))

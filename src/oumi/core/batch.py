@@ -36,9 +36,9 @@ class Batch:
     sources: tuple[Source, ...]
     """Where each document came from [D]."""
     features: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """What a model that sees pictures takes beside tokens, by its name: of all the pictures, in order."""
-    num_pictures: tuple[int, ...] = ()
-    """Pictures of each document [D], empty if there are none at all."""
+    """What a model that sees images takes beside tokens, by its name: of all the images, in order."""
+    num_images: tuple[int, ...] = ()
+    """Images of each document [D], empty if there are none at all."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -65,16 +65,16 @@ class Batch:
         return replace(self, **moved, features=features)
 
     def documents(self) -> Iterator[Batch]:
-        """Yields each document as a batch of its own, without its pictures."""
+        """Yields each document as a batch of its own, without its images."""
         for i in range(len(self.sources)):
             yield self._part(i, i + 1)
 
     def cut(self, num_parts: int) -> list[Batch]:
         """Returns the documents, in order, as at most `num_parts` batches of about as many tokens each.
 
-        A batch with pictures stays whole: which features belong to which of them, only the model knows.
+        A batch with images stays whole: which features belong to which of them, only the model knows.
         """
-        if num_parts == 1 or self.num_pictures:
+        if num_parts == 1 or self.num_images:
             return [self]
         places = [self.num_tokens * i / num_parts for i in range(num_parts + 1)]
         edges = sorted({int(np.argmin(np.abs(np.array(self.offsets) - place))) for place in places})
@@ -114,7 +114,7 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 
 @dataclass(frozen=True)
-class Head:
+class LmHead:
     """What turns hidden states h into logits: softcap * tanh(scale * (h W^T + b) / softcap)."""
 
     weight: torch.Tensor
@@ -137,7 +137,7 @@ class Prediction:
 
     states: torch.Tensor
     """Hidden states [N, d]; the logits [N, V] themselves where there is no head."""
-    head: Head | None = None
+    head: LmHead | None = None
 
     def logits(self) -> torch.Tensor:
         """Returns the logits [N, V]."""

@@ -32,7 +32,7 @@ _UNLIMITED = 1_000_000_000
 """Tokenizers without a length of their own say some number above this."""
 
 
-def survey(config: TrainingConfig, may_download: bool = False, counts_rows: bool = True) -> Facts:
+def gather_facts(config: TrainingConfig, may_download: bool = False, counts_rows: bool = True) -> Facts:
     """Returns the facts for a plan.
 
     Args:
@@ -122,7 +122,7 @@ def _model_facts(model: ModelParams, may_download: bool) -> ModelFacts:
             _file(tokenizer, "tokenizer_config.json", revision if tokenizer == name else None, may_download)
         ),
         adapter_of=adapter_of,
-        sees_pictures="vision_config" in config,
+        sees_images="vision_config" in config,
         commit=path.parent.name if path.parent.parent.name == "snapshots" else None,
         digest=_digest(name, adapter_of, model.adapter_model) if model.load_pretrained_weights else None,
         shape=shape_of({**config, **model.model_kwargs}),

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from oumi.core.batch import Head
+from oumi.core.batch import LmHead
 from oumi.core.methods.linear_cross_entropy import chunks, linear_cross_entropy
 from oumi.core.plan.parts import LossPlan
 
@@ -19,7 +19,7 @@ PLANS = [LossPlan(), LossPlan(label_smoothing=0.1), LossPlan(z_loss=1e-2), LossP
 HEADS: list[dict[str, Any]] = [{}, {"softcap": 3.0}, {"scale": 0.25}, {"softcap": 3.0, "scale": 2.0}]
 
 
-def plain(states: torch.Tensor, head: Head, targets: torch.Tensor, plan: LossPlan) -> torch.Tensor:
+def plain(states: torch.Tensor, head: LmHead, targets: torch.Tensor, plan: LossPlan) -> torch.Tensor:
     logits = head.logits(states)
     loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=plan.label_smoothing)
     return loss + plan.z_loss * logits.logsumexp(-1).square().sum()
@@ -41,7 +41,7 @@ def gradients(
     inputs = [torch.randn(*shape, dtype=torch.float64) for shape in shapes]
     inputs = [one.to(dtype).requires_grad_() for one in inputs[: 3 if has_bias else 2]]
     targets = torch.randint(vocabulary, (num_rows,))
-    value = loss(inputs[0], Head(*inputs[1:], **head), targets, plan)
+    value = loss(inputs[0], LmHead(*inputs[1:], **head), targets, plan)
     return [value.detach(), *torch.autograd.grad(value * 0.5, inputs)]
 
 
@@ -75,7 +75,7 @@ def test_in_float32_it_is_that_of_float64_but_for_rounding(
 
 @pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch 2.12 or newer")
 def test_it_equals_the_one_of_torch() -> None:
-    def of_torch(states: torch.Tensor, head: Head, targets: torch.Tensor, _: LossPlan) -> torch.Tensor:
+    def of_torch(states: torch.Tensor, head: LmHead, targets: torch.Tensor, _: LossPlan) -> torch.Tensor:
         return F.linear_cross_entropy(states, head.weight, targets, reduction="sum")
 
     found, wanted = (gradients(one, 50, LossPlan()) for one in (linear_cross_entropy, of_torch))
@@ -87,7 +87,7 @@ def test_a_tied_weight_gets_both_of_its_gradients() -> None:
     weight = torch.randn(VOCABULARY, 8, dtype=torch.float64, requires_grad=True)
     tokens = torch.arange(5)
     found, wanted = (
-        torch.autograd.grad(loss(F.embedding(tokens, weight), Head(weight), tokens + 1, LossPlan()), weight)[0]
+        torch.autograd.grad(loss(F.embedding(tokens, weight), LmHead(weight), tokens + 1, LossPlan()), weight)[0]
         for loss in (linear_cross_entropy, plain)
     )
     torch.testing.assert_close(found, wanted)
@@ -95,12 +95,12 @@ def test_a_tied_weight_gets_both_of_its_gradients() -> None:
 
 def test_a_frozen_weight_gets_no_gradient_and_none_is_taken_where_none_is_wanted() -> None:
     weight, states = torch.randn(VOCABULARY, 8), torch.randn(4, 8, requires_grad=True)
-    loss = linear_cross_entropy(states, Head(weight), torch.arange(4), LossPlan())
+    loss = linear_cross_entropy(states, LmHead(weight), torch.arange(4), LossPlan())
     loss.backward()
     assert weight.grad is None
     assert states.grad is not None
     with torch.no_grad():
-        assert not linear_cross_entropy(states, Head(weight), torch.arange(4), LossPlan()).requires_grad
+        assert not linear_cross_entropy(states, LmHead(weight), torch.arange(4), LossPlan()).requires_grad
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -110,8 +110,8 @@ def test_half_precision_sums_in_float32(dtype: torch.dtype) -> None:
     targets = torch.randint(VOCABULARY, (40,))
     wide = [one.double().requires_grad_() for one in (states, weight)]
     narrow = [one.requires_grad_() for one in (states, weight)]
-    found = linear_cross_entropy(narrow[0], Head(narrow[1]), targets, LossPlan())
-    wanted = plain(wide[0], Head(wide[1]), targets, LossPlan())
+    found = linear_cross_entropy(narrow[0], LmHead(narrow[1]), targets, LossPlan())
+    wanted = plain(wide[0], LmHead(wide[1]), targets, LossPlan())
     assert found.dtype == torch.float32
     assert abs(found.item() / wanted.item() - 1) < 1e-3
     for one, other in zip(torch.autograd.grad(found, narrow), torch.autograd.grad(wanted, wide), strict=True):
@@ -140,7 +140,7 @@ def test_mixed_precision_multiplies_in_its_own_dtype() -> None:
     for loss, into, is_mixed in ((linear_cross_entropy, found, True), (plain, wanted, True), (plain, wide, False)):
         inputs = [one.clone().requires_grad_() for one in (states, weight)]
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_mixed):
-            value = loss(inputs[0], Head(inputs[1]), targets, LossPlan())
+            value = loss(inputs[0], LmHead(inputs[1]), targets, LossPlan())
         into += [value.detach(), *torch.autograd.grad(value, inputs)]
     assert [one.dtype for one in found] == [torch.float32] * 3
     for one, same, other in zip(found, wanted, wide, strict=True):

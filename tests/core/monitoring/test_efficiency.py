@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from oumi.core.models.flops import visible_pairs, work_of
+from oumi.core.models.flops import model_flops, visible_pairs
 from oumi.core.monitoring.efficiency import WASTE, shares_of
 from oumi.core.monitoring.op_times import OpTimes, UpdateTime
 from oumi.core.system.peaks import NOMINAL_TFLOPS, measure_page_fault, nominal_flops, peaks_of
@@ -58,7 +58,7 @@ def test_operations_are_those_that_torch_counts(model_type: str) -> None:
     tokens = torch.arange(3, 43)[None]
     with FlopCounterMode(display=False) as counter:
         model(input_ids=tokens).logits.sum().backward()
-    work = work_of(model)
+    work = model_flops(model)
     wanted = counter.get_total_flops()
     # Rotations and the choice of experts are products, too.
     assert work.flops([40], 40, whole_squares=True) == pytest.approx(wanted, rel=0.02)
@@ -66,17 +66,17 @@ def test_operations_are_those_that_torch_counts(model_type: str) -> None:
 
 def test_a_frozen_weight_needs_no_gradient_of_its_own() -> None:
     model = tiny_llama()
-    whole = work_of(model)
+    whole = model_flops(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    frozen = work_of(model)
+    frozen = model_flops(model)
     assert (frozen.token, frozen.term) == (whole.token * 2 / 3, whole.term * 2 / 3)
     assert frozen.token_forward == whole.token_forward
 
 
 def test_a_model_without_attention_has_work_too() -> None:
     settings: dict[str, Any] = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
-    work = work_of(AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", **settings)))
+    work = model_flops(AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", **settings)))
     assert work.pair_forward == 0
     assert work.flops([40], 40) > 0
 

@@ -39,7 +39,7 @@ def test_waiting_threads_soon_sleep_unless_the_user_said_otherwise(monkeypatch: 
 
 def test_products_of_ever_new_sizes_do_not_fill_the_memory() -> None:
     code = (
-        "from oumi.core import host; host.keep_little_code(); import torch; "
+        "from oumi.core.system import host; host.keep_little_code(); import torch; "
         "from oumi.core.system.matmul import product; weight = torch.zeros(256, 256)\n"
         "def peak(sizes):\n"
         "    for size in sizes: product(torch.zeros(size, 256), weight, by_onednn=True)\n"
@@ -65,7 +65,7 @@ def test_a_training_process_starts_itself_anew_once_as_the_same_command_with_a_t
     monkeypatch.setattr(sys, "argv", ["oumi", "train"])
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     code = (
-        "import os, sys; from oumi.core import host; print(os.getpid(), host.has_tight_heap(), flush=True); "
+        "import os, sys; from oumi.core.system import host; print(os.getpid(), host.has_tight_heap(), flush=True); "
         "host.tighten_heap(); print(sys.argv)"
     )
     assert not host.has_tight_heap()

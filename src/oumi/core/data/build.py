@@ -17,16 +17,16 @@ from oumi.core.configs import DatasetParams
 from oumi.core.data.checks.duplicates import may_grow
 from oumi.core.data.datasets import EXTRA_MODULE, TRAINABLE, BaseMapDataset, ShapedDataset, dataset_for
 from oumi.core.data.ledger import Counts, Ledger
-from oumi.core.data.pipeline.concatenate import Joined
+from oumi.core.data.pipeline.concatenate import ConcatenatedTable
 from oumi.core.data.sources.jsonl import CHANGED
-from oumi.core.data.store.cache import Inputs, code_version, find_table, held, identity_of, keep_table, why_missed
-from oumi.core.data.store.lazy_table import GrowingTable
-from oumi.core.data.store.token_table import Chunk, TokenTable, tokenise
+from oumi.core.data.store.cache import Inputs, code_version, find_table, identity_of, keep_table, lock_table, why_missed
+from oumi.core.data.store.lazy_table import LazyTable
+from oumi.core.data.store.token_table import Chunk, TokenTable, tokenize_rows
 from oumi.core.data.store.workers import chunks_of
 from oumi.core.data.tokenize.chat_template import Template
-from oumi.core.data.tokenize.encoder import Tokeniser
-from oumi.core.data.tokenize.loss_mask import Asked
-from oumi.core.data.tokenize.preprocessor import Tools, load_tools
+from oumi.core.data.tokenize.encoder import RowTokenizer
+from oumi.core.data.tokenize.loss_mask import TokenizeSpec
+from oumi.core.data.tokenize.preprocessor import Preprocessor, load_preprocessor
 from oumi.core.errors import ConfigError, DataError, OumiError, StorageError
 from oumi.core.log import logger
 from oumi.core.plan.parts import ModelPlan, Plan
@@ -61,7 +61,7 @@ class TableSpec:
     method: str = "OUMI"
     """The trainer, which decides what kind of rows it takes."""
     tool_results: tuple[str, str] | None = None
-    """What opens and closes the results of tools within answers."""
+    """What opens and closes the results of preprocessor within answers."""
 
     def dataset(self, is_streamed: bool = False) -> BaseMapDataset:
         """Returns the data set; where its rows may be read in several ways, as those that the method takes.
@@ -78,11 +78,11 @@ class TableSpec:
             raise DataError(f"{name}: holds {held_here}; {self.method} takes {' and '.join(wanted)}")
         return dataset
 
-    def asked(self, dataset: BaseMapDataset) -> Asked:
+    def asked(self, dataset: BaseMapDataset) -> TokenizeSpec:
         """Returns what is asked of the rows of a data set."""
-        return Asked(self.train_on, self.max_length(dataset), self.truncation, self.tool_results)
+        return TokenizeSpec(self.train_on, self.max_length(dataset), self.truncation, self.tool_results)
 
-    def taught(self, dataset: BaseMapDataset) -> Asked:
+    def taught(self, dataset: BaseMapDataset) -> TokenizeSpec:
         """Returns what the rows of a data set are to teach: texts are learned whole, whatever is asked of chats."""
         asked = self.asked(dataset)
         return replace(asked, train_on="all") if dataset.holds == "texts" else asked
@@ -98,22 +98,22 @@ class TableSpec:
             ConfigError: Joined rows would be longer than the model takes, or are to be truncated.
         """
         limit = self.model.max_length
-        if dataset.joining is None:
+        if dataset.concatenation is None:
             return limit
-        if limit is not None and dataset.joining.length > limit:
+        if limit is not None and dataset.concatenation.length > limit:
             raise ConfigError(
-                f"{self.key}: dataset_kwargs.seq_length of {self.params.dataset_name} is {dataset.joining.length}, "
-                f"the model takes {limit} tokens"
+                f"{self.key}: dataset_kwargs.seq_length of {self.params.dataset_name} is "
+                f"{dataset.concatenation.length}, the model takes {limit} tokens"
             )
         if self.truncation is not None:
             raise ConfigError(f"{self.key}.truncation: documents that are joined (seq_length) are not truncated")
         return None
 
-    def tokeniser(self, dataset: BaseMapDataset, tools: Tools) -> Tokeniser:
+    def row_tokenizer(self, dataset: BaseMapDataset, preprocessor: Preprocessor) -> RowTokenizer:
         """Returns what makes tokens of the rows of a data set."""
-        template = Template(tools.tokenizer, tools.tokenizer.chat_template, self.began)
-        pictures = tools.pictures if self.method == "OUMI" else None
-        return Tokeniser(tools.tokenizer, template, self.asked(dataset), pictures)
+        template = Template(preprocessor.tokenizer, preprocessor.tokenizer.chat_template, self.began)
+        image_encoder = preprocessor.image_encoder if self.method == "OUMI" else None
+        return RowTokenizer(preprocessor.tokenizer, template, self.asked(dataset), image_encoder)
 
 
 def specs_of(plan: Plan, split: str, began: datetime) -> list[TableSpec]:
@@ -137,69 +137,73 @@ def specs_of(plan: Plan, split: str, began: datetime) -> list[TableSpec]:
 
 
 @dataclass(frozen=True)
-class Opened:
+class IdentifiedTable:
     """A table, and what it is known by when a run is resumed."""
 
-    table: TokenTable | GrowingTable | Joined
+    table: TokenTable | LazyTable | ConcatenatedTable
     identity: str
-    taught: Asked
+    taught: TokenizeSpec
     """What its rows are to teach."""
 
 
-def open_table(spec: TableSpec, tools: Tools, ledger: Ledger) -> Opened:
+def open_table(spec: TableSpec, preprocessor: Preprocessor, ledger: Ledger) -> IdentifiedTable:
     """Returns the table of a data set, and enters what became of its rows in a ledger.
 
-    What was tokenised before is read. A large data set is tokenised by processes of its own; where any of its rows
+    What was tokenized before is read. A large data set is tokenized by processes of its own; where any of its rows
     is found at once, the training begins meanwhile.
 
     Raises:
         DataError: More rows cannot be used than the split allows.
     """
     dataset = spec.dataset()
-    opened = _open(spec, dataset, tools, ledger)
-    table, joining = opened.table, dataset.joining
-    if joining is None:
+    opened = _open(spec, dataset, preprocessor, ledger)
+    table, concatenation = opened.table, dataset.concatenation
+    if concatenation is None:
         return opened
     assert isinstance(table, TokenTable), "what grows is not joined"
     try:
-        joined = Joined(table, joining)
+        joined = ConcatenatedTable(table, concatenation)
     except DataError as error:
         raise DataError(f"{ledger.dataset}: {error}") from None
     ledger.counts = joined.account(ledger.counts)
     return replace(
-        opened, table=joined, identity=digest_of_values({"rows": opened.identity, "joining": asdict(joining)})
+        opened,
+        table=joined,
+        identity=digest_of_values({"rows": opened.identity, "concatenation": asdict(concatenation)}),
     )
 
 
-def _open(spec: TableSpec, dataset: BaseMapDataset, tools: Tools, ledger: Ledger) -> Opened:
-    inputs = inputs_of(spec, dataset, tools)
+def _open(spec: TableSpec, dataset: BaseMapDataset, preprocessor: Preprocessor, ledger: Ledger) -> IdentifiedTable:
+    inputs = inputs_of(spec, dataset, preprocessor)
     taught = spec.taught(dataset)
     if inputs is None:
-        table = tokenise(dataset.rows(), spec.tokeniser(dataset, tools), ledger)
-        return Opened(table, table.digest, taught)
+        table = tokenize_rows(dataset.rows(), spec.row_tokenizer(dataset, preprocessor), ledger)
+        return IdentifiedTable(table, table.digest, taught)
     folder, identity = token_cache(), identity_of(inputs)
     kept = find_table(folder, inputs)
     if kept is None:
-        logger.info("%s is tokenised: %s", ledger.dataset, why_missed(folder, inputs))
+        logger.info("%s is tokenized: %s", ledger.dataset, why_missed(folder, inputs))
         if _is_worth_processes(spec, dataset):
-            making = _Making(spec, folder, inputs, ledger)
+            making = _TableProcess(spec, folder, inputs, ledger)
             if _may_grow(spec, dataset):
                 indexed = dataset.indexed()
                 assert indexed is not None, "any row is found at once"
-                growing = GrowingTable(indexed, dataset.value_of, spec.tokeniser(dataset, tools), making, ledger)
-                return Opened(growing, identity, taught)
+                growing = LazyTable(
+                    indexed, dataset.value_of, spec.row_tokenizer(dataset, preprocessor), making, ledger
+                )
+                return IdentifiedTable(growing, identity, taught)
             kept = making.wait()
         else:
-            kept = make_table(spec, dataset, tools, ledger)
+            kept = make_table(spec, dataset, preprocessor, ledger)
     ledger.counts = Counts.from_state(kept.ledger)
     ledger.close()
-    return Opened(kept, identity, taught)
+    return IdentifiedTable(kept, identity, taught)
 
 
 def make_table(
     spec: TableSpec,
     dataset: BaseMapDataset,
-    tools: Tools,
+    preprocessor: Preprocessor,
     ledger: Ledger,
     num_workers: int = 1,
     parent: int | None = None,
@@ -209,42 +213,42 @@ def make_table(
     Args:
         spec: What is to be in it.
         dataset: Whose rows.
-        tools: Of the run.
+        preprocessor: Of the run.
         ledger: The account of its rows.
         num_workers: Processes that do the work.
         parent: The process that waits for the table; once it is gone the work ends.
     """
-    inputs, folder = inputs_of(spec, dataset, tools), token_cache()
+    inputs, folder = inputs_of(spec, dataset, preprocessor), token_cache()
     assert inputs is not None, "only stored rows are kept"
-    with held(folder, inputs):
+    with lock_table(folder, inputs):
         kept = find_table(folder, inputs)
         if kept is not None:
             return kept
         indexed = dataset.indexed() if num_workers > 1 else None
         raw = None if indexed is not None else dataset.raw_rows()
-        chunks = chunks_of(raw, indexed, dataset.value_of, spec.tokeniser(dataset, tools), num_workers)
+        chunks = chunks_of(raw, indexed, dataset.value_of, spec.row_tokenizer(dataset, preprocessor), num_workers)
         wanted = _if_unchanged(_while_wanted(chunks, parent), dataset, ledger)
         return keep_table(folder, inputs, wanted, ledger)
 
 
-def inputs_of(spec: TableSpec, dataset: BaseMapDataset, tools: Tools) -> Inputs | None:
+def inputs_of(spec: TableSpec, dataset: BaseMapDataset, preprocessor: Preprocessor) -> Inputs | None:
     """Returns all that decides what is in a table, None where code that is no file decides it."""
     content = dataset.content()
     if content is None:
         return None
-    template = spec.tokeniser(dataset, tools).renderer.template
+    template = spec.row_tokenizer(dataset, preprocessor).renderer.template
     params = spec.params
     return {
         "dataset": [params.dataset_name, params.dataset_path, params.subset, params.split],
-        "place of pictures": _place_of(params) if tools.pictures is not None else None,
+        "place of images": _place_of(params) if preprocessor.image_encoder is not None else None,
         "arguments of the data set": params.dataset_kwargs,
         "content of the data": content,
-        "tokenizer": tools.digest,
+        "tokenizer": preprocessor.digest,
         "chat template": digest_of_values(
             {"text": template.text, "day": str(spec.began) if template.tells_date else None}
         ),
         "train_target": spec.train_on,
-        "results of tools": spec.tool_results,
+        "results of preprocessor": spec.tool_results,
         "model_max_length": spec.max_length(dataset),
         "truncation": spec.truncation,
         "method": spec.method if spec.method in KINDS else None,
@@ -253,11 +257,11 @@ def inputs_of(spec: TableSpec, dataset: BaseMapDataset, tools: Tools) -> Inputs 
 
 
 def _place_of(params: DatasetParams) -> list[str]:
-    """Returns what relative paths of pictures are relative to: where the process runs, and where the data stands."""
+    """Returns what relative paths of images are relative to: where the process runs, and where the data stands."""
     return [os.getcwd(), str(Path(params.dataset_path or "").expanduser().absolute())]
 
 
-class _Making:
+class _TableProcess:
     """A process that makes a table beside this one."""
 
     def __init__(self, spec: TableSpec, folder: Path, inputs: Inputs, ledger: Ledger) -> None:
@@ -295,7 +299,7 @@ class _Making:
         if table is None and status == 0:
             raise DataError(f"{self._ledger.dataset}: {CHANGED}")
         if table is None:
-            raise StorageError(f"{self._folder}: the process that tokenises ended with status {status}; see above")
+            raise StorageError(f"{self._folder}: the process that tokenizes ended with status {status}; see above")
         return table
 
 
@@ -307,7 +311,7 @@ def _is_worth_processes(spec: TableSpec, dataset: BaseMapDataset) -> bool:
 
 def _may_grow(spec: TableSpec, dataset: BaseMapDataset) -> bool:
     """Returns True if each row is sure to come to one example, and any of them is found at once."""
-    if dataset.joining is not None:
+    if dataset.concatenation is not None:
         return False
     is_one = spec.truncation != "split" if dataset.holds == "chats" else spec.truncation not in (None, "split")
     return is_one and spec.may_grow and spec.max_rejected == 0 and dataset.indexed() is not None
@@ -337,7 +341,7 @@ def _main() -> None:
     spec: TableSpec = pickle.loads(sys.stdin.buffer.read())
     ledger = spec.ledger()
     try:
-        make_table(spec, spec.dataset(), load_tools(spec.model), ledger, _num_workers(spec), os.getppid())
+        make_table(spec, spec.dataset(), load_preprocessor(spec.model), ledger, _num_workers(spec), os.getppid())
     except OumiError as error:
         print(json.dumps({"error": str(error), "counts": ledger.counts.to_state()}))
 

@@ -12,12 +12,12 @@ from oumi.core.data.build import TableSpec, inputs_of, specs_of
 from oumi.core.data.checks.supervision import NUM_CHECKED, check_supervision
 from oumi.core.data.datasets import BaseMapDataset
 from oumi.core.data.ledger import Ledger
-from oumi.core.data.pipeline.loader import Join
-from oumi.core.data.pipeline.stream import ExampleStream, JoinedStream, Limited, Shuffle
-from oumi.core.data.pipeline.stream_loader import MixedStream, PackedStream, Singles, StreamLoader
+from oumi.core.data.pipeline.loader import Collate
+from oumi.core.data.pipeline.stream import ConcatenatedStream, ExampleStream, Limited, Shuffle
+from oumi.core.data.pipeline.stream_loader import MixedStream, PackedStream, SingleExamples, StreamLoader
 from oumi.core.data.store.cache import identity_of
-from oumi.core.data.tokenize.loss_mask import Asked
-from oumi.core.data.tokenize.preprocessor import Tools
+from oumi.core.data.tokenize.loss_mask import TokenizeSpec
+from oumi.core.data.tokenize.preprocessor import Preprocessor
 from oumi.core.errors import DataError
 from oumi.core.log import logger
 from oumi.core.plan.parts import Plan, StepsPlan
@@ -26,10 +26,10 @@ from oumi.core.types.example import Example
 
 
 @dataclass(frozen=True)
-class Streamed:
+class StreamedRows:
     """Training rows that are read on the way."""
 
-    groups: Singles | PackedStream
+    groups: SingleExamples | PackedStream
     highest_token: int
     """The largest id that may come."""
     identity: str
@@ -41,9 +41,9 @@ class Streamed:
             share = 100 * self.groups.empty_share
             logger.info("data.train: packed into %d rows so far, %.1f%% empty", self.groups.num_rows, share)
 
-    def loader(self, steps: StepsPlan, rank: int, join: Join) -> StreamLoader:
+    def loader(self, steps: StepsPlan, rank: int, collate: Collate) -> StreamLoader:
         """Returns what cuts the rows into steps."""
-        return StreamLoader(self.groups, steps, rank, join)
+        return StreamLoader(self.groups, steps, rank, collate)
 
     def first(self, count: int) -> list[list[Example]]:
         """Returns the first rows in the order of training; the stream stands where it stood."""
@@ -54,7 +54,7 @@ class Streamed:
             self.groups.restore(begin)
 
 
-def open_stream(plan: Plan, tools: Tools, began: datetime, ledgers: list[Ledger]) -> Streamed:
+def open_stream(plan: Plan, preprocessor: Preprocessor, began: datetime, ledgers: list[Ledger]) -> StreamedRows:
     """Returns the training rows of a plan as a stream, and appends the ledger of each data set.
 
     Raises:
@@ -70,25 +70,27 @@ def open_stream(plan: Plan, tools: Tools, began: datetime, ledgers: list[Ledger]
     for spec in specs_of(plan, "train", began):
         ledgers.append(spec.ledger())
         dataset = spec.dataset(is_streamed=True)
-        stream = _stream(spec, dataset, tools, ledgers[-1], seed)
-        _check_first(stream, tools, spec, spec.taught(dataset))
+        stream = _stream(spec, dataset, preprocessor, ledgers[-1], seed)
+        _check_first(stream, preprocessor, spec, spec.taught(dataset))
         parts.append(Limited(stream, spec.params.sample_count, spec.params.dataset_name))
-        identities.append(_identity(spec, dataset, tools))
+        identities.append(_identity(spec, dataset, preprocessor))
     mixture = MixedStream(parts, mixed.proportions, mixed.strategy, seed)
-    groups: Singles | PackedStream = Singles(mixture)
+    groups: SingleExamples | PackedStream = SingleExamples(mixture)
     if mixed.pack:
         groups = PackedStream(mixture, plan.data.row_length("train", plan.model.max_length), seed)
-    return Streamed(
-        groups, len(tools.tokenizer) - 1, digest_of_values({"data sets": identities, "proportions": mixed.proportions})
+    return StreamedRows(
+        groups,
+        len(preprocessor.tokenizer) - 1,
+        digest_of_values({"data sets": identities, "proportions": mixed.proportions}),
     )
 
 
 def _stream(
-    spec: TableSpec, dataset: BaseMapDataset, tools: Tools, ledger: Ledger, seed: int
-) -> ExampleStream | JoinedStream:
+    spec: TableSpec, dataset: BaseMapDataset, preprocessor: Preprocessor, ledger: Ledger, seed: int
+) -> ExampleStream | ConcatenatedStream:
     shuffle = _shuffle(spec.params, seed)
-    stream = ExampleStream(dataset, spec.tokeniser(dataset, tools), ledger, shuffle)
-    return JoinedStream(stream, dataset.joining) if dataset.joining else stream
+    stream = ExampleStream(dataset, spec.row_tokenizer(dataset, preprocessor), ledger, shuffle)
+    return ConcatenatedStream(stream, dataset.concatenation) if dataset.concatenation else stream
 
 
 def _shuffle(params: DatasetParams, seed: int) -> Shuffle | None:
@@ -96,7 +98,9 @@ def _shuffle(params: DatasetParams, seed: int) -> Shuffle | None:
     return Shuffle(own, params.shuffle_buffer_size) if params.shuffle else None
 
 
-def _check_first(stream: ExampleStream | JoinedStream, tools: Tools, spec: TableSpec, taught: Asked) -> None:
+def _check_first(
+    stream: ExampleStream | ConcatenatedStream, preprocessor: Preprocessor, spec: TableSpec, taught: TokenizeSpec
+) -> None:
     """Verifies what the first rows teach; the stream stands where it stood.
 
     Raises:
@@ -107,13 +111,13 @@ def _check_first(stream: ExampleStream | JoinedStream, tools: Tools, spec: Table
     examples = list(islice(iter(stream.next, None), wanted))
     stream.restore(begin)
     if wanted and not examples:
-        short = "; do its documents fill one row of seq_length?" if isinstance(stream, JoinedStream) else ""
+        short = "; do its documents fill one row of seq_length?" if isinstance(stream, ConcatenatedStream) else ""
         raise DataError(f"{spec.key}: {spec.ledger().dataset} has no row to train on{short}")
-    check_supervision(examples, tools.tokenizer, taught)
+    check_supervision(examples, preprocessor.tokenizer, taught)
 
 
-def _identity(spec: TableSpec, dataset: BaseMapDataset, tools: Tools) -> str:
-    inputs = inputs_of(spec, dataset, tools) or {"code of": [type(dataset).__name__, spec.params.dataset_kwargs]}
+def _identity(spec: TableSpec, dataset: BaseMapDataset, preprocessor: Preprocessor) -> str:
+    inputs = inputs_of(spec, dataset, preprocessor) or {"code of": [type(dataset).__name__, spec.params.dataset_kwargs]}
     params = spec.params
-    order = [params.shuffle, params.seed, params.shuffle_buffer_size, params.sample_count, dataset.joining]
+    order = [params.shuffle, params.seed, params.shuffle_buffer_size, params.sample_count, dataset.concatenation]
     return digest_of_values({"rows": identity_of(inputs), "order": order})

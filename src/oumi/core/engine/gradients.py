@@ -9,7 +9,7 @@ import torch
 from oumi.core.batch import Batch, collate
 from oumi.core.errors import ConfigError
 from oumi.core.log import logger
-from oumi.core.plan.memory import Largest
+from oumi.core.plan.memory import LargestMicroBatch
 from oumi.core.run import Run
 from oumi.core.types.example import Example, Source
 
@@ -38,7 +38,7 @@ def add_gradients(run: Run, micro_batches: list[Batch], num_terms: int) -> torch
         _cut_smaller(run, parts)
 
 
-def try_largest(run: Run, largest: Largest | None) -> None:
+def try_largest_micro_batch(run: Run, largest: LargestMicroBatch | None) -> None:
     """Takes the gradients of the largest micro-batch and forgets them, so that a lack of memory shows before step 1.
 
     The optimizer's memory is taken meanwhile. Random numbers go on as if nothing had been. Nothing is tried where
@@ -47,19 +47,19 @@ def try_largest(run: Run, largest: Largest | None) -> None:
     if largest is None:
         return
     if not run.model.is_flat:  # each row is padded to the longest
-        largest = Largest(run.plan.steps.micro_batch_rows * largest.longest, largest.longest)
+        largest = LargestMicroBatch(run.plan.steps.micro_batch_rows * largest.longest, largest.longest)
     memory = run.plan.memory
-    held = 0 if run.optimizer.state or memory is None else memory.optimizer
+    lock_table = 0 if run.optimizer.state or memory is None else memory.optimizer
     batch = _like(largest)
     run.model.train()
     with torch.random.fork_rng():
-        optimizer_state = torch.empty(held, dtype=torch.uint8, device=run.world.device)
+        optimizer_state = torch.empty(lock_table, dtype=torch.uint8, device=run.world.device)
         add_gradients(run, [batch], batch.num_terms)
         del optimizer_state
     run.optimizer.zero_grad(set_to_none=True)
 
 
-def _like(largest: Largest) -> Batch:
+def _like(largest: LargestMicroBatch) -> Batch:
     """Returns a micro-batch of that size, all of it of one token."""
     whole, rest = divmod(largest.tokens, largest.longest)
     lengths = [largest.longest] * whole + [rest] * (rest > 0)
@@ -85,9 +85,9 @@ def _add(run: Run, parts: list[Batch], num_terms: int) -> torch.Tensor:
 
 def _cut_smaller(run: Run, parts: list[Batch]) -> None:
     """Doubles the cut; raises ConfigError if none of the parts that did not fit can be cut further."""
-    if all(len(part.sources) == 1 or part.num_pictures for part in parts):
+    if all(len(part.sources) == 1 or part.num_images for part in parts):
         largest = max(parts, key=lambda part: part.num_tokens)
-        rows = f"a batch of {len(largest.sources)} rows with pictures" if len(largest.sources) > 1 else "one row"
+        rows = f"a batch of {len(largest.sources)} rows with images" if len(largest.sources) > 1 else "one row"
         raise ConfigError(
             f"step {run.state.step + 1}: out of memory with {rows} at a time; the largest begins with "
             f"{largest.sources[0]} and has {largest.num_tokens:,} tokens. Lower training.per_device_train_batch_size "

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from oumi.core.batch import Head
+from oumi.core.batch import LmHead
 from oumi.core.plan.memory import chunk_rows
 from oumi.core.plan.parts import LossPlan
 from oumi.core.system.matmul import backward_product, forward_product, prefers_onednn_for_gradient, product
@@ -22,7 +22,9 @@ _BLOCK_ROWS = 2048
 """Of the head's gradient, whose part by one chunk stays in the cache of a CPU until it is summed."""
 
 
-def linear_cross_entropy(states_Nd: torch.Tensor, head: Head, targets_N: torch.Tensor, plan: LossPlan) -> torch.Tensor:
+def linear_cross_entropy(
+    states_Nd: torch.Tensor, head: LmHead, targets_N: torch.Tensor, plan: LossPlan
+) -> torch.Tensor:
     """Returns the cross-entropy of the head's logits against the targets, summed, in float32 or wider.
 
     The logits of a chunk of positions live only while their part of the loss and of the gradients is taken: three
@@ -51,7 +53,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_Vd: torch.Tensor,
         bias_V: torch.Tensor | None,
         targets_N: torch.Tensor,
-        terms: tuple[Head, LossPlan],
+        terms: tuple[LmHead, LossPlan],
     ) -> torch.Tensor:
         device = states_Nd.device.type
         narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states_Nd.dtype
@@ -150,7 +152,7 @@ class _Taken:
         self.d_weight_Vd = sums_Vd
 
 
-def _chunk(taken: _Taken, targets_C: torch.Tensor, part: slice, head: Head, plan: LossPlan) -> torch.Tensor:
+def _chunk(taken: _Taken, targets_C: torch.Tensor, part: slice, head: LmHead, plan: LossPlan) -> torch.Tensor:
     """Returns the loss of one chunk, after counting its gradients."""
     if taken.fits_kernel and _has_triton():
         return _chunk_by_kernel(taken, targets_C, part, head, plan)
@@ -178,7 +180,7 @@ def _chunk(taken: _Taken, targets_C: torch.Tensor, part: slice, head: Head, plan
     return loss
 
 
-def _chunk_by_kernel(taken: _Taken, targets_C: torch.Tensor, part: slice, head: Head, plan: LossPlan) -> torch.Tensor:
+def _chunk_by_kernel(taken: _Taken, targets_C: torch.Tensor, part: slice, head: LmHead, plan: LossPlan) -> torch.Tensor:
     """Does what `_chunk` does, without a wide copy of the logits."""
     from oumi.core.methods.softmax_kernel import cross_entropy_and_slope
 
@@ -201,7 +203,7 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-def _capped(product_CV: torch.Tensor, head: Head) -> tuple[torch.Tensor, torch.Tensor | float]:
+def _capped(product_CV: torch.Tensor, head: LmHead) -> tuple[torch.Tensor, torch.Tensor | float]:
     """Returns the logits of the head's product, written over it, and their slope by it."""
     if head.scale != 1:
         product_CV.mul_(head.scale)

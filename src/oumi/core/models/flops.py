@@ -14,7 +14,7 @@ from oumi.core.models.adapters import below_adapter
 
 
 @dataclass(frozen=True)
-class Work:
+class ModelFlops:
     """Operations of a model's matrix products, forward and backward: a multiply and an add are two."""
 
     token_forward: float
@@ -56,7 +56,7 @@ def visible_pairs(length: int, window: int | None) -> float:
     return seen * length - seen * seen / 2
 
 
-def work_of(model: Any) -> Work:
+def model_flops(model: Any) -> ModelFlops:
     """Returns the work of a causal language model, with or without an adapter; of its text part only."""
     base = below_adapter(model)
     config, decoder, head = base.config.get_text_config(), base.get_decoder(), base.get_output_embeddings()
@@ -71,7 +71,7 @@ def work_of(model: Any) -> Work:
         trained += size if parameter.requires_grad else 0.0
     head_size = float(prod(head.weight.shape)) if head is not None else 0.0
     is_head_trained = head is not None and head.weight.requires_grad
-    return Work(
+    return ModelFlops(
         token_forward=2 * forward,
         token=4 * forward + 2 * trained,
         term_forward=2 * head_size,

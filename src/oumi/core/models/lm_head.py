@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from oumi.core.batch import Head
+from oumi.core.batch import LmHead
 from oumi.core.models.adapters import below_adapter
 from oumi.core.models.equivalence import evaluating, is_close, logits_of
 from oumi.core.models.tied_embedding import TiedTable, may_tie
@@ -16,7 +16,7 @@ from oumi.core.models.tied_embedding import TiedTable, may_tie
 _TOKENS = 4
 
 
-class HeadFinder:
+class LmHeadFinder:
     """Gives the head of a model with its weights as they are now; None if the model has more than a head there."""
 
     def __init__(self, inner: Any) -> None:
@@ -31,13 +31,13 @@ class HeadFinder:
         if self._module is not None and not self._is_all(base):
             self._module = None
 
-    def find(self) -> Head | None:
+    def find(self) -> LmHead | None:
         """Returns the head with the weights as they are now, after the forward pass whose states it takes."""
         if self._module is None:
             return None
         table = None if self._tied is None else self._tied.take()
         weight = self._module.weight if table is None else table
-        return Head(weight, self._module.bias, self._scale, self._softcap)
+        return LmHead(weight, self._module.bias, self._scale, self._softcap)
 
     @property
     def is_found(self) -> bool:

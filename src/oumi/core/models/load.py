@@ -86,7 +86,7 @@ def freeze(model: Any, module_names: tuple[str, ...]) -> None:
 
 
 def _kind_of(config: Any) -> Any:
-    """Returns the class that loads a model: one that sees pictures has a part for that."""
+    """Returns the class that loads a model: one that sees images has a part for that."""
     return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
 
 

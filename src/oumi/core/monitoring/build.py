@@ -9,9 +9,9 @@ import torch
 
 from oumi.core.log import logger
 from oumi.core.models.attention.flex import may_take_flex
-from oumi.core.models.flops import work_of
+from oumi.core.models.flops import model_flops
 from oumi.core.monitoring.console import Console
-from oumi.core.monitoring.efficiency import Device, Efficiency, Way
+from oumi.core.monitoring.efficiency import ComputeMode, Device, Efficiency
 from oumi.core.monitoring.metrics_file import MetricsFile
 from oumi.core.monitoring.reporting import Reporting, Sink
 from oumi.core.monitoring.telemetry import Telemetry
@@ -32,7 +32,7 @@ def build_efficiency(plan: Plan, model: Any, has_whole_head: bool) -> Efficiency
     """Returns what measures how close the steps of a model come to what the machine can do, which it finds out here."""
     dtype = plan.precision.autocast or str(model.dtype).removeprefix("torch.")
     num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0) or 1
-    way = Way(
+    way = ComputeMode(
         has_whole_head,
         recomputed=num_recomputed(plan.gradient_checkpointing, num_layers) / num_layers,
         is_opaque=plan.speed.compile
@@ -40,7 +40,7 @@ def build_efficiency(plan: Plan, model: Any, has_whole_head: bool) -> Efficiency
         or plan.model.attention == "flex_attention"
         or may_take_flex(model),
     )
-    return Efficiency(work_of(model), Device(plan.device, plan.device_name, dtype), way)
+    return Efficiency(model_flops(model), Device(plan.device, plan.device_name, dtype), way)
 
 
 def write_model_summary(plan: Plan, model: torch.nn.Module) -> None:

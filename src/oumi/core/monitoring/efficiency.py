@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from oumi.core.models.flops import Work
+from oumi.core.models.flops import ModelFlops
 from oumi.core.monitoring.op_times import OpTimes, UpdateTime
 from oumi.core.system.peaks import Peaks, nominal_flops, peaks_of
 
@@ -58,7 +58,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Counted:
+class MicroBatchSize:
     """What a micro-batch asks to be computed."""
 
     lengths: tuple[int, ...]
@@ -70,7 +70,7 @@ class Counted:
 
 
 @dataclass(frozen=True)
-class Way:
+class ComputeMode:
     """How a trainer computes a micro-batch."""
 
     has_whole_head: bool
@@ -93,7 +93,7 @@ class Sample:
 class Efficiency:
     """Measures steps; asked at the moments of a step, by who reports it."""
 
-    def __init__(self, work: Work, device: Device, way: Way) -> None:
+    def __init__(self, work: ModelFlops, device: Device, way: ComputeMode) -> None:
         self._work, self._device, self._way = work, device, way
         self._peaks = device.peaks  # now, since finding them out takes time and memory
         self._watch: OpTimes | None = None
@@ -126,7 +126,7 @@ class Efficiency:
             self._watch = OpTimes()
             self._watch.__enter__()
 
-    def before_update(self, micro_batches: Sequence[Counted]) -> None:
+    def before_update(self, micro_batches: Sequence[MicroBatchSize]) -> None:
         """After the gradients of a step, before its update."""
         self.close()
         self._update.begin()
@@ -180,7 +180,7 @@ class Efficiency:
             self._watch.__exit__(None, None, None)
             self._watched, self._watch = self._watch, None
 
-    def _count(self, micro_batches: Sequence[Counted]) -> Record:
+    def _count(self, micro_batches: Sequence[MicroBatchSize]) -> Record:
         """Returns the operations of a step by what they are for."""
         found = dict.fromkeys(("useful", "whole_squares", *_EXTRA), 0.0)
         for batch in micro_batches:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from oumi.core.batch import Batch
-from oumi.core.monitoring.efficiency import Counted, Efficiency, Record
+from oumi.core.monitoring.efficiency import Efficiency, MicroBatchSize, Record
 from oumi.core.run import Callback, Progress, Run, StepReport
 from oumi.core.system import host
 
@@ -111,9 +111,9 @@ def _clocks() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def _counted(batch: Batch, is_flat: bool) -> Counted:
+def _counted(batch: Batch, is_flat: bool) -> MicroBatchSize:
     lengths = batch.lengths
-    return Counted(lengths, batch.num_terms, sum(lengths) if is_flat else len(lengths) * max(lengths))
+    return MicroBatchSize(lengths, batch.num_terms, sum(lengths) if is_flat else len(lengths) * max(lengths))
 
 
 def peak_memory_bytes() -> int:

@@ -151,7 +151,7 @@ def _wrong_value(name: str, kind: str, value: Any) -> str:
 def _wrong_together(split: DatasetSplitParams) -> Iterator[tuple[str, str]]:
     given = split.collator_kwargs
     if given.get("allow_multi_image_inputs") is False:
-        yield f"{_KEY}.allow_multi_image_inputs", "a row is trained with all of its pictures; leave this out"
+        yield f"{_KEY}.allow_multi_image_inputs", "a row is trained with all of its images; leave this out"
     if given.get("truncation") is False:
         yield (
             f"{_KEY}.truncation",

@@ -42,9 +42,9 @@ class ModelPlan:
     chat_template: str | None
     adapter: str | None
     adapter_revision: str | None
-    sees_pictures: bool
+    sees_images: bool
     processor_name: str | None
-    """What makes features of pictures, None for the model's own."""
+    """What makes features of images, None for the model's own."""
     processor_kwargs: Mapping[str, Any]
 
 
@@ -214,7 +214,7 @@ class LogPlan:
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedSize:
     """What of a model is saved: all of it, or its adapter."""
 
     num_bytes: int

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from oumi.core.configs import TrainingConfig
 from oumi.core.plan import sections
-from oumi.core.plan.disk import plan_disk, saved_of_files
+from oumi.core.plan.disk import plan_disk, saved_size_of_files
 from oumi.core.plan.facts import Facts
 from oumi.core.plan.fitting import memory_notes, with_what_fits
 from oumi.core.plan.memory import plan_memory
@@ -25,7 +25,7 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan
     checkpoints = sections.plan_checkpoints(training)
     optimizer = sections.plan_optimizer(training)
     lora = sections.plan_lora(config.peft) if training.use_peft else None
-    disk = plan_disk(steps, checkpoints, optimizer, saved_of_files(facts.model, dtype, lora), facts.free_bytes)
+    disk = plan_disk(steps, checkpoints, optimizer, saved_size_of_files(facts.model, dtype, lora), facts.free_bytes)
     plan = Plan(
         config=config,
         trainer=training.trainer_type.name,

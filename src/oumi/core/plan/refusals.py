@@ -73,7 +73,7 @@ def _unbuilt(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         name = getattr(config.data, split).collator_name
         if name in collators.VISION and training.trainer_type != TrainerType.OUMI:
             kind = training.trainer_type.name
-            yield f"data.{split}.collator_name", f"{name}: {kind} is not given pictures yet; trainer OUMI is"
+            yield f"data.{split}.collator_name", f"{name}: {kind} is not given images yet; trainer OUMI is"
     if training.use_peft and config.peft.lora_init_weights not in _LORA_STARTS:
         starts = ", ".join(start.name for start in _LORA_STARTS)
         yield (

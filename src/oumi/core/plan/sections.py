@@ -97,10 +97,8 @@ def plan_speed(config: TrainingConfig, dtype: str, precision: PrecisionPlan, fac
 def plan_model(config: TrainingConfig, dtype: str, facts: ModelFacts) -> ModelPlan:
     """Returns which model and tokenizer are loaded, and how."""
     model, collator = config.model, config.data.train.collator_name
-    if collator in collators.VISION and facts.are_known and not facts.sees_pictures:
-        raise ConfigError(
-            f"data.train.collator_name: {collator} is for pictures, of which {model.model_name} sees none"
-        )
+    if collator in collators.VISION and facts.are_known and not facts.sees_images:
+        raise ConfigError(f"data.train.collator_name: {collator} is for images, of which {model.model_name} sees none")
     overrides = dict(model.model_kwargs)
     name = facts.adapter_of or model.model_name
     tokenizer_name = model.tokenizer_name or model.model_name
@@ -129,7 +127,7 @@ def plan_model(config: TrainingConfig, dtype: str, facts: ModelFacts) -> ModelPl
         chat_template=model.chat_template,
         adapter=model.model_name if facts.adapter_of else model.adapter_model,
         adapter_revision=model.model_revision if facts.adapter_of else None,
-        sees_pictures=facts.sees_pictures,
+        sees_images=facts.sees_images,
         processor_name=processor_name,
         processor_kwargs=processor_kwargs,
     )

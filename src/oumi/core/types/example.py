@@ -48,7 +48,7 @@ def row_of(value: Any, source: Source) -> Row:
 
 
 @dataclass(frozen=True, slots=True)
-class BadRow:
+class RejectedRow:
     """A record that cannot be used, and why."""
 
     source: Source
@@ -90,7 +90,7 @@ class Example:
     """Where the documents after the first came from, if not from `source`."""
     num_cut: int = 0
     """Tokens of its row that were cut off."""
-    pictures: tuple[tuple[ContentItem, ...], ...] = ()
+    images: tuple[tuple[ContentItem, ...], ...] = ()
     """Those of each document, in order; empty if there are none at all."""
 
     @property
@@ -109,10 +109,10 @@ class Example:
             return [self]
         ends = (*self.starts[1:], len(self.tokens))
         parts = [slice(start, end) for start, end in zip(self.starts, ends, strict=True)]
-        seen = self.pictures or ((),) * len(parts)
+        seen = self.images or ((),) * len(parts)
         return [
-            Example(self.tokens[part], self.is_target[part], source, pictures=(pictures,) if pictures else ())
-            for part, source, pictures in zip(parts, self.sources, seen, strict=True)
+            Example(self.tokens[part], self.is_target[part], source, images=(images,) if images else ())
+            for part, source, images in zip(parts, self.sources, seen, strict=True)
         ]
 
 

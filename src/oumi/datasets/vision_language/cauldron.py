@@ -13,12 +13,12 @@ from oumi.core.types.conversation import Conversation
 
 
 class CauldronDataset(VisionLanguageSftDataset):
-    """Pictures, and exchanges of `user` and `assistant` about them."""
+    """Images, and exchanges of `user` and `assistant` about them."""
 
     default_dataset = "HuggingFaceM4/the_cauldron"
 
     def transform_conversation(self, example: Mapping[str, Any]) -> Conversation:
-        """Returns the exchanges as a chat, all pictures before the first question."""
+        """Returns the exchanges as a chat, all images before the first question."""
         turns = [
             {"role": role, "content": exchange[role]}
             for exchange in list_of(example, "texts")

@@ -16,7 +16,7 @@ _SPEAKER = re.compile(r"\s*\[(USER|ASSISTANT)\]\s*")
 
 
 class PixmoCapQaDataset(VisionLanguageSftDataset):
-    """A picture, turns in one text with `[USER]` and `[ASSISTANT]` before each, and the last answer."""
+    """An image, turns in one text with `[USER]` and `[ASSISTANT]` before each, and the last answer."""
 
     default_dataset = "allenai/pixmo-cap-qa"
 

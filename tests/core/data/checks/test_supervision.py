@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from oumi.core.data.checks.supervision import check_supervision, draw, spread
-from oumi.core.data.tokenize.loss_mask import Asked
+from oumi.core.data.tokenize.loss_mask import TokenizeSpec
 from oumi.core.errors import DataError
 from oumi.core.train import train
 from oumi.core.types.example import Example, Source
@@ -35,7 +35,7 @@ def check(
     *drawings: str, num_checked: int = 64, train_on: str = "all_assistant_turns", max_length: int | None = None
 ) -> None:
     table = table_of([example(one, i + 1) for i, one in enumerate(drawings)])
-    check_supervision(spread(table, num_checked), TOKENIZER, Asked(train_on, max_length))
+    check_supervision(spread(table, num_checked), TOKENIZER, TokenizeSpec(train_on, max_length))
 
 
 def test_a_row_is_drawn_as_it_is_trained() -> None:
@@ -65,7 +65,7 @@ def test_a_row_that_begins_twice_is_told() -> None:
     tokenizer.bos_token = "<|endoftext|>"
     table = table_of([example("<|endoftext|><|endoftext|>Hi? [Yo.<|im_end|>]")])
     with pytest.raises(DataError, match="begins with two start tokens"):
-        check_supervision(spread(table, 64), tokenizer, Asked("all_assistant_turns"))
+        check_supervision(spread(table, 64), tokenizer, TokenizeSpec("all_assistant_turns"))
 
 
 def test_sound_rows_and_rows_that_are_trained_whole_pass() -> None:
@@ -77,10 +77,10 @@ def test_an_answer_that_is_trained_in_parts_ends_with_its_last_one() -> None:
     parts = "Hi? [I look. ]It rains. [It does.<|im_end|>]\n"
     with pytest.raises(DataError, match="an answer ends without a special token"):
         check(parts)
-    check_supervision([example(parts)], TOKENIZER, Asked("all_assistant_turns", tool_results=("<r>", "</r>")))
+    check_supervision([example(parts)], TOKENIZER, TokenizeSpec("all_assistant_turns", tool_results=("<r>", "</r>")))
     unended = [example("Hi? [I look. ]It rains. [It does.]\n")]
     with pytest.raises(DataError, match="an answer ends without a special token"):
-        check_supervision(unended, TOKENIZER, Asked("all_assistant_turns", tool_results=("<r>", "</r>")))
+        check_supervision(unended, TOKENIZER, TokenizeSpec("all_assistant_turns", tool_results=("<r>", "</r>")))
 
 
 def test_the_checked_rows_are_spread_over_the_table() -> None:

@@ -17,9 +17,9 @@ from PIL import Image
 from oumi.core.configs import DatasetParams
 from oumi.core.datasets import dataset_for
 from oumi.core.errors import ConfigError
-from oumi.core.inspect import survey
+from oumi.core.inspect import gather_facts
 from oumi.core.plan.plan import make_plan
-from oumi.core.types.example import BadRow, Row
+from oumi.core.types.example import RejectedRow, Row
 from oumi.datasets.vision_language import geometry3k
 from tests.core.data.datasets.test_table import CASES, HI, HI_SAID, ONLY
 from tests.hub_server import HubServer
@@ -46,7 +46,7 @@ def dataset(name: str, *rows: Any, subset: str | None = None, split: str = "trai
 
 def shown_row(*args: Any, **named: Any) -> Any:
     (row,) = dataset(*args, **named).rows()
-    return row.reason if isinstance(row, BadRow) else shown(row.value)
+    return row.reason if isinstance(row, RejectedRow) else shown(row.value)
 
 
 def test_a_column_of_turns_may_hold_any_role_and_nothing() -> None:
@@ -103,22 +103,22 @@ def test_geometry_asks_for_reasoning_as_the_system_where_told_so() -> None:
     row = {"images": ["a.png"], "problem": "<image>Find x.", "answer": "3"}
     told = shown_row("hiyouga/geometry3k", row, add_system_instruction=True)
     assert told == [f"system: {geometry3k.INSTRUCTION}", "user: [image_path a.png]Find x.", "assistant: 3"]
-    assert shown_row("hiyouga/geometry3k", {**row, "images": []}) == "has 0 pictures, a problem has one"
+    assert shown_row("hiyouga/geometry3k", {**row, "images": []}) == "has 0 images, a problem has one"
 
 
-def picture() -> Any:
+def image() -> Any:
     return Image.new("RGB", (1, 1))
 
 
 def png() -> bytes:
-    picture().save(buffer := io.BytesIO(), format="PNG")
+    image().save(buffer := io.BytesIO(), format="PNG")
     return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
     ("given", "kind"),
     [
-        (picture(), "image_binary"),
+        (image(), "image_binary"),
         (png(), "image_binary"),
         ({"bytes": png(), "path": "a.png"}, "image_binary"),
         ({"bytes": None, "path": "a.png"}, "image_path"),
@@ -127,7 +127,7 @@ def png() -> bytes:
         (["a.png", "b.png"], "image_path"),
     ],
 )
-def test_a_picture_may_be_anything_that_holds_one(given: Any, kind: str) -> None:
+def test_a_image_may_be_anything_that_holds_one(given: Any, kind: str) -> None:
     (row,) = dataset("hf_vision", {"p": given, "q": "Hi"}, **QUESTION).rows()
     assert isinstance(row, Row), row
     items = row.value.messages[0].image_content_items
@@ -162,7 +162,7 @@ def test_arguments_that_are_wrong_are_told(name: str, kwargs: dict[str, Any], to
         dataset(name, **kwargs)
 
 
-def test_only_the_first_rows_and_pictures_are_taken_where_told_so() -> None:
+def test_only_the_first_rows_and_images_are_taken_where_told_so() -> None:
     rows = [{"messages": HI, "images": ["a.png", "b.png", "c.png"]} for _ in range(3)]
     few = dataset("vl_sft", *rows, limit=2, max_images=1)
     assert [shown(row.value)[0] for row in few.rows()] == ["user: [image_path a.png]Hi"] * 2
@@ -177,7 +177,7 @@ def test_what_a_run_does_not_read_is_told_in_the_plan(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     config.data.train.datasets[0].dataset_kwargs = {"return_tensors": True, "format": "messages"}
     config.data.validation.datasets = [DatasetParams(dataset_name="vl_sft", dataset_kwargs={"processor_name": "x"})]
-    told = [note for note in make_plan(config, survey(config)).notes if "what an element is" in note]
+    told = [note for note in make_plan(config, gather_facts(config)).notes if "what an element is" in note]
     assert told == [
         f"not read: {key}: it decides what an element is in code of one's own"
         for key in (

@@ -23,7 +23,7 @@ from oumi.core.datasets import (
 from oumi.core.errors import ConfigError, DataError
 from oumi.core.registry import REGISTRY, RegistryType, register, register_dataset
 from oumi.core.types.conversation import Conversation, Message, Role
-from oumi.core.types.example import BadRow
+from oumi.core.types.example import RejectedRow
 from oumi.datasets import (
     AlpacaDataset,
     LetterCountGrpoDataset,
@@ -127,9 +127,9 @@ def test_what_cannot_be_an_element_is_told_with_its_place(tmp_path: Path, path: 
     for index, told in enumerate(["bad.jsonl:1: has no column 'output'", "bad.jsonl:2: not valid JSON"]):
         with pytest.raises(DataError, match=told):
             bad[index]
-    pictured = VLJsonlinesDataset(data=[{"messages": ROWS}], tokenizer=byte_tokenizer())
+    with_image = VLJsonlinesDataset(data=[{"messages": ROWS}], tokenizer=byte_tokenizer())
     with pytest.raises(DataError, match="has no 'role'"):
-        pictured[0]
+        with_image[0]
 
 
 def test_a_local_file_of_any_shape_has_chats(path: str) -> None:
@@ -191,12 +191,12 @@ def test_prompts_are_rows_with_what_a_reward_needs() -> None:
 def test_a_rubric_that_lacks_something_is_told(lacking: str) -> None:
     rubric = {key: 1 for key in ("name", "description", "weight") if key != lacking}
     (row,) = BaseRubricDataset(data=[{"prompt": "Why?", "rubrics": [rubric]}]).rows()
-    assert isinstance(row, BadRow)
+    assert isinstance(row, RejectedRow)
     assert row.reason == "rubric 0 must have a name, a description and a weight"
 
 
 class NpzDataset(BaseMapDataset):
-    """Pictures and classes of a file of numpy, as the documentation reads them."""
+    """Images and classes of a file of numpy, as the documentation reads them."""
 
     def __init__(self, *, npz_split_col: str = "labels", **named: Any) -> None:
         super().__init__(**named)
@@ -258,16 +258,16 @@ TEMPLATE = (
 
 
 def tiny_processor() -> Any:
-    """Returns a processor that makes four tokens of a picture."""
+    """Returns a processor that makes four tokens of an image."""
     from transformers import LlavaProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     size = {"height": 8, "width": 8}
-    pictures = CLIPImageProcessorPil(size=size, crop_size=size)
+    images = CLIPImageProcessorPil(size=size, crop_size=size)
     return LlavaProcessor(
-        pictures, tokenizer, patch_size=4, vision_feature_select_strategy="full", chat_template=TEMPLATE
+        images, tokenizer, patch_size=4, vision_feature_select_strategy="full", chat_template=TEMPLATE
     )
 
 
@@ -280,7 +280,7 @@ def tiny_processor() -> Any:
     ],
 )
 @pytest.mark.parametrize("is_saved", [False, True])
-def test_an_element_with_pictures_is_what_a_processor_makes_of_it(
+def test_an_element_with_images_is_what_a_processor_makes_of_it(
     tmp_path: Path, named: dict[str, Any], text: str | None, labels: str | None, is_saved: bool
 ) -> None:
     from PIL import Image
@@ -305,7 +305,7 @@ def test_an_element_with_pictures_is_what_a_processor_makes_of_it(
         VLJsonlinesDataset(data=[row])[0]
 
 
-def test_pairs_with_pictures_have_them_beside_their_tokens(tmp_path: Path) -> None:
+def test_pairs_with_images_have_them_beside_their_tokens(tmp_path: Path) -> None:
     from PIL import Image
 
     Image.new("RGB", (4, 8)).save(tmp_path / "a.png")

@@ -17,11 +17,11 @@ from oumi.core.configs import DatasetParams
 from oumi.core.configs.loading import dump
 from oumi.core.datasets import DATASETS, BaseSftDataset, dataset_for
 from oumi.core.errors import ConfigError, DataError
-from oumi.core.inspect import survey
+from oumi.core.inspect import gather_facts
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import refusals
 from oumi.core.types.conversation import Conversation, Message
-from oumi.core.types.example import BadRow, Row
+from oumi.core.types.example import RejectedRow, Row
 from tests.hub_server import HubServer
 from tests.runs import tiny_config
 
@@ -44,11 +44,11 @@ class MyQuestions(BaseSftDataset):
 """
 
 
-def rows_of(**params: Any) -> list[Row | BadRow]:
+def rows_of(**params: Any) -> list[Row | RejectedRow]:
     return list(dataset_for(DatasetParams(**params)).rows())
 
 
-def contents(row: Row | BadRow) -> list[str]:
+def contents(row: Row | RejectedRow) -> list[str]:
     assert isinstance(row, Row), row
     assert isinstance(row.value, Conversation)
     return [one.content for one in row.value.messages]
@@ -108,7 +108,7 @@ def test_a_row_without_a_column_is_a_bad_row(tmp_path: Path) -> None:
     path.write_text(json.dumps(ROWS[0]) + '\n{"instruction": "Add."}\n')
     good, bad = rows_of(dataset_name="tatsu-lab/alpaca", dataset_path=str(path))
     assert isinstance(good, Row)
-    assert isinstance(bad, BadRow)
+    assert isinstance(bad, RejectedRow)
     assert "output" in bad.reason
     assert bad.source.line == 2
 
@@ -151,7 +151,7 @@ def test_a_row_that_ones_own_code_cannot_take_is_a_bad_row(tmp_path: Path, way: 
     (tmp_path / "rows.jsonl").write_text('{"a": 1}')
     path, kwargs = str(tmp_path / "rows.jsonl"), {"way": way}
     (row,) = rows_of(dataset_name="tests/odd", dataset_path=path, dataset_kwargs=kwargs)
-    assert isinstance(row, BadRow)
+    assert isinstance(row, RejectedRow)
     assert row.reason == reason
     assert str(row.source) == f"{path}:1"
 
@@ -170,8 +170,8 @@ def test_alpaca_puts_its_sentence_before_the_question_unless_told_not_to(tmp_pat
     assert contents(without)[-2:] == ["Hi?", "Yo."]
     assert len(contents(without)) == 2 + has_system
     assert ("paired with an input" in contents(with_input)[0]) is has_system
-    assert isinstance(empty, BadRow)
-    assert isinstance(null, BadRow)
+    assert isinstance(empty, RejectedRow)
+    assert isinstance(null, RejectedRow)
     assert (empty.reason, null.reason) == (
         "'output' is empty, so there is nothing to learn",
         "'instruction' must be text",
@@ -260,7 +260,7 @@ def test_alpaca_refuses_what_it_would_drop(tmp_path: Path, name: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"instruction": "Q", "output": "A", name: "x"}) + "\n")
     (row,) = rows_of(dataset_name="yahma/alpaca-cleaned", dataset_path=str(path))
-    assert isinstance(row, BadRow)
+    assert isinstance(row, RejectedRow)
     assert f"has '{name}', which this data set does not read" in row.reason
 
 
@@ -272,6 +272,6 @@ def test_a_part_of_a_file_is_refused_and_a_name_of_one_is_told_as_not_read(tmp_p
     assert "parts of a file are not built yet" in problem.message
     config.data.train.datasets[0].split = "test"
     config.data.train.datasets[0].subset = "main"
-    notes = make_plan(config, survey(config)).notes
+    notes = make_plan(config, gather_facts(config)).notes
     for key in ("split", "subset"):
         assert any(f"not read: data.train.datasets[0].{key}: " in note for note in notes)

@@ -16,7 +16,7 @@ import oumi.datasets
 from oumi.core.configs import DatasetParams
 from oumi.core.datasets import DATASETS, NAMES, dataset_for
 from oumi.core.errors import ConfigError
-from oumi.core.types.example import BadRow, Row
+from oumi.core.types.example import RejectedRow, Row
 from oumi.datasets.grpo import berry_bench, countdown, gsm8k, letter_count
 from oumi.datasets.vision_language import caption, geometry3k, mnist
 from tests.shown import shown
@@ -235,7 +235,7 @@ def test_a_row_without_a_column_is_told(tmp_path: Path, name: str) -> None:
     case = CASES[name]
     rest = {key: value for key, value in case.row.items() if key != case.without} or {"other": 1}
     (row,) = read(tmp_path, name, case, rest)
-    assert isinstance(row, BadRow), row
+    assert isinstance(row, RejectedRow), row
     assert (case.told or f"'{case.without}'") in row.reason
     assert row.source.path.startswith(str(tmp_path))
 
@@ -252,7 +252,7 @@ def test_a_local_data_set_takes_a_path_or_rows_and_not_both(tmp_path: Path, name
         read(tmp_path, name, Case(case.row, None, "", kwargs={"data": [case.row]}), case.row)
 
 
-def read(folder: Path, name: str, case: Case, row: dict[str, Any]) -> list[Row | BadRow]:
+def read(folder: Path, name: str, case: Case, row: dict[str, Any]) -> list[Row | RejectedRow]:
     """Returns the rows of a file with one row: JSON where it can say it, else Parquet."""
     try:
         path = folder / "rows.jsonl"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from oumi.core.batch import collate
 from oumi.core.data.ledger import Counts
-from oumi.core.data.pipeline.concatenate import Joined, Joining
+from oumi.core.data.pipeline.concatenate import ConcatenatedTable, Concatenation
 from oumi.core.data.store.token_table import TokenTable
 from oumi.core.errors import DataError
 from oumi.core.types.example import Example, Source
@@ -36,7 +36,7 @@ def table(lengths: list[int]) -> TokenTable:
 @settings(max_examples=100, deadline=None)
 @given(LENGTHS, st.integers(2, 50))
 def test_rows_are_the_documents_end_to_end(lengths: list[int], length: int) -> None:
-    joined = Joined(table(lengths), Joining(length, skip_last=False))
+    joined = ConcatenatedTable(table(lengths), Concatenation(length, skip_last=False))
     rows = [joined[i] for i in range(len(joined))]
     whole = np.concatenate([one.tokens for one in documents(lengths)])
     assert np.array_equal(np.concatenate([one.tokens for one in rows]), whole)
@@ -54,9 +54,9 @@ def test_what_is_left_at_the_end_is_dropped_and_counted(lengths: list[int], leng
     total = sum(lengths)
     if total < length:
         with pytest.raises(DataError, match="do not fill one row"):
-            Joined(table(lengths), Joining(length, skip_last=True))
+            ConcatenatedTable(table(lengths), Concatenation(length, skip_last=True))
         return
-    joined = Joined(table(lengths), Joining(length, skip_last=True))
+    joined = ConcatenatedTable(table(lengths), Concatenation(length, skip_last=True))
     assert len(joined) == total // length
     assert set(joined.lengths().tolist()) == {length}
     counts = Counts()
@@ -70,7 +70,7 @@ def test_what_is_left_at_the_end_is_dropped_and_counted(lengths: list[int], leng
 
 
 def test_no_document_predicts_the_next_one() -> None:
-    joined = Joined(table([3, 4, 5]), Joining(6, skip_last=False))
+    joined = ConcatenatedTable(table([3, 4, 5]), Concatenation(6, skip_last=False))
     batch = collate([joined[0], joined[1]])
     assert batch.tokens.tolist() == [0, 1, 2, 100, 101, 102, 103, 200, 201, 202, 203, 204]
     assert batch.targets.tolist() == [1, 2, -100, 101, 102, -100, -100, 201, 202, 203, 204, -100]
@@ -79,7 +79,7 @@ def test_no_document_predicts_the_next_one() -> None:
 
 
 def test_a_row_beyond_the_last_is_an_error() -> None:
-    joined = Joined(table([3, 4]), Joining(4, skip_last=True))
+    joined = ConcatenatedTable(table([3, 4]), Concatenation(4, skip_last=True))
     for index in (-1, 1):
         with pytest.raises(IndexError):
             joined[index]

@@ -16,13 +16,13 @@ import pytest
 
 from oumi.core.configs import DatasetParams
 from oumi.core.data.ledger import Ledger
-from oumi.core.data.pipeline.concatenate import Joining
-from oumi.core.data.pipeline.stream import ExampleStream, JoinedStream, Limited, Shuffle
-from oumi.core.data.pipeline.stream_loader import MixedStream, PackedStream, Singles, StreamLoader
+from oumi.core.data.pipeline.concatenate import Concatenation
+from oumi.core.data.pipeline.stream import ConcatenatedStream, ExampleStream, Limited, Shuffle
+from oumi.core.data.pipeline.stream_loader import MixedStream, PackedStream, SingleExamples, StreamLoader
 from oumi.core.data.sources.reader import RowReader
 from oumi.core.data.tokenize.chat_template import Template
-from oumi.core.data.tokenize.encoder import Tokeniser
-from oumi.core.data.tokenize.loss_mask import Asked
+from oumi.core.data.tokenize.encoder import RowTokenizer
+from oumi.core.data.tokenize.loss_mask import TokenizeSpec
 from oumi.core.datasets import dataset_for
 from oumi.core.errors import DataError
 from oumi.core.plan.parts import StepsPlan
@@ -63,8 +63,10 @@ def stream_of(
 ) -> ExampleStream:
     tokenizer = byte_tokenizer()
     dataset = dataset_for(DatasetParams(dataset_name="any", dataset_path=str(path)), is_streamed=True)
-    tokeniser = Tokeniser(tokenizer, Template(tokenizer, tokenizer.chat_template), Asked("all", max_length))
-    return ExampleStream(dataset, tokeniser, ledger or Ledger("set", max_rejected=allowed), shuffle)
+    row_tokenizer = RowTokenizer(
+        tokenizer, Template(tokenizer, tokenizer.chat_template), TokenizeSpec("all", max_length)
+    )
+    return ExampleStream(dataset, row_tokenizer, ledger or Ledger("set", max_rejected=allowed), shuffle)
 
 
 def told(example: Example | None) -> tuple[str, ...] | None:
@@ -182,8 +184,8 @@ def test_the_order_is_another_with_another_seed(tmp_path: Path) -> None:
 def test_joined_documents_go_on_from_any_place(tmp_path: Path, skip_last: bool) -> None:
     path = write(tmp_path, "jsonl")
 
-    def joined() -> JoinedStream:
-        return JoinedStream(stream_of(path, Shuffle(3, 30), max_length=None), Joining(16, skip_last))
+    def joined() -> ConcatenatedStream:
+        return ConcatenatedStream(stream_of(path, Shuffle(3, 30), max_length=None), Concatenation(16, skip_last))
 
     whole = list(iter(joined().next, None))
     lengths = [len(one.tokens) for one in whole]
@@ -247,7 +249,7 @@ def test_a_mixture_goes_on_from_any_place(
 ) -> None:
     def rows() -> Any:
         mixture = mixed(tmp_path, strategy, proportions)
-        return PackedStream(mixture, 24, seed=1) if packs else Singles(mixture)
+        return PackedStream(mixture, 24, seed=1) if packs else SingleExamples(mixture)
 
     whole = groups(rows(), 300)
     for first in (0, 1, 77, 200):
@@ -268,7 +270,7 @@ def test_packed_rows_are_full_and_hold_every_example(tmp_path: Path) -> None:
 def test_what_a_step_trains_does_not_depend_on_the_number_of_ranks(tmp_path: Path) -> None:
     def steps(world_size: int, rank: int) -> list[list[Any]]:
         plan = StepsPlan(2, 4 // world_size, world_size, 1, 10)
-        rows = Singles(mixed(tmp_path, "first_exhausted", [0.3, 0.7]))
+        rows = SingleExamples(mixed(tmp_path, "first_exhausted", [0.3, 0.7]))
         batches = StreamLoader(rows, plan, rank).from_step(0)
         return [[one.tokens.tolist() for one in next(batches)] for _ in range(10)]
 
@@ -298,7 +300,7 @@ def test_a_stream_of_no_rows_is_told(tmp_path: Path) -> None:
 def test_a_batch_is_told_what_went_wrong_in_the_thread_that_reads(tmp_path: Path) -> None:
     path = write(tmp_path, "jsonl")
     path.write_text(path.read_text().replace('"100', '"100\\ud800'))
-    rows = Singles(MixedStream([Limited(stream_of(path), None, "set")], None, "first_exhausted", 0))
+    rows = SingleExamples(MixedStream([Limited(stream_of(path), None, "set")], None, "first_exhausted", 0))
     batches = StreamLoader(rows, StepsPlan(4, 1, 1, 1, 100)).from_step(0)
     with pytest.raises(DataError, match=r"rows\.jsonl:101: holds half of a character"):
         deque(batches, maxlen=0)
@@ -306,7 +308,9 @@ def test_a_batch_is_told_what_went_wrong_in_the_thread_that_reads(tmp_path: Path
 
 def test_the_account_of_joined_documents_is_that_of_kept_ones(tmp_path: Path) -> None:
     ledger = Ledger("set")
-    joined = JoinedStream(stream_of(write(tmp_path, "jsonl"), None, None, ledger=ledger), Joining(16, skip_last=True))
+    joined = ConcatenatedStream(
+        stream_of(write(tmp_path, "jsonl"), None, None, ledger=ledger), Concatenation(16, skip_last=True)
+    )
     rows = list(iter(joined.next, None))
     counts = ledger.counts
     whole = sum(len(one.tokens) for one in iter(stream_of(tmp_path / "rows.jsonl", max_length=None).next, None))

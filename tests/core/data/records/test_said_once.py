@@ -17,15 +17,15 @@ from oumi.core.data.checks.supervision import draw
 from oumi.core.data.ledger import Ledger
 from oumi.core.data.records.schemas import to_values
 from oumi.core.data.sources.jsonl import read_list
-from oumi.core.data.sources.source import FileRows
-from oumi.core.data.store.token_table import tokenise
+from oumi.core.data.sources.source import FileSource
+from oumi.core.data.store.token_table import tokenize_rows
 from oumi.core.data.tokenize.chat_template import Template
-from oumi.core.data.tokenize.encoder import Tokeniser
-from oumi.core.data.tokenize.loss_mask import Asked
+from oumi.core.data.tokenize.encoder import RowTokenizer
+from oumi.core.data.tokenize.loss_mask import TokenizeSpec
 from oumi.core.datasets import BaseSftDataset, dataset_for
 from oumi.core.errors import DataError
 from oumi.core.types.conversation import Conversation, Message, Role
-from oumi.core.types.example import BadRow, Judged, Preference, Row, Source
+from oumi.core.types.example import Judged, Preference, RejectedRow, Row, Source
 from tests.tiny import CHATML, byte_tokenizer
 
 USER, ASSISTANT, SYSTEM = (
@@ -39,7 +39,7 @@ def value_of(record: Any, shape: str | None = None) -> Any:
     return row.value if isinstance(row, Row) else row.reason
 
 
-def read(path: Path, name: str, **kwargs: Any) -> list[Row | BadRow]:
+def read(path: Path, name: str, **kwargs: Any) -> list[Row | RejectedRow]:
     return list(dataset_for(DatasetParams(dataset_name=name, dataset_path=str(path), dataset_kwargs=kwargs)).rows())
 
 
@@ -122,19 +122,19 @@ def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
     for folder in ("a", "b", ".hidden"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "x.jsonl").write_text(json.dumps({"text": folder}))
-    rows = FileRows(tmp_path, "set")
+    rows = FileSource(tmp_path, "set")
     assert [row.value["text"] for row in rows if isinstance(row, Row)] == ["a", "b"], "what is hidden is no data"
     before = rows.content()
     (tmp_path / "a" / "x.jsonl").write_text(json.dumps({"text": "c"}))
-    assert FileRows(tmp_path, "set").content() != before
+    assert FileSource(tmp_path, "set").content() != before
 
 
 def test_rows_of_one_line_are_told_apart(tmp_path: Path) -> None:
     row = {"messages": [USER, ASSISTANT]}
     (tmp_path / "a.json").write_text(json.dumps([row, {"messages": [USER, WORSE]}, row]))
     tokenizer = byte_tokenizer()
-    tokeniser = Tokeniser(tokenizer, Template(tokenizer, CHATML), Asked("all_assistant_turns"))
-    table = tokenise(to_values(read_list(tmp_path / "a.json", "set")), tokeniser, Ledger("set"))
+    row_tokenizer = RowTokenizer(tokenizer, Template(tokenizer, CHATML), TokenizeSpec("all_assistant_turns"))
+    table = tokenize_rows(to_values(read_list(tmp_path / "a.json", "set")), row_tokenizer, Ledger("set"))
     assert repeated_rows([table]).num_rows == 1
 
 
@@ -142,8 +142,10 @@ def test_a_turn_that_is_not_to_be_trained_is_not_where_all_is() -> None:
     turns = [(Role.USER, "Q", None), (Role.ASSISTANT, "A", False), (Role.USER, "R", None), (Role.ASSISTANT, "B", None)]
     chat = Conversation(messages=[Message(role=role, content=text, train=train) for role, text, train in turns])
     tokenizer = byte_tokenizer()
-    (made,) = Tokeniser(tokenizer, Template(tokenizer, CHATML), Asked("all")).make([Row(chat, Source("set", "x", 1))])
-    assert not isinstance(made, BadRow)
+    (made,) = RowTokenizer(tokenizer, Template(tokenizer, CHATML), TokenizeSpec("all")).make(
+        [Row(chat, Source("set", "x", 1))]
+    )
+    assert not isinstance(made, RejectedRow)
     assert draw(made.examples[0], tokenizer) == (
         "[<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n]A<|im_end|>[\n"
         "<|im_start|>user\nR<|im_end|>\n<|im_start|>assistant\nB<|im_end|>\n]"
@@ -152,10 +154,10 @@ def test_a_turn_that_is_not_to_be_trained_is_not_where_all_is() -> None:
 
 BAD = {
     "role of a list": {"messages": [USER, {"role": ["assistant"], "content": "A"}]},
-    "picture without bytes": {
+    "image without bytes": {
         "messages": [{"role": "user", "content": [{"type": "image", "image": "data:,"}]}, ASSISTANT]
     },
-    "picture that is no base64": {
+    "image that is no base64": {
         "messages": [{"role": "user", "content": [{"type": "image_binary", "binary": "é"}]}, ASSISTANT]
     },
 }  # fmt: skip
@@ -173,7 +175,7 @@ def test_a_fault_of_ones_own_code_names_the_row(tmp_path: Path) -> None:
 
     dataset = Fragile(data=[{"xs": []}])
     (row,) = dataset.rows()
-    assert isinstance(row, BadRow)
+    assert isinstance(row, RejectedRow)
     assert row.reason == "list index out of range"
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from oumi.core.data.records.schemas import detect_shape, to_values
 from oumi.core.types.conversation import ContentItem, Conversation, Type
-from oumi.core.types.example import BadRow, Completion, Judged, Preference, Row, Source, Text
+from oumi.core.types.example import Completion, Judged, Preference, RejectedRow, Row, Source, Text
 
 USER, ASSISTANT, SYSTEM = ("user", "Hi?"), ("assistant", "Yo."), ("system", "Be kind.")
 
@@ -59,7 +59,7 @@ SHAPES: dict[str, tuple[str, Any, list[tuple[str, str]]]] = {
 }
 
 
-def convert(*records: Any, shape: str | None = None) -> list[Row | BadRow]:
+def convert(*records: Any, shape: str | None = None) -> list[Row | RejectedRow]:
     rows = [Row(record, Source("set", "x.jsonl", i + 1)) for i, record in enumerate(records)]
     return list(to_values(rows, shape))
 
@@ -95,7 +95,7 @@ def test_a_row_of_another_shape_than_the_first_is_refused() -> None:
     first, second, third = convert({"messages": turns(USER, ASSISTANT)}, SHAPES["Alpaca"][1], SHAPES["messages"][1])
     assert isinstance(first, Row)
     assert isinstance(third, Row)
-    assert isinstance(second, BadRow)
+    assert isinstance(second, RejectedRow)
     assert second.reason == "has the shape 'alpaca', the rows before it 'messages'"
     assert second.source.line == 2
 
@@ -115,16 +115,16 @@ def test_a_row_of_another_shape_than_the_first_is_refused() -> None:
         ({"messages": turns(USER)}, "no turn of the assistant"),
         ({"messages": turns(USER, ("assistant", ""))}, "the assistant says nothing"),
         ({"messages": [{"role": 3, "content": "x"}]}, "turn 0: unknown role 3"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "names picture 0, but the row has 0"),
-        ({"messages": turns(ASSISTANT), "images": ["a.png"]}, "has 1 pictures, of which the turns name 0"),
-        ({"messages": turns(USER, ASSISTANT), "images": [3]}, "a picture must be a path, a URL or bytes, got int"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "names image 0, but the row has 0"),
+        ({"messages": turns(ASSISTANT), "images": ["a.png"]}, "has 1 images, of which the turns name 0"),
+        ({"messages": turns(USER, ASSISTANT), "images": [3]}, "an image must be a path, a URL or bytes, got int"),
         (
             {"messages": turns(USER, ASSISTANT), "images": [{"x": 1}]},
-            "a picture must have bytes, a path or a url, got x",
+            "an image must have bytes, a path or a url, got x",
         ),
         (
             {"messages": turns(USER, ASSISTANT), "images": ["data:image/png;base64,*"]},
-            "a picture in base64 that cannot",
+            "an image in base64 that cannot",
         ),
         ({"messages": turns(USER, ASSISTANT), "videos": ["a.mp4"]}, "the row: has 'videos', which is not built yet"),
         ({"messages": turns(USER, ASSISTANT), "tools": [{"f": 1}]}, "a tool must be an object with a 'name'"),
@@ -157,7 +157,7 @@ def test_a_row_of_another_shape_than_the_first_is_refused() -> None:
 )
 def test_a_row_that_cannot_be_used_says_why(record: Any, told: str) -> None:
     (row,) = convert(record)
-    assert isinstance(row, BadRow)
+    assert isinstance(row, RejectedRow)
     assert row.reason.startswith(told)
 
 
@@ -167,14 +167,14 @@ def test_a_later_row_without_the_keys_of_its_shape_is_a_bad_row(kind: str) -> No
     first, second, third = convert(record, {"text": "Hi?"}, record)
     assert isinstance(first, Row)
     assert isinstance(third, Row)
-    assert isinstance(second, BadRow)
+    assert isinstance(second, RejectedRow)
     key = {"sharegpt": "conversations", "alpaca": "instruction", "prompt_completion": "prompt"}.get(shape, shape)
     assert second.reason == f"has no '{key}'"
 
 
 def test_an_empty_chat_among_those_of_sharegpt_is_told_as_empty() -> None:
     _, empty, _ = convert(SHAPES["ShareGPT"][1], {"conversations": []}, SHAPES["ShareGPT"][1])
-    assert isinstance(empty, BadRow)
+    assert isinstance(empty, RejectedRow)
     assert empty.reason == "the conversation is empty"
 
 
@@ -194,7 +194,7 @@ def test_what_says_nothing_new_of_a_turn_is_no_obstacle() -> None:
 def test_a_named_shape_is_not_guessed() -> None:
     both = {"messages": turns(USER, ASSISTANT), "instruction": "Other", "output": "Another"}
     (row,) = convert({"instruction": "Hi?", "output": "Yo."}, shape="messages")
-    assert isinstance(row, BadRow)
+    assert isinstance(row, RejectedRow)
     (row,) = convert(both, shape="messages")
     assert isinstance(row, Row)
 
@@ -248,7 +248,7 @@ def test_a_history_comes_before_the_instruction() -> None:
 )
 def test_a_system_or_history_that_has_no_place_makes_a_bad_row(record: dict[str, Any], told: str) -> None:
     (row,) = to_values([Row(record, Source("d", "f", 1))])
-    assert isinstance(row, BadRow)
+    assert isinstance(row, RejectedRow)
     assert told in row.reason
 
 
@@ -285,7 +285,7 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("kind", PICTURES)
-def test_pictures_stand_where_the_row_puts_them(kind: str) -> None:
+def test_images_stand_where_the_row_puts_them(kind: str) -> None:
     (row,) = convert(PICTURES[kind])
     assert isinstance(row, Row), row
     assert row.value.messages[0].content == SEEN
@@ -303,7 +303,7 @@ def test_pictures_stand_where_the_row_puts_them(kind: str) -> None:
         ({"type": "image", "image": "file:///a.png"}, (Type.IMAGE_PATH, "/a.png")),
     ],
 )
-def test_a_picture_may_be_a_path_a_url_or_bytes(given: Any, wanted: tuple[Type, Any]) -> None:
+def test_a_image_may_be_a_path_a_url_or_bytes(given: Any, wanted: tuple[Type, Any]) -> None:
     (row,) = convert({"messages": [{"role": "user", "content": [given]}, *turns(ASSISTANT)]})
     assert isinstance(row, Row), row
     (item,) = row.value.messages[0].content

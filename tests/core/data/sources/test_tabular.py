@@ -13,7 +13,7 @@ import pytest
 from oumi.core.data.sources.jsonl import excerpt
 from oumi.core.data.sources.tabular import count_rows, read_rows
 from oumi.core.errors import DataError
-from oumi.core.types.example import BadRow, Row
+from oumi.core.types.example import RejectedRow, Row
 
 RECORDS: list[Any] = [{"a": 1}, {"a": "two\nlines"}, {"a": [3, None]}]
 LINES = [json.dumps(one) for one in RECORDS]
@@ -44,7 +44,7 @@ def written(folder: Path, name: str, content: bytes) -> Path:
     return path
 
 
-def read(path: Path) -> list[Row | BadRow]:
+def read(path: Path) -> list[Row | RejectedRow]:
     return list(read_rows(path, "rows"))
 
 
@@ -180,7 +180,7 @@ def test_a_broken_line_is_told_and_those_around_it_are_read(
     assert isinstance(before, Row)
     assert isinstance(after, Row)
     assert after.source.line == 3
-    assert isinstance(bad, BadRow)
+    assert isinstance(bad, RejectedRow)
     assert bad.source.line == 2
     assert bad.reason.startswith(reason)
     assert shown in bad.excerpt
@@ -192,7 +192,7 @@ def test_half_a_character_is_found_wherever_it_stands(tmp_path: Path, form: str,
     content = f'{{"a": 1}}\n{{"b": {text}}}' if form == "lines" else f'[{{"a": 1}},\n{{"b": {text}}}]'
     first, second = read(written(tmp_path, "x.json" if form == "list" else "x.jsonl", content.encode()))
     assert isinstance(first, Row)
-    assert isinstance(second, BadRow)
+    assert isinstance(second, RejectedRow)
     assert (second.source.line, second.reason) == (2, "holds half of a character (a lone surrogate)")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows are tokenised once: what decides them is in the key, and what was not finished is never used."""
+"""TrainingData are tokenized once: what decides them is in the key, and what was not finished is never used."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 
 from oumi.core.configs import TrainingConfig
 from oumi.core.data.sources import source as sources
-from oumi.core.data.store.lazy_table import GrowingTable
-from oumi.core.data.training_data import Rows, read_all
+from oumi.core.data.store.lazy_table import LazyTable
+from oumi.core.data.training_data import TrainingData, read_training_data
 from oumi.core.errors import DataError
-from oumi.core.inspect import survey
+from oumi.core.inspect import gather_facts
 from oumi.core.plan.plan import make_plan
 from oumi.core.system.cache import token_cache
 from oumi.core.train import train
@@ -33,12 +33,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes any file one that is tokenised by processes of its own: the bound is a setting of the module."""
+    """Makes any file one that is tokenized by processes of its own: the bound is a setting of the module."""
     monkeypatch.setattr(sources, "_LARGE_BYTES", 1)
 
 
-def read(config: TrainingConfig, began: datetime = BEGAN) -> Rows:
-    return read_all(make_plan(config, survey(config)), began)
+def read(config: TrainingConfig, began: datetime = BEGAN) -> TrainingData:
+    return read_training_data(make_plan(config, gather_facts(config)), began)
 
 
 def tables(cache: Path) -> list[Path]:
@@ -49,10 +49,10 @@ def test_the_same_rows_are_tokenised_once(tmp_path: Path, cache: Path, caplog: p
     config = tiny_config(tmp_path)
     with caplog.at_level(logging.INFO, logger="oumi"):
         first = read(config)
-        assert "is tokenised: it was not tokenised before" in caplog.text
+        assert "is tokenized: it was not tokenized before" in caplog.text
         caplog.clear()
         second = read(config)
-        assert "tokenised" not in caplog.text
+        assert "tokenized" not in caplog.text
     assert len(tables(cache)) == 1
     assert [first.train[i].tokens.tolist() for i in range(24)] == [second.train[i].tokens.tolist() for i in range(24)]
     assert first.ledgers["train"][0].to_dict() == second.ledgers["train"][0].to_dict()
@@ -88,7 +88,7 @@ def test_a_table_that_grows_is_the_one_that_is_kept(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     rows = read(config)
     (part,) = rows.train.parts
-    assert isinstance(part.table, GrowingTable)
+    assert isinstance(part.table, LazyTable)
     early = [part.table[i] for i in range(24)]
     lengths = part.table.lengths().tolist()
     late = [part.table[i] for i in range(24)]

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from oumi.core.data.checks.supervision import draw
 from oumi.core.data.tokenize.chat_template import Template, bundled_template
-from oumi.core.data.tokenize.encoder import Encoded, Tokeniser
-from oumi.core.data.tokenize.loss_mask import MARKS, Asked
+from oumi.core.data.tokenize.encoder import Encoded, RowTokenizer
+from oumi.core.data.tokenize.loss_mask import MARKS, TokenizeSpec
 from oumi.core.types.conversation import Conversation, Message, Role
-from oumi.core.types.example import BadRow, Completion, Row, Source
+from oumi.core.types.example import Completion, RejectedRow, Row, Source
 from tests.tiny import CHATML, byte_tokenizer
 
 SOURCE = Source("set", "x.jsonl", 1)
@@ -58,9 +58,11 @@ def chat(*turns: tuple[str, str]) -> Conversation:
     return Conversation(messages=[Message(role=Role(role), content=text) for role, text in turns])
 
 
-def made(value: Any, tokenizer: Any, template: str = CHATML, train_on: str = "all_assistant_turns") -> Encoded | BadRow:
-    tokeniser = Tokeniser(tokenizer, Template(tokenizer, template), Asked(train_on))
-    return next(tokeniser.make([Row(value, SOURCE)]))
+def made(
+    value: Any, tokenizer: Any, template: str = CHATML, train_on: str = "all_assistant_turns"
+) -> Encoded | RejectedRow:
+    row_tokenizer = RowTokenizer(tokenizer, Template(tokenizer, template), TokenizeSpec(train_on))
+    return next(row_tokenizer.make([Row(value, SOURCE)]))
 
 
 def drawn(value: Any, tokenizer: Any, template: str = CHATML) -> str:
@@ -161,9 +163,9 @@ def test_a_completion_begins_with_the_start_token_and_ends_with_the_end_token() 
 
 def test_chats_and_completions_keep_their_order() -> None:
     tokenizer = starting_tokenizer()
-    tokeniser = Tokeniser(tokenizer, Template(tokenizer, CHATML), Asked("all_assistant_turns"))
+    row_tokenizer = RowTokenizer(tokenizer, Template(tokenizer, CHATML), TokenizeSpec("all_assistant_turns"))
     values = [Completion("a", "b"), chat(("user", "c"), ("assistant", "d")), Completion("e", "f")]
-    cuts = list(tokeniser.make([Row(value, SOURCE) for value in values]))
+    cuts = list(row_tokenizer.make([Row(value, SOURCE) for value in values]))
     texts = [draw(cut.examples[0], tokenizer) for cut in cuts if isinstance(cut, Encoded)]
     assert [text[-12] for text in texts if text.endswith("<|im_end|>]")] == ["b", "f"]
     assert "[d<|im_end|>]" in texts[1]
@@ -181,7 +183,7 @@ def test_chats_and_completions_keep_their_order() -> None:
 )
 def test_a_row_of_which_nothing_can_be_learned_is_a_bad_row(value: Any, reason: str) -> None:
     found = made(value, byte_tokenizer())
-    assert isinstance(found, BadRow)
+    assert isinstance(found, RejectedRow)
     assert found.reason == reason
 
 

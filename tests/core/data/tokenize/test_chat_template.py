@@ -40,7 +40,7 @@ PROMPTS = {
 }
 PICTURE = ContentItem(type=Type.IMAGE_PATH, content="a.png")
 SEEN = [Message(role=Role.USER, content=[PICTURE, ContentItem(type=Type.TEXT, content="Q")])]
-# What a template writes for a picture before a question.
+# What a template writes for an image before a question.
 PICTURES = {
     "internvl3": "<IMG_CONTEXT>\nQ",
     "llama3-instruct": "<|image|>Q",
@@ -142,7 +142,7 @@ def test_gemma_refuses_those_who_do_not_take_turns(roles: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_picture_is_written_as_its_place_or_refused(name: str) -> None:
+def test_a_image_is_written_as_its_place_or_refused(name: str) -> None:
     template = Template(byte_tokenizer(), bundled_template(name))
     if name not in PICTURES:
         with pytest.raises(TemplateError):
@@ -154,7 +154,7 @@ def test_a_picture_is_written_as_its_place_or_refused(name: str) -> None:
     assert asked.replace(place, place.partition("<")[0], 1) == PROMPTS[name]
 
 
-def test_pictures_are_numbered_where_they_are_numbered() -> None:
+def test_images_are_numbered_where_they_are_numbered() -> None:
     template = Template(byte_tokenizer(), bundled_template("phi3-instruct"))
     two = [Message(role=Role.USER, content=[PICTURE, PICTURE]), Message(role=Role.ASSISTANT, content="A"), *SEEN]
     assert template.render(two) == (
@@ -162,7 +162,7 @@ def test_pictures_are_numbered_where_they_are_numbered() -> None:
     )
 
 
-def test_a_message_reaches_the_template_as_text_unless_it_holds_a_picture() -> None:
+def test_a_message_reaches_the_template_as_text_unless_it_holds_a_image() -> None:
     template = Template(byte_tokenizer(), "{{ messages | map(attribute='content') | list | tojson }}")
     assert template.render([*SEEN, *CHAT]) == '[[{"type": "image"}, {"type": "text", "text": "Q"}], "Q", "A"]'
 

@@ -13,9 +13,9 @@ import pytest
 
 from oumi.core.data.checks.supervision import check_supervision
 from oumi.core.data.tokenize.chat_template import FOLDER, Template
-from oumi.core.data.tokenize.encoder import Encoded, Tokeniser
-from oumi.core.data.tokenize.loss_mask import Asked, Document, Rendered
-from oumi.core.types.example import BadRow, Example, Row, Source
+from oumi.core.data.tokenize.encoder import Encoded, RowTokenizer
+from oumi.core.data.tokenize.loss_mask import Document, Rendered, TokenizeSpec
+from oumi.core.types.example import Example, RejectedRow, Row, Source
 from tests.core.data.tokenize.families import bundled, llama, others, qwen
 from tests.core.data.tokenize.families.family import CHATS, NOW, Family, Refused, Wanted
 
@@ -26,20 +26,20 @@ EXPRESSED = [(name, case) for name, case in EVERY if not isinstance(FAMILIES[nam
 MANY = [name for name, case in EXPRESSED if case == "many"]
 
 
-def tokeniser_of(family: Family, tokenizer: Any, train_on: str = "all_assistant_turns", **kwargs: Any) -> Tokeniser:
-    return Tokeniser(tokenizer, Template(tokenizer, family.template(), NOW), Asked(train_on, **kwargs))
+def tokeniser_of(family: Family, tokenizer: Any, train_on: str = "all_assistant_turns", **kwargs: Any) -> RowTokenizer:
+    return RowTokenizer(tokenizer, Template(tokenizer, family.template(), NOW), TokenizeSpec(train_on, **kwargs))
 
 
-def rendered(family: Family, case: str, train_on: str = "all_assistant_turns") -> tuple[Tokeniser, Rendered]:
-    tokeniser = tokeniser_of(family, family.tokenizer(), train_on)
-    found = tokeniser.renderer.render(Row(CHATS[case], SOURCE))
+def rendered(family: Family, case: str, train_on: str = "all_assistant_turns") -> tuple[RowTokenizer, Rendered]:
+    row_tokenizer = tokeniser_of(family, family.tokenizer(), train_on)
+    found = row_tokenizer.renderer.render(Row(CHATS[case], SOURCE))
     assert isinstance(found, Rendered), found
-    return tokeniser, found
+    return row_tokenizer, found
 
 
-def examples(tokeniser: Tokeniser, row: Rendered) -> list[Example]:
+def examples(row_tokenizer: RowTokenizer, row: Rendered) -> list[Example]:
     """Returns each document of a row as tokens."""
-    (found,) = tokeniser.encoder.encode([row])
+    (found,) = row_tokenizer.encoder.encode([row])
     assert isinstance(found, Encoded), found
     return [one for example in found.examples for one in example.documents()]
 
@@ -75,22 +75,22 @@ def test_a_chat_is_trained_as_it_is_written_down(name: str, case: str) -> None:
     wanted, tokenizer = family.wanted(case), family.tokenizer()
     if isinstance(wanted, Refused):
         found = tokeniser_of(family, tokenizer).renderer.render(Row(CHATS[case], SOURCE))
-        assert isinstance(found, BadRow), found
+        assert isinstance(found, RejectedRow), found
         assert wanted.reason in found.reason
         return
-    tokeniser, row = rendered(family, case)
+    row_tokenizer, row = rendered(family, case)
     assert [spelled(one) for one in row.documents] == documents(wanted)
-    made = examples(tokeniser, row)
+    made = examples(row_tokenizer, row)
     assert [drawn(one, tokenizer) for one in made] == documents(wanted)
     for one, document in zip(made, row.documents, strict=True):
         assert one.tokens.tolist() == tokenizer(document.text, add_special_tokens=False)["input_ids"]
-    check_supervision(made, tokenizer, Asked("all_assistant_turns"))
+    check_supervision(made, tokenizer, TokenizeSpec("all_assistant_turns"))
 
 
 def test_deepseek_writes_calls_of_tools_that_are_defined_elsewhere() -> None:
     family = FAMILIES["deepseek-v3"]
-    tokeniser = tokeniser_of(family, family.tokenizer())
-    row = tokeniser.renderer.render(Row(CHATS["tools"].model_copy(update={"tools": None}), SOURCE))
+    row_tokenizer = tokeniser_of(family, family.tokenizer())
+    row = row_tokenizer.renderer.render(Row(CHATS["tools"].model_copy(update={"tools": None}), SOURCE))
     assert isinstance(row, Rendered), row
     assert [spelled(one) for one in row.documents] == [
         "<｜begin▁of▁sentence｜><｜User｜>Rain?<｜Assistant｜>⟦<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function"
@@ -105,17 +105,17 @@ def test_the_final_turn_is_trained_alone(name: str) -> None:
     *_, last = documents(FAMILIES[name].many)
     *_, start, answer = last.split("⟦")
     before = last[: -len(f"{start}⟦{answer}")] + start
-    tokeniser, row = rendered(FAMILIES[name], "many", "final_assistant_turn")
+    row_tokenizer, row = rendered(FAMILIES[name], "many", "final_assistant_turn")
     wanted = [f"{before.replace('⟦', '').replace('⟧', '')}⟦{answer}"]
     assert [spelled(one) for one in row.documents] == wanted
-    assert [drawn(one, FAMILIES[name].tokenizer()) for one in examples(tokeniser, row)] == wanted
+    assert [drawn(one, FAMILIES[name].tokenizer()) for one in examples(row_tokenizer, row)] == wanted
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_chat_is_trained_whole(name: str) -> None:
-    tokeniser, row = rendered(FAMILIES[name], "many", "all")
+    row_tokenizer, row = rendered(FAMILIES[name], "many", "all")
     *_, last = documents(FAMILIES[name].many)
-    (example,) = examples(tokeniser, row)
+    (example,) = examples(row_tokenizer, row)
     assert row.documents[0].text.startswith(last.replace("⟦", "").replace("⟧", "").rstrip())
     assert example.is_target.all()
 
@@ -127,10 +127,10 @@ def test_an_answer_that_is_cut_is_trained_up_to_the_cut(name: str) -> None:
     first, second = (tokenizer.decode([one]) for one in tokenizer(answer, add_special_tokens=False)["input_ids"][:2])
     length = len(tokenizer(before, add_special_tokens=False)["input_ids"])
     for room, wanted in ((2, f"{before}⟦{first}{second}⟧"), (1, f"{before}⟦{first}⟧"), (0, None)):
-        tokeniser = tokeniser_of(family, tokenizer, max_length=length + room)
-        (found,) = tokeniser.make([Row(CHATS["one"], SOURCE)])
+        row_tokenizer = tokeniser_of(family, tokenizer, max_length=length + room)
+        (found,) = row_tokenizer.make([Row(CHATS["one"], SOURCE)])
         if wanted is None:
-            assert isinstance(found, BadRow)
+            assert isinstance(found, RejectedRow)
             assert found.reason == f"every trained token lies beyond model_max_length {length}"
         else:
             assert isinstance(found, Encoded)
@@ -141,17 +141,17 @@ def test_an_answer_that_is_cut_is_trained_up_to_the_cut(name: str) -> None:
 def test_the_end_of_an_answer_is_trained_though_it_pads(name: str, case: str) -> None:
     tokenizer = FAMILIES[name].tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
-    tokeniser = tokeniser_of(FAMILIES[name], tokenizer)
-    row = tokeniser.renderer.render(Row(CHATS[case], SOURCE))
+    row_tokenizer = tokeniser_of(FAMILIES[name], tokenizer)
+    row = row_tokenizer.renderer.render(Row(CHATS[case], SOURCE))
     assert isinstance(row, Rendered)
-    assert [drawn(one, tokenizer) for one in examples(tokeniser, row)] == documents(FAMILIES[name].wanted(case))
+    assert [drawn(one, tokenizer) for one in examples(row_tokenizer, row)] == documents(FAMILIES[name].wanted(case))
 
 
 @pytest.mark.parametrize("name", MANY)
 def test_before_an_answer_stands_the_prompt_of_inference(name: str) -> None:
     family = FAMILIES[name]
-    tokeniser, row = rendered(family, "many", "final_assistant_turn")
-    prompt = tokeniser.renderer.template.render(CHATS["many"].messages[:-1], add_generation_prompt=True)
+    row_tokenizer, row = rendered(family, "many", "final_assistant_turn")
+    prompt = row_tokenizer.renderer.template.render(CHATS["many"].messages[:-1], add_generation_prompt=True)
     before = row.documents[0].text[: row.documents[0].spans[0][0]]
     assert prompt.startswith(before)
     assert (prompt == before) == (not family.opens_thought)
@@ -175,7 +175,7 @@ def shifted(row: Rendered) -> Iterator[tuple[Rendered, str, int]]:
 
 @pytest.mark.parametrize(("name", "case"), EXPRESSED)
 def test_a_border_that_is_off_by_one_is_seen(name: str, case: str) -> None:
-    tokeniser, row = rendered(FAMILIES[name], case)
+    row_tokenizer, row = rendered(FAMILIES[name], case)
     wanted, tokenizer = documents(FAMILIES[name].wanted(case)), FAMILIES[name].tokenizer()
     tokens = re.compile("|".join(re.escape(str(one)) for one in tokenizer.added_tokens_decoder.values()))
     num_shifts = 0
@@ -183,5 +183,5 @@ def test_a_border_that_is_off_by_one_is_seen(name: str, case: str) -> None:
         num_shifts += 1
         assert [spelled(one) for one in changed.documents] != wanted
         if not any(found.start() < border < found.end() for found in tokens.finditer(text)):
-            assert [drawn(one, tokenizer) for one in examples(tokeniser, changed)] != wanted
+            assert [drawn(one, tokenizer) for one in examples(row_tokenizer, changed)] != wanted
     assert num_shifts >= 2

@@ -12,8 +12,8 @@ import pytest
 
 from oumi.core.data.checks.supervision import draw
 from oumi.core.data.tokenize.chat_template import Template, bundled_template
-from oumi.core.data.tokenize.encoder import Encoded, Tokeniser
-from oumi.core.data.tokenize.loss_mask import Asked
+from oumi.core.data.tokenize.encoder import Encoded, RowTokenizer
+from oumi.core.data.tokenize.loss_mask import TokenizeSpec
 from oumi.core.data.tokenize.turns import check_landmarks, without_tool_results
 from oumi.core.errors import ConfigError
 from oumi.core.train import train
@@ -95,8 +95,8 @@ def test_a_run_trains_what_its_collator_says(
 ) -> None:
     from datetime import datetime
 
-    from oumi.core.data.training_data import read_all
-    from oumi.core.inspect import survey
+    from oumi.core.data.training_data import read_training_data
+    from oumi.core.inspect import gather_facts
     from oumi.core.plan.plan import make_plan
 
     turns = [("user", "Hi?"), ("assistant", "Yo."), ("user", "B?"), ("assistant", "C.")]
@@ -104,7 +104,7 @@ def test_a_run_trains_what_its_collator_says(
     (tmp_path / "chats.jsonl").write_text(json.dumps(row) + "\n")
     config = tiny_config(tmp_path)
     config.data.train.collator_name, config.data.train.collator_kwargs = collator, kwargs
-    example = read_all(make_plan(config, survey(config)), datetime(2026, 1, 2)).train.group(0)[0]
+    example = read_training_data(make_plan(config, gather_facts(config)), datetime(2026, 1, 2)).train.group(0)[0]
     if trained is None:
         assert len(example.tokens) == 30
         assert example.is_target.all()
@@ -140,8 +140,10 @@ def test_results_of_tools_within_an_answer_are_not_trained() -> None:
     chat = Conversation(
         messages=[Message(role=Role.USER, content="<t>?</t>"), Message(role=Role.ASSISTANT, content=said)]
     )
-    tokeniser = Tokeniser(tokenizer, Template(tokenizer, CHATML), Asked("all_assistant_turns", tool_results=MARKS))
-    (found,) = tokeniser.make([Row(chat, Source("set", "x.jsonl", 1))])
+    row_tokenizer = RowTokenizer(
+        tokenizer, Template(tokenizer, CHATML), TokenizeSpec("all_assistant_turns", tool_results=MARKS)
+    )
+    (found,) = row_tokenizer.make([Row(chat, Source("set", "x.jsonl", 1))])
     assert isinstance(found, Encoded)
     assert draw(found.examples[0], tokenizer).endswith("assistant\n[I look. ]<t>rain</t>[ It rains.<|im_end|>]\n")
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from oumi.core.data.checks.supervision import draw
 from oumi.core.data.tokenize.chat_template import Template
-from oumi.core.data.tokenize.encoder import Encoded, Encoder, Tokeniser
-from oumi.core.data.tokenize.loss_mask import MARKS, Asked, Rendered
+from oumi.core.data.tokenize.encoder import Encoded, Encoder, RowTokenizer
+from oumi.core.data.tokenize.loss_mask import MARKS, Rendered, TokenizeSpec
 from oumi.core.errors import ConfigError
 from oumi.core.types.conversation import Conversation, Message, Role
-from oumi.core.types.example import BadRow, Completion, Row, Source
+from oumi.core.types.example import Completion, RejectedRow, Row, Source
 from tests.tiny import CHATML, byte_tokenizer
 
 SOURCE = Source("set", "x.jsonl", 1)
@@ -38,14 +38,18 @@ def chat(turns: tuple[tuple[str, str], ...]) -> Conversation:
 
 def rendered(value: Any, template: str = CHATML, train_on: str = "all_assistant_turns", **kwargs: Any) -> Any:
     tokenizer = kwargs.get("tokenizer") or byte_tokenizer()
-    tokeniser = Tokeniser(tokenizer, Template(tokenizer, template), Asked(train_on, kwargs.get("max_length")))
-    return tokeniser, tokeniser.renderer.render(Row(value, SOURCE))
+    row_tokenizer = RowTokenizer(
+        tokenizer, Template(tokenizer, template), TokenizeSpec(train_on, kwargs.get("max_length"))
+    )
+    return row_tokenizer, row_tokenizer.renderer.render(Row(value, SOURCE))
 
 
-def made(value: Any, template: str = CHATML, train_on: str = "all_assistant_turns", **kwargs: Any) -> Encoded | BadRow:
-    tokeniser, row = rendered(value, template, train_on, **kwargs)
+def made(
+    value: Any, template: str = CHATML, train_on: str = "all_assistant_turns", **kwargs: Any
+) -> Encoded | RejectedRow:
+    row_tokenizer, row = rendered(value, template, train_on, **kwargs)
     assert isinstance(row, Rendered), row
-    (cut,) = tokeniser.encoder.encode([row])
+    (cut,) = row_tokenizer.encoder.encode([row])
     return cut
 
 
@@ -90,7 +94,7 @@ def test_a_template_that_cannot_tell_the_answer_is_refused(template: str, told: 
     _, row = rendered(chat((("user", "Hi?"), ("assistant", "A long answer."))), template)
     assert (told is None) == isinstance(row, Rendered)
     if told is not None:
-        assert isinstance(row, BadRow)
+        assert isinstance(row, RejectedRow)
         assert told in row.reason
 
 
@@ -110,7 +114,7 @@ def test_what_is_cut_off_is_counted(max_length: int | None, cut: int, cut_target
 
 def test_a_row_of_which_only_the_prompt_fits_is_refused() -> None:
     found = made(chat(ONE), max_length=20)
-    assert isinstance(found, BadRow)
+    assert isinstance(found, RejectedRow)
     assert found.reason == "every trained token lies beyond model_max_length 20"
 
 
@@ -156,12 +160,12 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=MARKS
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4), st.booleans())
 def test_of_any_chat_the_answers_are_trained_and_nothing_else(pairs: list[tuple[str, str]], final: bool) -> None:
     turns = tuple(turn for asked, said in pairs for turn in (("user", asked), ("assistant", said)))
-    tokeniser, row = rendered(chat(turns), CHATML, "final_assistant_turn" if final else "all_assistant_turns")
-    (cut,) = tokeniser.encoder.encode([row])
+    row_tokenizer, row = rendered(chat(turns), CHATML, "final_assistant_turn" if final else "all_assistant_turns")
+    (cut,) = row_tokenizer.encoder.encode([row])
     example, tokenizer = cut.examples[0], byte_tokenizer()
     answers = [said for _, said in pairs][-1 if final else 0 :]
     assert tokenizer.decode(example.tokens[example.is_target]) == "".join(f"{said}<|im_end|>" for said in answers)
-    prompt = tokeniser.renderer.template.render(chat(turns).messages[:-1], add_generation_prompt=True)
+    prompt = row_tokenizer.renderer.template.render(chat(turns).messages[:-1], add_generation_prompt=True)
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     assert example.tokens[: len(ids)].tolist() == ids
     assert not example.is_target[len(ids) - 1]

@@ -9,10 +9,10 @@ import pytest
 
 from oumi.core.data.checks.supervision import draw
 from oumi.core.data.tokenize.chat_template import Template
-from oumi.core.data.tokenize.encoder import Encoded, Tokeniser
-from oumi.core.data.tokenize.loss_mask import Asked
+from oumi.core.data.tokenize.encoder import Encoded, RowTokenizer
+from oumi.core.data.tokenize.loss_mask import TokenizeSpec
 from oumi.core.types.conversation import ContentItem, Conversation, FunctionCall, Message, Role, ToolCall, Type
-from oumi.core.types.example import BadRow, Completion, Judged, Preference, Prompt, Row, Source, Text
+from oumi.core.types.example import Completion, Judged, Preference, Prompt, RejectedRow, Row, Source, Text
 from tests.tiny import CHATML, byte_tokenizer
 
 SOURCE = Source("set", "x.jsonl", 1)
@@ -37,10 +37,14 @@ def message(role: str, content: Any = None, **others: Any) -> Message:
     return Message(role=Role(role), content=content, **others)
 
 
-def made(value: Any, template: str = CHATML, train_on: str = "all_assistant_turns", **kwargs: Any) -> Encoded | BadRow:
+def made(
+    value: Any, template: str = CHATML, train_on: str = "all_assistant_turns", **kwargs: Any
+) -> Encoded | RejectedRow:
     tokenizer = byte_tokenizer()
     return next(
-        Tokeniser(tokenizer, Template(tokenizer, template), Asked(train_on, **kwargs)).make([Row(value, SOURCE)])
+        RowTokenizer(tokenizer, Template(tokenizer, template), TokenizeSpec(train_on, **kwargs)).make(
+            [Row(value, SOURCE)]
+        )
     )
 
 
@@ -70,7 +74,7 @@ def test_calls_are_trained_and_results_are_not_however_a_template_wants_them(tem
 
 def test_a_template_that_writes_no_calls_is_refused() -> None:
     found = made(chat(message("user", "Rain?"), message("assistant", tool_calls=[CALL])))
-    assert isinstance(found, BadRow)
+    assert isinstance(found, RejectedRow)
     assert found.reason == "turn 1: the chat template does not write its tool call"
 
 
@@ -85,7 +89,7 @@ def test_each_thought_is_trained_as_it_is_thought() -> None:
         f"{first}a<|im_end|>\n<|im_start|>user\nB?<|im_end|>\n<|im_start|>assistant\n[<think>so</think>b<|im_end|>]\n",
     ]
     found = made(thinking)
-    assert isinstance(found, BadRow)
+    assert isinstance(found, RejectedRow)
     assert found.reason == "turn 3: the chat template does not write its reasoning_content"
 
 
@@ -119,15 +123,15 @@ def test_a_flag_says_whether_a_turn_is_trained(kind: str) -> None:
 
 def test_a_chat_of_which_no_turn_is_to_be_trained_is_refused() -> None:
     found = made(chat(message("user", "A?"), message("assistant", "a", train=False)))
-    assert isinstance(found, BadRow)
+    assert isinstance(found, RejectedRow)
     assert found.reason == "no turn of it is to be trained"
 
 
-def test_a_picture_is_never_dropped_unseen() -> None:
+def test_a_image_is_never_dropped_unseen() -> None:
     seen = [ContentItem(type=Type.IMAGE_PATH, content="a.png"), ContentItem(type=Type.TEXT, content="What?")]
     found = made(chat(message("user", seen), message("assistant", "A cat.")))
-    assert isinstance(found, BadRow)
-    assert found.reason.startswith("turn 0: holds a picture")
+    assert isinstance(found, RejectedRow)
+    assert found.reason.startswith("turn 0: holds an image")
 
 
 def test_both_answers_of_a_preference_follow_the_same_prompt() -> None:
@@ -139,7 +143,7 @@ def test_both_answers_of_a_preference_follow_the_same_prompt() -> None:
         "Q[good<|im_end|>]", "Q[bad<|im_end|>]",
     ]  # fmt: skip
     assert drawn(Judged(Completion("Q", "good"), True)) == ["Q[good<|im_end|>]"]
-    assert isinstance(made(Prompt((message("user", "Q"),), {})), BadRow)
+    assert isinstance(made(Prompt((message("user", "Q"),), {})), RejectedRow)
 
 
 LONG = Text("abcdefghij")  # eleven tokens with its end
@@ -162,7 +166,7 @@ def test_a_row_that_is_too_long_is_cut_as_asked(policy: str | None) -> None:
 
 def test_a_row_that_is_too_long_may_be_refused() -> None:
     found = made(LONG, max_length=4, truncation="reject")
-    assert isinstance(found, BadRow)
+    assert isinstance(found, RejectedRow)
     assert found.reason == "longer than model_max_length 4: 11 tokens"
 
 
@@ -174,7 +178,7 @@ def test_what_was_cut_off_and_what_is_left_is_all_there_was(policy: str, length:
     assert isinstance(whole, Encoded)
     (example,) = whole.examples
     found = made(value, max_length=length, truncation=policy)
-    if isinstance(found, BadRow):
+    if isinstance(found, RejectedRow):
         assert policy == "right"
         return
     assert sum(len(one.tokens) for one in found.examples) + found.cut_tokens == len(example.tokens)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from oumi.core.data.pipeline.concatenate import Joined
+from oumi.core.data.pipeline.concatenate import ConcatenatedTable
 from oumi.core.data.pipeline.mixture import Part
-from oumi.core.data.store.lazy_table import GrowingTable
+from oumi.core.data.store.lazy_table import LazyTable
 from oumi.core.data.store.token_table import TokenTable
 from oumi.core.errors import DataError
 from oumi.core.log import logger
@@ -85,8 +85,8 @@ def _told(split: str, kind: str, found: Mapping[str, Any], most: int | None) -> 
 
 
 def _whole(part: Part, may_wait: bool) -> TokenTable | None:
-    table = part.table.documents if isinstance(part.table, Joined) else part.table
-    if isinstance(table, GrowingTable):
+    table = part.table.documents if isinstance(part.table, ConcatenatedTable) else part.table
+    if isinstance(table, LazyTable):
         return table.complete() if may_wait else table.if_complete()
     assert isinstance(table, TokenTable), "there are two kinds of tables"
     return table

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from oumi.core.data.pipeline.mixture import Table
-from oumi.core.data.tokenize.loss_mask import Asked
+from oumi.core.data.tokenize.loss_mask import TokenizeSpec
 from oumi.core.errors import DataError
 from oumi.core.types.example import Example
 
@@ -23,7 +23,7 @@ def spread(table: Table, count: int = NUM_CHECKED) -> Iterator[Example]:
         yield table[i]
 
 
-def check_supervision(examples: Iterable[Example], tokenizer: Any, asked: Asked) -> None:
+def check_supervision(examples: Iterable[Example], tokenizer: Any, asked: TokenizeSpec) -> None:
     """Verifies rows, and draws the first that teaches the wrong thing.
 
     Args:
@@ -50,7 +50,7 @@ def draw(example: Example, tokenizer: Any) -> str:
     return "".join(f"[{text}]" if example.is_target[part[0]] else text for text, part in zip(texts, parts, strict=True))
 
 
-def _wrong(example: Example, tokenizer: Any, asked: Asked) -> str:
+def _wrong(example: Example, tokenizer: Any, asked: TokenizeSpec) -> str:
     tokens, is_target, train_on = example.tokens, example.is_target, asked.train_on
     may_begin_anywhere = asked.truncation in ("left", "split")
     if not is_target[1:].any():

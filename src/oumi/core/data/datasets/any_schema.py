@@ -8,7 +8,7 @@ from typing import Any
 from oumi.core.data.datasets.base import VALUES
 from oumi.core.data.datasets.chats import BaseSftDataset
 from oumi.core.data.records.schemas import detect_shape, to_value
-from oumi.core.types.example import BadRow, Row
+from oumi.core.types.example import RejectedRow, Row
 
 _HELD = {"preference": "preferences", "kto": "judged completions", "prompt": "prompts", "text": "texts"}
 
@@ -18,9 +18,9 @@ class ShapedDataset(BaseSftDataset):
 
     shape: str | None = None
 
-    def value_of(self, row: Row | BadRow) -> Row | BadRow:
+    def value_of(self, row: Row | RejectedRow) -> Row | RejectedRow:
         """Returns a row as what it stands for, or as one that cannot be used."""
-        if isinstance(row, BadRow) or isinstance(row.value, VALUES):
+        if isinstance(row, RejectedRow) or isinstance(row.value, VALUES):
             return row
         found = detect_shape(row.value)
         self.shape = self.shape or found

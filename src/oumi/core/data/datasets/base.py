@@ -11,24 +11,24 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from oumi.core.data.pipeline.concatenate import Joining
-from oumi.core.data.records.fields import Unusable
+from oumi.core.data.pipeline.concatenate import Concatenation
+from oumi.core.data.records.fields import UnusableValue
 from oumi.core.data.records.schemas import detect_shape, to_value
 from oumi.core.data.sources.jsonl import shown
-from oumi.core.data.sources.memory import FirstRows, GivenRows
+from oumi.core.data.sources.memory import LimitedSource, MemorySource
 from oumi.core.data.sources.reader import Place, RepeatedReader, RowReader
-from oumi.core.data.sources.source import IndexedRows, Rows, rows_of
+from oumi.core.data.sources.source import IndexedRows, RowSource, open_source
 from oumi.core.data.sources.tabular import digest_of
 from oumi.core.errors import ConfigError, DataError, did_you_mean
 from oumi.core.types.conversation import Conversation
-from oumi.core.types.example import BadRow, Completion, Judged, Preference, Prompt, Row, Text
+from oumi.core.types.example import Completion, Judged, Preference, Prompt, RejectedRow, Row, Text
 
 VALUES = (Conversation, Completion, Text, Preference, Judged, Prompt)
 """What a row may stand for."""
 
 
 class BaseMapDataset:
-    """Rows, each of which stands for something to learn.
+    """RowSource, each of which stands for something to learn.
 
     Override `transform`, and `_load_data` where the rows are neither in files nor on the Hub.
     """
@@ -45,7 +45,7 @@ class BaseMapDataset:
     """Take only so many of the first rows."""
     is_streamed = False
     """Rows of the Hub are read while they are used."""
-    joining: Joining | None = None
+    concatenation: Concatenation | None = None
     """Not None: documents are joined end to end, and cut into rows of one length."""
     holds = "chats"
     """Which kind of value the rows stand for."""
@@ -74,7 +74,7 @@ class BaseMapDataset:
             dataset_path: File, directory or pattern.
             split: Part of the data set.
             subset: Config name of a data set on the Hub.
-            data: Rows, instead of a path.
+            data: RowSource, instead of a path.
             trust_remote_code: Of a processor; no data set runs code of the Hub.
             transform_num_workers: Taken for the sake of old code: a run says how many processes make its tokens.
         """
@@ -95,33 +95,33 @@ class BaseMapDataset:
         """Returns what a row stands for: one of VALUES, or a mapping of a shape that is known."""
         raise NotImplementedError(f"{type(self).__name__} must define transform")
 
-    def rows(self) -> Iterator[Row | BadRow]:
+    def rows(self) -> Iterator[Row | RejectedRow]:
         """Yields each row as what it stands for, or as one that cannot be used."""
         for row in self.raw_rows():
             yield self.value_of(row)
 
-    def raw_rows(self) -> Iterator[Row | BadRow]:
+    def raw_rows(self) -> Iterator[Row | RejectedRow]:
         """Yields the rows of the local files, or of the data set on the Hub."""
         return iter(self.stored)
 
     @cached_property
-    def stored(self) -> Rows:
+    def stored(self) -> RowSource:
         """Returns the rows as they are stored."""
         if self.is_made:
             given = self._given if self._given is not None else vars(self).get("_data")
             place = f"{self.dataset_name or type(self).__name__}[{self.split or 'train'}]"
-            rows: Rows = GivenRows(self._load_data() if given is None else given, self.dataset_name, place)
+            rows: RowSource = MemorySource(self._load_data() if given is None else given, self.dataset_name, place)
         else:
             rows = self._read()
-        return rows if self.limit is None else FirstRows(rows, self.limit)
+        return rows if self.limit is None else LimitedSource(rows, self.limit)
 
     def _load_data(self) -> Any:
         """Returns the rows: mappings in a list, or a table of pandas. Override it where no file holds them."""
         return self.stored
 
-    def _read(self) -> Rows:
+    def _read(self) -> RowSource:
         split, sample_by = self.split or "train", self.sample_by
-        return rows_of(self.dataset_name, self.dataset_path, self.subset, split, sample_by, self.is_streamed)
+        return open_source(self.dataset_name, self.dataset_path, self.subset, split, sample_by, self.is_streamed)
 
     def reader(self, place: Place | None) -> RowReader:
         """Returns a reader of the rows that goes on at a place; `value_of` says what each stands for."""
@@ -137,9 +137,9 @@ class BaseMapDataset:
         """Returns True if the rows are read, not made one by one by code of the class."""
         return type(self).raw_rows is BaseMapDataset.raw_rows and type(self).rows is BaseMapDataset.rows
 
-    def value_of(self, row: Row | BadRow) -> Row | BadRow:
+    def value_of(self, row: Row | RejectedRow) -> Row | RejectedRow:
         """Returns a row as what it stands for, or as one that cannot be used."""
-        if isinstance(row, BadRow) or isinstance(row.value, VALUES):
+        if isinstance(row, RejectedRow) or isinstance(row.value, VALUES):
             return row
         try:
             made = self.transform(row.value)
@@ -153,13 +153,21 @@ class BaseMapDataset:
         except ValidationError as error:
             first = error.errors()[0]
             reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError, Unusable) as error:
+        except (
+            TypeError,
+            ValueError,
+            AttributeError,
+            LookupError,
+            ArithmeticError,
+            AssertionError,
+            UnusableValue,
+        ) as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
-        return BadRow(row.source, reason, shown(row.value))
+        return RejectedRow(row.source, reason, shown(row.value))
 
     def count(self) -> int | None:
         """Returns how many rows there are, None where only reading would tell."""
-        is_here = (self.dataset_path is not None or self.is_made) and self.joining is None
+        is_here = (self.dataset_path is not None or self.is_made) and self.concatenation is None
         return self.stored.count() if is_here and self.is_stored else None
 
     def content(self) -> dict[str, str] | None:
@@ -212,13 +220,13 @@ class BaseMapDataset:
 
     def _checked(self, row: Row) -> Row:
         value = self.value_of(row)
-        if isinstance(value, BadRow):
+        if isinstance(value, RejectedRow):
             raise DataError(str(value))
         return value
 
     def _found(self, index: int) -> Row:
         row = self._listed[range(len(self))[index]]
-        if isinstance(row, BadRow):
+        if isinstance(row, RejectedRow):
             raise DataError(str(row))
         return row
 
@@ -242,7 +250,7 @@ class BaseIterableDataset(BaseMapDataset):
     def as_generator(self) -> Iterator[Any]:
         """Yields every element, in order."""
         for row in self.raw_rows():
-            if isinstance(row, BadRow):
+            if isinstance(row, RejectedRow):
                 raise DataError(str(row))
             yield self.element(row)
 

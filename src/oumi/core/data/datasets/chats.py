@@ -14,7 +14,7 @@ from oumi.core.types.example import Completion, Row, Source, Text
 
 if TYPE_CHECKING:
     from oumi.core.data.datasets.elements import ElementWriter
-    from oumi.core.data.datasets.image_elements import PictureWriter
+    from oumi.core.data.datasets.image_elements import ImageElementWriter
 
 TASKS = ("sft", "generation", "auto")
 FORMATS = ("json", "dict")
@@ -138,7 +138,7 @@ class BaseSftDataset(BaseMapDataset):
 
 
 class VisionLanguageSftDataset(BaseSftDataset):
-    """Rows that become conversations with pictures. Override `transform_conversation`."""
+    """Rows that become conversations with images. Override `transform_conversation`."""
 
     of_elements = BaseSftDataset.of_elements | {"processor_name", "processor_kwargs", "model_revision"}
 
@@ -153,7 +153,7 @@ class VisionLanguageSftDataset(BaseSftDataset):
         max_images: int | None = None,
         **named: Any,
     ) -> None:
-        """Takes which rows and pictures are kept; the rest as BaseSftDataset does.
+        """Takes which rows and images are kept; the rest as BaseSftDataset does.
 
         Args:
             processor: Makes features of elements. A run takes that of its model, so it does not read these four.
@@ -161,7 +161,7 @@ class VisionLanguageSftDataset(BaseSftDataset):
             processor_kwargs: With which arguments.
             model_revision: In which revision.
             limit: Take only so many of the first rows.
-            max_images: Keep only so many of the first pictures of a row; none keeps all, and so does a negative number.
+            max_images: Keep only so many of the first images of a row; none keeps all, and so does a negative number.
             named: See BaseSftDataset.
         """
         super().__init__(**named)
@@ -175,29 +175,29 @@ class VisionLanguageSftDataset(BaseSftDataset):
         self.max_images = max_images if max_images is not None and max_images >= 0 else None
 
     def value_of(self, row: Any) -> Any:
-        """Returns a row as a chat that holds no more pictures than are wanted, or as one that cannot be used."""
+        """Returns a row as a chat that holds no more images than are wanted, or as one that cannot be used."""
         made = super().value_of(row)
         if self.max_images is None or not isinstance(made, Row) or not isinstance(made.value, Conversation):
             return made
-        return Row(with_fewer_pictures(made.value, self.max_images), made.source)
+        return Row(with_fewer_images(made.value, self.max_images), made.source)
 
     def element(self, row: Row) -> Any:
         """Returns a row as the features that the processor makes of it, or as a chat where that was asked for."""
         value = self._checked(row).value
-        has_pictures = isinstance(value, Conversation) and value.contains_images()
-        if self.return_conversations or not has_pictures:
+        has_images = isinstance(value, Conversation) and value.contains_images()
+        if self.return_conversations or not has_images:
             return super().element(row)
-        return self._picture_writer.features(value, self.task == "generation", self.return_tensors)
+        return self._image_writer.features(value, self.task == "generation", self.return_tensors)
 
     @cached_property
-    def _picture_writer(self) -> PictureWriter:
-        from oumi.core.data.datasets.image_elements import PictureWriter, processor_of
+    def _image_writer(self) -> ImageElementWriter:
+        from oumi.core.data.datasets.image_elements import ImageElementWriter, processor_of
 
-        return PictureWriter(processor_of(self), self.assistant_only)
+        return ImageElementWriter(processor_of(self), self.assistant_only)
 
 
-def with_fewer_pictures(chat: Conversation, max_images: int) -> Conversation:
-    """Returns a chat with only the first pictures, the others left out."""
+def with_fewer_images(chat: Conversation, max_images: int) -> Conversation:
+    """Returns a chat with only the first images, the others left out."""
     messages, left = [], max_images
     for message in chat.messages:
         if not isinstance(message.content, list):

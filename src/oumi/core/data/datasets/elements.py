@@ -6,11 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 from oumi.core.data.tokenize.chat_template import Template, chat_template_for
-from oumi.core.data.tokenize.encoder import Tokeniser
-from oumi.core.data.tokenize.loss_mask import Asked
+from oumi.core.data.tokenize.encoder import RowTokenizer
+from oumi.core.data.tokenize.loss_mask import TokenizeSpec
 from oumi.core.errors import ConfigError, DataError
 from oumi.core.types.conversation import Conversation, Role
-from oumi.core.types.example import BadRow, Completion, Example, Judged, Preference, Prompt, Row, Text
+from oumi.core.types.example import Completion, Example, Judged, Preference, Prompt, RejectedRow, Row, Text
 
 IGNORED = -100
 """The label of a token that is not trained."""
@@ -27,8 +27,8 @@ class ElementWriter:
             raise ConfigError("an element is made of tokens: pass tokenizer=..., or return_conversations=True")
         length = tokenizer.model_max_length if tokenizer.model_max_length < _UNLIMITED else None
         self._template = Template(tokenizer, chat_template_for(tokenizer, None))
-        asked = Asked("all_assistant_turns" if assistant_only else "all", length, "right")
-        self._tokeniser = Tokeniser(tokenizer, self._template, asked)
+        asked = TokenizeSpec("all_assistant_turns" if assistant_only else "all", length, "right")
+        self._tokeniser = RowTokenizer(tokenizer, self._template, asked)
         self._tokenizer = tokenizer
         self._max_length = length
         self._has_labels = assistant_only
@@ -75,7 +75,7 @@ class ElementWriter:
 
     def _example(self, row: Row) -> Example:
         (made,) = self._tokeniser.make([row])
-        if isinstance(made, BadRow):
+        if isinstance(made, RejectedRow):
             raise DataError(str(made))
         return made.examples[0]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chats with pictures as the features that a processor makes of them."""
+"""Chats with images as the features that a processor makes of them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from oumi.core.types.conversation import ContentItem, Conversation, Message, Rol
 from oumi.core.types.example import Preference
 
 
-class PictureWriter:
-    """Makes features of chats; none is cut, as that would cut pictures in two."""
+class ImageElementWriter:
+    """Makes features of chats; none is cut, as that would cut images in two."""
 
     def __init__(self, processor: Any, assistant_only: bool, max_size: int | None = None) -> None:
         """Takes how features are made.
@@ -22,11 +22,11 @@ class PictureWriter:
         Args:
             processor: With its chat template.
             assistant_only: Only the assistant's turns are trained.
-            max_size: Pictures are shrunk until their longer edge has no more pixels.
+            max_size: Images are shrunk until their longer edge has no more pixels.
         """
         if processor is None:
             raise ConfigError(
-                "an element with pictures is made by a processor: pass processor=... or processor_name=..., or "
+                "an element with images is made by a processor: pass processor=... or processor_name=..., or "
                 "return_conversations=True"
             )
         self._processor = processor
@@ -36,9 +36,9 @@ class PictureWriter:
         self._image_tokens = {one for found in ids for one in _as_list(found)}
 
     def features(self, chat: Conversation, asks: bool, as_tensors: bool) -> dict[str, Any]:
-        """Returns what the processor makes of a chat, with `labels`: -100 where a picture stands.
+        """Returns what the processor makes of a chat, with `labels`: -100 where an image stands.
 
-        Token ids, mask and labels have one dimension [T]; pictures have those that the processor gives them.
+        Token ids, mask and labels have one dimension [T]; images have those that the processor gives them.
 
         Args:
             chat: The chat.
@@ -57,10 +57,10 @@ class PictureWriter:
         return made if as_tensors else {name: _as_array(one) for name, one in made.items()}
 
     def pair(self, value: Preference, as_tensors: bool) -> dict[str, Any]:
-        """Returns ids of what both answers follow and of each answer, and the pictures as the processor has them."""
+        """Returns ids of what both answers follow and of each answer, and the images as the processor has them."""
         both = []
         for chat in (value.chosen, value.rejected):
-            assert isinstance(chat, Conversation), "plain text has no pictures"
+            assert isinstance(chat, Conversation), "plain text has no images"
             made = self.features(chat, asks=False, as_tensors=as_tensors)
             labels = made.pop("labels")
             ids = made.pop("input_ids")

@@ -14,7 +14,7 @@ from oumi.core.types.example import Row
 
 if TYPE_CHECKING:
     from oumi.core.data.datasets.elements import ElementWriter
-    from oumi.core.data.datasets.image_elements import PictureWriter
+    from oumi.core.data.datasets.image_elements import ImageElementWriter
 
 
 class BaseDpoDataset(BaseMapDataset):
@@ -53,7 +53,7 @@ class BaseDpoDataset(BaseMapDataset):
 
 
 class VisionLanguageDpoDataset(BaseDpoDataset):
-    """Rows that become preferences with pictures."""
+    """Rows that become preferences with images."""
 
     of_elements = BaseDpoDataset.of_elements | {"processor_name", "processor_kwargs", "model_revision", "max_size"}
 
@@ -78,11 +78,11 @@ class VisionLanguageDpoDataset(BaseDpoDataset):
             processor_name: Which one to load, where none is given.
             processor_kwargs: With which arguments.
             model_revision: In which revision.
-            max_size: Pictures are shrunk until their longer edge has no more pixels.
+            max_size: Images are shrunk until their longer edge has no more pixels.
             prompt_key: Column of the prompt.
             chosen_key: Column of the better answer.
             rejected_key: Column of the worse one.
-            images_key: Column of the pictures.
+            images_key: Column of the images.
             named: See BaseDpoDataset.
         """
         super().__init__(**named)
@@ -99,16 +99,16 @@ class VisionLanguageDpoDataset(BaseDpoDataset):
         return {**{key: value for key, value in sample.items() if key not in self._keys.values()}, **named}
 
     def element(self, row: Row) -> Any:
-        """Returns a row as token ids of the prompt and both answers, with the pictures as the processor has them."""
+        """Returns a row as token ids of the prompt and both answers, with the images as the processor has them."""
         value = self._checked(row).value
-        has_pictures = isinstance(value.chosen, Conversation) and value.chosen.contains_images()
-        return self._picture_writer.pair(value, self.return_tensors) if has_pictures else super().element(row)
+        has_images = isinstance(value.chosen, Conversation) and value.chosen.contains_images()
+        return self._image_writer.pair(value, self.return_tensors) if has_images else super().element(row)
 
     @cached_property
-    def _picture_writer(self) -> PictureWriter:
-        from oumi.core.data.datasets.image_elements import PictureWriter, processor_of
+    def _image_writer(self) -> ImageElementWriter:
+        from oumi.core.data.datasets.image_elements import ImageElementWriter, processor_of
 
-        return PictureWriter(processor_of(self), assistant_only=True, max_size=self.max_size)
+        return ImageElementWriter(processor_of(self), assistant_only=True, max_size=self.max_size)
 
 
 class BaseExperimentalKtoDataset(BaseMapDataset):

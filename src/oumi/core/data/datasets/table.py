@@ -25,7 +25,7 @@ class Named:
 _SFT, _VISION, _GRPO = "oumi.datasets.sft", "oumi.datasets.vision_language", "oumi.datasets.grpo"
 _TURNS = f"{_SFT}.turns:TurnsDataset"
 _EXCHANGE = f"{_SFT}.exchange:ExchangeDataset"
-_PICTURE = f"{_VISION}.question:PictureQuestionDataset"
+_PICTURE = f"{_VISION}.question:ImageQuestionDataset"
 _CAPTION = f"{_VISION}.caption:CaptionDataset"
 _CAULDRON = f"{_VISION}.cauldron:CauldronDataset"
 
@@ -92,14 +92,14 @@ NAMES: dict[str, Named] = {
         "oumi.core.data.datasets.preferences:VisionLanguageDpoDataset",
         {"prompt_key": "question", "images_key": "image"},
     ),
-    # Chats with pictures
+    # Chats with images
     "vl_sft": Named(f"{_VISION}.local:VLJsonlinesDataset"),
     "vl_sft_jsonl": Named(f"{_VISION}.local:VLJsonlinesDataset"),
     "vision_language_jsonl": Named(f"{_VISION}.local:VLJsonlinesDataset"),
     "hf_vision": Named(f"{_VISION}.question:HuggingFaceVisionDataset"),
     "HuggingFaceM4/the_cauldron": Named(_CAULDRON),
     "HuggingFaceM4/Docmatix": Named(_CAULDRON),
-    "HuggingFaceH4/llava-instruct-mix-vsft": Named(f"{_VISION}.local:PicturedTurnsDataset"),
+    "HuggingFaceH4/llava-instruct-mix-vsft": Named(f"{_VISION}.local:ImagedTurnsDataset"),
     "merve/vqav2-small": Named(f"{_VISION}.vqav2_small:Vqav2SmallDataset"),
     "lmms-lab/multimodal-open-r1-8k-verified": Named(
         _PICTURE, {"image_column": "image", "question_column": "problem", "answer_column": "solution"}

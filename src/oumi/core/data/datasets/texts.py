@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from oumi.core.data.datasets.base import BaseIterableDataset
-from oumi.core.data.pipeline.concatenate import Joining
+from oumi.core.data.pipeline.concatenate import Concatenation
 from oumi.core.data.sources.tabular import SAMPLES
 from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.types.example import Text
@@ -56,7 +56,7 @@ class BasePretrainingDataset(BaseIterableDataset):
         self.tokenizer = tokenizer
         self.dataset_text_field = dataset_text_field or type(self).dataset_text_field
         self.sample_by = sample_by
-        self.joining = None if seq_length is None else Joining(seq_length, skip_last)
+        self.concatenation = None if seq_length is None else Concatenation(seq_length, skip_last)
         self._has_end = append_concat_token
         self._has_specials = add_special_tokens
 

@@ -16,7 +16,7 @@ from oumi.core.types.example import Example
 
 
 @dataclass(frozen=True)
-class Joining:
+class Concatenation:
     """How documents are joined."""
 
     length: int
@@ -25,23 +25,23 @@ class Joining:
     """What is left at the end, shorter than a row, is dropped."""
 
 
-class Joined:
+class ConcatenatedTable:
     """A table whose documents stand end to end, cut into rows; no document sees another.
 
     A row is found at once, by where the documents end.
     """
 
-    def __init__(self, table: TokenTable, joining: Joining) -> None:
+    def __init__(self, table: TokenTable, concatenation: Concatenation) -> None:
         """Takes documents that are not cut, and how they are joined; raises DataError if they fill no row."""
         self.documents = table
         """The documents, each whole."""
-        self._length = joining.length
+        self._length = concatenation.length
         self._ends = np.cumsum(table.lengths())
         total = int(self._ends[-1]) if len(self._ends) else 0
-        self._num_tokens = total - total % joining.length if joining.skip_last else total
+        self._num_tokens = total - total % concatenation.length if concatenation.skip_last else total
         if total and not self._num_tokens:
             raise DataError(
-                f"its {total:,} tokens do not fill one row of dataset_kwargs.seq_length {joining.length:,}; "
+                f"its {total:,} tokens do not fill one row of dataset_kwargs.seq_length {concatenation.length:,}; "
                 "dataset_kwargs.skip_last: false keeps them as a shorter row"
             )
 

@@ -18,7 +18,7 @@ from oumi.core.plan.parts import StepsPlan
 from oumi.core.types.example import Example
 
 Made = TypeVar("Made")
-Join = Callable[[Sequence[Example]], Batch]
+Collate = Callable[[Sequence[Example]], Batch]
 """Makes a batch of examples."""
 _MOST_ORDERED = 1 << 20
 """Rows whose order is worked out to find the largest micro-batch."""
@@ -43,7 +43,7 @@ class Loader:
     step trains does not depend on how many ranks there are; each takes its micro-batches of them in turn.
     """
 
-    def __init__(self, rows: Groups, steps: StepsPlan, seed: int, rank: int = 0, join: Join = collate) -> None:
+    def __init__(self, rows: Groups, steps: StepsPlan, seed: int, rank: int = 0, collate: Collate = collate) -> None:
         """Takes the rows, how they are cut into steps, the seed of their order, whose part this is, and what joins."""
         assert steps.per_epoch is not None, "the plan knows the rows by now"
         self.rank = rank
@@ -51,7 +51,7 @@ class Loader:
         self.steps = steps
         self.seed = seed
         self._per_epoch = steps.per_epoch
-        self._join = join
+        self._collate = collate
 
     def from_step(self, step: int) -> Iterator[list[Batch]]:
         """Yields the micro-batches of step `step` (from 0), then of those after it, epoch after epoch."""
@@ -62,7 +62,7 @@ class Loader:
         size, rows = self.steps.micro_batch_rows, self.rows_of(step)
         batches = [rows[a : a + size] for a in range(0, len(rows), size)]
         mine = batches[self.rank :: self.steps.world_size]
-        return [self._join(_examples(self.rows, one)) for one in mine]
+        return [self._collate(_examples(self.rows, one)) for one in mine]
 
     def rows_of(self, step: int) -> list[int]:
         """Returns the rows that step `step` trains, in order."""
@@ -88,10 +88,10 @@ class Loader:
         """Does nothing: the number of the step tells its rows."""
 
 
-def in_order(rows: Groups, batch_size: int, join: Join = collate) -> Iterator[Batch]:
+def in_order(rows: Groups, batch_size: int, collate: Collate = collate) -> Iterator[Batch]:
     """Yields all rows once, in order, `batch_size` at a time."""
     for first in range(0, len(rows), batch_size):
-        yield join(_examples(rows, range(first, min(first + batch_size, len(rows)))))
+        yield collate(_examples(rows, range(first, min(first + batch_size, len(rows)))))
 
 
 def most_tokens(lengths: npt.NDArray[np.int64], steps: StepsPlan, seed: int) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows that are read, tokenised and trained on the way; where a stream stands is told by a few numbers.
+"""Rows that are read, tokenized and trained on the way; where a stream stands is told by a few numbers.
 
 A stream yields examples until its round is over, then begins another. Nothing is kept: to go on from a place, it
 reads again at most the block of rows in which it stands.
@@ -14,17 +14,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from oumi.core.data.ledger import Counts, Ledger
-from oumi.core.data.pipeline.concatenate import Joining, joined
+from oumi.core.data.pipeline.concatenate import Concatenation, joined
 from oumi.core.data.pipeline.mixture import permute
 from oumi.core.data.sources.reader import Place, RowReader
-from oumi.core.data.tokenize.encoder import Encoded, Tokeniser
+from oumi.core.data.tokenize.encoder import Encoded, RowTokenizer
 from oumi.core.errors import DataError
-from oumi.core.types.example import BadRow, Example, Row
+from oumi.core.types.example import Example, RejectedRow, Row
 
 State = dict[str, Any]
 """Where a stream stands, as JSON values."""
 _ROWS_AT_ONCE = 64
-"""Rows that are tokenised together."""
+"""Rows that are tokenized together."""
 _MOST_BLOCKS = 1 << 40
 """Of a round, so that each block of each round is shuffled by a number of its own."""
 
@@ -49,14 +49,14 @@ class Stream(Protocol):
         ...
 
 
-class RowSource(Protocol):
+class DatasetRows(Protocol):
     """Where the rows of a stream come from: a data set."""
 
     def reader(self, place: Place | None) -> RowReader:
         """Returns a reader that goes on at a place."""
         ...
 
-    def value_of(self, row: Row | BadRow) -> Row | BadRow:
+    def value_of(self, row: Row | RejectedRow) -> Row | RejectedRow:
         """Returns a row as what it stands for."""
         ...
 
@@ -76,18 +76,18 @@ class _Block:
     place: Place
     """Of the first of them."""
     number: int
-    rows: list[Row | BadRow]
-    made: dict[int, Encoded | BadRow] = field(default_factory=dict)
-    """What those that were tokenised came to."""
+    rows: list[Row | RejectedRow]
+    made: dict[int, Encoded | RejectedRow] = field(default_factory=dict)
+    """What those that were tokenized came to."""
 
 
 class ExampleStream:
     """The examples of one data set. Rows are shuffled block by block, so the order is found from any place."""
 
-    def __init__(self, rows: RowSource, tokeniser: Tokeniser, ledger: Ledger, shuffle: Shuffle | None) -> None:
+    def __init__(self, rows: DatasetRows, row_tokenizer: RowTokenizer, ledger: Ledger, shuffle: Shuffle | None) -> None:
         """Takes the rows, what makes examples of them, their account, and how they are shuffled, if at all."""
         self._source = rows
-        self._tokeniser = tokeniser
+        self._tokeniser = row_tokenizer
         self._ledger = ledger
         self._shuffle = shuffle
         self._round = 0
@@ -154,8 +154,8 @@ class ExampleStream:
         self._block = _Block(place, number, rows)
         self._row = self._taken = 0
 
-    def _tokenised(self) -> Encoded | BadRow:
-        """Returns what the row came to at which the stream stands; some after it are tokenised along."""
+    def _tokenised(self) -> Encoded | RejectedRow:
+        """Returns what the row came to at which the stream stands; some after it are tokenized along."""
         block = self._block
         if self._row not in block.made:
             batch = block.rows[self._row : self._row + _ROWS_AT_ONCE]
@@ -163,7 +163,7 @@ class ExampleStream:
             block.made = dict(enumerate(made, self._row))
         return block.made[self._row]
 
-    def _count(self, made: Encoded | BadRow) -> None:
+    def _count(self, made: Encoded | RejectedRow) -> None:
         if isinstance(made, Encoded):
             self._ledger.counts.accept(made.examples, made.cut_tokens, made.cut_targets)
         else:
@@ -171,12 +171,12 @@ class ExampleStream:
             self._ledger.close()
 
 
-class JoinedStream:
+class ConcatenatedStream:
     """The documents of a stream end to end, cut into rows of a fixed length; no document sees another."""
 
-    def __init__(self, documents: ExampleStream, joining: Joining) -> None:
+    def __init__(self, documents: ExampleStream, concatenation: Concatenation) -> None:
         self._documents = documents
-        self._joining = joining
+        self._concatenation = concatenation
         self._before = documents.state()
         self._document: Example | None = None
         self._offset = 0
@@ -184,7 +184,7 @@ class JoinedStream:
     def next(self) -> Example | None:
         """Returns the next row, None at the end of a round."""
         pieces: list[Example] = []
-        missing = self._joining.length
+        missing = self._concatenation.length
         while missing:
             if self._document is None or self._offset == len(self._document.tokens):
                 self._before, self._offset = self._documents.state(), 0
@@ -196,7 +196,7 @@ class JoinedStream:
             pieces.append(Example(one.tokens[piece], one.is_target[piece], one.source))
             self._offset += len(pieces[-1].tokens)
             missing -= len(pieces[-1].tokens)
-        if missing and self._joining.skip_last:
+        if missing and self._concatenation.skip_last:
             self._documents.drop(pieces)
             self._before = self._documents.state()
             return None
@@ -214,7 +214,7 @@ class JoinedStream:
         return {"documents": self._before, "offset": self._offset if self._document is not None else None}
 
     def restore(self, state: State) -> None:
-        """Goes to where `state` was taken: tokenises one document again."""
+        """Goes to where `state` was taken: tokenizes one document again."""
         self._documents.restore(state["documents"])
         self._before, self._document, self._offset = state["documents"], None, 0
         if state["offset"] is not None:

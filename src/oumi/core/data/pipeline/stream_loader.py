@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from oumi.core.batch import Batch, collate
-from oumi.core.data.pipeline.loader import Join, read_ahead
+from oumi.core.data.pipeline.loader import Collate, read_ahead
 from oumi.core.data.pipeline.mixture import permute
 from oumi.core.data.pipeline.packing import best_fit
 from oumi.core.data.pipeline.stream import Limited, State
@@ -105,7 +105,7 @@ class GroupStream(Protocol):
         ...
 
 
-class Singles:
+class SingleExamples:
     """A mixture of which each example is a row."""
 
     def __init__(self, mixture: MixedStream) -> None:
@@ -188,12 +188,12 @@ class StreamLoader:
     micro-batches of them in turn.
     """
 
-    def __init__(self, rows: GroupStream, steps: StepsPlan, rank: int = 0, join: Join = collate) -> None:
+    def __init__(self, rows: GroupStream, steps: StepsPlan, rank: int = 0, collate: Collate = collate) -> None:
         """Takes the rows, how they are cut into steps, whose part this is, and what makes batches of examples."""
         self._rows = rows
         self._steps = steps
         self._rank = rank
-        self._join = join
+        self._collate = collate
         self._state = rows.state()
 
     def from_step(self, step: int) -> Iterator[list[Batch]]:
@@ -224,4 +224,4 @@ class StreamLoader:
         rows = [self._rows.next_group() for _ in range(self._steps.rows_per_step)]
         parts = [rows[at : at + size] for at in range(0, len(rows), size)]
         mine = parts[self._rank :: self._steps.world_size]
-        return [self._join([one for row in part for one in row]) for part in mine], self._rows.state()
+        return [self._collate([one for row in part for one in row]) for part in mine], self._rows.state()

@@ -9,14 +9,14 @@ from typing import Any
 from oumi.core.errors import did_you_mean
 
 
-class Unusable(Exception):  # noqa: N818  it says what a row is
+class UnusableValue(Exception):  # noqa: N818  it says what a row is
     """A record that does not have the shape."""
 
 
 def field_of(record: Mapping[str, Any], key: str) -> Any:
     """Returns a field; raises Unusable, with the nearest name, if there is none."""
     if key not in record:
-        raise Unusable(f"has no '{key}'{did_you_mean(key, map(str, record))}")
+        raise UnusableValue(f"has no '{key}'{did_you_mean(key, map(str, record))}")
     return record[key]
 
 
@@ -24,7 +24,7 @@ def list_of(record: Mapping[str, Any], key: str) -> list[Any]:
     """Returns a field that must be a list of turns."""
     value = field_of(record, key)
     if not isinstance(value, list):
-        raise Unusable(f"'{key}' must be a list of turns, got {kind_of(value)}")
+        raise UnusableValue(f"'{key}' must be a list of turns, got {kind_of(value)}")
     return value
 
 
@@ -32,7 +32,7 @@ def text_of(record: Mapping[str, Any], key: str) -> str:
     """Returns a field that must be text."""
     value = field_of(record, key)
     if not isinstance(value, str):
-        raise Unusable(f"'{key}' must be text, got {kind_of(value)}")
+        raise UnusableValue(f"'{key}' must be text, got {kind_of(value)}")
     return value
 
 

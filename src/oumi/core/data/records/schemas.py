@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from oumi.core.data.records.conversations import chat_of, role_of, taught
-from oumi.core.data.records.fields import Unusable, field_of, kind_of, list_of, says_nothing, text_of
+from oumi.core.data.records.fields import UnusableValue, field_of, kind_of, list_of, says_nothing, text_of
 from oumi.core.data.sources.jsonl import shown
 from oumi.core.types.conversation import Conversation, Message, Role
-from oumi.core.types.example import BadRow, Completion, Judged, Preference, Prompt, Row, Text
+from oumi.core.types.example import Completion, Judged, Preference, Prompt, RejectedRow, Row, Text
 
 Value = Conversation | Completion | Text | Preference | Judged | Prompt
 
@@ -46,13 +46,13 @@ def detect_shape(record: Any) -> str | None:
     return next((name for name in ("text", "prompt") if name in record), None)
 
 
-def to_values(rows: Iterable[Row | BadRow], shape: str | None = None) -> Iterator[Row | BadRow]:
+def to_values(rows: Iterable[Row | RejectedRow], shape: str | None = None) -> Iterator[Row | RejectedRow]:
     """Yields the rows with their records as conversations, completions, texts, preferences or prompts.
 
     The shape is that of the first row unless one is named; a row of another shape is a bad row.
     """
     for row in rows:
-        if isinstance(row, BadRow):
+        if isinstance(row, RejectedRow):
             yield row
             continue
         found = detect_shape(row.value)
@@ -60,28 +60,28 @@ def to_values(rows: Iterable[Row | BadRow], shape: str | None = None) -> Iterato
         yield to_value(row, shape, found)
 
 
-def to_value(row: Row, shape: str | None, found: str | None = None) -> Row | BadRow:
+def to_value(row: Row, shape: str | None, found: str | None = None) -> Row | RejectedRow:
     """Returns one row of a shape as what it stands for, or why it is not of that shape."""
     try:
         return Row(_value(row.value, shape, found), row.source)
-    except (Unusable, ValueError, TypeError) as error:  # of pydantic, too
-        return BadRow(row.source, str(error), shown(row.value))
+    except (UnusableValue, ValueError, TypeError) as error:  # of pydantic, too
+        return RejectedRow(row.source, str(error), shown(row.value))
 
 
 def _value(record: Any, shape: str | None, found: str | None) -> Value:
     if not isinstance(record, Mapping):
-        raise Unusable(f"a row is an object with keys, got {kind_of(record)}")
+        raise UnusableValue(f"a row is an object with keys, got {kind_of(record)}")
     if shape is None:
         keys = ", ".join(map(str, record)) or "none"
-        raise Unusable(f"no known shape: its keys are {keys}; known are {_KNOWN}")
+        raise UnusableValue(f"no known shape: its keys are {keys}; known are {_KNOWN}")
     may_be = found in (None, *_WEAK) or SHAPES[shape] is SHAPES[str(found)] or found in _LOOKS_LIKE.get(shape, ())
     if not may_be:
-        raise Unusable(f"has the shape '{found}', the rows before it '{shape}'")
+        raise UnusableValue(f"has the shape '{found}', the rows before it '{shape}'")
     for key in ("videos", "audios"):
         if not says_nothing(record.get(key)):
-            raise Unusable(f"the row: has '{key}', which is not built yet")
+            raise UnusableValue(f"the row: has '{key}', which is not built yet")
     if shape != "alpaca" and not says_nothing(record.get("history")):
-        raise Unusable(f"has 'history', which only stands beside instruction and output; this is '{shape}'")
+        raise UnusableValue(f"has 'history', which only stands beside instruction and output; this is '{shape}'")
     return led_by_system(SHAPES[shape](record), record)
 
 
@@ -99,14 +99,14 @@ def led_by_system(value: Any, record: Mapping[str, Any]) -> Any:
 
 def _led_by(value: Conversation | Completion, system: str) -> Conversation:
     if isinstance(value, Completion):
-        raise Unusable("has 'system', for which a prompt of plain text has no place")
+        raise UnusableValue("has 'system', for which a prompt of plain text has no place")
     first = value.messages[0]
     if first.role != Role.SYSTEM:
         return value.model_copy(
             update={"messages": [Message(role=Role.SYSTEM, content=system), *value.messages]},
         )
     if first.content != system:
-        raise Unusable("has a column 'system' and a first turn of the system, and they differ")
+        raise UnusableValue("has a column 'system' and a first turn of the system, and they differ")
     return value
 
 
@@ -150,10 +150,10 @@ def _history(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     if says_nothing(history):
         return []
     if not isinstance(history, list):
-        raise Unusable(f"'history' must be a list of pairs, got {kind_of(history)}")
+        raise UnusableValue(f"'history' must be a list of pairs, got {kind_of(history)}")
     for pair in history:
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
-            raise Unusable("'history' must be a list of pairs of text: question, answer")
+            raise UnusableValue("'history' must be a list of pairs of text: question, answer")
     return [(question, answer) for question, answer in history]
 
 
@@ -163,14 +163,14 @@ def _prompt_completion(record: Mapping[str, Any]) -> Conversation | Completion:
     if isinstance(prompt, list) and isinstance(completion, list):
         return taught(chat_of(_joined(prompt, completion), record))
     if not text_of(record, key):
-        raise Unusable(f"'{key}' is empty, so there is nothing to learn")
+        raise UnusableValue(f"'{key}' is empty, so there is nothing to learn")
     return Completion(text_of(record, "prompt"), text_of(record, key))
 
 
 def _kto(record: Mapping[str, Any]) -> Judged:
     label = judgement_of(field_of(record, "label"))
     if label is None:
-        raise Unusable(f"'label' must be true or false, got {kind_of(record['label'])}")
+        raise UnusableValue(f"'label' must be true or false, got {kind_of(record['label'])}")
     return Judged(_prompt_completion(record), label)
 
 
@@ -184,7 +184,7 @@ def judgement_of(label: Any) -> bool | None:
 def _text(record: Mapping[str, Any]) -> Text:
     text = text_of(record, "text")
     if not text:
-        raise Unusable("'text' is empty, so there is nothing to learn")
+        raise UnusableValue("'text' is empty, so there is nothing to learn")
     return Text(text)
 
 
@@ -200,9 +200,9 @@ def _preference(record: Mapping[str, Any]) -> Preference:
     begins = _beginning(record)
     pair = [taught(chat_of(_joined(begins, end), record)) for end in (chosen, rejected)]
     if pair[0].messages == pair[1].messages:
-        raise Unusable("'chosen' and 'rejected' are the same, so there is nothing to learn")
+        raise UnusableValue("'chosen' and 'rejected' are the same, so there is nothing to learn")
     if pair[0].messages[0] != pair[1].messages[0]:
-        raise Unusable("'chosen' and 'rejected' begin differently, so they do not answer the same")
+        raise UnusableValue("'chosen' and 'rejected' begin differently, so they do not answer the same")
     return Preference(*pair)
 
 
@@ -222,7 +222,7 @@ def turns_of(value: Any, role: str, key: str) -> list[Any]:
         return list_of(value, "messages") if "messages" in value else [value]
     if isinstance(value, list):
         return value
-    raise Unusable(f"'{key}' must be text or turns, got {kind_of(value)}")
+    raise UnusableValue(f"'{key}' must be text or turns, got {kind_of(value)}")
 
 
 def _joined(begins: list[Any], end: list[Any]) -> list[Any]:
@@ -237,7 +237,7 @@ def _joined(begins: list[Any], end: list[Any]) -> list[Any]:
         return [begins[0], *end]
     before = next((i for i, (role, _) in enumerate(said) if role == Role.ASSISTANT), len(said))
     if any(role == Role.USER for role, _ in said[:before]):
-        raise Unusable("an answer begins with a question that is not the prompt")
+        raise UnusableValue("an answer begins with a question that is not the prompt")
     return [*begins, *end]
 
 

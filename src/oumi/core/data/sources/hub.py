@@ -12,7 +12,7 @@ from oumi.core.data.sources.reader import HubReader, ListReader, Place
 from oumi.core.data.sources.tabular import digest_of, without_nulls
 from oumi.core.errors import DataError
 from oumi.core.hub import hub_errors
-from oumi.core.types.example import BadRow, Row, Source, row_of
+from oumi.core.types.example import RejectedRow, Row, Source, row_of
 
 if TYPE_CHECKING:
     from oumi.core.data.sources.source import IndexedRows
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LARGE_ROWS = 20_000
 
 
-class HubRows:
+class HubSource:
     """The records of a split that the library `datasets` has loaded."""
 
     def __init__(self, rows: Any, dataset: str, place: str) -> None:
@@ -29,14 +29,14 @@ class HubRows:
         self._dataset = dataset
         self._place = place
 
-    def __iter__(self) -> Iterator[Row | BadRow]:
+    def __iter__(self) -> Iterator[Row | RejectedRow]:
         for i, value in enumerate(self._rows):
             yield row_of(without_nulls(value), Source(self._dataset, self._place, i))
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> Row | BadRow:
+    def __getitem__(self, index: int) -> Row | RejectedRow:
         return row_of(without_nulls(self._rows[index]), Source(self._dataset, self._place, index))
 
     def count(self) -> int | None:
@@ -67,7 +67,7 @@ class HubRows:
         return len(self._rows) > LARGE_ROWS
 
 
-class HubStream:
+class HubStreamSource:
     """The records of a split that is read from the Hub while it is used."""
 
     is_large = False
@@ -78,7 +78,7 @@ class HubStream:
         self._dataset = dataset
         self._place = place
 
-    def __iter__(self) -> Iterator[Row | BadRow]:
+    def __iter__(self) -> Iterator[Row | RejectedRow]:
         for i, value in enumerate(_undecoded(self._open())):
             yield row_of(without_nulls(value), Source(self._dataset, self._place, i))
 
@@ -103,7 +103,7 @@ class HubStream:
         return {"stream": self._place}
 
 
-def load_hub_rows(name: str, subset: str | None, split: str, is_streamed: bool) -> HubRows | HubStream:
+def load_hub_rows(name: str, subset: str | None, split: str, is_streamed: bool) -> HubSource | HubStreamSource:
     place = f"{name}[{split}]"
 
     def load() -> Any:
@@ -117,11 +117,11 @@ def load_hub_rows(name: str, subset: str | None, split: str, is_streamed: bool) 
                     raise DataError(f"data set {name}: {str(error).splitlines()[0]}") from error
                 raise
 
-    return HubStream(load, name, place) if is_streamed else HubRows(load(), name, place)
+    return HubStreamSource(load, name, place) if is_streamed else HubSource(load(), name, place)
 
 
 def _undecoded(rows: Any) -> Any:
-    """Returns rows whose pictures stay bytes: whether one can be decoded is told for its row."""
+    """Returns rows whose images stay bytes: whether one can be decoded is told for its row."""
     if not rows.features:
         return rows
     features = {name: _without_decoding(kind) for name, kind in rows.features.items()}
@@ -129,7 +129,7 @@ def _undecoded(rows: Any) -> Any:
 
 
 def _without_decoding(kind: Any) -> Any:
-    """Returns the type of a column with its pictures, also those in lists and structs, as bytes."""
+    """Returns the type of a column with its images, also those in lists and structs, as bytes."""
     from datasets import Image, LargeList, List
 
     if isinstance(kind, Image):

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from oumi.core.data.sources.files import BrokenFileError, opened
 from oumi.core.errors import DataError
-from oumi.core.types.example import BadRow, Row, Source, printable, row_of
+from oumi.core.types.example import RejectedRow, Row, Source, printable, row_of
 
 MAX_ROW_BYTES = 16_000_000
 """A longer row is no row: its tokens alone would take gigabytes of memory."""
@@ -37,7 +37,7 @@ def begins_list(path: Path) -> bool:
         return file.read(4096).removeprefix(BOM).lstrip().startswith(b"[")
 
 
-def read_lines(path: Path, dataset: str) -> Iterator[Row | BadRow]:
+def read_lines(path: Path, dataset: str) -> Iterator[Row | RejectedRow]:
     """Yields the row in each line of a file."""
     number = 0
     try:
@@ -61,36 +61,36 @@ def check_lines(path: Path) -> None:
             raise DataError(f"{path}: one object over several lines; wanted a list of rows, or a row a line") from None
 
 
-def parse_line(data: bytes, source: Source) -> Row | BadRow:
+def parse_line(data: bytes, source: Source) -> Row | RejectedRow:
     """Returns the record in a line of JSON, or why there is none."""
     if len(data) > MAX_ROW_BYTES:
         shown = excerpt(data[: 4 * _EXCERPT_LENGTH].decode("utf-8", "replace"))
-        return BadRow(source, f"longer than {MAX_ROW_BYTES:,} bytes: it has {len(data):,}", shown)
+        return RejectedRow(source, f"longer than {MAX_ROW_BYTES:,} bytes: it has {len(data):,}", shown)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        return BadRow(source, f"not UTF-8: byte {error.start}", excerpt(data.decode("utf-8", "replace")))
+        return RejectedRow(source, f"not UTF-8: byte {error.start}", excerpt(data.decode("utf-8", "replace")))
     if "\0" in text:
-        return BadRow(source, "holds a NUL byte", excerpt(text))
+        return RejectedRow(source, "holds a NUL byte", excerpt(text))
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
-        return BadRow(source, _TOO_DEEP, excerpt(text))
+        return RejectedRow(source, _TOO_DEEP, excerpt(text))
     except ValueError as error:
-        return BadRow(source, f"not valid JSON: {error}", excerpt(text))
+        return RejectedRow(source, f"not valid JSON: {error}", excerpt(text))
     return _checked(value, text, source)
 
 
-def _checked(value: Any, text: str, source: Source) -> Row | BadRow:
+def _checked(value: Any, text: str, source: Source) -> Row | RejectedRow:
     """Returns the record that a text of JSON says, or why it cannot be used."""
     if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
-        return BadRow(source, _TOO_DEEP, excerpt(text))
+        return RejectedRow(source, _TOO_DEEP, excerpt(text))
     if _SURROGATE.search(text) and not _is_text(value):
-        return BadRow(source, "holds half of a character (a lone surrogate)", excerpt(text))
+        return RejectedRow(source, "holds half of a character (a lone surrogate)", excerpt(text))
     return row_of(value, source)
 
 
-def read_list(path: Path, dataset: str) -> Iterator[Row | BadRow]:
+def read_list(path: Path, dataset: str) -> Iterator[Row | RejectedRow]:
     """Yields the rows of a list.
 
     Raises:
@@ -126,7 +126,7 @@ def read_list(path: Path, dataset: str) -> Iterator[Row | BadRow]:
             raise DataError(f"{source}: not valid JSON: {reason}: {excerpt(text[at : at + _EXCERPT_LENGTH])}") from None
         if end - at > MAX_ROW_BYTES:
             shown = excerpt(text[at : at + 2 * _EXCERPT_LENGTH])
-            yield BadRow(source, f"longer than {MAX_ROW_BYTES:,} bytes: it has {end - at:,} characters", shown)
+            yield RejectedRow(source, f"longer than {MAX_ROW_BYTES:,} bytes: it has {end - at:,} characters", shown)
         else:
             yield _checked(value, text[at:end], source)
         at, is_first = end, False

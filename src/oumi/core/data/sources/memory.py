@@ -11,11 +11,11 @@ from typing import Any
 
 from oumi.core.data.sources.hub import LARGE_ROWS
 from oumi.core.data.sources.reader import ListReader, Place, RowReader
-from oumi.core.data.sources.source import IndexedRows, Rows
-from oumi.core.types.example import BadRow, Row, Source
+from oumi.core.data.sources.source import IndexedRows, RowSource
+from oumi.core.types.example import RejectedRow, Row, Source
 
 
-class GivenRows:
+class MemorySource:
     """Records in memory: a list of mappings, or a table of pandas."""
 
     def __init__(self, records: Any, dataset: str, place: str) -> None:
@@ -25,13 +25,13 @@ class GivenRows:
         self._dataset = dataset
         self._place = place
 
-    def __iter__(self) -> Iterator[Row | BadRow]:
+    def __iter__(self) -> Iterator[Row | RejectedRow]:
         return (self[index] for index in range(self._length))
 
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> Row | BadRow:
+    def __getitem__(self, index: int) -> Row | RejectedRow:
         return Row(self._records[index], Source(self._dataset, self._place, index))
 
     def count(self) -> int | None:
@@ -64,15 +64,15 @@ class GivenRows:
         return False
 
 
-class FirstRows:
+class LimitedSource:
     """The first of some records."""
 
-    def __init__(self, rows: Rows, limit: int) -> None:
+    def __init__(self, rows: RowSource, limit: int) -> None:
         """Takes the records, and how many of them there are to be at most."""
         self._rows = rows
         self._limit = limit
 
-    def __iter__(self) -> Iterator[Row | BadRow]:
+    def __iter__(self) -> Iterator[Row | RejectedRow]:
         return islice(iter(self._rows), self._limit)
 
     def count(self) -> int | None:
@@ -114,7 +114,7 @@ class _First:
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> Row | BadRow:
+    def __getitem__(self, index: int) -> Row | RejectedRow:
         if not 0 <= index < self._length:
             raise IndexError(index)
         return self._rows[index]
@@ -128,7 +128,7 @@ class _FirstOf:
         self._limit = limit
         self._taken = taken
 
-    def take(self, count: int) -> list[Row | BadRow]:
+    def take(self, count: int) -> list[Row | RejectedRow]:
         rows = self._reader.take(min(count, self._limit - self._taken))
         self._taken += len(rows)
         return rows

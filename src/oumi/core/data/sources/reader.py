@@ -12,7 +12,7 @@ from oumi.core.data.sources.jsonl import is_blank, parse_line, without_mark
 from oumi.core.data.sources.tabular import is_lines, read_rows, without_nulls
 from oumi.core.errors import DataError
 from oumi.core.hub import hub_errors
-from oumi.core.types.example import BadRow, Row, Source, row_of
+from oumi.core.types.example import RejectedRow, Row, Source, row_of
 
 Place = dict[str, Any]
 """Where a reader stands, as JSON values."""
@@ -21,7 +21,7 @@ Place = dict[str, Any]
 class RowReader(Protocol):
     """Reads rows in order, and knows where it stands."""
 
-    def take(self, count: int) -> list[Row | BadRow]:
+    def take(self, count: int) -> list[Row | RejectedRow]:
         """Returns the next rows, fewer than `count` only at the end."""
         ...
 
@@ -48,9 +48,9 @@ class FileReader:
         self._place = place or {"file": 0, "row": 0, "byte": 0}
         self._rows = self._opened()
 
-    def take(self, count: int) -> list[Row | BadRow]:
+    def take(self, count: int) -> list[Row | RejectedRow]:
         """Returns the next rows; raises DataError if a file has changed meanwhile."""
-        taken: list[Row | BadRow] = []
+        taken: list[Row | RejectedRow] = []
         while len(taken) < count and self._place["file"] < len(self._files):
             found = next(self._rows, None)
             if found is None:
@@ -67,7 +67,7 @@ class FileReader:
         """Returns the file, the rows or lines of it that were read, and their bytes."""
         return self._place
 
-    def _opened(self) -> Iterator[tuple[Row | BadRow, int, int]]:
+    def _opened(self) -> Iterator[tuple[Row | RejectedRow, int, int]]:
         if self._place["file"] == len(self._files):
             return iter(())
         path, first = self._files[self._place["file"]], self._place["row"]
@@ -89,12 +89,12 @@ class FileReader:
 class ListReader:
     """Rows of which any is found at once."""
 
-    def __init__(self, length: int, row_of: Callable[[int], Row | BadRow], place: Place | None) -> None:
+    def __init__(self, length: int, row_of: Callable[[int], Row | RejectedRow], place: Place | None) -> None:
         self._length = length
         self._row_of = row_of
         self._row = place["row"] if place else 0
 
-    def take(self, count: int) -> list[Row | BadRow]:
+    def take(self, count: int) -> list[Row | RejectedRow]:
         """Returns the next rows."""
         rows = range(self._row, min(self._row + count, self._length))
         self._row = rows.stop
@@ -108,11 +108,11 @@ class ListReader:
 class RepeatedReader:
     """Rows that code makes, always the same; those before a place are made again."""
 
-    def __init__(self, rows: Iterator[Row | BadRow], place: Place | None) -> None:
+    def __init__(self, rows: Iterator[Row | RejectedRow], place: Place | None) -> None:
         self._row = place["row"] if place else 0
         self._rows = islice(rows, self._row, None)
 
-    def take(self, count: int) -> list[Row | BadRow]:
+    def take(self, count: int) -> list[Row | RejectedRow]:
         """Returns the next rows."""
         taken = list(islice(self._rows, count))
         self._row += len(taken)
@@ -137,7 +137,7 @@ class HubReader:
             rows.load_state_dict(place["stream"])
         self._values = iter(rows)
 
-    def take(self, count: int) -> list[Row | BadRow]:
+    def take(self, count: int) -> list[Row | RejectedRow]:
         """Returns the next rows."""
         first = self._row
         with hub_errors("data set", self._dataset):
@@ -159,7 +159,7 @@ def size_of(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
 
 
-def _lines(path: Path, dataset: str, number: int, byte: int) -> Iterator[tuple[Row | BadRow, int, int]]:
+def _lines(path: Path, dataset: str, number: int, byte: int) -> Iterator[tuple[Row | RejectedRow, int, int]]:
     """Yields the rows of a file from a line on, each with the number and the place of the end of its line."""
     with path.open("rb") as file:
         file.seek(byte)

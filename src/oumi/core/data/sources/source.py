@@ -13,12 +13,12 @@ from typing import Protocol
 
 from oumi.core.configs.data import is_pattern
 from oumi.core.data.sources.files import files_of, is_compressed, of_split
-from oumi.core.data.sources.hub import HubRows, load_hub_rows
+from oumi.core.data.sources.hub import HubSource, load_hub_rows
 from oumi.core.data.sources.jsonl import LineIndex, index_lines, parse_line
 from oumi.core.data.sources.reader import FileReader, Place, RowReader, size_of
 from oumi.core.data.sources.tabular import count_rows, digest_of, is_lines, read_rows
 from oumi.core.errors import DataError, did_you_mean
-from oumi.core.types.example import BadRow, Row, Source
+from oumi.core.types.example import RejectedRow, Row, Source
 
 _LARGE_BYTES = 16_000_000
 LARGE_ROWS = 20_000
@@ -26,10 +26,10 @@ _RATIO = 4
 """Of a text to the file in which it is compressed, roughly."""
 
 
-class Rows(Protocol):
+class RowSource(Protocol):
     """The records of a data set, as they are stored."""
 
-    def __iter__(self) -> Iterator[Row | BadRow]: ...
+    def __iter__(self) -> Iterator[Row | RejectedRow]: ...
 
     def count(self) -> int | None:
         """Returns how many there are, None where only reading would tell."""
@@ -53,7 +53,7 @@ class Rows(Protocol):
 
     @property
     def is_large(self) -> bool:
-        """Returns True if it takes several processes seconds to tokenise them."""
+        """Returns True if it takes several processes seconds to tokenize them."""
         ...
 
 
@@ -62,10 +62,10 @@ class IndexedRows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Row | BadRow: ...
+    def __getitem__(self, index: int) -> Row | RejectedRow: ...
 
 
-class FileRows:
+class FileSource:
     """The records of one or more files."""
 
     def __init__(self, path: Path, dataset: str, sample_by: str = "document", split: str = "train") -> None:
@@ -74,7 +74,7 @@ class FileRows:
         self._dataset = dataset
         self._sample_by = sample_by
 
-    def __iter__(self) -> Iterator[Row | BadRow]:
+    def __iter__(self) -> Iterator[Row | RejectedRow]:
         return chain.from_iterable(read_rows(one, self._dataset, self._sample_by) for one in self._files)
 
     def count(self) -> int | None:
@@ -125,21 +125,21 @@ class _Lines:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> Row | BadRow:
+    def __getitem__(self, index: int) -> Row | RejectedRow:
         which = bisect_right(self._ends, index)
         file = self._files[which]
         number, line = file[index - (self._ends[which - 1] if which else 0)]
         return parse_line(line, Source(self._dataset, str(file.path), number))
 
 
-def rows_of(
+def open_source(
     name: str,
     path: Path | None,
     subset: str | None = None,
     split: str = "train",
     sample_by: str = "document",
     is_streamed: bool = False,
-) -> Rows:
+) -> RowSource:
     """Returns the records of a local path, or of a data set on the Hub or in its cache.
 
     Args:
@@ -159,8 +159,8 @@ def rows_of(
     if not is_pattern(str(folder)) and folder.is_dir() and (folder / "dataset_info.json").is_file():
         from datasets import load_from_disk
 
-        return HubRows(load_from_disk(str(folder)), name, str(folder))
-    return FileRows(folder, name, sample_by, split)
+        return HubSource(load_from_disk(str(folder)), name, str(folder))
+    return FileSource(folder, name, sample_by, split)
 
 
 def _of_split(path: Path, split: str) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 from oumi.core.data.sources.files import check_file, is_compressed, opened
 from oumi.core.data.sources.jsonl import begins_list, check_lines, excerpt, index_lines, read_lines, read_list
 from oumi.core.errors import DataError
-from oumi.core.types.example import BadRow, Row, Source, row_of
+from oumi.core.types.example import RejectedRow, Row, Source, row_of
 
 SAMPLES = ("document", "paragraph", "line")
 """What may be one row of a text file."""
@@ -24,7 +24,7 @@ _PARQUET_ROWS = 1024
 _CHUNK_BYTES = 1 << 24
 
 
-def read_rows(path: Path, dataset: str, sample_by: str = "document") -> Iterator[Row | BadRow]:
+def read_rows(path: Path, dataset: str, sample_by: str = "document") -> Iterator[Row | RejectedRow]:
     """Yields the records of a file in order: JSON, JSON Lines, CSV, Parquet or text, perhaps compressed.
 
     Args:
@@ -70,7 +70,7 @@ def is_lines(path: Path) -> bool:
     return not is_compressed(path) and (kind == ".jsonl" or (kind == ".json" and not begins_list(path)))
 
 
-def _text(path: Path, dataset: str, sample_by: str) -> Iterator[Row | BadRow]:
+def _text(path: Path, dataset: str, sample_by: str) -> Iterator[Row | RejectedRow]:
     """Yields the lines, the paragraphs (between blank lines) or the whole of a text, white space around it kept."""
     with opened(path) as file:
         waiting: list[str] = []
@@ -84,14 +84,14 @@ def _text(path: Path, dataset: str, sample_by: str) -> Iterator[Row | BadRow]:
         yield from _passage(waiting, dataset, path, first)
 
 
-def _passage(lines: list[str], dataset: str, path: Path, number: int) -> Iterator[Row | BadRow]:
+def _passage(lines: list[str], dataset: str, path: Path, number: int) -> Iterator[Row | RejectedRow]:
     text = "".join(lines)
     if text.strip():
         source = Source(dataset, str(path), number)
-        yield BadRow(source, "holds a NUL byte", excerpt(text)) if "\0" in text else Row({"text": text}, source)
+        yield RejectedRow(source, "holds a NUL byte", excerpt(text)) if "\0" in text else Row({"text": text}, source)
 
 
-def _table(path: Path, dataset: str, delimiter: str) -> Iterator[Row | BadRow]:
+def _table(path: Path, dataset: str, delimiter: str) -> Iterator[Row | RejectedRow]:
     csv.field_size_limit(sys.maxsize)
     with opened(path) as file:
         reader = csv.reader(_decoded(file, path), delimiter=delimiter, strict=True)
@@ -106,12 +106,12 @@ def _table(path: Path, dataset: str, delimiter: str) -> Iterator[Row | BadRow]:
                     return
                 source = Source(dataset, str(path), number)
                 if any("\0" in value for value in values):
-                    yield BadRow(source, "holds a NUL byte", excerpt(delimiter.join(values)))
+                    yield RejectedRow(source, "holds a NUL byte", excerpt(delimiter.join(values)))
                 elif len(values) == len(names):
                     yield row_of({name: _cell(value) for name, value in zip(names, values, strict=True)}, source)
                 elif values:
                     reason = f"has another number of fields than the first line: {len(values)}, not {len(names)}"
-                    yield BadRow(source, reason, excerpt(delimiter.join(values)))
+                    yield RejectedRow(source, reason, excerpt(delimiter.join(values)))
         except csv.Error as error:
             raise DataError(f"{path}:{reader.line_num}: not valid CSV: {error}") from None
 
@@ -138,7 +138,7 @@ def _decoded(file: Any, path: Path) -> Iterator[str]:
         raise DataError(f"{path}: not UTF-8, at or after line {number + 1}: {error.reason}") from None
 
 
-def _parquet(path: Path, dataset: str) -> Iterator[Row | BadRow]:
+def _parquet(path: Path, dataset: str) -> Iterator[Row | RejectedRow]:
     import pyarrow
 
     number = 0

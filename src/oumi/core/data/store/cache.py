@@ -62,13 +62,13 @@ def why_missed(folder: Path, inputs: Inputs) -> str:
             if kept.get("dataset") == json.loads(json.dumps(inputs["dataset"])):
                 differences.append([name for name in inputs if kept.get(name) != json.loads(json.dumps(inputs[name]))])
     if not differences:
-        return "it was not tokenised before"
+        return "it was not tokenized before"
     nearest = min(differences, key=len)
     return f"another {' and another '.join(nearest)}" if nearest else "the kept tokens are not whole"
 
 
 @contextmanager
-def held(folder: Path, inputs: Inputs) -> Iterator[None]:
+def lock_table(folder: Path, inputs: Inputs) -> Iterator[None]:
     """Holds the place of a table, so that one process makes it while others wait."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{digest_of_values(inputs)}.lock").open("w") as file:

@@ -12,11 +12,11 @@ import numpy.typing as npt
 from oumi.core.data.ledger import Counts, Ledger
 from oumi.core.data.sources.source import IndexedRows
 from oumi.core.data.store.token_table import TokenTable
-from oumi.core.data.tokenize.encoder import Tokeniser
-from oumi.core.types.example import BadRow, Example, Row
+from oumi.core.data.tokenize.encoder import RowTokenizer
+from oumi.core.types.example import Example, RejectedRow, Row
 
 
-class Making(Protocol):
+class TableBuild(Protocol):
     """The work of the other process."""
 
     def poll(self) -> TokenTable | None:
@@ -32,8 +32,8 @@ class Making(Protocol):
         ...
 
 
-class GrowingTable:
-    """Rows that are tokenised when they are asked for, until all of them are.
+class LazyTable:
+    """Rows that are tokenized when they are asked for, until all of them are.
 
     Stands only for data sets of which any row is found at once, each of which comes to one example; whatever is
     asked, the answer is that of the complete table.
@@ -42,14 +42,14 @@ class GrowingTable:
     def __init__(
         self,
         rows: IndexedRows,
-        value_of: Callable[[Row | BadRow], Row | BadRow],
-        tokeniser: Tokeniser,
-        making: Making,
+        value_of: Callable[[Row | RejectedRow], Row | RejectedRow],
+        row_tokenizer: RowTokenizer,
+        making: TableBuild,
         ledger: Ledger,
     ) -> None:
         self._rows = rows
         self._value_of = value_of
-        self._tokeniser = tokeniser
+        self._tokeniser = row_tokenizer
         self._making = making
         self._ledger = ledger
         self._table: TokenTable | None = None
@@ -64,7 +64,7 @@ class GrowingTable:
         if table is not None:
             return table[index]
         (made,) = self._tokeniser.make([self._value_of(self._rows[index])])
-        if isinstance(made, BadRow):
+        if isinstance(made, RejectedRow):
             self._making.stop()
             self._counts.reject(made)
             self._ledger.counts = self._counts

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from oumi.core.data.ledger import Counts, Ledger
-from oumi.core.data.tokenize.encoder import Tokeniser
+from oumi.core.data.tokenize.encoder import RowTokenizer
 from oumi.core.data.tokenize.loss_mask import Rendered
 from oumi.core.types.conversation import ContentItem
-from oumi.core.types.example import BadRow, Example, Row, Source
+from oumi.core.types.example import Example, RejectedRow, Row, Source
 
 BATCH_SIZE = 512
 _STARTS = np.int32(1 << 30)
@@ -29,7 +29,7 @@ _STARTS = np.int32(1 << 30)
 _ROW = np.dtype(
     [
         ("end", "<i8"), ("line", "<i8"), ("file", "<i4"), ("dataset", "<i4"), ("targets", "<i8"), ("cut", "<i8"),
-        ("digest", "<u8"), ("id", "<u8"), ("id_end", "<i8"), ("pictures_end", "<i8"), ("row", "<i8"),
+        ("digest", "<u8"), ("id", "<u8"), ("id_end", "<i8"), ("images_end", "<i8"), ("row", "<i8"),
     ]
 )  # fmt: skip
 _READ_ROWS = 1 << 16
@@ -44,7 +44,7 @@ class Chunk:
     cuts: npt.NDArray[np.int64]
     """Tokens that were cut off each."""
     sources: list[Source]
-    pictures: list[bytes]
+    images: list[bytes]
     """Those of each row, as `_packed` writes them."""
     is_first: list[bool]
     """Of what a row came to: one that was split came to several."""
@@ -55,16 +55,16 @@ class Chunk:
         """Returns examples as a chunk, each the first of its row unless something else is said."""
         lengths = np.array([len(one.tokens) for one in examples], dtype=np.int64)
         cuts = np.array([one.num_cut for one in examples], dtype=np.int64)
-        pictures = [_packed(one.pictures) for one in examples]
+        images = [_packed(one.images) for one in examples]
         firsts = [True] * len(examples) if is_first is None else is_first
-        return cls(written(examples), lengths, cuts, [one.source for one in examples], pictures, firsts, counts)
+        return cls(written(examples), lengths, cuts, [one.source for one in examples], images, firsts, counts)
 
 
-def make_chunk(rendered: Sequence[Rendered | BadRow], tokeniser: Tokeniser) -> Chunk:
+def make_chunk(rendered: Sequence[Rendered | RejectedRow], row_tokenizer: RowTokenizer) -> Chunk:
     """Returns rendered rows as tokens, each accounted for."""
     counts, examples, is_first = Counts(), list[Example](), list[bool]()
-    for made in tokeniser.encode(rendered):
-        if isinstance(made, BadRow):
+    for made in row_tokenizer.encode(rendered):
+        if isinstance(made, RejectedRow):
             counts.reject(made)
         else:
             examples += made.examples
@@ -92,10 +92,10 @@ class TokenTable:
         self._tokens = os.open(directory / "tokens.bin", os.O_RDONLY)
         self._rows = os.open(directory / "rows.bin", os.O_RDONLY)
         self._ids = os.open(directory / "ids.bin", os.O_RDONLY)
-        self._pictures = os.open(directory / "pictures.bin", os.O_RDONLY)
+        self._images = os.open(directory / "images.bin", os.O_RDONLY)
 
     def __del__(self) -> None:
-        for name in ("_tokens", "_rows", "_ids", "_pictures"):
+        for name in ("_tokens", "_rows", "_ids", "_images"):
             if (file := self.__dict__.get(name)) is not None:
                 os.close(file)
 
@@ -105,10 +105,10 @@ class TokenTable:
     def __getitem__(self, index: int) -> Example:
         before, row = self._row(index)
         example = _read(self._written(int(before["end"]), int(row["end"])), self._source(row), int(row["cut"]))
-        start, end = int(before["pictures_end"]), int(row["pictures_end"])
+        start, end = int(before["images_end"]), int(row["images_end"])
         if start == end:
             return example
-        return replace(example, pictures=_unpacked(os.pread(self._pictures, end - start, start)))
+        return replace(example, images=_unpacked(os.pread(self._images, end - start, start)))
 
     def span(self, first: int, last: int, documents: range, ends: npt.NDArray[np.int64]) -> Example:
         """Returns the tokens from place `first` to `last` of all tokens end to end, as one row of several documents.
@@ -175,10 +175,10 @@ class TableWriter:
         self._tokens = (directory / "tokens.bin").open("wb")
         self._rows = (directory / "rows.bin").open("wb")
         self._ids = (directory / "ids.bin").open("wb")
-        self._pictures = (directory / "pictures.bin").open("wb")
+        self._images = (directory / "images.bin").open("wb")
         self._names: dict[str, int] = {}
         self._digest = hashlib.sha256()
-        self._num_rows = self._num_sources = self._end = self._id_end = self._pictures_end = 0
+        self._num_rows = self._num_sources = self._end = self._id_end = self._images_end = 0
         self._highest = -1
 
     def add(self, chunk: Chunk) -> None:
@@ -197,17 +197,17 @@ class TableWriter:
             rows["targets"] = np.add.reduceat(chunk.tokens >= 0, starts, dtype=np.int64)
         data = memoryview(chunk.tokens).cast("B")
         bounds = zip((4 * starts).tolist(), (4 * (ends - self._end)).tolist(), strict=True)
-        seen = zip(bounds, chunk.pictures, strict=True)
-        rows["digest"] = [_digest_of(data[first:last], pictures) for (first, last), pictures in seen]
-        rows["pictures_end"] = np.cumsum([len(one) for one in chunk.pictures], dtype=np.int64) + self._pictures_end
-        self._pictures.write(b"".join(chunk.pictures))
-        self._pictures_end += sum(map(len, chunk.pictures))
+        seen = zip(bounds, chunk.images, strict=True)
+        rows["digest"] = [_digest_of(data[first:last], images) for (first, last), images in seen]
+        rows["images_end"] = np.cumsum([len(one) for one in chunk.images], dtype=np.int64) + self._images_end
+        self._images.write(b"".join(chunk.images))
+        self._images_end += sum(map(len, chunk.images))
         ids = [(one.id or "").encode("utf-8", "replace") for one in chunk.sources]
         rows["id"] = [_digest_of(one) if one else 0 for one in ids]
         rows["id_end"] = np.cumsum([len(one) for one in ids], dtype=np.int64) + self._id_end
         self._ids.write(b"".join(ids))
         self._id_end += sum(map(len, ids))
-        for part in (chunk.tokens.tobytes(), chunk.lengths.tobytes(), *chunk.pictures):
+        for part in (chunk.tokens.tobytes(), chunk.lengths.tobytes(), *chunk.images):
             self._digest.update(part)
         self._tokens.write(chunk.tokens.tobytes())
         self._rows.write(rows.tobytes())
@@ -218,7 +218,7 @@ class TableWriter:
 
     def finish(self, ledger: Ledger, facts: dict[str, Any]) -> None:
         """Completes the table: everything is on the disk when this returns."""
-        for file in (self._tokens, self._rows, self._ids, self._pictures):
+        for file in (self._tokens, self._rows, self._ids, self._images):
             file.flush()
             os.fsync(file.fileno())
             file.close()
@@ -240,7 +240,7 @@ class TableWriter:
         return self._names.setdefault(name, len(self._names))
 
 
-def tokenise(rows: Iterable[Row | BadRow], tokeniser: Tokeniser, ledger: Ledger) -> TokenTable:
+def tokenize_rows(rows: Iterable[Row | RejectedRow], row_tokenizer: RowTokenizer, ledger: Ledger) -> TokenTable:
     """Returns the rows as tokens, each accounted for in the ledger; nothing is left on the disk.
 
     Raises:
@@ -250,7 +250,7 @@ def tokenise(rows: Iterable[Row | BadRow], tokeniser: Tokeniser, ledger: Ledger)
     folder = Path(tempfile.mkdtemp(prefix="oumi-tokens-"))
     try:
         chunks = (
-            make_chunk(tokeniser.render(batch), tokeniser)
+            make_chunk(row_tokenizer.render(batch), row_tokenizer)
             for batch in iter(lambda: list(islice(waiting, BATCH_SIZE)), [])
         )
         write_table(chunks, ledger, folder, {})
@@ -287,11 +287,11 @@ def _digest_of(data: bytes | memoryview, more: bytes = b"") -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def _packed(pictures: Sequence[Sequence[ContentItem]]) -> bytes:
-    """Returns the pictures of each document of a row as JSON, nothing if there are none."""
-    if not pictures:
+def _packed(images: Sequence[Sequence[ContentItem]]) -> bytes:
+    """Returns the images of each document of a row as JSON, nothing if there are none."""
+    if not images:
         return b""
-    return json.dumps([[one.model_dump(mode="json", exclude_none=True) for one in some] for some in pictures]).encode()
+    return json.dumps([[one.model_dump(mode="json", exclude_none=True) for one in some] for some in images]).encode()
 
 
 def _unpacked(data: bytes) -> tuple[tuple[ContentItem, ...], ...]:

@@ -13,24 +13,24 @@ from typing import Any
 
 from oumi.core.data.sources.source import IndexedRows
 from oumi.core.data.store.token_table import BATCH_SIZE, Chunk, make_chunk
-from oumi.core.data.tokenize.encoder import Tokeniser
+from oumi.core.data.tokenize.encoder import RowTokenizer
 from oumi.core.data.tokenize.loss_mask import Rendered
-from oumi.core.types.example import BadRow, Row
+from oumi.core.types.example import RejectedRow, Row
 
 _IN_FLIGHT = 3
 """Batches that wait for each process."""
 
-ToValue = Callable[[Row | BadRow], Row | BadRow]
+ToValue = Callable[[Row | RejectedRow], Row | RejectedRow]
 
 _work: Any = None
 """What the processes below share; they are forked, so nothing needs to be sent to them."""
 
 
 def chunks_of(
-    raw: Iterable[Row | BadRow] | None,
+    raw: Iterable[Row | RejectedRow] | None,
     indexed: IndexedRows | None,
     value_of: ToValue,
-    tokeniser: Tokeniser,
+    row_tokenizer: RowTokenizer,
     num_workers: int,
 ) -> Iterator[Chunk]:
     """Yields all rows as chunks, in order.
@@ -39,7 +39,7 @@ def chunks_of(
         raw: The stored rows; not read where `indexed` is given.
         indexed: The same as a list; each process reads its own part.
         value_of: Makes of a stored row what it stands for.
-        tokeniser: Makes tokens of that.
+        row_tokenizer: Makes tokens of that.
         num_workers: Processes; 1 does the work in this one.
     """
     if indexed is not None:
@@ -50,11 +50,11 @@ def chunks_of(
         rows = iter(raw or ())
         batches = iter(lambda: list(islice(rows, BATCH_SIZE)), [])
 
-    def render(batch: Any) -> list[Rendered | BadRow]:
-        return tokeniser.render(value_of(indexed[row] if indexed is not None else row) for row in batch)
+    def render(batch: Any) -> list[Rendered | RejectedRow]:
+        return row_tokenizer.render(value_of(indexed[row] if indexed is not None else row) for row in batch)
 
-    def encode(rendered: list[Rendered | BadRow]) -> Chunk:
-        return make_chunk(rendered, tokeniser)
+    def encode(rendered: list[Rendered | RejectedRow]) -> Chunk:
+        return make_chunk(rendered, row_tokenizer)
 
     if num_workers == 1:
         return _beside(render, encode, batches)
@@ -62,8 +62,8 @@ def chunks_of(
 
 
 def _beside(
-    render: Callable[[Any], list[Rendered | BadRow]],
-    encode: Callable[[list[Rendered | BadRow]], Chunk],
+    render: Callable[[Any], list[Rendered | RejectedRow]],
+    encode: Callable[[list[Rendered | RejectedRow]], Chunk],
     batches: Iterator[Any],
 ) -> Iterator[Chunk]:
     """Yields chunks; while a thread encodes one, which needs no Python, the next is rendered."""

@@ -91,7 +91,7 @@ class Template:
     ) -> str:
         """Returns the chat as text.
 
-        A message with pictures is a list of its parts, as the templates of processors read it: `{"type": "image"}`
+        A message with images is a list of its parts, as the templates of processors read it: `{"type": "image"}`
         and `{"type": "text", "text": ...}`. Any other is one text, or a list of one part where only lists are read.
 
         Args:
@@ -112,7 +112,7 @@ class Template:
             plain = [_in_parts(one) for one in plain]
         text = self._render(plain, add_generation_prompt, schemas)
         if "{'type': 'image'" in text:
-            raise TemplateError("it writes a message with a picture as a list, so it is for text alone")
+            raise TemplateError("it writes a message with an image as a list, so it is for text alone")
         return text
 
     def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool, tools: Any) -> str:

@@ -13,31 +13,31 @@ import numpy as np
 import numpy.typing as npt
 
 from oumi.core.data.tokenize.chat_template import Template
-from oumi.core.data.tokenize.images import BadPicture, Pictures, Placed, PlacedPictures
-from oumi.core.data.tokenize.loss_mask import MARKS, Asked, Document, Rendered, Renderer, control_tokens
+from oumi.core.data.tokenize.images import BadImage, ImageEncoder, ImageSpan, RowImages
+from oumi.core.data.tokenize.loss_mask import MARKS, Document, Rendered, Renderer, TokenizeSpec, control_tokens
 from oumi.core.errors import ConfigError
-from oumi.core.types.example import BadRow, Example, Row, Source
+from oumi.core.types.example import Example, RejectedRow, Row, Source
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A document: ids [T], which of them are trained [T], and where its pictures stand."""
+    """A document: ids [T], which of them are trained [T], and where its images stand."""
 
     ids: npt.NDArray[np.int32]
     is_target: npt.NDArray[np.bool_]
-    pictures: tuple[Placed, ...] = ()
+    images: tuple[ImageSpan, ...] = ()
 
     def part(self, first: int, last: int | None) -> Tokens:
-        """Returns the tokens from one place to another, less those of a picture that would be torn apart."""
+        """Returns the tokens from one place to another, less those of an image that would be torn apart."""
         last = len(self.ids) if last is None else min(last, len(self.ids))
         first = first + len(self.ids) if first < 0 else first
-        for one in self.pictures:
+        for one in self.images:
             if one.first < first < one.last:
                 first = one.last
             if one.first < last < one.last:
                 last = one.first
-        inside = [one for one in self.pictures if first <= one.first and one.last <= last]
-        moved = tuple(Placed(one.first - first, one.last - first, one.item) for one in inside)
+        inside = [one for one in self.images if first <= one.first and one.last <= last]
+        moved = tuple(ImageSpan(one.first - first, one.last - first, one.item) for one in inside)
         return Tokens(self.ids[first:last], self.is_target[first:last], moved)
 
 
@@ -59,7 +59,7 @@ class Encoder:
         train_on: str,
         max_length: int | None,
         truncation: str | None = None,
-        pictures: Pictures | None = None,
+        image_encoder: ImageEncoder | None = None,
     ) -> None:
         """Takes the tokenizer, and what becomes of rows that are too long.
 
@@ -69,7 +69,7 @@ class Encoder:
             max_length: Tokens that the model takes; None sets no limit.
             truncation: `right`, `left`, `reject` or `split`; None splits texts, cuts prompts on the left, and others
                 on the right.
-            pictures: Makes tokens of pictures.
+            image_encoder: Makes tokens of images.
         """
         if not tokenizer.is_fast:
             raise ConfigError(f"{tokenizer.name_or_path}: only fast tokenizers tell which text a token covers")
@@ -82,9 +82,9 @@ class Encoder:
         self._trains_all, self._trains_nothing = train_on == "all", train_on == "nothing"
         self._max_length = max_length
         self._truncation = truncation
-        self._pictures = pictures
+        self._image_encoder = image_encoder
 
-    def encode(self, batch: Sequence[Rendered]) -> Iterator[Encoded | BadRow]:
+    def encode(self, batch: Sequence[Rendered]) -> Iterator[Encoded | RejectedRow]:
         """Yields the rows as tokens, cut to the model's length."""
         made: dict[int, list[Tokens]] = {}
         for has_specials in (True, False):
@@ -94,15 +94,15 @@ class Encoder:
         for one in batch:
             try:
                 yield self._fitted(one, self._seen(one, made[id(one)]))
-            except BadPicture as error:
-                yield BadRow(one.source, str(error))
+            except BadImage as error:
+                yield RejectedRow(one.source, str(error))
 
     def _seen(self, row: Rendered, documents: list[Tokens]) -> list[Tokens]:
-        """Returns the documents of a row with the tokens of each picture in the place of its mark."""
-        items = row.documents[0].pictures
-        if self._pictures is None or not items:
+        """Returns the documents of a row with the tokens of each image in the place of its mark."""
+        items = row.documents[0].images
+        if self._image_encoder is None or not items:
             return documents
-        placed = PlacedPictures(self._pictures, items, Path(row.source.path))
+        placed = RowImages(self._image_encoder, items, Path(row.source.path))
         return [Tokens(*placed.expanded(one.ids, one.is_target)) for one in documents]
 
     def _tokens(self, documents: Sequence[Document], has_specials: bool) -> Iterator[Tokens]:
@@ -173,15 +173,15 @@ class Encoder:
         places = without_gaps(led.offsets)[skipped:] - 1
         return list(zip(led.ids[skipped:], places.clip(min=0).tolist(), strict=True))
 
-    def _fitted(self, row: Rendered, documents: list[Tokens]) -> Encoded | BadRow:
+    def _fitted(self, row: Rendered, documents: list[Tokens]) -> Encoded | RejectedRow:
         """Returns the row within the model's length, or why nothing can be learned of it."""
         limit, policy = self._max_length, self._truncation or self._usual_truncation(row)
         longest = max(len(one.ids) for one in documents)
         num_tokens = sum(len(one.ids) for one in documents)
         num_targets = sum(int(one.is_target.sum()) for one in documents)
 
-        def rejected(reason: str) -> BadRow:
-            return BadRow(row.source, reason, num_tokens=num_tokens, num_targets=num_targets)
+        def rejected(reason: str) -> RejectedRow:
+            return RejectedRow(row.source, reason, num_tokens=num_tokens, num_targets=num_targets)
 
         if not any(self._is_of_use(one) for one in documents):
             return rejected("no token is trained")
@@ -192,8 +192,8 @@ class Encoder:
         if policy == "reject":
             return rejected(f"longer than model_max_length {limit}: {longest} tokens")
         if policy == "split":
-            if any(one.pictures for one in documents):
-                return rejected(f"longer than model_max_length {limit}, and rows with pictures are not split")
+            if any(one.images for one in documents):
+                return rejected(f"longer than model_max_length {limit}, and rows with images are not split")
             parts = [one.part(at, at + limit) for one in documents for at in range(0, len(one.ids), limit)]
             examples = tuple(_joined([part], row.source) for part in parts if self._is_of_use(part))
         else:
@@ -221,26 +221,28 @@ class Encoder:
         return self._trains_nothing or bool(document.is_target[1:].any())
 
 
-class Tokeniser:
+class RowTokenizer:
     """Makes examples of rows: renders, then encodes."""
 
-    def __init__(self, tokenizer: Any, template: Template, asked: Asked, pictures: Pictures | None = None) -> None:
-        """Takes the tokenizer and its chat template, what is asked of the rows, and what makes tokens of pictures."""
-        mark = pictures.mark if pictures else None
+    def __init__(
+        self, tokenizer: Any, template: Template, asked: TokenizeSpec, image_encoder: ImageEncoder | None = None
+    ) -> None:
+        """Takes the tokenizer and its chat template, what is asked of the rows, and what makes tokens of images."""
+        mark = image_encoder.mark if image_encoder else None
         self.renderer = Renderer(tokenizer, template, asked.train_on, asked.tool_results, mark)
-        self.encoder = Encoder(tokenizer, asked.train_on, asked.max_length, asked.truncation, pictures)
+        self.encoder = Encoder(tokenizer, asked.train_on, asked.max_length, asked.truncation, image_encoder)
 
-    def render(self, rows: Iterable[Row | BadRow]) -> list[Rendered | BadRow]:
+    def render(self, rows: Iterable[Row | RejectedRow]) -> list[Rendered | RejectedRow]:
         """Returns each row as text."""
-        return [row if isinstance(row, BadRow) else self.renderer.render(row) for row in rows]
+        return [row if isinstance(row, RejectedRow) else self.renderer.render(row) for row in rows]
 
-    def encode(self, rendered: Sequence[Rendered | BadRow]) -> Iterator[Encoded | BadRow]:
+    def encode(self, rendered: Sequence[Rendered | RejectedRow]) -> Iterator[Encoded | RejectedRow]:
         """Yields what each rendered row comes to."""
         encoded = self.encoder.encode([one for one in rendered if isinstance(one, Rendered)])
         for one in rendered:
-            yield one if isinstance(one, BadRow) else next(encoded)
+            yield one if isinstance(one, RejectedRow) else next(encoded)
 
-    def make(self, rows: Iterable[Row | BadRow]) -> Iterator[Encoded | BadRow]:
+    def make(self, rows: Iterable[Row | RejectedRow]) -> Iterator[Encoded | RejectedRow]:
         """Yields what each row comes to."""
         return self.encode(self.render(rows))
 
@@ -286,11 +288,11 @@ def _cut(document: Tokens, limit: int, side: str) -> Tokens:
 
 
 def _joined(documents: Sequence[Tokens], source: Source) -> Example:
-    seen = tuple(tuple(placed.item for placed in one.pictures) for one in documents)
-    pictures = seen if any(seen) else ()
+    seen = tuple(tuple(placed.item for placed in one.images) for one in documents)
+    images = seen if any(seen) else ()
     if len(documents) == 1:
-        return Example(documents[0].ids, documents[0].is_target, source, pictures=pictures)
+        return Example(documents[0].ids, documents[0].is_target, source, images=images)
     starts = np.cumsum([0, *(len(one.ids) for one in documents[:-1])]).tolist()
     tokens = np.concatenate([one.ids for one in documents])
     is_target = np.concatenate([one.is_target for one in documents])
-    return Example(tokens, is_target, source, tuple(starts), pictures=pictures)
+    return Example(tokens, is_target, source, tuple(starts), images=images)

@@ -27,45 +27,45 @@ _SECONDS = 20.0
 _NOT_FEATURES = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
-class BadPicture(Exception):  # noqa: N818  it says what a row is
-    """A picture that cannot be used."""
+class BadImage(Exception):  # noqa: N818  it says what a row is
+    """An image that cannot be used."""
 
 
-class Pictures:
-    """What the processor of a model makes of pictures."""
+class ImageEncoder:
+    """What the processor of a model makes of images."""
 
     def __init__(self, processor: Any) -> None:
         """Takes a processor of transformers."""
         self._processor = processor
         tokenizer = processor.tokenizer
         self.mark: str = getattr(processor, "boi_token", None) or processor.image_token
-        """Stands for a picture in a rendered text."""
+        """Stands for an image in a rendered text."""
         self.mark_id: int = tokenizer.convert_tokens_to_ids(self.mark)
         self.token_id: int = getattr(processor, "image_token_id", None) or self.mark_id
         """The token in whose place the model puts what it sees."""
         self._expansions: dict[tuple[int, int], npt.NDArray[np.int32]] = {}
 
     def expansion(self, image: Any) -> npt.NDArray[np.int32]:
-        """Returns the tokens that stand for a picture; only its size decides them."""
+        """Returns the tokens that stand for an image; only its size decides them."""
         if image.size not in self._expansions:
             self._expansions[image.size] = np.array(self.inputs([self.mark], [[image]])["input_ids"][0], np.int32)
         return self._expansions[image.size]
 
     def features(self, images: Sequence[Any]) -> dict[str, Any]:
-        """Returns what the model takes beside tokens, by its name: tensors for all the pictures in order."""
+        """Returns what the model takes beside tokens, by its name: tensors for all the images in order."""
         made = self.inputs([self.mark * len(images)], [list(images)])
         return {name: value for name, value in made.items() if name not in _NOT_FEATURES}
 
     def inputs(self, texts: Sequence[str], images: Sequence[Sequence[Any]]) -> Any:
-        """Returns all that the processor makes of texts and the pictures that each of them marks."""
+        """Returns all that the processor makes of texts and the images that each of them marks."""
         return self._processor(
             text=list(texts), images=[list(one) for one in images], add_special_tokens=False, return_tensors="pt"
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
-    """A picture, and which tokens of its document stand for it."""
+class ImageSpan:
+    """An image, and which tokens of its document stand for it."""
 
     first: int
     last: int
@@ -73,42 +73,42 @@ class Placed:
     item: ContentItem
 
 
-class PlacedPictures:
-    """The pictures of a row, to be put into each of its documents."""
+class RowImages:
+    """The images of a row, to be put into each of its documents."""
 
-    def __init__(self, pictures: Pictures, items: Sequence[ContentItem], beside: Path) -> None:
-        """Takes what makes tokens of pictures, those of the row, and its file; raises BadPicture for one of no use."""
-        self._mark = pictures.mark_id
-        self._items = [find_picture(one, beside) for one in items]
-        self._expansions = [pictures.expansion(load_picture(one)) for one in self._items]
+    def __init__(self, image_encoder: ImageEncoder, items: Sequence[ContentItem], beside: Path) -> None:
+        """Takes what makes tokens of images, those of the row, and its file; raises BadImage for one of no use."""
+        self._mark = image_encoder.mark_id
+        self._items = [locate_image(one, beside) for one in items]
+        self._expansions = [image_encoder.expansion(load_image(one)) for one in self._items]
 
     def expanded(
         self, ids: npt.NDArray[np.int32], is_target: npt.NDArray[np.bool_]
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], tuple[Placed, ...]]:
-        """Returns a document whose marks are the tokens of its pictures, which are not trained, and their places."""
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], tuple[ImageSpan, ...]]:
+        """Returns a document whose marks are the tokens of its images, which are not trained, and their places."""
         marks = np.flatnonzero(ids == self._mark).tolist()
         parts: list[tuple[Any, Any]] = []
-        placed: list[Placed] = []
+        placed: list[ImageSpan] = []
         begin = length = 0
         for at, item, expansion in zip(marks, self._items, self._expansions, strict=False):
             parts += [(ids[begin:at], is_target[begin:at]), (expansion, np.zeros(len(expansion), dtype=np.bool_))]
             length += at - begin
-            placed.append(Placed(length, length + len(expansion), item))
+            placed.append(ImageSpan(length, length + len(expansion), item))
             length += len(expansion)
             begin = at + 1
         parts.append((ids[begin:], is_target[begin:]))
         return np.concatenate([one for one, _ in parts]), np.concatenate([one for _, one in parts]), tuple(placed)
 
 
-def find_picture(item: ContentItem, beside: Path) -> ContentItem:
-    """Returns a picture whose path, if it has one, does not depend on where the process runs.
+def locate_image(item: ContentItem, beside: Path) -> ContentItem:
+    """Returns an image whose path, if it has one, does not depend on where the process runs.
 
     Args:
         item: Its path may be relative, to where the process runs or to the data.
         beside: The file of the data.
 
     Raises:
-        BadPicture: There is no such file.
+        BadImage: There is no such file.
     """
     if item.type != Type.IMAGE_PATH or item.binary is not None:
         return item
@@ -116,16 +116,16 @@ def find_picture(item: ContentItem, beside: Path) -> ContentItem:
     for one in (path, beside.parent / path):
         if one.is_file():
             return item.model_copy(update={"content": str(one.absolute())})
-    raise BadPicture(f"no picture at {item.content}, neither here nor beside {beside}")
+    raise BadImage(f"no image at {item.content}, neither here nor beside {beside}")
 
 
-def load_picture(item: ContentItem) -> Any:
-    """Returns a picture as an RGB image of Pillow, upright; raises BadPicture if it cannot be had or decoded."""
+def load_image(item: ContentItem) -> Any:
+    """Returns an image as an RGB image of Pillow, upright; raises BadImage if it cannot be had or decoded."""
     return decoded(*_bytes_of(item))
 
 
 def decoded(content: bytes, name: str) -> Any:
-    """Returns the bytes of a picture as an RGB image of Pillow, upright; raises BadPicture if they are none."""
+    """Returns the bytes of an image as an RGB image of Pillow, upright; raises BadImage if they are none."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
@@ -133,28 +133,28 @@ def decoded(content: bytes, name: str) -> Any:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
     except UnidentifiedImageError:
-        raise BadPicture(f"{name} is no picture in a known format") from None
+        raise BadImage(f"{name} is no image in a known format") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise BadPicture(f"{name} has more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+        raise BadImage(f"{name} has more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise BadPicture(f"{name} cannot be decoded: {error}") from None
+        raise BadImage(f"{name} cannot be decoded: {error}") from None
 
 
 def _bytes_of(item: ContentItem) -> tuple[bytes, str]:
     if item.binary is not None:
-        return item.binary, "a picture"
+        return item.binary, "an image"
     assert item.content is not None, "it has bytes, a path or a URL"
     if item.type == Type.IMAGE_URL:
         return _fetched(item.content), item.content
     try:
         return Path(item.content).read_bytes(), item.content
     except OSError as error:
-        raise BadPicture(f"{item.content}: {error.strerror}") from None
+        raise BadImage(f"{item.content}: {error.strerror}") from None
 
 
 def _fetched(url: str) -> bytes:
     """Returns what stands at a URL; it is fetched once, and kept."""
-    kept = cache_home() / "pictures" / hashlib.sha256(url.encode()).hexdigest()
+    kept = cache_home() / "images" / hashlib.sha256(url.encode()).hexdigest()
     if kept.is_file():
         return kept.read_bytes()
     asked = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
@@ -163,12 +163,12 @@ def _fetched(url: str) -> bytes:
             content: bytes = answer.read(_MAX_BYTES + 1)
             missing = int(answer.headers.get("Content-Length") or len(content)) - len(content)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise BadPicture(f"{url}: {getattr(error, 'reason', None) or error or type(error).__name__}") from None
+        raise BadImage(f"{url}: {getattr(error, 'reason', None) or error or type(error).__name__}") from None
     if len(content) > _MAX_BYTES:
-        raise BadPicture(f"{url}: more than {_MAX_BYTES:,} bytes")
+        raise BadImage(f"{url}: more than {_MAX_BYTES:,} bytes")
     if missing:
-        raise BadPicture(f"{url}: breaks off, {missing:,} bytes are missing")
-    decoded(content, url)  # what is no picture is not kept
+        raise BadImage(f"{url}: breaks off, {missing:,} bytes are missing")
+    decoded(content, url)  # what is no image is not kept
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as unfinished:
         unfinished.write(content)

@@ -12,7 +12,7 @@ from typing import Any
 from oumi.core.data.tokenize.chat_template import Template, TemplateError
 from oumi.core.data.tokenize.turns import Ends, Span, Undecided, Writer, without_tool_results
 from oumi.core.types.conversation import ContentItem, Conversation, Message, Role
-from oumi.core.types.example import BadRow, Completion, Judged, Preference, Row, Source, Text
+from oumi.core.types.example import Completion, Judged, Preference, RejectedRow, Row, Source, Text
 
 MARKS = ("\ufdd0", "\ufdd1")
 """Stand around what looks like a control token, but is text. They are no characters, and never will be."""
@@ -24,7 +24,7 @@ class Document:
 
     text: str
     spans: tuple[Span, ...]
-    pictures: tuple[ContentItem, ...] = ()
+    images: tuple[ContentItem, ...] = ()
     """Of the whole chat; the text marks the first of them, or all."""
 
 
@@ -55,7 +55,7 @@ class Renderer:
         template: Template,
         train_on: str,
         tool_results: tuple[str, str] | None = None,
-        picture_mark: str | None = None,
+        image_mark: str | None = None,
     ) -> None:
         """Takes how rows are rendered, and what of them is trained.
 
@@ -64,18 +64,18 @@ class Renderer:
             template: Writes chats as text.
             train_on: `all`, `all_assistant_turns` or `final_assistant_turn`; `nothing` for prompts.
             tool_results: What opens and closes the results of tools that stand within answers, and are not trained.
-            picture_mark: What stands for a picture in a text; None where none is taken.
+            image_mark: What stands for an image in a text; None where none is taken.
         """
         self.template = template
         self.train_on = train_on
         self._tool_results = tool_results
-        self._picture_mark = picture_mark
+        self._image_mark = image_mark
         self._eos = tokenizer.eos_token or ""
         self._control = control_tokens(tokenizer)
         self._ends = Ends(self._control, self._eos)
         self._writes_tools = False
 
-    def render(self, row: Row) -> Rendered | BadRow:
+    def render(self, row: Row) -> Rendered | RejectedRow:
         """Returns a row as text with the spans that are trained."""
         try:
             made = self._rendered(row.value, row.source)
@@ -83,11 +83,11 @@ class Renderer:
                 document.text.encode()
             return made
         except TemplateError as error:
-            return BadRow(row.source, f"the chat template refuses it: {error}")
+            return RejectedRow(row.source, f"the chat template refuses it: {error}")
         except Undecided as error:
-            return BadRow(row.source, str(error))
+            return RejectedRow(row.source, str(error))
         except UnicodeEncodeError:
-            return BadRow(row.source, "holds half of a character (a lone surrogate)")
+            return RejectedRow(row.source, "holds half of a character (a lone surrogate)")
 
     def _rendered(self, value: Any, source: Source) -> Rendered:
         if isinstance(value, Conversation):
@@ -155,7 +155,7 @@ class Renderer:
         """
         if not chat.messages:
             raise Undecided("the conversation is empty")
-        pictures = self._pictures(chat)
+        images = self._images(chat)
         if not turns and self.train_on != "all":
             raise Undecided("no turn of it is to be trained")
         guarded = _marked(chat, self._control) if self._control else chat
@@ -167,9 +167,9 @@ class Renderer:
             if not self._writes_tools:
                 raise Undecided("the chat template does not write the tools of the chat")
         writer.check_written(text)
-        self._check_pictures(text, pictures)
+        self._check_images(text, images)
         if self.train_on == "all":
-            return (Document(text, tuple(self._all_but_flagged(writer, chat, text)), pictures),)
+            return (Document(text, tuple(self._all_but_flagged(writer, chat, text)), images),)
         texts, spans = [text], {text: list[Span]()}
         for turn in reversed(turns):
             upto = writer.upto(turn)
@@ -182,7 +182,7 @@ class Renderer:
             spans[home] = [*parts, *spans[home]]
         kept = [one for one in reversed(texts) if spans[one]]
         assert all(a[1] <= b[0] for one in kept for a, b in pairwise(spans[one])), "turns follow each other"
-        return tuple(Document(one, tuple(spans[one]), pictures) for one in kept)
+        return tuple(Document(one, tuple(spans[one]), images) for one in kept)
 
     def _all_but_flagged(self, writer: Writer, chat: Conversation, text: str) -> Iterator[Span]:
         """Yields what of a text is trained where all is: what stands between turns that are not to be trained."""
@@ -197,19 +197,19 @@ class Renderer:
                 begin = last
         yield begin, len(text)
 
-    def _pictures(self, chat: Conversation) -> tuple[ContentItem, ...]:
+    def _images(self, chat: Conversation) -> tuple[ContentItem, ...]:
         for i, one in enumerate(chat.messages):
-            if self._picture_mark is None and one.contains_images():
-                raise Undecided(f"turn {i}: holds a picture, which the model, or this trainer, does not take")
+            if self._image_mark is None and one.contains_images():
+                raise Undecided(f"turn {i}: holds an image, which the model, or this trainer, does not take")
         return tuple(item for one in chat.messages for item in one.image_content_items)
 
-    def _check_pictures(self, text: str, pictures: Sequence[ContentItem]) -> None:
-        """Raises Undecided unless the template has marked each picture in the text, and nothing else."""
-        if self._picture_mark is None:
+    def _check_images(self, text: str, images: Sequence[ContentItem]) -> None:
+        """Raises Undecided unless the template has marked each image in the text, and nothing else."""
+        if self._image_mark is None:
             return
-        count = len(re.findall(rf"(?<!{MARKS[0]}){re.escape(self._picture_mark)}", text))
-        if count != len(pictures):
-            raise Undecided(f"the chat template marks {count} pictures as {self._picture_mark}: of {len(pictures)}")
+        count = len(re.findall(rf"(?<!{MARKS[0]}){re.escape(self._image_mark)}", text))
+        if count != len(images):
+            raise Undecided(f"the chat template marks {count} images as {self._image_mark}: of {len(images)}")
 
 
 def control_tokens(tokenizer: Any) -> re.Pattern[str] | None:
@@ -262,7 +262,7 @@ def _said(message: Message) -> str:
 
 
 @dataclass(frozen=True)
-class Asked:
+class TokenizeSpec:
     """Which tokens are trained, and what becomes of rows that are too long."""
 
     train_on: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processor of a plan: what turns pictures into features, and their marks in a text into tokens."""
+"""The processor of a plan: what turns images into features, and their marks in a text into tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MISSING = {"patch_size": 14, "vision_feature_select_strategy": "default"}
 
 
 def load_processor(plan: ModelPlan, tokenizer: Any) -> Any:
-    """Returns the processor of a model that sees pictures, around the given tokenizer.
+    """Returns the processor of a model that sees images, around the given tokenizer.
 
     Its chat template is the tokenizer's if that has one, and else stays its own.
 
@@ -41,7 +41,7 @@ def load_processor(plan: ModelPlan, tokenizer: Any) -> Any:
         told = " ".join(str(error).split())
         raise ConfigError(f"the processor of {plan.name} needs what is not installed: {told}") from error
     if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
-        raise ConfigError(f"model {plan.name}: brings no processor for pictures, so it cannot be trained on them")
+        raise ConfigError(f"model {plan.name}: brings no processor for images, so it cannot be trained on them")
     if not plan.trust_remote_code:
         _check_known(processor, tokenizer, plan.processor_kwargs)
     for key, value in _MISSING.items():
@@ -53,12 +53,12 @@ def load_processor(plan: ModelPlan, tokenizer: Any) -> Any:
 
 def _check_known(processor: Any, tokenizer: Any, arguments: Mapping[str, Any]) -> None:
     """Raises ConfigError, with the nearest name, for an argument that neither the processor nor its parts have."""
-    pictures = processor.image_processor
+    images = processor.image_processor
     known = {
         *vars(processor),
         *inspect.signature(type(processor).__init__).parameters,
-        *vars(pictures),
-        *getattr(getattr(pictures, "valid_kwargs", None), "__annotations__", {}),
+        *vars(images),
+        *getattr(getattr(images, "valid_kwargs", None), "__annotations__", {}),
         *tokenizer.init_kwargs,
         *_OF_LOADING,
     }

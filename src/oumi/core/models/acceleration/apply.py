@@ -14,7 +14,7 @@ from oumi.core.models.language_model import LanguageModel
 from oumi.core.plan.parts import Plan
 
 
-def make_fast(model: Any, plan: Plan) -> LanguageModel:
+def accelerate(model: Any, plan: Plan) -> LanguageModel:
     """Returns the model as it is trained: on flat batches if it may take them, with faster layers in place of its own.
 
     Raises:

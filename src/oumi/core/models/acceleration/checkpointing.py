@@ -34,5 +34,5 @@ def recompute_layers(model: Any, settings: Mapping[str, Any]) -> None:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
     if count:
         for module in base.modules():
-            if isinstance(module, GradientCheckpointingLayer):  # those of pictures keep what they compute
+            if isinstance(module, GradientCheckpointingLayer):  # those of images keep what they compute
                 module.gradient_checkpointing = any(module is layer for layer in layers[:count])

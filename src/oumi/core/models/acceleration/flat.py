@@ -16,7 +16,7 @@ from oumi.core.models.adapters import below_adapter
 from oumi.core.models.attention.interface import FLAT_EAGER, FLAT_SDPA
 from oumi.core.models.equivalence import evaluating, is_close, logits_of
 from oumi.core.models.language_model import LanguageModel
-from oumi.core.models.lm_head import HeadFinder
+from oumi.core.models.lm_head import LmHeadFinder
 from oumi.core.plan.choices import FLAT_ATTENTIONS
 from oumi.core.plan.parts import SpeedPlan
 from oumi.core.types.example import Example, Source
@@ -34,14 +34,14 @@ def make_flat(inner: Any, attention: str | None, speed: SpeedPlan = _FASTEST) ->
     gives alone by the model's own attention, and changing the first must not move the second beyond rounding
     (the rows of a mixture of experts are multiplied in groups, whose size the first document changes).
     """
-    head = HeadFinder(inner) if speed.fused_loss else None
+    head = LmHeadFinder(inner) if speed.fused_loss else None
     why = _why_not_flat(inner, attention, head, speed)
     if why:
         logger.warning("batches are padded: %s", why)
     return LanguageModel(inner, not why, head)
 
 
-def _why_not_flat(inner: Any, attention: str | None, head: HeadFinder | None, speed: SpeedPlan) -> str:
+def _why_not_flat(inner: Any, attention: str | None, head: LmHeadFinder | None, speed: SpeedPlan) -> str:
     """Sets the model to flat attention and returns nothing, or leaves it as it was and returns the reason."""
     kind = inner.config.model_type
     if attention not in FLAT_ATTENTIONS:
@@ -66,7 +66,7 @@ def _why_not_flat(inner: Any, attention: str | None, head: HeadFinder | None, sp
 
 
 def _set_attention(inner: Any, name: str) -> None:
-    """Sets the attention among tokens; that among the parts of a picture stays as it is."""
+    """Sets the attention among tokens; that among the parts of an image stays as it is."""
     inner.set_attn_implementation({"text_config": name} if "text_config" in inner.config.sub_configs else name)
 
 
