@@ -41,13 +41,13 @@ def write_inputs(folder: Path) -> None:
 
 def write_image_chats(path: Path, num_rows: int) -> None:
     """Writes chats about images of several sizes, and the images beside them."""
-    from tests.tiny_vision import picture
+    from tests.tiny_vision import image
 
     lines = []
     for i in range(num_rows):
-        image = path.with_name(f"image-{i}.png")
-        picture(i, width=20 + 4 * i, height=32).save(image)
-        question = [{"type": "image_path", "content": image.name}, {"type": "text", "content": f"What is {i}?"}]
+        file = path.with_name(f"image-{i}.png")
+        image(i, width=20 + 4 * i, height=32).save(file)
+        question = [{"type": "image_path", "content": file.name}, {"type": "text", "content": f"What is {i}?"}]
         answer = f"It is {i}." + " Yes!" * (i % 3)
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         lines.append(json.dumps({"messages": messages}) + "\n")
