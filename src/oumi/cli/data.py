@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -16,10 +17,12 @@ from oumi.cli.config import EXTRA
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import Tensor
 
     from oumi.core.data.checks.statistics import Statistics
     from oumi.core.data.training_data import Epoch, TrainingData
     from oumi.core.plan.parts import Plan
+    from oumi.core.types.example import Example
 
 data_app = typer.Typer(help="Look at the rows of a config.", no_args_is_help=True)
 
@@ -37,36 +40,84 @@ def preview(
     context: typer.Context,
     config: ConfigOption,
     split: Annotated[Split, typer.Option(help="Which rows.")] = Split.TRAIN,
-    rows: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="How many rows.", show_default="3, with --json all of an epoch")
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Draw every token of long rows.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON Lines: one object per document, then the ledgers.")
+    ] = False,
 ) -> None:
     """Draw the first rows that will be trained, token by token: what is learned stands in colour and in brackets."""
+    # A stream has no end that is known, so all of its rows are those of the kept data set.
+    plan, data = _loaded(config, context.args, keeps=as_json and rows is None)
+    count = rows or (sys.maxsize if as_json else 3)
+    epoch = data.validation
+    first = data.first(plan, count) if split == Split.TRAIN else map(epoch.group, range(min(count, len(epoch))))
+    if as_json:
+        _print_documents(first, data)
+    else:
+        _draw_rows(first, plan, data, split, full)
+
+
+def _print_documents(rows: Iterable[Sequence[Example]], data: TrainingData) -> None:
+    """Prints each document as it stands in a batch, as JSON Lines, then the ledgers of all splits.
+
+    A document has `row` (its place in the order), `ids`, `labels` (-100 where nothing is learned), `source`, and where
+    there are images `features`: by name, the shape, mean and standard deviation of what the model takes of them.
+    """
+    from oumi.core.batch import IGNORED
+
+    for number, examples in enumerate(rows):
+        for document in (document for example in examples for document in example.documents()):
+            batch = data.preprocessor.collate([document])
+            record: dict[str, Any] = {
+                "row": number,
+                "source": str(document.source),
+                "ids": batch.tokens.tolist(),
+                "labels": [IGNORED, *batch.targets.tolist()[:-1]],  # a target is the token that follows
+            }
+            if batch.features:
+                record["features"] = {
+                    name: {"shape": list(tensor.shape), "mean": tensor.double().mean().item(), "std": _std(tensor)}
+                    for name, tensor in batch.features.items()
+                }
+            typer.echo(json.dumps(record))
+    data.close(may_wait=True)
+    ledgers = {split: [ledger.to_dict() for ledger in ledgers] for split, ledgers in data.ledgers.items() if ledgers}
+    typer.echo(json.dumps({"ledgers": ledgers}))
+
+
+def _std(tensor: Tensor) -> float | None:
+    """Returns the standard deviation, None of a single number."""
+    return tensor.double().std().item() if tensor.numel() > 1 else None
+
+
+def _draw_rows(rows: Iterable[Sequence[Example]], plan: Plan, data: TrainingData, split: Split, is_full: bool) -> None:
     from oumi.cli import drawing
 
-    plan, loaded = _loaded(config, context.args)
-    measured = loaded.validation
-    first = loaded.first(plan, rows) if split == Split.TRAIN else map(measured.group, range(min(rows, len(measured))))
     out = drawing.console()
     drawing.draw_note(out, drawing.LEGEND, indent=0, style="bright_black")
-    for number, group in enumerate(first, 1):
-        documents = [(one, part) for one in group for part in one.documents()]
+    for number, examples in enumerate(rows, 1):
+        documents = [(example, document) for example in examples for document in example.documents()]
         if len(documents) > 1:
-            size = sum(len(part.tokens) for _, part in documents)
+            size = sum(len(document.tokens) for _, document in documents)
             drawing.rule(out, f"row {number}: {len(documents)} documents, {drawing.counted(size, 'token')}")
         for place, (example, document) in enumerate(documents):
             name = _name_of(plan, number, place, len(documents))
-            targets = int(document.is_target.sum())
-            size_text = f"{drawing.counted(len(document.tokens), 'token')}, {targets:,} trained"
-            room = out.width - len(name) - len(size_text) - 9
-            drawing.rule(out, f"{name}: {drawing.shortened(str(document.source), max(room, 12))}, {size_text}")
-            drawing.draw_document(out, document, loaded.preprocessor.tokenizer, full)
+            num_targets = int(document.is_target.sum())
+            size_text = f"{drawing.counted(len(document.tokens), 'token')}, {num_targets:,} trained"
+            width = out.width - len(name) - len(size_text) - 9
+            drawing.rule(out, f"{name}: {drawing.shortened(str(document.source), max(width, 12))}, {size_text}")
+            drawing.draw_document(out, document, data.preprocessor.tokenizer, is_full)
             if example.num_cut and place + 1 == len(documents):
                 cut = drawing.counted(example.num_cut, "token")
                 drawing.draw_note(out, f"✂ truncated: {cut} of this row cut off", 0, "bold red")
-    loaded.close()
-    rejected = sum(one.counts.rejected for one in loaded.ledgers[split])
-    if rejected:
-        drawing.draw_note(out, f"✗ {drawing.counted(rejected, 'row')} cannot be used: see oumi data validate", 0, "red")
+    data.close()
+    num_rejected = sum(ledger.counts.rejected for ledger in data.ledgers[split])
+    if num_rejected:
+        rejected = drawing.counted(num_rejected, "row")
+        drawing.draw_note(out, f"✗ {rejected} cannot be used: see oumi data validate", 0, "red")
 
 
 def stats(
