@@ -109,10 +109,15 @@ def batches(examples: list[Example], size: int) -> list[Batch]:
     return [collate(examples[i : i + size]) for i in range(0, len(examples), size)]
 
 
+def records(output_dir: Path) -> list[dict[str, Any]]:
+    """Returns what a run wrote of each step."""
+    lines = (output_dir / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if "loss" in record]
+
+
 def losses(output_dir: Path) -> list[float]:
     """Returns the loss of each step as the run wrote it."""
-    records = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
-    return [record["loss"] for record in records if "loss" in record]
+    return [record["loss"] for record in records(output_dir)]
 
 
 def weights(output_dir: Path) -> dict[str, torch.Tensor]:

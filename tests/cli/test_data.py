@@ -226,8 +226,8 @@ def test_statistics_of_a_mixture_have_its_real_shares(oumi: Oumi, tmp_path: Path
 def test_every_problem_of_every_data_set_is_told(oumi: Oumi, tmp_path: Path) -> None:
     bad = write(tmp_path, "a.jsonl", CHAT, *["{nope"] * 30)
     (tmp_path / "empty.jsonl").write_text("")
-    lock_table = write(tmp_path, "h.jsonl", CHAT, {"messages": []})
-    name = config(tmp_path, "OUMI", bad, "empty.jsonl", write(tmp_path, "b.jsonl", PAIR), validation=lock_table)
+    validation = write(tmp_path, "h.jsonl", CHAT, {"messages": []})
+    name = config(tmp_path, "OUMI", bad, "empty.jsonl", write(tmp_path, "b.jsonl", PAIR), validation=validation)
     said = oumi("data", "validate", "-c", name)
     assert said.code == 65
     for i in range(2, 32):
@@ -236,7 +236,7 @@ def test_every_problem_of_every_data_set_is_told(oumi: Oumi, tmp_path: Path) -> 
     assert said.err.startswith("Error: 4 problems of the rows\n")
     assert "a.jsonl: 30 of 31 rows cannot be used" in said.err
     assert "empty.jsonl: empty" in said.err
-    assert "b.jsonl: holds preferences; OUMI takes chats and texts" in said.err
+    assert "b.jsonl: holds preferences; method next_token takes chats and texts" in said.err
     assert "h.jsonl: 1 of 2 rows cannot be used" in said.err
     assert "data.validation.max_rejected_rows: 1" in said.err
 

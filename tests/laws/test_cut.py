@@ -113,7 +113,7 @@ def gradient(micro_batches: list[Batch], dtype: torch.dtype, path: str = "plain"
 
 def gradient_of(model: LanguageModel, micro_batches: list[Batch]) -> torch.Tensor:
     model.zero_grad()
-    num_terms = sum(batch.num_terms for batch in micro_batches)
+    num_terms = sum(batch.num_targets for batch in micro_batches)
     for batch in micro_batches:
         (next_token_loss(model, batch) / num_terms).backward()
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])

@@ -227,7 +227,7 @@ def _loaded(config: str, arguments: list[str], keeps: bool = False) -> tuple[Pla
 
 def _name_of(plan: Plan, number: int, place: int, num_documents: int) -> str:
     """Returns what a document is called above it."""
-    if plan.trainer == "TRL_DPO":
+    if plan.method.spec.term == "pair":
         return ("chosen", "rejected")[place]
     return f"document {place + 1}" if num_documents > 1 else f"row {number}"
 
@@ -291,7 +291,7 @@ def _tell_epoch(out: Console, plan: Plan, found: Statistics, packed: dict[str, A
     from oumi.core.data.checks.statistics import histogram, percentiles
 
     share = found.num_targets / max(found.num_tokens, 1)
-    what = "pair" if plan.trainer == "TRL_DPO" else "row"
+    what = "pair" if plan.method.spec.term == "pair" else "row"
     drawing.draw_note(
         out,
         f"an epoch: {drawing.counted(found.num_rows, what)}, {found.num_tokens:,} tokens, "

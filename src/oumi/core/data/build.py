@@ -15,7 +15,7 @@ from pathlib import Path
 
 from oumi.core.configs import DatasetParams
 from oumi.core.data.checks.duplicates import may_grow
-from oumi.core.data.datasets import EXTRA_MODULE, TRAINABLE, BaseMapDataset, ShapedDataset, dataset_for
+from oumi.core.data.datasets import EXTRA_MODULE, BaseMapDataset, ShapedDataset, dataset_for
 from oumi.core.data.ledger import Counts, Ledger
 from oumi.core.data.pipeline.concatenate import ConcatenatedTable
 from oumi.core.data.sources.jsonl import CHANGED
@@ -29,16 +29,18 @@ from oumi.core.data.tokenize.loss_mask import TokenizeSpec
 from oumi.core.data.tokenize.preprocessor import Preprocessor, load_preprocessor
 from oumi.core.errors import ConfigError, DataError, OumiError, StorageError
 from oumi.core.log import logger
+from oumi.core.plan.methods import METHODS
 from oumi.core.plan.parts import ModelPlan, Plan
 from oumi.core.system.cache import digest_of_values, token_cache
+from oumi.core.types.conversation import Conversation
+from oumi.core.types.example import Judged, Preference, Prompt, Text
 
-KINDS = {
-    "TRL_DPO": (("preferences",), "preference"),
-    "TRL_KTO": (("judged completions",), "kto"),
-    "TRL_GRPO": (("prompts",), "prompt"),
-    "VERL_GRPO": (("prompts",), "prompt"),
-}
-"""What rows may hold, and the shape that they are read in, of methods that are not supervised."""
+_SCHEMAS: dict[type, str] = {Preference: "preference", Judged: "kto", Prompt: "prompt"}
+"""The schema in which rows that can be read in several ways are read, by what they are to stand for."""
+_HOLDS: dict[type, str] = {
+    Conversation: "chats", Text: "texts", Preference: "preferences", Judged: "judged completions", Prompt: "prompts",
+}  # fmt: skip
+"""What data sets call what their rows stand for."""
 _MAX_WORKERS = 8
 _NICENESS = 10
 
@@ -58,8 +60,9 @@ class TableSpec:
     """The date and time that chat templates tell."""
     may_grow: bool = True
     """Rows may be trained before all of them are known."""
-    method: str = "OUMI"
-    """The trainer, which decides what kind of rows it takes."""
+    method: str = "next_token"
+    """What is learned from the rows, which decides what they may stand for."""
+    takes_images: bool = True
     tool_results: tuple[str, str] | None = None
     """What opens and closes the results of preprocessor within answers."""
 
@@ -70,12 +73,13 @@ class TableSpec:
             DataError: It holds rows of another kind.
         """
         dataset = dataset_for(self.params, is_streamed)
-        wanted, shape = KINDS.get(self.method, (TRAINABLE, None))
-        if isinstance(dataset, ShapedDataset) and shape is not None:
-            dataset.shape = shape
-        if (held_here := dataset.holds) not in wanted:
+        rows = METHODS[self.method].rows
+        if isinstance(dataset, ShapedDataset) and (schemas := [_SCHEMAS[kind] for kind in rows if kind in _SCHEMAS]):
+            dataset.shape = schemas[0]
+        expected = [name for kind, name in _HOLDS.items() if kind in rows]
+        if dataset.holds not in expected:
             name = self.params.dataset_path or self.params.dataset_name
-            raise DataError(f"{name}: holds {held_here}; {self.method} takes {' and '.join(wanted)}")
+            raise DataError(f"{name}: holds {dataset.holds}; method {self.method} takes {' and '.join(expected)}")
         return dataset
 
     def asked(self, dataset: BaseMapDataset) -> TokenizeSpec:
@@ -112,7 +116,7 @@ class TableSpec:
     def row_tokenizer(self, dataset: BaseMapDataset, preprocessor: Preprocessor) -> RowTokenizer:
         """Returns what makes tokens of the rows of a data set."""
         template = Template(preprocessor.tokenizer, preprocessor.tokenizer.chat_template, self.began)
-        image_encoder = preprocessor.image_encoder if self.method == "OUMI" else None
+        image_encoder = preprocessor.image_encoder if self.takes_images else None
         return RowTokenizer(preprocessor.tokenizer, template, self.asked(dataset), image_encoder)
 
 
@@ -129,7 +133,8 @@ def specs_of(plan: Plan, split: str, began: datetime) -> list[TableSpec]:
             max_rejected=mixed.max_rejected_rows,
             began=began,
             may_grow=may_grow(plan.data),
-            method=plan.trainer,
+            method=plan.method.name,
+            takes_images=plan.is_native,
             tool_results=plan.data.tool_results,
         )
         for one in mixed.datasets
@@ -251,7 +256,7 @@ def inputs_of(spec: TableSpec, dataset: BaseMapDataset, preprocessor: Preprocess
         "results of preprocessor": spec.tool_results,
         "model_max_length": spec.max_length(dataset),
         "truncation": spec.truncation,
-        "method": spec.method if spec.method in KINDS else None,
+        "method": spec.method,
         "code": code_version(),
     }
 

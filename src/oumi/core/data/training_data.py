@@ -195,7 +195,8 @@ def _mixture(
             check_supervision(spread(one.table), preprocessor.tokenizer, one.taught)
     mixture, identity = Mixture(parts), _fingerprint(opened, parts)
     if not mixed.pack:
-        return OneDocumentEach(mixture) if plan.trainer in ("TRL_SFT", "HF") else mixture, identity
+        has_one_document = not plan.is_native and not plan.method.spec.has_whole_rows
+        return OneDocumentEach(mixture) if has_one_document else mixture, identity
     packed = Packed(mixture, plan.data.row_length(split, plan.model.max_length))
     logger.info(
         "data.%s: %d examples in %d rows, %.1f%% empty", split, len(mixture), len(packed), 100 * packed.empty_share

@@ -29,16 +29,16 @@ class ModelFlops:
     windows: tuple[tuple[int | None, int], ...]
     """How far a token sees, None for all before it, and how many layers are so."""
 
-    def flops(self, lengths: Sequence[int], num_terms: int, whole_squares: bool = False) -> float:
+    def flops(self, lengths: Sequence[int], num_targets: int, whole_squares: bool = False) -> float:
         """Returns what documents of these lengths need, trained at so many positions.
 
         Args:
             lengths: Tokens of each document.
-            num_terms: Trained positions of all of them.
+            num_targets: Trained positions of all of them.
             whole_squares: Count attention as if every token saw all others, as some do.
         """
         attention = 3 * self._attention(lengths) * (2 if whole_squares else 1)
-        return self.token * sum(lengths) + self.term * num_terms + attention
+        return self.token * sum(lengths) + self.term * num_targets + attention
 
     def forward_flops(self, lengths: Sequence[int]) -> float:
         """Returns what the layers need forward alone: what gradient checkpointing does again."""

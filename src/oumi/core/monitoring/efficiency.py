@@ -63,7 +63,7 @@ class MicroBatchSize:
 
     lengths: tuple[int, ...]
     """Tokens of each document."""
-    num_terms: int
+    num_targets: int
     """Trained positions."""
     num_positions: int
     """Tokens, and what stands beside them as padding."""
@@ -185,11 +185,11 @@ class Efficiency:
         found = dict.fromkeys(("useful", "whole_squares", *_EXTRA), 0.0)
         for batch in micro_batches:
             lengths = batch.lengths
-            found["useful"] += self._work.flops(lengths, batch.num_terms)
-            found["whole_squares"] += self._work.flops(lengths, batch.num_terms, whole_squares=True)
+            found["useful"] += self._work.flops(lengths, batch.num_targets)
+            found["whole_squares"] += self._work.flops(lengths, batch.num_targets, whole_squares=True)
             found["padding"] += (batch.num_positions - sum(lengths)) * self._work.token
             if self._way.has_whole_head:
-                found["head"] += (batch.num_positions - batch.num_terms) * self._work.term
+                found["head"] += (batch.num_positions - batch.num_targets) * self._work.term
             found["recompute"] += self._way.recomputed * self._work.forward_flops(lengths)
         return found
 

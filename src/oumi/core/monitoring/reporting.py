@@ -96,7 +96,7 @@ class Reporting(Callback):
             "grad_norm": report.grad_norm,
             "learning_rate": report.learning_rate,
             "num_tokens": report.num_tokens,
-            "num_target_tokens": report.num_terms,
+            "num_target_tokens": report.num_targets,
             "total_tokens": run.state.num_tokens,
             "step_time_s": wall,
             "cpu_time_s": cpu,
@@ -113,7 +113,7 @@ def _clocks() -> tuple[float, float]:
 
 def _counted(batch: Batch, is_flat: bool) -> MicroBatchSize:
     lengths = batch.lengths
-    return MicroBatchSize(lengths, batch.num_terms, sum(lengths) if is_flat else len(lengths) * max(lengths))
+    return MicroBatchSize(lengths, batch.num_targets, sum(lengths) if is_flat else len(lengths) * max(lengths))
 
 
 def peak_memory_bytes() -> int:

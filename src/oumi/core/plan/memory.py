@@ -87,10 +87,10 @@ def block_queries(heads: int, length: int, window: int | None, device: str) -> i
 
     A block of them sees the window of its first one and itself, so it is not much wider than the window.
     """
-    lock_table = _SCORES_HELD.get(device, _SCORES_HELD_ELSEWHERE)
+    held_elements = _SCORES_HELD.get(device, _SCORES_HELD_ELSEWHERE)
     if window is None or window >= length:
-        return max(lock_table // (heads * length), _FEWEST_QUERIES)
-    return max(min(lock_table // (heads * 2 * window), window), _FEWEST_QUERIES)
+        return max(held_elements // (heads * length), _FEWEST_QUERIES)
+    return max(min(held_elements // (heads * 2 * window), window), _FEWEST_QUERIES)
 
 
 def plan_memory(
@@ -124,7 +124,7 @@ def _is_known(plan: Plan) -> bool:
     # The mask of a padded batch is small beside scores that are kept, but not beside fused attention.
     has_mask = plan.shape is not None and plan.shape.has_window and not plan.shape.has_softcap
     is_plain &= plan.speed.flat_batches or not (has_mask or plan.data.train.pack)
-    return plan.trainer == "OUMI" and is_plain and not any(settings.get(name) for name in odd)
+    return plan.is_native and is_plain and not any(settings.get(name) for name in odd)
 
 
 def _moments(step: _Step) -> Iterator[MemoryPlan]:
@@ -254,8 +254,8 @@ class _Step:
         They take the place of those above them that kept all. Without checkpointing, one layer is held at the end.
         """
         again = num_recomputed(self.plan.gradient_checkpointing, self.shape.layers)
-        lock_table = 1 if self.plan.device != "cpu" else _LAYERS_AGAIN_TIGHT if self.is_tight else LAYERS_AGAIN
-        beyond = max(lock_table - (self.shape.layers - again), 0) if again else 0
+        held_layers = 1 if self.plan.device != "cpu" else _LAYERS_AGAIN_TIGHT if self.is_tight else LAYERS_AGAIN
+        beyond = max(held_layers - (self.shape.layers - again), 0) if again else 0
         return beyond, max(beyond, 1)
 
     @property

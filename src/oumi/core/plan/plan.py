@@ -29,6 +29,7 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan
     plan = Plan(
         config=config,
         trainer=training.trainer_type.name,
+        method=sections.plan_method(training),
         output_dir=output_dir,
         run_name=training.safe_run_name,
         device=facts.device,

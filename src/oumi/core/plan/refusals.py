@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
+from pydantic import ValidationError
+
 from oumi.core.configs import LoraWeightInitialization, PeftSaveMode, TrainerType, TrainingConfig, TrainingParams
 from oumi.core.configs.data import OnDuplicates, Truncation
 from oumi.core.configs.loading import leaves, locate
@@ -15,6 +17,7 @@ from oumi.core.configs.problems import semantic_problems
 from oumi.core.errors import ConfigError, Problem, did_you_mean
 from oumi.core.plan import collators
 from oumi.core.plan.choices import ATTENTIONS, CHECKPOINTING, NUM_RECOMPUTED, SCHEDULES, wrong_optimizer, wrong_schedule
+from oumi.core.plan.methods import METHODS, TRAINERS, method_of
 from oumi.core.plan.notes import changed_keys
 from oumi.core.plan.trainer_kwargs import DECIDED
 
@@ -30,7 +33,6 @@ _NOT_BUILT = {
     "deepspeed.enable_deepspeed": "DeepSpeed",
     "peft.q_lora": "quantised base weights",
 }
-_NEEDS_WHOLE_ROWS = ("TRL_DPO", "TRL_KTO", "TRL_GRPO", "VERL_GRPO")
 _LORA_STARTS = (
     LoraWeightInitialization.DEFAULT,
     LoraWeightInitialization.RANDOM,
@@ -54,7 +56,15 @@ def check(config: TrainingConfig, reads_only: bool = False) -> None:
 
 def refusals(config: TrainingConfig) -> list[Problem]:
     """Returns every part of the config that this version or the chosen trainer cannot carry out."""
-    looks = (_unbuilt, _wrong_for_trainer, _wrong_model, _wrong_data, _wrong_gradient_checkpointing, _wrong_adapter)
+    looks = (
+        _unbuilt,
+        _wrong_method,
+        _wrong_for_trainer,
+        _wrong_model,
+        _wrong_data,
+        _wrong_gradient_checkpointing,
+        _wrong_adapter,
+    )
     found = [one for look in looks for one in look(config)]
     return [Problem(key, message, locate(config, key)) for key, message in found]
 
@@ -89,6 +99,35 @@ def _is_off(value: object) -> bool:
     return value is None or value is False  # not 0, which asks for something
 
 
+def _wrong_method(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+    training, trainer = config.training, TRAINERS[config.training.trainer_type.name]
+    name, methods = method_of(training), trainer.methods()
+    if name not in methods:
+        hint = did_you_mean(name, methods) or f"; it trains {', '.join(methods)}"
+        yield "training.method", f"trainer {training.trainer_type.name} has no method '{name}'{hint}"
+    elif trainer.is_native:
+        try:
+            METHODS[name].settings.model_validate(training.trainer_kwargs)
+        except ValidationError as error:
+            known = list(METHODS[name].settings.model_fields)
+            for problem in error.errors():
+                argument = str(problem["loc"][0])
+                hint = did_you_mean(argument, known) or (
+                    f"; it takes {', '.join(known)}" if known else "; it takes none"
+                )
+                unknown = f"method {name} of trainer OUMI has no such argument{hint}"
+                message = (
+                    unknown if problem["type"] == "extra_forbidden" else f"{problem['msg']}, got {problem['input']!r}"
+                )
+                yield f"training.trainer_kwargs.{argument}", message
+
+
+def has_whole_rows(config: TrainingConfig) -> bool:
+    """Returns True if the method of a config compares the parts of a row, or is known not at all."""
+    spec = METHODS.get(method_of(config.training))
+    return spec is not None and spec.has_whole_rows
+
+
 def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     training = config.training
     is_ours = training.trainer_type == TrainerType.OUMI
@@ -111,12 +150,6 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         yield key, "true: compiled layers cannot be computed again that way; set it to false"
     if training.fp8_recipe is not None and not training.compile:
         yield "training.fp8_recipe", "needs training.compile: true; else casts take longer than products save"
-    if training.trainer_kwargs:
-        names = ", ".join(training.trainer_kwargs)
-        yield (
-            "training.trainer_kwargs",
-            f"{names}: arguments of TRL and transformers, which trainer OUMI does not read",
-        )
 
 
 def _wrong_loss(training: TrainingParams) -> Iterator[tuple[str, str]]:
@@ -164,7 +197,12 @@ def _wrong_data(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 
 def _wrong_packing(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     for split in ("train", "validation"):
-        if getattr(config.data, split).pack and config.training.trainer_type != TrainerType.OUMI:
+        if getattr(config.data, split).pack and has_whole_rows(config):
+            yield (
+                f"data.{split}.pack",
+                f"rows of method {method_of(config.training)} are not packed; leave this key out",
+            )
+        elif getattr(config.data, split).pack and config.training.trainer_type != TrainerType.OUMI:
             name = config.training.trainer_type.name
             yield f"data.{split}.pack", f"{name} would let packed documents see each other; trainer OUMI does not"
 
@@ -191,9 +229,11 @@ def _wrong_stream(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 def _wrong_truncation(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     name = config.training.trainer_type.name
     for split in ("train", "validation"):
-        if getattr(config.data, split).truncation == Truncation.SPLIT and name in _NEEDS_WHOLE_ROWS:
-            wanted = "RIGHT, LEFT or REJECT"
-            yield f"data.{split}.truncation", f"SPLIT would tear apart what {name} compares; it takes {wanted}"
+        if getattr(config.data, split).truncation == Truncation.SPLIT and has_whole_rows(config):
+            yield (
+                f"data.{split}.truncation",
+                f"SPLIT would part rows that {name} compares; expected RIGHT, LEFT or REJECT",
+            )
 
 
 def _wrong_gradient_checkpointing(config: TrainingConfig) -> Iterator[tuple[str, str]]:

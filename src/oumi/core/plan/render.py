@@ -82,7 +82,7 @@ def _optimizer(plan: Plan) -> str:
 def _memory(plan: Plan) -> str:
     memory = plan.memory
     if memory is None:
-        return "not known before the run" if plan.trainer == "OUMI" else ""
+        return "not known before the run" if plan.is_native else ""
     parts = {name: getattr(memory, name) for name in ("weights", "gradients", "optimizer", "activations", "loss")}
     told = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in {**parts, "process": memory.process}.items())
     most = "up to " if memory.is_bound else ""

@@ -20,11 +20,12 @@ from oumi.core.data.training_data import TrainingData
 from oumi.core.distributed.world import World, seed_everything
 from oumi.core.engine.gradients import try_largest_micro_batch
 from oumi.core.engine.loop import fit
-from oumi.core.methods.next_token import next_token_loss
+from oumi.core.methods.method import build_method
 from oumi.core.models.acceleration.apply import accelerate
 from oumi.core.models.acceleration.checkpointing import recompute_layers
 from oumi.core.models.adapters import save_model, saved_size
 from oumi.core.models.build import build_model
+from oumi.core.models.reference import build_reference
 from oumi.core.monitoring.build import build_efficiency, build_reporting, write_model_summary
 from oumi.core.optim.optimizers import build_optimizer
 from oumi.core.optim.schedules import build_schedule
@@ -89,7 +90,7 @@ class NativeTrainer:
         callbacks: list[Callback] = [SignalGuard(), FiniteGuard(), build_reporting(plan, efficiency)]
         if len(rows.validation):
             batches = partial(in_order, rows.validation, plan.evaluation.batch_size, rows.preprocessor.collate)
-            callbacks.append(Evaluation(batches, next_token_loss))  # without what training adds to it
+            callbacks.append(Evaluation(batches))
         if plan.empty_cache_every is not None and self.run.world.device.type != "cpu":
             callbacks.append(EmptyCache(plan.empty_cache_every))
         facts = self._start.facts(plan, rows.fingerprint)
@@ -108,7 +109,7 @@ def _build_run(plan: Plan, world: World, model: Any, rows: TrainingData) -> Run:
         callbacks=Callbacks([]),
         world=world,
         model=language_model,
-        objective=partial(next_token_loss, plan=plan.loss),
+        method=build_method(plan, partial(build_reference, plan, world.device, language_model)),
         optimizer=optimizer,
         schedule=build_schedule(optimizer, plan.schedule, plan.num_steps),
         scaler=torch.amp.GradScaler(world.device.type, enabled=plan.precision.autocast == "float16"),

@@ -116,8 +116,8 @@ class Bridge(TrainerCallback):
     def count(self, inputs: Mapping[str, Any], loss: torch.Tensor) -> None:
         """Notes a micro-batch; raises NotFiniteError before its step moves any weight."""
         mask = inputs["attention_mask"]
-        num_terms = int((inputs["labels"] != IGNORED).sum())
-        self._micro_batches.append(MicroBatchSize(tuple(mask.sum(1).tolist()), num_terms, mask.numel()))
+        num_targets = int((inputs["labels"] != IGNORED).sum())
+        self._micro_batches.append(MicroBatchSize(tuple(mask.sum(1).tolist()), num_targets, mask.numel()))
         if not torch.isfinite(loss):
             raise not_finite(self.run, f"the loss is {loss.item()}", self._rows_of_step())
 
@@ -147,15 +147,15 @@ class Bridge(TrainerCallback):
         now = self.run.state
         now.step, now.epoch = state.global_step, float(state.epoch or 0.0)
         num_tokens = sum(sum(one.lengths) for one in self._micro_batches)
-        num_terms = sum(one.num_terms for one in self._micro_batches)
+        num_targets = sum(one.num_targets for one in self._micro_batches)
         now.num_tokens += num_tokens
-        now.num_terms += num_terms
+        now.num_targets += num_targets
         taken = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
         report = StepReport(
             loss=logs["loss"],
             grad_norm=logs.get("grad_norm", float("nan")),
             learning_rate=self._learning_rate,
-            num_terms=num_terms,
+            num_targets=num_targets,
             num_tokens=num_tokens,
             extra={name: value for name, value in logs.items() if name not in taken and is_number(value)},
         )

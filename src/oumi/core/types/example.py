@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,8 @@ class Example:
     """Tokens of its row that were cut off."""
     images: tuple[tuple[ContentItem, ...], ...] = ()
     """Those of each document, in order; empty if there are none at all."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values that a method needs beside tokens, by name, such as the label of a judged completion."""
 
     @property
     def lengths(self) -> list[int]:

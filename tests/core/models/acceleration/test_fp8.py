@@ -41,7 +41,7 @@ def gradients_of_uneven_tokens(model: LanguageModel, rows: list[Example], size: 
     model.zero_grad()
     for i, batch in enumerate(batches(rows, size)):
         weights = torch.cat(
-            [torch.full((one.num_terms,), 10.0 ** -(i * size + k)) for k, one in enumerate(batch.documents())]
+            [torch.full((one.num_targets,), 10.0 ** -(i * size + k)) for k, one in enumerate(batch.documents())]
         )
         logits, wanted = model(batch.to(torch.device("cpu"))).logits(), batch.targets[batch.trained]
         (functional.cross_entropy(logits, wanted, reduction="none") * weights).sum().backward()

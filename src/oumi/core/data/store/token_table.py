@@ -29,7 +29,7 @@ _STARTS = np.int32(1 << 30)
 _ROW = np.dtype(
     [
         ("end", "<i8"), ("line", "<i8"), ("file", "<i4"), ("dataset", "<i4"), ("targets", "<i8"), ("cut", "<i8"),
-        ("digest", "<u8"), ("id", "<u8"), ("id_end", "<i8"), ("images_end", "<i8"), ("row", "<i8"),
+        ("digest", "<u8"), ("id", "<u8"), ("id_end", "<i8"), ("extras_end", "<i8"), ("row", "<i8"),
     ]
 )  # fmt: skip
 _READ_ROWS = 1 << 16
@@ -44,8 +44,8 @@ class Chunk:
     cuts: npt.NDArray[np.int64]
     """Tokens that were cut off each."""
     sources: list[Source]
-    images: list[bytes]
-    """Those of each row, as `_packed` writes them."""
+    extras: list[bytes]
+    """Images and columns of each row, as `_extras` writes them."""
     is_first: list[bool]
     """Of what a row came to: one that was split came to several."""
     counts: Counts
@@ -55,9 +55,9 @@ class Chunk:
         """Returns examples as a chunk, each the first of its row unless something else is said."""
         lengths = np.array([len(one.tokens) for one in examples], dtype=np.int64)
         cuts = np.array([one.num_cut for one in examples], dtype=np.int64)
-        images = [_packed(one.images) for one in examples]
+        extras = [_extras(example) for example in examples]
         firsts = [True] * len(examples) if is_first is None else is_first
-        return cls(written(examples), lengths, cuts, [one.source for one in examples], images, firsts, counts)
+        return cls(written(examples), lengths, cuts, [one.source for one in examples], extras, firsts, counts)
 
 
 def make_chunk(rendered: Sequence[Rendered | RejectedRow], row_tokenizer: RowTokenizer) -> Chunk:
@@ -92,10 +92,10 @@ class TokenTable:
         self._tokens = os.open(directory / "tokens.bin", os.O_RDONLY)
         self._rows = os.open(directory / "rows.bin", os.O_RDONLY)
         self._ids = os.open(directory / "ids.bin", os.O_RDONLY)
-        self._images = os.open(directory / "images.bin", os.O_RDONLY)
+        self._extras = os.open(directory / "extras.bin", os.O_RDONLY)
 
     def __del__(self) -> None:
-        for name in ("_tokens", "_rows", "_ids", "_images"):
+        for name in ("_tokens", "_rows", "_ids", "_extras"):
             if (file := self.__dict__.get(name)) is not None:
                 os.close(file)
 
@@ -105,10 +105,8 @@ class TokenTable:
     def __getitem__(self, index: int) -> Example:
         before, row = self._row(index)
         example = _read(self._written(int(before["end"]), int(row["end"])), self._source(row), int(row["cut"]))
-        start, end = int(before["images_end"]), int(row["images_end"])
-        if start == end:
-            return example
-        return replace(example, images=_unpacked(os.pread(self._images, end - start, start)))
+        start, end = int(before["extras_end"]), int(row["extras_end"])
+        return _with_extras(example, os.pread(self._extras, end - start, start)) if end > start else example
 
     def span(self, first: int, last: int, documents: range, ends: npt.NDArray[np.int64]) -> Example:
         """Returns the tokens from place `first` to `last` of all tokens end to end, as one row of several documents.
@@ -175,10 +173,10 @@ class TableWriter:
         self._tokens = (directory / "tokens.bin").open("wb")
         self._rows = (directory / "rows.bin").open("wb")
         self._ids = (directory / "ids.bin").open("wb")
-        self._images = (directory / "images.bin").open("wb")
+        self._extras = (directory / "extras.bin").open("wb")
         self._names: dict[str, int] = {}
         self._digest = hashlib.sha256()
-        self._num_rows = self._num_sources = self._end = self._id_end = self._images_end = 0
+        self._num_rows = self._num_sources = self._end = self._id_end = self._extras_end = 0
         self._highest = -1
 
     def add(self, chunk: Chunk) -> None:
@@ -197,17 +195,17 @@ class TableWriter:
             rows["targets"] = np.add.reduceat(chunk.tokens >= 0, starts, dtype=np.int64)
         data = memoryview(chunk.tokens).cast("B")
         bounds = zip((4 * starts).tolist(), (4 * (ends - self._end)).tolist(), strict=True)
-        seen = zip(bounds, chunk.images, strict=True)
-        rows["digest"] = [_digest_of(data[first:last], images) for (first, last), images in seen]
-        rows["images_end"] = np.cumsum([len(one) for one in chunk.images], dtype=np.int64) + self._images_end
-        self._images.write(b"".join(chunk.images))
-        self._images_end += sum(map(len, chunk.images))
+        with_extras = zip(bounds, chunk.extras, strict=True)
+        rows["digest"] = [_digest_of(data[first:last], extras) for (first, last), extras in with_extras]
+        rows["extras_end"] = np.cumsum([len(extras) for extras in chunk.extras], dtype=np.int64) + self._extras_end
+        self._extras.write(b"".join(chunk.extras))
+        self._extras_end += sum(map(len, chunk.extras))
         ids = [(one.id or "").encode("utf-8", "replace") for one in chunk.sources]
         rows["id"] = [_digest_of(one) if one else 0 for one in ids]
         rows["id_end"] = np.cumsum([len(one) for one in ids], dtype=np.int64) + self._id_end
         self._ids.write(b"".join(ids))
         self._id_end += sum(map(len, ids))
-        for part in (chunk.tokens.tobytes(), chunk.lengths.tobytes(), *chunk.images):
+        for part in (chunk.tokens.tobytes(), chunk.lengths.tobytes(), *chunk.extras):
             self._digest.update(part)
         self._tokens.write(chunk.tokens.tobytes())
         self._rows.write(rows.tobytes())
@@ -218,7 +216,7 @@ class TableWriter:
 
     def finish(self, ledger: Ledger, facts: dict[str, Any]) -> None:
         """Completes the table: everything is on the disk when this returns."""
-        for file in (self._tokens, self._rows, self._ids, self._images):
+        for file in (self._tokens, self._rows, self._ids, self._extras):
             file.flush()
             os.fsync(file.fileno())
             file.close()
@@ -287,15 +285,21 @@ def _digest_of(data: bytes | memoryview, more: bytes = b"") -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def _packed(images: Sequence[Sequence[ContentItem]]) -> bytes:
-    """Returns the images of each document of a row as JSON, nothing if there are none."""
-    if not images:
+def _extras(example: Example) -> bytes:
+    """Returns the images of each document of a row and its columns as JSON, nothing if it has neither."""
+    if not example.images and not example.columns:
         return b""
-    return json.dumps([[one.model_dump(mode="json", exclude_none=True) for one in some] for some in images]).encode()
+    images = [
+        [image.model_dump(mode="json", exclude_none=True) for image in of_document] for of_document in example.images
+    ]
+    # A column of another type, such as a date, is kept as its text.
+    return json.dumps({"images": images, "columns": dict(example.columns)}, default=str).encode()
 
 
-def _unpacked(data: bytes) -> tuple[tuple[ContentItem, ...], ...]:
-    return tuple(tuple(ContentItem.model_validate(one) for one in some) for some in json.loads(data))
+def _with_extras(example: Example, data: bytes) -> Example:
+    extras = json.loads(data)
+    images = tuple(tuple(ContentItem.model_validate(image) for image in images) for images in extras["images"])
+    return replace(example, images=images, columns=extras["columns"])
 
 
 def _ids(written: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

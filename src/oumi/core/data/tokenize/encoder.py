@@ -16,7 +16,7 @@ from oumi.core.data.tokenize.chat_template import Template
 from oumi.core.data.tokenize.images import BadImage, ImageEncoder, ImageSpan, RowImages
 from oumi.core.data.tokenize.loss_mask import MARKS, Document, Rendered, Renderer, TokenizeSpec, control_tokens
 from oumi.core.errors import ConfigError
-from oumi.core.types.example import Example, RejectedRow, Row, Source
+from oumi.core.types.example import Example, RejectedRow, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,14 +188,14 @@ class Encoder:
         if not self._trains_all and not row.may_split and any(one.is_target.all() for one in documents):
             return rejected("every token is trained: nothing stands before the answer")
         if limit is None or longest <= limit:
-            return Encoded((_joined(documents, row.source),), 0, 0)
+            return Encoded((_joined(documents, row),), 0, 0)
         if policy == "reject":
             return rejected(f"longer than model_max_length {limit}: {longest} tokens")
         if policy == "split":
             if any(one.images for one in documents):
                 return rejected(f"longer than model_max_length {limit}, and rows with images are not split")
             parts = [one.part(at, at + limit) for one in documents for at in range(0, len(one.ids), limit)]
-            examples = tuple(_joined([part], row.source) for part in parts if self._is_of_use(part))
+            examples = tuple(_joined([part], row) for part in parts if self._is_of_use(part))
         else:
             cut = [_cut(one, limit, policy) for one in documents]
             kept = [one for one in cut if self._is_of_use(one)]
@@ -203,7 +203,7 @@ class Encoder:
                 return rejected(f"every trained token of an answer lies beyond model_max_length {limit}")
             if row.is_pair and np.array_equal(kept[0].ids, kept[1].ids):
                 return rejected(f"the answers are the same within model_max_length {limit}")
-            examples = (_joined(kept, row.source),) if kept else ()
+            examples = (_joined(kept, row),) if kept else ()
         if not examples:
             return rejected(f"every trained token lies beyond model_max_length {limit}")
         left = sum(len(one.tokens) for one in examples)
@@ -287,12 +287,12 @@ def _cut(document: Tokens, limit: int, side: str) -> Tokens:
     return document.part(0, limit) if side == "right" else document.part(-limit, None)
 
 
-def _joined(documents: Sequence[Tokens], source: Source) -> Example:
+def _joined(documents: Sequence[Tokens], row: Rendered) -> Example:
     seen = tuple(tuple(placed.item for placed in one.images) for one in documents)
     images = seen if any(seen) else ()
     if len(documents) == 1:
-        return Example(documents[0].ids, documents[0].is_target, source, images=images)
+        return Example(documents[0].ids, documents[0].is_target, row.source, images=images, columns=row.columns)
     starts = np.cumsum([0, *(len(one.ids) for one in documents[:-1])]).tolist()
     tokens = np.concatenate([one.ids for one in documents])
     is_target = np.concatenate([one.is_target for one in documents])
-    return Example(tokens, is_target, source, tuple(starts), images=images)
+    return Example(tokens, is_target, row.source, tuple(starts), images=images, columns=row.columns)

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -40,6 +40,8 @@ class Rendered:
     """A text of any length, which is learned in parts."""
     is_pair: bool = False
     """Two answers to compare, neither of which is of use alone."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values that go with the row to its method, by name."""
 
 
 class Renderer:
@@ -101,13 +103,13 @@ class Renderer:
         if isinstance(value, Preference):
             return self._preference(value, source)
         if isinstance(value, Judged):
-            return self._rendered(value.value, source)
+            return replace(self._rendered(value.value, source), columns={"label": value.is_good})
         if self.train_on != "nothing":
             raise Undecided("a prompt without an answer, so there is nothing to learn")
         chat = Conversation(messages=list(value.messages))
         asked = _marked(chat, self._control) if self._control else chat
         text = self.template.render(asked.messages, add_generation_prompt=True)
-        return Rendered((Document(text, ()),), source, has_specials=True)
+        return Rendered((Document(text, ()),), source, has_specials=True, columns=value.columns)
 
     def _completion(self, value: Completion) -> Document:
         text = value.prompt + value.completion + self._eos
