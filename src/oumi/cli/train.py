@@ -20,7 +20,7 @@ def train(
 ) -> None:
     """Train a model. Any key of the config can follow: --training.learning_rate 1e-4."""
     from oumi.cli.overrides import parse_overrides
-    from oumi.core import recipes
+    from oumi.core import log, recipes
     from oumi.core.configs import TrainingConfig
     from oumi.core.configs.loading import read_text
     from oumi.core.plan.refusals import check
@@ -40,10 +40,12 @@ def train(
     host.let_waiting_threads_sleep()
     from oumi.core.train import train as carry_out
 
-    _tell(carry_out(loaded, verbose=verbose, source=read_text(path)), loaded.training)
+    result = carry_out(loaded, verbose=verbose, source=read_text(path))
+    if log.current_rank() == 0:
+        _print_result(result, loaded.training)
 
 
-def _tell(result: TrainResult, training: TrainingParams) -> None:
+def _print_result(result: TrainResult, training: TrainingParams) -> None:
     loss = f", loss {result.metrics['loss']:.4f}" if "loss" in result.metrics else ""
     typer.echo(f"\nDone after {result.steps} steps{loss}: {result.output_dir}")
     if training.save_final_model:

@@ -70,6 +70,10 @@ class NotFiniteError(OumiError):
     exit_code = 76
 
 
+class OtherRankError(OumiError):
+    """Another process of the run stopped, and tells why itself."""
+
+
 class RefusedError(OumiError):
     """Refused because it could run foreign code or leak a secret."""
 

@@ -32,7 +32,9 @@ _UNLIMITED = 1_000_000_000
 """Tokenizers without a length of their own say some number above this."""
 
 
-def gather_facts(config: TrainingConfig, may_download: bool = False, counts_rows: bool = True) -> Facts:
+def gather_facts(
+    config: TrainingConfig, may_download: bool = False, counts_rows: bool = True, local_size: int = 1
+) -> Facts:
     """Returns the facts for a plan.
 
     Args:
@@ -40,6 +42,7 @@ def gather_facts(config: TrainingConfig, may_download: bool = False, counts_rows
         may_download: Fetch the few small files that describe a model of the Hub. Otherwise what is not in the
             cache stays unknown.
         counts_rows: Count the rows of the training set, if that takes no reading.
+        local_size: Processes of the run on this machine, which share its memory.
 
     Raises:
         ConfigError: No such model, or no access to it.
@@ -51,7 +54,7 @@ def gather_facts(config: TrainingConfig, may_download: bool = False, counts_rows
         has_bf16=machine.has_bf16,
         has_fp8=machine.has_fp8,
         num_cpus=machine.num_cpus,
-        memory_bytes=machine.memory_bytes,
+        memory_bytes=machine.memory_bytes // (local_size if machine.device == "cpu" else 1),
         free_bytes=host.free_bytes(Path(config.training.output_dir).expanduser().absolute()),
         num_rows=_count_rows(config) if counts_rows else None,
         model=_model_facts(config.model, may_download),

@@ -132,7 +132,7 @@ def specs_of(plan: Plan, split: str, began: datetime) -> list[TableSpec]:
             key=f"data.{split}",
             max_rejected=mixed.max_rejected_rows,
             began=began,
-            may_grow=may_grow(plan.data),
+            may_grow=may_grow(plan.data) and plan.steps.world_size == 1,  # one rank makes the tokens for all
             method=plan.method.name,
             takes_images=plan.is_native,
             tool_results=plan.data.tool_results,

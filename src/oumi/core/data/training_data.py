@@ -117,22 +117,24 @@ class TrainingData:
         yield "validation", self.validation
 
 
-def load_training_data(plan: Plan, began: datetime) -> TrainingData:
+def load_training_data(plan: Plan, began: datetime, writes: bool = True) -> TrainingData:
     """Returns the rows of a plan, and writes the ledger of what became of each to `data_report.json`.
 
     Args:
         plan: Of the run.
         began: The date and time that chat templates tell.
+        writes: This is the process of the run that writes files.
 
     Raises:
-        DataError: TrainingData that cannot be used, more than the plan allows, or rows that teach the wrong thing.
+        DataError: Rows that cannot be used, more than the plan allows, or rows that teach the wrong thing.
     """
     ledgers: dict[str, list[Ledger]] = {"train": [], "validation": []}
     duplicates: dict[str, Any] = {}
     try:
         rows = read_training_data(plan, began, ledgers, duplicates)
     finally:
-        write_report(plan.output_dir, ledgers, duplicates)
+        if writes:
+            write_report(plan.output_dir, ledgers, duplicates)
     warn_of_duplicates(duplicates)
     if plan.logs.examples:
         logger.info(

@@ -81,14 +81,14 @@ def find_resume_point(plan: Plan) -> ResumePoint:
     return ResumePoint(known, checkpoint, facts["step"], facts["data"])
 
 
-def begin(plan: Plan, start: ResumePoint) -> None:
+def claim(plan: Plan, resume_point: ResumePoint) -> None:
     """Makes the output directory belong to the run, which is not complete yet."""
-    write_identity(plan.output_dir, Identity(start.identity.run_id, start.identity.began))
+    write_identity(plan.output_dir, Identity(resume_point.identity.run_id, resume_point.identity.began))
 
 
-def mark_finished(progress: Progress, start: ResumePoint, data: str) -> None:
+def mark_finished(progress: Progress, resume_point: ResumePoint, data: str) -> None:
     """Notes that the run is complete, and what it measured last."""
-    plan, begun = progress.plan, start.identity
+    plan, begun = progress.plan, resume_point.identity
     finished = Identity(
         begun.run_id, begun.began, progress.state.step, trajectory(plan), data, metrics=dict(progress.metrics)
     )

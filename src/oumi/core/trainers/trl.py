@@ -137,6 +137,7 @@ class Bridge(TrainerCallback):
         self._efficiency.before_update(self._micro_batches)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.run.stop_requested |= self.run.stop_signaled
         if self.run.stop_requested:
             control.should_save = control.should_training_stop = True
 

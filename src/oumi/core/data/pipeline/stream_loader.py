@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from oumi.core.batch import Batch, collate
-from oumi.core.data.pipeline.loader import Collate, read_ahead
+from oumi.core.batch import Batch, collate, empty_batch
+from oumi.core.data.pipeline.loader import Collate, read_ahead, share_of
 from oumi.core.data.pipeline.mixture import permute
 from oumi.core.data.pipeline.packing import best_fit
 from oumi.core.data.pipeline.stream import Limited, State
@@ -196,7 +196,7 @@ class StreamLoader:
         self._collate = collate
         self._state = rows.state()
 
-    def from_step(self, step: int) -> Iterator[list[Batch]]:
+    def from_step(self, step: int) -> Generator[list[Batch], None, None]:
         """Yields the micro-batches of each step from where the stream stands, which is before step `step`."""
         self._rows.restore(self._state)
         for batches, state in read_ahead(self._make):
@@ -223,5 +223,8 @@ class StreamLoader:
         size = self._steps.micro_batch_rows
         rows = [self._rows.next_group() for _ in range(self._steps.rows_per_step)]
         parts = [rows[at : at + size] for at in range(0, len(rows), size)]
-        mine = parts[self._rank :: self._steps.world_size]
-        return [self._collate([one for row in part for one in row]) for part in mine], self._rows.state()
+        batches = [
+            self._collate([example for row in part for example in row]) if part else empty_batch()
+            for part in share_of(parts, self._rank, self._steps.world_size)
+        ]
+        return batches, self._rows.state()
