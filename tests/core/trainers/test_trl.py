@@ -118,7 +118,7 @@ def test_an_argument_that_cannot_be_given_is_told(tmp_path: Path, kwargs: dict[s
 
 
 @pytest.mark.parametrize("trainer", OTHERS)
-@pytest.mark.parametrize("optimizer", ["adamw_trch", "galore_adamw", "lomo"])
+@pytest.mark.parametrize("optimizer", ["galore_adamw", "lomo"])
 def test_an_optimizer_that_is_not_there_is_told(tmp_path: Path, trainer: str, optimizer: str) -> None:
     with pytest.raises(ConfigError, match=f"training: {trainer} refuses the config: "):
         train(tiny_config(tmp_path, trainer_type=trainer, optimizer=optimizer, max_steps=1))

@@ -14,7 +14,7 @@ from oumi.core.configs.model import DTYPES
 from oumi.core.configs.problems import semantic_problems
 from oumi.core.errors import ConfigError, Problem, did_you_mean
 from oumi.core.plan import collators
-from oumi.core.plan.choices import ATTENTIONS, CHECKPOINTING, NUM_RECOMPUTED, SCHEDULES, wrong_optimizer, wrong_schedule
+from oumi.core.plan.choices import ATTENTIONS, CHECKPOINTING, NUM_RECOMPUTED, wrong_optimizer, wrong_schedule
 from oumi.core.plan.notes import changed_keys
 from oumi.core.plan.trainer_kwargs import DECIDED
 
@@ -91,10 +91,11 @@ def _is_off(value: object) -> bool:
 
 def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     training = config.training
-    is_ours = training.trainer_type == TrainerType.OUMI
-    if is_ours or training.lr_scheduler_type in SCHEDULES:
-        yield from wrong_schedule(training.lr_scheduler_type, training.lr_scheduler_kwargs, training.learning_rate)
-    if not is_ours:
+    trainer = training.trainer_type.name
+    if message := wrong_optimizer(training.optimizer, trainer):
+        yield "training.optimizer", message
+    yield from wrong_schedule(training.lr_scheduler_type, training.lr_scheduler_kwargs, training.learning_rate, trainer)
+    if training.trainer_type != TrainerType.OUMI:
         yield from _wrong_loss(training)
         if training.fp8_recipe is not None:
             yield "training.fp8_recipe", f"{training.trainer_type.name} has none; trainer OUMI has"
@@ -103,8 +104,6 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         for name in training.trainer_kwargs.keys() & DECIDED.keys():
             yield f"training.trainer_kwargs.{name}", f"the adapter decides it: {DECIDED[name]}"
         return
-    if message := wrong_optimizer(training.optimizer):
-        yield "training.optimizer", message
     recomputes = training.enable_gradient_checkpointing
     if training.compile and recomputes and training.gradient_checkpointing_kwargs.get("use_reentrant"):
         key = "training.gradient_checkpointing_kwargs.use_reentrant"
