@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origi
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     GetJsonSchemaHandler,
     PrivateAttr,
@@ -29,6 +30,16 @@ SET_IN_PYTHON = "set in Python"
 DEFAULT = "default"
 
 Named = TypeVar("Named", bound="NamedEnum")
+
+
+def _written(value: Any) -> Any:
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+ScalarText = Annotated[str, BeforeValidator(_written, json_schema_input_type=str | float | bool | None)]
+"""Text for which any YAML scalar may stand, as the shell would read it: `8080`, `true`, nothing."""
 
 
 class NamedEnum(Enum):

@@ -137,10 +137,10 @@ class TrainingParams(Params):
     """Steps in which the learning rate rises."""
 
     # Saving, resuming, measuring.
-    save_steps: NonNegativeInt = 500
-    """Steps between checkpoints; 0 saves none on the way."""
+    save_steps: Annotated[int, Field(ge=-1)] = 500
+    """Steps between checkpoints; 0 and -1 save none on the way."""
     save_epoch: bool = False
-    """Save after each epoch, when save_steps is 0."""
+    """Save after each epoch, when save_steps saves none."""
     save_final_model: bool = True
     """Save the model at the end."""
     save_total_limit: PositiveInt | None = None

@@ -32,6 +32,9 @@ _QUANTISATION = (
 
 _NEVER_READ: dict[tuple[str, ...], str] = {
     ("data.test.*",): "training reads no test split",
+    (
+        "data.*.datasets[[]].trust_remote_code",
+    ): "no data set runs code of the Hub; model.trust_remote_code decides for tokenizer and processor",
     ("data.*.target_col",): "deprecated, targets come from the rendered conversation",
     ("data.*.use_torchdata",): "deprecated, rows are read as they are needed in any case",
     ("data.validation.stream",): "the validation rows are kept, since each measure needs them all",

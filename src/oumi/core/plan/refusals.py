@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from glob import iglob
+from pathlib import Path
 
 from oumi.core.configs import LoraWeightInitialization, PeftSaveMode, TrainerType, TrainingConfig, TrainingParams
 from oumi.core.configs.data import OnDuplicates, Truncation
 from oumi.core.configs.loading import leaves, locate
 from oumi.core.configs.model import DTYPES
-from oumi.core.configs.problems import semantic_problems
+from oumi.core.configs.overrides import Override
+from oumi.core.configs.problems import follows, in_order, semantic_problems, split_key
 from oumi.core.errors import ConfigError, Problem, did_you_mean
 from oumi.core.plan import collators
 from oumi.core.plan.choices import ATTENTIONS, CHECKPOINTING, NUM_RECOMPUTED, wrong_optimizer, wrong_schedule
@@ -21,7 +25,6 @@ from oumi.core.plan.trainer_kwargs import DECIDED
 _BUILT = (TrainerType.OUMI, TrainerType.TRL_SFT, TrainerType.HF)
 
 _NOT_BUILT = {
-    "data.*.datasets[[]].trust_remote_code": "data sets that run code of their own",
     "training.profiler.*": "the profiler",
     "training.metrics_function": "metrics functions",
     "training.telemetry.track_gpu_temperature": "GPU temperatures",
@@ -38,25 +41,45 @@ _LORA_STARTS = (
 )
 
 
-def check(config: TrainingConfig, reads_only: bool = False) -> None:
-    """Raises ConfigError with everything that is wrong with a config, or that cannot be carried out.
+def load_checked(path: Path, overrides: Sequence[Override] = (), reads_only: bool = False) -> TrainingConfig:
+    """Returns the config in a file, changed by overrides.
 
     Args:
-        config: The run.
+        path: The file.
+        overrides: Given beside it.
         reads_only: Its rows are only looked at, so its trainer need not be built yet.
+
+    Raises:
+        ConfigError: With everything that is wrong: spelling, types, meaning, and what cannot be carried out here.
     """
-    found = [*semantic_problems(config), *refusals(config)]
+    draft = TrainingConfig.draft(path, overrides)
+    if draft.config is None:
+        raise ConfigError(draft.problems, path.name)
+    if problems := draft.joined(_problems(draft.config, reads_only)):
+        raise ConfigError(problems, path.name)
+    return draft.config
+
+
+def check(config: TrainingConfig) -> None:
+    """Raises ConfigError with everything that is wrong with a config, or that cannot be carried out."""
+    if problems := _problems(config):
+        raise ConfigError(problems, "config")
+
+
+def _problems(config: TrainingConfig, reads_only: bool = False) -> list[Problem]:
+    unset = config.unset_variables()
+    left_out = [split_key(problem.key) for problem in unset]
+    others = [*semantic_problems(config), *refusals(config)]
     if reads_only and config.training.trainer_type not in _BUILT:
-        found = [one for one in found if one.key != "training.trainer_type"]
-    if found:
-        raise ConfigError(list(dict.fromkeys(found)), "config")
+        others = [problem for problem in others if problem.key != "training.trainer_type"]
+    return in_order([*unset, *(problem for problem in others if not follows(problem, left_out, TrainingConfig))])
 
 
 def refusals(config: TrainingConfig) -> list[Problem]:
-    """Returns every part of the config that this version or the chosen trainer cannot carry out."""
+    """Returns every part of the config that this version, its trainer or this machine cannot carry out."""
     looks = (_unbuilt, _wrong_for_trainer, _wrong_model, _wrong_data, _wrong_gradient_checkpointing, _wrong_adapter)
-    found = [one for look in looks for one in look(config)]
-    return [Problem(key, message, locate(config, key)) for key, message in found]
+    problems = [problem for look in looks for problem in look(config)]
+    return [Problem(key, message, locate(config, key)) for key, message in problems]
 
 
 def _unbuilt(config: TrainingConfig) -> Iterator[tuple[str, str]]:
@@ -95,14 +118,13 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     if message := wrong_optimizer(training.optimizer, trainer):
         yield "training.optimizer", message
     yield from wrong_schedule(training.lr_scheduler_type, training.lr_scheduler_kwargs, training.learning_rate, trainer)
+    yield from _wrong_arguments(training)
     if training.trainer_type != TrainerType.OUMI:
         yield from _wrong_loss(training)
         if training.fp8_recipe is not None:
-            yield "training.fp8_recipe", f"{training.trainer_type.name} has none; trainer OUMI has"
+            yield "training.fp8_recipe", f"{trainer} has none; trainer OUMI has"
         if training.per_device_train_batch_size == "auto":
-            yield "training.per_device_train_batch_size", f"auto: with {training.trainer_type.name}, give a number"
-        for name in training.trainer_kwargs.keys() & DECIDED.keys():
-            yield f"training.trainer_kwargs.{name}", f"the adapter decides it: {DECIDED[name]}"
+            yield "training.per_device_train_batch_size", f"auto: with {trainer}, give a number"
         return
     recomputes = training.enable_gradient_checkpointing
     if training.compile and recomputes and training.gradient_checkpointing_kwargs.get("use_reentrant"):
@@ -110,12 +132,15 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         yield key, "true: compiled layers cannot be computed again that way; set it to false"
     if training.fp8_recipe is not None and not training.compile:
         yield "training.fp8_recipe", "needs training.compile: true; else casts take longer than products save"
-    if training.trainer_kwargs:
-        names = ", ".join(training.trainer_kwargs)
-        yield (
-            "training.trainer_kwargs",
-            f"{names}: arguments of TRL and transformers, which trainer OUMI does not read",
-        )
+
+
+def _wrong_arguments(training: TrainingParams) -> Iterator[tuple[str, str]]:
+    for name in training.trainer_kwargs:
+        key = f"training.trainer_kwargs.{name}"
+        if training.trainer_type == TrainerType.OUMI:
+            yield key, "an argument of TRL and transformers, which trainer OUMI does not read"
+        elif name in DECIDED:
+            yield key, f"the adapter decides it: {DECIDED[name]}"
 
 
 def _wrong_loss(training: TrainingParams) -> Iterator[tuple[str, str]]:
@@ -133,8 +158,8 @@ def _wrong_model(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     if DTYPES.get(config.model.torch_dtype_str.lower()) == "float16" and not config.training.use_peft:
         yield (
             "model.torch_dtype_str",
-            "the gradients of float16 weights vanish; keep float32 weights with "
-            "training.mixed_precision_dtype: FP16, or take bfloat16",
+            "the gradients of float16 weights vanish; keep float32 weights with training.mixed_precision_dtype: FP16, "
+            "take bfloat16, or train an adapter (training.use_peft)",
         )
     wanted = config.model.attn_implementation
     if wanted is not None and wanted not in ATTENTIONS and "/" not in wanted:
@@ -145,6 +170,9 @@ def _wrong_model(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 def _wrong_data(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     for split in ("train", "validation"):
         for i, one in enumerate(getattr(config.data, split).datasets):
+            if one.dataset_path is not None and not _is_there(one.dataset_path):
+                near = _near_file(one.dataset_path)
+                yield f"data.{split}.datasets[{i}].dataset_path", f"no such file or directory: {one.dataset_path}{near}"
             if one.is_file and "[" in (one.split or ""):
                 yield (
                     f"data.{split}.datasets[{i}].split",
@@ -222,3 +250,15 @@ def _wrong_adapter(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         for key in changed_keys(config):
             if key.startswith("peft.lora_"):
                 yield key, "the adapter of model.adapter_model brings its own; leave this key out"
+
+
+def _is_there(path: str) -> bool:
+    pattern = str(Path(path).expanduser())
+    return Path(pattern).exists() or next(iglob(pattern, recursive=True), None) is not None
+
+
+def _near_file(path: str) -> str:
+    missing = Path(path).expanduser()
+    names = [file.name for file in missing.parent.iterdir()][:10_000] if missing.parent.is_dir() else []
+    near = get_close_matches(missing.name, names, n=1)
+    return f", did you mean '{missing.parent / near[0]}'?" if near else ""
