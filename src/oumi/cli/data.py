@@ -144,10 +144,11 @@ def _planned(config: str, arguments: list[str]) -> Plan:
     from oumi.cli.overrides import parse_overrides
     from oumi.core.plan.plan import make_plan
     from oumi.core.plan.refusals import load_checked
+    from oumi.core.plan.trainer_kwargs import as_run
     from oumi.core.recipes import resolve_config
     from oumi.core.survey import survey
 
-    loaded = load_checked(resolve_config(config), parse_overrides(arguments), reads_only=True)
+    loaded = as_run(load_checked(resolve_config(config), parse_overrides(arguments), reads_only=True))
     if loaded.data.validation.datasets and loaded.training.eval_strategy == "no":
         loaded.training.eval_strategy = "epoch"  # so that the rows are read, though no training measures them
     return make_plan(loaded, survey(loaded, may_download=True, counts_rows=False))

@@ -19,9 +19,10 @@ def plan(
     from oumi.core.plan.plan import make_plan
     from oumi.core.plan.refusals import load_checked
     from oumi.core.plan.render import plan_json, plan_text
+    from oumi.core.plan.trainer_kwargs import as_run
     from oumi.core.recipes import resolve_config
     from oumi.core.survey import survey
 
     loaded = load_checked(resolve_config(config), parse_overrides(context.args))
-    made = make_plan(loaded, survey(loaded))
+    made = make_plan(loaded, survey(as_run(loaded)))
     typer.echo(json.dumps(plan_json(made), indent=1) if as_json else plan_text(made))

@@ -21,6 +21,7 @@ from oumi.core.plan.parts import Plan
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import check
 from oumi.core.plan.render import plan_text
+from oumi.core.plan.trainer_kwargs import as_run
 from oumi.core.run_directory import write_plan, write_records
 from oumi.core.survey import index_ahead, survey
 from oumi.core.trainers.resume import begin, find_start, mark_finished
@@ -63,7 +64,7 @@ def train(
     index_ahead(config)
     TRAINERS.get(config.training.trainer_type.name)  # imports what takes long, meanwhile
     with World.start() as world:
-        plan = make_plan(config, survey(config, may_download=True), world.size)  # pure: every number decided
+        plan = make_plan(config, survey(as_run(config), may_download=True), world.size)  # pure: every number decided
         print(
             dump(config, hides_secrets=True) + plan_text(plan) if verbose else plan_text(plan),
             file=sys.stderr,

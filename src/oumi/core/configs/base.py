@@ -101,6 +101,11 @@ class Params(BaseModel):
         if name in type(self).model_fields:
             self._origins[name] = SET_IN_PYTHON
 
+    def set_from(self, name: str, value: Any, origin: str) -> None:
+        """Sets a field that was given in another place; `origin` says where."""
+        setattr(self, name, value)
+        self._origins[name] = origin
+
     def __iter__(self) -> Generator[tuple[str, Any], None, None]:
         for name in type(self).model_fields:
             yield name, getattr(self, name)

@@ -20,7 +20,7 @@ from oumi.core.errors import ConfigError, Problem, did_you_mean
 from oumi.core.plan import collators
 from oumi.core.plan.choices import ATTENTIONS, CHECKPOINTING, NUM_RECOMPUTED, wrong_optimizer, wrong_schedule
 from oumi.core.plan.notes import changed_keys
-from oumi.core.plan.trainer_kwargs import DECIDED
+from oumi.core.plan.trainer_kwargs import REFUSED, as_run, taken_arguments
 
 _BUILT = (TrainerType.OUMI, TrainerType.TRL_SFT, TrainerType.HF)
 
@@ -69,7 +69,7 @@ def check(config: TrainingConfig) -> None:
 def _problems(config: TrainingConfig, reads_only: bool = False) -> list[Problem]:
     unset = config.unset_variables()
     left_out = [split_key(problem.key) for problem in unset]
-    others = [*semantic_problems(config), *refusals(config)]
+    others = [*semantic_problems(as_run(config)), *refusals(config)]
     if reads_only and config.training.trainer_type not in _BUILT:
         others = [problem for problem in others if problem.key != "training.trainer_type"]
     return in_order([*unset, *(problem for problem in others if not follows(problem, left_out, TrainingConfig))])
@@ -78,8 +78,12 @@ def _problems(config: TrainingConfig, reads_only: bool = False) -> list[Problem]
 def refusals(config: TrainingConfig) -> list[Problem]:
     """Returns every part of the config that this version, its trainer or this machine cannot carry out."""
     looks = (_unbuilt, _wrong_for_trainer, _wrong_model, _wrong_data, _wrong_gradient_checkpointing, _wrong_adapter)
-    problems = [problem for look in looks for problem in look(config)]
-    return [Problem(key, message, locate(config, key)) for key, message in problems]
+    run, arguments = as_run(config), taken_arguments(config)
+    problems = [(argument.place, argument.problem) for argument in arguments if argument.problem]
+    problems += [problem for look in looks for problem in look(run)]
+    written = {argument.key: argument.place for argument in arguments}  # where the user finds the key
+    named = [(written.get(key, key), message) for key, message in problems]
+    return [Problem(key, message, locate(config, key)) for key, message in named]
 
 
 def _unbuilt(config: TrainingConfig) -> Iterator[tuple[str, str]]:
@@ -135,12 +139,15 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 
 
 def _wrong_arguments(training: TrainingParams) -> Iterator[tuple[str, str]]:
+    """Yields what is wrong with the arguments in `trainer_kwargs` that are not taken as keys of ours."""
     for name in training.trainer_kwargs:
         key = f"training.trainer_kwargs.{name}"
-        if training.trainer_type == TrainerType.OUMI:
+        if name in TrainingParams.model_fields:
+            yield key, f"is a key of 'training' itself: write it there, as '{name}'"
+        elif training.trainer_type == TrainerType.OUMI:
             yield key, "an argument of TRL and transformers, which trainer OUMI does not read"
-        elif name in DECIDED:
-            yield key, f"the adapter decides it: {DECIDED[name]}"
+        elif name in REFUSED:
+            yield key, f"the adapter decides it: {REFUSED[name]}"
 
 
 def _wrong_loss(training: TrainingParams) -> Iterator[tuple[str, str]]:
