@@ -2,7 +2,7 @@
 """From a file of chats to tokens: how fast each way is, and whether training has to wait for it.
 
 Each way runs as a process of its own, by turns; a time is that of the work without imports. `cold` begins with empty
-caches, `warm` finds what the cold run left. The others tokenise only; ours also finds which tokens are trained, checks
+caches, `warm` finds what the cold run left. The others tokenize only; ours also finds which tokens are trained, checks
 every row and accounts for it. The second table is the whole of a run of one step, from after `import torch` to its
 end, and the peak memory of runs of twenty steps, on files of more and more rows.
 """
@@ -43,14 +43,14 @@ from datetime import datetime
 from oumi.core.configs import DatasetParams, ModelParams, TrainingConfig
 from oumi.core.datasets import dataset_for
 from oumi.core.plan.plan import make_plan
-from oumi.core.survey import survey
-from oumi.core.trainers.tables import TableSpec, make_table
-from oumi.core.trainers.tools import Tools
+from oumi.core.inspect import gather_facts
+from oumi.core.data.build import TableSpec, make_table
+from oumi.core.data.tokenize.preprocessor import Tools
 config = TrainingConfig()
 config.data.train.datasets = [DatasetParams(dataset_name="text_sft", dataset_path=rows)]
 config.model.model_name = model
-plan = make_plan(config, survey(config))
-from oumi.core.data.lines import _index
+plan = make_plan(config, gather_facts(config))
+from oumi.core.data.sources.jsonl import _index
 _index.cache_clear()
 started = time.perf_counter()
 params, target = config.data.train.datasets[0], "all_assistant_turns"
@@ -75,12 +75,12 @@ print(json.dumps({{"seconds": seconds, "tokens": int(tokens)}}))
 _MAP = f"""{_COMMON}
 import datasets
 datasets.disable_progress_bars()
-def tokenise(batch):
+def tokenize_rows(batch):
     texts = tokenizer.apply_chat_template(batch["messages"], tokenize=False)
     return {{"input_ids": tokenizer(texts, add_special_tokens=False, truncation=True, max_length=512)["input_ids"]}}
 started = time.perf_counter()
 data = datasets.load_dataset("json", data_files=rows, split="train")
-data = data.map(tokenise, batched=True, remove_columns=data.column_names, num_proc=workers)
+data = data.map(tokenize, batched=True, remove_columns=data.column_names, num_proc=workers)
 seconds = time.perf_counter() - started
 tokens = sum(len(one) for one in data["input_ids"])
 print(json.dumps({{"seconds": seconds, "tokens": int(tokens)}}))

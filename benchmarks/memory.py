@@ -18,7 +18,7 @@ from benchmarks.sft.workload import SHAPES, make_rows, make_workload, vocabulary
 
 STEPS = 3
 LOOSE = "glibc.malloc.tcache_count=7"
-"""What glibc does by itself; said, it is left as it is. See `oumi.core.host.tighten_heap`."""
+"""What glibc does by itself; said, it is left as it is. See `oumi.core.system.host.tighten_heap`."""
 _NUM_OTHERS = 9
 """Tokens of the tokenizer that are no words."""
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The products of a training step by MKL and by oneDNN, in turns: what `oumi.core.products` chooses by."""
+"""The products of a training step by MKL and by oneDNN, in turns: what `oumi.core.system.matmul` chooses by."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from oumi.core import host
+from oumi.core.system import host
 
 host.keep_freed_memory()  # before torch is imported, as in training
 

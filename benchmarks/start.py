@@ -24,11 +24,11 @@ from benchmarks.peers import ENVIRONMENTS
 from benchmarks.sft.environments import ready_python
 from benchmarks.sft.measure import wait_for
 from benchmarks.sft.workload import write_rows
-from oumi.core.host import describe_host
+from oumi.core.system.host import describe_host
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """A command whose start is timed."""
 
     words: tuple[str, ...]
@@ -42,14 +42,14 @@ class Start:
 
 
 STARTS = (
-    Start(("oumi", "--help")),
-    Start(("oumi", "train", "--help")),
-    Start(("trl", "--help"), "trl"),
-    Start(("trl", "sft", "--help"), "trl"),
-    Start(("oumi", "--help"), "oumi09"),
-    Start(("oumi", "train", "--help"), "oumi09"),
-    Start(("llamafactory-cli", "help"), "llamafactory"),
-    Start(("litgpt", "finetune_full", "--help"), "litgpt"),
+    ResumePoint(("oumi", "--help")),
+    ResumePoint(("oumi", "train", "--help")),
+    ResumePoint(("trl", "--help"), "trl"),
+    ResumePoint(("trl", "sft", "--help"), "trl"),
+    ResumePoint(("oumi", "--help"), "oumi09"),
+    ResumePoint(("oumi", "train", "--help"), "oumi09"),
+    ResumePoint(("llamafactory-cli", "help"), "llamafactory"),
+    ResumePoint(("litgpt", "finetune_full", "--help"), "litgpt"),
 )
 _NUM_ROWS = 64
 

@@ -12,20 +12,21 @@ import torch
 
 from oumi.core.batch import Batch, collate
 from oumi.core.configs import TrainingConfig
-from oumi.core.data.asked import Asked
 from oumi.core.data.ledger import Counts, Ledger
-from oumi.core.data.mixture import Mixture, Part
-from oumi.core.data.readers import read_rows
-from oumi.core.data.shapes import to_values
-from oumi.core.data.templates import Template
-from oumi.core.data.tokens import Tokeniser, TokenTable, tokenise
+from oumi.core.data.pipeline.mixture import Mixture, Part
+from oumi.core.data.records.schemas import to_values
+from oumi.core.data.sources.tabular import read_rows
+from oumi.core.data.store.token_table import TokenTable, tokenize_rows
+from oumi.core.data.tokenize.chat_template import Template
+from oumi.core.data.tokenize.encoder import RowTokenizer
+from oumi.core.data.tokenize.loss_mask import TokenizeSpec
+from oumi.core.data.training_data import load_training_data
 from oumi.core.distributed.world import World
-from oumi.core.host import describe_host
+from oumi.core.inspect import gather_facts
 from oumi.core.plan.plan import make_plan
-from oumi.core.survey import survey
+from oumi.core.system.host import describe_host
 from oumi.core.trainers.native import NativeTrainer
-from oumi.core.trainers.resume import find_start
-from oumi.core.trainers.rows import load_rows
+from oumi.core.trainers.resume import find_resume_point
 from oumi.core.trainers.trl import TrlTrainer
 from oumi.core.types.example import Example
 from tests.tiny import byte_tokenizer, save_tiny_model, write_chats
@@ -65,9 +66,9 @@ def build(config: TrainingConfig, kind: type[Built]) -> Built:
     """Returns a trainer that is ready to take its first step."""
     Path(config.training.output_dir).mkdir()
     with World.start() as world:
-        plan = make_plan(config, survey(config), world.size)
-        start = find_start(plan)
-        rows = load_rows(plan, start.began)
+        plan = make_plan(config, gather_facts(config), world.size)
+        start = find_resume_point(plan)
+        rows = load_training_data(plan, start.began)
         return kind.build(plan.with_num_rows(len(rows.train)), world, rows, start)
 
 
@@ -81,13 +82,15 @@ def tiny_table(folder: Path, num_rows: int = 8) -> TokenTable:
     """Returns a few chats as a table of tokens."""
     tokenizer = byte_tokenizer()
     path = write_chats(folder / "rows.jsonl", num_rows)
-    tokeniser = Tokeniser(tokenizer, Template(tokenizer, tokenizer.chat_template), Asked("all_assistant_turns"))
-    return tokenise(to_values(read_rows(path, "chats")), tokeniser, Ledger("chats"))
+    row_tokenizer = RowTokenizer(
+        tokenizer, Template(tokenizer, tokenizer.chat_template), TokenizeSpec("all_assistant_turns")
+    )
+    return tokenize_rows(to_values(read_rows(path, "chats")), row_tokenizer, Ledger("chats"))
 
 
 def table_of(examples: list[Example]) -> TokenTable:
     """Returns examples as a table."""
-    from oumi.core.data.tokens import Chunk, TableWriter
+    from oumi.core.data.store.token_table import Chunk, TableWriter
 
     with TemporaryDirectory() as folder:
         writer = TableWriter(Path(folder))
@@ -106,10 +109,15 @@ def batches(examples: list[Example], size: int) -> list[Batch]:
     return [collate(examples[i : i + size]) for i in range(0, len(examples), size)]
 
 
+def records(output_dir: Path) -> list[dict[str, Any]]:
+    """Returns what a run wrote of each step."""
+    lines = (output_dir / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if "loss" in record]
+
+
 def losses(output_dir: Path) -> list[float]:
     """Returns the loss of each step as the run wrote it."""
-    records = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
-    return [record["loss"] for record in records if "loss" in record]
+    return [record["loss"] for record in records(output_dir)]
 
 
 def weights(output_dir: Path) -> dict[str, torch.Tensor]:

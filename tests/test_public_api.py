@@ -57,7 +57,7 @@ FLAGS = {
     "config check": set(),
     "config show": {"--set-only"},
     "config schema": {"--kind"},
-    "data preview": {"--config", "--split", "--rows", "--full"},
+    "data preview": {"--config", "--split", "--rows", "--full", "--json"},
     "data stats": {"--config", "--json"},
     "data validate": {"--config"},
     "quickstart": {"--output-dir", "--seed", "--max-steps"},

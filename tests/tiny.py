@@ -82,3 +82,15 @@ def write_chats(path: Path, num_rows: int = 24) -> Path:
         rows.append(json.dumps({"messages": messages}))
     path.write_text("\n".join(rows) + "\n")
     return path
+
+
+def write_pairs(path: Path, num_rows: int = 24) -> Path:
+    """Writes preferences of uneven length, of which the right sum is chosen, and returns the path."""
+    rows = []
+    for i in range(num_rows):
+        prompt = [{"role": "user", "content": f"What is {i} plus {i * 7 % 5}?" + " Please." * (i % 4)}]
+        answers = {"chosen": f"It is {i + i * 7 % 5}." + " Yes!" * (i % 3), "rejected": f"No idea. {i}" + "?" * (i % 5)}
+        turns = {key: [*prompt, {"role": "assistant", "content": text}] for key, text in answers.items()}
+        rows.append(json.dumps(turns))
+    path.write_text("\n".join(rows) + "\n")
+    return path

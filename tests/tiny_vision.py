@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models that see pictures, made tiny, with their processors."""
+"""Models that see images, made tiny, with their processors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from oumi.core.models.processors import WithoutVideos
+from oumi.core.data.tokenize.processor import WithoutVideos
 from tests.tiny import byte_tokenizer
 
 _TEXT = {
@@ -19,8 +19,8 @@ _SPECIAL = {"eos_token": "<|im_end|>", "pad_token": "<|pad|>", "model_max_length
 _SIGHT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
-def picture(seed: int, width: int = 40, height: int = 56) -> Any:
-    """Returns a picture of random colours."""
+def image(seed: int, width: int = 40, height: int = 56) -> Any:
+    """Returns an image of random colours."""
     from PIL import Image
 
     dots = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), dtype=np.uint8)
@@ -28,7 +28,7 @@ def picture(seed: int, width: int = 40, height: int = 56) -> Any:
 
 
 def save_tiny_llava(folder: Path) -> Path:
-    """Writes a LLaVA: each picture is four tokens, whatever its size."""
+    """Writes a LLaVA: each image is four tokens, whatever its size."""
     import torch
     from transformers import (
         CLIPImageProcessor,
@@ -59,7 +59,7 @@ def save_tiny_llava(folder: Path) -> Path:
 
 
 def save_tiny_qwen2_vl(folder: Path) -> Path:
-    """Writes a Qwen2-VL: a larger picture is more tokens, and positions have three parts."""
+    """Writes a Qwen2-VL: a larger image is more tokens, and positions have three parts."""
     import torch
     from transformers import (
         Qwen2VLConfig,
@@ -94,7 +94,7 @@ def save_tiny_qwen2_vl(folder: Path) -> Path:
 
 
 def save_tiny_idefics3(folder: Path) -> Path:
-    """Writes an Idefics 3: a picture is cut into tiles, and what stands around each is text."""
+    """Writes an Idefics 3: an image is cut into tiles, and what stands around each is text."""
     import torch
     from transformers import (
         Idefics3Config,
@@ -124,7 +124,7 @@ def save_tiny_idefics3(folder: Path) -> Path:
 
 
 def save_tiny_gemma3(folder: Path) -> Path:
-    """Writes a Gemma 3: the tokens of a picture see each other in both directions."""
+    """Writes a Gemma 3: the tokens of an image see each other in both directions."""
     import torch
     from transformers import (
         Gemma3Config,

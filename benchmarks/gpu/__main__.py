@@ -39,7 +39,7 @@ from benchmarks.sft.environments import ready_python
 from benchmarks.sft.measure import DRIVERS, SOURCE
 from benchmarks.sft.tables import MAX_DIFFERENCE, loss_difference
 from benchmarks.sft.workload import place_rows
-from oumi.core.peaks import nominal_flops
+from oumi.core.system.peaks import nominal_flops
 
 NUM_SKIPPED_STEPS = 5
 NEEDS = "needs one NVIDIA GPU that computes in bfloat16 (Ampere or newer) and a torch that sees it; there is none here"

@@ -23,7 +23,7 @@ class Environment:
     removed: tuple[str, ...] = ()
     """Brought by others, and unable to load beside this torch."""
     empty_modules: tuple[str, ...] = ()
-    """Imported by the peer, and used for sound and pictures alone."""
+    """Imported by the peer, and used for sound and images alone."""
     told: tuple[str, ...] = ("torch", "transformers")
     """Packages whose versions the result names."""
 

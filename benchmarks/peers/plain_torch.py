@@ -23,7 +23,7 @@ def main() -> None:
     """Trains the job's steps."""
     job = load_job()
     clock, options = Clock(job), job["options"]
-    rows = tokenised(job)
+    rows = tokenized(job)
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
     if options.get("litgpt"):
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
@@ -54,7 +54,7 @@ def litgpt_share(step: int, steps: int) -> float:
     return 0.0 if step == 0 else (1 + math.cos(math.pi * (step - 1) / (steps - 1))) / 2
 
 
-def tokenised(job: dict[str, Any]) -> list[tuple[list[int], int]]:
+def tokenized(job: dict[str, Any]) -> list[tuple[list[int], int]]:
     """Returns the tokens of each row, and how many of them come before what is trained."""
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     only_answers = job["options"].get("answers")

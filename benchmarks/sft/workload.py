@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is trained: chats of uneven length, a tokenizer of whole words, and a Llama with random weights; all by a seed.
 
-A word is a token, whichever way a text is cut before it is tokenised, so that every peer comes to the same tokens.
+A word is a token, whichever way a text is cut before it is tokenized, so that every peer comes to the same tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from oumi.core.data.mixture import permute
+from oumi.core.data.pipeline.mixture import permute
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

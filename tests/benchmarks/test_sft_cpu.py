@@ -26,7 +26,7 @@ from benchmarks.sft.workload import (
     write_rows,
 )
 from benchmarks.sft_cpu import in_turn, parsed, report
-from oumi.core.data.mixture import permute
+from oumi.core.data.pipeline.mixture import permute
 
 NUM_STEPS = NUM_SKIPPED_STEPS + 2
 TOKENS = [100] * NUM_STEPS

@@ -13,7 +13,7 @@ import pytest
 
 from oumi.cli.drawing import shortened, sparkline
 from oumi.cli.main import run
-from oumi.core.data.statistics import Bin
+from oumi.core.data.checks.statistics import Bin
 from tests.tiny import save_tiny_model
 
 CHAT = {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yo."}]}
@@ -135,6 +135,38 @@ def test_a_long_row_is_drawn_in_part_and_told_as_truncated(oumi: Oumi, tmp_path:
     assert text.count("word") > "".join(short).count("word") > 20
 
 
+def json_of(said: Said) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Returns the documents and the ledgers of `oumi data preview --json`."""
+    assert said.code == 0, said.err
+    *documents, last = map(json.loads, said.out.splitlines())
+    return documents, last["ledgers"]
+
+
+def test_documents_are_printed_as_json_as_they_stand_in_batches(oumi: Oumi, tmp_path: Path) -> None:
+    name = config(
+        tmp_path, "OUMI", write(tmp_path, "chats.jsonl", *[CHAT] * 5, '{"messages": []}'), validation="v.jsonl"
+    )
+    write(tmp_path, "v.jsonl", CHAT, LONG_CHAT)
+    documents, ledgers = json_of(oumi("data", "preview", "-c", name, "--json"))
+    assert sorted(document["source"] for document in documents) == [f"chats.jsonl:{line}" for line in range(1, 6)]
+    assert [document["row"] for document in documents] == list(range(5))
+    for document in documents:
+        labels = document["labels"]
+        assert len(labels) == len(document["ids"])
+        trained = [i for i, label in enumerate(labels) if label != -100]
+        assert trained == list(range(trained[0], trained[-1] + 1))  # one answer
+        assert [labels[i] for i in trained] == [document["ids"][i] for i in trained]
+    assert ledgers["train"][0]["rows"] == {"read": 6, "trained": 5, "truncated": 0, "rejected": 1, "split": 0}
+    measured, _ = json_of(oumi("data", "preview", "-c", name, "--json", "--split", "validation", "--rows", "1"))
+    assert [document["source"] for document in measured] == ["v.jsonl:1"]
+
+
+def test_the_rows_of_a_stream_are_printed_once(oumi: Oumi, tmp_path: Path) -> None:
+    name = config(tmp_path, "OUMI", write(tmp_path, "chats.jsonl", *[CHAT] * 5), stream=True)
+    documents, _ = json_of(oumi("data", "preview", "-c", name, "--json", "--training.max_steps", "2"))
+    assert len(documents) == 5
+
+
 @pytest.mark.parametrize("width", [40, 80, 120])
 @pytest.mark.parametrize("command", ["preview", "stats", "validate"])
 def test_no_line_is_wider_than_the_terminal(
@@ -194,8 +226,8 @@ def test_statistics_of_a_mixture_have_its_real_shares(oumi: Oumi, tmp_path: Path
 def test_every_problem_of_every_data_set_is_told(oumi: Oumi, tmp_path: Path) -> None:
     bad = write(tmp_path, "a.jsonl", CHAT, *["{nope"] * 30)
     (tmp_path / "empty.jsonl").write_text("")
-    held = write(tmp_path, "h.jsonl", CHAT, {"messages": []})
-    name = config(tmp_path, "OUMI", bad, "empty.jsonl", write(tmp_path, "b.jsonl", PAIR), validation=held)
+    validation = write(tmp_path, "h.jsonl", CHAT, {"messages": []})
+    name = config(tmp_path, "OUMI", bad, "empty.jsonl", write(tmp_path, "b.jsonl", PAIR), validation=validation)
     said = oumi("data", "validate", "-c", name)
     assert said.code == 65
     for i in range(2, 32):
@@ -204,7 +236,7 @@ def test_every_problem_of_every_data_set_is_told(oumi: Oumi, tmp_path: Path) -> 
     assert said.err.startswith("Error: 4 problems of the rows\n")
     assert "a.jsonl: 30 of 31 rows cannot be used" in said.err
     assert "empty.jsonl: empty" in said.err
-    assert "b.jsonl: holds preferences; OUMI takes chats and texts" in said.err
+    assert "b.jsonl: holds preferences; method next_token takes chats and texts" in said.err
     assert "h.jsonl: 1 of 2 rows cannot be used" in said.err
     assert "data.validation.max_rejected_rows: 1" in said.err
 

@@ -32,7 +32,7 @@ def test_a_target_is_the_next_token_and_never_that_of_the_next_document() -> Non
     batch = collate([FIRST, SECOND])
     assert batch.targets.tolist() == [6, 7, IGNORED, 9, IGNORED]
     assert batch.trained.tolist() == [0, 1, 3]
-    assert batch.num_terms == 3
+    assert batch.num_targets == 3
 
 
 def test_documents_can_be_taken_apart_again() -> None:
@@ -44,7 +44,7 @@ def test_documents_can_be_taken_apart_again() -> None:
 
 
 def test_a_row_of_one_token_trains_nothing() -> None:
-    assert collate([example([5], [True])]).num_terms == 0
+    assert collate([example([5], [True])]).num_targets == 0
 
 
 @pytest.mark.parametrize("num_parts", [1, 2, 3, 4, 9])
@@ -53,7 +53,7 @@ def test_a_batch_is_cut_between_documents_and_nothing_is_lost(num_parts: int) ->
     whole = collate(rows)
     parts = whole.cut(num_parts)
     assert torch.cat([part.tokens for part in parts]).tolist() == whole.tokens.tolist()
-    assert sum(part.num_terms for part in parts) == whole.num_terms
+    assert sum(part.num_targets for part in parts) == whole.num_targets
     assert [source for part in parts for source in part.sources] == list(whole.sources)
     first = 0
     for part in parts:  # each is what its rows would be alone

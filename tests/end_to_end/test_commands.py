@@ -80,11 +80,11 @@ def test_a_typo_is_told_with_its_place_and_no_traceback(folder: Path) -> None:
 
 
 def test_a_second_run_in_the_same_directory_is_refused(folder: Path) -> None:
-    held = (
+    script = (
         "import fcntl, pathlib, subprocess, sys; pathlib.Path('output').mkdir(); f = open('output/.lock', 'w');"
         "fcntl.flock(f, fcntl.LOCK_EX); sys.exit(subprocess.run(['oumi', 'train', '-c', 'config.yaml']).returncode)"
     )
-    result = run(folder, sys.executable, "-c", held)
+    result = run(folder, sys.executable, "-c", script)
     assert result.returncode == 73, result.stderr
     assert "in use" in result.stderr
 

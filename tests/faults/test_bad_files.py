@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from oumi.core.configs import TrainingConfig
-from oumi.core.data.json_rows import MAX_ROW_BYTES
+from oumi.core.data.sources.jsonl import MAX_ROW_BYTES
 from oumi.core.errors import ConfigError, DataError
 from oumi.core.train import train
 from tests.runs import tiny_config
@@ -151,10 +151,10 @@ def test_a_line_of_50_mb_takes_less_than_three_times_its_memory(
     code = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from oumi.core.data.sources import FileRows\n"
+        "from oumi.core.data.sources.source import FileSource\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
         "before = peak()\n"
-        "rows = FileRows(Path(sys.argv[1]), 'set')\n"
+        "rows = FileSource(Path(sys.argv[1]), 'set')\n"
         "(row,) = rows.indexed() or rows\n"
         "(again,) = rows\n"
         "print(peak() - before, str(row))\n"

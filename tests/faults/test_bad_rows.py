@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 
 from oumi.core.configs import DatasetParams
-from oumi.core.data.asked import Asked
 from oumi.core.data.ledger import Ledger
-from oumi.core.data.templates import Template
-from oumi.core.data.tokens import Tokeniser, tokenise
+from oumi.core.data.store.token_table import tokenize_rows
+from oumi.core.data.tokenize.chat_template import Template
+from oumi.core.data.tokenize.encoder import RowTokenizer
+from oumi.core.data.tokenize.loss_mask import TokenizeSpec
 from oumi.core.datasets import ShapedDataset, dataset_for
 from oumi.core.errors import DataError
 from oumi.core.train import train
-from oumi.core.types.example import BadRow, Source
+from oumi.core.types.example import RejectedRow, Source
 from tests.runs import tiny_config
 from tests.tiny import byte_tokenizer
 
@@ -178,11 +179,13 @@ def read(
     """Returns the account of a file, and how many examples are in the table."""
     tokenizer, ledger = byte_tokenizer(), Ledger("set", "data.train", max_rejected)
     target = "all_assistant_turns" if shape in ("messages", "text") else "final_assistant_turn"
-    tokeniser = Tokeniser(tokenizer, Template(tokenizer, tokenizer.chat_template), Asked(target, length, policy))
+    row_tokenizer = RowTokenizer(
+        tokenizer, Template(tokenizer, tokenizer.chat_template), TokenizeSpec(target, length, policy)
+    )
     data = dataset_for(DatasetParams(dataset_name="anything", dataset_path=str(path)))
     assert isinstance(data, ShapedDataset)
     data.shape = shape
-    return ledger, len(tokenise(data.rows(), tokeniser, ledger))
+    return ledger, len(tokenize_rows(data.rows(), row_tokenizer, ledger))
 
 
 def fate_of(kind: tuple[str, Fate], policy: str) -> str:
@@ -256,7 +259,7 @@ def test_one_bad_row_stops_the_run_with_its_line_and_may_be_left_out(tmp_path: P
 def test_of_very_many_rejects_the_first_are_told_and_their_kinds_stay_few() -> None:
     ledger = Ledger("set")
     for i in range(5000):
-        ledger.counts.reject(BadRow(Source("set", "x.jsonl", i + 1), f"no good {i}"))
+        ledger.counts.reject(RejectedRow(Source("set", "x.jsonl", i + 1), f"no good {i}"))
     with pytest.raises(DataError, match=r"5000 of 5000 rows(?s:.*)x\.jsonl:20: no good 19\n  \.\.\. and 4980 more"):
         ledger.close()
     told = ledger.to_dict()

@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 from oumi.core.batch import collate
 from oumi.core.callbacks.guards import FiniteGuard
 from oumi.core.configs import TrainingConfig
-from oumi.core.data.loader import Loader
+from oumi.core.data.pipeline.loader import Loader
 from oumi.core.engine.step import take_step
 from oumi.core.errors import NotFiniteError
+from oumi.core.methods.method import Loss
+from oumi.core.methods.next_token import NextToken
 from oumi.core.plan.parts import StepsPlan
 from oumi.core.run import Callbacks
 from oumi.core.train import train
@@ -84,11 +86,12 @@ def test_a_gradient_that_overflows_stops_before_the_update(tmp_path: Path) -> No
     before = {name: weight.clone() for name, weight in run.model.named_parameters()}
     vast = torch.finfo(torch.float32).max
 
-    def steep(model: torch.nn.Module, batch: object) -> torch.Tensor:
-        total = sum(weight.sum() for weight in model.parameters())
-        return vast * (total - total.detach()) * 4  # zero, with a slope beyond every number
+    class Steep(NextToken):
+        def loss(self, model: torch.nn.Module, batch: object) -> Loss:
+            total = sum(weight.sum() for weight in model.parameters())
+            return Loss(vast * (total - total.detach()) * 4)  # zero, with a slope beyond every number
 
-    run.objective = steep
+    run.method = Steep(run.plan, lambda: pytest.fail("this method has no reference"))
     rows = run.loader.rows
     with pytest.raises(NotFiniteError, match="the gradient norm is inf"):
         take_step(run, [collate([rows[0], rows[1]])])

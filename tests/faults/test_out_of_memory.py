@@ -14,9 +14,11 @@ import torch
 
 from oumi.core.batch import Batch
 from oumi.core.configs import TrainingConfig
-from oumi.core.engine.gradients import add_gradients, is_out_of_memory, try_largest
+from oumi.core.engine.gradients import add_gradients, is_out_of_memory, try_largest_micro_batch
 from oumi.core.errors import ConfigError
-from oumi.core.plan.memory import Largest
+from oumi.core.methods.method import Loss
+from oumi.core.methods.next_token import NextToken
+from oumi.core.plan.memory import LargestMicroBatch
 from oumi.core.run import Run
 from oumi.core.trainers.native import NativeTrainer
 from tests.runs import build, tiny_config
@@ -87,24 +89,30 @@ def test_memory_that_ran_out_is_told_from_other_errors() -> None:
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
-def short_run(folder: Path, name: str, most_tokens: int) -> Run:
-    """Returns a run whose objective has room for so many tokens at once, as on a device that is full."""
-    sizes: dict[str, Any] = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
-    run = build(tiny_config(folder, output_dir=str(folder / name), **sizes), NativeTrainer).run
-    plain = run.objective
+class SmallMemory(NextToken):
+    """The loss on a device with room for so many tokens at once."""
 
-    def objective(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        loss = plain(model, batch)
-        if batch.num_tokens > most_tokens:
+    def __init__(self, run: Run, most_tokens: int) -> None:
+        super().__init__(run.plan, lambda: pytest.fail("this method has no reference"))
+        self._most_tokens = most_tokens
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> Loss:
+        loss = super().loss(model, batch)
+        if batch.num_tokens > self._most_tokens:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return loss
 
-    run.objective = objective
+
+def short_run(folder: Path, name: str, most_tokens: int) -> Run:
+    """Returns a run whose device is full with so many tokens."""
+    sizes: dict[str, Any] = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+    run = build(tiny_config(folder, output_dir=str(folder / name), **sizes), NativeTrainer).run
+    run.method = SmallMemory(run, most_tokens)
     return run
 
 
 def gradient(run: Run, batches: list[Batch]) -> torch.Tensor:
-    add_gradients(run, batches, sum(batch.num_terms for batch in batches))
+    add_gradients(run, batches, sum(batch.num_targets for batch in batches))
     return torch.cat([weight.grad.flatten() for weight in run.model.parameters() if weight.grad is not None])
 
 
@@ -125,13 +133,13 @@ def test_a_step_in_smaller_parts_has_the_same_gradient_and_the_next_ones_begin_s
 def test_the_largest_micro_batch_is_tried_without_a_trace_but_the_cut(tmp_path: Path) -> None:
     run = short_run(tmp_path, "short", 100)
     weights, random = [one.clone() for one in run.model.parameters()], torch.get_rng_state()
-    try_largest(run, Largest(250, 60))
+    try_largest_micro_batch(run, LargestMicroBatch(250, 60))
     assert run.state.parts == 4, "documents of 60 tokens, two in a part"
     assert torch.equal(torch.get_rng_state(), random)
     assert all(one.grad is None for one in run.model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(weights, run.model.parameters(), strict=True))
     with pytest.raises(ConfigError, match=r"step 1: out of memory with one row at a time; the largest .* 101 tokens"):
-        try_largest(run, Largest(101, 101))
+        try_largest_micro_batch(run, LargestMicroBatch(101, 101))
 
 
 def test_a_row_that_does_not_fit_alone_is_named(tmp_path: Path) -> None:

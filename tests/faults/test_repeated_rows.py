@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oumi.core.configs import DatasetParams, TrainingConfig
-from oumi.core.data import sources
-from oumi.core.data.repeats import repeated_ids, repeated_rows, shared_rows
+from oumi.core.data.checks.duplicates import repeated_ids, repeated_rows, shared_rows
+from oumi.core.data.sources import source as sources
 from oumi.core.errors import DataError
 from oumi.core.train import train
 from oumi.core.types.example import Example, Source

@@ -21,12 +21,12 @@ from typing import Any
 import pytest
 
 from oumi.core.configs import TrainingConfig
-from oumi.core.data.cache import code_version
+from oumi.core.data import build as tables_module
+from oumi.core.data.store.cache import code_version
+from oumi.core.data.training_data import TrainingData, read_training_data
 from oumi.core.errors import DataError
+from oumi.core.inspect import gather_facts
 from oumi.core.plan.plan import make_plan
-from oumi.core.survey import survey
-from oumi.core.trainers import tables as tables_module
-from oumi.core.trainers.rows import Rows, read_all
 from tests.runs import tiny_config
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -38,8 +38,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "tokens"
 
 
-def read(config: TrainingConfig) -> Rows:
-    return read_all(make_plan(config, survey(config)), datetime(2026, 1, 2))
+def read(config: TrainingConfig) -> TrainingData:
+    return read_training_data(make_plan(config, gather_facts(config)), datetime(2026, 1, 2))
 
 
 def tables(cache: Path) -> list[Path]:
@@ -95,7 +95,7 @@ CHANGES: dict[str, tuple[Callable[[TrainingConfig], None], str]] = {
     "the target": (set_key("data", "train_target", "FINAL_ASSISTANT_TURN"), "another train_target"),
     "the truncation": (set_key("data", "truncation", "LEFT"), "another truncation"),
     "a row more": (add_a_row, "another content of the data"),
-    "the file's name": (rename_the_file, "it was not tokenised before"),
+    "the file's name": (rename_the_file, "it was not tokenized before"),
     "a special token": (add_a_special_token, "another tokenizer"),
     "the tokenizer's own template": (change_the_own_template, "another chat template"),
 }
@@ -111,12 +111,12 @@ def test_whatever_decides_the_tokens_makes_them_anew_and_is_told(
     change(config)
     with caplog.at_level(logging.INFO, logger="oumi"):
         assert read(config).fingerprint != before
-    assert f".jsonl is tokenised: {told}" in caplog.text
+    assert f".jsonl is tokenized: {told}" in caplog.text
     assert len(tables(cache)) == 2
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="oumi"):
         read(config)  # the same inputs once more
-    assert "is tokenised" not in caplog.text
+    assert "is tokenized" not in caplog.text
 
 
 def test_another_version_of_the_code_makes_the_tokens_anew_but_the_run_stays_the_same(
@@ -154,11 +154,11 @@ import sys
 from datetime import datetime
 from oumi.core.configs import TrainingConfig
 from oumi.core.plan.plan import make_plan
-from oumi.core.survey import survey
-from oumi.core.trainers.rows import read_all
+from oumi.core.inspect import gather_facts
+from oumi.core.data.training_data import read_training_data
 print("ready", flush=True)
 config = TrainingConfig.from_yaml(sys.argv[1])
-rows = read_all(make_plan(config, survey(config)), datetime(2026, 1, 2))
+rows = read_training_data(make_plan(config, gather_facts(config)), datetime(2026, 1, 2))
 print(len(rows.train), rows.train.lengths().sum(), flush=True)
 """
 
@@ -202,7 +202,7 @@ def test_another_code_does_not_use_what_this_one_kept(tmp_path: Path, cache: Pat
     read(config)
     copy = tmp_path / "src"
     shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    with (copy / "oumi/core/data/encoding.py").open("a") as file:
+    with (copy / "oumi/core/data/tokenize/encoder.py").open("a") as file:
         file.write("# another version\n")
     environment = {**os.environ, "PYTHONPATH": str(copy)}
     command = [sys.executable, "-c", READ, str(tmp_path / "c.yaml")]

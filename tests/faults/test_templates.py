@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from oumi.core.data import sandbox
-from oumi.core.data.templates import Template, TemplateError
+from oumi.core.data.tokenize import template_sandbox as sandbox
+from oumi.core.data.tokenize.chat_template import Template, TemplateError
 from oumi.core.errors import ConfigError, DataError
 from oumi.core.train import train
 from oumi.core.types.conversation import Message, Role

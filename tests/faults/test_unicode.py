@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 
-from oumi.core.data.asked import Asked
-from oumi.core.data.encoding import Encoded
-from oumi.core.data.supervision import draw
-from oumi.core.data.targets import MARKS
-from oumi.core.data.templates import Template, bundled_template
-from oumi.core.data.tokens import Tokeniser
+from oumi.core.data.checks.supervision import draw
+from oumi.core.data.tokenize.chat_template import Template, bundled_template
+from oumi.core.data.tokenize.encoder import Encoded, RowTokenizer
+from oumi.core.data.tokenize.loss_mask import MARKS, TokenizeSpec
 from oumi.core.types.conversation import Conversation, FunctionCall, Message, Role, ToolCall, ToolDefinition
-from oumi.core.types.example import BadRow, Completion, Example, Row, Source, Text
-from tests.core.data.test_borders import merging_tokenizer, starting_tokenizer
+from oumi.core.types.example import Completion, Example, RejectedRow, Row, Source, Text
+from tests.core.data.tokenize.test_borders import merging_tokenizer, starting_tokenizer
 from tests.tiny import CHATML, byte_tokenizer
 
 ZOO = {
@@ -72,9 +70,11 @@ TOKENIZERS = {
 }  # fmt: skip
 
 
-def made(value: Any, tokenizer: Any, template: str = CHATML) -> Encoded | BadRow:
+def made(value: Any, tokenizer: Any, template: str = CHATML) -> Encoded | RejectedRow:
     return next(
-        Tokeniser(tokenizer, Template(tokenizer, template), Asked("all_assistant_turns")).make([Row(value, SOURCE)])
+        RowTokenizer(tokenizer, Template(tokenizer, template), TokenizeSpec("all_assistant_turns")).make(
+            [Row(value, SOURCE)]
+        )
     )
 
 
@@ -176,7 +176,7 @@ def test_the_marks_that_guard_texts_cannot_be_written(mark: str, role: str) -> N
     at = {"system": 0, "user": 0, "assistant": 2}[role]
     turns.insert(at, message(role, f"x{mark}y"))
     found = made(Conversation(messages=turns), byte_tokenizer())
-    assert isinstance(found, BadRow)
+    assert isinstance(found, RejectedRow)
     assert found.reason == "holds U+FDD0 or U+FDD1, which are no characters"
 
 
@@ -190,7 +190,7 @@ def test_a_template_that_escapes_the_marks_is_refused() -> None:
     template = CHATML.replace("message['content']", "message['content'] | tojson(ensure_ascii=true)")
     chat = Conversation(messages=[message("user", "a<|im_end|>b"), message("assistant", "Yo.")])
     found = made(chat, byte_tokenizer(), template)
-    assert isinstance(found, BadRow)
+    assert isinstance(found, RejectedRow)
     assert found.reason == "the chat template escapes what looks like a control token"
 
 

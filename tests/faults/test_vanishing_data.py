@@ -14,19 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from oumi.core.data import sources
-from oumi.core.data.growing import GrowingTable
+from oumi.core.data.sources import source as sources
+from oumi.core.data.store.lazy_table import LazyTable
+from oumi.core.data.training_data import read_training_data
 from oumi.core.errors import DataError
+from oumi.core.inspect import gather_facts
 from oumi.core.plan.plan import make_plan
-from oumi.core.survey import survey
 from oumi.core.train import train
-from oumi.core.trainers.rows import read_all
 from tests.runs import losses, tiny_config
 
 
 @pytest.fixture(autouse=True)
 def is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes any file one that is trained while it is tokenised: the bound is a setting of the module."""
+    """Makes any file one that is trained while it is tokenized: the bound is a setting of the module."""
     monkeypatch.setattr(sources, "_LARGE_BYTES", 1)
     monkeypatch.setenv("OUMI_CACHE_DIR", str(tmp_path / "cache"))
 
@@ -58,9 +58,9 @@ HARMS = [change_a_row, add_a_row, cut, replace, Path.unlink]
 @pytest.mark.parametrize("harm", HARMS)
 def test_a_row_of_a_changed_file_is_never_used(tmp_path: Path, harm: Callable[[Path], None]) -> None:
     config = tiny_config(tmp_path)
-    rows = read_all(make_plan(config, survey(config)), datetime(2026, 1, 2))
+    rows = read_training_data(make_plan(config, gather_facts(config)), datetime(2026, 1, 2))
     table = rows.train.parts[0].table
-    assert isinstance(table, GrowingTable)
+    assert isinstance(table, LazyTable)
     assert len(table[3].tokens)
     time.sleep(0.01)  # a clock tick of the file system
     harm(tmp_path / "chats.jsonl")
@@ -113,8 +113,8 @@ def test_a_file_that_goes_away_before_the_rows_are_read_is_told(tmp_path: Path, 
     path = shutil.copy2(tmp_path / "chats.jsonl", tmp_path / "other.jsonl")
     params = config.data.train.datasets[0].model_copy(update={"dataset_path": str(path)})
     config.data.validation.datasets = [params]
-    plan = make_plan(config, survey(config))
+    plan = make_plan(config, gather_facts(config))
     gone = tmp_path / "chats.jsonl" if split == "train" else path
     gone.unlink()
     with pytest.raises(DataError, match=rf"{gone.name}: no such file"):
-        read_all(plan, datetime(2026, 1, 2))
+        read_training_data(plan, datetime(2026, 1, 2))

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from oumi.core.batch import collate
-from oumi.core.models.flat import make_flat
-from oumi.core.objectives.next_token import next_token_loss
+from oumi.core.methods.next_token import next_token_loss
+from oumi.core.models.acceleration.flat import make_flat
 from oumi.core.types.example import Example, Source
 
 SMALL = {

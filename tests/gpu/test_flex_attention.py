@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from oumi.core.models.flex_attention import documents_mask, flex_scored_attention, takes_flex
-from oumi.core.models.scored_attention import Scoring, scored_attention
+from oumi.core.models.attention.flex import documents_mask, flex_scored_attention, takes_flex
+from oumi.core.models.attention.scored import Scoring, scored_attention
 
 BATCHES = [(700, 300, 24), (129,), (512, 512), (3, 1, 200, 1500, 77)]
 SCORINGS = {

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from oumi.core.host import describe_host
-from oumi.core.models.compiled import compile_layers
-from oumi.core.models.flat import make_flat
-from oumi.core.models.fp8 import use_fp8
-from tests.core.models.test_fp8 import LARGE
+from oumi.core.models.acceleration.compile import compile_layers
+from oumi.core.models.acceleration.flat import make_flat
+from oumi.core.models.acceleration.fp8 import use_fp8
+from oumi.core.system.host import describe_host
+from tests.core.models.acceleration.test_fp8 import LARGE
 from tests.gpu.test_attention import gradient
 from tests.laws.test_cut import relative_error
 from tests.runs import batches, tiny_rows

@@ -7,14 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from oumi.core.batch import Head
-from oumi.core.objectives.linear_cross_entropy import linear_cross_entropy
+from oumi.core.batch import LmHead
+from oumi.core.methods.linear_cross_entropy import linear_cross_entropy
 from oumi.core.plan.parts import LossPlan
 
 WIDTH, VOCABULARY = 64, 40_000
 
 
-def by_torch(states: torch.Tensor, head: Head, targets: torch.Tensor, plan: LossPlan) -> torch.Tensor:
+def by_torch(states: torch.Tensor, head: LmHead, targets: torch.Tensor, plan: LossPlan) -> torch.Tensor:
     logits = head.logits(states)
     loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=plan.label_smoothing)
     return loss + plan.z_loss * logits.logsumexp(-1).square().sum()
@@ -31,10 +31,10 @@ def test_loss_and_gradients_are_those_of_the_definition(
     states = torch.randn(9_000, WIDTH, device="cuda").to(dtype).requires_grad_()
     weight = (torch.randn(VOCABULARY, WIDTH, device="cuda") * 0.2).to(dtype).requires_grad_()
     targets = torch.randint(VOCABULARY, (len(states),), device="cuda")
-    loss = linear_cross_entropy(states, Head(weight, None, 1.5, softcap), targets, plan)
+    loss = linear_cross_entropy(states, LmHead(weight, None, 1.5, softcap), targets, plan)
     loss.backward()
     wide = [one.detach().double().requires_grad_() for one in (states, weight)]
-    wanted = by_torch(wide[0], Head(wide[1], None, 1.5, softcap), targets, plan)
+    wanted = by_torch(wide[0], LmHead(wide[1], None, 1.5, softcap), targets, plan)
     wanted.backward()
     assert loss.item() == pytest.approx(wanted.item(), rel=close)
     for found, reference in zip((states, weight), wide, strict=True):

@@ -12,13 +12,13 @@ import torch
 from torch._dynamo.utils import counters
 
 from oumi.core.batch import Batch
-from oumi.core.host import describe_host
-from oumi.core.models.compiled import compile_layers
-from oumi.core.models.flat import make_flat
-from oumi.core.models.fused_layers import fuse_layers
+from oumi.core.methods.next_token import next_token_loss
+from oumi.core.models.acceleration.checkpointing import recompute_layers
+from oumi.core.models.acceleration.compile import compile_layers
+from oumi.core.models.acceleration.cpu_layers import fuse_layers
+from oumi.core.models.acceleration.flat import make_flat
 from oumi.core.models.language_model import LanguageModel
-from oumi.core.models.recompute import recompute_layers
-from oumi.core.objectives.next_token import next_token_loss
+from oumi.core.system.host import describe_host
 from oumi.core.train import train
 from tests.runs import batches, tiny_config, tiny_rows
 from tests.tiny import tiny_llama
@@ -113,7 +113,7 @@ def gradient(micro_batches: list[Batch], dtype: torch.dtype, path: str = "plain"
 
 def gradient_of(model: LanguageModel, micro_batches: list[Batch]) -> torch.Tensor:
     model.zero_grad()
-    num_terms = sum(batch.num_terms for batch in micro_batches)
+    num_terms = sum(batch.num_targets for batch in micro_batches)
     for batch in micro_batches:
         (next_token_loss(model, batch) / num_terms).backward()
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])

@@ -40,7 +40,7 @@ SAMPLES: dict[str, Any] = {
 }  # fmt: skip
 SAMPLES_OF_OTHERS = {"data.train.collator_name": "text_completions_only_with_padding"}
 ZERO_IS_NONE = {"training.max_steps", "training.warmup_steps", "training.warmup_ratio"}
-# Read by `dataset_for` and by the mixture; tests/core/test_datasets.py and tests/core/data hold what they do.
+# Read by `dataset_for` and by the mixture; the tests of both hold what they do.
 OF_DATASETS = {"dataset_name", "dataset_path", "split", "subset", "dataset_kwargs", "shuffle", "seed", "sample_count"}
 OF_DATASETS |= {"mixture_proportion", "transform_num_workers"}
 # Parts of the plan that the trainers of TRL and transformers only know by their own arguments.
@@ -87,7 +87,7 @@ def test_a_key_changes_what_is_done_or_is_refused_or_told_as_not_read(key: str, 
 
 @pytest.mark.parametrize("name", [name for name in vars(parts) if name.endswith("Plan")])
 def test_every_value_of_the_plan_is_read_by_our_own_trainer(name: str) -> None:
-    modules = ["oumi.core.train", "oumi.core.trainers.native", "oumi.core.callbacks.trackers"]
+    modules = ["oumi.core.train", "oumi.core.trainers.native", "oumi.core.monitoring.trackers"]
     read = {
         node.attr
         for path in imported_by(modules)

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oumi.core.configs import TrainingConfig
+from oumi.core.data.training_data import load_training_data
 from oumi.core.errors import DataError
+from oumi.core.inspect import gather_facts
 from oumi.core.plan.plan import make_plan
-from oumi.core.survey import survey
-from oumi.core.trainers.resume import find_start
-from oumi.core.trainers.rows import load_rows
+from oumi.core.trainers.resume import find_resume_point
 from tests.runs import tiny_config
 
 SOUND = (
@@ -52,9 +52,9 @@ def test_the_sums_of_the_report_add_up(
         config = mixture_of(Path(folder), files, truncation, strategy)
         config.data.train.pack = pack
         (Path(folder) / "out").mkdir()
-        plan = make_plan(config, survey(config, counts_rows=False))
+        plan = make_plan(config, gather_facts(config, counts_rows=False))
         try:
-            num_rows = len(load_rows(plan, find_start(plan).began).train)
+            num_rows = len(load_training_data(plan, find_resume_point(plan).began).train)
         except DataError as error:
             if "no row" not in str(error):  # to train on, or to draw from
                 raise

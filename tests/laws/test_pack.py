@@ -13,8 +13,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from oumi.core.batch import collate
-from oumi.core.models.flat import make_flat
-from oumi.core.models.fused_layers import fuse_layers
+from oumi.core.models.acceleration.cpu_layers import fuse_layers
+from oumi.core.models.acceleration.flat import make_flat
 from oumi.core.models.language_model import LanguageModel
 from oumi.core.types.example import Example, Source
 from tests.runs import tiny_rows
@@ -68,7 +68,7 @@ def test_changing_one_document_leaves_the_others_bitwise_unchanged(
         fuse_layers(inner)
     model = make_flat(inner, attention)
     before = model(collate(rows)).logits()
-    num_first = collate(rows[:1]).num_terms
+    num_first = collate(rows[:1]).num_targets
     rows[0].tokens[:] = (rows[0].tokens + 7) % 250
     after = model(collate(rows)).logits()
     assert not torch.equal(before[:num_first], after[:num_first])

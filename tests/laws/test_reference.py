@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
-from oumi.core.data.loader import Loader
-from oumi.core.data.mixture import Mixture, Part
+from oumi.core.data.pipeline.loader import Loader
+from oumi.core.data.pipeline.mixture import Mixture, Part
 from oumi.core.plan.parts import StepsPlan
 from oumi.core.train import train
 from tests.runs import losses, tiny_config, tiny_table

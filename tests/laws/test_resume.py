@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from oumi.core.checkpoint.identity import Identity, write_identity
-from oumi.core.data.templates import bundled_template
+from oumi.core.data.tokenize.chat_template import bundled_template
 from oumi.core.errors import ConfigError, DataError, OutputError, StorageError
 from oumi.core.plan.trajectory import differences, trajectory
 from oumi.core.train import train

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from oumi.core.configs import TrainingConfig
-from oumi.core.data.mixture import Mixture
+from oumi.core.data.pipeline.mixture import Mixture
 from oumi.core.datasets import DATASETS, BasePretrainingDataset
 from oumi.core.errors import DataError
 from oumi.core.train import train

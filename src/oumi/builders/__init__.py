@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from oumi.core import host
 from oumi.core.configs import DataParams, ModelParams, PeftParams, TrainingConfig, TrainingParams
 from oumi.core.configs.data import DatasetParams
 from oumi.core.plan.facts import Facts
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.plan import make_plan
+from oumi.core.system import host
 
 __all__ = [
     "build_chat_template",
@@ -24,8 +24,8 @@ __all__ = [
 
 def build_tokenizer(model_params: ModelParams) -> Any:
     """Returns the tokenizer of a model, with its chat template."""
-    from oumi.core.data.templates import chat_template_for
-    from oumi.core.models.tokenizers import load_tokenizer
+    from oumi.core.data.tokenize.chat_template import chat_template_for
+    from oumi.core.data.tokenize.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(_plan(model_params).model)
     tokenizer.chat_template = chat_template_for(tokenizer, model_params.chat_template)
@@ -57,7 +57,7 @@ def build_peft_model(base_model: Any, use_gradient_checkpointing: bool, peft_par
 
 def build_chat_template(template_name: str) -> str:
     """Returns the bundled chat template of that name."""
-    from oumi.core.data.templates import bundled_template
+    from oumi.core.data.tokenize.chat_template import bundled_template
 
     return bundled_template(template_name)
 

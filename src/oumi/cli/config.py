@@ -42,7 +42,7 @@ def show(
     from oumi.cli.overrides import parse_overrides
     from oumi.core.configs.loading import leaves, to_plain
     from oumi.core.recipes import resolve_config
-    from oumi.core.redact import redact
+    from oumi.core.system.redact import redact
 
     path = resolve_config(file, kind_of(file))
     config = class_of(path).load(path, parse_overrides(context.args))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -16,10 +17,12 @@ from oumi.cli.config import EXTRA
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import Tensor
 
-    from oumi.core.data.statistics import Statistics
+    from oumi.core.data.checks.statistics import Statistics
+    from oumi.core.data.training_data import Epoch, TrainingData
     from oumi.core.plan.parts import Plan
-    from oumi.core.trainers.rows import Epoch, Rows
+    from oumi.core.types.example import Example
 
 data_app = typer.Typer(help="Look at the rows of a config.", no_args_is_help=True)
 
@@ -37,36 +40,84 @@ def preview(
     context: typer.Context,
     config: ConfigOption,
     split: Annotated[Split, typer.Option(help="Which rows.")] = Split.TRAIN,
-    rows: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="How many rows.", show_default="3, with --json all of an epoch")
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Draw every token of long rows.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON Lines: one object per document, then the ledgers.")
+    ] = False,
 ) -> None:
     """Draw the first rows that will be trained, token by token: what is learned stands in colour and in brackets."""
+    # A stream has no end that is known, so all of its rows are those of the kept data set.
+    plan, data = _loaded(config, context.args, keeps=as_json and rows is None)
+    count = rows or (sys.maxsize if as_json else 3)
+    epoch = data.validation
+    first = data.first(plan, count) if split == Split.TRAIN else map(epoch.group, range(min(count, len(epoch))))
+    if as_json:
+        _print_documents(first, data)
+    else:
+        _draw_rows(first, plan, data, split, full)
+
+
+def _print_documents(rows: Iterable[Sequence[Example]], data: TrainingData) -> None:
+    """Prints each document as it stands in a batch, as JSON Lines, then the ledgers of all splits.
+
+    A document has `row` (its place in the order), `ids`, `labels` (-100 where nothing is learned), `source`, and where
+    there are images `features`: by name, the shape, mean and standard deviation of what the model takes of them.
+    """
+    from oumi.core.batch import IGNORED
+
+    for number, examples in enumerate(rows):
+        for document in (document for example in examples for document in example.documents()):
+            batch = data.preprocessor.collate([document])
+            record: dict[str, Any] = {
+                "row": number,
+                "source": str(document.source),
+                "ids": batch.tokens.tolist(),
+                "labels": [IGNORED, *batch.targets.tolist()[:-1]],  # a target is the token that follows
+            }
+            if batch.features:
+                record["features"] = {
+                    name: {"shape": list(tensor.shape), "mean": tensor.double().mean().item(), "std": _std(tensor)}
+                    for name, tensor in batch.features.items()
+                }
+            typer.echo(json.dumps(record))
+    data.close(may_wait=True)
+    ledgers = {split: [ledger.to_dict() for ledger in ledgers] for split, ledgers in data.ledgers.items() if ledgers}
+    typer.echo(json.dumps({"ledgers": ledgers}))
+
+
+def _std(tensor: Tensor) -> float | None:
+    """Returns the standard deviation, None of a single number."""
+    return tensor.double().std().item() if tensor.numel() > 1 else None
+
+
+def _draw_rows(rows: Iterable[Sequence[Example]], plan: Plan, data: TrainingData, split: Split, is_full: bool) -> None:
     from oumi.cli import drawing
 
-    plan, loaded = _loaded(config, context.args)
-    measured = loaded.validation
-    first = loaded.first(plan, rows) if split == Split.TRAIN else map(measured.group, range(min(rows, len(measured))))
     out = drawing.console()
     drawing.draw_note(out, drawing.LEGEND, indent=0, style="bright_black")
-    for number, group in enumerate(first, 1):
-        documents = [(one, part) for one in group for part in one.documents()]
+    for number, examples in enumerate(rows, 1):
+        documents = [(example, document) for example in examples for document in example.documents()]
         if len(documents) > 1:
-            size = sum(len(part.tokens) for _, part in documents)
+            size = sum(len(document.tokens) for _, document in documents)
             drawing.rule(out, f"row {number}: {len(documents)} documents, {drawing.counted(size, 'token')}")
         for place, (example, document) in enumerate(documents):
             name = _name_of(plan, number, place, len(documents))
-            targets = int(document.is_target.sum())
-            size_text = f"{drawing.counted(len(document.tokens), 'token')}, {targets:,} trained"
-            room = out.width - len(name) - len(size_text) - 9
-            drawing.rule(out, f"{name}: {drawing.shortened(str(document.source), max(room, 12))}, {size_text}")
-            drawing.draw_document(out, document, loaded.tools.tokenizer, full)
+            num_targets = int(document.is_target.sum())
+            size_text = f"{drawing.counted(len(document.tokens), 'token')}, {num_targets:,} trained"
+            width = out.width - len(name) - len(size_text) - 9
+            drawing.rule(out, f"{name}: {drawing.shortened(str(document.source), max(width, 12))}, {size_text}")
+            drawing.draw_document(out, document, data.preprocessor.tokenizer, is_full)
             if example.num_cut and place + 1 == len(documents):
                 cut = drawing.counted(example.num_cut, "token")
                 drawing.draw_note(out, f"✂ truncated: {cut} of this row cut off", 0, "bold red")
-    loaded.close()
-    rejected = sum(one.counts.rejected for one in loaded.ledgers[split])
-    if rejected:
-        drawing.draw_note(out, f"✗ {drawing.counted(rejected, 'row')} cannot be used: see oumi data validate", 0, "red")
+    data.close()
+    num_rejected = sum(ledger.counts.rejected for ledger in data.ledgers[split])
+    if num_rejected:
+        rejected = drawing.counted(num_rejected, "row")
+        drawing.draw_note(out, f"✗ {rejected} cannot be used: see oumi data validate", 0, "red")
 
 
 def stats(
@@ -76,14 +127,14 @@ def stats(
 ) -> None:
     """Count and plot: rows, tokens, lengths, what is trained or cut, duplicates, rows that splits share."""
     from oumi.cli import drawing
-    from oumi.core.data.statistics import describe
-    from oumi.core.trainers.streaming import Streamed
+    from oumi.core.data.build_stream import StreamedRows
+    from oumi.core.data.checks.statistics import describe
 
     plan, loaded = _loaded(config, context.args, keeps=True)
     loaded.close(may_wait=True)
     out, made = drawing.console(), dict[str, Any]()
     for split, epoch in (("train", loaded.train), ("validation", loaded.validation)):
-        assert not isinstance(epoch, Streamed), "a stream is kept, so that it can be counted"
+        assert not isinstance(epoch, StreamedRows), "a stream is kept, so that it can be counted"
         if not len(epoch):
             continue
         whole = describe(epoch.parts)
@@ -112,8 +163,8 @@ def validate(context: typer.Context, config: ConfigOption) -> None:
 
     from oumi.cli import drawing
     from oumi.core.data.ledger import Ledger
+    from oumi.core.data.validate import problems_of
     from oumi.core.errors import DataError
-    from oumi.core.trainers.validation import problems_of
 
     ledgers: dict[str, list[Ledger]] = {"train": [], "validation": []}
     problems = problems_of(_planned(config, context.args), datetime.now(), ledgers)
@@ -142,19 +193,19 @@ for _command in (preview, stats, validate):
 def _planned(config: str, arguments: list[str]) -> Plan:
     """Returns the plan of a config; its trainer need not be built yet."""
     from oumi.cli.overrides import parse_overrides
+    from oumi.core.inspect import gather_facts
     from oumi.core.plan.plan import make_plan
     from oumi.core.plan.refusals import load_checked
     from oumi.core.plan.trainer_kwargs import as_run
     from oumi.core.recipes import resolve_config
-    from oumi.core.survey import survey
 
     loaded = as_run(load_checked(resolve_config(config), parse_overrides(arguments), reads_only=True))
     if loaded.data.validation.datasets and loaded.training.eval_strategy == "no":
         loaded.training.eval_strategy = "epoch"  # so that the rows are read, though no training measures them
-    return make_plan(loaded, survey(loaded, may_download=True, counts_rows=False))
+    return make_plan(loaded, gather_facts(loaded, may_download=True, counts_rows=False))
 
 
-def _loaded(config: str, arguments: list[str], keeps: bool = False) -> tuple[Plan, Rows]:
+def _loaded(config: str, arguments: list[str], keeps: bool = False) -> tuple[Plan, TrainingData]:
     """Returns the plan of a config and its rows; those that cannot be used are counted, and left out.
 
     Args:
@@ -165,24 +216,24 @@ def _loaded(config: str, arguments: list[str], keeps: bool = False) -> tuple[Pla
     from datetime import datetime
 
     plan = _planned(config, arguments)
-    from oumi.core.trainers.rows import read_all
+    from oumi.core.data.training_data import read_training_data
 
     train, validation = (replace(one, max_rejected_rows=sys.maxsize) for one in (plan.data.train, plan.data.validation))
     train = replace(train, stream=train.stream and not keeps)
     plan = replace(plan, data=replace(plan.data, train=train, validation=validation))
-    return plan, read_all(plan, datetime.now())
+    return plan, read_training_data(plan, datetime.now())
 
 
 def _name_of(plan: Plan, number: int, place: int, num_documents: int) -> str:
     """Returns what a document is called above it."""
-    if plan.trainer == "TRL_DPO":
+    if plan.method.spec.term == "pair":
         return ("chosen", "rejected")[place]
     return f"document {place + 1}" if num_documents > 1 else f"row {number}"
 
 
 def _packing(epoch: Epoch) -> dict[str, Any] | None:
     """Returns how an epoch is packed, None if it is not."""
-    from oumi.core.data.packing import Packed
+    from oumi.core.data.pipeline.packing import Packed
 
     return {"rows": len(epoch), "empty_share": epoch.empty_share} if isinstance(epoch, Packed) else None
 
@@ -190,7 +241,7 @@ def _packing(epoch: Epoch) -> dict[str, Any] | None:
 def _tell_datasets(out: Console, ledgers: list[dict[str, Any]], parts: list[Statistics]) -> None:
     """Prints what became of the rows of each data set, and what each has of an epoch."""
     from oumi.cli import drawing
-    from oumi.core.data.statistics import histogram, percentiles
+    from oumi.core.data.checks.statistics import histogram, percentiles
 
     names = [one["dataset"] for one in ledgers]
     keys = ("read", "trained", "truncated", "rejected")
@@ -236,10 +287,10 @@ def _tell_losses(out: Console, name: str, ledger: dict[str, Any]) -> None:
 def _tell_epoch(out: Console, plan: Plan, found: Statistics, packed: dict[str, Any] | None) -> None:
     """Prints the totals of an epoch and how its lengths are spread."""
     from oumi.cli import drawing
-    from oumi.core.data.statistics import histogram, percentiles
+    from oumi.core.data.checks.statistics import histogram, percentiles
 
     share = found.num_targets / max(found.num_tokens, 1)
-    what = "pair" if plan.trainer == "TRL_DPO" else "row"
+    what = "pair" if plan.method.spec.term == "pair" else "row"
     drawing.draw_note(
         out,
         f"an epoch: {drawing.counted(found.num_rows, what)}, {found.num_tokens:,} tokens, "
@@ -258,7 +309,7 @@ def _tell_epoch(out: Console, plan: Plan, found: Statistics, packed: dict[str, A
 def _tell_duplicates(out: Console, duplicates: dict[str, Any], names: list[str]) -> None:
     """Prints which rows stand in the data more than once; a file is named without its folder."""
     from oumi.cli import drawing
-    from oumi.core.trainers.duplicates import TOLD
+    from oumi.core.data.checks.duplicates import TOLD
 
     for kind, one in duplicates.items():
         if one["rows"]:

@@ -12,7 +12,7 @@ from rich.text import Text
 from oumi.core.types.example import printable
 
 if TYPE_CHECKING:
-    from oumi.core.data.statistics import Bin
+    from oumi.core.data.checks.statistics import Bin
     from oumi.core.types.example import Example
 
 LEGEND = "⟦trained⟧  not trained   ▸ a turn begins   ↵ a new line"

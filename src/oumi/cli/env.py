@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from oumi.core.environment import PACKAGES, describe_environment
+from oumi.core.system.environment import PACKAGES, describe_environment
 
 
 def env(

@@ -16,8 +16,9 @@ from oumi.cli.env import env
 from oumi.cli.plan import plan
 from oumi.cli.quickstart import quickstart
 from oumi.cli.train import train
-from oumi.core import host, log
+from oumi.core import log
 from oumi.core.errors import OumiError
+from oumi.core.system import host
 
 app = typer.Typer(
     name="oumi",

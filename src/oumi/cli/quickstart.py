@@ -26,7 +26,7 @@ def quickstart(
     max_steps: Annotated[int | None, typer.Option(min=1, help="Stop early; fewer answers will be right.")] = None,
 ) -> None:
     """Train a tiny model for about a minute and see what it learned. Needs no GPU, account or network."""
-    from oumi.core.host import keep_freed_memory, let_waiting_threads_sleep
+    from oumi.core.system.host import keep_freed_memory, let_waiting_threads_sleep
 
     let_waiting_threads_sleep()
     keep_freed_memory()

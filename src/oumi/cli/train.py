@@ -20,9 +20,10 @@ def train(
 ) -> None:
     """Train a model. Any key of the config can follow: --training.learning_rate 1e-4."""
     from oumi.cli.overrides import parse_overrides, refuse_malformed
-    from oumi.core import host, recipes
+    from oumi.core import recipes
     from oumi.core.configs.loading import read_text
     from oumi.core.plan.refusals import load_checked
+    from oumi.core.system import host
 
     if list_recipes:
         for recipe in recipes.list_recipes():

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One flat stream of tokens, documents end to end without padding; and what a model says of it.
 
-Shape letters: T tokens of the stream, D documents, N trained positions, d hidden size, V vocabulary.
+Shape letters: T tokens of the stream, D documents, R rows, N trained positions, d hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,10 +36,16 @@ class Batch:
     """Where each document begins, and where the last one ends [D + 1]."""
     sources: tuple[Source, ...]
     """Where each document came from [D]."""
+    rows: tuple[int, ...]
+    """Number of the first document of each row, and behind the last row that of all documents [R + 1].
+
+    A row is what a method learns from as a whole: a chat, or the two documents of a preference pair."""
+    columns: tuple[Mapping[str, Any], ...]
+    """What a method needs of each row beside tokens, by name [R]: for instance the label of a judged completion."""
     features: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """What a model that sees pictures takes beside tokens, by its name: of all the pictures, in order."""
-    num_pictures: tuple[int, ...] = ()
-    """Pictures of each document [D], empty if there are none at all."""
+    """What a model that sees images takes beside tokens, by its name: of all the images, in order."""
+    num_images: tuple[int, ...] = ()
+    """Images of each document [D], empty if there are none at all."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -46,8 +53,13 @@ class Batch:
         return tuple(b - a for a, b in pairwise(self.offsets))
 
     @property
-    def num_terms(self) -> int:
-        """How many terms the loss sums: the trained positions."""
+    def num_rows(self) -> int:
+        """How many rows there are."""
+        return len(self.rows) - 1
+
+    @property
+    def num_targets(self) -> int:
+        """How many positions are trained."""
         return len(self.trained)
 
     @property
@@ -65,22 +77,30 @@ class Batch:
         return replace(self, **moved, features=features)
 
     def documents(self) -> Iterator[Batch]:
-        """Yields each document as a batch of its own, without its pictures."""
+        """Yields each document as a batch of its own, without its images."""
         for i in range(len(self.sources)):
-            yield self._part(i, i + 1)
+            yield self._part(i, i + 1, rows=(0, 1), columns=({},))
 
     def cut(self, num_parts: int) -> list[Batch]:
-        """Returns the documents, in order, as at most `num_parts` batches of about as many tokens each.
+        """Returns the rows, in order, as at most `num_parts` batches of about as many tokens each.
 
-        A batch with pictures stays whole: which features belong to which of them, only the model knows.
+        No row is parted. A batch with images stays whole: which features belong to which of them, only the model knows.
         """
-        if num_parts == 1 or self.num_pictures:
+        if num_parts == 1 or self.num_images:
             return [self]
+        row_offsets = np.array([self.offsets[document] for document in self.rows])
         places = [self.num_tokens * i / num_parts for i in range(num_parts + 1)]
-        edges = sorted({int(np.argmin(np.abs(np.array(self.offsets) - place))) for place in places})
-        return [self._part(a, b) for a, b in pairwise(edges)]
+        edges = sorted({int(np.argmin(np.abs(row_offsets - place))) for place in places})
+        return [self.part(first, last) for first, last in pairwise(edges)]
 
-    def _part(self, first: int, last: int) -> Batch:
+    def part(self, first: int, last: int) -> Batch:
+        """Returns the rows from `first` to before `last`, without their images."""
+        begin, end = self.rows[first], self.rows[last]
+        rows = tuple(document - begin for document in self.rows[first : last + 1])
+        return self._part(begin, end, rows, self.columns[first:last])
+
+    def _part(self, first: int, last: int, rows: tuple[int, ...], columns: tuple[Mapping[str, Any], ...]) -> Batch:
+        """Returns the documents from `first` to before `last`."""
         start, end = self.offsets[first], self.offsets[last]
         targets = self.targets[start:end]
         return Batch(
@@ -90,6 +110,8 @@ class Batch:
             trained=(targets != IGNORED).nonzero()[:, 0],
             offsets=tuple(place - start for place in self.offsets[first : last + 1]),
             sources=self.sources[first:last],
+            rows=rows,
+            columns=columns,
         )
 
 
@@ -110,11 +132,13 @@ def collate(examples: Sequence[Example]) -> Batch:
         trained=torch.from_numpy(np.flatnonzero(is_target[1:])),
         offsets=tuple(offsets.tolist()),
         sources=tuple(source for example in examples for source in example.sources),
+        rows=(0, *np.cumsum([len(example.starts) for example in examples]).tolist()),
+        columns=tuple(example.columns for example in examples),
     )
 
 
 @dataclass(frozen=True)
-class Head:
+class LmHead:
     """What turns hidden states h into logits: softcap * tanh(scale * (h W^T + b) / softcap)."""
 
     weight: torch.Tensor
@@ -137,7 +161,7 @@ class Prediction:
 
     states: torch.Tensor
     """Hidden states [N, d]; the logits [N, V] themselves where there is no head."""
-    head: Head | None = None
+    head: LmHead | None = None
 
     def logits(self) -> torch.Tensor:
         """Returns the logits [N, V]."""

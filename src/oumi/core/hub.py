@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
-from oumi.core.errors import ConfigError, DataError, OumiError, StorageError
+from oumi.core.errors import ConfigError, DataError, OumiError, RefusedError, StorageError
 
 _DEFAULT_ENDPOINT = "https://huggingface.co"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -38,6 +38,19 @@ def hub_errors(what: str, name: str) -> Iterator[None]:
         if told is None:
             raise
         raise told from error
+
+
+@contextmanager
+def remote_code_refused(name: str) -> Iterator[None]:
+    """Turns transformers' question about code of the Hub into an error that says what to set."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise RefusedError(
+            f"{name} brings its own Python code. Read it, and if you trust it, set `model.trust_remote_code: true`."
+        ) from None
 
 
 def _explain(what: str, name: str, error: BaseException) -> OumiError | None:

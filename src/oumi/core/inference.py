@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.utils import logging as transformers_logging
 
 from oumi.core.errors import ConfigError, RefusedError, StorageError, did_you_mean
-from oumi.core.host import describe_host
 from oumi.core.recipes import resolve_asset
+from oumi.core.system.host import describe_host
 
 Messages = Sequence[Mapping[str, str]]
 """A chat: `role` and `content` of each turn."""

@@ -66,7 +66,7 @@ class RegistryType(Enum):
     DATASET = auto()
 
 
-_TABLES: dict[RegistryType, tuple[Registry[Any], str]] = {RegistryType.DATASET: (DATASETS, "oumi.core.datasets")}
+_TABLES: dict[RegistryType, tuple[Registry[Any], str]] = {RegistryType.DATASET: (DATASETS, "oumi.core.data.datasets")}
 """The table of each kind, and the module that enters the parts which ship."""
 
 

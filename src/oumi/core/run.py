@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -15,8 +15,8 @@ from oumi.core.batch import Batch
 from oumi.core.distributed.world import World
 from oumi.core.plan.parts import Plan
 
-Objective = Callable[[torch.nn.Module, Batch], torch.Tensor]
-"""What is minimised: a sum over the terms of a batch."""
+if TYPE_CHECKING:
+    from oumi.core.methods.method import Method
 
 
 @dataclass
@@ -27,7 +27,7 @@ class TrainState:
     """Optimizer steps taken."""
     num_tokens: int = 0
     """Tokens that went through the model."""
-    num_terms: int = 0
+    num_targets: int = 0
     """Tokens that were trained."""
     epoch: float = 0.0
     parts: int = 1
@@ -43,10 +43,11 @@ class StepReport:
     grad_norm: float
     """Before clipping."""
     learning_rate: float
-    num_terms: int
+    num_targets: int
+    """Tokens that were trained."""
     num_tokens: int
     extra: Mapping[str, float] = field(default_factory=dict)
-    """What another trainer logs beside."""
+    """What the method measures beside, means over the terms; or what another trainer logs."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -67,7 +68,8 @@ class Run(Progress):
 
     world: World
     model: torch.nn.Module
-    objective: Objective
+    method: Method
+    """What is minimized."""
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler

@@ -8,10 +8,10 @@ import os
 
 from oumi.core.configs import TrainingConfig
 from oumi.core.configs.loading import dump, leaves
-from oumi.core.environment import describe_environment
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.render import plan_json
-from oumi.core.redact import redact
+from oumi.core.system.environment import describe_environment
+from oumi.core.system.redact import redact
 
 
 def write_records(plan: Plan, source: str | None) -> None:

@@ -9,23 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oumi.core import host, log
-from oumi.core.checkpoint.identity import Identity, hold
+from oumi.core import log
+from oumi.core.checkpoint.identity import Identity, lock_output_dir
 from oumi.core.checkpoint.store import storage_errors
 from oumi.core.configs import TrainingConfig
 from oumi.core.configs.loading import dump
+from oumi.core.data.training_data import load_training_data, write_report
 from oumi.core.distributed.world import World
 from oumi.core.errors import ConfigError
+from oumi.core.inspect import gather_facts, index_ahead
 from oumi.core.plan.fitting import with_rows
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import check
 from oumi.core.plan.render import plan_text
-from oumi.core.plan.trainer_kwargs import as_run
 from oumi.core.run_directory import write_plan, write_records
-from oumi.core.survey import index_ahead, survey
-from oumi.core.trainers.resume import begin, find_start, mark_finished
-from oumi.core.trainers.rows import load_rows, write_report
+from oumi.core.system import host
+from oumi.core.trainers.resume import begin, find_resume_point, mark_finished
 from oumi.core.trainers.trainer import TRAINERS
 
 
@@ -64,35 +64,39 @@ def train(
     index_ahead(config)
     TRAINERS.get(config.training.trainer_type.name)  # imports what takes long, meanwhile
     with World.start() as world:
-        plan = make_plan(config, survey(as_run(config), may_download=True), world.size)  # pure: every number decided
+        plan = make_plan(config, gather_facts(config, may_download=True), world.size)  # pure: every number decided
         print(
             dump(config, hides_secrets=True) + plan_text(plan) if verbose else plan_text(plan),
             file=sys.stderr,
             flush=True,
         )
-        with hold(plan.output_dir), storage_errors(plan.output_dir), log.file(plan.output_dir, plan.logs.level):
+        with (
+            lock_output_dir(plan.output_dir),
+            storage_errors(plan.output_dir),
+            log.file(plan.output_dir, plan.logs.level),
+        ):
             log.logger.info("%s", plan_text(plan))
             return _run(plan, world, source)
 
 
 def _run(plan: Plan, world: World, source: str | None) -> TrainResult:
-    start = find_start(plan)
-    rows = load_rows(plan, start.began)
-    if start.is_finished(plan, rows.fingerprint):
+    start = find_resume_point(plan)
+    data = load_training_data(plan, start.began)
+    if start.is_finished(plan, data.fingerprint):
         return _complete(plan, start.identity)
-    start.check_rows(rows.fingerprint)
-    plan = with_rows(plan, rows.num_rows, rows.largest)  # refused here if memory is short
+    start.check_rows(data.fingerprint)
+    plan = with_rows(plan, data.num_rows, data.largest)  # refused here if memory is short
     begin(plan, start)
     write_records(plan, source)
-    trainer = TRAINERS.get(plan.trainer).build(plan, world, rows, start)
+    trainer = TRAINERS.get(plan.trainer).build(plan, world, data, start)
     write_plan(trainer.run.plan)
     try:
         trainer.train()
     finally:
-        rows.close()
-        write_report(plan.output_dir, rows.ledgers, rows.duplicates)
+        data.close()
+        write_report(plan.output_dir, data.ledgers, data.duplicates)
     trainer.save(plan.output_dir)
-    mark_finished(trainer.run, start, rows.fingerprint)
+    mark_finished(trainer.run, start, data.fingerprint)
     return TrainResult(plan.output_dir, trainer.run.state.step, dict(trainer.run.metrics))
 
 

@@ -44,7 +44,7 @@ LOAD = """
 import json, time
 from oumi.core.configs import TrainingConfig
 from oumi.core.errors import ConfigError
-from oumi.core.host import peak_memory_bytes
+from oumi.core.system.host import peak_memory_bytes
 before = peak_memory_bytes()
 started = time.process_time()
 try:

@@ -24,7 +24,7 @@ PROBLEMS = {
     "grpo_tldr_train": {"training.trainer_type": NOT_BUILT},
     "letter_counting_grpo_train": {"training.trainer_type": NOT_BUILT},
     "qwen2_5_vl_openr1_train": {
-        "data.train.collator_name": "TRL_SFT is not given pictures yet",
+        "data.train.collator_name": "TRL_SFT is not given images yet",
         "training.output_dir": "environment variable SCRATCH_OF_THE_CLUSTER is not set",
         "fsdp.enable_fsdp": NOT_BUILT,
     },

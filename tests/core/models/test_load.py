@@ -14,13 +14,13 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
 
 from oumi.core.configs import PeftParams
+from oumi.core.data.tokenize.tokenizer import load_tokenizer
 from oumi.core.errors import ConfigError, RefusedError
+from oumi.core.inspect import gather_facts
 from oumi.core.models.adapters import add_lora, save_model
 from oumi.core.models.build import build_model
 from oumi.core.models.load import load_model
-from oumi.core.models.tokenizers import load_tokenizer
 from oumi.core.plan.plan import make_plan
-from oumi.core.survey import survey
 from oumi.core.train import train
 from tests.runs import tiny_config
 from tests.tiny import byte_tokenizer, save_tiny_model, tiny_llama
@@ -37,7 +37,7 @@ def plan(folder: Path, peft: dict[str, Any] | None = None, **settings: Any) -> A
     for name, value in settings.items():
         setattr(config.model, name, value)
     config.peft = PeftParams(**(peft or {}))
-    return make_plan(config, survey(config))
+    return make_plan(config, gather_facts(config))
 
 
 def test_a_model_is_loaded_as_it_was_saved(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from oumi.core.plan.parts import Plan
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import refusals
 
-MODEL = ModelFacts(True, stored_dtype="float32", max_positions=2048, tokenizer_length=1024, sees_pictures=True)
+MODEL = ModelFacts(True, stored_dtype="float32", max_positions=2048, tokenizer_length=1024, sees_images=True)
 FACTS = Facts("cpu", "CPU", False, 2, 24 << 30, 10**12, num_rows=103, model=MODEL)
 PADDING, VISION = "text_with_padding", "vision_language_with_padding"
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from oumi.core.errors import OutputError
-from oumi.core.plan.disk import plan_disk, saved_of_files, with_saved
+from oumi.core.inspect import gather_facts
+from oumi.core.plan.disk import plan_disk, saved_size_of_files, with_saved_size
 from oumi.core.plan.facts import ModelFacts
-from oumi.core.plan.parts import CheckpointPlan, OptimizerPlan, Saved, StepsPlan
+from oumi.core.plan.parts import CheckpointPlan, OptimizerPlan, SavedSize, StepsPlan
 from oumi.core.plan.plan import make_plan
-from oumi.core.survey import survey
 from oumi.core.train import train
 from tests.runs import tiny_config
 from tests.tiny import save_tiny_model
@@ -44,7 +44,7 @@ def bytes_below(folder: Path) -> int:
     ],
 )
 def test_as_many_checkpoints_as_stand_together(saving: CheckpointPlan, num_rows: int | None, standing: int) -> None:
-    disk = plan_disk(StepsPlan(1, 1, 1, 1, None, num_rows), saving, ADAM, Saved(MB, MB), 1)
+    disk = plan_disk(StepsPlan(1, 1, 1, 1, None, num_rows), saving, ADAM, SavedSize(MB, MB), 1)
     assert disk.num_checkpoints == standing
     assert disk.total_bytes == standing * 3 * MB + MB
 
@@ -54,7 +54,7 @@ def test_as_many_checkpoints_as_stand_together(saving: CheckpointPlan, num_rows:
 )
 def test_an_optimizer_is_saved_with_its_state(optimizer: str, momentum: float, state: int) -> None:
     plan = replace(ADAM, name=optimizer, momentum=momentum)
-    disk = plan_disk(StepsPlan(1, 1, 1, 1, None, 20), checkpoints(), plan, Saved(4 * MB, MB), 1)
+    disk = plan_disk(StepsPlan(1, 1, 1, 1, None, 20), checkpoints(), plan, SavedSize(4 * MB, MB), 1)
     assert disk.checkpoint_bytes == 4 * MB + state * MB
 
 
@@ -65,7 +65,7 @@ def test_the_prediction_is_what_a_checkpoint_takes(tmp_path: Path, lora: dict[st
     config.peft.lora_r = 32
     for key, value in lora.items():
         setattr(config.peft, key, value)
-    predicted = make_plan(config, survey(config)).disk
+    predicted = make_plan(config, gather_facts(config)).disk
     train(config)
     assert predicted.checkpoint_bytes == pytest.approx(bytes_below(tmp_path / "out" / "checkpoint-2"), rel=0.05)
     final = next((tmp_path / "out").glob("*model.safetensors"))
@@ -73,13 +73,13 @@ def test_the_prediction_is_what_a_checkpoint_takes(tmp_path: Path, lora: dict[st
 
 
 def test_nothing_is_predicted_of_a_model_that_is_not_here(tmp_path: Path) -> None:
-    assert saved_of_files(ModelFacts(), "float32", None) is None
+    assert saved_size_of_files(ModelFacts(), "float32", None) is None
 
 
 def test_a_run_without_room_is_refused_with_what_would_help(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, save_steps=1)
-    plan = make_plan(config, replace(survey(config), free_bytes=MB))
+    plan = make_plan(config, replace(gather_facts(config), free_bytes=MB))
     assert any(note.startswith("disk: not enough") for note in plan.notes)
     with pytest.raises(OutputError, match=r"writes \d+ MB and .* has 1 MB free.*save_total_limit") as refused:
-        with_saved(plan, Saved(MB, MB))
+        with_saved_size(plan, SavedSize(MB, MB))
     assert refused.value.exit_code == 73

@@ -14,33 +14,33 @@ from typing import Any
 import pytest
 
 from oumi.core.errors import ConfigError
-from oumi.core.host import memory_limit
+from oumi.core.inspect import gather_facts
 from oumi.core.plan.fitting import changes_that_fit, memory_of, with_rows, with_what_fits
-from oumi.core.plan.memory import Largest, plan_memory
+from oumi.core.plan.memory import LargestMicroBatch, plan_memory
 from oumi.core.plan.parts import LoraPlan, MemoryPlan, Plan
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.render import plan_json, plan_text
 from oumi.core.plan.shapes import ModelShape, shape_of
-from oumi.core.survey import survey
+from oumi.core.system.host import memory_limit
 from oumi.core.train import train
 from tests.runs import build, tiny_config
 from tests.tiny import save_tiny_model, tiny_llama
 
 GB = 10**9
 LLAMA = ModelShape("llama", 16, 2048, 32, 8, 64, 8192, 128_256, True)
-ROWS = Largest(8 * 512, 512)
-MANY = Largest(64 * 512, 512)
+ROWS = LargestMicroBatch(8 * 512, 512)
+MANY = LargestMicroBatch(64 * 512, 512)
 
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
     """Returns the plan of a run of a large model on a large machine."""
     config = tiny_config(tmp_path, per_device_train_batch_size=8, gradient_accumulation_steps=1)
-    facts = survey(config)
+    facts = gather_facts(config)
     return make_plan(config, replace(facts, memory_bytes=1000 * GB, model=replace(facts.model, shape=LLAMA)))
 
 
-def total(plan: Plan, largest: Largest = ROWS) -> int:
+def total(plan: Plan, largest: LargestMicroBatch = ROWS) -> int:
     found = memory_of(plan, largest)
     assert found is not None
     return found.total
@@ -81,19 +81,19 @@ def test_what_a_gpu_was_measured_to_hold_is_told(plan: Plan, case: str) -> None:
         steps=replace(plan.steps, accumulation=changes.get("accumulation", 1), micro_batch_rows=rows),
         gradient_checkpointing=changes.get("gradient_checkpointing"),
     )
-    memory = memory_of(found, Largest(rows * 4096, 4096))
+    memory = memory_of(found, LargestMicroBatch(rows * 4096, 4096))
     assert memory is not None
     assert (memory.total - memory.process) / 2**30 == pytest.approx(measured, rel=0.05), memory
 
 
 def test_more_rows_and_longer_ones_take_more(plan: Plan) -> None:
-    sizes = [total(plan, Largest(rows * 512, 512)) for rows in (1, 2, 3, 8, 64)]
+    sizes = [total(plan, LargestMicroBatch(rows * 512, 512)) for rows in (1, 2, 3, 8, 64)]
     assert sizes == sorted(sizes)
     assert len(set(sizes)) > 3
     eager = replace(plan, model=replace(plan.model, attention="eager"))
-    assert total(eager, Largest(4096, 4096)) == total(eager, ROWS) > total(plan), "scores are not kept"
+    assert total(eager, LargestMicroBatch(4096, 4096)) == total(eager, ROWS) > total(plan), "scores are not kept"
     padded = replace(eager, speed=replace(plan.speed, flat_batches=False))
-    assert total(padded, Largest(4096, 4096)) > total(padded, ROWS) > total(eager)
+    assert total(padded, LargestMicroBatch(4096, 4096)) > total(padded, ROWS) > total(eager)
 
 
 @pytest.mark.parametrize(
@@ -201,9 +201,9 @@ def test_a_plan_tells_its_memory_and_where_it_goes(plan: Plan) -> None:
 def test_rows_that_are_no_power_of_two_are_cut_too(plan: Plan) -> None:
     for rows in (3, 6, 9):
         cut = replace(plan, steps=replace(plan.steps, micro_batch_rows=rows))
-        largest = Largest(rows * 8192, 8192)
+        largest = LargestMicroBatch(rows * 8192, 8192)
         needed = total(
-            replace(cut, steps=replace(cut.steps, micro_batch_rows=1, accumulation=rows)), Largest(8192, 8192)
+            replace(cut, steps=replace(cut.steps, micro_batch_rows=1, accumulation=rows)), LargestMicroBatch(8192, 8192)
         )
         short = fitted(cut, int(needed / 0.95) + GB)
         texts = [change.text for change in changes_that_fit(short, largest)]
@@ -213,8 +213,8 @@ def test_rows_that_are_no_power_of_two_are_cut_too(plan: Plan) -> None:
 def test_micro_batches_left_to_us_are_the_largest_that_fit_and_a_step_keeps_its_rows(plan: Plan) -> None:
     plan = auto(plan, per_device_train_batch_size="auto")
 
-    def largest_of(cut: Plan) -> Largest:
-        return Largest(8192 * cut.steps.micro_batch_rows, 8192)
+    def largest_of(cut: Plan) -> LargestMicroBatch:
+        return LargestMicroBatch(8192 * cut.steps.micro_batch_rows, 8192)
 
     def rows(available: int) -> tuple[int, int]:
         found = with_what_fits(fitted(plan, available), largest_of)
@@ -262,7 +262,7 @@ def test_as_few_layers_compute_again_as_let_the_run_fit(plan: Plan) -> None:
 
 @pytest.mark.parametrize("is_tight", [True, False])
 @pytest.mark.parametrize("rows", [ROWS, MANY])
-def test_the_fewest_layers_are_found_wherever_some_will_do(plan: Plan, is_tight: bool, rows: Largest) -> None:
+def test_the_fewest_layers_are_found_wherever_some_will_do(plan: Plan, is_tight: bool, rows: LargestMicroBatch) -> None:
     settings = {"recompute_num_layers": "auto"}
     plan = auto(plan, enable_gradient_checkpointing=True, gradient_checkpointing_kwargs=settings)
     assert plan.memory is not None
@@ -302,8 +302,8 @@ def test_micro_batches_are_cut_before_layers_compute_again(plan: Plan) -> None:
         gradient_checkpointing_kwargs={"recompute_num_layers": "auto"},
     )
 
-    def largest_of(cut: Plan) -> Largest:
-        return Largest(8192 * cut.steps.micro_batch_rows, 8192)
+    def largest_of(cut: Plan) -> LargestMicroBatch:
+        return LargestMicroBatch(8192 * cut.steps.micro_batch_rows, 8192)
 
     single = replace(plan, gradient_checkpointing=None, steps=replace(plan.steps, micro_batch_rows=1, accumulation=8))
     needed = total(single, largest_of(single))
@@ -317,7 +317,7 @@ def test_what_is_left_to_a_plan_that_knows_no_memory_is_told(plan: Plan) -> None
     plan = auto(
         plan, enable_gradient_checkpointing=True, gradient_checkpointing_kwargs={"recompute_num_layers": "auto"}
     )
-    facts = survey(plan.config)
+    facts = gather_facts(plan.config)
     unknown = make_plan(plan.config, replace(facts, model=replace(facts.model, shape=None)))
     assert unknown.memory is None
     assert unknown.gradient_checkpointing == {"use_reentrant": False}
@@ -348,7 +348,7 @@ def test_every_change_that_is_named_fits(plan: Plan, share: float) -> None:
 
 
 def test_rows_that_are_read_make_the_bound_exact(plan: Plan) -> None:
-    exact = with_rows(plan, 24, lambda _: Largest(100, 30))
+    exact = with_rows(plan, 24, lambda _: LargestMicroBatch(100, 30))
     assert plan.memory is not None
     assert exact.memory is not None
     assert (plan.memory.is_bound, exact.memory.is_bound) == (True, False)
@@ -361,7 +361,7 @@ def test_a_run_is_not_refused_for_rows_that_may_be_short(plan: Plan) -> None:
     bound = fitted(plan, plan.memory.total)
     assert bound.memory is not None
     assert bound.memory.is_short
-    assert with_rows(bound, 24, lambda _: Largest(100, 30)).memory is not None
+    assert with_rows(bound, 24, lambda _: LargestMicroBatch(100, 30)).memory is not None
     assert with_rows(bound, None, lambda _: None) is not None
 
 
@@ -371,7 +371,7 @@ def test_a_run_is_not_refused_for_rows_that_may_be_short(plan: Plan) -> None:
 def test_a_plan_notes_that_memory_may_be_short(tmp_path: Path, plan: Plan, share: float, told: str) -> None:
     assert plan.memory is not None
     config = plan.config
-    facts = survey(config)
+    facts = gather_facts(config)
     facts = replace(facts, memory_bytes=int(plan.memory.total * share), model=replace(facts.model, shape=LLAMA))
     assert [told in note for note in make_plan(config, facts).notes if note.startswith("memory")] == [True]
 
@@ -391,7 +391,7 @@ def test_a_plan_notes_that_layers_are_computed_again_for_no_need(
     plan: Plan, share: float, settings: dict[str, Any], told: str
 ) -> None:
     config = auto(plan, enable_gradient_checkpointing=True, gradient_checkpointing_kwargs=settings).config
-    facts = survey(config)
+    facts = gather_facts(config)
     facts = replace(facts, memory_bytes=1000 * GB, model=replace(facts.model, shape=LLAMA))
     memory = make_plan(config, facts).memory
     assert memory is not None

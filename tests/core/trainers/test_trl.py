@@ -18,10 +18,10 @@ import pytest
 from oumi.core.configs import TrainingConfig
 from oumi.core.configs.loading import keys_of
 from oumi.core.errors import ConfigError, DataError
+from oumi.core.inspect import gather_facts
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.trainer_kwargs import OWN_KEYS, REFUSED
-from oumi.core.survey import survey
 from oumi.core.train import train
 from oumi.core.trainers.trl_methods import METHODS, NEWER_NAMES, arguments
 from tests.hub_server import HubServer
@@ -32,7 +32,7 @@ SAVING = {"save_steps": 3, "try_resume_from_last_checkpoint": True, "max_steps":
 
 
 def plan_of(config: TrainingConfig) -> Plan:
-    return make_plan(config, survey(config))
+    return make_plan(config, gather_facts(config))
 
 
 def loaded(place: str) -> Any:

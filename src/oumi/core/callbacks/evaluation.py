@@ -4,38 +4,48 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 import torch
 
 from oumi.core.batch import Batch
-from oumi.core.run import Callback, Objective, Run, StepReport
+from oumi.core.run import Callback, Run, StepReport
 
 
 class Evaluation(Callback):
-    """Tells `eval_loss` and `eval_perplexity`, the mean over all terms of the validation set."""
+    """Reports `eval_loss` and the metrics of the method, means over all terms of the validation set.
 
-    def __init__(self, batches: Callable[[], Iterable[Batch]], objective: Objective) -> None:
+    Of losses per token it reports `eval_perplexity`, too.
+    """
+
+    def __init__(self, batches: Callable[[], Iterable[Batch]]) -> None:
         self._batches = batches
-        self._objective = objective
 
     def step_end(self, run: Run, report: StepReport) -> None:  # type: ignore[override]  # our own loop shows a whole Run
         plan, step = run.plan.evaluation, run.state.step
         is_due = plan.every_steps and step % plan.every_steps == 0
         if is_due or (plan.every_epoch and run.loader.ends_epoch(step)):
-            loss = evaluate(run, self._batches(), self._objective)
-            run.callbacks.measured(run, {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 700.0))})
+            metrics = evaluate(run, self._batches())
+            if run.plan.method.spec.term == "token":
+                metrics["eval_perplexity"] = math.exp(min(metrics["eval_loss"], 700.0))
+            run.callbacks.measured(run, metrics)
 
 
 @torch.no_grad()
-def evaluate(run: Run, batches: Iterable[Batch], objective: Objective) -> float:
-    """Returns the mean of an objective over all terms of the batches; the model trains on as before."""
-    total = torch.zeros((), dtype=torch.float64, device=run.world.device)
+def evaluate(run: Run, batches: Iterable[Batch]) -> dict[str, float]:
+    """Returns the mean loss over all terms of the batches, and those of the method's metrics, by `eval_` names.
+
+    The model trains on as before.
+    """
+    sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=run.world.device))
     num_terms = 0
     run.model.eval()
     for batch in batches:
         with run.autocast():
-            total += objective(run.model, batch.to(run.world.device))
-        num_terms += batch.num_terms
+            loss = run.method.loss(run.model, batch.to(run.world.device))
+        for name, value in {"loss": loss.total, **loss.metrics}.items():
+            sums[name] += value
+        num_terms += run.method.num_terms(batch)
     run.model.train()
-    return total.item() / max(num_terms, 1)
+    return {f"eval_{name}": value.item() / max(num_terms, 1) for name, value in sums.items()}

@@ -79,11 +79,12 @@ def not_finite(run: Progress, broken: str, rows: Sequence[Source]) -> NotFiniteE
 def _guilty(run: Run, micro_batches: list[Batch]) -> Iterator[Source]:
     """Yields the rows whose own loss is not finite."""
     for batch in micro_batches:
-        for document in batch.documents():
+        for i in range(batch.num_rows):
+            row = batch.part(i, i + 1)
             with torch.no_grad(), run.autocast():
-                loss = run.objective(run.model, document.to(run.world.device))
-            if not _is_finite(float(loss)):
-                yield document.sources[0]
+                loss = run.method.loss(run.model, row.to(run.world.device))
+            if not _is_finite(float(loss.total)):
+                yield row.sources[0]
 
 
 def _is_finite(value: float) -> bool:

@@ -61,7 +61,7 @@ def new_run_id() -> str:
 
 
 @contextmanager
-def hold(output_dir: Path) -> Iterator[None]:
+def lock_output_dir(output_dir: Path) -> Iterator[None]:
     """Keeps other processes out of an output directory; the system lets go of it when this one ends, however it ends.
 
     Raises:

@@ -20,7 +20,7 @@ from oumi.core.configs.overrides import Override, apply, override_of
 from oumi.core.configs.problems import in_order, origin_of, place_of, section_of, split_key
 from oumi.core.configs.tree import MAX_BYTES, TreeError, parse, scalar
 from oumi.core.errors import ConfigError, Problem
-from oumi.core.redact import redact
+from oumi.core.system.redact import redact
 
 
 class BaseConfig(Params):

@@ -58,6 +58,11 @@ class TrainingParams(Params):
     # What runs.
     trainer_type: TrainerType = TrainerType.HF
     """Which trainer."""
+
+    method: str | None = None
+    """What trainer OUMI learns from the rows: `next_token` (supervised fine-tuning and pretraining) or `dpo`. Empty:
+    what `trainer_type` says, for OUMI `next_token`. Arguments of its loss, such as `beta`, stand in
+    `trainer_kwargs`."""
     use_peft: bool = False
     """Train an adapter, by the 'peft' section."""
     output_dir: Annotated[str, Field(min_length=1)] = "output"

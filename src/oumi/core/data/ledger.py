@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from oumi.core.errors import DataError
-from oumi.core.types.example import BadRow, Example, printable
+from oumi.core.types.example import Example, RejectedRow, printable
 
 _MOST_KEPT, _MOST_SHOWN = 1000, 20
 """Of the rejected rows: those in the report, and those in the message that stops a run."""
@@ -36,14 +36,14 @@ class Counts:
     cut_tokens: int = 0
     cut_target_tokens: int = 0
     rejected_tokens: int = 0
-    """Of rejected rows that were tokenised before they were found to be of no use."""
+    """Of rejected rows that were tokenized before they were found to be of no use."""
     rejected_target_tokens: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     """Why rows were rejected."""
     shown: list[str] = field(default_factory=list)
     """The first rejected rows, each with its reason."""
 
-    def reject(self, row: BadRow) -> None:
+    def reject(self, row: RejectedRow) -> None:
         """Notes a row that cannot be used."""
         self.read += 1
         self.rejected += 1

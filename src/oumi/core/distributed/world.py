@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from oumi.core import host
 from oumi.core.errors import ConfigError
+from oumi.core.system import host
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ import torch
 from oumi.core.batch import Batch, collate
 from oumi.core.errors import ConfigError
 from oumi.core.log import logger
-from oumi.core.plan.memory import Largest
+from oumi.core.methods.method import Loss
+from oumi.core.plan.memory import LargestMicroBatch
 from oumi.core.run import Run
 from oumi.core.types.example import Example, Source
 
 
-def add_gradients(run: Run, micro_batches: list[Batch], num_terms: int) -> torch.Tensor:
-    """Adds the gradients of a step to those of the weights, and returns its loss: a mean over `num_terms`.
+def add_gradients(run: Run, micro_batches: list[Batch], num_terms: int) -> Loss:
+    """Adds the gradients of a step to those of the weights, and returns its loss and metrics: means over `num_terms`.
 
     Where memory runs out, the step is computed anew with every micro-batch in twice as many parts, and so are all
     steps after it. Since a loss is a sum over the terms of the whole step, that changes the gradients by rounding
@@ -38,7 +39,7 @@ def add_gradients(run: Run, micro_batches: list[Batch], num_terms: int) -> torch
         _cut_smaller(run, parts)
 
 
-def try_largest(run: Run, largest: Largest | None) -> None:
+def try_largest_micro_batch(run: Run, largest: LargestMicroBatch | None) -> None:
     """Takes the gradients of the largest micro-batch and forgets them, so that a lack of memory shows before step 1.
 
     The optimizer's memory is taken meanwhile. Random numbers go on as if nothing had been. Nothing is tried where
@@ -47,24 +48,34 @@ def try_largest(run: Run, largest: Largest | None) -> None:
     if largest is None:
         return
     if not run.model.is_flat:  # each row is padded to the longest
-        largest = Largest(run.plan.steps.micro_batch_rows * largest.longest, largest.longest)
+        largest = LargestMicroBatch(run.plan.steps.micro_batch_rows * largest.longest, largest.longest)
     memory = run.plan.memory
-    held = 0 if run.optimizer.state or memory is None else memory.optimizer
-    batch = _like(largest)
+    reserved = 0 if run.optimizer.state or memory is None else memory.optimizer
+    batch = _like(largest, run.plan.method.spec.documents_per_row)
     run.model.train()
     with torch.random.fork_rng():
-        optimizer_state = torch.empty(held, dtype=torch.uint8, device=run.world.device)
-        add_gradients(run, [batch], batch.num_terms)
+        optimizer_state = torch.empty(reserved, dtype=torch.uint8, device=run.world.device)
+        add_gradients(run, [batch], run.method.num_terms(batch))
         del optimizer_state
     run.optimizer.zero_grad(set_to_none=True)
 
 
-def _like(largest: Largest) -> Batch:
+def _like(largest: LargestMicroBatch, documents_per_row: int) -> Batch:
     """Returns a micro-batch of that size, all of it of one token."""
     whole, rest = divmod(largest.tokens, largest.longest)
     lengths = [largest.longest] * whole + [rest] * (rest > 0)
     source = Source("", "the longest rows", 0)
-    return collate([Example(np.zeros(n, dtype=np.int32), np.ones(n, dtype=np.bool_), source) for n in lengths])
+    return collate(
+        [
+            Example(
+                np.zeros(length, dtype=np.int32),
+                np.ones(length, dtype=np.bool_),
+                source,
+                starts=tuple(length * i // documents_per_row for i in range(documents_per_row)),
+            )
+            for length in lengths
+        ]
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -73,21 +84,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, kinds) or any(sign in str(error) for sign in ("can't allocate memory", "bad_alloc"))
 
 
-def _add(run: Run, parts: list[Batch], num_terms: int) -> torch.Tensor:
-    loss = torch.zeros((), device=run.world.device)
+def _add(run: Run, parts: list[Batch], num_terms: int) -> Loss:
+    total = torch.zeros((), device=run.world.device)
+    metrics: dict[str, torch.Tensor] = {}
     for batch in parts:
         with run.autocast():
-            part = run.objective(run.model, batch.to(run.world.device)) / max(num_terms, 1)
+            loss = run.method.loss(run.model, batch.to(run.world.device))
+            part = loss.total / max(num_terms, 1)
         run.scaler.scale(part).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        loss += part.detach()
-    return loss
+        total += part.detach()
+        for name, value in loss.metrics.items():
+            metrics[name] = metrics.get(name, 0.0) + value / max(num_terms, 1)
+    return Loss(total, metrics)
 
 
 def _cut_smaller(run: Run, parts: list[Batch]) -> None:
     """Doubles the cut; raises ConfigError if none of the parts that did not fit can be cut further."""
-    if all(len(part.sources) == 1 or part.num_pictures for part in parts):
+    if all(part.num_rows == 1 or part.num_images for part in parts):
         largest = max(parts, key=lambda part: part.num_tokens)
-        rows = f"a batch of {len(largest.sources)} rows with pictures" if len(largest.sources) > 1 else "one row"
+        rows = f"a batch of {largest.num_rows} rows with images" if largest.num_rows > 1 else "one row"
         raise ConfigError(
             f"step {run.state.step + 1}: out of memory with {rows} at a time; the largest begins with "
             f"{largest.sources[0]} and has {largest.num_tokens:,} tokens. Lower training.per_device_train_batch_size "

@@ -28,5 +28,5 @@ def advance(run: Run, report: StepReport) -> None:
     state = run.state
     state.step += 1
     state.num_tokens += report.num_tokens
-    state.num_terms += report.num_terms
+    state.num_targets += report.num_targets
     state.epoch = run.loader.epoch(state.step)

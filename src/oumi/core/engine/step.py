@@ -13,20 +13,21 @@ from oumi.core.run import Run, StepReport
 def take_step(run: Run, micro_batches: list[Batch]) -> StepReport:
     """Takes one optimizer step, as if the micro-batches of all ranks were one big batch.
 
-    A loss is a sum over terms (target tokens), divided by the global number of terms. So 1 x 8 rows,
+    A loss is a sum over terms (trained tokens, or pairs), divided by the global number of terms. So 1 x 8 rows,
     4 x 2 rows and any order of them give the same gradients.
     """
-    num_terms = sum(batch.num_terms for batch in micro_batches)
-    loss_on_device = add_gradients(run, micro_batches, num_terms)
+    num_terms = sum(run.method.num_terms(batch) for batch in micro_batches)
+    mean = add_gradients(run, micro_batches, num_terms)
     run.scaler.unscale_(run.optimizer)
     # The only wait for the device, but for float16's scale: no weight moves before these are known to be finite.
-    loss, grad_norm = torch.stack([loss_on_device, clip(run).float()]).tolist()
+    loss, grad_norm, *metrics = torch.stack([mean.total, clip(run).float(), *mean.metrics.values()]).tolist()
     report = StepReport(
         loss=loss,
         grad_norm=grad_norm,
         learning_rate=run.optimizer.param_groups[0]["lr"],
-        num_terms=num_terms,
+        num_targets=sum(batch.num_targets for batch in micro_batches),
         num_tokens=sum(batch.num_tokens for batch in micro_batches),
+        extra=dict(zip(mean.metrics, metrics, strict=True)),
     )
     run.callbacks.before_update(run, report, micro_batches)
     scale = run.scaler.get_scale()

@@ -10,7 +10,7 @@ from typing import Any
 
 from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.hub import hub_errors
-from oumi.core.plan.parts import LoraPlan, Saved
+from oumi.core.plan.parts import LoraPlan, SavedSize
 
 
 def add_lora(model: Any, plan: LoraPlan, base_name: str) -> Any:
@@ -57,15 +57,15 @@ def is_adapted(model: Any) -> bool:
     return hasattr(model, "peft_config")
 
 
-def saved_of(model: Any, mode: str = "ADAPTER_ONLY") -> Saved:
+def saved_size(model: Any, mode: str = "ADAPTER_ONLY") -> SavedSize:
     """Returns how large the weights are that `save_model` writes in a mode."""
     moving = [p for p in model.parameters() if p.requires_grad]
     trained = sum(p.nbytes for p in moving)
     number_bytes = max((p.element_size() for p in moving), default=4)
     whole = sum(p.nbytes for p in model.parameters())
     if not is_adapted(model):
-        return Saved(whole, trained, number_bytes=number_bytes)
-    return Saved(trained, trained, 0 if mode == "ADAPTER_ONLY" else whole - trained, number_bytes)
+        return SavedSize(whole, trained, number_bytes=number_bytes)
+    return SavedSize(trained, trained, 0 if mode == "ADAPTER_ONLY" else whole - trained, number_bytes)
 
 
 def save_model(model: Any, directory: Path, mode: str = "ADAPTER_ONLY") -> None:

@@ -12,14 +12,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from oumi.core.batch import Batch, Prediction
 from oumi.core.models.adapters import below_adapter
-from oumi.core.models.attention import Documents
-from oumi.core.models.head import HeadFinder
+from oumi.core.models.attention.interface import Documents
+from oumi.core.models.lm_head import LmHeadFinder
 
 
 class LanguageModel(torch.nn.Module):
     """Gives the hidden states at the trained positions of a batch, and the head that makes logits of them."""
 
-    def __init__(self, inner: Any, is_flat: bool, head: HeadFinder | None = None) -> None:
+    def __init__(self, inner: Any, is_flat: bool, head: LmHeadFinder | None = None) -> None:
         super().__init__()
         self.inner = inner
         self.is_flat = is_flat
@@ -29,7 +29,7 @@ class LanguageModel(torch.nn.Module):
         self._decoder = [base.base_model]  # in a list, so that it counts as no part of its own
         self._head = head
         self._documents = Documents()
-        self._picture_token: int | None = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+        self._image_token: int | None = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
         takes = inspect.signature(base.forward).parameters
         self._names_of_kinds = [name for name in ("token_type_ids", "mm_token_type_ids") if name in takes]
         self._places = getattr(getattr(base, "model", None), "get_rope_index", None)
@@ -81,20 +81,20 @@ class LanguageModel(torch.nn.Module):
         }
 
     def _seen(self, batch: Batch, tokens_DS: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Returns what the model takes beside tokens: the features of pictures, and which tokens stand for them."""
-        if self._picture_token is None:
+        """Returns what the model takes beside tokens: the features of images, and which tokens stand for them."""
+        if self._image_token is None:
             return {}
-        kinds = {name: (tokens_DS == self._picture_token).long() for name in self._names_of_kinds}
+        kinds = {name: (tokens_DS == self._image_token).long() for name in self._names_of_kinds}
         return {**batch.features, **kinds}
 
     def _positions(self, batch: Batch) -> torch.Tensor:
-        """Returns the positions [1, T], or their three parts [3, 1, T] where a model places pictures in a plane."""
-        if not batch.num_pictures or self._places is None:
+        """Returns the positions [1, T], or their three parts [3, 1, T] where a model places images in a plane."""
+        if not batch.num_images or self._places is None:
             return batch.positions[None]
         parts, first = [], 0
-        for document, count in zip(batch.documents(), batch.num_pictures, strict=True):
+        for document, count in zip(batch.documents(), batch.num_images, strict=True):
             last = first + count
-            kinds = (document.tokens == self._picture_token).long()
+            kinds = (document.tokens == self._image_token).long()
             shapes = batch.features["image_grid_thw"][first:last] if count else None
             found, _ = self._places(document.tokens[None], mm_token_type_ids=kinds[None], image_grid_thw=shapes)
             parts.append(found)

@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from oumi.core.errors import ConfigError, RefusedError, did_you_mean
-from oumi.core.hub import hub_errors
+from oumi.core.hub import hub_errors, remote_code_refused
 from oumi.core.log import logger
 from oumi.core.plan.parts import ModelPlan
 from oumi.core.recipes import resolve_asset
@@ -85,25 +85,8 @@ def freeze(model: Any, module_names: tuple[str, ...]) -> None:
         modules[name].requires_grad_(False)
 
 
-class remote_code_refused:  # noqa: N801  a context manager, read as a verb
-    """Turns transformers' question about code of the Hub into an error that says what to set."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, ValueError) and "trust_remote_code" in str(error):
-            raise RefusedError(
-                f"{self.name} brings its own Python code. Read it, and if you trust it, set "
-                "`model.trust_remote_code: true`."
-            ) from None
-
-
 def _kind_of(config: Any) -> Any:
-    """Returns the class that loads a model: one that sees pictures has a part for that."""
+    """Returns the class that loads a model: one that sees images has a part for that."""
     return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from oumi.core.configs import DatasetSplitParams, TrainerType, TrainingConfig
 from oumi.core.errors import did_you_mean
+from oumi.core.plan.methods import METHODS, TRAINERS, method_of
 
 COMPLETIONS_ONLY = "text_completions_only_with_padding"
 VISION_SFT = "vision_language_sft"
@@ -67,11 +68,9 @@ def train_on(config: TrainingConfig) -> str:
     other one every token. Without a collator, our own trainer takes assistant turns, and any other every token.
     Methods that compare answers take the last one, and those whose answers are the model's own take nothing.
     """
-    split, kind = config.data.train, config.training.trainer_type
-    if kind in (TrainerType.TRL_GRPO, TrainerType.VERL_GRPO):
-        return "nothing"
-    if kind in (TrainerType.TRL_DPO, TrainerType.TRL_KTO):
-        return "final_assistant_turn"
+    split, trainer = config.data.train, TRAINERS[config.training.trainer_type.name]
+    if (of_method := METHODS[method_of(config.training)].train_on) is not None:
+        return of_method
     given = split.collator_kwargs
     if split.train_target is not None:
         return str(split.train_target.value)
@@ -82,7 +81,7 @@ def train_on(config: TrainingConfig) -> str:
         return "all_assistant_turns" if "instruction_template" in given else "final_assistant_turn"
     if split.collator_name is not None:
         return "all"
-    return "all" if kind in (TrainerType.TRL_SFT, TrainerType.HF) else "all_assistant_turns"
+    return "all" if trainer.trains_prompts else "all_assistant_turns"
 
 
 def landmarks(split: DatasetSplitParams) -> dict[str, str]:
@@ -151,7 +150,7 @@ def _wrong_value(name: str, kind: str, value: Any) -> str:
 def _wrong_together(split: DatasetSplitParams) -> Iterator[tuple[str, str]]:
     given = split.collator_kwargs
     if given.get("allow_multi_image_inputs") is False:
-        yield f"{_KEY}.allow_multi_image_inputs", "a row is trained with all of its pictures; leave this out"
+        yield f"{_KEY}.allow_multi_image_inputs", "a row is trained with all of its images; leave this out"
     if given.get("truncation") is False:
         yield (
             f"{_KEY}.truncation",

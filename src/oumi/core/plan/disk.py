@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from oumi.core.errors import OutputError
 from oumi.core.plan.facts import ModelFacts
-from oumi.core.plan.parts import CheckpointPlan, DiskPlan, LoraPlan, OptimizerPlan, Plan, Saved, StepsPlan
+from oumi.core.plan.parts import CheckpointPlan, DiskPlan, LoraPlan, OptimizerPlan, Plan, SavedSize, StepsPlan
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 """Of a number."""
@@ -20,7 +20,7 @@ EMBEDDINGS = ("embed", "lm_head", "wte", "wpe")
 
 
 def plan_disk(
-    steps: StepsPlan, checkpoints: CheckpointPlan, optimizer: OptimizerPlan, saved: Saved | None, free_bytes: int
+    steps: StepsPlan, checkpoints: CheckpointPlan, optimizer: OptimizerPlan, saved: SavedSize | None, free_bytes: int
 ) -> DiskPlan:
     """Returns the bytes of a checkpoint and of all that stand together; None where the weights are not known yet."""
     final_bytes = checkpoint_bytes = None
@@ -49,7 +49,7 @@ def state_bytes(optimizer: OptimizerPlan, trained_bytes: int, number_bytes: int)
     return int(trained_bytes * times)
 
 
-def with_saved(plan: Plan, saved: Saved) -> Plan:
+def with_saved_size(plan: Plan, saved: SavedSize) -> Plan:
     """Returns the same plan for the weights that the model really has.
 
     Raises:
@@ -66,7 +66,7 @@ def with_saved(plan: Plan, saved: Saved) -> Plan:
     return replace(plan, disk=disk)
 
 
-def saved_of_files(facts: ModelFacts, dtype: str, lora: LoraPlan | None) -> Saved | None:
+def saved_size_of_files(facts: ModelFacts, dtype: str, lora: LoraPlan | None) -> SavedSize | None:
     """Returns what will be saved as far as the model's files tell, None where they do not.
 
     Args:
@@ -79,14 +79,14 @@ def saved_of_files(facts: ModelFacts, dtype: str, lora: LoraPlan | None) -> Save
             return None
         number_bytes = BYTES.get(dtype, 4)
         num_bytes = facts.num_parameters * number_bytes
-        return Saved(num_bytes, num_bytes, number_bytes=number_bytes)
+        return SavedSize(num_bytes, num_bytes, number_bytes=number_bytes)
     settings, targets = lora.settings, lora.settings["target_modules"]
     if targets is None or settings["modules_to_save"] or settings["target_parameters"] or not facts.matrices:
         return None
     adapted = [shape for name, shape in facts.matrices.items() if _is_adapted(name, targets)]
     adapter_bytes = 4 * sum(settings["r"] * sum(shape) for shape in adapted)
     base_bytes = (facts.num_parameters or 0) * BYTES.get(dtype, 4)
-    return Saved(adapter_bytes, adapter_bytes, 0 if lora.save_mode == "ADAPTER_ONLY" else base_bytes)
+    return SavedSize(adapter_bytes, adapter_bytes, 0 if lora.save_mode == "ADAPTER_ONLY" else base_bytes)
 
 
 def _is_adapted(name: str, targets: list[str] | str) -> bool:

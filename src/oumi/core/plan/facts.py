@@ -27,7 +27,7 @@ class ModelFacts:
     """Of the Hub: exactly which version of the model is meant."""
     digest: str | None = None
     """Of the weights in a local directory."""
-    sees_pictures: bool = False
+    sees_images: bool = False
     shape: ModelShape | None = None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from oumi.core.configs import TrainingParams
 from oumi.core.errors import ConfigError
 from oumi.core.plan.choices import NUM_RECOMPUTED
-from oumi.core.plan.memory import LAYERS_AGAIN, Largest, num_recomputed, plan_memory
+from oumi.core.plan.memory import LAYERS_AGAIN, LargestMicroBatch, num_recomputed, plan_memory
 from oumi.core.plan.parts import LoraPlan, MemoryPlan, Plan
 from oumi.core.plan.sections import recompute_settings
 
@@ -23,10 +23,10 @@ _ADAPTER = 0.75
 """Time of a step without the gradients of the weights below an adapter."""
 _SHORTEST = 128
 """Tokens that rows are cut to, at least."""
-_ONE_TOKEN = Largest(1, 1)
+_ONE_TOKEN = LargestMicroBatch(1, 1)
 _AUTO_SHARE = 0.85
 """Of the memory, what micro-batches that are chosen here may fill, as a prediction may be a tenth off."""
-LargestOf = Callable[[Plan], Largest | None]
+LargestOf = Callable[[Plan], LargestMicroBatch | None]
 """Gives the largest micro-batch of a plan, None where lengths are only known as the rows are trained."""
 
 
@@ -36,7 +36,7 @@ class Change:
 
     text: str
     plan: Plan
-    largest: Largest
+    largest: LargestMicroBatch
     slowdown: float = 1.0
     keeps_result: bool = True
     """False if other weights come out of it than by rounding."""
@@ -49,7 +49,7 @@ class Change:
         return found
 
 
-def memory_of(plan: Plan, largest: Largest | None) -> MemoryPlan | None:
+def memory_of(plan: Plan, largest: LargestMicroBatch | None) -> MemoryPlan | None:
     """Returns what a plan needs with a largest micro-batch, on the machine of the plan; None: as large as it may be."""
     if plan.memory is None:
         return None
@@ -87,7 +87,9 @@ def _cuts(plan: Plan) -> Iterator[Plan]:
         yield replace(plan, steps=replace(plan.steps, micro_batch_rows=rows // count, accumulation=count))
 
 
-def _with_fewest_recomputed(plan: Plan, largest: Largest | None, is_enough: Callable[[MemoryPlan], bool]) -> Plan:
+def _with_fewest_recomputed(
+    plan: Plan, largest: LargestMicroBatch | None, is_enough: Callable[[MemoryPlan], bool]
+) -> Plan:
     """Returns the plan with as few layers more computed again as are enough; if none are, with what takes least."""
     settings = recompute_settings(plan.config.training)
     num_layers = plan.shape.layers if plan.shape else 1
@@ -196,12 +198,12 @@ def _chosen(plan: Plan) -> dict[str, Any]:
     return chosen
 
 
-def changes_that_fit(plan: Plan, largest: Largest) -> list[Change]:
+def changes_that_fit(plan: Plan, largest: LargestMicroBatch) -> list[Change]:
     """Returns the cheapest changes with which the run fits: those first that keep its result, then by time."""
     return sorted(_changes(plan, largest), key=lambda one: (not one.keeps_result, one.slowdown))[:_MOST_TOLD]
 
 
-def _refusal(plan: Plan, memory: MemoryPlan, largest: Largest) -> str:
+def _refusal(plan: Plan, memory: MemoryPlan, largest: LargestMicroBatch) -> str:
     changes = changes_that_fit(plan, largest)
     fits = [
         f"\n  {one.text} ({one.memory.total / 1e9:,.1f} GB, about {round(one.slowdown, 2):g}x the time)"
@@ -216,7 +218,7 @@ def _refusal(plan: Plan, memory: MemoryPlan, largest: Largest) -> str:
     )
 
 
-def _changes(plan: Plan, largest: Largest) -> Iterator[Change]:
+def _changes(plan: Plan, largest: LargestMicroBatch) -> Iterator[Change]:
     """Yields changes that fit: of each kind alone if that will do, else with smaller micro-batches."""
     yield from _fewer_rows(Change("", plan, largest))
     for change in (*_kinds(plan, largest), *_shorter(plan, largest)):
@@ -226,7 +228,7 @@ def _changes(plan: Plan, largest: Largest) -> Iterator[Change]:
             yield change
 
 
-def _kinds(plan: Plan, largest: Largest) -> Iterator[Change]:
+def _kinds(plan: Plan, largest: LargestMicroBatch) -> Iterator[Change]:
     """Yields changes of what is kept and what is trained."""
     yield from _fewest_recomputed(Change("", plan, largest))
     for name in ("adafactor", "sgd"):
@@ -261,11 +263,11 @@ def _fewest_recomputed(change: Change) -> Iterator[Change]:
     )
 
 
-def _shorter(plan: Plan, largest: Largest) -> Iterator[Change]:
+def _shorter(plan: Plan, largest: LargestMicroBatch) -> Iterator[Change]:
     """Yields the longest cut of the rows that fits."""
     length = largest.longest // 2
     while length >= _SHORTEST:
-        cut = Largest(min(largest.tokens, plan.steps.micro_batch_rows * length), length)
+        cut = LargestMicroBatch(min(largest.tokens, plan.steps.micro_batch_rows * length), length)
         change = Change(f"model.model_max_length: {length}", plan, cut, keeps_result=False)
         if not change.memory.is_short:
             yield change
@@ -288,7 +290,7 @@ def _fewer_rows(change: Change) -> Iterator[Change]:
             change,
             text=f"{change.text}, {text}" if change.text else text,
             plan=replace(change.plan, steps=cut),
-            largest=Largest(max(largest.longest, -(-largest.tokens // parts)), largest.longest),
+            largest=LargestMicroBatch(max(largest.longest, -(-largest.tokens // parts)), largest.longest),
         )
         if not smaller.memory.is_short:
             yield smaller

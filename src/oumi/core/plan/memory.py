@@ -60,7 +60,7 @@ _USUAL_TARGETS = ("q_proj", "v_proj")
 
 
 @dataclass(frozen=True)
-class Largest:
+class LargestMicroBatch:
     """The largest micro-batch of a run."""
 
     tokens: int
@@ -87,14 +87,14 @@ def block_queries(heads: int, length: int, window: int | None, device: str) -> i
 
     A block of them sees the window of its first one and itself, so it is not much wider than the window.
     """
-    held = _SCORES_HELD.get(device, _SCORES_HELD_ELSEWHERE)
+    held_elements = _SCORES_HELD.get(device, _SCORES_HELD_ELSEWHERE)
     if window is None or window >= length:
-        return max(held // (heads * length), _FEWEST_QUERIES)
-    return max(min(held // (heads * 2 * window), window), _FEWEST_QUERIES)
+        return max(held_elements // (heads * length), _FEWEST_QUERIES)
+    return max(min(held_elements // (heads * 2 * window), window), _FEWEST_QUERIES)
 
 
 def plan_memory(
-    plan: Plan, available: int, is_tight: bool = False, largest: Largest | None = None
+    plan: Plan, available: int, is_tight: bool = False, largest: LargestMicroBatch | None = None
 ) -> MemoryPlan | None:
     """Returns what the process holds at its peak, None where that is not known.
 
@@ -109,7 +109,7 @@ def plan_memory(
     if largest is None and plan.model.max_length is None:
         return None
     length = largest.longest if largest else plan.model.max_length or 0
-    padded = Largest(plan.steps.micro_batch_rows * length, length)
+    padded = LargestMicroBatch(plan.steps.micro_batch_rows * length, length)
     taken = largest if largest and plan.speed.flat_batches else padded
     moments = _moments(_Step(plan, plan.shape, taken, is_tight or plan.device != "cpu"))
     peak = max(moments, key=lambda one: one.total)
@@ -120,11 +120,11 @@ def _is_known(plan: Plan) -> bool:
     """Returns False where weights are frozen, adapted or exchanged in ways that are not counted here."""
     settings = {} if plan.lora is None else plan.lora.settings
     odd = ("target_parameters", "modules_to_save", "exclude_modules")
-    is_plain = not plan.model.freeze and plan.model.adapter is None and not plan.model.sees_pictures
+    is_plain = not plan.model.freeze and plan.model.adapter is None and not plan.model.sees_images
     # The mask of a padded batch is small beside scores that are kept, but not beside fused attention.
     has_mask = plan.shape is not None and plan.shape.has_window and not plan.shape.has_softcap
     is_plain &= plan.speed.flat_batches or not (has_mask or plan.data.train.pack)
-    return plan.trainer == "OUMI" and is_plain and not any(settings.get(name) for name in odd)
+    return plan.is_native and is_plain and not any(settings.get(name) for name in odd)
 
 
 def _moments(step: _Step) -> Iterator[MemoryPlan]:
@@ -166,7 +166,7 @@ class _Step:
 
     plan: Plan
     shape: ModelShape
-    largest: Largest
+    largest: LargestMicroBatch
     is_tight: bool
 
     @property
@@ -254,8 +254,8 @@ class _Step:
         They take the place of those above them that kept all. Without checkpointing, one layer is held at the end.
         """
         again = num_recomputed(self.plan.gradient_checkpointing, self.shape.layers)
-        held = 1 if self.plan.device != "cpu" else _LAYERS_AGAIN_TIGHT if self.is_tight else LAYERS_AGAIN
-        beyond = max(held - (self.shape.layers - again), 0) if again else 0
+        held_layers = 1 if self.plan.device != "cpu" else _LAYERS_AGAIN_TIGHT if self.is_tight else LAYERS_AGAIN
+        beyond = max(held_layers - (self.shape.layers - again), 0) if again else 0
         return beyond, max(beyond, 1)
 
     @property

@@ -122,7 +122,7 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
         return
     elif train.train_target is None and collators.train_on(config) == "all":
         yield "targets: every token, prompts included; set `data.train.train_target` to train on answers only"
-    if config.model.processor_kwargs and facts.model.are_known and not facts.model.sees_pictures:
+    if config.model.processor_kwargs and facts.model.are_known and not facts.model.sees_images:
         yield "not read: model.processor_kwargs: a text model has no processor"
     if training.compile and facts.device == "cpu" and training.trainer_type == TrainerType.OUMI:
         yield "compile: half a minute and more before the first step; on a CPU our own layers are about as fast without"

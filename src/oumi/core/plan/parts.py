@@ -11,6 +11,7 @@ from typing import Any
 
 from oumi.core.configs import DatasetParams, TrainingConfig
 from oumi.core.errors import ConfigError
+from oumi.core.plan.methods import METHODS, TRAINERS, MethodSpec
 from oumi.core.plan.shapes import ModelShape
 
 _MEMORY_MARGIN = 0.05
@@ -42,9 +43,9 @@ class ModelPlan:
     chat_template: str | None
     adapter: str | None
     adapter_revision: str | None
-    sees_pictures: bool
+    sees_images: bool
     processor_name: str | None
-    """What makes features of pictures, None for the model's own."""
+    """What makes features of images, None for the model's own."""
     processor_kwargs: Mapping[str, Any]
 
 
@@ -106,6 +107,19 @@ class DataPlan:
                 f"data.{split}.pack: neither model nor tokenizer tells how long a row is: set model.model_max_length"
             )
         return max_length
+
+
+@dataclass(frozen=True)
+class MethodPlan:
+    """What is learned from the rows, and the arguments of its loss."""
+
+    name: str
+    settings: Mapping[str, Any]
+
+    @property
+    def spec(self) -> MethodSpec:
+        """Returns the row of the method in the table of methods."""
+        return METHODS[self.name]
 
 
 @dataclass(frozen=True)
@@ -214,7 +228,7 @@ class LogPlan:
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedSize:
     """What of a model is saved: all of it, or its adapter."""
 
     num_bytes: int
@@ -316,6 +330,7 @@ class Plan:
     config: TrainingConfig
     """As given: for the adapter to other trainers, and for the records of the run."""
     trainer: str
+    method: MethodPlan
     output_dir: Path
     run_name: str | None
     device: str
@@ -343,6 +358,11 @@ class Plan:
     """None where it is not known."""
     notes: tuple[str, ...]
     """Where the run differs from what one may expect, and why."""
+
+    @property
+    def is_native(self) -> bool:
+        """Returns True if our own trainer carries the plan out."""
+        return TRAINERS[self.trainer].is_native
 
     @property
     def num_steps(self) -> int:

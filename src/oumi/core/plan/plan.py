@@ -8,7 +8,7 @@ from pathlib import Path
 
 from oumi.core.configs import TrainingConfig
 from oumi.core.plan import sections
-from oumi.core.plan.disk import plan_disk, saved_of_files
+from oumi.core.plan.disk import plan_disk, saved_size_of_files
 from oumi.core.plan.facts import Facts
 from oumi.core.plan.fitting import memory_notes, with_what_fits
 from oumi.core.plan.memory import plan_memory
@@ -19,8 +19,7 @@ from oumi.core.plan.trainer_kwargs import as_run
 
 def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan:
     """Returns what a run of `config` will do on the machine, data and model that `facts` describe."""
-    taken = taken_notes(config)
-    config = as_run(config)
+    taken, config = taken_notes(config), as_run(config)
     training = config.training
     output_dir = Path(training.output_dir).expanduser()
     dtype, precision = sections.plan_precision(config, facts)
@@ -28,10 +27,11 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan
     checkpoints = sections.plan_checkpoints(training)
     optimizer = sections.plan_optimizer(training)
     lora = sections.plan_lora(config.peft) if training.use_peft else None
-    disk = plan_disk(steps, checkpoints, optimizer, saved_of_files(facts.model, dtype, lora), facts.free_bytes)
+    disk = plan_disk(steps, checkpoints, optimizer, saved_size_of_files(facts.model, dtype, lora), facts.free_bytes)
     plan = Plan(
         config=config,
         trainer=training.trainer_type.name,
+        method=sections.plan_method(training),
         output_dir=output_dir,
         run_name=training.safe_run_name,
         device=facts.device,

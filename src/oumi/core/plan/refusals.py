@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 from glob import iglob
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from oumi.core.configs import LoraWeightInitialization, PeftSaveMode, TrainerType, TrainingConfig, TrainingParams
 from oumi.core.configs.data import OnDuplicates, Truncation
 from oumi.core.configs.loading import leaves, locate
@@ -19,6 +21,7 @@ from oumi.core.configs.problems import follows, in_order, semantic_problems, spl
 from oumi.core.errors import ConfigError, Problem, did_you_mean
 from oumi.core.plan import collators
 from oumi.core.plan.choices import ATTENTIONS, CHECKPOINTING, NUM_RECOMPUTED, wrong_optimizer, wrong_schedule
+from oumi.core.plan.methods import METHODS, TRAINERS, method_of
 from oumi.core.plan.notes import changed_keys
 from oumi.core.plan.trainer_kwargs import REFUSED, as_run, taken_arguments
 
@@ -33,7 +36,6 @@ _NOT_BUILT = {
     "deepspeed.enable_deepspeed": "DeepSpeed",
     "peft.q_lora": "quantised base weights",
 }
-_NEEDS_WHOLE_ROWS = ("TRL_DPO", "TRL_KTO", "TRL_GRPO", "VERL_GRPO")
 _LORA_STARTS = (
     LoraWeightInitialization.DEFAULT,
     LoraWeightInitialization.RANDOM,
@@ -77,7 +79,15 @@ def _problems(config: TrainingConfig, reads_only: bool = False) -> list[Problem]
 
 def refusals(config: TrainingConfig) -> list[Problem]:
     """Returns every part of the config that this version, its trainer or this machine cannot carry out."""
-    looks = (_unbuilt, _wrong_for_trainer, _wrong_model, _wrong_data, _wrong_gradient_checkpointing, _wrong_adapter)
+    looks = (
+        _unbuilt,
+        _wrong_method,
+        _wrong_for_trainer,
+        _wrong_model,
+        _wrong_data,
+        _wrong_gradient_checkpointing,
+        _wrong_adapter,
+    )
     run, arguments = as_run(config), taken_arguments(config)
     problems = [(argument.place, argument.problem) for argument in arguments if argument.problem]
     problems += [problem for look in looks for problem in look(run)]
@@ -100,7 +110,7 @@ def _unbuilt(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         name = getattr(config.data, split).collator_name
         if name in collators.VISION and training.trainer_type != TrainerType.OUMI:
             kind = training.trainer_type.name
-            yield f"data.{split}.collator_name", f"{name}: {kind} is not given pictures yet; trainer OUMI is"
+            yield f"data.{split}.collator_name", f"{name}: {kind} is not given images yet; trainer OUMI is"
     if training.use_peft and config.peft.lora_init_weights not in _LORA_STARTS:
         starts = ", ".join(start.name for start in _LORA_STARTS)
         yield (
@@ -114,6 +124,38 @@ def _unbuilt(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 
 def _is_off(value: object) -> bool:
     return value is None or value is False  # not 0, which asks for something
+
+
+def _wrong_method(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+    training, trainer = config.training, TRAINERS[config.training.trainer_type.name]
+    name, methods = method_of(training), trainer.methods()
+    if name not in methods:
+        hint = did_you_mean(name, methods) or f"; it trains {', '.join(methods)}"
+        yield "training.method", f"trainer {training.trainer_type.name} has no method '{name}'{hint}"
+    elif trainer.is_native:
+        yield from _wrong_settings(name, training)
+
+
+def _wrong_settings(method: str, training: TrainingParams) -> Iterator[tuple[str, str]]:
+    settings = METHODS[method].settings
+    try:
+        settings.model_validate(training.trainer_kwargs)
+    except ValidationError as error:
+        known = list(settings.model_fields)
+        for problem in error.errors():
+            argument = str(problem["loc"][0])
+            hint = did_you_mean(argument, known) or (f"; it takes {', '.join(known)}" if known else "; it takes none")
+            message = f"{problem['msg']}, got {problem['input']!r}"
+            if problem["type"] == "extra_forbidden":
+                message = f"training.method {method} of trainer OUMI has no such argument{hint}"
+            if argument not in TrainingParams.model_fields:  # which is told for every trainer
+                yield f"training.trainer_kwargs.{argument}", message
+
+
+def has_whole_rows(config: TrainingConfig) -> bool:
+    """Returns True if the method of a config compares the parts of a row, or is known not at all."""
+    spec = METHODS.get(method_of(config.training))
+    return spec is not None and spec.has_whole_rows
 
 
 def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
@@ -144,9 +186,7 @@ def _wrong_arguments(training: TrainingParams) -> Iterator[tuple[str, str]]:
         key = f"training.trainer_kwargs.{name}"
         if name in TrainingParams.model_fields:
             yield key, f"is a key of 'training' itself: write it there, as '{name}'"
-        elif training.trainer_type == TrainerType.OUMI:
-            yield key, "an argument of TRL and transformers, which trainer OUMI does not read"
-        elif name in REFUSED:
+        elif training.trainer_type != TrainerType.OUMI and name in REFUSED:
             yield key, f"the adapter decides it: {REFUSED[name]}"
 
 
@@ -198,7 +238,12 @@ def _wrong_data(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 
 def _wrong_packing(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     for split in ("train", "validation"):
-        if getattr(config.data, split).pack and config.training.trainer_type != TrainerType.OUMI:
+        if getattr(config.data, split).pack and has_whole_rows(config):
+            yield (
+                f"data.{split}.pack",
+                f"rows of method {method_of(config.training)} are not packed; leave this key out",
+            )
+        elif getattr(config.data, split).pack and config.training.trainer_type != TrainerType.OUMI:
             name = config.training.trainer_type.name
             yield f"data.{split}.pack", f"{name} would let packed documents see each other; trainer OUMI does not"
 
@@ -225,9 +270,11 @@ def _wrong_stream(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 def _wrong_truncation(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     name = config.training.trainer_type.name
     for split in ("train", "validation"):
-        if getattr(config.data, split).truncation == Truncation.SPLIT and name in _NEEDS_WHOLE_ROWS:
-            wanted = "RIGHT, LEFT or REJECT"
-            yield f"data.{split}.truncation", f"SPLIT would tear apart what {name} compares; it takes {wanted}"
+        if getattr(config.data, split).truncation == Truncation.SPLIT and has_whole_rows(config):
+            yield (
+                f"data.{split}.truncation",
+                f"SPLIT would part rows that {name} compares; expected RIGHT, LEFT or REJECT",
+            )
 
 
 def _wrong_gradient_checkpointing(config: TrainingConfig) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 from oumi.core.plan.choices import NUM_RECOMPUTED
 from oumi.core.plan.memory import num_recomputed
 from oumi.core.plan.parts import Plan
-from oumi.core.redact import redact
+from oumi.core.system.redact import redact
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _optimizer(plan: Plan) -> str:
 def _memory(plan: Plan) -> str:
     memory = plan.memory
     if memory is None:
-        return "not known before the run" if plan.trainer == "OUMI" else ""
+        return "not known before the run" if plan.is_native else ""
     parts = {name: getattr(memory, name) for name in ("weights", "gradients", "optimizer", "activations", "loss")}
     told = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in {**parts, "process": memory.process}.items())
     most = "up to " if memory.is_bound else ""

@@ -14,18 +14,21 @@ from oumi.core.configs import (
     TrainingConfig,
     TrainingParams,
 )
+from oumi.core.configs.methods import NoSettings
 from oumi.core.configs.model import DTYPES
 from oumi.core.errors import ConfigError
 from oumi.core.plan import collators
 from oumi.core.plan.choices import FLAT_ATTENTIONS, NO_LARGE_LAYER, NUM_RECOMPUTED, gains_by_fp8
 from oumi.core.plan.disk import EMBEDDINGS
 from oumi.core.plan.facts import Facts, ModelFacts
+from oumi.core.plan.methods import METHODS, TRAINERS, method_of
 from oumi.core.plan.parts import (
     CheckpointPlan,
     DataPlan,
     EvaluationPlan,
     LogPlan,
     LoraPlan,
+    MethodPlan,
     MixturePlan,
     ModelPlan,
     OptimizerPlan,
@@ -97,10 +100,8 @@ def plan_speed(config: TrainingConfig, dtype: str, precision: PrecisionPlan, fac
 def plan_model(config: TrainingConfig, dtype: str, facts: ModelFacts) -> ModelPlan:
     """Returns which model and tokenizer are loaded, and how."""
     model, collator = config.model, config.data.train.collator_name
-    if collator in collators.VISION and facts.are_known and not facts.sees_pictures:
-        raise ConfigError(
-            f"data.train.collator_name: {collator} is for pictures, of which {model.model_name} sees none"
-        )
+    if collator in collators.VISION and facts.are_known and not facts.sees_images:
+        raise ConfigError(f"data.train.collator_name: {collator} is for images, of which {model.model_name} sees none")
     overrides = dict(model.model_kwargs)
     name = facts.adapter_of or model.model_name
     tokenizer_name = model.tokenizer_name or model.model_name
@@ -129,7 +130,7 @@ def plan_model(config: TrainingConfig, dtype: str, facts: ModelFacts) -> ModelPl
         chat_template=model.chat_template,
         adapter=model.model_name if facts.adapter_of else model.adapter_model,
         adapter_revision=model.model_revision if facts.adapter_of else None,
-        sees_pictures=facts.sees_pictures,
+        sees_images=facts.sees_images,
         processor_name=processor_name,
         processor_kwargs=processor_kwargs,
     )
@@ -162,6 +163,13 @@ def _plan_mixture(split: DatasetSplitParams, is_streamed: bool) -> MixturePlan:
         max_rejected_rows=split.max_rejected_rows,
         on_duplicates=split.on_duplicates.value,
     )
+
+
+def plan_method(training: TrainingParams) -> MethodPlan:
+    """Returns what is learned and the arguments of its loss; an adapter passes on those of other trainers."""
+    trainer, name = TRAINERS[training.trainer_type.name], method_of(training)
+    settings = METHODS[name].settings.model_validate(training.trainer_kwargs) if trainer.is_native else NoSettings()
+    return MethodPlan(name, settings.model_dump())
 
 
 def plan_steps(training: TrainingParams, world_size: int, num_rows: int | None) -> StepsPlan:

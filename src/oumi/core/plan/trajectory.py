@@ -12,6 +12,7 @@ from oumi.core.plan.render import plan_json
 
 _DECISIVE = {
     "trainer": None,
+    "method": None,
     "seed": None,
     "deterministic": None,
     "model": None,

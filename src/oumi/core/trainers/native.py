@@ -15,35 +15,36 @@ from oumi.core.callbacks.evaluation import Evaluation
 from oumi.core.callbacks.guards import FiniteGuard, SignalGuard, stopped_early
 from oumi.core.checkpoint.state import load_state
 from oumi.core.checkpoint.store import let_others_read, storage_errors
-from oumi.core.data.loader import in_order
+from oumi.core.data.pipeline.loader import in_order
+from oumi.core.data.training_data import TrainingData
 from oumi.core.distributed.world import World, seed_everything
-from oumi.core.engine.gradients import try_largest
+from oumi.core.engine.gradients import try_largest_micro_batch
 from oumi.core.engine.loop import fit
-from oumi.core.models.adapters import save_model, saved_of
+from oumi.core.methods.method import build_method
+from oumi.core.models.acceleration.apply import accelerate
+from oumi.core.models.acceleration.checkpointing import recompute_layers
+from oumi.core.models.adapters import save_model, saved_size
 from oumi.core.models.build import build_model
-from oumi.core.models.fast import make_fast
-from oumi.core.models.recompute import recompute_layers
-from oumi.core.objectives.next_token import next_token_loss
+from oumi.core.models.reference import build_reference
+from oumi.core.monitoring.build import build_efficiency, build_reporting, write_model_summary
 from oumi.core.optim.optimizers import build_optimizer
 from oumi.core.optim.schedules import build_schedule
-from oumi.core.plan.disk import with_saved
+from oumi.core.plan.disk import with_saved_size
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callback, Callbacks, Run
-from oumi.core.trainers.listeners import build_efficiency, build_reporting, write_model_summary
-from oumi.core.trainers.resume import Start
-from oumi.core.trainers.rows import Rows
+from oumi.core.trainers.resume import ResumePoint
 
 
 class NativeTrainer:
     """Trains with our own loop: flat batches, sums over the terms of the whole step, exact resume."""
 
-    def __init__(self, run: Run, rows: Rows, start: Start) -> None:
+    def __init__(self, run: Run, rows: TrainingData, start: ResumePoint) -> None:
         self.run = run
         self._rows = rows
         self._start = start
 
     @classmethod
-    def build(cls, plan: Plan, world: World, rows: Rows, start: Start) -> NativeTrainer:
+    def build(cls, plan: Plan, world: World, rows: TrainingData, start: ResumePoint) -> NativeTrainer:
         """Loads the model, and goes to where the run stopped if it is resumed."""
         seed_everything(plan.seed, plan.deterministic)
         model = build_model(plan, world.device, start.checkpoint)
@@ -51,7 +52,7 @@ class NativeTrainer:
             recompute_layers(model, plan.gradient_checkpointing)
         write_model_summary(plan, model)
         rows.check_vocabulary(model)
-        plan = with_saved(plan, saved_of(model, plan.save_mode))
+        plan = with_saved_size(plan, saved_size(model, plan.save_mode))
         run = _build_run(plan, world, model, rows)
         if start.checkpoint is not None:
             load_state(run, start.checkpoint)
@@ -63,7 +64,7 @@ class NativeTrainer:
         """Takes every step of the plan."""
         run = self.run
         if run.world.device.type == "cuda":  # elsewhere the system ends a process that takes too much
-            try_largest(run, self._rows.largest(run.plan))
+            try_largest_micro_batch(run, self._rows.largest(run.plan))
         try:
             state = fit(run)
         finally:
@@ -76,7 +77,7 @@ class NativeTrainer:
         if self.run.plan.checkpoints.final_model:
             with storage_errors(directory):
                 save_model(self._inner, directory, self.run.plan.save_mode)
-                self._rows.tools.save(directory)
+                self._rows.preprocessor.save(directory)
                 let_others_read(directory)
 
     @property
@@ -88,8 +89,8 @@ class NativeTrainer:
         efficiency = build_efficiency(plan, self._inner, self.run.model.has_whole_head)
         callbacks: list[Callback] = [SignalGuard(), FiniteGuard(), build_reporting(plan, efficiency)]
         if len(rows.validation):
-            batches = partial(in_order, rows.validation, plan.evaluation.batch_size, rows.tools.join)
-            callbacks.append(Evaluation(batches, next_token_loss))  # without what training adds to it
+            batches = partial(in_order, rows.validation, plan.evaluation.batch_size, rows.preprocessor.collate)
+            callbacks.append(Evaluation(batches))
         if plan.empty_cache_every is not None and self.run.world.device.type != "cpu":
             callbacks.append(EmptyCache(plan.empty_cache_every))
         facts = self._start.facts(plan, rows.fingerprint)
@@ -97,18 +98,18 @@ class NativeTrainer:
 
     def _write_checkpoint(self, directory: Path) -> None:
         save_model(self._inner, directory)
-        self._rows.tools.save(directory)
+        self._rows.preprocessor.save(directory)
 
 
-def _build_run(plan: Plan, world: World, model: Any, rows: Rows) -> Run:
-    language_model = make_fast(model, plan)
+def _build_run(plan: Plan, world: World, model: Any, rows: TrainingData) -> Run:
+    language_model = accelerate(model, plan)
     optimizer = build_optimizer(language_model, plan.optimizer)
     return Run(
         plan=plan,
         callbacks=Callbacks([]),
         world=world,
         model=language_model,
-        objective=partial(next_token_loss, plan=plan.loss),
+        method=build_method(plan, partial(build_reference, plan, world.device, language_model)),
         optimizer=optimizer,
         schedule=build_schedule(optimizer, plan.schedule, plan.num_steps),
         scaler=torch.amp.GradScaler(world.device.type, enabled=plan.precision.autocast == "float16"),

@@ -18,7 +18,7 @@ from oumi.core.run import Progress
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """Where a run stands before its first step."""
 
     identity: Identity
@@ -57,7 +57,7 @@ class Start:
         }
 
 
-def find_start(plan: Plan) -> Start:
+def find_resume_point(plan: Plan) -> ResumePoint:
     """Returns from where the plan's run goes on, or a new run if there is nothing to go on from.
 
     Raises:
@@ -71,22 +71,22 @@ def find_start(plan: Plan) -> Start:
     if found is None:
         _check_unoccupied(plan)
         goes_on = known is not None and plan.checkpoints.resume_last
-        return Start(known if known and goes_on else _new_identity())
+        return ResumePoint(known if known and goes_on else _new_identity())
     checkpoint, facts = found
     _check_same_run(checkpoint, facts, plan)
     if known is None or known.run_id != facts["run_id"]:
         known = Identity(facts["run_id"], facts["began"])
         if checkpoint.resolve().parent != plan.output_dir.resolve():
             _check_unoccupied(plan)
-    return Start(known, checkpoint, facts["step"], facts["data"])
+    return ResumePoint(known, checkpoint, facts["step"], facts["data"])
 
 
-def begin(plan: Plan, start: Start) -> None:
+def begin(plan: Plan, start: ResumePoint) -> None:
     """Makes the output directory belong to the run, which is not complete yet."""
     write_identity(plan.output_dir, Identity(start.identity.run_id, start.identity.began))
 
 
-def mark_finished(progress: Progress, start: Start, data: str) -> None:
+def mark_finished(progress: Progress, start: ResumePoint, data: str) -> None:
     """Notes that the run is complete, and what it measured last."""
     plan, begun = progress.plan, start.identity
     finished = Identity(

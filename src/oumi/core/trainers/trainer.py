@@ -6,12 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from oumi.core.data.training_data import TrainingData
 from oumi.core.distributed.world import World
 from oumi.core.plan.parts import Plan
 from oumi.core.registry import Registry
 from oumi.core.run import Progress
-from oumi.core.trainers.resume import Start
-from oumi.core.trainers.rows import Rows
+from oumi.core.trainers.resume import ResumePoint
 
 
 class Trainer(Protocol):
@@ -20,7 +20,7 @@ class Trainer(Protocol):
     run: Progress
 
     @classmethod
-    def build(cls, plan: Plan, world: World, rows: Rows, start: Start) -> Trainer:
+    def build(cls, plan: Plan, world: World, rows: TrainingData, start: ResumePoint) -> Trainer:
         """Loads the model, and makes everything ready for the first step."""
 
     def train(self) -> None:

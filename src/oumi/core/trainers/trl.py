@@ -17,24 +17,24 @@ from datasets import Dataset
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback
 
 from oumi.core.batch import IGNORED
-from oumi.core.callbacks.efficiency import Counted, Efficiency
 from oumi.core.callbacks.guards import SignalGuard, not_finite, stopped_early
 from oumi.core.checkpoint.store import checkpoint_path, let_others_read, seal, storage_errors
-from oumi.core.data.loader import Loader
-from oumi.core.data.mixture import Mixture, permute
+from oumi.core.data.pipeline.loader import Loader
+from oumi.core.data.pipeline.mixture import Mixture, permute
+from oumi.core.data.training_data import TrainingData
 from oumi.core.distributed.world import World, seed_everything
 from oumi.core.errors import ConfigError, OumiError, did_you_mean
-from oumi.core.models.adapters import save_model, saved_of
+from oumi.core.models.acceleration.liger import check_liger
+from oumi.core.models.adapters import save_model, saved_size
 from oumi.core.models.build import build_model
-from oumi.core.models.liger import check_liger
+from oumi.core.monitoring.build import build_efficiency, build_reporting, write_model_summary
+from oumi.core.monitoring.efficiency import Efficiency, MicroBatchSize
 from oumi.core.optim.schedules import build_schedule
 from oumi.core.plan.choices import SCHEDULES, is_number
-from oumi.core.plan.disk import with_saved
+from oumi.core.plan.disk import with_saved_size
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callbacks, Progress, StepReport
-from oumi.core.trainers.listeners import build_efficiency, build_reporting, write_model_summary
-from oumi.core.trainers.resume import Start
-from oumi.core.trainers.rows import Rows
+from oumi.core.trainers.resume import ResumePoint
 from oumi.core.trainers.trl_methods import METHODS, NEWER_NAMES, arguments
 from oumi.core.types.example import Source
 
@@ -49,7 +49,7 @@ class TrlTrainer:
         self._checkpoint = checkpoint
 
     @classmethod
-    def build(cls, plan: Plan, world: World, rows: Rows, start: Start) -> TrlTrainer:
+    def build(cls, plan: Plan, world: World, rows: TrainingData, start: ResumePoint) -> TrlTrainer:
         """Loads the model, and makes the other trainer around it and our rows."""
         seed_everything(plan.seed, plan.deterministic)
         method = METHODS[plan.trainer]
@@ -58,7 +58,7 @@ class TrlTrainer:
         model = build_model(plan, torch.device("cpu"))
         rows.check_vocabulary(model)
         write_model_summary(plan, model)
-        plan = with_saved(plan, saved_of(model, plan.save_mode))
+        plan = with_saved_size(plan, saved_size(model, plan.save_mode))
         if plan.speed.liger:
             check_liger(model)
         # On a GPU TRL, too, takes the logits of what is trained alone.
@@ -72,13 +72,13 @@ class TrlTrainer:
                 args=settings,
                 train_dataset=_as_dataset(rows.train),
                 eval_dataset=_as_dataset(rows.validation) if len(rows.validation) else None,
-                data_collator=_collator(rows.tools.tokenizer, plan.config.data.train.collator_kwargs),
-                processing_class=rows.tools.tokenizer,
+                data_collator=_collator(rows.preprocessor.tokenizer, plan.config.data.train.collator_kwargs),
+                processing_class=rows.preprocessor.tokenizer,
                 callbacks=[bridge],
             )
             made.create_optimizer()
         made.remove_callback(PrinterCallback)  # our console shows the steps
-        return cls(run, made, rows.tools.tokenizer, start.checkpoint)
+        return cls(run, made, rows.preprocessor.tokenizer, start.checkpoint)
 
     def train(self) -> None:
         """Takes every step of the plan."""
@@ -109,15 +109,15 @@ class Bridge(TrainerCallback):
         self._facts = facts
         self._rows = rows
         self._order = Loader(rows, run.plan.steps, run.plan.data.seed)
-        self._micro_batches: list[Counted] = []
+        self._micro_batches: list[MicroBatchSize] = []
         """Of the step that is being taken."""
         self._learning_rate = 0.0
 
     def count(self, inputs: Mapping[str, Any], loss: torch.Tensor) -> None:
         """Notes a micro-batch; raises NotFiniteError before its step moves any weight."""
         mask = inputs["attention_mask"]
-        num_terms = int((inputs["labels"] != IGNORED).sum())
-        self._micro_batches.append(Counted(tuple(mask.sum(1).tolist()), num_terms, mask.numel()))
+        num_targets = int((inputs["labels"] != IGNORED).sum())
+        self._micro_batches.append(MicroBatchSize(tuple(mask.sum(1).tolist()), num_targets, mask.numel()))
         if not torch.isfinite(loss):
             raise not_finite(self.run, f"the loss is {loss.item()}", self._rows_of_step())
 
@@ -147,15 +147,15 @@ class Bridge(TrainerCallback):
         now = self.run.state
         now.step, now.epoch = state.global_step, float(state.epoch or 0.0)
         num_tokens = sum(sum(one.lengths) for one in self._micro_batches)
-        num_terms = sum(one.num_terms for one in self._micro_batches)
+        num_targets = sum(one.num_targets for one in self._micro_batches)
         now.num_tokens += num_tokens
-        now.num_terms += num_terms
+        now.num_targets += num_targets
         taken = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
         report = StepReport(
             loss=logs["loss"],
             grad_norm=logs.get("grad_norm", float("nan")),
             learning_rate=self._learning_rate,
-            num_terms=num_terms,
+            num_targets=num_targets,
             num_tokens=num_tokens,
             extra={name: value for name, value in logs.items() if name not in taken and is_number(value)},
         )

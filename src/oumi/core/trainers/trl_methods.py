@@ -31,7 +31,7 @@ METHODS = {
     "TRL_SFT": Method(
         "trl:SFTTrainer",
         "trl:SFTConfig",
-        # Rows come tokenised, cut and with their targets.
+        # Rows come tokenized, cut and with their targets.
         {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None, "packing": False},
     ),
 }

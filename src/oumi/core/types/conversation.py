@@ -30,12 +30,12 @@ class Type(StrEnum):
 
     @property
     def is_image(self) -> bool:
-        """Returns True for a picture, wherever its bytes are."""
+        """Returns True for an image, wherever its bytes are."""
         return self != Type.TEXT
 
 
 class ContentItem(BaseModel):
-    """A part of a message: a text, or a picture by path, URL or bytes."""
+    """A part of a message: a text, or an image by path, URL or bytes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,7 +43,7 @@ class ContentItem(BaseModel):
     content: str | None = None
     """The text, the path or the URL."""
     binary: bytes | None = None
-    """Bytes of a picture; base64 in JSON."""
+    """Bytes of an image; base64 in JSON."""
 
     @field_validator("binary", mode="before")
     @classmethod
@@ -71,7 +71,7 @@ class ContentItem(BaseModel):
         return self.type == Type.TEXT
 
     def is_image(self) -> bool:
-        """Returns True for a picture."""
+        """Returns True for an image."""
         return self.type.is_image
 
 
@@ -166,11 +166,11 @@ class Message(BaseModel):
 
     @property
     def image_content_items(self) -> list[ContentItem]:
-        """Returns the parts that are pictures."""
+        """Returns the parts that are images."""
         return [one for one in self.content_items if one.is_image()]
 
     def contains_images(self) -> bool:
-        """Returns True if there is a picture."""
+        """Returns True if there is an image."""
         return isinstance(self.content, list) and any(one.is_image() for one in self.content)
 
     def contains_text(self) -> bool:
@@ -211,7 +211,7 @@ class Conversation(BaseModel):
         return [one for one in self.messages if role in (None, one.role) and (filter_fn is None or filter_fn(one))]
 
     def contains_images(self) -> bool:
-        """Returns True if a message holds a picture."""
+        """Returns True if a message holds an image."""
         return any(one.contains_images() for one in self.messages)
 
     def append_id_to_string(self, text: str) -> str:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ def row_of(value: Any, source: Source) -> Row:
 
 
 @dataclass(frozen=True, slots=True)
-class BadRow:
+class RejectedRow:
     """A record that cannot be used, and why."""
 
     source: Source
@@ -90,8 +90,10 @@ class Example:
     """Where the documents after the first came from, if not from `source`."""
     num_cut: int = 0
     """Tokens of its row that were cut off."""
-    pictures: tuple[tuple[ContentItem, ...], ...] = ()
+    images: tuple[tuple[ContentItem, ...], ...] = ()
     """Those of each document, in order; empty if there are none at all."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values that a method needs beside tokens, by name, such as the label of a judged completion."""
 
     @property
     def lengths(self) -> list[int]:
@@ -109,10 +111,10 @@ class Example:
             return [self]
         ends = (*self.starts[1:], len(self.tokens))
         parts = [slice(start, end) for start, end in zip(self.starts, ends, strict=True)]
-        seen = self.pictures or ((),) * len(parts)
+        seen = self.images or ((),) * len(parts)
         return [
-            Example(self.tokens[part], self.is_target[part], source, pictures=(pictures,) if pictures else ())
-            for part, source, pictures in zip(parts, self.sources, seen, strict=True)
+            Example(self.tokens[part], self.is_target[part], source, images=(images,) if images else ())
+            for part, source, images in zip(parts, self.sources, seen, strict=True)
         ]
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from oumi.core.data.fields import field_of
+from oumi.core.data.records.fields import field_of
 from oumi.core.datasets import BaseExperimentalGrpoDataset
 from oumi.datasets.grpo.letter_count import led_by
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from oumi.core.data.fields import Unusable, field_of, kind_of
+from oumi.core.data.records.fields import UnusableValue, field_of, kind_of
 from oumi.core.datasets import BaseExperimentalGrpoDataset
 
 INSTRUCTION = (
@@ -25,7 +25,7 @@ class CountdownGrpoDataset(BaseExperimentalGrpoDataset):
         """Returns the task; what it is judged by are both the target and the numbers."""
         numbers, target = field_of(sample, "nums"), field_of(sample, "target")
         if not isinstance(numbers, list) or not all(isinstance(one, int) for one in [*numbers, target]):
-            raise Unusable(f"'nums' must be a list of whole numbers and 'target' one, got {kind_of(numbers)}")
+            raise UnusableValue(f"'nums' must be a list of whole numbers and 'target' one, got {kind_of(numbers)}")
         shown = ", ".join(map(str, numbers))
         return {
             "data_source": "countdown",

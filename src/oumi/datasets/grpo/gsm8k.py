@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from oumi.core.data.fields import Unusable, text_of
+from oumi.core.data.records.fields import UnusableValue, text_of
 from oumi.core.datasets import BaseExperimentalGrpoDataset
 
 INSTRUCTION = 'Reason step by step, and write the final answer after "####".'
@@ -23,7 +23,7 @@ class Gsm8kGrpoDataset(BaseExperimentalGrpoDataset):
         question, solution = text_of(sample, "question"), text_of(sample, "answer")
         _, mark, answer = solution.rpartition("####")
         if not mark or not answer.strip():
-            raise Unusable("'answer' has no number after '####'")
+            raise UnusableValue("'answer' has no number after '####'")
         return {
             "data_source": self.default_dataset,
             "prompt": [{"role": "user", "content": f"{question} {INSTRUCTION}"}],

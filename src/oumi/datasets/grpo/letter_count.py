@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from oumi.core.data.fields import Unusable, field_of
+from oumi.core.data.records.fields import UnusableValue, field_of
 from oumi.core.datasets import BaseExperimentalGrpoDataset
 
 INSTRUCTION = r"End with the answer: a whole number, written in digits inside \boxed{}, for instance \boxed{7}."
@@ -21,7 +21,7 @@ class LetterCountGrpoDataset(BaseExperimentalGrpoDataset):
         """Returns the question, led by how to answer it, and `letter_count`."""
         count = sample["letter_count"] if "letter_count" in sample else _counted(field_of(sample, "metadata"))
         if not isinstance(count, int):
-            raise Unusable(f"'letter_count' must be a whole number, got {count!r}")
+            raise UnusableValue(f"'letter_count' must be a whole number, got {count!r}")
         return {"prompt": led_by(INSTRUCTION, sample), "letter_count": count}
 
 
@@ -35,5 +35,5 @@ def led_by(instruction: str, sample: Mapping[str, Any]) -> list[Any]:
 
 def _counted(metadata: Any) -> Any:
     if not isinstance(metadata, Mapping):
-        raise Unusable("'metadata' must be an object with 'letter_count_integer'")
+        raise UnusableValue("'metadata' must be an object with 'letter_count_integer'")
     return field_of(metadata, "letter_count_integer")

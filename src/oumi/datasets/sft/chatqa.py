@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from oumi.core.data.chats import chat_of, taught
-from oumi.core.data.fields import Unusable, field_of, list_of
-from oumi.core.data.sources import Rows, rows_of
+from oumi.core.data.records.conversations import chat_of, taught
+from oumi.core.data.records.fields import UnusableValue, field_of, list_of
+from oumi.core.data.sources.source import RowSource, open_source
 from oumi.core.datasets import BaseSftDataset
 from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.hub import hub_errors
@@ -46,7 +46,7 @@ class ChatqaDataset(BaseSftDataset):
         answers = field_of(example, "answers")
         answer = answers[0] if isinstance(answers, list) and answers else answers
         if not isinstance(answer, str) or not answer:
-            raise Unusable("'answers' must hold a text, and not an empty one")
+            raise UnusableValue("'answers' must hold a text, and not an empty one")
         turns = [*list_of(example, "messages"), {"role": "assistant", "content": answer}]
         document = example.get("document") or ""
         return taught(chat_of(about(document, turns, _INSTRUCTIONS[str(self.subset)]), {}))
@@ -57,10 +57,10 @@ class ChatqaTatqaDataset(ChatqaDataset):
 
     default_subset = "tatqa-arithmetic"
 
-    def _read(self) -> Rows:
+    def _read(self) -> RowSource:
         if self.split not in (None, "train"):
             raise ConfigError(f"{self.default_dataset}: subset '{self.subset}' has only the split 'train'")
-        return rows_of(self.dataset_name, self.dataset_path or self._fetched())
+        return open_source(self.dataset_name, self.dataset_path or self._fetched())
 
     def _fetched(self) -> Path:
         from huggingface_hub import hf_hub_download
@@ -97,7 +97,7 @@ def about(context: str, turns: Sequence[Any], instruction: str | None) -> list[A
     if context:
         first = next((one for one in turns if isinstance(one, dict) and one.get("role") == "user"), None)
         if first is None:
-            raise Unusable("no turn of the user, so nothing asks about the document")
+            raise UnusableValue("no turn of the user, so nothing asks about the document")
         first["content"] = f"<context>\n{context}\n</context>\n\n{first.get('content')}"
     if system and turns and isinstance(turns[0], dict) and turns[0].get("role") == "system":
         turns[0]["content"] = f"{turns[0].get('content')} {system}"
@@ -107,6 +107,6 @@ def about(context: str, turns: Sequence[Any], instruction: str | None) -> list[A
 
 def _passage(passage: Any) -> str:
     if not isinstance(passage, Mapping):
-        raise Unusable("a passage of 'ctxs' must be an object with 'text'")
+        raise UnusableValue("a passage of 'ctxs' must be an object with 'text'")
     title, text = passage.get("title"), field_of(passage, "text")
     return f"{title}\n{text}" if title else str(text)

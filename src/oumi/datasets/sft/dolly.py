@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from oumi.core.data.fields import Unusable, field_of, text_of
+from oumi.core.data.records.fields import UnusableValue, field_of, text_of
 from oumi.core.datasets import BaseSftDataset
 from oumi.core.types.conversation import Conversation, Message, Role
 
@@ -27,7 +27,7 @@ class DollyDataset(BaseSftDataset):
         if f"{self._prefix}-context" in example and (context := self._text(example, "context")):
             question = f"{question}\n\nContext: {context}"
         if not answer:
-            raise Unusable(f"'{self._prefix}-response' is empty, so there is nothing to learn")
+            raise UnusableValue(f"'{self._prefix}-response' is empty, so there is nothing to learn")
         return Conversation(
             messages=[Message(role=Role.USER, content=question), Message(role=Role.ASSISTANT, content=answer)]
         )

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from oumi.core.data.chats import chat_of, taught
-from oumi.core.data.fields import list_of
-from oumi.core.data.shapes import led_by_system
+from oumi.core.data.records.conversations import chat_of, taught
+from oumi.core.data.records.fields import list_of
+from oumi.core.data.records.schemas import led_by_system
 from oumi.core.datasets import BaseSftDataset
 from oumi.core.errors import ConfigError
 from oumi.core.types.conversation import Conversation, Role

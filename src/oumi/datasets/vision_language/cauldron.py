@@ -6,19 +6,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from oumi.core.data.chats import chat_of, taught
-from oumi.core.data.fields import list_of
+from oumi.core.data.records.conversations import chat_of, taught
+from oumi.core.data.records.fields import list_of
 from oumi.core.datasets import VisionLanguageSftDataset
 from oumi.core.types.conversation import Conversation
 
 
 class CauldronDataset(VisionLanguageSftDataset):
-    """Pictures, and exchanges of `user` and `assistant` about them."""
+    """Images, and exchanges of `user` and `assistant` about them."""
 
     default_dataset = "HuggingFaceM4/the_cauldron"
 
     def transform_conversation(self, example: Mapping[str, Any]) -> Conversation:
-        """Returns the exchanges as a chat, all pictures before the first question."""
+        """Returns the exchanges as a chat, all images before the first question."""
         turns = [
             {"role": role, "content": exchange[role]}
             for exchange in list_of(example, "texts")

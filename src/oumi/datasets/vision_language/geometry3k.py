@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from oumi.core.data.fields import Unusable, list_of, text_of
+from oumi.core.data.records.fields import UnusableValue, list_of, text_of
 from oumi.core.datasets import VisionLanguageSftDataset
 from oumi.core.types.conversation import Conversation
 from oumi.datasets.vision_language.question import asked
@@ -30,7 +30,7 @@ class Geometry3kDataset(VisionLanguageSftDataset):
         """Returns the drawing with the problem, and the answer."""
         images = list_of(example, "images")
         if len(images) != 1:
-            raise Unusable(f"has {len(images)} pictures, a problem has one")
+            raise UnusableValue(f"has {len(images)} images, a problem has one")
         problem = text_of(example, "problem").replace("<image>", "").strip()
         if self.add_system_instruction:
             return asked(images, problem, text_of(example, "answer"), INSTRUCTION)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chats and preferences with pictures, in local files or as turns."""
+"""Chats and preferences with images, in local files or as turns."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from oumi.core.datasets import VisionLanguageDpoDataset, VisionLanguageSftDataset
 
 
-class PicturedTurnsDataset(VisionLanguageSftDataset):
-    """Chats of any known shape, whose pictures stand in the turns or beside them in `images`."""
+class ImagedTurnsDataset(VisionLanguageSftDataset):
+    """Chats of any known shape, whose images stand in the turns or beside them in `images`."""
 
     def transform_conversation(self, example: Mapping[str, Any]) -> Any:
         """Returns the row itself: its shape says what it is."""
         return example
 
 
-class VLJsonlinesDataset(PicturedTurnsDataset):
+class VLJsonlinesDataset(ImagedTurnsDataset):
     """Local files of such chats."""
 
     is_local = True

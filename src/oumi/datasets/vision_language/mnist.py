@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from oumi.core.data.fields import Unusable, field_of
+from oumi.core.data.records.fields import UnusableValue, field_of
 from oumi.core.datasets import VisionLanguageSftDataset
 from oumi.core.types.conversation import Conversation
 from oumi.datasets.vision_language.question import asked
@@ -15,7 +15,7 @@ QUESTION = "Which digit is this? Answer with the digit alone."
 
 
 class MnistSftDataset(VisionLanguageSftDataset):
-    """Pictures of digits, each with the question which one it is."""
+    """Images of digits, each with the question which one it is."""
 
     default_dataset = "ylecun/mnist"
 
@@ -23,5 +23,5 @@ class MnistSftDataset(VisionLanguageSftDataset):
         """Returns the question and the digit."""
         label = field_of(example, "label")
         if label not in range(10):
-            raise Unusable(f"'label' must be a digit, got {label!r}")
+            raise UnusableValue(f"'label' must be a digit, got {label!r}")
         return asked(field_of(example, "image"), QUESTION, str(int(label)))

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from oumi.core.data.chats import chat_of, taught
-from oumi.core.data.fields import field_of, text_of
+from oumi.core.data.records.conversations import chat_of, taught
+from oumi.core.data.records.fields import field_of, text_of
 from oumi.core.datasets import VisionLanguageSftDataset
 from oumi.core.types.conversation import Conversation
 
@@ -16,7 +16,7 @@ _SPEAKER = re.compile(r"\s*\[(USER|ASSISTANT)\]\s*")
 
 
 class PixmoCapQaDataset(VisionLanguageSftDataset):
-    """A picture, turns in one text with `[USER]` and `[ASSISTANT]` before each, and the last answer."""
+    """An image, turns in one text with `[USER]` and `[ASSISTANT]` before each, and the last answer."""
 
     default_dataset = "allenai/pixmo-cap-qa"
 

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets of one question about pictures."""
+"""Data sets of one question about items."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from oumi.core.data.fields import Unusable, field_of, text_of
-from oumi.core.data.pictures import picture
+from oumi.core.data.records.fields import UnusableValue, field_of, text_of
+from oumi.core.data.records.images import image_item
 from oumi.core.datasets import VisionLanguageSftDataset
 from oumi.core.errors import ConfigError
 from oumi.core.types.conversation import ContentItem, Conversation, Message, Role, Type
 from oumi.datasets.sft.turns import named_by
 
 
-class PictureQuestionDataset(VisionLanguageSftDataset):
-    """A column of pictures, one of questions, and perhaps one of answers."""
+class ImageQuestionDataset(VisionLanguageSftDataset):
+    """A column of items, one of questions, and perhaps one of answers."""
 
     def __init__(
         self,
@@ -38,21 +38,21 @@ class PictureQuestionDataset(VisionLanguageSftDataset):
         self.system_prompt_column = system_prompt_column
 
     def transform_conversation(self, example: Mapping[str, Any]) -> Conversation:
-        """Returns the pictures with the question, and the answer if the data set has any."""
+        """Returns the items with the question, and the answer if the data set has any."""
         system = text_of(example, self.system_prompt_column) if self.system_prompt_column else self.system_prompt
         answer = text_of(example, self.answer_column) if self.answer_column else None
         if answer == "":
-            raise Unusable(f"'{self.answer_column}' is empty, so there is nothing to learn")
+            raise UnusableValue(f"'{self.answer_column}' is empty, so there is nothing to learn")
         return asked(field_of(example, self.image_column), text_of(example, self.question_column), answer, system)
 
 
-class HuggingFaceVisionDataset(PictureQuestionDataset):
+class HuggingFaceVisionDataset(ImageQuestionDataset):
     """Any data set of the Hub with such columns."""
 
     def __init__(
         self, *, hf_dataset_path: str = "", image_column: str = "", question_column: str = "", **named: Any
     ) -> None:
-        """Takes its id on the Hub, and the columns; the rest as PictureQuestionDataset does."""
+        """Takes its id on the Hub, and the columns; the rest as ImageQuestionDataset does."""
         for key, value in (("image_column", image_column), ("question_column", question_column)):
             if not value:
                 raise ConfigError(f"dataset_kwargs.{key}: required: the name of a column")
@@ -60,18 +60,18 @@ class HuggingFaceVisionDataset(PictureQuestionDataset):
 
 
 def asked(images: Any, question: str, answer: str | None, system: str | None = None) -> Conversation:
-    """Returns a question about pictures, with its answer if there is one.
+    """Returns a question about items, with its answer if there is one.
 
     Args:
-        images: A picture, or a list of them: an image of Pillow, bytes, a path, a URL, or an object that holds one.
+        images: An image, or a list of them: an image of Pillow, bytes, a path, a URL, or an object that holds one.
         question: What is asked.
         answer: What is to be learned; None waits for it.
         system: What the system says before.
     """
-    pictures = [picture(one) for one in (images if isinstance(images, list) else [images])]
-    if not pictures:
-        raise Unusable("has no picture")
-    content = [*pictures, ContentItem(type=Type.TEXT, content=question)]
+    items = [image_item(one) for one in (images if isinstance(images, list) else [images])]
+    if not items:
+        raise UnusableValue("has no image")
+    content = [*items, ContentItem(type=Type.TEXT, content=question)]
     messages = [Message(role=Role.SYSTEM, content=system)] if system else []
     messages.append(Message(role=Role.USER, content=content))
     if answer is not None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from oumi.datasets.vision_language.question import PictureQuestionDataset
+from oumi.datasets.vision_language.question import ImageQuestionDataset
 
 
-class Vqav2SmallDataset(PictureQuestionDataset):
+class Vqav2SmallDataset(ImageQuestionDataset):
     """Questions about photographs, and the answer that most people gave."""
 
     default_dataset = "merve/vqav2-small"

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets by name, and the classes that users subclass to bring their own."""
+
+from oumi.core.data.datasets.any_schema import ShapedDataset
+from oumi.core.data.datasets.base import VALUES, BaseIterableDataset, BaseMapDataset
+from oumi.core.data.datasets.chats import BaseSftDataset, VisionLanguageSftDataset
+from oumi.core.data.datasets.lookup import EXTRA_MODULE, dataset_for, import_extra_files, unread_arguments
+from oumi.core.data.datasets.preferences import BaseDpoDataset, BaseExperimentalKtoDataset, VisionLanguageDpoDataset
+from oumi.core.data.datasets.prompts import BaseExperimentalGrpoDataset, BaseRubricDataset, to_prompt
+from oumi.core.data.datasets.table import NAMES, Named
+from oumi.core.data.datasets.texts import BasePretrainingDataset
+from oumi.core.registry import DATASETS
+
+TRAINABLE = ("chats", "texts")
+"""What rows of supervised training may hold."""
+
+__all__ = [
+    "DATASETS",
+    "EXTRA_MODULE",
+    "NAMES",
+    "TRAINABLE",
+    "VALUES",
+    "BaseDpoDataset",
+    "BaseExperimentalGrpoDataset",
+    "BaseExperimentalKtoDataset",
+    "BaseIterableDataset",
+    "BaseMapDataset",
+    "BasePretrainingDataset",
+    "BaseRubricDataset",
+    "BaseSftDataset",
+    "Named",
+    "ShapedDataset",
+    "VisionLanguageDpoDataset",
+    "VisionLanguageSftDataset",
+    "dataset_for",
+    "import_extra_files",
+    "to_prompt",
+    "unread_arguments",
+]

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets of chats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from oumi.core.data.datasets.base import BaseMapDataset
+from oumi.core.errors import ConfigError, did_you_mean
+from oumi.core.types.conversation import Conversation, Message
+from oumi.core.types.example import Completion, Row, Source, Text
+
+if TYPE_CHECKING:
+    from oumi.core.data.datasets.elements import ElementWriter
+    from oumi.core.data.datasets.image_elements import ImageElementWriter
+
+TASKS = ("sft", "generation", "auto")
+FORMATS = ("json", "dict")
+
+
+class BaseSftDataset(BaseMapDataset):
+    """Rows that become conversations. Override `transform_conversation`.
+
+    What a run trains on are the conversations; the arguments below decide what `self[i]` is.
+    """
+
+    of_elements = frozenset(
+        {
+            "task", "return_tensors", "text_col", "assistant_only", "response_template", "instruction_template",
+            "return_conversations", "return_conversations_format",
+        }
+    )  # fmt: skip
+    _hook = "transform_conversation"
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Any = None,
+        task: str = "sft",
+        return_tensors: bool = False,
+        text_col: str = "text",
+        assistant_only: bool = False,
+        response_template: str | None = None,
+        instruction_template: str | None = None,
+        return_conversations: bool = False,
+        return_conversations_format: str = "json",
+        **named: Any,
+    ) -> None:
+        """Takes what an element is; the rest as every data set does.
+
+        Args:
+            tokenizer: With its chat template; elements are token ids.
+            task: `generation` ends the text where the answer would begin; `sft` and `auto` write the whole chat.
+            return_tensors: Token ids are tensors, not lists.
+            text_col: Under which key `tokenize` finds or puts text.
+            assistant_only: Elements have labels: the assistant's tokens, -100 elsewhere.
+            response_template: Not needed: the chat template tells where an answer begins.
+            instruction_template: Not needed either.
+            return_conversations: Elements are chats, not token ids.
+            return_conversations_format: `json` for JSON text below `conversation_json`, `dict` for plain values.
+            named: See BaseMapDataset.
+        """
+        super().__init__(**named)
+        _check("task", task, TASKS)
+        _check("return_conversations_format", return_conversations_format, FORMATS)
+        self.task = task
+        self.return_tensors = return_tensors
+        self.text_col = text_col
+        self.assistant_only = assistant_only
+        self.response_template = response_template
+        self.instruction_template = instruction_template
+        self.return_conversations = return_conversations
+        self.return_conversations_format = return_conversations_format
+        self._tokenizer = tokenizer
+
+    def transform(self, sample: Mapping[str, Any]) -> Any:
+        """Returns a row as a conversation."""
+        return self.transform_conversation(sample)
+
+    def transform_conversation(self, example: Mapping[str, Any]) -> Conversation:
+        """Returns a row as a conversation."""
+        raise NotImplementedError(f"{type(self).__name__} must define transform_conversation")
+
+    def conversation(self, idx: int) -> Conversation:
+        """Returns the chat in a row."""
+        value = self.value_at(idx)
+        if not isinstance(value, Conversation):
+            raise ConfigError(f"data set '{self.dataset_name}': row {idx} is a {type(value).__name__}, not a chat")
+        return value
+
+    def conversations(self) -> Iterator[Conversation]:
+        """Yields the chat in each row."""
+        return (self.conversation(index) for index in range(len(self)))
+
+    def prompt(self, idx: int) -> str:
+        """Returns the text of a row, as the chat template writes it."""
+        return self._writer.text(self.value_at(idx), self.task == "generation")
+
+    def tokenize(self, sample: Any, tokenize: bool = True) -> dict[str, Any]:
+        """Returns a chat as token ids, or as text.
+
+        Args:
+            sample: A conversation, a mapping with `messages`, or one with text below `text_col`.
+            tokenize: False returns the text below `text_col`.
+        """
+        value: Conversation | Text
+        if isinstance(sample, Conversation):
+            value = sample
+        elif "messages" in sample:
+            value = Conversation(messages=[Message.model_validate(one) for one in sample["messages"]])
+        else:
+            value = Text(sample[self.text_col])
+        asks = self.task == "generation"
+        if not tokenize:
+            return {self.text_col: self._writer.text(value, asks)}
+        return self._writer.tokens(Row(value, Source(self.dataset_name, "sample", 0)), asks, self.return_tensors)
+
+    def element(self, row: Row) -> Any:
+        """Returns a row as token ids, or as a chat where that was asked for."""
+        made = self._checked(row)
+        value = made.value
+        if self.return_conversations and isinstance(value, Conversation):
+            as_json = self.return_conversations_format == "json"
+            return {"conversation_json": value.to_json()} if as_json else value.to_dict()
+        if isinstance(value, (Conversation, Completion, Text)):
+            return self._writer.tokens(made, self.task == "generation", self.return_tensors)
+        from oumi.core.data.datasets.elements import plain
+
+        return plain(value)
+
+    @cached_property
+    def _writer(self) -> ElementWriter:
+        from oumi.core.data.datasets.elements import ElementWriter
+
+        return ElementWriter(self._tokenizer, self.assistant_only)
+
+
+class VisionLanguageSftDataset(BaseSftDataset):
+    """Rows that become conversations with images. Override `transform_conversation`."""
+
+    of_elements = BaseSftDataset.of_elements | {"processor_name", "processor_kwargs", "model_revision"}
+
+    def __init__(
+        self,
+        *,
+        processor: Any = None,
+        processor_name: str | None = None,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        model_revision: str | None = None,
+        limit: int | None = None,
+        max_images: int | None = None,
+        **named: Any,
+    ) -> None:
+        """Takes which rows and images are kept; the rest as BaseSftDataset does.
+
+        Args:
+            processor: Makes features of elements. A run takes that of its model, so it does not read these four.
+            processor_name: Which one to load, where none is given.
+            processor_kwargs: With which arguments.
+            model_revision: In which revision.
+            limit: Take only so many of the first rows.
+            max_images: Keep only so many of the first images of a row; none keeps all, and so does a negative number.
+            named: See BaseSftDataset.
+        """
+        super().__init__(**named)
+        if limit is not None and limit < 1:
+            raise ConfigError(f"dataset_kwargs.limit: got {limit}, must be 1 or more")
+        self.processor = processor
+        self.processor_name = processor_name
+        self.processor_kwargs = dict(processor_kwargs or {})
+        self.model_revision = model_revision
+        self.limit = limit
+        self.max_images = max_images if max_images is not None and max_images >= 0 else None
+
+    def value_of(self, row: Any) -> Any:
+        """Returns a row as a chat that holds no more images than are wanted, or as one that cannot be used."""
+        made = super().value_of(row)
+        if self.max_images is None or not isinstance(made, Row) or not isinstance(made.value, Conversation):
+            return made
+        return Row(with_fewer_images(made.value, self.max_images), made.source)
+
+    def element(self, row: Row) -> Any:
+        """Returns a row as the features that the processor makes of it, or as a chat where that was asked for."""
+        value = self._checked(row).value
+        has_images = isinstance(value, Conversation) and value.contains_images()
+        if self.return_conversations or not has_images:
+            return super().element(row)
+        return self._image_writer.features(value, self.task == "generation", self.return_tensors)
+
+    @cached_property
+    def _image_writer(self) -> ImageElementWriter:
+        from oumi.core.data.datasets.image_elements import ImageElementWriter, processor_of
+
+        return ImageElementWriter(processor_of(self), self.assistant_only)
+
+
+def with_fewer_images(chat: Conversation, max_images: int) -> Conversation:
+    """Returns a chat with only the first images, the others left out."""
+    messages, left = [], max_images
+    for message in chat.messages:
+        if not isinstance(message.content, list):
+            messages.append(message)
+            continue
+        kept = []
+        for item in message.content:
+            if item.is_text() or left > 0:
+                kept.append(item)
+            left -= item.is_image()
+        messages.append(message.model_copy(update={"content": kept}))
+    return chat.model_copy(update={"messages": messages})
+
+
+def _check(key: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        hint = did_you_mean(value, known) or f"; known: {', '.join(known)}"
+        raise ConfigError(f"dataset_kwargs.{key}: unknown '{value}'{hint}")

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the name in a config to its data set: one of the table, one of the user's own, or any other of the Hub."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+import sys
+import zlib
+from functools import cache, lru_cache
+from pathlib import Path
+
+from oumi.core.configs import DatasetParams
+from oumi.core.data.datasets.any_schema import ShapedDataset
+from oumi.core.data.datasets.base import BaseMapDataset
+from oumi.core.data.datasets.table import NAMES, Named
+from oumi.core.errors import ConfigError, did_you_mean
+from oumi.core.log import logger
+from oumi.core.registry import DATASETS
+
+EXTRA_MODULE = "oumi_extra_"
+"""Before the name of a module of the user's."""
+
+DATASETS.add({name: one.part for name, one in NAMES.items()})
+_BY_LOWER = {name.lower(): (name, one) for name, one in NAMES.items()}
+
+
+def dataset_for(params: DatasetParams, is_streamed: bool = False) -> BaseMapDataset:
+    """Returns the data set that a config names: a registered one, or any other of the Hub by its shape.
+
+    Args:
+        params: What the config says of it.
+        is_streamed: Rows of the Hub are read while they are used.
+
+    Raises:
+        ConfigError: An argument that the data set does not take.
+    """
+    name, found = _found(params)
+    if not (isinstance(found, type) and issubclass(found, BaseMapDataset)):
+        raise ConfigError(f"data set '{name}': has no rows to train on: {found.__name__} is no class of a data set")
+    kwargs = dict(params.dataset_kwargs)
+    hub_name = kwargs.pop("dataset_name_override", None) or _hub_name(params.dataset_name, found)
+    known = _arguments(found)
+    for key in kwargs:
+        if key not in known:
+            takes = f"; it takes {', '.join(sorted(known))}" if known else "; it takes none"
+            raise ConfigError(
+                f"dataset_kwargs.{key}: unknown to data set '{params.dataset_name}'{did_you_mean(key, known) or takes}"
+            )
+    preset = _BY_LOWER[name.lower()][1] if name.lower() in _BY_LOWER else Named("")
+    if preset.is_script and params.dataset_path is None:
+        _warn_of_script(hub_name)
+    try:
+        dataset = found(
+            **{
+                "dataset_name": hub_name,
+                "dataset_path": params.dataset_path,
+                "split": params.split,
+                "subset": params.subset,
+                **preset.arguments,
+                **kwargs,
+            }
+        )
+    except TypeError as error:
+        raise ConfigError(f"data set '{name}': {found.__name__}.__init__ must take **kwargs: {error}") from error
+    dataset.is_streamed = is_streamed
+    return dataset
+
+
+def unread_arguments(params: DatasetParams) -> list[str]:
+    """Returns the arguments in a config that decide what an element is in code of one's own, which no run reads."""
+    _, found = _found(params)
+    return sorted(params.dataset_kwargs.keys() & getattr(found, "of_elements", frozenset()))
+
+
+def _found(params: DatasetParams) -> tuple[str, type[BaseMapDataset]]:
+    """Returns the name under which a data set is registered, that of its subset first, and its class."""
+    import_extra_files()
+    full_name = f"{params.dataset_name}/{params.subset}"
+    name = full_name if full_name in DATASETS else params.dataset_name
+    return name, DATASETS.get(name) if name in DATASETS else ShapedDataset
+
+
+def _hub_name(name: str, found: type[BaseMapDataset]) -> str:
+    """Returns the id on the Hub of a data set: of the user's own it is what the class says."""
+    if name.lower() in _BY_LOWER:
+        canonical, named = _BY_LOWER[name.lower()]
+        return named.hub_name or canonical
+    return found.default_dataset or name
+
+
+@cache
+def _warn_of_script(name: str) -> None:
+    logger.warning(
+        "%s: deprecated: it was read by a script of the Hub, which `datasets` no longer runs; what stands there as "
+        "files is read",
+        name,
+    )
+
+
+@lru_cache(maxsize=1)
+def import_extra_files() -> None:
+    """Imports the Python files listed in OUMI_EXTRA_DEPS_FILE, which register parts of the user's own."""
+    listing = os.environ.get("OUMI_EXTRA_DEPS_FILE")
+    if not listing:
+        return
+    if not Path(listing).is_file():
+        raise ConfigError(f"OUMI_EXTRA_DEPS_FILE: no file {listing}")
+    for line in (line.partition("#")[0].strip() for line in Path(listing).read_text().splitlines()):
+        if not line:
+            continue
+        path = Path(line).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"{listing}: no file {line}")
+        # A name of its own, so that a file `datasets.py` does not stand for the library.
+        name = f"{EXTRA_MODULE}{path.stem}_{zlib.crc32(str(path.absolute()).encode()):08x}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None, "a path has a spec"
+        assert spec.loader is not None, "a path has a loader"
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        try:
+            spec.loader.exec_module(module)
+        except (SyntaxError, ImportError, AttributeError, NameError) as error:
+            at = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
+            raise ConfigError(f"{path}{at}: cannot be imported: {type(error).__name__}: {error}") from error
+
+
+_NAMED = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_NOT_IN_A_CONFIG = {
+    "dataset_name", "dataset_path", "split", "subset", "trust_remote_code", "transform_num_workers", "tokenizer",
+    "processor",
+}  # fmt: skip
+"""What stands beside `dataset_kwargs`, or is no plain value."""
+
+
+def _arguments(kind: type[BaseMapDataset]) -> set[str]:
+    """Returns the arguments of a data set's class beyond those that every data set takes."""
+    named: set[str] = set()
+    for one in kind.__mro__:
+        if one is not object and "__init__" in vars(one):
+            named |= {
+                key
+                for key, argument in inspect.signature(one.__init__).parameters.items()
+                if key != "self" and argument.kind in _NAMED
+            }
+    return named - _NOT_IN_A_CONFIG

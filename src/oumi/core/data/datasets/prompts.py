@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets of prompts, whose answers a reward judges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from oumi.core.data.datasets.base import BaseMapDataset
+from oumi.core.data.records.schemas import SHAPES
+from oumi.core.types.conversation import Conversation
+from oumi.core.types.example import Prompt
+
+
+class BaseExperimentalGrpoDataset(BaseMapDataset):
+    """Rows that become prompts, with whatever a reward needs beside them. Override `transform`."""
+
+    holds = "prompts"
+    _shape = "prompt"
+    _wanted = "a mapping with a prompt"
+
+    def transform(self, sample: Mapping[str, Any]) -> Any:
+        """Returns a row as a mapping with `prompt`, white space around texts taken off."""
+        stripped = {key: text.strip() for key in ("prompt", "completion") if isinstance(text := sample.get(key), str)}
+        return {**sample, **stripped}
+
+    def transform_conversation(self, sample: Mapping[str, Any]) -> Conversation:
+        """Returns the prompt in a row as a chat that waits for its answer, the other columns as its metadata."""
+        prompt = to_prompt(self.transform(sample))
+        return Conversation(messages=list(prompt.messages), metadata=dict(prompt.columns))
+
+    def conversation(self, idx: int) -> Conversation:
+        """Returns the prompt in a row as a chat."""
+        return self.transform_conversation(self.raw(idx))
+
+    def conversations(self) -> Iterator[Conversation]:
+        """Yields the prompt in each row as a chat."""
+        return (self.conversation(index) for index in range(len(self)))
+
+
+class BaseRubricDataset(BaseExperimentalGrpoDataset):
+    """Prompts whose answers are judged by rubrics: `name`, `description` and `weight` of each."""
+
+    def transform(self, sample: Mapping[str, Any]) -> Any:
+        """Returns a row as a prompt, led by its `system_prompt`; raises ValueError if a rubric lacks something."""
+        for i, one in enumerate(sample["rubrics"]):
+            if not isinstance(one, Mapping) or not {"name", "description", "weight"} <= one.keys():
+                raise ValueError(f"rubric {i} must have a name, a description and a weight")
+        if not sample.get("system_prompt") or not isinstance(sample.get("prompt"), str):
+            return sample
+        turns = [
+            {"role": "system", "content": sample["system_prompt"]},
+            {"role": "user", "content": sample["prompt"]},
+        ]
+        return {**sample, "prompt": turns}
+
+
+def to_prompt(sample: Any) -> Prompt:
+    """Returns a mapping with `prompt`, a text or turns, as a prompt; raises Unusable for any other."""
+    made = sample if isinstance(sample, Prompt) else SHAPES["prompt"](sample)
+    assert isinstance(made, Prompt), "its shape says so"
+    return made

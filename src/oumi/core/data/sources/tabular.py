@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files as rows, each with the line where it stands. Imports no torch."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from oumi.core.data.sources.files import check_file, is_compressed, opened
+from oumi.core.data.sources.jsonl import begins_list, check_lines, excerpt, index_lines, read_lines, read_list
+from oumi.core.errors import DataError
+from oumi.core.types.example import RejectedRow, Row, Source, row_of
+
+SAMPLES = ("document", "paragraph", "line")
+"""What may be one row of a text file."""
+_PARQUET_ROWS = 1024
+_CHUNK_BYTES = 1 << 24
+
+
+def read_rows(path: Path, dataset: str, sample_by: str = "document") -> Iterator[Row | RejectedRow]:
+    """Yields the records of a file in order: JSON, JSON Lines, CSV, Parquet or text, perhaps compressed.
+
+    Args:
+        path: The file; its suffix tells how it is read.
+        dataset: Name of the data set, for messages.
+        sample_by: What is one row of a text file, one of SAMPLES.
+
+    Raises:
+        DataError: No such file, an empty one, another kind, or a JSON list that breaks off.
+    """
+    kind = check_file(path)
+    if kind == ".parquet":
+        return _parquet(path, dataset)
+    if kind in (".csv", ".tsv"):
+        return _table(path, dataset, "\t" if kind == ".tsv" else ",")
+    if kind == ".txt":
+        return _text(path, dataset, sample_by)
+    if kind == ".json":
+        if begins_list(path):
+            return read_list(path, dataset)
+        check_lines(path)
+    return read_lines(path, dataset)
+
+
+def count_rows(path: Path) -> int | None:
+    """Returns how many rows a file holds, None if that cannot be told before reading it."""
+    kind = check_file(path)
+    if kind == ".parquet":
+        return int(_opened_parquet(path).metadata.num_rows)
+    if is_lines(path):
+        return len(index_lines(path))
+    if is_compressed(path) or kind != ".json":
+        return None
+    try:
+        return len(json.loads(path.read_bytes()))
+    except (ValueError, RecursionError):
+        return None
+
+
+def is_lines(path: Path) -> bool:
+    """Returns True for a file of which any row is found at once: a line each, not compressed."""
+    kind = check_file(path)
+    return not is_compressed(path) and (kind == ".jsonl" or (kind == ".json" and not begins_list(path)))
+
+
+def _text(path: Path, dataset: str, sample_by: str) -> Iterator[Row | RejectedRow]:
+    """Yields the lines, the paragraphs (between blank lines) or the whole of a text, white space around it kept."""
+    with opened(path) as file:
+        waiting: list[str] = []
+        first = number = 1
+        for number, line in enumerate(_decoded(file, path), 1):
+            ends = sample_by == "line" or (sample_by == "paragraph" and not line.strip())
+            waiting.append(line)
+            if ends:
+                yield from _passage(waiting, dataset, path, first)
+                waiting, first = [], number + 1
+        yield from _passage(waiting, dataset, path, first)
+
+
+def _passage(lines: list[str], dataset: str, path: Path, number: int) -> Iterator[Row | RejectedRow]:
+    text = "".join(lines)
+    if text.strip():
+        source = Source(dataset, str(path), number)
+        yield RejectedRow(source, "holds a NUL byte", excerpt(text)) if "\0" in text else Row({"text": text}, source)
+
+
+def _table(path: Path, dataset: str, delimiter: str) -> Iterator[Row | RejectedRow]:
+    csv.field_size_limit(sys.maxsize)
+    with opened(path) as file:
+        reader = csv.reader(_decoded(file, path), delimiter=delimiter, strict=True)
+        try:
+            names = next(reader, [])
+            if repeated := sorted({name for name in names if names.count(name) > 1}):
+                raise DataError(f"{path}:1: two columns have the same name: {', '.join(repeated)}")
+            while True:
+                number = reader.line_num + 1
+                values = next(reader, None)
+                if values is None:
+                    return
+                source = Source(dataset, str(path), number)
+                if any("\0" in value for value in values):
+                    yield RejectedRow(source, "holds a NUL byte", excerpt(delimiter.join(values)))
+                elif len(values) == len(names):
+                    yield row_of({name: _cell(value) for name, value in zip(names, values, strict=True)}, source)
+                elif values:
+                    reason = f"has another number of fields than the first line: {len(values)}, not {len(names)}"
+                    yield RejectedRow(source, reason, excerpt(delimiter.join(values)))
+        except csv.Error as error:
+            raise DataError(f"{path}:{reader.line_num}: not valid CSV: {error}") from None
+
+
+def _cell(value: str) -> Any:
+    """Returns what a cell holds: turns or calls written as JSON, else its text."""
+    if value.startswith("[{") and value.endswith("}]"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _decoded(file: Any, path: Path) -> Iterator[str]:
+    """Yields lines of text; raises DataError, with the line, where they are not UTF-8."""
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    number = 0
+    try:
+        for line in text:
+            yield line
+            number += 1
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8, at or after line {number + 1}: {error.reason}") from None
+
+
+def _parquet(path: Path, dataset: str) -> Iterator[Row | RejectedRow]:
+    import pyarrow
+
+    number = 0
+    try:
+        for batch in _opened_parquet(path).iter_batches(_PARQUET_ROWS):
+            for value in map(without_nulls, batch.to_pylist()):
+                yield row_of(value, Source(dataset, str(path), number))
+                number += 1
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not a Parquet file, or a broken one: {str(error).splitlines()[0]}") from None
+
+
+def without_nulls(value: Any) -> Any:
+    """Returns a row of Arrow without the keys that only other rows have: there each has the keys of all."""
+    return {key: _given(item) for key, item in value.items()}
+
+
+def _given(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _given(item) for key, item in value.items() if item is not None}
+    return [_given(item) for item in value] if isinstance(value, list) else value
+
+
+def _opened_parquet(path: Path) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not a Parquet file, or a broken one: {str(error).splitlines()[0]}") from None
+
+
+def digest_of(path: Path) -> str:
+    """Returns the SHA-256 of a file's content."""
+    if is_data_lines(path):
+        return index_lines(path).digest
+    stat = path.stat()
+    return _digest(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache(maxsize=4096)
+def _digest(path: Path, *_: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def is_data_lines(path: Path) -> bool:
+    """Returns True for a file that is indexed by lines, and so has been read whole."""
+    return path.suffix.lower() in (".jsonl", ".json") and path.stat().st_size > 0 and is_lines(path)

@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All rows of a data set as tokens, on disk: memory does not grow with their number."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from oumi.core.data.ledger import Counts, Ledger
+from oumi.core.data.tokenize.encoder import RowTokenizer
+from oumi.core.data.tokenize.loss_mask import Rendered
+from oumi.core.types.conversation import ContentItem
+from oumi.core.types.example import Example, RejectedRow, Row, Source
+
+BATCH_SIZE = 512
+_STARTS = np.int32(1 << 30)
+"""Added to the first token of a document that is not the first of its row."""
+_ROW = np.dtype(
+    [
+        ("end", "<i8"), ("line", "<i8"), ("file", "<i4"), ("dataset", "<i4"), ("targets", "<i8"), ("cut", "<i8"),
+        ("digest", "<u8"), ("id", "<u8"), ("id_end", "<i8"), ("extras_end", "<i8"), ("row", "<i8"),
+    ]
+)  # fmt: skip
+_READ_ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive rows as tokens."""
+
+    tokens: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int64]
+    cuts: npt.NDArray[np.int64]
+    """Tokens that were cut off each."""
+    sources: list[Source]
+    extras: list[bytes]
+    """Images and columns of each row, as `_extras` writes them."""
+    is_first: list[bool]
+    """Of what a row came to: one that was split came to several."""
+    counts: Counts
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], counts: Counts, is_first: list[bool] | None = None) -> Chunk:
+        """Returns examples as a chunk, each the first of its row unless something else is said."""
+        lengths = np.array([len(one.tokens) for one in examples], dtype=np.int64)
+        cuts = np.array([one.num_cut for one in examples], dtype=np.int64)
+        extras = [_extras(example) for example in examples]
+        firsts = [True] * len(examples) if is_first is None else is_first
+        return cls(written(examples), lengths, cuts, [one.source for one in examples], extras, firsts, counts)
+
+
+def make_chunk(rendered: Sequence[Rendered | RejectedRow], row_tokenizer: RowTokenizer) -> Chunk:
+    """Returns rendered rows as tokens, each accounted for."""
+    counts, examples, is_first = Counts(), list[Example](), list[bool]()
+    for made in row_tokenizer.encode(rendered):
+        if isinstance(made, RejectedRow):
+            counts.reject(made)
+        else:
+            examples += made.examples
+            is_first += [i == 0 for i in range(len(made.examples))]
+            counts.accept(made.examples, made.cut_tokens, made.cut_targets)
+    return Chunk.of(examples, counts, is_first)
+
+
+class TokenTable:
+    """Rows end to end on disk: token ids, which are trained, and where each row came from.
+
+    They are read, not mapped: pages of a mapped file count as memory of the process.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Opens a table that a TableWriter finished; its files may be deleted from then on."""
+        facts = json.loads((directory / "table.json").read_text())
+        self.ledger = facts["ledger"]
+        """What became of the rows: arguments of `Counts`."""
+        self.digest: str = facts["digest"]
+        """SHA-256 of all ids, targets and boundaries."""
+        self.highest_token: int = facts["highest_token"]
+        self._names: list[str] = facts["names"]
+        self._length: int = facts["num_rows"]
+        self._tokens = os.open(directory / "tokens.bin", os.O_RDONLY)
+        self._rows = os.open(directory / "rows.bin", os.O_RDONLY)
+        self._ids = os.open(directory / "ids.bin", os.O_RDONLY)
+        self._extras = os.open(directory / "extras.bin", os.O_RDONLY)
+
+    def __del__(self) -> None:
+        for name in ("_tokens", "_rows", "_ids", "_extras"):
+            if (file := self.__dict__.get(name)) is not None:
+                os.close(file)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Example:
+        before, row = self._row(index)
+        example = _read(self._written(int(before["end"]), int(row["end"])), self._source(row), int(row["cut"]))
+        start, end = int(before["extras_end"]), int(row["extras_end"])
+        return _with_extras(example, os.pread(self._extras, end - start, start)) if end > start else example
+
+    def span(self, first: int, last: int, documents: range, ends: npt.NDArray[np.int64]) -> Example:
+        """Returns the tokens from place `first` to `last` of all tokens end to end, as one row of several documents.
+
+        Args:
+            first: Place of the first token.
+            last: That after the last.
+            documents: Rows of the table that reach into the span.
+            ends: Where each row of the table ends [R].
+        """
+        rows = np.frombuffer(
+            os.pread(self._rows, _ROW.itemsize * len(documents), _ROW.itemsize * documents.start), _ROW
+        )
+        written = self._written(first, last)
+        starts = (0, *(ends[documents.start : documents.stop - 1] - first).tolist())
+        sources = [self._source(row) for row in rows]
+        return Example(_ids(written), written >= 0, sources[0], starts, tuple(sources[1:]))
+
+    def _written(self, first: int, last: int) -> npt.NDArray[np.int32]:
+        return np.frombuffer(os.pread(self._tokens, 4 * (last - first), 4 * first), np.int32)
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Returns how many tokens each row has [R]."""
+        return np.diff(self.column("end"), prepend=0)
+
+    def targets(self) -> npt.NDArray[np.int64]:
+        """Returns how many tokens of each row are trained [R]."""
+        return self.column("targets")
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """Returns one fact of every row [R]: `digest` of its tokens, `id` (a digest, 0 for none), `line`, `file`..."""
+        values = np.empty(self._length, dtype=_ROW[name])
+        for first in range(0, self._length, _READ_ROWS):
+            block = os.pread(self._rows, _ROW.itemsize * _READ_ROWS, _ROW.itemsize * first)
+            values[first : first + _READ_ROWS] = np.frombuffer(block, _ROW)[name]
+        return values
+
+    def source(self, index: int) -> Source:
+        """Returns where a row stands, and what it calls itself."""
+        before, row = self._row(index)
+        start = int(before["id_end"])
+        name = os.pread(self._ids, int(row["id_end"]) - start, start).decode() if row["id"] else None
+        return replace(self._source(row), id=name)
+
+    def _row(self, index: int) -> tuple[Any, Any]:
+        """Returns the record before that of a row, and its own."""
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        if not index:
+            return np.zeros(1, dtype=_ROW)[0], np.frombuffer(os.pread(self._rows, _ROW.itemsize, 0), _ROW)[0]
+        before, row = np.frombuffer(os.pread(self._rows, 2 * _ROW.itemsize, (index - 1) * _ROW.itemsize), _ROW)
+        return before, row
+
+    def _source(self, row: Any) -> Source:
+        return Source(self._names[row["dataset"]], self._names[row["file"]], int(row["line"]))
+
+
+class TableWriter:
+    """Writes a table, chunk by chunk."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        self._tokens = (directory / "tokens.bin").open("wb")
+        self._rows = (directory / "rows.bin").open("wb")
+        self._ids = (directory / "ids.bin").open("wb")
+        self._extras = (directory / "extras.bin").open("wb")
+        self._names: dict[str, int] = {}
+        self._digest = hashlib.sha256()
+        self._num_rows = self._num_sources = self._end = self._id_end = self._extras_end = 0
+        self._highest = -1
+
+    def add(self, chunk: Chunk) -> None:
+        """Writes the rows of a chunk behind those that are there."""
+        ends = np.cumsum(chunk.lengths) + self._end
+        rows = np.zeros(len(ends), dtype=_ROW)
+        rows["end"] = ends
+        rows["line"] = [one.line for one in chunk.sources]
+        rows["file"] = [self._number(one.path) for one in chunk.sources]
+        rows["cut"] = chunk.cuts
+        rows["row"] = np.cumsum(chunk.is_first, dtype=np.int64) + self._num_sources
+        self._num_sources += sum(chunk.is_first)
+        rows["dataset"] = [self._number(one.dataset) for one in chunk.sources]
+        starts = ends - chunk.lengths - self._end
+        if len(starts):
+            rows["targets"] = np.add.reduceat(chunk.tokens >= 0, starts, dtype=np.int64)
+        data = memoryview(chunk.tokens).cast("B")
+        bounds = zip((4 * starts).tolist(), (4 * (ends - self._end)).tolist(), strict=True)
+        with_extras = zip(bounds, chunk.extras, strict=True)
+        rows["digest"] = [_digest_of(data[first:last], extras) for (first, last), extras in with_extras]
+        rows["extras_end"] = np.cumsum([len(extras) for extras in chunk.extras], dtype=np.int64) + self._extras_end
+        self._extras.write(b"".join(chunk.extras))
+        self._extras_end += sum(map(len, chunk.extras))
+        ids = [(one.id or "").encode("utf-8", "replace") for one in chunk.sources]
+        rows["id"] = [_digest_of(one) if one else 0 for one in ids]
+        rows["id_end"] = np.cumsum([len(one) for one in ids], dtype=np.int64) + self._id_end
+        self._ids.write(b"".join(ids))
+        self._id_end += sum(map(len, ids))
+        for part in (chunk.tokens.tobytes(), chunk.lengths.tobytes(), *chunk.extras):
+            self._digest.update(part)
+        self._tokens.write(chunk.tokens.tobytes())
+        self._rows.write(rows.tobytes())
+        self._num_rows += len(ends)
+        self._end += int(chunk.lengths.sum())
+        if len(chunk.tokens):
+            self._highest = max(self._highest, int(_ids(chunk.tokens).max()))
+
+    def finish(self, ledger: Ledger, facts: dict[str, Any]) -> None:
+        """Completes the table: everything is on the disk when this returns."""
+        for file in (self._tokens, self._rows, self._ids, self._extras):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        table = {
+            "num_rows": self._num_rows,
+            "num_tokens": self._end,
+            "highest_token": self._highest,
+            "digest": self._digest.hexdigest(),
+            "names": list(self._names),
+            "ledger": ledger.counts.to_state(),
+            **facts,
+        }
+        with (self._directory / "table.json").open("w") as file:
+            json.dump(table, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _number(self, name: str) -> int:
+        return self._names.setdefault(name, len(self._names))
+
+
+def tokenize_rows(rows: Iterable[Row | RejectedRow], row_tokenizer: RowTokenizer, ledger: Ledger) -> TokenTable:
+    """Returns the rows as tokens, each accounted for in the ledger; nothing is left on the disk.
+
+    Raises:
+        DataError: More rows cannot be used than the ledger allows.
+    """
+    waiting = iter(rows)
+    folder = Path(tempfile.mkdtemp(prefix="oumi-tokens-"))
+    try:
+        chunks = (
+            make_chunk(row_tokenizer.render(batch), row_tokenizer)
+            for batch in iter(lambda: list(islice(waiting, BATCH_SIZE)), [])
+        )
+        write_table(chunks, ledger, folder, {})
+        return TokenTable(folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def write_table(chunks: Iterable[Chunk], ledger: Ledger, directory: Path, facts: dict[str, Any]) -> None:
+    """Writes a table of chunks; raises DataError if more rows cannot be used than the ledger allows."""
+    writer = TableWriter(directory)
+    for chunk in chunks:
+        writer.add(chunk)
+        ledger.counts.add(chunk.counts)
+    ledger.close()
+    writer.finish(ledger, facts)
+
+
+def written(examples: Sequence[Example]) -> npt.NDArray[np.int32]:
+    """Returns examples as they are kept: a token that is not trained is inverted, the first of a document marked."""
+    if not examples:
+        return np.zeros(0, dtype=np.int32)
+    tokens = np.concatenate([one.tokens for one in examples])
+    is_target = np.concatenate([one.is_target for one in examples])
+    if any(len(one.starts) > 1 for one in examples):
+        firsts = np.cumsum([0, *(len(one.tokens) for one in examples[:-1])])
+        tokens[[first + at for first, one in zip(firsts, examples, strict=True) for at in one.starts[1:]]] += _STARTS
+    return np.where(is_target, tokens, ~tokens)
+
+
+def _digest_of(data: bytes | memoryview, more: bytes = b"") -> int:
+    digest = hashlib.blake2b(data, digest_size=8)
+    digest.update(more)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _extras(example: Example) -> bytes:
+    """Returns the images of each document of a row and its columns as JSON, nothing if it has neither."""
+    if not example.images and not example.columns:
+        return b""
+    images = [
+        [image.model_dump(mode="json", exclude_none=True) for image in of_document] for of_document in example.images
+    ]
+    # A column of another type, such as a date, is kept as its text.
+    return json.dumps({"images": images, "columns": dict(example.columns)}, default=str).encode()
+
+
+def _with_extras(example: Example, data: bytes) -> Example:
+    extras = json.loads(data)
+    images = tuple(tuple(ContentItem.model_validate(image) for image in images) for images in extras["images"])
+    return replace(example, images=images, columns=extras["columns"])
+
+
+def _ids(written: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    return np.where(written < 0, ~written, written) & (_STARTS - 1)
+
+
+def _read(written: npt.NDArray[np.int32], source: Source, num_cut: int) -> Example:
+    is_target = written >= 0
+    tokens = np.where(is_target, written, ~written)
+    starts = np.flatnonzero(tokens >= _STARTS).tolist()
+    return Example(tokens & (_STARTS - 1), is_target, source, (0, *starts), num_cut=num_cut)

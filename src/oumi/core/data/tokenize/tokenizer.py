@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tokenizer of a plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from oumi.core.errors import ConfigError
+from oumi.core.hub import hub_errors, remote_code_refused
+from oumi.core.plan.parts import ModelPlan
+from oumi.core.recipes import resolve_asset
+
+# Tokens that a vocabulary reserves for padding without naming one.
+_RESERVED_PADS = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]")
+
+
+def load_tokenizer(plan: ModelPlan) -> Any:
+    """Returns the tokenizer of the plan, with a pad token and the plan's length; its chat template is as shipped.
+
+    Raises:
+        ConfigError: No such tokenizer, or a pad token that it does not know.
+    """
+    name = str(resolve_asset(plan.tokenizer_name))
+    if (folder := Path(name).expanduser()).is_dir() and not [*folder.glob("*token*"), *folder.glob("vocab*")]:
+        raise ConfigError(f"model.tokenizer_name: {folder} holds no tokenizer; name one that the model was made with")
+    with hub_errors("tokenizer", plan.tokenizer_name), remote_code_refused(plan.tokenizer_name):
+        tokenizer = AutoTokenizer.from_pretrained(
+            name,
+            revision=plan.tokenizer_revision,
+            trust_remote_code=plan.trust_remote_code,
+            **plan.tokenizer_kwargs,
+        )
+    if plan.pad_token is not None:
+        if tokenizer.convert_tokens_to_ids(plan.pad_token) in (None, tokenizer.unk_token_id):
+            raise ConfigError(
+                f"model.tokenizer_pad_token: the vocabulary of {plan.tokenizer_name} has no '{plan.pad_token}', "
+                "and a new token would have no weights"
+            )
+        tokenizer.pad_token = plan.pad_token
+    elif tokenizer.pad_token is None:
+        tokenizer.pad_token = _reserved_pad(tokenizer)
+    if plan.max_length is not None:
+        tokenizer.model_max_length = plan.max_length
+    return tokenizer
+
+
+def _reserved_pad(tokenizer: Any) -> str | None:
+    """Returns a token kept for padding, else the end token: padding is never trained nor seen."""
+    vocabulary = tokenizer.get_vocab()
+    return next((token for token in _RESERVED_PADS if token in vocabulary), tokenizer.eos_token)

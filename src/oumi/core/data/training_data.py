@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of a run, read, rendered, tokenized and accounted for; the same for every trainer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from oumi.core.data.build import IdentifiedTable, open_table, specs_of
+from oumi.core.data.build_stream import StreamedRows, open_stream
+from oumi.core.data.checks.duplicates import check_duplicates, count_duplicates, warn_of_duplicates
+from oumi.core.data.checks.supervision import check_supervision, draw, spread
+from oumi.core.data.ledger import Ledger
+from oumi.core.data.pipeline.loader import Loader, most_tokens
+from oumi.core.data.pipeline.mixture import Mixture, OneDocumentEach, Part, draws_of
+from oumi.core.data.pipeline.packing import Packed
+from oumi.core.data.store.lazy_table import LazyTable
+from oumi.core.data.tokenize.chat_template import Template
+from oumi.core.data.tokenize.preprocessor import Preprocessor, load_preprocessor
+from oumi.core.data.tokenize.turns import check_landmarks
+from oumi.core.errors import ConfigError, DataError
+from oumi.core.log import logger
+from oumi.core.plan.memory import LargestMicroBatch
+from oumi.core.plan.parts import MixturePlan, Plan
+from oumi.core.run import StepSource
+from oumi.core.system.libraries import quiet_libraries
+from oumi.core.types.example import Example
+
+Epoch = Mixture | Packed | OneDocumentEach
+"""What an epoch draws, in the form that a trainer takes."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What is trained and what is measured."""
+
+    train: Epoch | StreamedRows
+    validation: Epoch
+    preprocessor: Preprocessor
+    """What makes batches of rows, the tokenizer with the chat template of the plan."""
+    fingerprint: str
+    """Digest of the training rows."""
+    ledgers: Mapping[str, Sequence[Ledger]]
+    """The account of each data set, by split."""
+    duplicates: dict[str, Any]
+    """Which rows stand in the data more than once, as JSON values; empty until all rows are known."""
+
+    @property
+    def num_rows(self) -> int | None:
+        """Returns the rows of an epoch of training, None for a stream."""
+        return None if isinstance(self.train, StreamedRows) else len(self.train)
+
+    def loader(self, plan: Plan, rank: int = 0) -> StepSource:
+        """Returns what cuts the training rows into steps."""
+        if isinstance(self.train, StreamedRows):
+            return self.train.loader(plan.steps, rank, self.preprocessor.collate)
+        return Loader(self.train, plan.steps, plan.data.seed, rank, self.preprocessor.collate)
+
+    def largest(self, plan: Plan) -> LargestMicroBatch | None:
+        """Returns the largest micro-batch of training, None where lengths are only known as the rows are trained."""
+        train = self.train
+        if plan.data.train.pack and not plan.speed.flat_batches:  # each document of a packed row is padded
+            return None
+        if isinstance(train, StreamedRows | OneDocumentEach) or any(
+            isinstance(p.table, LazyTable) for p in train.parts
+        ):
+            return None
+        longest = max(int(part.table.lengths().max()) for part in train.parts if len(part))
+        return LargestMicroBatch(
+            most_tokens(train.lengths(), plan.with_num_rows(len(train)).steps, plan.data.seed), longest
+        )
+
+    def first(self, plan: Plan, count: int) -> list[list[Example]]:
+        """Returns the first rows in the order of training, each of one example or several."""
+        if isinstance(self.train, StreamedRows):
+            return self.train.first(count)
+        steps = plan.with_num_rows(len(self.train)).steps
+        loader, size = Loader(self.train, steps, plan.data.seed), steps.rows_per_step
+        wanted = range(min(count, len(self.train)))
+        order = [row for step in range(-(-len(wanted) // size)) for row in loader.rows_of(step)]
+        return [self.train.group(order[i]) for i in wanted]
+
+    def check_vocabulary(self, model: Any) -> None:
+        """Raises ConfigError if a token of the rows has no embedding."""
+        num_embeddings = model.get_input_embeddings().num_embeddings
+        if len(self.preprocessor.tokenizer) <= num_embeddings:
+            return
+        highest = max(self.train.highest_token, self.validation.highest_token)
+        if highest >= num_embeddings:
+            token = self.preprocessor.tokenizer.convert_ids_to_tokens(highest)
+            raise ConfigError(
+                f"model.tokenizer_name: token {highest} ('{token}') of the rows has no embedding: the model knows "
+                f"{num_embeddings} tokens. Is this the tokenizer of the model?"
+            )
+
+    def close(self, may_wait: bool = False) -> None:
+        """Ends what is still being tokenized, or waits for it, and enters what became of the rows that were read."""
+        if isinstance(self.train, StreamedRows):
+            self.train.tell()
+        if not self.duplicates:
+            self.duplicates.update(count_duplicates({split: epoch.parts for split, epoch in self._kept()}, may_wait))
+            warn_of_duplicates(self.duplicates)
+        for split, epoch in self._kept():
+            for part, ledger in zip(epoch.parts, self.ledgers[split], strict=True):
+                if isinstance(part.table, LazyTable):
+                    ledger.counts = part.table.close(may_wait)
+
+    def _kept(self) -> Iterator[tuple[str, Epoch]]:
+        """Yields the splits whose rows are kept, with their rows."""
+        if not isinstance(self.train, StreamedRows):
+            yield "train", self.train
+        yield "validation", self.validation
+
+
+def load_training_data(plan: Plan, began: datetime) -> TrainingData:
+    """Returns the rows of a plan, and writes the ledger of what became of each to `data_report.json`.
+
+    Args:
+        plan: Of the run.
+        began: The date and time that chat templates tell.
+
+    Raises:
+        DataError: TrainingData that cannot be used, more than the plan allows, or rows that teach the wrong thing.
+    """
+    ledgers: dict[str, list[Ledger]] = {"train": [], "validation": []}
+    duplicates: dict[str, Any] = {}
+    try:
+        rows = read_training_data(plan, began, ledgers, duplicates)
+    finally:
+        write_report(plan.output_dir, ledgers, duplicates)
+    warn_of_duplicates(duplicates)
+    if plan.logs.examples:
+        logger.info(
+            "first row, trained tokens in brackets:\n%s", draw(rows.first(plan, 1)[0][0], rows.preprocessor.tokenizer)
+        )
+    return rows
+
+
+def read_training_data(
+    plan: Plan,
+    began: datetime,
+    ledgers: dict[str, list[Ledger]] | None = None,
+    duplicates: dict[str, Any] | None = None,
+) -> TrainingData:
+    """Returns the rows of a plan, each accounted for in the ledger of its data set; raises as `load_training_data`."""
+    ledgers = {"train": [], "validation": []} if ledgers is None else ledgers
+    duplicates = {} if duplicates is None else duplicates
+    quiet_libraries(plan.logs.dependency_level, plan.device)
+    preprocessor = load_preprocessor(plan.model)
+    tokenizer = preprocessor.tokenizer
+    check_landmarks(Template(tokenizer, tokenizer.chat_template, began), plan.data.landmarks)
+    validation, _ = _mixture(plan, "validation", preprocessor, began, ledgers["validation"])
+    if plan.data.validation.datasets:
+        check_rows_left("validation", len(validation), ledgers["validation"])
+    if plan.data.train.stream:
+        stream = open_stream(plan, preprocessor, began, ledgers["train"])
+        duplicates.update(count_duplicates({"validation": validation.parts}))
+        check_duplicates(duplicates, plan.data)
+        return TrainingData(stream, validation, preprocessor, stream.identity, ledgers, duplicates)
+    train, identity = _mixture(plan, "train", preprocessor, began, ledgers["train"])
+    check_rows_left("train", len(train), ledgers["train"])
+    duplicates.update(count_duplicates({"train": train.parts, "validation": validation.parts}))
+    check_duplicates(duplicates, plan.data)
+    return TrainingData(train, validation, preprocessor, identity, ledgers, duplicates)
+
+
+def _mixture(
+    plan: Plan, split: str, preprocessor: Preprocessor, began: datetime, ledgers: list[Ledger]
+) -> tuple[Epoch, str]:
+    """Returns what an epoch draws of a split, and a digest of all rows and of the order in which they are joined."""
+    mixed: MixturePlan = plan.data.train if split == "train" else plan.data.validation
+    opened = []
+    for spec in specs_of(plan, split, began):
+        ledgers.append(spec.ledger())
+        opened.append(open_table(spec, preprocessor, ledgers[-1]))
+    tables = [one.table for one in opened]
+    wanted = [one.sample_count for one in mixed.datasets]
+    lengths = [len(table) if count is None else count for table, count in zip(tables, wanted, strict=True)]
+    for params, table, length in zip(mixed.datasets, tables, lengths, strict=True):
+        if not len(table) and (length or params.mixture_proportion):
+            raise DataError(f"data.{split}: {params.dataset_name} has no row to draw from")
+    draws = draws_of(lengths, mixed.proportions, mixed.strategy)
+    parts = []
+    for params, table, ledger, num_draws in zip(mixed.datasets, tables, ledgers, draws, strict=True):
+        seed = params.seed if params.seed is not None else plan.data.seed
+        parts.append(Part(table, seed if params.shuffle else None, num_draws))
+        ledger.drawn = num_draws
+    for one, part in zip(opened, parts, strict=True):
+        if len(part):
+            check_supervision(spread(one.table), preprocessor.tokenizer, one.taught)
+    mixture, identity = Mixture(parts), _fingerprint(opened, parts)
+    if not mixed.pack:
+        has_one_document = not plan.is_native and not plan.method.spec.has_whole_rows
+        return OneDocumentEach(mixture) if has_one_document else mixture, identity
+    packed = Packed(mixture, plan.data.row_length(split, plan.model.max_length))
+    logger.info(
+        "data.%s: %d examples in %d rows, %.1f%% empty", split, len(mixture), len(packed), 100 * packed.empty_share
+    )
+    return packed, identity
+
+
+def check_rows_left(split: str, num_rows: int, ledgers: Sequence[Ledger]) -> None:
+    """Raises DataError, with the first reason, if nothing is drawn from the data sets of a split."""
+    if num_rows:
+        return
+    purpose = "train on" if split == "train" else "measure"
+    bad = next((one.counts for one in ledgers if one.counts.shown), None)
+    why = f": {bad.rejected} of {bad.read} rows cannot be used, the first: {bad.shown[0]}" if bad else ""
+    names = ", ".join(one.dataset for one in ledgers)
+    raise DataError(f"data.{split}: {names}: there is no row to {purpose}{why}")
+
+
+def _fingerprint(opened: Sequence[IdentifiedTable], parts: Sequence[Part]) -> str:
+    """Returns a digest of all rows and of the order in which they are joined."""
+    lines = [f"{one.identity} {part.shuffle_seed} {len(part)}\n" for one, part in zip(opened, parts, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def write_report(output_dir: Path, ledgers: Mapping[str, Sequence[Ledger]], duplicates: Mapping[str, Any]) -> None:
+    """Writes the ledger of every data set, and which rows repeat others, to `data_report.json`."""
+    report: dict[str, Any] = {
+        split: [one.to_dict() for one in of_split] for split, of_split in ledgers.items() if of_split
+    }
+    report["duplicates"] = duplicates or "not counted: rows of a stream are not kept, others were not all tokenized"
+    (output_dir / "data_report.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a plan needs to know of the world: the machine, the data and the model as they are. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from oumi.core.configs import ModelParams, TrainingConfig
+from oumi.core.configs.data import Truncation
+from oumi.core.data.datasets import dataset_for, unread_arguments
+from oumi.core.data.pipeline.mixture import draws_of
+from oumi.core.data.sources.jsonl import index_lines
+from oumi.core.data.sources.tabular import is_data_lines
+from oumi.core.errors import ConfigError, DataError
+from oumi.core.hub import hub_errors
+from oumi.core.plan.facts import Facts, ModelFacts
+from oumi.core.plan.shapes import shape_of
+from oumi.core.plan.trainer_kwargs import as_run
+from oumi.core.recipes import resolve_asset
+from oumi.core.system import host
+
+_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_END_BYTES = 1 << 20
+"""Of each end of a file, for its digest."""
+_UNLIMITED = 1_000_000_000
+"""Tokenizers without a length of their own say some number above this."""
+
+
+def gather_facts(config: TrainingConfig, may_download: bool = False, counts_rows: bool = True) -> Facts:
+    """Returns the facts for a plan.
+
+    Args:
+        config: The run.
+        may_download: Fetch the few small files that describe a model of the Hub. Otherwise what is not in the
+            cache stays unknown.
+        counts_rows: Count the rows of the training set, if that takes no reading.
+
+    Raises:
+        ConfigError: No such model, or no access to it.
+    """
+    config = as_run(config)
+    machine = host.describe_host()
+    return Facts(
+        device=machine.device,
+        device_name=machine.device_name,
+        has_bf16=machine.has_bf16,
+        has_fp8=machine.has_fp8,
+        num_cpus=machine.num_cpus,
+        memory_bytes=machine.memory_bytes,
+        free_bytes=host.free_bytes(Path(config.training.output_dir).expanduser().absolute()),
+        num_rows=_count_rows(config) if counts_rows else None,
+        model=_model_facts(config.model, may_download),
+        has_tight_heap=host.has_tight_heap(),
+        without=host.without(),
+        unread=tuple(
+            f"data.{split}.datasets[{i}].dataset_kwargs.{key}"
+            for split in ("train", "validation")
+            for i, params in enumerate(getattr(config.data, split).datasets)
+            for key in unread_arguments(params)
+        ),
+    )
+
+
+def index_ahead(config: TrainingConfig) -> None:
+    """Begins to look for the lines of local files, beside what is imported next; errors are told when they are read."""
+    paths = [Path(one.dataset_path or "").expanduser() for one in config.data.train.datasets if one.is_file]
+    if paths and not config.data.train.stream:
+        threading.Thread(target=_index, args=(paths,), daemon=True).start()
+
+
+def _index(paths: Sequence[Path]) -> None:
+    with suppress(OSError, DataError):
+        for path in paths:
+            if is_data_lines(path):
+                index_lines(path)
+
+
+def _count_rows(config: TrainingConfig) -> int | None:
+    """Returns the rows of the training mixture, None unless all of it can be counted without reading it whole."""
+    train = config.data.train
+    if train.pack or train.stream or train.truncation == Truncation.SPLIT:
+        return None
+    counts = []
+    for params in train.datasets:
+        count = params.sample_count if params.sample_count is not None else dataset_for(params).count()
+        if count is None:
+            return None
+        counts.append(count)
+    proportions = [one.mixture_proportion for one in train.datasets if one.mixture_proportion is not None]
+    return sum(draws_of(counts, proportions or None, train.mixture_strategy))
+
+
+def _model_facts(model: ModelParams, may_download: bool) -> ModelFacts:
+    """Returns what the files of a model and its tokenizer tell."""
+    name, revision = model.model_name, model.model_revision
+    adapter_of = None
+    path = _file(name, "config.json", revision, may_download)
+    if path is None and (adapter := _file(name, "adapter_config.json", revision, may_download)) is not None:
+        adapter_of = _read_json(adapter).get("base_model_name_or_path")
+        if not isinstance(adapter_of, str):
+            raise ConfigError(f"{adapter}: does not say which model it belongs to (base_model_name_or_path)")
+        path = _file(adapter_of, "config.json", None, may_download)
+    if path is None:
+        if adapter_of is None and (folder := _folder(name)).is_dir():
+            raise ConfigError(f"model {name}: {folder} holds no config.json, so there is no model")
+        return ModelFacts(adapter_of=adapter_of)
+    config = _read_json(path)
+    tensors = _tensors(path.parent) if model.load_pretrained_weights else {}
+    tokenizer = model.tokenizer_name or name
+    return ModelFacts(
+        are_known=True,
+        num_parameters=sum(_size(one["shape"]) for one in tensors.values()) if tensors else None,
+        matrices={name: tuple(one["shape"]) for name, one in tensors.items() if len(one["shape"]) == 2},
+        stored_dtype=_stored_dtype(config, tensors),
+        max_positions=_max_positions(config),
+        tokenizer_length=_tokenizer_length(
+            _file(tokenizer, "tokenizer_config.json", revision if tokenizer == name else None, may_download)
+        ),
+        adapter_of=adapter_of,
+        sees_images="vision_config" in config,
+        commit=path.parent.name if path.parent.parent.name == "snapshots" else None,
+        digest=_digest(name, adapter_of, model.adapter_model) if model.load_pretrained_weights else None,
+        shape=shape_of({**config, **model.model_kwargs}),
+    )
+
+
+def _file(name: str, file: str, revision: str | None, may_download: bool) -> Path | None:
+    """Returns a file of a model: in its directory, in the cache of the Hub, or fetched; None if there is none."""
+    folder = _folder(name)
+    if folder.is_dir():
+        return folder / file if (folder / file).is_file() else None
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    with hub_errors("model", name), suppress(RemoteEntryNotFoundError):
+        if may_download:
+            return Path(hf_hub_download(name, file, revision=revision))
+        found = try_to_load_from_cache(name, file, revision=revision)
+        return Path(found) if isinstance(found, str) else None
+    return None
+
+
+def _folder(name: str) -> Path:
+    return Path(str(resolve_asset(name))).expanduser()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: must be an object with keys")
+    return value
+
+
+def _digest(*names: str | None) -> str | None:
+    """Returns a digest of the weights of models that are local directories, None if none is.
+
+    By it other weights under the same name are noticed. It takes the size and both ends of each file, so that
+    no file needs to be read whole.
+    """
+    folders = [_folder(name) for name in names if name is not None]
+    digest, has_files = hashlib.sha256(), False
+    for path in (path for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.safetensors"))):
+        has_files, size = True, path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_END_BYTES))
+            file.seek(max(0, size - _END_BYTES))
+            digest.update(file.read())
+    return digest.hexdigest() if has_files else None
+
+
+def _stored_dtype(config: dict[str, Any], tensors: dict[str, Any]) -> str | None:
+    named = config.get("dtype") or config.get("torch_dtype")
+    if isinstance(named, str):
+        return named
+    dtypes = [_DTYPES[one["dtype"]] for one in tensors.values() if one["dtype"] in _DTYPES]
+    return max(set(dtypes), key=dtypes.count) if dtypes else None
+
+
+def _max_positions(config: dict[str, Any]) -> int | None:
+    text = config.get("text_config") or config
+    return text.get("max_position_embeddings") or text.get("n_positions")
+
+
+def _tokenizer_length(path: Path | None) -> int | None:
+    length = _read_json(path).get("model_max_length") if path is not None else None
+    return int(length) if isinstance(length, (int, float)) and 0 < length < _UNLIMITED else None
+
+
+def _tensors(folder: Path) -> dict[str, dict[str, Any]]:
+    """Returns the dtype and shape of every tensor in the safetensors files of a folder, from their headers."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            found |= _header(path)
+        except (struct.error, ValueError, OverflowError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path}: not a safetensors file, or one that breaks off") from error
+    return found
+
+
+def _header(path: Path) -> dict[str, dict[str, Any]]:
+    """Returns what a safetensors file says of its tensors; raises ValueError and its like if it is not whole."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header: dict[str, dict[str, Any]] = json.loads(file.read(min(length, size)))
+    header.pop("__metadata__", None)
+    if size != 8 + length + max((one["data_offsets"][1] for one in header.values()), default=0):
+        raise ValueError("has another size than its tensors")
+    return header
+
+
+def _size(shape: list[int]) -> int:
+    size = 1
+    for part in shape:
+        size *= part
+    return size

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Soft-capped scores and attention sinks by one kernel of a GPU for all documents: FlexAttention of torch.
+
+The documents are told to it as blocks of 128 x 128 scores: which of them any token sees, and which need no mask. They
+follow from the offsets alone, so they are made on the host, once for all layers, and nothing waits for the device.
+
+Shape letters: T tokens, H query heads, K key heads, E head size, N blocks of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+
+from oumi.core.log import logger
+from oumi.core.models.attention.scored import Scoring, scored_attention
+
+BLOCK = 128
+"""Tokens; FlexAttention's own choice."""
+_HEADS = (16, 32, 64, 128, 256)
+_CLOSE = 0.03
+"""Of numbers of 16 bits."""
+Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Queries [1, H, T, E], keys and values [1, K, T, E]."""
+
+
+def may_take_flex(model: Any) -> bool:
+    """Returns True if attention of a model may go by the kernel, which cannot be watched operation by operation."""
+    is_capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    return any((is_capped or name.endswith("sinks")) and one.is_cuda for name, one in model.named_parameters())
+
+
+def takes_flex(inputs: Inputs, sinks_H: torch.Tensor | None, scoring: Scoring) -> bool:
+    """Returns True where the kernel is worth its making, 13 s for each kind: numbers of 16 bits, and more than a block.
+
+    On an H200, 64 heads of 64 with sinks took 5 ms for 8,808 tokens, forward and backward, and 1.7 ms for 7,281 within
+    windows of 128; a block of queries at a time, they took 51 and 91 ms.
+    """
+    query_1HTE, key_1KTE, value_1KTE = inputs
+    return (
+        query_1HTE.is_cuda
+        and query_1HTE.dtype in (torch.bfloat16, torch.float16)
+        and query_1HTE.shape[2] > BLOCK
+        and query_1HTE.shape[3] in _HEADS
+        and key_1KTE.shape == value_1KTE.shape
+        and torch.cuda.get_device_capability(query_1HTE.device) >= (8, 0)
+        and _works(query_1HTE.shape[3], query_1HTE.dtype, sinks_H is not None, scoring.softcap, query_1HTE.device)
+    )
+
+
+@lru_cache
+def _works(size: int, dtype: torch.dtype, has_sinks: bool, softcap: float | None, device: torch.device) -> bool:
+    """Returns True if the kernel can be made and gives the attention and gradients of each document alone.
+
+    Tried once for each kind: some GPUs have too little shared memory for wide heads, some machines no compiler. What is
+    around it, such as the hooks of gradient checkpointing, does not see the trial.
+    """
+    lengths, scoring = (100, 60), Scoring(size**-0.5, softcap)
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is),
+    ):
+        torch.manual_seed(0)
+        drawn = [torch.randn(1, heads, sum(lengths), size, device=device, dtype=dtype) for heads in (4, 2, 2)]
+        drawn += [torch.randn(4, device=device, dtype=dtype)] if has_sinks else []
+        taken = [one.requires_grad_() for one in drawn]
+        query, key, value, sinks = (*taken, None)[:4]
+        split = zip(*(one.split(lengths, dim=2) for one in (query, key, value)), strict=True)
+        wanted = torch.cat([scored_attention(*document, sinks, scoring) for document in split], dim=2)
+        upstream = torch.randn_like(wanted)
+        references = (wanted, *torch.autograd.grad(wanted, taken, upstream))
+        mask = documents_mask((0, lengths[0], sum(lengths)), None, device)
+        try:
+            out = flex_scored_attention((query, key, value), sinks, mask, scoring)
+            found = (out, *torch.autograd.grad(out, taken, upstream))
+            is_same = all(_is_close(*pair) for pair in zip(found, references, strict=True))
+            why = "" if is_same else "its numbers are others"
+        except (RuntimeError, ImportError, FailOnRecompileLimitHit) as error:  # of compilers, all are RuntimeErrors
+            why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    if why:
+        logger.warning("attention is computed a block of queries at a time, which takes longer: FlexAttention: %s", why)
+    return not why
+
+
+def _as_it_is(saved: torch.Tensor) -> torch.Tensor:
+    return saved
+
+
+def _is_close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    return float((found - wanted).float().norm() / wanted.float().norm()) < _CLOSE
+
+
+def flex_scored_attention(
+    inputs: Inputs, sinks_H: torch.Tensor | None, mask: BlockMask, scoring: Scoring
+) -> torch.Tensor:
+    """Returns attention [1, H, T, E] of all documents of a mask; compiled, since it would keep all scores else."""
+    cap = None if scoring.softcap is None else _cap(scoring.softcap, inputs[0].device)
+    return _compiled()(inputs, sinks_H, mask, cap, scoring.scale)
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> Callable[..., torch.Tensor]:
+    return torch.compile(attention_of_documents, dynamic=True, fullgraph=True)
+
+
+def attention_of_documents(
+    inputs: Inputs, sinks_H: torch.Tensor | None, mask: BlockMask, cap: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    """Returns attention [1, H, T, E] with its scores capped by a number on the device, and with sinks, where given.
+
+    A sink takes weight and gives no value, so it scales what a query finds by 1 - its share, which follows from what
+    the query's weights sum up to.
+    """
+    query_1HTE, key_1KTE, value_1KTE = inputs
+    out, sums = flex_attention(
+        query_1HTE,
+        key_1KTE,
+        value_1KTE,
+        score_mod=None if cap is None else _capping(cap),
+        block_mask=mask,
+        scale=scale,
+        enable_gqa=query_1HTE.shape[1] != key_1KTE.shape[1],
+        return_aux=AuxRequest(lse=True),
+    )
+    if sinks_H is None:
+        return out  # type: ignore[no-any-return]
+    return (out * torch.sigmoid(sums.lse - sinks_H[:, None])[..., None]).to(out.dtype)  # type: ignore[no-any-return]
+
+
+def _capping(cap: torch.Tensor) -> Callable[..., torch.Tensor]:
+    def capped(score: torch.Tensor, _batch: Any, _head: Any, _query: Any, _key: Any) -> torch.Tensor:
+        return cap * torch.tanh(score / cap)
+
+    return capped
+
+
+@lru_cache
+def _cap(softcap: float, device: torch.device) -> torch.Tensor:
+    """Returns the cap as a tensor: torch 2.11 cannot take gradients where it is a number that may change."""
+    return torch.full((), softcap, device=device)
+
+
+def documents_mask(offsets: tuple[int, ...], window: int | None, device: torch.device) -> BlockMask:
+    """Returns which tokens see which: those before them in their document and window, and themselves.
+
+    Args:
+        offsets: Where each document begins, and where the last one ends [D + 1].
+        window: Tokens that a token sees, itself among them, None for all.
+        device: Of the mask.
+    """
+    first_seen = np.repeat(np.array(offsets[:-1], dtype=np.int32), np.diff(offsets))
+    if window:
+        first_seen = np.maximum(first_seen, np.arange(offsets[-1], dtype=np.int32) - window + 1)
+    first_seen_T = _sent(first_seen, device)
+    listed = [_sent(one, device) for blocks in _seen_blocks(first_seen) for one in _listed(blocks, blocks.T)]
+    (part_counts, part_orders), (whole_counts, whole_orders) = listed[:2], listed[2:]
+
+    def is_seen(_batch: Any, _head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return (key <= query) & (key >= first_seen_T[query])  # a number for the window would make kernels of its own
+
+    return BlockMask(
+        seq_lengths=(offsets[-1], offsets[-1]),
+        kv_num_blocks=part_counts[0],
+        kv_indices=part_orders[0],
+        full_kv_num_blocks=whole_counts[0],
+        full_kv_indices=whole_orders[0],
+        q_num_blocks=part_counts[1],
+        q_indices=part_orders[1],
+        full_q_num_blocks=whole_counts[1],
+        full_q_indices=whole_orders[1],
+        BLOCK_SIZE=(BLOCK, BLOCK),
+        mask_mod=is_seen,
+    )
+
+
+def _seen_blocks(first_seen_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which blocks of keys [column] a block of queries [row] sees in part, and which it sees as a whole.
+
+    `first_seen_T` is the first token that each token sees, which never lies before that of an earlier one.
+    """
+    first = np.arange(0, len(first_seen_T), BLOCK)
+    last = np.minimum(first + BLOCK, len(first_seen_T)) - 1
+    is_seen = (first <= first[:, None]) & (last >= first_seen_T[first][:, None])
+    is_whole = (first < first[:, None]) & (first >= first_seen_T[last][:, None])
+    return is_seen & ~is_whole, is_whole
+
+
+def _listed(*blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns for each row how many of its blocks are seen, and their columns, those first [2, 1, 1, N(, N)]."""
+    seen = np.stack(blocks)[:, None, None]
+    return seen.sum(-1, dtype=np.int32), np.argsort(~seen, axis=-1, kind="stable").astype(np.int32)
+
+
+def _sent(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Returns numbers on a device, without waiting for it."""
+    found = torch.from_numpy(numbers)
+    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is told of a run, the same for every trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from oumi.core.log import logger
+from oumi.core.models.attention.flex import may_take_flex
+from oumi.core.models.flops import model_flops
+from oumi.core.monitoring.console import Console
+from oumi.core.monitoring.efficiency import ComputeMode, Device, Efficiency
+from oumi.core.monitoring.metrics_file import MetricsFile
+from oumi.core.monitoring.reporting import Reporting, Sink
+from oumi.core.monitoring.telemetry import Telemetry
+from oumi.core.monitoring.trackers import build_trackers
+from oumi.core.plan.memory import num_recomputed
+from oumi.core.plan.parts import Plan
+
+
+def build_reporting(plan: Plan, efficiency: Efficiency) -> Reporting:
+    """Returns the callback that shows and keeps what a run measures."""
+    sinks: list[Sink] = [Console(plan.logs), MetricsFile(), *build_trackers(plan)]
+    if plan.logs.step_times and plan.logs.telemetry_dir is not None:
+        sinks.append(Telemetry(plan.logs.telemetry_dir))
+    return Reporting(sinks, efficiency)
+
+
+def build_efficiency(plan: Plan, model: Any, has_whole_head: bool) -> Efficiency:
+    """Returns what measures how close the steps of a model come to what the machine can do, which it finds out here."""
+    dtype = plan.precision.autocast or str(model.dtype).removeprefix("torch.")
+    num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0) or 1
+    way = ComputeMode(
+        has_whole_head,
+        recomputed=num_recomputed(plan.gradient_checkpointing, num_layers) / num_layers,
+        is_opaque=plan.speed.compile
+        or plan.speed.liger
+        or plan.model.attention == "flex_attention"
+        or may_take_flex(model),
+    )
+    return Efficiency(model_flops(model), Device(plan.device, plan.device_name, dtype), way)
+
+
+def write_model_summary(plan: Plan, model: torch.nn.Module) -> None:
+    """Logs the module tree if the plan wants it, and writes it to `model_summary.txt` among the telemetry."""
+    if not plan.logs.model_summary:
+        return
+    logger.info("%s", model)
+    if plan.logs.telemetry_dir is not None:
+        plan.logs.telemetry_dir.mkdir(parents=True, exist_ok=True)
+        (plan.logs.telemetry_dir / "model_summary.txt").write_text(f"{model}\n")

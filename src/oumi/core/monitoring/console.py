@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person sees while training: one live line on a terminal, plain lines in a pipe."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console as Terminal
+from rich.progress import Progress as Bar
+from rich.progress import TextColumn, TimeRemainingColumn
+
+from oumi.core.log import logger
+from oumi.core.monitoring.reporting import Record, Sink
+from oumi.core.plan.parts import LogPlan
+from oumi.core.run import Progress
+
+
+class Console(Sink):
+    """Shows each step on a terminal, or prints every so many steps."""
+
+    def __init__(self, plan: LogPlan) -> None:
+        self._plan = plan
+        self._bar: Bar | None = None
+        self._task = 0
+        self._started = 0.0
+        self._first_step = 0
+        self._epoch = 0
+
+    def start(self, run: Progress) -> None:
+        self._started = time.perf_counter()
+        self._first_step = run.state.step
+        self._epoch = int(run.state.epoch)
+        if sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), TimeRemainingColumn(compact=True))
+            self._bar = Bar(*columns, console=Terminal(stderr=True))  # 80 columns hold it
+            self._task = self._bar.add_task("training", total=run.plan.num_steps, completed=run.state.step)
+            self._bar.start()
+
+    def step(self, run: Progress, record: Record) -> None:
+        text = line(record, run.plan.num_steps)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=run.state.step, description=text)
+        if is_due(self._plan, run, self._epoch):
+            logger.info("%s", text)
+            if self._bar is None:
+                self._print(f"{text}  {self._remaining(run)} left")
+        self._epoch = int(run.state.epoch)
+
+    def measured(self, run: Progress, record: Record) -> None:
+        values = "  ".join(f"{name} {value:.4f}" for name, value in record.items() if name not in ("step", "epoch"))
+        self.note(f"step {run.state.step}/{run.plan.num_steps}  {values}")
+
+    def note(self, text: str) -> None:
+        logger.info("%s", text)
+        self._print(text)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _print(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def _remaining(self, run: Progress) -> str:
+        taken = run.state.step - self._first_step
+        seconds = (time.perf_counter() - self._started) / max(taken, 1) * (run.plan.num_steps - run.state.step)
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def line(record: Record, num_steps: int) -> str:
+    """Returns a step as one line: step, loss, learning rate, speed, share of the machine's peak, memory."""
+    peak = f"  {record['fraction_of_peak']:.0%} peak" if "fraction_of_peak" in record else ""
+    return (
+        f"step {record['step']:.0f}/{num_steps}  loss {record['loss']:.4f}  lr {record['learning_rate']:.2e}  "
+        f"{record['tokens_per_second']:,.0f} tok/s{peak}  {record['peak_memory_bytes'] / 1e9:.2f} GB"
+    )
+
+
+def is_due(plan: LogPlan, run: Progress, epoch_before: int) -> bool:
+    """Returns True if the plan wants this step told: every so many steps, after an epoch, the first and the last."""
+    step = run.state.step
+    if plan.every_steps and step % plan.every_steps == 0:
+        return True
+    if plan.first_step and step == 1:
+        return True
+    if plan.every_epoch and int(run.state.epoch) > epoch_before:
+        return True
+    return step == run.plan.num_steps and (plan.every_steps is not None or plan.every_epoch)

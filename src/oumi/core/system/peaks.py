@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this machine can do at most: measured once and kept, and what makers of GPUs say of theirs. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from oumi.core.system import host
+from oumi.core.system.cache import cache_home
+
+NOMINAL_TFLOPS = {
+    "B300": 2250, "B200": 2250, "GB200": 2500, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H20": 148,
+    "A100": 312, "A800": 312, "A40": 149.7, "A30": 165, "A10G": 70, "A10": 125, "L40S": 362, "L40": 181, "L4": 121,
+    "RTX PRO 6000": 503.8, "RTX 6000 Ada": 364.2, "RTX A6000": 154.8, "RTX 5090": 209.5, "RTX 5080": 112.6,
+    "RTX 4090": 165.2, "RTX 4080": 97.5, "RTX 3090": 71, "T4": 65, "V100": 125,
+    "MI355X": 2516, "MI350X": 2307, "MI325X": 1307, "MI300X": 1307, "MI300A": 980,
+    "MI250X": 383, "MI250": 362, "MI210": 181,
+}  # fmt: skip
+"""Dense 16-bit matrix products of current GPUs, in TFLOP/s, by a part of the name; of several the longest counts."""
+_EDGE = {"cpu": 1024, "cuda": 8192, "mps": 2048}
+_SECONDS = 0.4
+"""Of matrix products; the best one counts."""
+_FAULT_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What a device can do at most, in one kind of number."""
+
+    flops: float
+    """Of matrix products with all cores, a second."""
+    num_cores: int
+    """How many share them: CPU cores, or one GPU."""
+    page_fault_s: float
+    """Processor time of the first touch of a page."""
+
+
+def peaks_of(device: str, device_name: str, dtype: str) -> Peaks:
+    """Returns the peaks of this machine, measured on first use (about a second) and kept in the cache.
+
+    Args:
+        device: `cpu`, `cuda` or `mps`.
+        device_name: By which another machine that shares the cache is told apart.
+        dtype: In which matrix products are taken.
+    """
+    num_cores = host.num_cores() if device == "cpu" else 1
+    library = " oneDNN" if device == "cpu" and host.multiplies_faster_by_onednn() else ""
+    name = f"{device_name} {num_cores} {dtype} torch {version('torch')}{library}"
+    path = cache_home() / f"peaks-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+    known = _read(path)
+    if known is None:
+        known = measure_peaks(device, dtype, num_cores)
+        with suppress(OSError):  # where it cannot be kept, it is measured again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(f".{os.getpid()}")
+            unfinished.write_text(json.dumps({"of": name, **asdict(known)}) + "\n")
+            unfinished.replace(path)
+    return known
+
+
+def measure_peaks(device: str, dtype: str, num_cores: int) -> Peaks:
+    """Returns what the device reaches now; on a CPU in 20 MB, as the peak memory of a run counts them, too."""
+    import torch
+
+    kind, edge = getattr(torch, dtype), _EDGE[device]
+    left, right = (torch.randn(edge, edge, device=device).to(kind) for _ in range(2))
+    result = torch.empty_like(left)
+    num_threads = torch.get_num_threads()
+    wait = torch.cuda.synchronize if device == "cuda" else torch.mps.synchronize if device == "mps" else _nothing
+    # Of a CPU one core is measured, by the time that it works: others may use the machine meanwhile.
+    clock = time.thread_time if device == "cpu" else time.perf_counter
+    try:
+        torch.set_num_threads(1)
+        products_s = _best(lambda: torch.mm(left, right, out=result), wait, clock)
+        if device == "cpu" and host.multiplies_faster_by_onednn() and dtype == "float32":
+            by_onednn = torch.ops.mkldnn._linear_pointwise
+            products_s = min(products_s, _best(lambda: by_onednn(left, right, None, "none", [], ""), wait, clock))
+    finally:
+        torch.set_num_threads(num_threads)
+    return Peaks(
+        flops=2 * edge**3 / products_s * num_cores,
+        num_cores=num_cores,
+        page_fault_s=measure_page_fault(),
+    )
+
+
+def measure_page_fault() -> float:
+    """Returns the seconds of processor time that a first touch of a page takes."""
+    page = mmap.PAGESIZE
+    memory = mmap.mmap(-1, _FAULT_BYTES)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    started = time.thread_time()
+    memory[::page] = b"\1" * (_FAULT_BYTES // page)
+    taken = time.thread_time() - started
+    memory.close()
+    return taken / (_FAULT_BYTES // page)
+
+
+def nominal_flops(device_name: str) -> float | None:
+    """Returns what the maker says of a GPU's dense 16-bit matrix products a second, None for one that is not known."""
+    found = [name for name in NOMINAL_TFLOPS if name.lower() in device_name.lower()]
+    return NOMINAL_TFLOPS[max(found, key=len)] * 1e12 if found else None
+
+
+def _best(work: Callable[[], object], wait: Callable[[], None], clock: Callable[[], float]) -> float:
+    """Returns the fewest seconds that one call takes."""
+    work()
+    wait()
+    times: list[float] = []
+    ends = time.perf_counter() + _SECONDS
+    while time.perf_counter() < ends or len(times) < 3:
+        started = clock()
+        work()
+        wait()
+        times.append(clock() - started)
+    return min(times)
+
+
+def _nothing() -> None:
+    """Waits for nothing: a CPU has no queue."""
+
+
+def _read(path: Path) -> Peaks | None:
+    try:
+        values = json.loads(path.read_text())
+        return Peaks(**{name: values[name] for name in ("flops", "num_cores", "page_fault_s")})
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or not whole
+        return None

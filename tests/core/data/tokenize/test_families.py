@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is trained of seven chats under the chat templates of the field, against texts that were written by hand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from oumi.core.data.checks.supervision import check_supervision
+from oumi.core.data.tokenize.chat_template import FOLDER, Template
+from oumi.core.data.tokenize.encoder import Encoded, RowTokenizer
+from oumi.core.data.tokenize.loss_mask import Document, Rendered, TokenizeSpec
+from oumi.core.types.example import Example, RejectedRow, Row, Source
+from tests.core.data.tokenize.families import bundled, llama, others, qwen
+from tests.core.data.tokenize.families.family import CHATS, NOW, Family, Refused, Wanted
+
+FAMILIES: dict[str, Family] = {**bundled.FAMILIES, **llama.FAMILIES, **qwen.FAMILIES, **others.FAMILIES}
+SOURCE = Source("set", "x.jsonl", 1)
+EVERY = [(name, case) for name in FAMILIES for case in CHATS]
+EXPRESSED = [(name, case) for name, case in EVERY if not isinstance(FAMILIES[name].wanted(case), Refused)]
+MANY = [name for name, case in EXPRESSED if case == "many"]
+
+
+def tokeniser_of(family: Family, tokenizer: Any, train_on: str = "all_assistant_turns", **kwargs: Any) -> RowTokenizer:
+    return RowTokenizer(tokenizer, Template(tokenizer, family.template(), NOW), TokenizeSpec(train_on, **kwargs))
+
+
+def rendered(family: Family, case: str, train_on: str = "all_assistant_turns") -> tuple[RowTokenizer, Rendered]:
+    row_tokenizer = tokeniser_of(family, family.tokenizer(), train_on)
+    found = row_tokenizer.renderer.render(Row(CHATS[case], SOURCE))
+    assert isinstance(found, Rendered), found
+    return row_tokenizer, found
+
+
+def examples(row_tokenizer: RowTokenizer, row: Rendered) -> list[Example]:
+    """Returns each document of a row as tokens."""
+    (found,) = row_tokenizer.encoder.encode([row])
+    assert isinstance(found, Encoded), found
+    return [one for example in found.examples for one in example.documents()]
+
+
+def drawn(example: Example, tokenizer: Any) -> str:
+    """Returns a document with the tokens that are trained in brackets."""
+    edges = np.flatnonzero(np.diff(example.is_target.astype(np.int8))) + 1
+    parts = [part for part in np.split(np.arange(len(example.tokens)), edges) if len(part)]
+    texts = [tokenizer.decode(example.tokens[part].tolist()) for part in parts]
+    return "".join(f"⟦{text}⟧" if example.is_target[part[0]] else text for part, text in zip(parts, texts, strict=True))
+
+
+def spelled(document: Document) -> str:
+    """Returns a document with the characters that are trained in brackets."""
+    text = document.text
+    for first, last in reversed(document.spans):
+        text = f"{text[:first]}⟦{text[first:last]}⟧{text[last:]}"
+    return text
+
+
+def documents(wanted: Wanted) -> list[str]:
+    assert not isinstance(wanted, Refused), "it is expressed"
+    return [wanted] if isinstance(wanted, str) else list(wanted)
+
+
+def test_every_bundled_template_is_a_family() -> None:
+    assert {path.stem for path in FOLDER.glob("*.jinja")} == set(bundled.FAMILIES)
+
+
+@pytest.mark.parametrize(("name", "case"), EVERY)
+def test_a_chat_is_trained_as_it_is_written_down(name: str, case: str) -> None:
+    family = FAMILIES[name]
+    wanted, tokenizer = family.wanted(case), family.tokenizer()
+    if isinstance(wanted, Refused):
+        found = tokeniser_of(family, tokenizer).renderer.render(Row(CHATS[case], SOURCE))
+        assert isinstance(found, RejectedRow), found
+        assert wanted.reason in found.reason
+        return
+    row_tokenizer, row = rendered(family, case)
+    assert [spelled(one) for one in row.documents] == documents(wanted)
+    made = examples(row_tokenizer, row)
+    assert [drawn(one, tokenizer) for one in made] == documents(wanted)
+    for one, document in zip(made, row.documents, strict=True):
+        assert one.tokens.tolist() == tokenizer(document.text, add_special_tokens=False)["input_ids"]
+    check_supervision(made, tokenizer, TokenizeSpec("all_assistant_turns"))
+
+
+def test_deepseek_writes_calls_of_tools_that_are_defined_elsewhere() -> None:
+    family = FAMILIES["deepseek-v3"]
+    row_tokenizer = tokeniser_of(family, family.tokenizer())
+    row = row_tokenizer.renderer.render(Row(CHATS["tools"].model_copy(update={"tools": None}), SOURCE))
+    assert isinstance(row, Rendered), row
+    assert [spelled(one) for one in row.documents] == [
+        "<｜begin▁of▁sentence｜><｜User｜>Rain?<｜Assistant｜>⟦<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function"
+        '<｜tool▁sep｜>weather\n```json\n{"city": "Bonn"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
+        "<｜end▁of▁sentence｜>⟧<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>no<｜tool▁output▁end｜>"
+        "<｜tool▁outputs▁end｜>⟦No.<｜end▁of▁sentence｜>⟧"
+    ]
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_the_final_turn_is_trained_alone(name: str) -> None:
+    *_, last = documents(FAMILIES[name].many)
+    *_, start, answer = last.split("⟦")
+    before = last[: -len(f"{start}⟦{answer}")] + start
+    row_tokenizer, row = rendered(FAMILIES[name], "many", "final_assistant_turn")
+    wanted = [f"{before.replace('⟦', '').replace('⟧', '')}⟦{answer}"]
+    assert [spelled(one) for one in row.documents] == wanted
+    assert [drawn(one, FAMILIES[name].tokenizer()) for one in examples(row_tokenizer, row)] == wanted
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_chat_is_trained_whole(name: str) -> None:
+    row_tokenizer, row = rendered(FAMILIES[name], "many", "all")
+    *_, last = documents(FAMILIES[name].many)
+    (example,) = examples(row_tokenizer, row)
+    assert row.documents[0].text.startswith(last.replace("⟦", "").replace("⟧", "").rstrip())
+    assert example.is_target.all()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_answer_that_is_cut_is_trained_up_to_the_cut(name: str) -> None:
+    family, tokenizer = FAMILIES[name], FAMILIES[name].tokenizer()
+    before, _, answer = documents(family.one)[0].partition("⟦")
+    first, second = (tokenizer.decode([one]) for one in tokenizer(answer, add_special_tokens=False)["input_ids"][:2])
+    length = len(tokenizer(before, add_special_tokens=False)["input_ids"])
+    for room, wanted in ((2, f"{before}⟦{first}{second}⟧"), (1, f"{before}⟦{first}⟧"), (0, None)):
+        row_tokenizer = tokeniser_of(family, tokenizer, max_length=length + room)
+        (found,) = row_tokenizer.make([Row(CHATS["one"], SOURCE)])
+        if wanted is None:
+            assert isinstance(found, RejectedRow)
+            assert found.reason == f"every trained token lies beyond model_max_length {length}"
+        else:
+            assert isinstance(found, Encoded)
+            assert drawn(found.examples[0], tokenizer) == wanted
+
+
+@pytest.mark.parametrize(("name", "case"), EXPRESSED)
+def test_the_end_of_an_answer_is_trained_though_it_pads(name: str, case: str) -> None:
+    tokenizer = FAMILIES[name].tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    row_tokenizer = tokeniser_of(FAMILIES[name], tokenizer)
+    row = row_tokenizer.renderer.render(Row(CHATS[case], SOURCE))
+    assert isinstance(row, Rendered)
+    assert [drawn(one, tokenizer) for one in examples(row_tokenizer, row)] == documents(FAMILIES[name].wanted(case))
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_before_an_answer_stands_the_prompt_of_inference(name: str) -> None:
+    family = FAMILIES[name]
+    row_tokenizer, row = rendered(family, "many", "final_assistant_turn")
+    prompt = row_tokenizer.renderer.template.render(CHATS["many"].messages[:-1], add_generation_prompt=True)
+    before = row.documents[0].text[: row.documents[0].spans[0][0]]
+    assert prompt.startswith(before)
+    assert (prompt == before) == (not family.opens_thought)
+
+
+def shifted(row: Rendered) -> Iterator[tuple[Rendered, str, int]]:
+    """Yields a row with one border of what is trained moved by one character, with the text and the new border."""
+    for d, document in enumerate(row.documents):
+        for s, span in enumerate(document.spans):
+            for border, step in ((0, -1), (0, 1), (1, -1), (1, 1)):
+                moved = tuple(at + step * (i == border) for i, at in enumerate(span))
+                if 0 <= moved[0] < moved[1] <= len(document.text):
+                    spans = (*document.spans[:s], moved, *document.spans[s + 1 :])
+                    changed = replace(document, spans=spans)
+                    yield (
+                        replace(row, documents=(*row.documents[:d], changed, *row.documents[d + 1 :])),
+                        document.text,
+                        moved[border],
+                    )
+
+
+@pytest.mark.parametrize(("name", "case"), EXPRESSED)
+def test_a_border_that_is_off_by_one_is_seen(name: str, case: str) -> None:
+    row_tokenizer, row = rendered(FAMILIES[name], case)
+    wanted, tokenizer = documents(FAMILIES[name].wanted(case)), FAMILIES[name].tokenizer()
+    tokens = re.compile("|".join(re.escape(str(one)) for one in tokenizer.added_tokens_decoder.values()))
+    num_shifts = 0
+    for changed, text, border in shifted(row):
+        num_shifts += 1
+        assert [spelled(one) for one in changed.documents] != wanted
+        if not any(found.start() < border < found.end() for found in tokens.finditer(text)):
+            assert [drawn(one, tokenizer) for one in examples(row_tokenizer, changed)] != wanted
+    assert num_shifts >= 2

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tools, thoughts, a flag for each turn, and rows that are too long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from oumi.core.data.checks.supervision import draw
+from oumi.core.data.tokenize.chat_template import Template
+from oumi.core.data.tokenize.encoder import Encoded, RowTokenizer
+from oumi.core.data.tokenize.loss_mask import TokenizeSpec
+from oumi.core.types.conversation import ContentItem, Conversation, FunctionCall, Message, Role, ToolCall, Type
+from oumi.core.types.example import Completion, Judged, Preference, Prompt, RejectedRow, Row, Source, Text
+from tests.tiny import CHATML, byte_tokenizer
+
+SOURCE = Source("set", "x.jsonl", 1)
+# Writes tools and calls; thoughts of the last answer only, as templates of thinking models do.
+THINKING = """{%- if tools %}<|im_start|>system
+{%- for tool in tools %}{{ '\\n' }}{{ tool.function | tojson }}{%- endfor %}<|im_end|>
+{% endif %}
+{%- for m in messages %}<|im_start|>{{ m.role }}
+{% if m.reasoning_content and loop.last %}<think>{{ m.reasoning_content }}</think>{% endif %}
+{{- m.content or '' }}
+{%- for call in m.tool_calls or [] %}<call>{{ call.function.name }} {{ ARGUMENTS }}</call>{%- endfor %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+AS_VALUES = THINKING.replace("ARGUMENTS", "call.function.arguments | tojson")
+AS_TEXT = THINKING.replace("ARGUMENTS", "call.function.arguments")
+CALL = ToolCall(id="1", function=FunctionCall(name="weather", arguments={"city": "Bonn"}))
+TOOLS = [{"function": {"name": "weather"}}]
+
+
+def message(role: str, content: Any = None, **others: Any) -> Message:
+    return Message(role=Role(role), content=content, **others)
+
+
+def made(
+    value: Any, template: str = CHATML, train_on: str = "all_assistant_turns", **kwargs: Any
+) -> Encoded | RejectedRow:
+    tokenizer = byte_tokenizer()
+    return next(
+        RowTokenizer(tokenizer, Template(tokenizer, template), TokenizeSpec(train_on, **kwargs)).make(
+            [Row(value, SOURCE)]
+        )
+    )
+
+
+def drawn(value: Any, *arguments: Any, **kwargs: Any) -> list[str]:
+    """Returns each document of a row with the tokens that are trained in brackets."""
+    found = made(value, *arguments, **kwargs)
+    assert isinstance(found, Encoded), found
+    return [draw(one, byte_tokenizer()) for example in found.examples for one in example.documents()]
+
+
+def chat(*messages: Message, **kwargs: Any) -> Conversation:
+    return Conversation(messages=list(messages), **kwargs)
+
+
+@pytest.mark.parametrize("template", [AS_VALUES, AS_TEXT])
+def test_calls_are_trained_and_results_are_not_however_a_template_wants_them(template: str) -> None:
+    asked = chat(
+        message("user", "Rain?"), message("assistant", tool_calls=[CALL]), message("tool", "no"),
+        message("assistant", "No."), tools=TOOLS,
+    )  # fmt: skip
+    assert drawn(asked, template) == [
+        '<|im_start|>system\n{"name": "weather"}<|im_end|>\n<|im_start|>user\nRain?<|im_end|>\n'
+        '<|im_start|>assistant\n[<call>weather {"city": "Bonn"}</call><|im_end|>]\n'
+        "<|im_start|>tool\nno<|im_end|>\n<|im_start|>assistant\n[No.<|im_end|>]\n"
+    ]
+
+
+def test_a_template_that_writes_no_calls_is_refused() -> None:
+    found = made(chat(message("user", "Rain?"), message("assistant", tool_calls=[CALL])))
+    assert isinstance(found, RejectedRow)
+    assert found.reason == "turn 1: the chat template does not write its tool call"
+
+
+def test_each_thought_is_trained_as_it_is_thought() -> None:
+    thinking = chat(
+        message("user", "A?"), message("assistant", "a", reasoning_content="hm"),
+        message("user", "B?"), message("assistant", "b", reasoning_content="so"),
+    )  # fmt: skip
+    first = "<|im_start|>user\nA?<|im_end|>\n<|im_start|>assistant\n"
+    assert drawn(thinking, AS_TEXT) == [
+        f"{first}[<think>hm</think>a<|im_end|>]\n",
+        f"{first}a<|im_end|>\n<|im_start|>user\nB?<|im_end|>\n<|im_start|>assistant\n[<think>so</think>b<|im_end|>]\n",
+    ]
+    found = made(thinking)
+    assert isinstance(found, RejectedRow)
+    assert found.reason == "turn 3: the chat template does not write its reasoning_content"
+
+
+def test_a_call_may_begin_like_the_thought_that_is_opened() -> None:
+    opens = AS_VALUES.replace("<call>", "<tool_call>").replace(
+        "assistant\n{% endif %}", "assistant\n<think>{% endif %}"
+    )
+    asked = chat(message("user", "Rain?"), message("assistant", tool_calls=[CALL]))
+    (text,) = drawn(asked, opens)
+    assert text.endswith('assistant\n[<tool_call>weather {"city": "Bonn"}</call><|im_end|>]\n')
+
+
+FLAGGED = {
+    "one is not": ((None, False), "[a<|im_end|>]", "b<|im_end|>"),
+    "one is": ((False, True), "a<|im_end|>", "[b<|im_end|>]"),
+    "both are": ((True, True), "[a<|im_end|>]", "[b<|im_end|>]"),
+    "one is named": ((True, None), "[a<|im_end|>]", "[b<|im_end|>]"),
+}
+
+
+@pytest.mark.parametrize("kind", FLAGGED)
+def test_a_flag_says_whether_a_turn_is_trained(kind: str) -> None:
+    flags, first, second = FLAGGED[kind]
+    (text,) = drawn(chat(
+        message("user", "A?"), message("assistant", "a", train=flags[0]),
+        message("user", "B?"), message("assistant", "b", train=flags[1]),
+    ))  # fmt: skip
+    assert f"A?<|im_end|>\n<|im_start|>assistant\n{first}\n" in text
+    assert f"B?<|im_end|>\n<|im_start|>assistant\n{second}\n" in text
+
+
+def test_a_chat_of_which_no_turn_is_to_be_trained_is_refused() -> None:
+    found = made(chat(message("user", "A?"), message("assistant", "a", train=False)))
+    assert isinstance(found, RejectedRow)
+    assert found.reason == "no turn of it is to be trained"
+
+
+def test_a_image_is_never_dropped_unseen() -> None:
+    seen = [ContentItem(type=Type.IMAGE_PATH, content="a.png"), ContentItem(type=Type.TEXT, content="What?")]
+    found = made(chat(message("user", seen), message("assistant", "A cat.")))
+    assert isinstance(found, RejectedRow)
+    assert found.reason.startswith("turn 0: holds an image")
+
+
+def test_both_answers_of_a_preference_follow_the_same_prompt() -> None:
+    asked = [message("user", "A?"), message("assistant", "a"), message("user", "B?")]
+    pair = Preference(chat(*asked, message("assistant", "good")), chat(*asked, message("assistant", "bad")))
+    start = "<|im_start|>user\nA?<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n<|im_start|>user\nB?<|im_end|>\n"
+    assert drawn(pair) == [f"{start}<|im_start|>assistant\n[{one}<|im_end|>]\n" for one in ("good", "bad")]
+    assert drawn(Preference(Completion("Q", "good"), Completion("Q", "bad"))) == [
+        "Q[good<|im_end|>]", "Q[bad<|im_end|>]",
+    ]  # fmt: skip
+    assert drawn(Judged(Completion("Q", "good"), True)) == ["Q[good<|im_end|>]"]
+    assert isinstance(made(Prompt((message("user", "Q"),), {})), RejectedRow)
+
+
+LONG = Text("abcdefghij")  # eleven tokens with its end
+CUT = {
+    None: (["[abcd]", "[efgh]", "[ij<|im_end|>]"], 0),
+    "split": (["[abcd]", "[efgh]", "[ij<|im_end|>]"], 0),
+    "right": (["[abcd]"], 7),
+    "left": (["[hij<|im_end|>]"], 7),
+}
+
+
+@pytest.mark.parametrize("policy", CUT)
+def test_a_row_that_is_too_long_is_cut_as_asked(policy: str | None) -> None:
+    texts, cut = CUT[policy]
+    found = made(LONG, max_length=4, truncation=policy)
+    assert isinstance(found, Encoded)
+    assert [draw(one, byte_tokenizer()) for one in found.examples] == texts
+    assert (found.cut_tokens, found.cut_targets) == (cut, cut)
+
+
+def test_a_row_that_is_too_long_may_be_refused() -> None:
+    found = made(LONG, max_length=4, truncation="reject")
+    assert isinstance(found, RejectedRow)
+    assert found.reason == "longer than model_max_length 4: 11 tokens"
+
+
+@pytest.mark.parametrize("policy", ["right", "left", "split"])
+@pytest.mark.parametrize("length", [20, 24, 27, 40])
+def test_what_was_cut_off_and_what_is_left_is_all_there_was(policy: str, length: int) -> None:
+    value = chat(message("user", "Hi? " * 3), message("assistant", "Yo. " * 5))
+    whole = made(value)
+    assert isinstance(whole, Encoded)
+    (example,) = whole.examples
+    found = made(value, max_length=length, truncation=policy)
+    if isinstance(found, RejectedRow):
+        assert policy == "right"
+        return
+    assert sum(len(one.tokens) for one in found.examples) + found.cut_tokens == len(example.tokens)
+    assert sum(int(one.is_target.sum()) for one in found.examples) + found.cut_targets == example.is_target.sum()
+    assert all(len(one.tokens) <= length for one in found.examples)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{% generation %}x{% endgeneration %}",
+        "{% for a in [1, 2, 3] %}{% if a == 2 %}{% break %}{% endif %}{% endfor %}x",
+        "{{ {'a': 'é<'} | tojson }}",
+        "{{- 'x' -}}  \n  {%- if tools is none %}y{% endif %}",
+        "  {% if true %}\n  x\n  {% endif %}\n",
+        "{{ bos_token is defined }} {{ eos_token }}",
+        "{% set ns = namespace(a=1) %}{% set ns.a = 2 %}{{ ns.a }}",
+        "{{ messages[0]['content'].split('i')[0] }} {{ messages | length }} {{ messages[::-1][0].role }}",
+    ],
+)
+def test_a_template_writes_what_it_writes_in_transformers(text: str) -> None:
+    tokenizer = byte_tokenizer()
+    chat = [{"role": "user", "content": "Hi?"}]
+    wanted = tokenizer.apply_chat_template(chat, chat_template=text, tokenize=False)
+    assert Template(tokenizer, text).render([message("user", "Hi?")]) == wanted

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the files of a model tell before it is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from oumi.core.errors import ConfigError
+from oumi.core.inspect import gather_facts
+from oumi.core.plan.facts import ModelFacts
+from tests.runs import tiny_config
+from tests.tiny import tiny_llama
+
+
+def facts_of(folder: Path, **model: object) -> ModelFacts:
+    config = tiny_config(folder)
+    for name, value in model.items():
+        setattr(config.model, name, value)
+    return gather_facts(config).model
+
+
+def test_size_dtype_and_lengths_are_those_of_the_loaded_model(tmp_path: Path) -> None:
+    facts = facts_of(tmp_path)
+    assert facts.num_parameters == tiny_llama().num_parameters()
+    assert (facts.stored_dtype, facts.max_positions, facts.tokenizer_length) == ("float32", 512, 512)
+    assert facts.matrices["model.layers.0.self_attn.k_proj.weight"] == (32, 64)
+    assert facts.commit is None
+
+
+def test_the_dtype_is_that_of_the_config_else_that_of_the_weights(tmp_path: Path) -> None:
+    tiny_llama().to("cpu").bfloat16().save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    named = json.loads(path.read_text())
+    assert facts_of(tmp_path).stored_dtype == "bfloat16"
+    path.write_text(json.dumps({key: value for key, value in named.items() if key not in ("dtype", "torch_dtype")}))
+    assert facts_of(tmp_path).stored_dtype == "bfloat16"
+    path.write_text(json.dumps({**named, "dtype": "float16"}))
+    assert facts_of(tmp_path).stored_dtype == "float16"
+
+
+def test_a_tokenizer_without_a_length_has_none(tmp_path: Path) -> None:
+    tiny_config(tmp_path)
+    path = tmp_path / "model" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": 10**30}))
+    assert facts_of(tmp_path).tokenizer_length is None
+
+
+def test_weights_that_are_not_loaded_are_not_counted(tmp_path: Path) -> None:
+    assert facts_of(tmp_path, load_pretrained_weights=False).num_parameters is None
+
+
+def test_a_model_that_is_neither_here_nor_in_the_cache_is_unknown(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert facts_of(tmp_path, model_name="nobody/nothing") == ModelFacts()
+
+
+def test_a_directory_that_is_missing_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such directory"):
+        facts_of(tmp_path, model_name=str(tmp_path / "no" / "model"))
+
+
+def test_the_rows_of_files_are_counted(tmp_path: Path) -> None:
+    assert gather_facts(tiny_config(tmp_path, num_rows=11)).num_rows == 11

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chats with images, from files to a trained model."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import io
+import json
+import threading
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+from oumi.core.configs import TrainingConfig
+from oumi.core.data.checks.supervision import draw
+from oumi.core.data.tokenize.images import BadImage, load_image
+from oumi.core.data.tokenize.processor import load_processor
+from oumi.core.data.training_data import load_training_data
+from oumi.core.errors import ConfigError, DataError
+from oumi.core.inspect import gather_facts
+from oumi.core.plan.plan import make_plan
+from oumi.core.train import train
+from oumi.core.types.conversation import ContentItem, Type
+from oumi.core.types.example import Example
+from tests.runs import losses, tiny_config
+from tests.tiny_vision import SAVERS, image
+
+NUM_ROWS = 12
+
+
+def image_bytes(seed: int, **size: int) -> bytes:
+    buffer = io.BytesIO()
+    image(seed, **size).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_rows(folder: Path) -> Path:
+    """Writes chats with none, one or two images each, by path, bytes and data URL, and returns the file."""
+    rows = []
+    for i in range(NUM_ROWS):
+        (folder / f"{i}.png").write_bytes(image_bytes(i, width=20 + 4 * i, height=32))
+        encoded = base64.b64encode(image_bytes(100 + i)).decode()
+        parts: list[dict[str, Any]] = [{"type": "image_path", "content": f"{i}.png"}]
+        if i % 3 == 1:
+            parts.append({"type": "image_binary", "binary": encoded})
+        if i % 3 == 2:
+            parts = [{"type": "image_url", "content": f"data:image/png;base64,{encoded}"}]
+        if i % 6 == 5:
+            parts = []
+        messages = [
+            {"role": "user", "content": [*parts, {"type": "text", "content": f"What is {i}?"}]},
+            {"role": "assistant", "content": f"It is {i}." + " Yes!" * (i % 3)},
+        ]
+        rows.append(json.dumps({"messages": messages}))
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(rows))
+    return path
+
+
+def config_of(folder: Path, kind: str, **training: Any) -> TrainingConfig:
+    model = folder / "model"
+    if not model.exists():
+        SAVERS[kind](model)
+    config = tiny_config(folder, **training)
+    config.data.train.datasets[0].dataset_name = "vl_sft"
+    config.data.train.datasets[0].dataset_path = str(write_rows(folder))
+    return config
+
+
+def examples(config: TrainingConfig) -> tuple[list[Example], Any]:
+    plan = make_plan(config, gather_facts(config))
+    Path(config.training.output_dir).mkdir(exist_ok=True)
+    rows = load_training_data(plan, datetime.now())
+    return [rows.train[i] for i in range(len(rows.train))], rows.preprocessor  # type: ignore[union-attr,index]
+
+
+@pytest.mark.parametrize("kind", SAVERS)
+def test_a_run_on_images_resumes_bitwise_and_saves_a_model_with_its_processor(tmp_path: Path, kind: str) -> None:
+    shape = {"num_train_epochs": 3, "save_steps": 4}
+    train(config_of(tmp_path, kind, **shape, output_dir=str(tmp_path / "whole")))
+    found = losses(tmp_path / "whole")
+    assert found[-1] < found[0]
+    checkpoint = str(tmp_path / "whole" / "checkpoint-4")
+    train(config_of(tmp_path, kind, **shape, output_dir=str(tmp_path / "again"), resume_from_checkpoint=checkpoint))
+    assert losses(tmp_path / "again") == found[4:]
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model.safetensors"
+    ).read_bytes()
+    config = config_of(tmp_path, kind, output_dir=str(tmp_path / "third"))
+    config.model.model_name = str(tmp_path / "whole")
+    plan = make_plan(config, gather_facts(config))
+    processor = load_processor(plan.model, AutoTokenizer.from_pretrained(tmp_path / "whole"))
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "whole")
+    mark = getattr(processor, "boi_token", None) or processor.image_token
+    inputs = processor(text=[f"Hi {mark}?"], images=[[image(0)]], return_tensors="pt")
+    assert torch.isfinite(model(**inputs).logits).all()
+
+
+@pytest.mark.parametrize("kind", SAVERS)
+def test_the_first_loss_is_that_of_the_model_on_what_its_processor_makes(tmp_path: Path, kind: str) -> None:
+    config = config_of(tmp_path, kind, num_train_epochs=1, per_device_train_batch_size=NUM_ROWS)
+    config.training.gradient_accumulation_steps = 1
+    made, tools = examples(config)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for one in made:
+            items = one.images[0] if one.images else ()
+            tokens = torch.from_numpy(one.tokens.astype(np.int64))[None]
+            inputs: dict[str, Any] = {"input_ids": tokens}
+            if items:
+                text = tools.tokenizer.decode(one.tokens)
+                for item in items:
+                    run = tools.tokenizer.decode(tools.image_encoder.expansion(load_image(item)))
+                    assert run in text
+                    text = text.replace(run, "\0", 1)
+                text = text.replace("\0", tools.image_encoder.mark)
+                images = [load_image(item) for item in items]
+                inputs = dict(tools.image_encoder.inputs([text], [images]))
+                assert inputs["input_ids"].tolist() == tokens.tolist(), "the ids are those at inference"
+            elif kind == "gemma3":
+                inputs["token_type_ids"] = torch.zeros_like(tokens)
+            logits = model(**inputs).logits[0, :-1].float()
+            targets = torch.from_numpy(np.where(one.is_target, one.tokens, -100).astype(np.int64))[1:]
+            total += torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum").item()
+            count += int((targets != -100).sum())
+    train(config)
+    assert losses(tmp_path / "out")[0] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_answers_are_trained_and_images_are_not_also_where_all_is(tmp_path: Path) -> None:
+    made, tools = examples(config_of(tmp_path, "llava"))
+    assert draw(made[1], tools.tokenizer) == (
+        "<|im_start|>user\n" + "<image>" * 8 + "What is 1?<|im_end|>\n<|im_start|>assistant\n"
+        "[It is 1. Yes!<|im_end|>]\n"
+    )
+    config = config_of(tmp_path, "llava")
+    config.data.train.collator_name = "vision_language_with_padding"
+    (whole, *_), _ = examples(config)
+    assert not whole.is_target[whole.tokens == tools.image_encoder.token_id].any()
+    assert whole.is_target[whole.tokens != tools.image_encoder.token_id].all()
+
+
+@pytest.mark.parametrize("length", range(36, 72, 3))
+@pytest.mark.parametrize("side", ["RIGHT", "LEFT"])
+def test_a_cut_never_tears_a_image_apart(tmp_path: Path, length: int, side: str) -> None:
+    config = config_of(tmp_path, "llava")
+    config.model.model_max_length = length
+    config.data.train = type(config.data.train).model_validate(
+        {**config.data.train.model_dump(), "truncation": side, "max_rejected_rows": NUM_ROWS - 1}
+    )
+    made, tools = examples(config)
+    for one in made:
+        assert len(one.tokens) <= length
+        images = sum(map(len, one.images))
+        assert int((one.tokens == tools.image_encoder.token_id).sum()) == 4 * images
+    report = json.loads((tmp_path / "out" / "data_report.json").read_text())["train"][0]["rows"]
+    assert report["read"] == NUM_ROWS == report["trained"] + report["truncated"] + report["rejected"]
+
+
+BAD = {
+    "gone": ({"type": "image_path", "content": "none.png"}, "no image at none.png"),
+    "no image": ({"type": "image_path", "content": "rows.jsonl"}, "rows.jsonl is no image in a known format"),
+    "cut": ({"type": "image_path", "content": "cut.png"}, "cut.png cannot be decoded"),
+    "no server": ({"type": "image_url", "content": "http://127.0.0.1:9/a.png"}, "http://127.0.0.1:9/a.png: "),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_image_that_cannot_be_had_is_told_with_its_row(tmp_path: Path, kind: str) -> None:
+    item, told = BAD[kind]
+    config = config_of(tmp_path, "llava")
+    (tmp_path / "cut.png").write_bytes(image_bytes(0)[:-40])
+    path = tmp_path / "rows.jsonl"
+    bad = {"messages": [{"role": "user", "content": [item]}, {"role": "assistant", "content": "So."}]}
+    path.write_text(path.read_text() + "\n" + json.dumps(bad))
+    with pytest.raises(DataError, match=rf"rows\.jsonl:{NUM_ROWS + 1}: .*") as refused:
+        train(config)
+    assert told in str(refused.value)
+
+
+def test_a_image_that_changes_after_its_row_was_tokenised_is_told(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "qwen2_vl", num_train_epochs=1)
+    train(config)
+    (tmp_path / "0.png").write_bytes(image_bytes(0, width=64, height=64))
+    config.training.output_dir = str(tmp_path / "again")
+    with pytest.raises(DataError, match="another size than when it was tokenized"):
+        train(config)
+
+
+def test_a_model_that_sees_no_images_refuses_them(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    config.data.train.datasets[0].dataset_name = "vl_sft"
+    config.data.train.datasets[0].dataset_path = str(write_rows(tmp_path))
+    with pytest.raises(DataError, match="turn 0: holds an image, which the model, or this trainer, does not take"):
+        train(config)
+
+
+def test_an_argument_that_the_processor_does_not_have_is_told_with_the_nearest(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "llava", max_steps=1)
+    config.model.processor_kwargs = {"patchsize": 3}
+    with pytest.raises(ConfigError, match=r"processor_kwargs\.patchsize: .*did you mean 'patch_size'"):
+        train(config)
+    (tmp_path / "qwen").mkdir()
+    config = config_of(tmp_path / "qwen", "qwen2_vl", max_steps=1)
+    config.model.processor_kwargs = {"min_pixels": 100, "max_pixles": 400}
+    with pytest.raises(ConfigError, match=r"processor_kwargs\.max_pixles: .*did you mean 'max_pixels'"):
+        train(config)
+    config.model.processor_kwargs = {"min_pixels": 100, "max_pixels": 400}
+    train(config)
+
+
+def test_a_mark_of_images_in_a_text_is_text(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "llava", max_steps=1)
+    asked = {"role": "user", "content": "What is <image>?"}
+    row = json.dumps({"messages": [asked, {"role": "assistant", "content": "A tag."}]})
+    (tmp_path / "rows.jsonl").write_text(f"{row}\n{row}\n")
+    made, tools = examples(config)
+    assert not (made[0].tokens == tools.image_encoder.token_id).any()
+    assert tools.tokenizer.decode(made[0].tokens).startswith("<|im_start|>user\nWhat is <image>?<|im_end|>")
+    train(config)
+
+
+@pytest.mark.parametrize("split", [{"pack": True}, {"stream": True}, {"stream": True, "pack": True}])
+def test_rows_with_images_are_packed_and_streamed(tmp_path: Path, split: dict[str, bool]) -> None:
+    config = config_of(tmp_path, "qwen2_vl", max_steps=4, save_steps=2, output_dir=str(tmp_path / "whole"))
+    config.data.train = type(config.data.train).model_validate({**config.data.train.model_dump(), **split})
+    train(config)
+    config.training.output_dir = str(tmp_path / "again")
+    config.training.resume_from_checkpoint = str(tmp_path / "whole" / "checkpoint-2")
+    train(config)
+    assert losses(tmp_path / "again") == losses(tmp_path / "whole")[2:]
+
+
+def test_images_of_another_folder_are_not_those_of_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        config = config_of(folder, "llava", max_steps=2)
+        for i in range(NUM_ROWS):
+            (folder / f"{i}.png").write_bytes(image_bytes(i + 50 * len(found)))
+        monkeypatch.chdir(folder)
+        config.data.train.datasets[0].dataset_path = "rows.jsonl"
+        config.model.model_name = str(tmp_path / "a" / "model")
+        train(config)
+        found.append(losses(folder / "out"))
+    assert found[0] != found[1]
+
+
+class Half(http.server.BaseHTTPRequestHandler):
+    """Answers with half of an image, once; then with the whole of it. Other places break the protocol."""
+
+    asked = 0
+
+    def do_GET(self) -> None:
+        if self.path != "/a.png":
+            self.wfile.write(b"what?\r\n\r\n")
+            return
+        content = image_bytes(0)
+        Half.asked += 1
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2] if Half.asked == 1 else content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_download_that_breaks_off_is_told_and_not_kept() -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Half)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    place = f"http://127.0.0.1:{server.server_port}"
+    item = ContentItem(type=Type.IMAGE_URL, content=f"{place}/a.png")
+    try:
+        with pytest.raises(BadImage, match="breaks off"):
+            load_image(item)
+        assert load_image(item).size == (40, 56)
+        with pytest.raises(BadImage, match=f"{place}/a b.png"):
+            load_image(item.model_copy(update={"content": f"{place}/a b.png"}))
+    finally:
+        server.shutdown()
+    assert load_image(item).size == (40, 56), "what is whole is kept"
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_image_in_a_list_that_cannot_be_decoded_is_a_bad_row(tmp_path: Path, streams: bool) -> None:
+    config = config_of(tmp_path, "llava", max_steps=2)
+    asked = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "It."}]
+    rows = [{"messages": asked, "images": [{"bytes": image_bytes(i), "path": None}]} for i in range(4)]
+    rows[2]["images"][0]["bytes"] = b"junk"  # type: ignore[index]  # it is a list
+    kinds = {"messages": List({"role": Value("string"), "content": Value("string")}), "images": List(Image())}
+    Dataset.from_list(rows, features=Features(kinds)).save_to_disk(tmp_path / "saved")
+    split = {**config.data.train.model_dump(), "stream": streams, "max_rejected_rows": 1}
+    config.data.train = type(config.data.train).model_validate(split)
+    config.data.train.datasets[0].dataset_path = str(tmp_path / "saved")
+    train(config)
+    report = json.loads((tmp_path / "out" / "data_report.json").read_text())["train"][0]
+    assert report["rows"]["rejected"] == 1
