@@ -138,6 +138,7 @@ def _say(text: str) -> None:
 
 def _trained_by(config: str) -> Path:
     from oumi.core.configs import TrainingConfig
+    from oumi.core.plan.trainer_kwargs import as_run
     from oumi.core.recipes import resolve_config
 
-    return Path(TrainingConfig.from_yaml(resolve_config(config)).training.output_dir).expanduser()
+    return Path(as_run(TrainingConfig.from_yaml(resolve_config(config))).training.output_dir).expanduser()

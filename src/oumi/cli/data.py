@@ -193,16 +193,15 @@ for _command in (preview, stats, validate):
 def _planned(config: str, arguments: list[str]) -> Plan:
     """Returns the plan of a config; its trainer need not be built yet."""
     from oumi.cli.overrides import parse_overrides
-    from oumi.core.configs import TrainingConfig
     from oumi.core.inspect import gather_facts
     from oumi.core.plan.plan import make_plan
-    from oumi.core.plan.refusals import check
+    from oumi.core.plan.refusals import load_checked
+    from oumi.core.plan.trainer_kwargs import as_run
     from oumi.core.recipes import resolve_config
 
-    loaded = TrainingConfig.load(resolve_config(config), parse_overrides(arguments))
+    loaded = as_run(load_checked(resolve_config(config), parse_overrides(arguments), reads_only=True))
     if loaded.data.validation.datasets and loaded.training.eval_strategy == "no":
         loaded.training.eval_strategy = "epoch"  # so that the rows are read, though no training measures them
-    check(loaded, reads_only=True)
     return make_plan(loaded, gather_facts(loaded, may_download=True, counts_rows=False))
 
 

@@ -19,11 +19,10 @@ def train(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the whole config first.")] = False,
 ) -> None:
     """Train a model. Any key of the config can follow: --training.learning_rate 1e-4."""
-    from oumi.cli.overrides import parse_overrides
+    from oumi.cli.overrides import parse_overrides, refuse_malformed
     from oumi.core import log, recipes
-    from oumi.core.configs import TrainingConfig
     from oumi.core.configs.loading import read_text
-    from oumi.core.plan.refusals import check
+    from oumi.core.plan.refusals import load_checked
     from oumi.core.system import host
 
     if list_recipes:
@@ -33,10 +32,10 @@ def train(
         return
     overrides = parse_overrides(context.args)
     if config is None:
+        refuse_malformed(overrides)
         raise typer.BadParameter("missing; name a config file or a recipe", param_hint="--config / -c")
     path = recipes.resolve_config(config)
-    loaded = TrainingConfig.load(path, overrides)
-    check(loaded)  # before torch is imported: a typo is told at once
+    loaded = load_checked(path, overrides)  # before torch is imported: a typo is told at once
     host.let_waiting_threads_sleep()
     from oumi.core.train import train as carry_out
 

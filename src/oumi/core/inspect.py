@@ -22,6 +22,7 @@ from oumi.core.errors import ConfigError, DataError
 from oumi.core.hub import hub_errors
 from oumi.core.plan.facts import Facts, ModelFacts
 from oumi.core.plan.shapes import shape_of
+from oumi.core.plan.trainer_kwargs import as_run
 from oumi.core.recipes import resolve_asset
 from oumi.core.system import host
 
@@ -47,6 +48,7 @@ def gather_facts(
     Raises:
         ConfigError: No such model, or no access to it.
     """
+    config = as_run(config)
     machine = host.describe_host()
     return Facts(
         device=machine.device,

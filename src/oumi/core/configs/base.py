@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origi
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     GetJsonSchemaHandler,
     PrivateAttr,
@@ -29,6 +30,16 @@ SET_IN_PYTHON = "set in Python"
 DEFAULT = "default"
 
 Named = TypeVar("Named", bound="NamedEnum")
+
+
+def _written(value: Any) -> Any:
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+ScalarText = Annotated[str, BeforeValidator(_written, json_schema_input_type=str | float | bool | None)]
+"""Text for which any YAML scalar may stand, as the shell would read it: `8080`, `true`, nothing."""
 
 
 class NamedEnum(Enum):
@@ -89,6 +100,11 @@ class Params(BaseModel):
             raise ConfigError(translate(error, type(self), value_places={}), type(self).__name__) from None
         if name in type(self).model_fields:
             self._origins[name] = SET_IN_PYTHON
+
+    def set_from(self, name: str, value: Any, origin: str) -> None:
+        """Sets a field that was given in another place; `origin` says where."""
+        setattr(self, name, value)
+        self._origins[name] = origin
 
     def __iter__(self) -> Generator[tuple[str, Any], None, None]:
         for name in type(self).model_fields:

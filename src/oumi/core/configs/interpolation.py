@@ -18,22 +18,31 @@ _MAX_LENGTH = 100_000
 _MAX_CHAIN = 50
 
 
-def interpolate(root: Node, defaults: Mapping[str, Any]) -> list[Problem]:
-    """Replaces every reference in the tree by the value it names, and returns what could not be replaced.
+class UnsetVariableError(LookupError):
+    """A reference names an environment variable that is not set here; it may be where the run takes place."""
+
+
+def interpolate(root: Node, defaults: Mapping[str, Any]) -> tuple[list[Problem], list[Problem]]:
+    """Replaces every reference in the tree by the value it names; one that cannot be replaced stays as it is written.
 
     Args:
         root: Changed in place.
         defaults: Values of dotted keys that the tree does not set.
+
+    Returns:
+        References that name nothing, and references to environment variables that are not set.
     """
     problems: list[Problem] = []
+    unset: list[Problem] = []
     references = _References(root, defaults)
     for path, node in walk(root):
         if isinstance(node.value, str) and "${" in node.value:
             try:
                 references.fill(node)
             except LookupError as error:
-                problems.append(Problem(dotted(path), str(error.args[0]), node.place))
-    return problems
+                kind = unset if isinstance(error, UnsetVariableError) else problems
+                kind.append(Problem(dotted(path), str(error.args[0]), node.place))
+    return problems, unset
 
 
 def dotted(path: tuple[str | int, ...]) -> str:
@@ -91,7 +100,7 @@ def _from_environment(reference: str) -> Any:
     if variable in os.environ:
         return scalar(os.environ[variable])
     if not has_default:
-        raise LookupError(
+        raise UnsetVariableError(
             f"environment variable {variable} is not set; ${{oc.env:{variable},DEFAULT}} gives it a default"
         )
     return scalar(default.strip())

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
+from functools import lru_cache
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
 from oumi.core.configs.interpolation import dotted
-from oumi.core.errors import Problem, did_you_mean
+from oumi.core.errors import Problem, did_you_mean, nearest
 
 Path = tuple[str | int, ...]
 _MAX_PROBLEMS = 100
@@ -77,13 +79,13 @@ def nearest_place(path: Path, places: Mapping[Path, str]) -> str:
 
 def semantic_problems(config: Any, places: Mapping[Path, str] | None = None) -> list[Problem]:
     """Returns what is wrong among values that are each right by themselves."""
-    found = []
+    problems = []
     for path, section in sections(config):
         for key, message in section.complaints():
             full = (*path, *split_key(key))
             place = nearest_place(full, places) if places is not None else place_of(config, full)
-            found.append(Problem(dotted(full), message, place))
-    return found
+            problems.append(Problem(dotted(full), message, place))
+    return problems
 
 
 def sections(config: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -128,36 +130,98 @@ def origin_of(config: Any, path: Path) -> str:
 
 def split_key(key: str) -> Path:
     """Returns the path of a dotted key such as `a.b[0].c`."""
-    parts: list[str | int] = []
-    for piece in key.replace("[", ".[").split("."):
-        if piece.startswith("["):
-            parts.append(int(piece[1:-1]))
-        elif piece:
-            parts.append(piece)
-    return tuple(parts)
+    parts = re.findall(r"\[\d+\]|[^.\[\]]+", key)
+    return tuple(int(part[1:-1]) if part.startswith("[") else part for part in parts)
 
 
-def unknown_key(name: str, section: type[BaseModel], root: type[BaseModel] | None = None) -> str:
+def in_order(problems: Iterable[Problem]) -> list[Problem]:
+    """Returns each problem once, by its line; what stands in no file comes last."""
+    once: dict[tuple[str, str], Problem] = {}
+    for problem in problems:
+        once.setdefault((problem.key, problem.message), problem)
+    return sorted(once.values(), key=_line)
+
+
+def _line(problem: Problem) -> tuple[float, int]:
+    match = re.fullmatch(r".*:(\d+):(\d+)", problem.place)
+    return (int(match[1]), int(match[2])) if match else (float("inf"), 0)
+
+
+def meant_keys(error: ValidationError, root: type[BaseModel]) -> Iterator[Path]:
+    """Yields the keys that unknown ones were probably meant to be, but for those in a list."""
+    for fault in error.errors(include_url=False)[:_MAX_PROBLEMS]:
+        if fault["type"] == "extra_forbidden":
+            path = real_path(fault["loc"], root)
+            section, name = _meant(str(path[-1]), _section_at(path[:-1], root) or root, root)
+            if name is not None and "[]" not in (section or ""):
+                yield (*(path[:-1] if section is None else split_key(section)), name)
+
+
+@lru_cache(maxsize=1024)
+def _meant(name: str, section: type[BaseModel], root: type[BaseModel]) -> tuple[str | None, str | None]:
+    """Returns where an unknown key belongs and its right name; (None, name) for a key of the same section."""
+    others = [(path, other) for path, other in _all_sections(root) if other is not section]
+    for path, other in others:
+        if name in other.model_fields:
+            return path, name
+    if near := nearest(name, section.model_fields):
+        return None, near
+    for path, other in others:
+        if near := nearest(name, other.model_fields):
+            return path, near
+    return None, None
+
+
+def _unknown_key(name: str, section: type[BaseModel], root: type[BaseModel]) -> str:
     """Returns `unknown key` and the nearest key of the section, or the section where the key belongs."""
-    known = list(section.model_fields)
-    if name in known:
-        return "known"
-    elsewhere = [
-        path for path, other in _all_sections(root or section) if name in other.model_fields and other is not section
-    ]
-    if elsewhere:
-        return (
-            f"unknown key here; it belongs in '{elsewhere[0]}'"
-            if elsewhere[0]
-            else "unknown key here; it belongs at the top"
-        )
-    hint = did_you_mean(name, known)
-    if hint:
-        return f"unknown key{hint}"
-    for path, other in _all_sections(root or section):
-        if hint := did_you_mean(name, other.model_fields):
-            return f"unknown key{hint[:-1]} in '{path}'?" if path else f"unknown key{hint}"
-    return f"unknown key; known here: {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
+    where, meant = _meant(name, section, root)
+    if meant is None:
+        known = list(section.model_fields)
+        return f"unknown key; known here: {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
+    if meant == name:
+        return f"unknown key here; it belongs in '{where}'" if where else "unknown key here; it belongs at the top"
+    return f"unknown key, did you mean '{meant}' in '{where}'?" if where else f"unknown key, did you mean '{meant}'?"
+
+
+def follows(problem: Problem, left_out: Iterable[Path], root: type[BaseModel]) -> bool:
+    """Returns True if a problem may come from nothing but the default of a key whose own value was left out.
+
+    It is about such a key, or its message names the key or that default: a message about several keys names them all.
+    """
+    return is_about(split_key(problem.key), left_out) or any(
+        _names_word(problem.message, word) for path in left_out for word in _words(path, root)
+    )
+
+
+def is_about(path: Path, keys: Iterable[Path]) -> bool:
+    """Returns True if a key is one of several, or stands below or above one."""
+    return any(path[: len(key)] == key[: len(path)] for key in keys if path and key)
+
+
+def _names_word(message: str, word: str) -> bool:
+    return word in message and re.search(rf"(?<![\w.]){re.escape(word)}(?!\w)", message) is not None
+
+
+def _words(path: Path, root: type[BaseModel]) -> Iterator[str]:
+    if not path:
+        return
+    yield dotted(path)
+    name = str(path[-1])
+    if "_" in name:  # others are words of plain English, too
+        yield name
+    section = _section_at(path[:-1], root)
+    if section is not None and name in section.model_fields:
+        yield from _default_words(section.model_fields[name].default)
+
+
+def _default_words(default: Any) -> Iterator[str]:
+    if isinstance(default, BaseModel):
+        for _, value in default:
+            yield from _default_words(value)
+    elif isinstance(default, Enum):
+        yield default.name
+    elif isinstance(default, str):
+        yield f"'{default}'"
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
@@ -189,12 +253,12 @@ def _section_at(path: Path, root: type[BaseModel]) -> type[BaseModel] | None:
 def _message(one: Any, path: Path, root: type[BaseModel]) -> str:
     kind, context = one["type"], one.get("ctx", {})
     if kind in ("extra_forbidden", "no_such_attribute"):
-        return unknown_key(str(path[-1]), _section_at(path[:-1], root) or root, root)
+        return _unknown_key(str(path[-1]), _section_at(path[:-1], root) or root, root)
     if kind == "missing":
         return "required, and not given"
     if one["input"] is None and kind != "value_error":
         return f"has no value, must be {_wanted(kind, context, path, root, one)}"
-    return f"got {_shown(one['input'])}, must be {_wanted(kind, context, path, root, one)}"
+    return f"got {shown(one['input'])}, must be {_wanted(kind, context, path, root, one)}"
 
 
 def _wanted(kind: str, context: Mapping[str, Any], path: Path, root: type[BaseModel], one: Any) -> str:
@@ -234,7 +298,8 @@ def _names(annotation: Any) -> Iterator[str]:
             yield from _names(inner)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Returns a value as a message quotes it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):

@@ -142,10 +142,10 @@ class TrainingParams(Params):
     """Steps in which the learning rate rises."""
 
     # Saving, resuming, measuring.
-    save_steps: NonNegativeInt = 500
-    """Steps between checkpoints; 0 saves none on the way."""
+    save_steps: Annotated[int, Field(ge=-1)] = 500
+    """Steps between checkpoints; 0 and -1 save none on the way."""
     save_epoch: bool = False
-    """Save after each epoch, when save_steps is 0."""
+    """Save after each epoch, when save_steps saves none."""
     save_final_model: bool = True
     """Save the model at the end."""
     save_total_limit: PositiveInt | None = None
@@ -213,7 +213,8 @@ class TrainingParams(Params):
     gold: GoldParams = GoldParams()
     """GOLD."""
     trainer_kwargs: dict[str, Any] = {}
-    """Further arguments of the config class of TRL or transformers."""
+    """Further arguments of the config class of TRL or transformers; one that means the same as a key here sets that
+    key."""
     reward_functions: list[str] | None = None
     """Registered functions that rate answers."""
     reward_function_kwargs: dict[str, dict[str, Any]] = {}
@@ -247,14 +248,6 @@ class TrainingParams(Params):
         for key in ("log_level", "dep_log_level"):
             if getattr(self, key).lower() not in ("debug", "info", "warning", "error", "critical"):
                 yield key, f"got '{getattr(self, key)}', must be one of debug, info, warning, error, critical"
-        taken: dict[str, type[Params]] = {"grpo": GrpoParams, "gkd": GkdParams, "gold": GoldParams}
-        for key in self.trainer_kwargs:
-            if key in TrainingParams.model_fields:
-                yield f"trainer_kwargs.{key}", f"is a key of 'training' itself: write it there, as '{key}'"
-            section: type[Params] | None = taken.get(self.trainer_type.value.removeprefix("trl_"))
-            if section is not None and key in section.model_fields:
-                name = self.trainer_type.value.removeprefix("trl_")
-                yield f"trainer_kwargs.{key}", f"belongs in 'training.{name}'"
         yield from self._reward_complaints()
 
     def _reward_complaints(self) -> Iterator[Complaint]:

@@ -20,7 +20,21 @@ OPTIMIZERS = (
     "sgd",
     "adafactor",
 )
-"""Optimizers of our own trainer; transformers checks the names of its own."""
+"""Optimizers of our own trainer."""
+
+TRANSFORMERS_OPTIMIZERS = (
+    "adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adamw_torch_4bit",
+    "adamw_torch_8bit", "adamw_anyprecision", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit",
+    "adafactor", "ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "lion_8bit", "lion_32bit",
+    "paged_lion_8bit", "paged_lion_32bit", "sgd", "adagrad", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit",
+    "rmsprop_bnb_32bit", "galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise",
+    "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "apollo_adamw", "apollo_adamw_layerwise", "lomo",
+    "adalomo", "grokadamw", "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "stable_adamw",
+)  # fmt: skip
+"""Optimizers of transformers; a test holds them to the installed version."""
+
+RENAMED_OPTIMIZERS = {"adamw": "adamw_torch", "paged_adamw": "paged_adamw_32bit"}
+"""Names of our own trainer that transformers does not know -> its own."""
 
 SCHEDULES: Mapping[str, frozenset[str]] = {
     "linear": frozenset(),
@@ -36,6 +50,9 @@ SCHEDULES: Mapping[str, frozenset[str]] = {
     ),
 }
 """Schedules, and what `lr_scheduler_kwargs` may hold for each."""
+
+TRANSFORMERS_SCHEDULES = ("reduce_lr_on_plateau", "cosine_warmup_with_min_lr", "greedy")
+"""Those that only transformers has; a test holds them to the installed version."""
 
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 """What `model.attn_implementation` may be, beside kernels of the Hub by their id."""
@@ -69,15 +86,26 @@ def gains_by_fp8(shape: Sequence[int], recipe: str) -> bool:
     return num_given > 2048 and num_taken > 1024 and (num_given > 4096 or num_taken > 2048)
 
 
-def wrong_optimizer(name: str) -> str:
+def wrong_optimizer(name: str, trainer: str) -> str:
     """Returns what is wrong with the name of an optimizer, or an empty string."""
-    if name in OPTIMIZERS:
+    theirs = (*TRANSFORMERS_OPTIMIZERS, *RENAMED_OPTIMIZERS)
+    known, others = (OPTIMIZERS, theirs) if trainer == "OUMI" else (theirs, OPTIMIZERS)
+    if name in known:
         return ""
-    return f"unknown optimizer '{name}'{did_you_mean(name, OPTIMIZERS) or '; known: ' + ', '.join(OPTIMIZERS)}"
+    if name in others:
+        return f"{trainer} has no optimizer '{name}'{did_you_mean(name, known)}"
+    nearest = did_you_mean(name, known) or f"; {trainer} has {', '.join(known)}"
+    return f"unknown optimizer '{name}'{nearest}"
 
 
-def wrong_schedule(name: str, kwargs: Mapping[str, Any], learning_rate: float) -> Iterator[tuple[str, str]]:
+def wrong_schedule(
+    name: str, kwargs: Mapping[str, Any], learning_rate: float, trainer: str
+) -> Iterator[tuple[str, str]]:
     """Yields what is wrong with a schedule and its arguments: the key, and what about it."""
+    if name in TRANSFORMERS_SCHEDULES:
+        if trainer == "OUMI":
+            yield "training.lr_scheduler_type", f"OUMI has no schedule '{name}'; known: {', '.join(SCHEDULES)}"
+        return
     if name not in SCHEDULES:
         known = did_you_mean(name, SCHEDULES) or "; known: " + ", ".join(SCHEDULES)
         yield "training.lr_scheduler_type", f"unknown schedule '{name}'{known}"

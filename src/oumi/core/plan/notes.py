@@ -9,10 +9,12 @@ from fnmatch import fnmatchcase
 
 from oumi.core.configs import DatasetParams, TrainerType, TrainingConfig
 from oumi.core.configs.loading import leaves
+from oumi.core.configs.problems import shown
 from oumi.core.plan import collators
 from oumi.core.plan.choices import FLAT_ATTENTIONS
 from oumi.core.plan.facts import Facts, ModelFacts
 from oumi.core.plan.parts import DiskPlan, PrecisionPlan, StepsPlan
+from oumi.core.plan.trainer_kwargs import taken_arguments
 
 _GROUPS = (
     "training.grpo.*",
@@ -32,6 +34,9 @@ _QUANTISATION = (
 
 _NEVER_READ: dict[tuple[str, ...], str] = {
     ("data.test.*",): "training reads no test split",
+    (
+        "data.*.datasets[[]].trust_remote_code",
+    ): "no data set runs code of the Hub; model.trust_remote_code decides for tokenizer and processor",
     ("data.*.target_col",): "deprecated, targets come from the rendered conversation",
     ("data.*.use_torchdata",): "deprecated, rows are read as they are needed in any case",
     ("data.validation.stream",): "the validation rows are kept, since each measure needs them all",
@@ -76,6 +81,12 @@ def plan_notes(
         *_unread(config),
         *(f"not read: {key}: it decides what an element is in code of one's own" for key in facts.unread),
     )
+
+
+def taken_notes(config: TrainingConfig) -> tuple[str, ...]:
+    """Returns one sentence for each key that is decided by an argument of `trainer_kwargs`."""
+    arguments = taken_arguments(config)
+    return tuple(f"{argument.key}: {shown(argument.value)}, as {argument.place} says" for argument in arguments)
 
 
 def changed_keys(config: TrainingConfig) -> list[str]:

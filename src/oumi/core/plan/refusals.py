@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from glob import iglob
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -13,18 +16,18 @@ from oumi.core.configs import LoraWeightInitialization, PeftSaveMode, TrainerTyp
 from oumi.core.configs.data import OnDuplicates, Truncation
 from oumi.core.configs.loading import leaves, locate
 from oumi.core.configs.model import DTYPES
-from oumi.core.configs.problems import semantic_problems
+from oumi.core.configs.overrides import Override
+from oumi.core.configs.problems import follows, in_order, semantic_problems, split_key
 from oumi.core.errors import ConfigError, Problem, did_you_mean
 from oumi.core.plan import collators
-from oumi.core.plan.choices import ATTENTIONS, CHECKPOINTING, NUM_RECOMPUTED, SCHEDULES, wrong_optimizer, wrong_schedule
+from oumi.core.plan.choices import ATTENTIONS, CHECKPOINTING, NUM_RECOMPUTED, wrong_optimizer, wrong_schedule
 from oumi.core.plan.methods import METHODS, TRAINERS, method_of
 from oumi.core.plan.notes import changed_keys
-from oumi.core.plan.trainer_kwargs import DECIDED
+from oumi.core.plan.trainer_kwargs import REFUSED, as_run, taken_arguments
 
 _BUILT = (TrainerType.OUMI, TrainerType.TRL_SFT, TrainerType.HF)
 
 _NOT_BUILT = {
-    "data.*.datasets[[]].trust_remote_code": "data sets that run code of their own",
     "training.profiler.*": "the profiler",
     "training.metrics_function": "metrics functions",
     "training.telemetry.track_gpu_temperature": "GPU temperatures",
@@ -40,22 +43,42 @@ _LORA_STARTS = (
 )
 
 
-def check(config: TrainingConfig, reads_only: bool = False) -> None:
-    """Raises ConfigError with everything that is wrong with a config, or that cannot be carried out.
+def load_checked(path: Path, overrides: Sequence[Override] = (), reads_only: bool = False) -> TrainingConfig:
+    """Returns the config in a file, changed by overrides.
 
     Args:
-        config: The run.
+        path: The file.
+        overrides: Given beside it.
         reads_only: Its rows are only looked at, so its trainer need not be built yet.
+
+    Raises:
+        ConfigError: With everything that is wrong: spelling, types, meaning, and what cannot be carried out here.
     """
-    found = [*semantic_problems(config), *refusals(config)]
+    draft = TrainingConfig.draft(path, overrides)
+    if draft.config is None:
+        raise ConfigError(draft.problems, path.name)
+    if problems := draft.joined(_problems(draft.config, reads_only)):
+        raise ConfigError(problems, path.name)
+    return draft.config
+
+
+def check(config: TrainingConfig) -> None:
+    """Raises ConfigError with everything that is wrong with a config, or that cannot be carried out."""
+    if problems := _problems(config):
+        raise ConfigError(problems, "config")
+
+
+def _problems(config: TrainingConfig, reads_only: bool = False) -> list[Problem]:
+    unset = config.unset_variables()
+    left_out = [split_key(problem.key) for problem in unset]
+    others = [*semantic_problems(as_run(config)), *refusals(config)]
     if reads_only and config.training.trainer_type not in _BUILT:
-        found = [one for one in found if one.key != "training.trainer_type"]
-    if found:
-        raise ConfigError(list(dict.fromkeys(found)), "config")
+        others = [problem for problem in others if problem.key != "training.trainer_type"]
+    return in_order([*unset, *(problem for problem in others if not follows(problem, left_out, TrainingConfig))])
 
 
 def refusals(config: TrainingConfig) -> list[Problem]:
-    """Returns every part of the config that this version or the chosen trainer cannot carry out."""
+    """Returns every part of the config that this version, its trainer or this machine cannot carry out."""
     looks = (
         _unbuilt,
         _wrong_method,
@@ -65,8 +88,12 @@ def refusals(config: TrainingConfig) -> list[Problem]:
         _wrong_gradient_checkpointing,
         _wrong_adapter,
     )
-    found = [one for look in looks for one in look(config)]
-    return [Problem(key, message, locate(config, key)) for key, message in found]
+    run, arguments = as_run(config), taken_arguments(config)
+    problems = [(argument.place, argument.problem) for argument in arguments if argument.problem]
+    problems += [problem for look in looks for problem in look(run)]
+    written = {argument.key: argument.place for argument in arguments}  # where the user finds the key
+    named = [(written.get(key, key), message) for key, message in problems]
+    return [Problem(key, message, locate(config, key)) for key, message in named]
 
 
 def _unbuilt(config: TrainingConfig) -> Iterator[tuple[str, str]]:
@@ -106,19 +133,22 @@ def _wrong_method(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         hint = did_you_mean(name, methods) or f"; it trains {', '.join(methods)}"
         yield "training.method", f"trainer {training.trainer_type.name} has no method '{name}'{hint}"
     elif trainer.is_native:
-        try:
-            METHODS[name].settings.model_validate(training.trainer_kwargs)
-        except ValidationError as error:
-            known = list(METHODS[name].settings.model_fields)
-            for problem in error.errors():
-                argument = str(problem["loc"][0])
-                hint = did_you_mean(argument, known) or (
-                    f"; it takes {', '.join(known)}" if known else "; it takes none"
-                )
-                unknown = f"method {name} of trainer OUMI has no such argument{hint}"
-                message = (
-                    unknown if problem["type"] == "extra_forbidden" else f"{problem['msg']}, got {problem['input']!r}"
-                )
+        yield from _wrong_settings(name, training)
+
+
+def _wrong_settings(method: str, training: TrainingParams) -> Iterator[tuple[str, str]]:
+    settings = METHODS[method].settings
+    try:
+        settings.model_validate(training.trainer_kwargs)
+    except ValidationError as error:
+        known = list(settings.model_fields)
+        for problem in error.errors():
+            argument = str(problem["loc"][0])
+            hint = did_you_mean(argument, known) or (f"; it takes {', '.join(known)}" if known else "; it takes none")
+            message = f"{problem['msg']}, got {problem['input']!r}"
+            if problem["type"] == "extra_forbidden":
+                message = f"training.method {method} of trainer OUMI has no such argument{hint}"
+            if argument not in TrainingParams.model_fields:  # which is told for every trainer
                 yield f"training.trainer_kwargs.{argument}", message
 
 
@@ -130,26 +160,34 @@ def has_whole_rows(config: TrainingConfig) -> bool:
 
 def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     training = config.training
-    is_ours = training.trainer_type == TrainerType.OUMI
-    if is_ours or training.lr_scheduler_type in SCHEDULES:
-        yield from wrong_schedule(training.lr_scheduler_type, training.lr_scheduler_kwargs, training.learning_rate)
-    if not is_ours:
+    trainer = training.trainer_type.name
+    if message := wrong_optimizer(training.optimizer, trainer):
+        yield "training.optimizer", message
+    yield from wrong_schedule(training.lr_scheduler_type, training.lr_scheduler_kwargs, training.learning_rate, trainer)
+    yield from _wrong_arguments(training)
+    if training.trainer_type != TrainerType.OUMI:
         yield from _wrong_loss(training)
         if training.fp8_recipe is not None:
-            yield "training.fp8_recipe", f"{training.trainer_type.name} has none; trainer OUMI has"
+            yield "training.fp8_recipe", f"{trainer} has none; trainer OUMI has"
         if training.per_device_train_batch_size == "auto":
-            yield "training.per_device_train_batch_size", f"auto: with {training.trainer_type.name}, give a number"
-        for name in training.trainer_kwargs.keys() & DECIDED.keys():
-            yield f"training.trainer_kwargs.{name}", f"the adapter decides it: {DECIDED[name]}"
+            yield "training.per_device_train_batch_size", f"auto: with {trainer}, give a number"
         return
-    if message := wrong_optimizer(training.optimizer):
-        yield "training.optimizer", message
     recomputes = training.enable_gradient_checkpointing
     if training.compile and recomputes and training.gradient_checkpointing_kwargs.get("use_reentrant"):
         key = "training.gradient_checkpointing_kwargs.use_reentrant"
         yield key, "true: compiled layers cannot be computed again that way; set it to false"
     if training.fp8_recipe is not None and not training.compile:
         yield "training.fp8_recipe", "needs training.compile: true; else casts take longer than products save"
+
+
+def _wrong_arguments(training: TrainingParams) -> Iterator[tuple[str, str]]:
+    """Yields what is wrong with the arguments in `trainer_kwargs` that are not taken as keys of ours."""
+    for name in training.trainer_kwargs:
+        key = f"training.trainer_kwargs.{name}"
+        if name in TrainingParams.model_fields:
+            yield key, f"is a key of 'training' itself: write it there, as '{name}'"
+        elif training.trainer_type != TrainerType.OUMI and name in REFUSED:
+            yield key, f"the adapter decides it: {REFUSED[name]}"
 
 
 def _wrong_loss(training: TrainingParams) -> Iterator[tuple[str, str]]:
@@ -167,8 +205,8 @@ def _wrong_model(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     if DTYPES.get(config.model.torch_dtype_str.lower()) == "float16" and not config.training.use_peft:
         yield (
             "model.torch_dtype_str",
-            "the gradients of float16 weights vanish; keep float32 weights with "
-            "training.mixed_precision_dtype: FP16, or take bfloat16",
+            "the gradients of float16 weights vanish; keep float32 weights with training.mixed_precision_dtype: FP16, "
+            "take bfloat16, or train an adapter (training.use_peft)",
         )
     wanted = config.model.attn_implementation
     if wanted is not None and wanted not in ATTENTIONS and "/" not in wanted:
@@ -179,6 +217,9 @@ def _wrong_model(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 def _wrong_data(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     for split in ("train", "validation"):
         for i, one in enumerate(getattr(config.data, split).datasets):
+            if one.dataset_path is not None and not _is_there(one.dataset_path):
+                near = _near_file(one.dataset_path)
+                yield f"data.{split}.datasets[{i}].dataset_path", f"no such file or directory: {one.dataset_path}{near}"
             if one.is_file and "[" in (one.split or ""):
                 yield (
                     f"data.{split}.datasets[{i}].split",
@@ -263,3 +304,15 @@ def _wrong_adapter(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         for key in changed_keys(config):
             if key.startswith("peft.lora_"):
                 yield key, "the adapter of model.adapter_model brings its own; leave this key out"
+
+
+def _is_there(path: str) -> bool:
+    pattern = str(Path(path).expanduser())
+    return Path(pattern).exists() or next(iglob(pattern, recursive=True), None) is not None
+
+
+def _near_file(path: str) -> str:
+    missing = Path(path).expanduser()
+    names = [file.name for file in missing.parent.iterdir()][:10_000] if missing.parent.is_dir() else []
+    near = get_close_matches(missing.name, names, n=1)
+    return f", did you mean '{missing.parent / near[0]}'?" if near else ""
