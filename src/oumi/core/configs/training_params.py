@@ -16,22 +16,9 @@ from oumi.core.configs.base import Complaint, NamedEnum, Params
 from oumi.core.configs.distill import GkdParams, GoldParams
 from oumi.core.configs.grpo import GrpoParams
 from oumi.core.configs.profiler import ProfilerParams, TelemetryParams
+from oumi.core.configs.trainers import TRAINERS, TrainerType
 
 _RUN_NAME_LIMIT = 100
-
-
-class TrainerType(NamedEnum):
-    """Which trainer carries out the run."""
-
-    TRL_SFT = "trl_sft"
-    TRL_DPO = "trl_dpo"
-    TRL_KTO = "trl_kto"
-    TRL_GRPO = "trl_grpo"
-    TRL_GKD = "trl_gkd"
-    TRL_GOLD = "trl_gold"
-    HF = "hf"
-    OUMI = "oumi"
-    VERL_GRPO = "verl_grpo"
 
 
 class SchedulerType(StrEnum):
@@ -252,13 +239,12 @@ class TrainingParams(Params):
 
     def _reward_complaints(self) -> Iterator[Complaint]:
         names = [name for name in self.reward_functions or [] if name]
-        if names and self.trainer_type not in (TrainerType.TRL_GRPO, TrainerType.VERL_GRPO):
-            yield (
-                "reward_functions",
-                f"trainer {self.trainer_type.name} has no rewards; TRL_GRPO and VERL_GRPO have",
-            )
-        if len(names) > 1 and self.trainer_type == TrainerType.VERL_GRPO:
-            yield "reward_functions", f"VERL_GRPO takes one, got {len(names)}"
+        trainer, limit = self.trainer_type.name, self.trainer_type.spec.max_rewards
+        if names and not limit:
+            others = " and ".join(kind.name for kind, spec in TRAINERS.items() if spec.max_rewards)
+            yield "reward_functions", f"trainer {trainer} has no rewards; {others} have"
+        elif len(names) > limit:
+            yield "reward_functions", f"{trainer} takes {limit}, got {len(names)}"
         for name in self.reward_function_kwargs:
             if name not in names:
                 yield f"reward_function_kwargs.{name}", f"'{name}' is not among reward_functions"

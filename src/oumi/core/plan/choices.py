@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from oumi.core.configs.trainers import TrainerType
 from oumi.core.errors import did_you_mean
 
 OPTIMIZERS = (
@@ -86,25 +87,28 @@ def gains_by_fp8(shape: Sequence[int], recipe: str) -> bool:
     return num_given > 2048 and num_taken > 1024 and (num_given > 4096 or num_taken > 2048)
 
 
-def wrong_optimizer(name: str, trainer: str) -> str:
+def wrong_optimizer(name: str, trainer: TrainerType) -> str:
     """Returns what is wrong with the name of an optimizer, or an empty string."""
     theirs = (*TRANSFORMERS_OPTIMIZERS, *RENAMED_OPTIMIZERS)
-    known, others = (OPTIMIZERS, theirs) if trainer == "OUMI" else (theirs, OPTIMIZERS)
+    known, others = (OPTIMIZERS, theirs) if trainer.spec.is_native else (theirs, OPTIMIZERS)
     if name in known:
         return ""
     if name in others:
-        return f"{trainer} has no optimizer '{name}'{did_you_mean(name, known)}"
-    nearest = did_you_mean(name, known) or f"; {trainer} has {', '.join(known)}"
+        return f"{trainer.name} has no optimizer '{name}'{did_you_mean(name, known)}"
+    nearest = did_you_mean(name, known) or f"; {trainer.name} has {', '.join(known)}"
     return f"unknown optimizer '{name}'{nearest}"
 
 
 def wrong_schedule(
-    name: str, kwargs: Mapping[str, Any], learning_rate: float, trainer: str
+    name: str, kwargs: Mapping[str, Any], learning_rate: float, trainer: TrainerType
 ) -> Iterator[tuple[str, str]]:
     """Yields what is wrong with a schedule and its arguments: the key, and what about it."""
     if name in TRANSFORMERS_SCHEDULES:
-        if trainer == "OUMI":
-            yield "training.lr_scheduler_type", f"OUMI has no schedule '{name}'; known: {', '.join(SCHEDULES)}"
+        if trainer.spec.is_native:
+            yield (
+                "training.lr_scheduler_type",
+                f"{trainer.name} has no schedule '{name}'; known: {', '.join(SCHEDULES)}",
+            )
         return
     if name not in SCHEDULES:
         known = did_you_mean(name, SCHEDULES) or "; known: " + ", ".join(SCHEDULES)

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from oumi.core.configs import DatasetSplitParams, TrainerType, TrainingConfig
+from oumi.core.configs import DatasetSplitParams, TrainingConfig
 from oumi.core.errors import did_you_mean
-from oumi.core.plan.methods import METHODS, TRAINERS, method_of
+from oumi.core.plan.methods import METHODS, method_of
 
 COMPLETIONS_ONLY = "text_completions_only_with_padding"
 VISION_SFT = "vision_language_sft"
@@ -68,7 +68,7 @@ def train_on(config: TrainingConfig) -> str:
     other one every token. Without a collator, our own trainer takes assistant turns, and any other every token.
     Methods that compare answers take the last one, and those whose answers are the model's own take nothing.
     """
-    split, trainer = config.data.train, TRAINERS[config.training.trainer_type.name]
+    split, trainer = config.data.train, config.training.trainer_type.spec
     if (of_method := METHODS[method_of(config.training)].train_on) is not None:
         return of_method
     given = split.collator_kwargs
@@ -172,7 +172,7 @@ def _wrong_together(split: DatasetSplitParams) -> Iterator[tuple[str, str]]:
 
 def unread_arguments(config: TrainingConfig) -> dict[tuple[str, ...], str]:
     """Returns the arguments that change nothing, each with the reason."""
-    split, is_ours = config.data.train, config.training.trainer_type == TrainerType.OUMI
+    split, is_ours = config.data.train, config.training.trainer_type.spec.is_native
     given = list(split.collator_kwargs)
     off: dict[tuple[str, ...], str] = {}
     if "pad_to_multiple_of" in given and is_ours:

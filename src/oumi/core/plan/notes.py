@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
-from oumi.core.configs import DatasetParams, TrainerType, TrainingConfig
+from oumi.core.configs import DatasetParams, TrainingConfig
 from oumi.core.configs.loading import leaves
 from oumi.core.configs.problems import shown
 from oumi.core.plan import collators
 from oumi.core.plan.choices import FLAT_ATTENTIONS
 from oumi.core.plan.facts import Facts, ModelFacts
+from oumi.core.plan.methods import METHODS, method_of
 from oumi.core.plan.parts import DiskPlan, PrecisionPlan, StepsPlan
 from oumi.core.plan.trainer_kwargs import taken_arguments
 
@@ -52,16 +53,17 @@ _NEVER_READ: dict[tuple[str, ...], str] = {
         "model.tool_call_parser",
     ): "training does not read it",
     ("model.device_map",): "one process holds the whole model on its device",
-    (
-        "training.nccl_default_timeout_minutes",
-        "training.ddp_find_unused_parameters",
-    ): "the run is one process",
+    ("training.ddp_find_unused_parameters",): "gradients are summed for every parameter, used or not",
     _GROUPS: "this method does not read it",
 }
 _NOT_READ_BY_OURS: dict[tuple[str, ...], str] = {
     ("training.dataloader_*",): "batches are cut from tokens in memory, which needs no workers",
     ("training.label_ignore_index",): "only trained positions reach the loss",
     ("training.include_alternative_mfu_metrics",): "it repeats include_performance_metrics",
+}
+_NOT_READ_BY_OTHER_METHODS: dict[tuple[str, ...], str] = {
+    ("training.label_smoothing", "training.z_loss"): "they belong to the cross-entropy of next_token",
+    ("data.train.train_target",): "the method decides which tokens are trained",
 }
 _NOT_READ_BY_ADAPTER: dict[tuple[str, ...], str] = {
     ("training.label_ignore_index",): "the collator of the trainer marks ignored labels with -100",
@@ -79,6 +81,7 @@ def plan_notes(
         *_never_due(config, steps),
         *_limits(config, facts.model, dtype, disk),
         *_unread(config),
+        *_unread_alone(config, steps),
         *(f"not read: {key}: it decides what an element is in code of one's own" for key in facts.unread),
     )
 
@@ -112,21 +115,23 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
     if on_cpu and asked:
         yield f"precision: {precision.reason}, instead of what the config asks for"
     attention = config.model.attn_implementation
-    if training.trainer_type == TrainerType.OUMI and attention not in FLAT_ATTENTIONS:
+    if training.trainer_type.spec.is_native and attention not in FLAT_ATTENTIONS:
         yield f"batches are padded, since {attention} does not tell documents apart; sdpa does, by one kernel on a GPU"
-    if training.trainer_type == TrainerType.OUMI:
+    if METHODS[method_of(training)].train_on is not None:
+        pass  # the method decides what is trained
+    elif training.trainer_type.spec.is_native:
         says_nothing = train.collator_name is None or not collators.landmarks(train)
         if train.train_target is None and collators.train_on(config) != "all" and says_nothing:
             yield "targets: assistant turns only; name `data.train.train_target` for another choice"
-    elif training.trainer_type not in (TrainerType.TRL_SFT, TrainerType.HF):
+    elif not training.trainer_type.spec.trains_prompts:
         return
     elif train.train_target is None and collators.train_on(config) == "all":
         yield "targets: every token, prompts included; set `data.train.train_target` to train on answers only"
     if config.model.processor_kwargs and facts.model.are_known and not facts.model.sees_images:
         yield "not read: model.processor_kwargs: a text model has no processor"
-    if training.compile and facts.device == "cpu" and training.trainer_type == TrainerType.OUMI:
+    if training.compile and facts.device == "cpu" and training.trainer_type.spec.is_native:
         yield "compile: half a minute and more before the first step; on a CPU our own layers are about as fast without"
-    if facts.device == "cuda" and training.trainer_type == TrainerType.OUMI:
+    if facts.device == "cuda" and training.trainer_type.spec.is_native:
         yield from _of_gpu(config)
     if training.fp8_recipe is not None:
         yield from _of_fp8(training.fp8_recipe, facts)
@@ -202,10 +207,11 @@ def _limits(config: TrainingConfig, model: ModelFacts, dtype: str, disk: DiskPla
 
 def _unread(config: TrainingConfig) -> Iterator[str]:
     training = config.training
-    ours = training.trainer_type == TrainerType.OUMI
+    ours = training.trainer_type.spec.is_native
     table: dict[tuple[str, ...], str] = {
         **_NEVER_READ,
         **(_NOT_READ_BY_OURS if ours else _NOT_READ_BY_ADAPTER),
+        **({} if method_of(training) == "next_token" else _NOT_READ_BY_OTHER_METHODS),
         **_of_choices(config),
     }
     changed = changed_keys(config)
@@ -216,6 +222,11 @@ def _unread(config: TrainingConfig) -> Iterator[str]:
         found = [key for key in changed if any(_matches(key, pattern) for pattern in patterns)]
         if found:
             yield f"not read: {', '.join(found)}: {reason}"
+
+
+def _unread_alone(config: TrainingConfig, steps: StepsPlan) -> Iterator[str]:
+    if config.training.nccl_default_timeout_minutes is not None and steps.world_size == 1:
+        yield "not read: training.nccl_default_timeout_minutes: the run is one process"
 
 
 def _of_files(config: TrainingConfig, changed: list[str]) -> Iterator[str]:

@@ -12,20 +12,19 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from oumi.core.configs import LoraWeightInitialization, PeftSaveMode, TrainerType, TrainingConfig, TrainingParams
+from oumi.core.configs import LoraWeightInitialization, PeftSaveMode, TrainingConfig, TrainingParams
 from oumi.core.configs.data import OnDuplicates, Truncation
 from oumi.core.configs.loading import leaves, locate
 from oumi.core.configs.model import DTYPES
 from oumi.core.configs.overrides import Override
 from oumi.core.configs.problems import follows, in_order, semantic_problems, split_key
+from oumi.core.configs.trainers import TRAINERS
 from oumi.core.errors import ConfigError, Problem, did_you_mean
 from oumi.core.plan import collators
 from oumi.core.plan.choices import ATTENTIONS, CHECKPOINTING, NUM_RECOMPUTED, wrong_optimizer, wrong_schedule
-from oumi.core.plan.methods import METHODS, TRAINERS, method_of
+from oumi.core.plan.methods import METHODS, method_of, methods_of
 from oumi.core.plan.notes import changed_keys
 from oumi.core.plan.trainer_kwargs import REFUSED, as_run, taken_arguments
-
-_BUILT = (TrainerType.OUMI, TrainerType.TRL_SFT, TrainerType.HF)
 
 _NOT_BUILT = {
     "training.profiler.*": "the profiler",
@@ -72,7 +71,7 @@ def _problems(config: TrainingConfig, reads_only: bool = False) -> list[Problem]
     unset = config.unset_variables()
     left_out = [split_key(problem.key) for problem in unset]
     others = [*semantic_problems(as_run(config)), *refusals(config)]
-    if reads_only and config.training.trainer_type not in _BUILT:
+    if reads_only and not config.training.trainer_type.spec.is_built:
         others = [problem for problem in others if problem.key != "training.trainer_type"]
     return in_order([*unset, *(problem for problem in others if not follows(problem, left_out, TrainingConfig))])
 
@@ -98,8 +97,8 @@ def refusals(config: TrainingConfig) -> list[Problem]:
 
 def _unbuilt(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     training = config.training
-    if training.trainer_type not in _BUILT:
-        built = ", ".join(kind.name for kind in _BUILT)
+    if not training.trainer_type.spec.is_built:
+        built = ", ".join(kind.name for kind, spec in TRAINERS.items() if spec.is_built)
         yield "training.trainer_type", f"{training.trainer_type.name} is not built yet; there are {built}"
     values = leaves(config)
     for key in changed_keys(config):
@@ -108,7 +107,7 @@ def _unbuilt(config: TrainingConfig) -> Iterator[tuple[str, str]]:
                 yield key, f"{what}: not built yet"
     for split in ("train", "validation"):
         name = getattr(config.data, split).collator_name
-        if name in collators.VISION and training.trainer_type != TrainerType.OUMI:
+        if name in collators.VISION and not training.trainer_type.spec.is_native:
             kind = training.trainer_type.name
             yield f"data.{split}.collator_name", f"{name}: {kind} is not given images yet; trainer OUMI is"
     if training.use_peft and config.peft.lora_init_weights not in _LORA_STARTS:
@@ -127,12 +126,12 @@ def _is_off(value: object) -> bool:
 
 
 def _wrong_method(config: TrainingConfig) -> Iterator[tuple[str, str]]:
-    training, trainer = config.training, TRAINERS[config.training.trainer_type.name]
-    name, methods = method_of(training), trainer.methods()
+    training, name = config.training, method_of(config.training)
+    methods = methods_of(training.trainer_type)
     if name not in methods:
         hint = did_you_mean(name, methods) or f"; it trains {', '.join(methods)}"
         yield "training.method", f"trainer {training.trainer_type.name} has no method '{name}'{hint}"
-    elif trainer.is_native:
+    elif training.trainer_type.spec.is_native:
         yield from _wrong_settings(name, training)
 
 
@@ -161,11 +160,13 @@ def has_whole_rows(config: TrainingConfig) -> bool:
 def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     training = config.training
     trainer = training.trainer_type.name
-    if message := wrong_optimizer(training.optimizer, trainer):
+    if message := wrong_optimizer(training.optimizer, training.trainer_type):
         yield "training.optimizer", message
-    yield from wrong_schedule(training.lr_scheduler_type, training.lr_scheduler_kwargs, training.learning_rate, trainer)
+    yield from wrong_schedule(
+        training.lr_scheduler_type, training.lr_scheduler_kwargs, training.learning_rate, training.trainer_type
+    )
     yield from _wrong_arguments(training)
-    if training.trainer_type != TrainerType.OUMI:
+    if not training.trainer_type.spec.is_native:
         yield from _wrong_loss(training)
         if training.fp8_recipe is not None:
             yield "training.fp8_recipe", f"{trainer} has none; trainer OUMI has"
@@ -186,7 +187,7 @@ def _wrong_arguments(training: TrainingParams) -> Iterator[tuple[str, str]]:
         key = f"training.trainer_kwargs.{name}"
         if name in TrainingParams.model_fields:
             yield key, f"is a key of 'training' itself: write it there, as '{name}'"
-        elif training.trainer_type != TrainerType.OUMI and name in REFUSED:
+        elif not training.trainer_type.spec.is_native and name in REFUSED:
             yield key, f"the adapter decides it: {REFUSED[name]}"
 
 
@@ -243,7 +244,7 @@ def _wrong_packing(config: TrainingConfig) -> Iterator[tuple[str, str]]:
                 f"data.{split}.pack",
                 f"rows of method {method_of(config.training)} are not packed; leave this key out",
             )
-        elif getattr(config.data, split).pack and config.training.trainer_type != TrainerType.OUMI:
+        elif getattr(config.data, split).pack and not config.training.trainer_type.spec.is_native:
             name = config.training.trainer_type.name
             yield f"data.{split}.pack", f"{name} would let packed documents see each other; trainer OUMI does not"
 
@@ -252,7 +253,7 @@ def _wrong_stream(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     training, key = config.training, "data.train.stream"
     if not config.data.train.stream:
         return
-    if training.trainer_type != TrainerType.OUMI:
+    if not training.trainer_type.spec.is_native:
         yield key, f"{training.trainer_type.name} takes rows that are kept; trainer OUMI takes a stream"
     if training.max_steps <= 0:
         yield "training.max_steps", "a stream has no length that is known before: say how many steps to take"
@@ -285,7 +286,7 @@ def _wrong_gradient_checkpointing(config: TrainingConfig) -> Iterator[tuple[str,
         if name not in known:
             help_ = did_you_mean(name, known) or f"; it takes {', '.join(known)}"
             yield key, f"torch.utils.checkpoint has no such argument{help_}"
-        elif name == NUM_RECOMPUTED and training.trainer_type != TrainerType.OUMI:
+        elif name == NUM_RECOMPUTED and not training.trainer_type.spec.is_native:
             yield key, f"{training.trainer_type.name} computes all layers again or none; only trainer OUMI reads it"
         elif name == NUM_RECOMPUTED and value != "auto" and (type(value) is not int or value < 1):
             yield key, f"expected a number of layers, 1 or more, or auto; found {value!r}"

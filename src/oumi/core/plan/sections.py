@@ -21,7 +21,7 @@ from oumi.core.plan import collators
 from oumi.core.plan.choices import FLAT_ATTENTIONS, NO_LARGE_LAYER, NUM_RECOMPUTED, gains_by_fp8
 from oumi.core.plan.disk import EMBEDDINGS
 from oumi.core.plan.facts import Facts, ModelFacts
-from oumi.core.plan.methods import METHODS, TRAINERS, method_of
+from oumi.core.plan.methods import METHODS, method_of
 from oumi.core.plan.parts import (
     CheckpointPlan,
     DataPlan,
@@ -167,7 +167,7 @@ def _plan_mixture(split: DatasetSplitParams, is_streamed: bool) -> MixturePlan:
 
 def plan_method(training: TrainingParams) -> MethodPlan:
     """Returns what is learned and the arguments of its loss; an adapter passes on those of other trainers."""
-    trainer, name = TRAINERS[training.trainer_type.name], method_of(training)
+    trainer, name = training.trainer_type.spec, method_of(training)
     settings = METHODS[name].settings.model_validate(training.trainer_kwargs) if trainer.is_native else NoSettings()
     return MethodPlan(name, settings.model_dump())
 

@@ -48,9 +48,6 @@ _WRITTEN_HERE = (
 )  # fmt: skip
 """Keys of `training` with the name that transformers uses, which the plan works out further."""
 
-_SECTIONS = {TrainerType.TRL_GRPO: "grpo", TrainerType.TRL_GKD: "gkd", TrainerType.TRL_GOLD: "gold"}
-"""Trainer -> the section of `training` whose keys its config class has, too."""
-
 _INSTEAD = {
     "training.mixed_precision_dtype": ("bf16", "fp16"),
     "model.torch_dtype_str": ("bf16_full_eval", "fp16_full_eval"),
@@ -171,7 +168,7 @@ def _taken(config: TrainingConfig) -> tuple[TrainingConfig, list[Taken]]:
 
 def _own_keys(trainer: TrainerType) -> Mapping[str, str]:
     """Returns the keys that arguments of a trainer are taken as; those of its own section come first."""
-    section = _SECTIONS.get(trainer)
+    section = trainer.spec.section
     fields = type(getattr(TrainingParams(), section)).model_fields if section else {}
     return {**OWN_KEYS, **{name: f"training.{section}.{name}" for name in fields}}
 
