@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from oumi.core.configs import TrainerType
 from oumi.core.plan.choices import SCHEDULES, TRANSFORMERS_OPTIMIZERS, TRANSFORMERS_SCHEDULES, wrong_optimizer
 
 
@@ -34,6 +35,6 @@ def test_the_schedules_of_transformers_are_those_of_the_installed_version() -> N
     ],
 )
 def test_an_optimizer_is_told_by_its_trainer(name: str, trainer: str, words: str) -> None:
-    message = wrong_optimizer(name, trainer)
+    message = wrong_optimizer(name, TrainerType[trainer])
     assert bool(message) == bool(words)
     assert words in message

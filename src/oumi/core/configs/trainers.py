@@ -50,8 +50,8 @@ class TrainerType(NamedEnum):
 
 TRAINERS: Mapping[TrainerType, TrainerSpec] = {
     TrainerType.OUMI: TrainerSpec("next_token", is_built=True, is_native=True),
-    TrainerType.HF: TrainerSpec("next_token", is_built=True, trains_prompts=True),
     TrainerType.TRL_SFT: TrainerSpec("next_token", is_built=True, is_trl=True, trains_prompts=True),
+    TrainerType.HF: TrainerSpec("next_token", is_built=True, trains_prompts=True),
     TrainerType.TRL_DPO: TrainerSpec("dpo", is_trl=True),
     TrainerType.TRL_KTO: TrainerSpec("kto", is_trl=True, has_liger=False),
     TrainerType.TRL_GRPO: TrainerSpec("grpo", is_trl=True, max_rewards=1_000, section="grpo"),

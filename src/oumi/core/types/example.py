@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 from oumi.core.types.conversation import ContentItem, Conversation, Message
+
+if TYPE_CHECKING:  # a plan knows these classes, and is made without numpy
+    import numpy as np
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ class Example:
     @property
     def lengths(self) -> list[int]:
         """Returns the tokens of each document."""
-        return np.diff([*self.starts, len(self.tokens)]).tolist()
+        return [end - start for start, end in pairwise([*self.starts, len(self.tokens)])]
 
     @property
     def sources(self) -> tuple[Source, ...]:
