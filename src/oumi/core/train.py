@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from oumi.core import log
-from oumi.core.checkpoint.identity import Identity, lock_output_dir
+from oumi.core.checkpoint.identity import lock_output_dir
 from oumi.core.checkpoint.store import storage_errors
 from oumi.core.configs import TrainingConfig
 from oumi.core.configs.loading import dump
@@ -59,18 +59,15 @@ def train(
     """
     host.keep_freed_memory()
     host.keep_little_code()
-    config = _joined(config, additional_model_kwargs or {}, additional_trainer_kwargs or {})
+    if not isinstance(config, TrainingConfig):
+        raise ConfigError(f"train() takes a TrainingConfig, got {type(config).__name__}")
+    config = config.with_kwargs(additional_model_kwargs or {}, additional_trainer_kwargs or {})
     check(config)  # every problem at once, before anything is loaded
     index_ahead(config)
     TRAINERS.get(config.training.trainer_type.name)  # imports what takes long, meanwhile
     with World.start(config.training.nccl_default_timeout_minutes) as world:
-        plan = make_plan(
-            config, gather_facts(config, may_download=True, local_size=world.local_size), world.size
-        )  # every number decided
-        if world.size > 1 and not plan.is_native:
-            raise ConfigError(
-                f"training.trainer_type: {plan.trainer} trains in one process yet; OUMI trains in several"
-            )
+        facts = gather_facts(config, may_download=True, local_size=world.local_size)
+        plan = make_plan(config, facts, world.size)  # pure: every number decided
         if world.is_main:
             text = dump(config, hides_secrets=True) + plan_text(plan) if verbose else plan_text(plan)
             print(text, file=sys.stderr, flush=True)
@@ -88,7 +85,9 @@ def _run(plan: Plan, world: World, source: str | None) -> TrainResult:
     with world.run_first():  # the main rank makes tokens of the rows, the others read them
         data = load_training_data(plan, resume_point.began, writes=world.is_main)
     if resume_point.is_finished(plan, data.fingerprint):
-        return _complete(plan, resume_point.identity)
+        complete = resume_point.identity
+        print(f"already complete after step {complete.finished_step}: {plan.output_dir}", file=sys.stderr)
+        return TrainResult(plan.output_dir, complete.finished_step or 0, complete.metrics or {})
     resume_point.check_rows(data.fingerprint)
     plan = with_rows(plan, data.num_rows, data.largest)  # refused here if memory is short
     if world.is_main:
@@ -107,21 +106,3 @@ def _run(plan: Plan, world: World, source: str | None) -> TrainResult:
     if world.is_main:
         mark_finished(trainer.run, resume_point, data.fingerprint)
     return TrainResult(plan.output_dir, trainer.run.state.step, dict(trainer.run.metrics))
-
-
-def _complete(plan: Plan, run: Identity) -> TrainResult:
-    print(f"already complete after step {run.finished_step}: {plan.output_dir}", file=sys.stderr)
-    return TrainResult(plan.output_dir, run.finished_step or 0, run.metrics or {})
-
-
-def _joined(
-    config: TrainingConfig, model_kwargs: Mapping[str, Any], trainer_kwargs: Mapping[str, Any]
-) -> TrainingConfig:
-    if not isinstance(config, TrainingConfig):
-        raise ConfigError(f"train() takes a TrainingConfig, got {type(config).__name__}")
-    if not model_kwargs and not trainer_kwargs:
-        return config
-    joined = config.model_copy(deep=True)
-    joined.model.model_kwargs = {**joined.model.model_kwargs, **model_kwargs}
-    joined.training.trainer_kwargs = {**joined.training.trainer_kwargs, **trainer_kwargs}
-    return joined

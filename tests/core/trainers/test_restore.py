@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from oumi.core.run import Callback, Run, StepReport
-from oumi.core.trainers.native import NativeTrainer, restore
+from oumi.core.trainers.native import NativeTrainer
+from oumi.core.trainers.resume import restore
 from tests.runs import build, losses, tiny_config
 
 

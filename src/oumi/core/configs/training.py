@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from oumi.core.configs.base import Complaint
 from oumi.core.configs.data import DataParams
@@ -35,6 +36,15 @@ class TrainingConfig(BaseConfig):
     """Sharded over which devices."""
     deepspeed: DeepSpeedParams = DeepSpeedParams()
     """Or through DeepSpeed."""
+
+    def with_kwargs(self, model_kwargs: Mapping[str, Any], trainer_kwargs: Mapping[str, Any]) -> TrainingConfig:
+        """Returns this config with more in `model.model_kwargs` and `training.trainer_kwargs`; itself for nothing."""
+        if not model_kwargs and not trainer_kwargs:
+            return self
+        config = self.model_copy(deep=True)
+        config.model.model_kwargs = {**config.model.model_kwargs, **model_kwargs}
+        config.training.trainer_kwargs = {**config.training.trainer_kwargs, **trainer_kwargs}
+        return config
 
     def complaints(self) -> Iterator[Complaint]:
         training, fsdp, deepspeed = self.training, self.fsdp, self.deepspeed

@@ -173,7 +173,14 @@ def plan_method(training: TrainingParams) -> MethodPlan:
 
 
 def plan_steps(training: TrainingParams, world_size: int, num_rows: int | None) -> StepsPlan:
-    """Returns how rows are cut into steps."""
+    """Returns how rows are cut into steps.
+
+    Raises:
+        ConfigError: The run has several processes, and its trainer takes one.
+    """
+    if world_size > 1 and not training.trainer_type.spec.is_native:
+        name = training.trainer_type.name
+        raise ConfigError(f"training.trainer_type: {name} trains in one process yet; OUMI trains in several")
     rows = training.per_device_train_batch_size
     return StepsPlan(
         micro_batch_rows=_ROWS_OF_AUTO if rows == "auto" else rows,

@@ -23,7 +23,7 @@ from oumi.core.methods.method import build_method
 from oumi.core.models.acceleration.apply import accelerate
 from oumi.core.models.acceleration.checkpointing import recompute_layers
 from oumi.core.models.adapters import save_model, saved_size
-from oumi.core.models.build import build_model, load_weights
+from oumi.core.models.build import build_model
 from oumi.core.models.reference import build_reference
 from oumi.core.monitoring.build import build_efficiency, build_reporting, write_model_summary
 from oumi.core.optim.optimizers import build_optimizer
@@ -111,12 +111,3 @@ class NativeTrainer:
     def _write_checkpoint(self, directory: Path) -> None:
         save_model(self.run.model.inner, directory)
         self._data.preprocessor.save(directory)
-
-
-def restore(run: Run, checkpoint: Path) -> None:
-    """Puts a run to where a checkpoint of it was saved, in place: weights, optimizer, schedule, random numbers, rows.
-
-    The loop goes on from there.
-    """
-    load_weights(run.model.inner, run.plan, checkpoint)
-    load_state(run, checkpoint)

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from oumi.core.checkpoint.identity import Identity, new_run_id, read_identity, write_identity
+from oumi.core.checkpoint.state import load_state
 from oumi.core.checkpoint.store import clear_unfinished, find_checkpoints, newest_good, read_facts
 from oumi.core.errors import ConfigError, DataError, OutputError
+from oumi.core.models.build import load_weights
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.trajectory import differences, trajectory
-from oumi.core.run import Progress
+from oumi.core.run import Progress, Run
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,15 @@ def mark_finished(progress: Progress, resume_point: ResumePoint, data: str) -> N
         begun.run_id, begun.began, progress.state.step, trajectory(plan), data, metrics=dict(progress.metrics)
     )
     write_identity(plan.output_dir, finished)
+
+
+def restore(run: Run, checkpoint: Path) -> None:
+    """Puts a run to where a checkpoint of it was saved, in place: weights, optimizer, schedule, random numbers, rows.
+
+    The loop goes on from there.
+    """
+    load_weights(run.model.inner, run.plan, checkpoint)
+    load_state(run, checkpoint)
 
 
 def _new_identity() -> Identity:
