@@ -17,6 +17,7 @@ SHORT_NAMES: Mapping[str, Mapping[str, str]] = {
         "quickstart": "quickstart/train.yaml",
         "smollm-135m": "smollm/sft/135m/train.yaml",
         "smollm-135m-quickstart": "smollm/sft/135m/quickstart_train.yaml",
+        "smollm-135m-dpo": "smollm/dpo/135m/train.yaml",
         "llama3.2-1b": "llama3_2/sft/1b_full/train.yaml",
         "llama3.2-1b-lora": "llama3_2/sft/1b_lora/train.yaml",
         "llama3.2-3b": "llama3_2/sft/3b_full/train.yaml",
