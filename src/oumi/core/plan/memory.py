@@ -109,7 +109,8 @@ def plan_memory(
     if largest is None and plan.model.max_length is None:
         return None
     length = largest.longest if largest else plan.model.max_length or 0
-    padded = LargestMicroBatch(plan.steps.micro_batch_rows * length, length)
+    documents = plan.steps.micro_batch_rows * plan.method.spec.documents_per_row
+    padded = LargestMicroBatch(documents * length, length)
     taken = largest if largest and plan.speed.flat_batches else padded
     moments = _moments(_Step(plan, plan.shape, taken, is_tight or plan.device != "cpu"))
     peak = max(moments, key=lambda one: one.total)
@@ -195,8 +196,10 @@ class _Step:
 
     @property
     def weight_bytes(self) -> int:
-        """Returns the weights, their narrow copies where matrix products take them, and the adapter."""
+        """Returns the weights, their narrow copies where products take them, the adapter, and a frozen reference."""
         number = BYTES.get(self.plan.model.dtype, 4) + (2 if self.plan.precision.autocast else 0)
+        if self.plan.method.spec.has_reference and self.adapted is None:  # an adapter's base is its own reference
+            number *= 2
         return self.shape.num_parameters * number + (0 if self.adapted is None else self.trained_bytes)
 
     @property
