@@ -84,9 +84,9 @@ class Talk:
         turns = [*self._turns, {"role": "user", "content": question}]
         while len(turns) > 1 and not self._fits(turns):
             turns = turns[2:]
-        said = stream_answer(self._speaker, [*self._start, *turns], on_text, self._max_new_tokens, self._temperature)
-        self._turns = [*turns, {"role": "assistant", "content": said}]
-        return said
+        answer = stream_answer(self._speaker, [*self._start, *turns], on_text, self._max_new_tokens, self._temperature)
+        self._turns = [*turns, {"role": "assistant", "content": answer}]
+        return answer
 
     def _fits(self, turns: list[dict[str, str]]) -> bool:
         """Returns True if a quarter of the model's length, or the longest answer, is left for the answer."""

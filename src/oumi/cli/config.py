@@ -60,8 +60,8 @@ def schema(kind: Annotated[str, typer.Option(help="training or job")] = "trainin
     classes = {"training": TrainingConfig, "job": JobConfig}
     if kind not in classes:
         raise ConfigError(f"--kind: got '{kind}', must be training or job")
-    made = {"$schema": "https://json-schema.org/draft/2020-12/schema", **classes[kind].model_json_schema()}
-    typer.echo(json.dumps(made, indent=1))
+    document = {"$schema": "https://json-schema.org/draft/2020-12/schema", **classes[kind].model_json_schema()}
+    typer.echo(json.dumps(document, indent=1))
 
 
 def check_file(name: str) -> list[Problem]:

@@ -23,5 +23,5 @@ def plan(
     from oumi.core.recipes import resolve_config
 
     loaded = load_checked(resolve_config(config), parse_overrides(context.args))
-    made = make_plan(loaded, gather_facts(loaded))
-    typer.echo(json.dumps(plan_json(made), indent=1) if as_json else plan_text(made))
+    run_plan = make_plan(loaded, gather_facts(loaded))
+    typer.echo(json.dumps(plan_json(run_plan), indent=1) if as_json else plan_text(run_plan))

@@ -16,7 +16,7 @@ from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import refusals
 from oumi.core.plan.render import plan_text
 
-MODEL = ModelFacts(are_known=True, stored_dtype="bfloat16", max_positions=2048, tokenizer_length=1024)
+MODEL = ModelFacts(are_available=True, stored_dtype="bfloat16", max_positions=2048, tokenizer_length=1024)
 CPU = Facts("cpu", "CPU", False, 2, 24 << 30, 10**12, num_rows=103, model=MODEL)
 BF16_CPU = Facts("cpu", "CPU", True, 2, 24 << 30, 10**12, num_rows=103, model=MODEL)
 GPU = Facts("cuda", "GPU", True, 8, 80 << 30, 10**12, num_rows=103, model=MODEL)

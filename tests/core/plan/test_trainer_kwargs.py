@@ -12,9 +12,9 @@ from oumi.core.configs.loading import keys_of, leaves, to_plain
 from oumi.core.plan.facts import Facts, ModelFacts
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import refusals
-from oumi.core.plan.trainer_kwargs import OWN_KEYS, REFUSED, as_run, taken_arguments
+from oumi.core.plan.trainer_kwargs import OWN_KEYS, REFUSED, as_run, mapped_arguments
 
-MODEL = ModelFacts(are_known=True, stored_dtype="float32", max_positions=2048, tokenizer_length=1024)
+MODEL = ModelFacts(are_available=True, stored_dtype="float32", max_positions=2048, tokenizer_length=1024)
 FACTS = Facts("cpu", "CPU", False, 2, 24 << 30, 10**12, num_rows=103, model=MODEL)
 
 
@@ -126,4 +126,4 @@ def test_every_key_that_an_argument_is_taken_as_exists() -> None:
 def test_a_config_without_such_arguments_is_the_one_that_runs() -> None:
     config = config_of({"neftune_noise_alpha": 5})
     assert as_run(config) is config
-    assert taken_arguments(config) == []
+    assert mapped_arguments(config) == []

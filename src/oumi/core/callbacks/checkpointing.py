@@ -30,8 +30,8 @@ class Checkpointing(Callback):
         self._saved: list[Path] = []
 
     def train_start(self, run: Run) -> None:  # type: ignore[override]  # our own loop shows a whole Run
-        found = find_checkpoints(run.plan.output_dir) if self._saved_until else []
-        self._saved = [path for step, path in found if step <= self._saved_until]
+        checkpoints = find_checkpoints(run.plan.output_dir) if self._saved_until else []
+        self._saved = [path for step, path in checkpoints if step <= self._saved_until]
 
     def step_end(self, run: Run, report: StepReport) -> None:  # type: ignore[override]
         if self._is_due(run):

@@ -32,7 +32,7 @@ class FiniteGuard(Callback):
             return
         # The loss is that of all ranks; perhaps the rows of another one are to blame.
         guilty = run.world.gather(list(_guilty(run, micro_batches)))
-        everything = run.world.gather([source for batch in micro_batches for source in batch.sources])
+        everything = run.world.gather([source for batch in micro_batches if batch.num_rows for source in batch.sources])
         rows = list(chain.from_iterable(guilty)) or list(chain.from_iterable(everything))
         raise not_finite(run, " and ".join(broken), rows)
 

@@ -49,19 +49,19 @@ class NamedEnum(Enum):
     def _missing_(cls: type[Named], value: object) -> Named | None:
         if isinstance(value, bool) or not isinstance(value, (str, int)):
             return None
-        wanted = str(value).rpartition(".")[2].lower()
-        return next((one for one in cls if wanted in (one.name.lower(), str(one.value).lower())), None)
+        text = str(value).rpartition(".")[2].lower()
+        return next((member for member in cls if text in (member.name.lower(), str(member.value).lower())), None)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"type": "string", "enum": [one.name for one in cls], "title": cls.__name__}
+        return {"type": "string", "enum": [member.name for member in cls], "title": cls.__name__}
 
 
 def types_in(annotation: Any) -> Iterator[Any]:
     """Yields the types of a union, without their constraints."""
     if get_origin(annotation) in (Union, UnionType):
-        for one in get_args(annotation):
-            yield from types_in(one)
+        for inner in get_args(annotation):
+            yield from types_in(inner)
     elif get_origin(annotation) is Annotated:
         yield from types_in(get_args(annotation)[0])
     else:
@@ -121,8 +121,8 @@ class Params(BaseModel):
 
     def finalize_and_validate(self) -> None:
         """Raises ConfigError with everything that is wrong in this section and below. Changes nothing."""
-        if found := semantic_problems(self):
-            raise ConfigError(found, type(self).__name__)
+        if problems := semantic_problems(self):
+            raise ConfigError(problems, type(self).__name__)
 
     def own_origin(self, name: str) -> str:
         """Returns where a field of this section got its value: `default`, `file:line:column`, a flag, Python."""

@@ -149,7 +149,7 @@ class DatasetSplitParams(Params):
         if self.collator_name is not None and self.collator_name not in COLLATORS:
             hint = did_you_mean(self.collator_name, COLLATORS)
             yield "collator_name", f"got '{self.collator_name}', must be one of {', '.join(COLLATORS)}{hint}"
-        strategies = [one.value for one in MixtureStrategy]
+        strategies = [strategy.value for strategy in MixtureStrategy]
         if self.mixture_strategy not in strategies:
             yield "mixture_strategy", f"got '{self.mixture_strategy}', must be one of {', '.join(strategies)}"
         if self.train_target is not None and self.collator_name not in (
@@ -163,15 +163,15 @@ class DatasetSplitParams(Params):
         yield from self._proportions()
 
     def _proportions(self) -> Iterator[Complaint]:
-        proportions = [one.mixture_proportion for one in self.datasets]
-        given = [one for one in proportions if one is not None]
-        if given and len(given) < len(proportions):
+        proportions = [params.mixture_proportion for params in self.datasets]
+        shares = [params for params in proportions if params is not None]
+        if shares and len(shares) < len(proportions):
             yield (
                 "datasets",
-                f"{len(given)} of {len(proportions)} data sets have a mixture_proportion: all must, or none",
+                f"{len(shares)} of {len(proportions)} data sets have a mixture_proportion: all must, or none",
             )
-        elif given and abs(sum(given) - 1) > 1e-9:
-            yield "datasets", f"the mixture proportions sum to {sum(given):g}, must be 1"
+        elif shares and abs(sum(shares) - 1) > 1e-9:
+            yield "datasets", f"the mixture proportions sum to {sum(shares):g}, must be 1"
 
 
 class DataParams(Params):

@@ -140,17 +140,17 @@ def read_text(path: Path) -> str:
 
 def leaves(config: Params, prefix: str = "") -> dict[str, Any]:
     """Returns every value that is not a section, under its dotted key."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, value in config:
         key = f"{prefix}{name}"
         if isinstance(value, Params):
-            found |= leaves(value, f"{key}.")
+            values |= leaves(value, f"{key}.")
         elif isinstance(value, list) and value and all(isinstance(item, Params) for item in value):
             for i, item in enumerate(value):
-                found |= leaves(item, f"{key}[{i}].")
+                values |= leaves(item, f"{key}[{i}].")
         else:
-            found[key] = value
-    return found
+            values[key] = value
+    return values
 
 
 def locate(config: Params, key: str) -> str:

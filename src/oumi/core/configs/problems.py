@@ -22,15 +22,15 @@ _MAX_PROBLEMS = 100
 
 def translate(error: ValidationError, root: type[BaseModel], value_places: Mapping[Path, str]) -> list[Problem]:
     """Returns pydantic's findings as problems, each at the place of its key or of the nearest one above it."""
-    found: dict[str, Problem] = {}
-    for one in error.errors(include_url=False):
-        if len(found) >= _MAX_PROBLEMS:
-            return [*found.values(), Problem("", f"and more: only the first {_MAX_PROBLEMS} are told")]
-        path = real_path(one["loc"], root)
+    problems: dict[str, Problem] = {}
+    for detail in error.errors(include_url=False):
+        if len(problems) >= _MAX_PROBLEMS:
+            return [*problems.values(), Problem("", f"and more: only the first {_MAX_PROBLEMS} are told")]
+        path = real_path(detail["loc"], root)
         key = dotted(path)
-        if key not in found:
-            found[key] = Problem(key, _message(one, path, root), nearest_place(path, value_places))
-    return list(found.values())
+        if key not in problems:
+            problems[key] = Problem(key, _message(detail, path, root), nearest_place(path, value_places))
+    return list(problems.values())
 
 
 def real_path(loc: Path, root: type[BaseModel]) -> Path:
@@ -38,13 +38,13 @@ def real_path(loc: Path, root: type[BaseModel]) -> Path:
     path: list[str | int] = []
     holder: Any = root
     for part in loc:
-        found = inside(holder, part)
-        if found is None:
+        next_holder = inside(holder, part)
+        if next_holder is None:
             if isinstance(part, str) and _is_section(holder):
                 path.append(part)
             break
         path.append(part)
-        holder = holder_of(found)
+        holder = holder_of(next_holder)
     return tuple(path)
 
 
@@ -56,8 +56,8 @@ def holder_of(annotation: Any) -> Any:
     """Returns the section, list or mapping that an annotation allows, None if it allows none."""
     if _is_section(annotation) or typing.get_origin(annotation) in (list, dict):
         return annotation
-    inner = (holder_of(one) for one in typing.get_args(annotation))
-    return next((one for one in inner if one is not None), None)
+    inner = (holder_of(holder) for holder in typing.get_args(annotation))
+    return next((holder for holder in inner if holder is not None), None)
 
 
 def inside(holder: Any, part: str | int) -> Any:
@@ -65,8 +65,8 @@ def inside(holder: Any, part: str | int) -> Any:
     if _is_section(holder):
         info = holder.model_fields.get(part)
         return info.annotation if info else None
-    wanted = {list: int, dict: str}.get(typing.get_origin(holder))
-    return typing.get_args(holder)[-1] if wanted is not None and isinstance(part, wanted) else None
+    key_type = {list: int, dict: str}.get(typing.get_origin(holder))
+    return typing.get_args(holder)[-1] if key_type is not None and isinstance(part, key_type) else None
 
 
 def nearest_place(path: Path, places: Mapping[Path, str]) -> str:
@@ -176,8 +176,8 @@ def _unknown_key(name: str, section: type[BaseModel], root: type[BaseModel]) -> 
     """Returns `unknown key` and the nearest key of the section, or the section where the key belongs."""
     where, meant = _meant(name, section, root)
     if meant is None:
-        known = list(section.model_fields)
-        return f"unknown key; known here: {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
+        fields = list(section.model_fields)
+        return f"unknown key; known here: {', '.join(fields[:12])}{', ...' if len(fields) > 12 else ''}"
     if meant == name:
         return f"unknown key here; it belongs in '{where}'" if where else "unknown key here; it belongs at the top"
     return f"unknown key, did you mean '{meant}' in '{where}'?" if where else f"unknown key, did you mean '{meant}'?"
@@ -229,8 +229,8 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for inner in typing.get_args(annotation):
-        if inner is not types.NoneType and (found := section_of(inner)):
-            return found
+        if inner is not types.NoneType and (section := section_of(inner)):
+            return section
     return None
 
 
@@ -250,18 +250,18 @@ def _section_at(path: Path, root: type[BaseModel]) -> type[BaseModel] | None:
     return holder if _is_section(holder) else None
 
 
-def _message(one: Any, path: Path, root: type[BaseModel]) -> str:
-    kind, context = one["type"], one.get("ctx", {})
+def _message(error: Any, path: Path, root: type[BaseModel]) -> str:
+    kind, context = error["type"], error.get("ctx", {})
     if kind in ("extra_forbidden", "no_such_attribute"):
         return _unknown_key(str(path[-1]), _section_at(path[:-1], root) or root, root)
     if kind == "missing":
         return "required, and not given"
-    if one["input"] is None and kind != "value_error":
-        return f"has no value, must be {_wanted(kind, context, path, root, one)}"
-    return f"got {shown(one['input'])}, must be {_wanted(kind, context, path, root, one)}"
+    if error["input"] is None and kind != "value_error":
+        return f"has no value, must be {_expected(kind, context, path, root, error)}"
+    return f"got {shown(error['input'])}, must be {_expected(kind, context, path, root, error)}"
 
 
-def _wanted(kind: str, context: Mapping[str, Any], path: Path, root: type[BaseModel], one: Any) -> str:
+def _expected(kind: str, context: Mapping[str, Any], path: Path, root: type[BaseModel], error: Any) -> str:
     simple = {
         "float_parsing": "a number", "float_type": "a number", "int_parsing": "a whole number",
         "int_type": "a whole number", "int_from_float": "a whole number", "bool_parsing": "true or false",
@@ -277,9 +277,9 @@ def _wanted(kind: str, context: Mapping[str, Any], path: Path, root: type[BaseMo
         return f"{sign} {next(iter(context.values())):g}"
     if kind in ("enum", "literal_error"):
         names = _choices(path, root) or [str(context.get("expected", ""))]
-        hint = did_you_mean(str(one["input"]), names)
+        hint = did_you_mean(str(error["input"]), names)
         return f"one of {', '.join(names)}{hint}"
-    return str(one["msg"]).removeprefix("Value error, ")
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def _choices(path: Path, root: type[BaseModel]) -> list[str]:
@@ -290,9 +290,9 @@ def _choices(path: Path, root: type[BaseModel]) -> list[str]:
 
 def _names(annotation: Any) -> Iterator[str]:
     if isinstance(annotation, type) and issubclass(annotation, Enum):
-        yield from (one.name for one in annotation)
+        yield from (name.name for name in annotation)
     elif typing.get_origin(annotation) is typing.Literal:
-        yield from (str(one) for one in typing.get_args(annotation))
+        yield from (str(name) for name in typing.get_args(annotation))
     else:
         for inner in typing.get_args(annotation):
             yield from _names(inner)

@@ -82,8 +82,8 @@ def try_largest_micro_batch(run: Run, largest: LargestMicroBatch | None) -> None
 
 def _like(largest: LargestMicroBatch, documents_per_row: int) -> Batch:
     """Returns a micro-batch of that size, all of it of one token."""
-    whole, rest = divmod(largest.tokens, largest.longest)
-    lengths = [largest.longest] * whole + [rest] * (rest > 0)
+    num_longest, num_left = divmod(largest.tokens, largest.longest)
+    lengths = [largest.longest] * num_longest + [num_left] * (num_left > 0)
     source = Source("", "the longest rows", 0)
     return collate(
         [

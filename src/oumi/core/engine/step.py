@@ -46,6 +46,6 @@ def take_step(run: Run, micro_batches: list[Batch]) -> StepReport:
 def clip(run: Run) -> torch.Tensor:
     """Scales the gradients down to the plan's norm, if it has one, and returns their norm before."""
     limit = run.plan.optimizer.max_grad_norm
-    trained = (one for group in run.optimizer.param_groups for one in group["params"])
-    parameters = [one for one in trained if one.grad is not None]
+    trained = (parameter for group in run.optimizer.param_groups for parameter in group["params"])
+    parameters = [parameter for parameter in trained if parameter.grad is not None]
     return torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)

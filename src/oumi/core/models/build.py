@@ -48,6 +48,6 @@ def load_weights(model: Any, plan: Plan, checkpoint: Path) -> None:
 
 def _begin_at_cache_lines(model: Any) -> None:
     """Moves trained weights of a CPU that stand anywhere in the file they are mapped from: vectors read them faster."""
-    for one in model.parameters():
-        if one.requires_grad and one.device.type == "cpu" and one.data_ptr() % _CACHE_LINE:
-            one.data = one.data.clone()
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.device.type == "cpu" and parameter.data_ptr() % _CACHE_LINE:
+            parameter.data = parameter.data.clone()

@@ -41,13 +41,13 @@ def logits_of(model: Any, tokens_1S: torch.Tensor) -> torch.Tensor:
     try:
         logits: torch.Tensor = model(input_ids=tokens_1S, use_cache=False).logits[0]
     except RuntimeError as error:
-        told = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"model {model.config.name_or_path}: cannot compute a dozen tokens: {told}") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"model {model.config.name_or_path}: cannot compute a dozen tokens: {reason}") from error
     return logits
 
 
-def is_close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+def is_close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
     """Returns True if the two differ by rounding only."""
-    error = (found.float() - wanted.float()).norm() / wanted.float().norm().clamp_min(1e-12)
-    eps = torch.finfo(found.dtype).eps
+    error = (actual.float() - expected.float()).norm() / expected.float().norm().clamp_min(1e-12)
+    eps = torch.finfo(actual.dtype).eps
     return error.item() < max(64 * torch.finfo(torch.float32).eps, 4 * eps)

@@ -35,9 +35,9 @@ class LanguageModel(torch.nn.Module):
         self._places = getattr(getattr(base, "model", None), "get_rope_index", None)
 
     @property
-    def has_whole_head(self) -> bool:
+    def has_full_head(self) -> bool:
         """Returns True if logits are computed where nothing is trained, too."""
-        return not self.is_flat and (self._head is None or not self._head.is_found)
+        return not self.is_flat and (self._head is None or not self._head.has_head)
 
     def tie(self) -> None:
         """Lets the gradient of a head that is the embedding, too, be made once, see `tied.py`."""
@@ -47,7 +47,7 @@ class LanguageModel(torch.nn.Module):
     def forward(self, batch: Batch) -> Prediction:
         """Returns what the model says at `batch.trained`."""
         inputs = self._flat(batch) if self.is_flat else self._padded(batch)
-        if self._head is not None and self._head.is_found:
+        if self._head is not None and self._head.has_head:
             states = self._decoder[0](**inputs, use_cache=False).last_hidden_state
         elif self.is_flat:
             return Prediction(self.inner(**inputs, use_cache=False, logits_to_keep=batch.trained).logits[0])
@@ -63,7 +63,7 @@ class LanguageModel(torch.nn.Module):
             "input_ids": batch.tokens[None],
             "position_ids": self._positions(batch),
             "documents": self._documents,
-            **self._seen(batch, batch.tokens[None]),
+            **self._image_inputs(batch, batch.tokens[None]),
         }
 
     def _padded(self, batch: Batch) -> dict[str, Any]:
@@ -76,11 +76,14 @@ class LanguageModel(torch.nn.Module):
         return {
             "input_ids": tokens_DS,
             "attention_mask": is_token_DS,
-            "position_ids": torch.cat([F.pad(one, (0, longest - one.shape[-1])) for one in positions], dim=-2),
-            **self._seen(batch, tokens_DS),
+            "position_ids": torch.cat(
+                [F.pad(positions_of_row, (0, longest - positions_of_row.shape[-1])) for positions_of_row in positions],
+                dim=-2,
+            ),
+            **self._image_inputs(batch, tokens_DS),
         }
 
-    def _seen(self, batch: Batch, tokens_DS: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _image_inputs(self, batch: Batch, tokens_DS: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns what the model takes beside tokens: the features of images, and which tokens stand for them."""
         if self._image_token is None:
             return {}
@@ -96,7 +99,7 @@ class LanguageModel(torch.nn.Module):
             last = first + count
             kinds = (document.tokens == self._image_token).long()
             shapes = batch.features["image_grid_thw"][first:last] if count else None
-            found, _ = self._places(document.tokens[None], mm_token_type_ids=kinds[None], image_grid_thw=shapes)
-            parts.append(found)
+            positions, _ = self._places(document.tokens[None], mm_token_type_ids=kinds[None], image_grid_thw=shapes)
+            parts.append(positions)
             first = last
         return torch.cat(parts, dim=-1)

@@ -40,7 +40,7 @@ class LmHeadFinder:
         return LmHead(weight, self._module.bias, self._scale, self._softcap)
 
     @property
-    def is_found(self) -> bool:
+    def has_head(self) -> bool:
         """Returns True if the model has one."""
         return self._module is not None
 

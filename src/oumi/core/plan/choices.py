@@ -79,23 +79,23 @@ def gains_by_fp8(shape: Sequence[int], recipe: str) -> bool:
         shape: Of its weight.
         recipe: Of torchao.
     """
-    num_given, num_taken = shape
-    if num_given % 16 or num_taken % 16:  # which the kernels ask for
+    num_outputs, num_inputs = shape
+    if num_outputs % 16 or num_inputs % 16:  # which the kernels ask for
         return False
     if recipe == "tensorwise":
-        return num_given > 1024 or num_taken > 4096
-    return num_given > 2048 and num_taken > 1024 and (num_given > 4096 or num_taken > 2048)
+        return num_outputs > 1024 or num_inputs > 4096
+    return num_outputs > 2048 and num_inputs > 1024 and (num_outputs > 4096 or num_inputs > 2048)
 
 
 def wrong_optimizer(name: str, trainer: TrainerType) -> str:
     """Returns what is wrong with the name of an optimizer, or an empty string."""
     theirs = (*TRANSFORMERS_OPTIMIZERS, *RENAMED_OPTIMIZERS)
-    known, others = (OPTIMIZERS, theirs) if trainer.spec.is_native else (theirs, OPTIMIZERS)
-    if name in known:
+    names, others = (OPTIMIZERS, theirs) if trainer.spec.is_native else (theirs, OPTIMIZERS)
+    if name in names:
         return ""
     if name in others:
-        return f"{trainer.name} has no optimizer '{name}'{did_you_mean(name, known)}"
-    nearest = did_you_mean(name, known) or f"; {trainer.name} has {', '.join(known)}"
+        return f"{trainer.name} has no optimizer '{name}'{did_you_mean(name, names)}"
+    nearest = did_you_mean(name, names) or f"; {trainer.name} has {', '.join(names)}"
     return f"unknown optimizer '{name}'{nearest}"
 
 
@@ -111,8 +111,8 @@ def wrong_schedule(
             )
         return
     if name not in SCHEDULES:
-        known = did_you_mean(name, SCHEDULES) or "; known: " + ", ".join(SCHEDULES)
-        yield "training.lr_scheduler_type", f"unknown schedule '{name}'{known}"
+        hint = did_you_mean(name, SCHEDULES) or "; known: " + ", ".join(SCHEDULES)
+        yield "training.lr_scheduler_type", f"unknown schedule '{name}'{hint}"
         return
     for key, value in kwargs.items():
         if message := _wrong_argument(name, key, value):
@@ -127,10 +127,10 @@ def wrong_schedule(
 
 
 def _wrong_argument(name: str, key: str, value: Any) -> str:
-    known = SCHEDULES[name]
-    if key not in known:
-        takes = f"; it takes {', '.join(sorted(known))}" if known else "; it takes no arguments"
-        return f"'{name}' has no argument '{key}'{did_you_mean(key, known) or takes}"
+    arguments = SCHEDULES[name]
+    if key not in arguments:
+        takes = f"; it takes {', '.join(sorted(arguments))}" if arguments else "; it takes no arguments"
+        return f"'{name}' has no argument '{key}'{did_you_mean(key, arguments) or takes}"
     if key in _SHAPES:
         return "" if value in _SHAPES[key] else f"'{value}': wanted one of {', '.join(_SHAPES[key])}"
     return "" if is_number(value) and value >= 0 else f"{value!r}: wanted a number, 0 or more"

@@ -36,9 +36,9 @@ class MethodSpec:
     """Where its loss is, None where our own trainer does not have it."""
 
     @property
-    def has_whole_rows(self) -> bool:
-        """Returns True if the parts of a row are of no use alone."""
-        return self.term != "token"
+    def is_per_token(self) -> bool:
+        """Returns True if each token is learned alone; else the parts of a row are of no use without each other."""
+        return self.term == "token"
 
 
 METHODS: Mapping[str, MethodSpec] = {

@@ -15,7 +15,7 @@ from oumi.core.plan.choices import FLAT_ATTENTIONS
 from oumi.core.plan.facts import Facts, ModelFacts
 from oumi.core.plan.methods import METHODS, method_of
 from oumi.core.plan.parts import DiskPlan, PrecisionPlan, StepsPlan
-from oumi.core.plan.trainer_kwargs import taken_arguments
+from oumi.core.plan.trainer_kwargs import mapped_arguments
 
 _GROUPS = (
     "training.grpo.*",
@@ -86,9 +86,9 @@ def plan_notes(
     )
 
 
-def taken_notes(config: TrainingConfig) -> tuple[str, ...]:
+def argument_notes(config: TrainingConfig) -> tuple[str, ...]:
     """Returns one sentence for each key that is decided by an argument of `trainer_kwargs`."""
-    arguments = taken_arguments(config)
+    arguments = mapped_arguments(config)
     return tuple(f"{argument.key}: {shown(argument.value)}, as {argument.place} says" for argument in arguments)
 
 
@@ -99,9 +99,9 @@ def changed_keys(config: TrainingConfig) -> list[str]:
     changed = []
     for key, value in leaves(config).items():
         of_row = re.fullmatch(r"data\.\w+\.datasets\[\d+\]\.(.+)", key)
-        known = row_defaults if of_row else defaults
+        expected = row_defaults if of_row else defaults
         name = of_row[1] if of_row else key
-        if name not in known or known[name] != value:
+        if name not in expected or expected[name] != value:
             changed.append(key)
     return changed
 
@@ -109,10 +109,10 @@ def changed_keys(config: TrainingConfig) -> list[str]:
 def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -> Iterator[str]:
     training, train = config.training, config.data.train
     on_cpu = facts.device == "cpu" and not facts.has_bf16
-    asked = training.mixed_precision_dtype.name != "NONE" or config.model.torch_dtype_str.lower() not in (
+    asks_for_less = training.mixed_precision_dtype.name != "NONE" or config.model.torch_dtype_str.lower() not in (
         "auto", "float32", "f32", "float", "float64", "f64", "double",
     )  # fmt: skip
-    if on_cpu and asked:
+    if on_cpu and asks_for_less:
         yield f"precision: {precision.reason}, instead of what the config asks for"
     attention = config.model.attn_implementation
     if training.trainer_type.spec.is_native and attention not in FLAT_ATTENTIONS:
@@ -127,7 +127,7 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
         return
     elif train.train_target is None and collators.train_on(config) == "all":
         yield "targets: every token, prompts included; set `data.train.train_target` to train on answers only"
-    if config.model.processor_kwargs and facts.model.are_known and not facts.model.sees_images:
+    if config.model.processor_kwargs and facts.model.are_available and not facts.model.sees_images:
         yield "not read: model.processor_kwargs: a text model has no processor"
     if training.compile and facts.device == "cpu" and training.trainer_type.spec.is_native:
         yield "compile: half a minute and more before the first step; on a CPU our own layers are about as fast without"
@@ -196,12 +196,12 @@ def _limits(config: TrainingConfig, model: ModelFacts, dtype: str, disk: DiskPla
         )
     if disk.is_short:
         yield "disk: not enough is free; the run will be refused before its first step"
-    wanted, made_for = config.model.model_max_length, model.max_positions
-    if wanted and made_for and wanted > made_for:
-        yield f"length: model_max_length {wanted:,} is beyond the {made_for:,} positions that the model was made for"
+    length, max_positions = config.model.model_max_length, model.max_positions
+    if length and max_positions and length > max_positions:
+        yield f"length: model_max_length {length:,} is beyond the {max_positions:,} positions of the model"
     if model.adapter_of and any(key.startswith("peft.lora_") for key in changed_keys(config)):
         yield "not read: peft.lora_*: model.model_name is an adapter, which brings its own"
-    if not model.are_known:
+    if not model.are_available:
         yield "model: its files are not here yet; what they decide (dtype, length, disk) is known once they are"
 
 
@@ -219,9 +219,9 @@ def _unread(config: TrainingConfig) -> Iterator[str]:
     for keys, reason in collators.unread_arguments(config).items():
         yield f"not read: {', '.join(keys)}: {reason}"
     for patterns, reason in table.items():
-        found = [key for key in changed if any(_matches(key, pattern) for pattern in patterns)]
-        if found:
-            yield f"not read: {', '.join(found)}: {reason}"
+        keys_unread = [key for key in changed if any(_matches(key, pattern) for pattern in patterns)]
+        if keys_unread:
+            yield f"not read: {', '.join(keys_unread)}: {reason}"
 
 
 def _unread_alone(config: TrainingConfig, steps: StepsPlan) -> Iterator[str]:
@@ -231,11 +231,11 @@ def _unread_alone(config: TrainingConfig, steps: StepsPlan) -> Iterator[str]:
 
 def _of_files(config: TrainingConfig, changed: list[str]) -> Iterator[str]:
     for split in ("train", "validation"):
-        for i, one in enumerate(getattr(config.data, split).datasets):
-            for name in ("split", "subset") if one.is_file else ():
+        for i, params in enumerate(getattr(config.data, split).datasets):
+            for name in ("split", "subset") if params.is_file else ():
                 key = f"data.{split}.datasets[{i}].{name}"
                 if key in changed:
-                    yield f"not read: {key}: {one.dataset_path} is a file, which is read whole"
+                    yield f"not read: {key}: {params.dataset_path} is a file, which is read whole"
 
 
 def _of_choices(config: TrainingConfig) -> dict[tuple[str, ...], str]:
@@ -248,7 +248,7 @@ def _of_choices(config: TrainingConfig) -> dict[tuple[str, ...], str]:
         off["data.train.datasets[[]].shuffle_buffer_size",] = "only streams have a shuffle buffer"
     off["data.validation.datasets[[]].shuffle_buffer_size",] = "only streams have a shuffle buffer"
     for split in ("train", "validation"):
-        if all(one.mixture_proportion is None for one in getattr(config.data, split).datasets):
+        if all(params.mixture_proportion is None for params in getattr(config.data, split).datasets):
             off[(f"data.{split}.mixture_strategy",)] = "only a mixture with proportions reads it"
     if not training.use_peft:
         off[("peft.*",)] = "training.use_peft is false"

@@ -77,8 +77,8 @@ class MixturePlan:
     @property
     def proportions(self) -> tuple[float, ...] | None:
         """Returns the share of each data set, None where each is taken whole."""
-        given = [one.mixture_proportion for one in self.datasets]
-        return None if None in given or not given else tuple(one or 0.0 for one in given)
+        shares = [params.mixture_proportion for params in self.datasets]
+        return None if None in shares or not shares else tuple(params or 0.0 for params in shares)
 
 
 @dataclass(frozen=True)

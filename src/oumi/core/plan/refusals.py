@@ -24,7 +24,7 @@ from oumi.core.plan import collators
 from oumi.core.plan.choices import ATTENTIONS, CHECKPOINTING, NUM_RECOMPUTED, wrong_optimizer, wrong_schedule
 from oumi.core.plan.methods import METHODS, method_of, methods_of
 from oumi.core.plan.notes import changed_keys
-from oumi.core.plan.trainer_kwargs import REFUSED, as_run, taken_arguments
+from oumi.core.plan.trainer_kwargs import REFUSED, as_run, mapped_arguments
 
 _NOT_BUILT = {
     "training.profiler.*": "the profiler",
@@ -87,7 +87,7 @@ def refusals(config: TrainingConfig) -> list[Problem]:
         _wrong_gradient_checkpointing,
         _wrong_adapter,
     )
-    run, arguments = as_run(config), taken_arguments(config)
+    run, arguments = as_run(config), mapped_arguments(config)
     problems = [(argument.place, argument.problem) for argument in arguments if argument.problem]
     problems += [problem for look in looks for problem in look(run)]
     written = {argument.key: argument.place for argument in arguments}  # where the user finds the key
@@ -140,10 +140,12 @@ def _wrong_settings(method: str, training: TrainingParams) -> Iterator[tuple[str
     try:
         settings.model_validate(training.trainer_kwargs)
     except ValidationError as error:
-        known = list(settings.model_fields)
+        fields = list(settings.model_fields)
         for problem in error.errors():
             argument = str(problem["loc"][0])
-            hint = did_you_mean(argument, known) or (f"; it takes {', '.join(known)}" if known else "; it takes none")
+            hint = did_you_mean(argument, fields) or (
+                f"; it takes {', '.join(fields)}" if fields else "; it takes none"
+            )
             message = f"{problem['msg']}, got {problem['input']!r}"
             if problem["type"] == "extra_forbidden":
                 message = f"training.method {method} of trainer OUMI has no such argument{hint}"
@@ -151,10 +153,10 @@ def _wrong_settings(method: str, training: TrainingParams) -> Iterator[tuple[str
                 yield f"training.trainer_kwargs.{argument}", message
 
 
-def has_whole_rows(config: TrainingConfig) -> bool:
-    """Returns True if the method of a config compares the parts of a row, or is known not at all."""
+def compares_parts(config: TrainingConfig) -> bool:
+    """Returns True if the method of a config compares the parts of a row; False of an unknown method."""
     spec = METHODS.get(method_of(config.training))
-    return spec is not None and spec.has_whole_rows
+    return spec is not None and not spec.is_per_token
 
 
 def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
@@ -209,22 +211,25 @@ def _wrong_model(config: TrainingConfig) -> Iterator[tuple[str, str]]:
             "the gradients of float16 weights vanish; keep float32 weights with training.mixed_precision_dtype: FP16, "
             "take bfloat16, or train an adapter (training.use_peft)",
         )
-    wanted = config.model.attn_implementation
-    if wanted is not None and wanted not in ATTENTIONS and "/" not in wanted:
-        known = did_you_mean(wanted, ATTENTIONS) or f"; known: {', '.join(ATTENTIONS)}"
-        yield "model.attn_implementation", f"unknown attention '{wanted}'{known}"
+    attention = config.model.attn_implementation
+    if attention is not None and attention not in ATTENTIONS and "/" not in attention:
+        hint = did_you_mean(attention, ATTENTIONS) or f"; known: {', '.join(ATTENTIONS)}"
+        yield "model.attn_implementation", f"unknown attention '{attention}'{hint}"
 
 
 def _wrong_data(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     for split in ("train", "validation"):
-        for i, one in enumerate(getattr(config.data, split).datasets):
-            if one.dataset_path is not None and not _is_there(one.dataset_path):
-                near = _near_file(one.dataset_path)
-                yield f"data.{split}.datasets[{i}].dataset_path", f"no such file or directory: {one.dataset_path}{near}"
-            if one.is_file and "[" in (one.split or ""):
+        for i, params in enumerate(getattr(config.data, split).datasets):
+            if params.dataset_path is not None and not _is_there(params.dataset_path):
+                near = _near_file(params.dataset_path)
+                yield (
+                    f"data.{split}.datasets[{i}].dataset_path",
+                    f"no such file or directory: {params.dataset_path}{near}",
+                )
+            if params.is_file and "[" in (params.split or ""):
                 yield (
                     f"data.{split}.datasets[{i}].split",
-                    f"'{one.split}' takes a part of {one.dataset_path}: parts of a file are not built yet",
+                    f"'{params.split}' takes a part of {params.dataset_path}: parts of a file are not built yet",
                 )
     if config.training.eval_strategy != "no" and not config.data.validation.datasets:
         yield (
@@ -239,7 +244,7 @@ def _wrong_data(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 
 def _wrong_packing(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     for split in ("train", "validation"):
-        if getattr(config.data, split).pack and has_whole_rows(config):
+        if getattr(config.data, split).pack and compares_parts(config):
             yield (
                 f"data.{split}.pack",
                 f"rows of method {method_of(config.training)} are not packed; leave this key out",
@@ -264,14 +269,14 @@ def _wrong_stream(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         "training.eval_strategy": training.eval_strategy == "epoch",
         "training.logging_strategy": training.logging_strategy == "epoch",
     }
-    for name in (name for name, is_asked in per_epoch.items() if is_asked):
+    for name in (name for name, is_set in per_epoch.items() if is_set):
         yield name, "the epochs of a stream have no length that is known before: count in steps"
 
 
 def _wrong_truncation(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     name = config.training.trainer_type.name
     for split in ("train", "validation"):
-        if getattr(config.data, split).truncation == Truncation.SPLIT and has_whole_rows(config):
+        if getattr(config.data, split).truncation == Truncation.SPLIT and compares_parts(config):
             yield (
                 f"data.{split}.truncation",
                 f"SPLIT would part rows that {name} compares; expected RIGHT, LEFT or REJECT",
@@ -280,11 +285,11 @@ def _wrong_truncation(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 
 def _wrong_gradient_checkpointing(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     training = config.training
-    known = (NUM_RECOMPUTED, *CHECKPOINTING)
+    arguments = (NUM_RECOMPUTED, *CHECKPOINTING)
     for name, value in training.gradient_checkpointing_kwargs.items():
         key = f"training.gradient_checkpointing_kwargs.{name}"
-        if name not in known:
-            help_ = did_you_mean(name, known) or f"; it takes {', '.join(known)}"
+        if name not in arguments:
+            help_ = did_you_mean(name, arguments) or f"; it takes {', '.join(arguments)}"
             yield key, f"torch.utils.checkpoint has no such argument{help_}"
         elif name == NUM_RECOMPUTED and not training.trainer_type.spec.is_native:
             yield key, f"{training.trainer_type.name} computes all layers again or none; only trainer OUMI reads it"

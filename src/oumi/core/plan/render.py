@@ -94,9 +94,9 @@ def _memory(plan: Plan) -> str:
     if memory is None:
         return "not known before the run" if plan.is_native else ""
     parts = {name: getattr(memory, name) for name in ("weights", "gradients", "optimizer", "activations", "loss")}
-    told = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in {**parts, "process": memory.process}.items())
+    listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in {**parts, "process": memory.process}.items())
     most = "up to " if memory.is_bound else ""
-    return f"{most}{memory.total / 1e9:,.1f} GB of {memory.available / 1e9:,.0f} GB: {told}"
+    return f"{most}{memory.total / 1e9:,.1f} GB of {memory.available / 1e9:,.0f} GB: {listed}"
 
 
 def _recompute(plan: Plan) -> str:

@@ -58,7 +58,7 @@ def plan_precision(config: TrainingConfig, facts: Facts) -> tuple[str, Precision
             f"training.fp8_recipe: {recipe} stands beside bfloat16, and the rest of this run is computed in "
             f"{computed}; set training.mixed_precision_dtype: BF16, or model.torch_dtype_str: bfloat16"
         )
-    layers = [shape for name, shape in facts.model.matrices.items() if not any(one in name for one in EMBEDDINGS)]
+    layers = [shape for name, shape in facts.model.matrices.items() if not any(part in name for part in EMBEDDINGS)]
     if layers and not any(gains_by_fp8(shape, recipe) for shape in layers):
         raise ConfigError(NO_LARGE_LAYER)
     reason = f"{precision.reason}; large layers multiply in 8 bits, {recipe}"
@@ -100,7 +100,7 @@ def plan_speed(config: TrainingConfig, dtype: str, precision: PrecisionPlan, fac
 def plan_model(config: TrainingConfig, dtype: str, facts: ModelFacts) -> ModelPlan:
     """Returns which model and tokenizer are loaded, and how."""
     model, collator = config.model, config.data.train.collator_name
-    if collator in collators.VISION and facts.are_known and not facts.sees_images:
+    if collator in collators.VISION and facts.are_available and not facts.sees_images:
         raise ConfigError(f"data.train.collator_name: {collator} is for images, of which {model.model_name} sees none")
     overrides = dict(model.model_kwargs)
     name = facts.adapter_of or model.model_name
@@ -110,7 +110,7 @@ def plan_model(config: TrainingConfig, dtype: str, facts: ModelFacts) -> ModelPl
     of_tokenizer = {name: revision, model.model_name: model.model_revision if facts.adapter_of else revision}
     lengths = (facts.tokenizer_length, overrides.get("max_position_embeddings", facts.max_positions))
     processor_name, processor_kwargs = collators.processor(config)
-    wanted = collators.max_length(config.data.train) or model.model_max_length
+    max_length = collators.max_length(config.data.train) or model.model_max_length
     return ModelPlan(
         name=name,
         revision=revision,
@@ -126,7 +126,7 @@ def plan_model(config: TrainingConfig, dtype: str, facts: ModelFacts) -> ModelPl
         tokenizer_revision=of_tokenizer.get(tokenizer_name),
         tokenizer_kwargs=model.tokenizer_kwargs,
         pad_token=model.tokenizer_pad_token,
-        max_length=wanted or min(filter(None, lengths), default=None),
+        max_length=max_length or min(filter(None, lengths), default=None),
         chat_template=model.chat_template,
         adapter=model.model_name if facts.adapter_of else model.adapter_model,
         adapter_revision=model.model_revision if facts.adapter_of else None,

@@ -112,7 +112,7 @@ REFUSED: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Taken:
+class MappedArgument:
     """An argument in `trainer_kwargs` that is taken as a key of ours."""
 
     argument: str
@@ -132,38 +132,38 @@ def as_run(config: TrainingConfig) -> TrainingConfig:
 
     The config itself is not changed. One without such arguments is returned as it is.
     """
-    return _taken(config)[0]
+    return _mapped(config)[0]
 
 
-def taken_arguments(config: TrainingConfig) -> list[Taken]:
+def mapped_arguments(config: TrainingConfig) -> list[MappedArgument]:
     """Returns the arguments in `trainer_kwargs` that are taken as keys of ours, in their order."""
-    return _taken(config)[1]
+    return _mapped(config)[1]
 
 
-def _taken(config: TrainingConfig) -> tuple[TrainingConfig, list[Taken]]:
+def _mapped(config: TrainingConfig) -> tuple[TrainingConfig, list[MappedArgument]]:
     arguments = config.training.trainer_kwargs
     own_keys = _own_keys(config.training.trainer_type)
     if not own_keys.keys() & arguments.keys():
         return config, []
-    run, taken = config.model_copy(deep=True), list[Taken]()
+    run, mapped = config.model_copy(deep=True), list[MappedArgument]()
     for name in own_keys.keys() & arguments.keys():
         del run.training.trainer_kwargs[name]
     for name, key in ((name, own_keys[name]) for name in arguments if name in own_keys):
         section, field = _field(run, key)
         before = getattr(section, field)
-        others = [other.argument for other in taken if other.key == key]
+        others = [other.argument for other in mapped if other.key == key]
         try:
             section.set_from(field, arguments[name], config.origin_of("training.trainer_kwargs"))
         except ConfigError as error:
-            taken.append(Taken(name, key, arguments[name], error.problems[0].message))
+            mapped.append(MappedArgument(name, key, arguments[name], error.problems[0].message))
             continue
         value, problem = getattr(section, field), ""
         if value != before and (others or config.origin_of(key) != DEFAULT):
             other = f"training.trainer_kwargs.{others[0]}" if others else key
             problem = f"got {shown(value)}, but {other} is {shown(before)}: leave one of them out"
             section.set_from(field, before, config.origin_of(key))
-        taken.append(Taken(name, key, value, problem))
-    return run, taken
+        mapped.append(MappedArgument(name, key, value, problem))
+    return run, mapped
 
 
 def _own_keys(trainer: TrainerType) -> Mapping[str, str]:

@@ -98,7 +98,7 @@ class NativeTrainer:
         plan, world, data = self.run.plan, self.run.world, self._data
         callbacks: list[Callback] = [SignalGuard(), FiniteGuard()]
         if world.is_main:
-            efficiency = build_efficiency(plan, self.run.model.inner, self.run.model.has_whole_head)
+            efficiency = build_efficiency(plan, self.run.model.inner, self.run.model.has_full_head)
             callbacks.append(build_reporting(plan, efficiency))
         if len(data.validation):
             share = (data.preprocessor.collate, world.rank, world.size)

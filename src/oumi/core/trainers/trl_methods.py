@@ -49,8 +49,8 @@ def arguments(plan: Plan) -> dict[str, Any]:
     num_workers = training.dataloader_num_workers
     if num_workers == "auto":  # two, of a quarter of the cores
         num_workers = max(1, min(2, len(os.sched_getaffinity(0)) // 4))
-    made = {name: getattr(training, name) for name in SAME_NAME}
-    made |= {
+    values = {name: getattr(training, name) for name in SAME_NAME}
+    values |= {
         "output_dir": str(plan.output_dir),
         "optim": RENAMED_OPTIMIZERS.get(training.optimizer, training.optimizer),
         "log_level": training.dep_log_level,
@@ -79,7 +79,7 @@ def arguments(plan: Plan) -> dict[str, Any]:
         "push_to_hub": False,
         "remove_unused_columns": False,
     }
-    return {**made, **METHODS[plan.trainer].extra, **training.trainer_kwargs}
+    return {**values, **METHODS[plan.trainer].extra, **training.trainer_kwargs}
 
 
 def _save_strategy(plan: Plan) -> str:

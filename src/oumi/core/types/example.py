@@ -113,10 +113,10 @@ class Example:
             return [self]
         ends = (*self.starts[1:], len(self.tokens))
         parts = [slice(start, end) for start, end in zip(self.starts, ends, strict=True)]
-        seen = self.images or ((),) * len(parts)
+        images_of_documents = self.images or ((),) * len(parts)
         return [
             Example(self.tokens[part], self.is_target[part], source, images=(images,) if images else ())
-            for part, source, images in zip(parts, self.sources, seen, strict=True)
+            for part, source, images in zip(parts, self.sources, images_of_documents, strict=True)
         ]
 
 

@@ -18,12 +18,12 @@ from oumi.core.errors import DataError
 from oumi.core.log import logger
 from oumi.core.plan.parts import DataPlan
 
-TOLD = {
+KIND_TEXTS = {
     "rows": "rows that repeat another, token by token",
     "ids": "rows with the id of another",
     "trained": "rows that stand in the training set, too",
 }
-_MOST_TOLD = 3
+_MAX_LISTED = 3
 
 
 def may_grow(data: DataPlan) -> bool:
@@ -59,7 +59,7 @@ def warn_of_duplicates(duplicates: Mapping[str, Any]) -> None:
     for split, of_split in duplicates.items():
         for kind, one in of_split.items():
             if one["rows"]:
-                logger.warning("%s", _told(split, kind, one, _MOST_TOLD))
+                logger.warning("%s", _told(split, kind, one, _MAX_LISTED))
 
 
 def check_duplicates(duplicates: Mapping[str, Any], data: DataPlan) -> None:
@@ -80,7 +80,7 @@ def _told(split: str, kind: str, found: Mapping[str, Any], most: int | None) -> 
     """Returns a sentence, and the first of the rows below it."""
     named = found["first"][:most]
     more = found["rows"] - len(named)
-    lines = [f"data.{split}: {TOLD[kind]}: {found['rows']:,}", *(f"  {one}" for one in named)]
+    lines = [f"data.{split}: {KIND_TEXTS[kind]}: {found['rows']:,}", *(f"  {one}" for one in named)]
     return "\n".join([*lines, *([f"  ... and {more:,} more"] if more else [])])
 
 

@@ -17,7 +17,7 @@ from oumi.core.data.pipeline.mixture import permute
 from oumi.core.plan.parts import StepsPlan
 from oumi.core.types.example import Example
 
-Made = TypeVar("Made")
+Item = TypeVar("Item")
 Rows = TypeVar("Rows")
 Collate = Callable[[Sequence[Example]], Batch]
 """Makes a batch of examples."""
@@ -128,10 +128,10 @@ def most_tokens(lengths: npt.NDArray[np.int64], steps: StepsPlan, seed: int) -> 
     return most
 
 
-def read_ahead(make: Callable[[], Made]) -> Generator[Made, None, None]:
+def read_ahead(make: Callable[[], Item]) -> Generator[Item, None, None]:
     """Yields what `make` returns, call after call; a thread makes the next ones meanwhile."""
     thread = ThreadPoolExecutor(1, "reads-ahead")
-    waiting: deque[Future[Made]] = deque()
+    waiting: deque[Future[Item]] = deque()
     try:
         while True:
             while len(waiting) < _STEPS_AHEAD:
@@ -142,4 +142,4 @@ def read_ahead(make: Callable[[], Made]) -> Generator[Made, None, None]:
 
 
 def _examples(rows: Groups, indices: Sequence[int]) -> list[Example]:
-    return [one for i in indices for one in rows.group(i)]
+    return [example for i in indices for example in rows.group(i)]

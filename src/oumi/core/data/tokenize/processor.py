@@ -43,7 +43,7 @@ def load_processor(plan: ModelPlan, tokenizer: Any) -> Any:
     if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
         raise ConfigError(f"model {plan.name}: brings no processor for images, so it cannot be trained on them")
     if not plan.trust_remote_code:
-        _check_known(processor, tokenizer, plan.processor_kwargs)
+        _check_names(processor, tokenizer, plan.processor_kwargs)
     for key, value in _MISSING.items():
         if getattr(processor, key, value) is None:
             setattr(processor, key, value)
@@ -51,7 +51,7 @@ def load_processor(plan: ModelPlan, tokenizer: Any) -> Any:
     return processor
 
 
-def _check_known(processor: Any, tokenizer: Any, arguments: Mapping[str, Any]) -> None:
+def _check_names(processor: Any, tokenizer: Any, arguments: Mapping[str, Any]) -> None:
     """Raises ConfigError, with the nearest name, for an argument that neither the processor nor its parts have."""
     images = processor.image_processor
     known = {

@@ -50,7 +50,7 @@ def _norm(module: torch.nn.Module) -> Any:
     weight = getattr(module, "weight", None)
     if not isinstance(eps, float) or not isinstance(weight, torch.nn.Parameter) or weight.ndim != 1:
         return None
-    if "Norm" not in type(module).__name__ or not _takes_one_tensor(module) or _is_other_norm_of_torch(module):
+    if "Norm" not in type(module).__name__ or not _takes_tensor(module) or _is_other_norm_of_torch(module):
         return None
     sample = torch.randn(3, len(weight), dtype=weight.dtype)
     for offset in (0.0, 1.0):
@@ -64,7 +64,7 @@ def _normed(module: Any, x: torch.Tensor, *, eps: float, offset: float) -> torch
     return result
 
 
-def _takes_one_tensor(module: torch.nn.Module) -> bool:
+def _takes_tensor(module: torch.nn.Module) -> bool:
     """Returns True if nothing but the states goes in: no gate, no residual."""
     return len(inspect.signature(type(module).forward).parameters) == 2
 
@@ -78,12 +78,12 @@ def _mlp(module: torch.nn.Module) -> Any:
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     if any(type(part) is not torch.nn.Linear or part.bias is not None for part in parts):
         return None
-    if not _takes_one_tensor(module):
+    if not _takes_tensor(module):
         return None
     sample = torch.randn(1, 3, parts[0].in_features, dtype=parts[0].weight.dtype)  # type: ignore[union-attr]  # all are linear
-    wanted = module(sample)
+    expected = module(sample)
     for activation in _ACTIVATIONS:
-        if isinstance(wanted, torch.Tensor) and is_close(_gated(module, sample, activation=activation), wanted):
+        if isinstance(expected, torch.Tensor) and is_close(_gated(module, sample, activation=activation), expected):
             return partial(_gated, activation=activation)
     return None
 
@@ -119,7 +119,7 @@ def _rotation(module: torch.nn.Module) -> Any:
 
 def _gelu(module: torch.nn.Module) -> Any:
     """Returns the forward of a GELU by one kernel, None if the module is none; some write out its formula."""
-    if "GELU" not in type(module).__name__ or isinstance(module, torch.nn.GELU) or not _takes_one_tensor(module):
+    if "GELU" not in type(module).__name__ or isinstance(module, torch.nn.GELU) or not _takes_tensor(module):
         return None
     if any(True for _ in module.parameters()):
         return None
@@ -145,7 +145,7 @@ def _is_rotation(own: Any, forward: FunctionType) -> bool:
     angles = torch.randn(1, 3, 4).repeat(1, 1, 2)
     sample = torch.randn(1, 2, 3, 8), torch.randn(1, 1, 3, 8), angles.cos(), angles.sin()
     try:
-        found = own(*sample)
+        rotated = own(*sample)
     except (TypeError, ValueError, RuntimeError):  # it takes something else
         return False
-    return len(found) == 2 and all(is_close(a, b) for a, b in zip(rotate(*sample), found, strict=True))
+    return len(rotated) == 2 and all(is_close(a, b) for a, b in zip(rotate(*sample), rotated, strict=True))

@@ -102,13 +102,13 @@ def _alone(inner: Any) -> torch.Tensor:
 
 def _is_same(flat: LanguageModel, alone: torch.Tensor) -> bool:
     vocabulary = _vocabulary(flat.inner)
-    found = [
+    outputs = [
         flat(collate([_document(5, vocabulary, start), _second(flat.inner)]).to(_device(flat.inner))).logits()[
             -len(alone) :
         ]
         for start in (0, 11)
     ]
-    return is_close(found[0], alone) and is_close(found[0], found[1])
+    return is_close(outputs[0], alone) and is_close(outputs[0], outputs[1])
 
 
 def _second(inner: Any) -> Example:
