@@ -12,12 +12,16 @@ from pathlib import Path
 SECONDS = 120
 
 
-def start_ranks(world_size: int, *command: str, folder: Path) -> list[subprocess.Popen[str]]:
-    """Starts a Python command (`-m oumi train ...`) once for each rank; each writes to a pipe of its own."""
+def free_port() -> int:
+    """Returns a port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = []
+        return int(probe.getsockname()[1])
+
+
+def start_ranks(world_size: int, *command: str, folder: Path) -> list[subprocess.Popen[str]]:
+    """Starts a Python command (`-m oumi train ...`) once for each rank; each writes to a pipe of its own."""
+    port, ranks = free_port(), []
     for rank in range(world_size):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
         environment = {

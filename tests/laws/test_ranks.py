@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,10 @@ import torch
 from oumi.core.configs import TrainingConfig
 from oumi.core.train import train
 from tests.laws.test_preference import dpo_config
-from tests.ranks import run_ranks
+from tests.ranks import free_port, run_ranks
 from tests.runs import records, tiny_config, weights
 
-
-def train_on_ranks(config: TrainingConfig, folder: Path, world_size: int = 2) -> list[tuple[int, str]]:
-    """Trains by the command line; returns exit code and output of each rank."""
-    config.to_yaml(folder / "ranks.yaml")
-    return run_ranks(world_size, "-m", "oumi", "train", "-c", str(folder / "ranks.yaml"), folder=folder)
+DRIVER = Path(__file__).with_name("ranks_driver.py")
 
 
 def sft_config(folder: Path, **training: Any) -> TrainingConfig:
@@ -37,42 +34,71 @@ def pairs_config(folder: Path, **training: Any) -> TrainingConfig:
     return config
 
 
-@pytest.mark.parametrize("configure", [sft_config, pairs_config])
-def test_two_ranks_equal_one_and_their_checkpoint_goes_on_in_one(tmp_path: Path, configure: Any) -> None:
-    train(configure(tmp_path, gradient_accumulation_steps=4))
-    output_dir = str(tmp_path / "two")
-    two = configure(tmp_path, gradient_accumulation_steps=2, output_dir=output_dir, save_steps=6)
-    (main, text), (other, silence) = train_on_ranks(two, tmp_path)
-    assert (main, other) == (0, 0), text + silence
-    assert "Done after 10 steps" in text
-    assert not silence.strip(), "only the main rank prints"
-    expected, steps = records(tmp_path / "out"), records(tmp_path / "two")
-    for name in ("loss", "grad_norm", "num_tokens", "num_target_tokens", *(key for key in expected[0] if "/" in key)):
-        values = [step[name] for step in steps]
-        assert values == pytest.approx([step[name] for step in expected], rel=1e-6, abs=2e-5), name
-    assert [step["loss"] for step in steps] == pytest.approx([step["loss"] for step in expected], rel=1e-6)
-    assert_close(weights(tmp_path / "two"), weights(tmp_path / "out"), 1e-5)
+def short_config(folder: Path, **training: Any) -> TrainingConfig:
+    """Returns a run whose micro-batches of several rows do not fit on rank 1."""
+    rows = training.pop("gradient_accumulation_steps")
+    return tiny_config(folder, num_rows=27, per_device_train_batch_size=rows, max_steps=4,
+                       gradient_accumulation_steps=1, **training)  # fmt: skip
 
-    (tmp_path / "two" / "model.safetensors").unlink()
-    one = configure(tmp_path, gradient_accumulation_steps=4, output_dir=output_dir, save_steps=6)
-    one.training.try_resume_from_last_checkpoint = True
-    train(one)  # from step 6
-    assert [step["step"] for step in records(tmp_path / "two")[-4:]] == [7, 8, 9, 10]
-    assert_close(weights(tmp_path / "two"), weights(tmp_path / "out"), 1e-5)
+
+CONFIGS: dict[str, Callable[..., TrainingConfig]] = {"sft": sft_config, "pairs": pairs_config, "short": short_config}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a folder in which two ranks have trained each config, with a checkpoint at step 6."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for name, configure in CONFIGS.items():
+        (folder / name).mkdir()
+        config = configure(
+            folder / name, gradient_accumulation_steps=2, output_dir=str(folder / name / "two"), save_steps=6
+        )
+        config.to_yaml(folder / f"{name}.yaml")
+    command = [str(DRIVER), *(f"{free_port()}:{folder / name}.yaml" for name in CONFIGS)]
+    (main, text), (other, silence) = run_ranks(2, *command, folder=Path(__file__).parents[2])
+    assert (main, other) == (0, 0), text + silence
+    assert "step 10/10" in text
+    assert "Plan" not in silence, "only the main rank prints"
+    return folder
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_two_ranks_equal_one(folder: Path, name: str) -> None:
+    train(CONFIGS[name](folder / name, gradient_accumulation_steps=4))
+    expected, steps = records(folder / name / "out"), records(folder / name / "two")
+    assert [step["loss"] for step in steps] == pytest.approx([step["loss"] for step in expected], rel=1e-6)
+    for key in ("grad_norm", "num_tokens", "num_target_tokens", *(key for key in expected[0] if "/" in key)):
+        values = [step[key] for step in steps]
+        assert values == pytest.approx([step[key] for step in expected], rel=1e-5, abs=2e-5), key
+    assert_close(weights(folder / name / "two"), weights(folder / name / "out"))
+
+
+@pytest.mark.parametrize("name", ["sft", "pairs"])
+def test_a_checkpoint_of_two_ranks_goes_on_in_one(folder: Path, name: str) -> None:
+    two = folder / name / "two"
+    before = weights(two)
+    (two / "model.safetensors").unlink()
+    config = CONFIGS[name](folder / name, gradient_accumulation_steps=4, output_dir=str(two), save_steps=6)
+    config.training.try_resume_from_last_checkpoint = True
+    train(config)
+    assert [step["step"] for step in records(two)[-4:]] == [7, 8, 9, 10]
+    assert_close(weights(two), before)
 
 
 def test_a_rank_that_cannot_train_stops_all(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, max_steps=2)
+    config.to_yaml(tmp_path / "ranks.yaml")
     (tmp_path / "chats.jsonl").write_text('{"messages": []}\n')
-    (main, text), (other, told) = train_on_ranks(config, tmp_path)
+    command = ("-m", "oumi", "train", "-c", str(tmp_path / "ranks.yaml"))
+    (main, text), (other, message) = run_ranks(2, *command, folder=tmp_path)
     assert main == 65
     assert "the conversation is empty" in text
     assert other != 0
-    assert "Traceback" not in text + told
-    assert "rank 0 stopped" in told
+    assert "rank 0 stopped" in message
+    assert "Traceback" not in text + message
 
 
-def assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
+def assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 1e-5) -> None:
     assert actual.keys() == expected.keys()
     for name, weight in expected.items():
         torch.testing.assert_close(actual[name], weight, rtol=tolerance, atol=tolerance, msg=name)
