@@ -68,7 +68,7 @@ def test_a_tokenizer_without_a_template_takes_the_default_and_says_so(caplog: py
     finally:
         logging.getLogger("oumi").removeHandler(caplog.handler)
     assert "the bundled 'default' is used" in caplog.text
-    with pytest.raises(ConfigError, match="'auto', but the tokenizer brings no chat template"):
+    with pytest.raises(ConfigError, match="'auto', but the tokenizer has no chat template"):
         chat_template_for(tokenizer, "auto")
 
 
@@ -175,7 +175,7 @@ def test_where_only_lists_of_parts_are_read_each_message_is_one() -> None:
 
 
 def test_a_template_that_would_print_the_list_of_parts_is_refused() -> None:
-    with pytest.raises(TemplateError, match="for text alone"):
+    with pytest.raises(TemplateError, match="does not support images"):
         Template(byte_tokenizer(), CHATML).render(SEEN)
 
 

@@ -48,5 +48,5 @@ def test_a_processor_stands_without_its_part_for_videos_and_keeps_its_settings(t
 
 def test_a_model_that_brings_no_processor_is_told(tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "text")
-    with pytest.raises(ConfigError, match="brings no processor for images"):
+    with pytest.raises(ConfigError, match="has no processor for images"):
         load_processor(plan_of(tmp_path, model), AutoTokenizer.from_pretrained(model))
