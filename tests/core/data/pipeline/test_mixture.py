@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oumi.core.data.pipeline.loader import Loader
-from oumi.core.data.pipeline.mixture import Mixture, OneDocumentEach, Part, draws_of
+from oumi.core.data.pipeline.mixture import Mixture, Part, SeparateDocuments, draws_of
 from oumi.core.data.pipeline.packing import Packed, best_fit
 from oumi.core.errors import ConfigError, DataError
 from oumi.core.plan.parts import StepsPlan
@@ -125,7 +125,7 @@ def test_rows_of_several_documents_are_kept_and_taken_apart() -> None:
         tokens.tolist(), is_target.tolist(), (0, 3, 5),
     )  # fmt: skip
     assert table.highest_token == 6
-    apart = OneDocumentEach(Mixture([Part(table, None)]))
+    apart = SeparateDocuments(Mixture([Part(table, None)]))
     assert [one.tokens.tolist() for i in range(len(apart)) for one in apart.group(i)] == [
         [0, 1, 2], [3, 4], [5, 6], [0, 1, 2],
     ]  # fmt: skip

@@ -17,8 +17,8 @@ import pytest
 from oumi.core.configs import DatasetParams
 from oumi.core.data.ledger import Ledger
 from oumi.core.data.pipeline.concatenate import Concatenation
-from oumi.core.data.pipeline.stream import ConcatenatedStream, ExampleStream, Limited, Shuffle
-from oumi.core.data.pipeline.stream_loader import MixedStream, PackedStream, SingleExamples, StreamLoader
+from oumi.core.data.pipeline.stream import ConcatenatedStream, ExampleStream, LimitedStream, Shuffle
+from oumi.core.data.pipeline.stream_loader import MixedStream, PackedStream, StreamLoader
 from oumi.core.data.sources.reader import RowReader
 from oumi.core.data.tokenize.chat_template import Template
 from oumi.core.data.tokenize.encoder import RowTokenizer
@@ -203,7 +203,7 @@ def mixed(folder: Path, strategy: str, proportions: list[float] | None, seed: in
     for i, count in enumerate((20, 60)):
         if not (folder / f"set-{i}.jsonl").exists():
             write(folder, "jsonl", [f"{'ab'[i]}{j}" for j in range(count)], f"set-{i}")
-    parts = [Limited(stream_of(folder / f"set-{i}.jsonl", Shuffle(i, 16)), None, f"set-{i}") for i in range(2)]
+    parts = [LimitedStream(stream_of(folder / f"set-{i}.jsonl", Shuffle(i, 16)), None, f"set-{i}") for i in range(2)]
     return MixedStream(parts, proportions, strategy, seed)
 
 
@@ -249,7 +249,7 @@ def test_a_mixture_goes_on_from_any_place(
 ) -> None:
     def rows() -> Any:
         mixture = mixed(tmp_path, strategy, proportions)
-        return PackedStream(mixture, 24, seed=1) if packs else SingleExamples(mixture)
+        return PackedStream(mixture, 24, seed=1) if packs else mixture
 
     whole = groups(rows(), 300)
     for first in (0, 1, 77, 200):
@@ -270,7 +270,7 @@ def test_packed_rows_are_full_and_hold_every_example(tmp_path: Path) -> None:
 def test_what_a_step_trains_does_not_depend_on_the_number_of_ranks(tmp_path: Path) -> None:
     def steps(world_size: int, rank: int) -> list[list[Any]]:
         plan = StepsPlan(2, 4 // world_size, world_size, 1, 10)
-        rows = SingleExamples(mixed(tmp_path, "first_exhausted", [0.3, 0.7]))
+        rows = mixed(tmp_path, "first_exhausted", [0.3, 0.7])
         batches = StreamLoader(rows, plan, rank).from_step(0)
         return [[one.tokens.tolist() for one in next(batches)] for _ in range(10)]
 
@@ -283,7 +283,7 @@ def test_what_a_step_trains_does_not_depend_on_the_number_of_ranks(tmp_path: Pat
 
 def test_a_data_set_gives_as_many_examples_as_are_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path, "jsonl", ["a", "b", "c"])
-    limited = Limited(stream_of(path), 7, "set")
+    limited = LimitedStream(stream_of(path), 7, "set")
     assert [text[0][2] for text in drawn(limited, 7)] == list("abcabca")
     assert limited.next() is None
     limited.restart()
@@ -294,13 +294,13 @@ def test_a_stream_of_no_rows_is_told(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n\n")
     with pytest.raises(DataError, match="set has no row to draw from"):
-        Limited(stream_of(path), None, "set").next()
+        LimitedStream(stream_of(path), None, "set").next()
 
 
 def test_a_batch_is_told_what_went_wrong_in_the_thread_that_reads(tmp_path: Path) -> None:
     path = write(tmp_path, "jsonl")
     path.write_text(path.read_text().replace('"100', '"100\\ud800'))
-    rows = SingleExamples(MixedStream([Limited(stream_of(path), None, "set")], None, "first_exhausted", 0))
+    rows = MixedStream([LimitedStream(stream_of(path), None, "set")], None, "first_exhausted", 0)
     batches = StreamLoader(rows, StepsPlan(4, 1, 1, 1, 100)).from_step(0)
     with pytest.raises(DataError, match=r"rows\.jsonl:101: holds half of a character"):
         deque(batches, maxlen=0)
