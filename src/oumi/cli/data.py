@@ -310,11 +310,11 @@ def _tell_epoch(out: Console, plan: Plan, found: Statistics, packed: dict[str, A
 def _tell_duplicates(out: Console, duplicates: dict[str, Any], names: list[str]) -> None:
     """Prints which rows stand in the data more than once; a file is named without its folder."""
     from oumi.cli import drawing
-    from oumi.core.data.checks.duplicates import TOLD
+    from oumi.core.data.checks.duplicates import DUPLICATE_KINDS
 
     for kind, one in duplicates.items():
         if one["rows"]:
-            drawing.draw_note(out, f"! {TOLD[kind]}: {one['rows']:,}")
+            drawing.draw_note(out, f"! {DUPLICATE_KINDS[kind]}: {one['rows']:,}")
             for line in one["first"]:
                 for name in names:
                     line = line.replace(name, Path(name).name)

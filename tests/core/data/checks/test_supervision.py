@@ -47,7 +47,7 @@ def test_a_row_is_drawn_as_it_is_trained() -> None:
     ("drawing", "told"),
     [
         ("Hi? Yo.", "no token is trained"),
-        ("[Hi? Yo.<|im_end|>]", "every token is trained, though `all_assistant_turns` was asked for"),
+        ("[Hi? Yo.<|im_end|>]", "every token is trained, but train_target is `all_assistant_turns`"),
         ("Hi? [Yo.]", "an answer ends without a special token"),
         ("Hi? [Yo.] More", "an answer ends without a special token"),
     ],
@@ -57,7 +57,7 @@ def test_a_row_that_teaches_the_wrong_thing_is_told_and_drawn(drawing: str, told
         check("Hi? [Yo.<|im_end|>]", drawing)
     message = str(stopped.value)
     assert message.startswith(f"x.jsonl:2: {told}")
-    assert message.endswith(f"Trained tokens stand in brackets:\n{drawing}")
+    assert message.endswith(f"Trained tokens are in brackets:\n{drawing}")
 
 
 def test_a_row_that_begins_twice_is_told() -> None:
