@@ -50,9 +50,10 @@ class ConcatenatedTable:
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
-            raise IndexError(index)
+            raise IndexError(index)  # also ends a loop over the rows
         first = index * self._length
         last = min(first + self._length, self._num_tokens)
+        # "right": a document that ends at `first` has no token in the row.
         documents = range(int(np.searchsorted(self._ends, first, "right")), int(np.searchsorted(self._ends, last)) + 1)
         return self.documents.span(first, last, documents, self._ends)
 
@@ -76,6 +77,7 @@ class ConcatenatedTable:
         """Returns the counts of the documents, with the tokens that are dropped at the end as cut off."""
         counts = replace(counts, examples=len(self))
         if len(self._ends):
+            # A document of which nothing is left counts as truncated, like the one that is cut.
             counts.cut(int((self._ends > self._num_tokens).sum()), int(self._ends[-1]) - self._num_tokens)
         return counts
 

@@ -30,6 +30,7 @@ def permute(positions: npt.NDArray[np.int64], length: int, seed: int, epoch: int
         epoch: From 0.
     """
     half_bits = max(_MIN_HALF_BITS, (max(length - 1, 1).bit_length() + 1) // 2)
+    # Hashed together: with seed + epoch, the second epoch would have the order of the next seed's first.
     keys = np.random.SeedSequence([seed, epoch]).generate_state(_NUM_ROUNDS, np.uint64)
     rows = _feistel(positions.astype(np.uint64), keys, half_bits)
     while (outside := rows >= length).any():
@@ -75,9 +76,11 @@ def draws_of(lengths: Sequence[int], proportions: Sequence[float] | None, strate
     total = int(min(sizes) + 1e-9) if strategy == "first_exhausted" else int(np.ceil(max(sizes) - 1e-9))
     exact = [total * share for share in proportions]
     draws = [int(count + 1e-9) for count in exact]
+    # What rounding down has left goes to the largest remainders.
     by_remainder = sorted(range(len(exact)), key=lambda i: (draws[i] - exact[i], i))
     for i in by_remainder[: total - sum(draws)]:
         draws[i] += 1
+    # Rounding up must not draw more than there is, nor rounding down leave something out.
     if strategy == "first_exhausted":
         return [min(draw, length) for draw, length in zip(draws, lengths, strict=True)]
     return [max(draw, length) if share else 0 for draw, length, share in zip(draws, lengths, proportions, strict=True)]
@@ -179,6 +182,7 @@ class SeparateDocuments:
 def _feistel(values: npt.NDArray[np.uint64], keys: npt.NDArray[np.uint64], half_bits: int) -> npt.NDArray[np.uint64]:
     shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
     left, right = values >> shift, values & mask
+    # A round only adds a function of one half to the other, so it can be undone: the whole is a permutation.
     for key in keys:
         left, right = right, left ^ (_scramble(right ^ key) & mask)
     return (left << shift) | right

@@ -37,6 +37,7 @@ def rows_of_items(lengths: Sequence[int] | npt.NDArray[np.int64], capacity: int)
     rows_by_room: dict[int, list[int]] = defaultdict(list)
     # Bit r of `rooms`: some row has room for r tokens. So the search does not depend on the number of rows.
     num_rows = rooms = 0
+    # Stable, so that items of one length keep their order on every machine.
     for item in np.argsort(-sizes, kind="stable"):
         length = int(sizes[item])
         fitting = rooms >> length
@@ -63,6 +64,7 @@ class Packed:
         self._mixture = mixture
         lengths = mixture.lengths()
         rows = rows_of_items(lengths, capacity)
+        # Items by row: those of row r are the ones from `_ends[r - 1]` to `_ends[r]`.
         self._items = np.argsort(rows, kind="stable")
         self._ends = np.cumsum(np.bincount(rows))
         self.empty_share = 1 - int(lengths.sum()) / (len(self) * capacity) if len(self) else 0.0

@@ -85,11 +85,12 @@ class ExampleStream:
                 self._load(block.number + 1)
                 continue
             if self._row not in block.encoded:
+                # The rows behind it come along, since a batch is faster to tokenize.
                 batch = block.rows[self._row : self._row + _ROWS_AT_ONCE]
                 results = self._row_tokenizer.make([self._dataset.value_of(row) for row in batch])
                 block.encoded = dict(enumerate(results, self._row))
             encoded = block.encoded[self._row]
-            is_counted = self._round > 0 or self._num_taken > 0  # later rounds hold the same rows
+            is_counted = self._round > 0 or self._num_yielded > 0  # later rounds hold the same rows
             if isinstance(encoded, RejectedRow):
                 if not is_counted:
                     self._ledger.counts.reject(encoded)
@@ -97,10 +98,10 @@ class ExampleStream:
             else:
                 if not is_counted:
                     self._ledger.counts.accept(encoded.examples, encoded.cut_tokens, encoded.cut_targets)
-                if self._num_taken < len(encoded.examples):
-                    self._num_taken += 1
-                    return encoded.examples[self._num_taken - 1]
-            self._row, self._num_taken = self._row + 1, 0
+                if self._num_yielded < len(encoded.examples):
+                    self._num_yielded += 1
+                    return encoded.examples[self._num_yielded - 1]
+            self._row, self._num_yielded = self._row + 1, 0
         return None
 
     def drop(self, pieces: Sequence[Example]) -> None:
@@ -120,7 +121,7 @@ class ExampleStream:
             "place": self._block.place,
             "block": self._block.number,
             "row": self._row,
-            "taken": self._num_taken,
+            "taken": self._num_yielded,
             "counts": self._ledger.counts.to_state(),
         }
 
@@ -128,7 +129,7 @@ class ExampleStream:
         """Returns to the position of `state`; the rows of one block are read again."""
         self._round = state["round"]
         self._open(state["place"], state["block"])
-        self._row, self._num_taken = state["row"], state["taken"]
+        self._row, self._num_yielded = state["row"], state["taken"]
         self._ledger.counts = Counts.from_state(state["counts"])
 
     def _open(self, place: Place | None, number: int) -> None:
@@ -144,7 +145,8 @@ class ExampleStream:
             order = permute(np.arange(len(rows)), len(rows), self._shuffle.seed, key)
             rows = [rows[i] for i in order.tolist()]
         self._block = _Block(place, number, rows)
-        self._row = self._num_taken = 0
+        # A row that was split yields several examples, so a position has two numbers.
+        self._row = self._num_yielded = 0
 
 
 class ConcatenatedStream:
@@ -160,6 +162,7 @@ class ConcatenatedStream:
 
     def next(self) -> Example | None:
         """Returns the next row, None at the end of a round."""
+        # A piece of each document that the row contains.
         pieces: list[Example] = []
         missing = self._concatenation.length
         while missing:
@@ -234,6 +237,7 @@ class LimitedStream:
 
     def state(self) -> State:
         """Returns how many examples were drawn, and the state of the stream."""
+        # Checkpoints contain these keys, so they must stay.
         return {"given": self._num_drawn, "since_restart": self._since_restart, "stream": self._stream.state()}
 
     def restore(self, state: State) -> None:

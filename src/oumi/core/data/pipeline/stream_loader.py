@@ -91,6 +91,7 @@ class MixedStream:
     def _choose_part(self) -> int:
         if self._ends is None:
             return next(i for i in self._drawn if i not in self._used_up)
+        # Each epoch has a start of its own, or all would draw in the same order.
         start = int(np.random.SeedSequence([self._seed, self.epoch]).generate_state(1, np.uint64)[0])
         place = (start + self._draw * _GOLDEN) % (1 << 64) / (1 << 64)
         # The shares may sum to a little less than 1.
@@ -128,6 +129,7 @@ class PackedStream:
     def state(self) -> State:
         """Returns the state before the current window, and how many of its rows are used."""
         return {
+            # For `StreamLoader.epoch`, which reads it from the state of either kind of rows.
             "epoch": self._mixture.epoch,
             "mixture": self._state_before or self._mixture.state(),
             "number": self._window,
@@ -175,9 +177,9 @@ class StreamLoader:
 
     def from_step(self, step: int) -> Iterator[list[Batch]]:
         """Yields the micro-batches of each step from the position of the stream, which must be before `step`."""
+        # A call before this one has read some steps ahead of the last that it yielded.
         self._rows.restore(self._state)
         for batches, state in read_ahead(self._next_step):
-            # The stream itself is some steps ahead.
             self._state = state
             yield batches
 
@@ -199,6 +201,7 @@ class StreamLoader:
 
     def _next_step(self) -> tuple[list[Batch], State]:
         size = self._steps.micro_batch_rows
+        # All rows, those of the other ranks too: a stream cannot skip any.
         rows = [self._rows.next_group() for _ in range(self._steps.rows_per_step)]
         micro_batches = [rows[i : i + size] for i in range(0, len(rows), size)][self._rank :: self._steps.world_size]
         batches = [self._collate([example for row in micro_batch for example in row]) for micro_batch in micro_batches]

@@ -34,6 +34,7 @@ def identity_of(inputs: Inputs) -> str:
 @lru_cache(maxsize=1)
 def code_version() -> str:
     """Returns a digest of the code that turns rows into tokens, and of the versions of the libraries that it uses."""
+    # Any change of these files may change the tokens. A version number would be forgotten once.
     digest = hashlib.sha256(" ".join(version(name) for name in _LIBRARIES).encode())
     core = Path(__file__).parents[2]
     rooms = [core / "data" / name for name in ("sources", "records", "datasets", "tokenize", "store")]
@@ -62,6 +63,7 @@ def why_missed(folder: Path, inputs: Inputs) -> str:
     """Returns why there is no table of these inputs: how they differ from the most similar ones in the cache."""
     differences = []
     for path in folder.glob("*/table.json"):
+        # Another process may delete it, or have written it with other code.
         with suppress(OSError, ValueError, KeyError):
             cached = json.loads(path.read_text())["inputs"]
             if cached.get("dataset") == json.loads(json.dumps(inputs["dataset"])):
@@ -79,6 +81,7 @@ def lock_table(folder: Path, inputs: Inputs) -> Iterator[None]:
     """Locks the place of a table, so that one process writes it while others wait."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{digest_of_values(inputs)}.lock").open("w") as file:
+        # The system releases it even if the process is killed.
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -96,22 +99,10 @@ def keep_table(folder: Path, inputs: Inputs, chunks: Iterable[Chunk], ledger: Le
         shutil.rmtree(leftover)
     unfinished = folder / f"{_UNFINISHED}{directory.name}-{os.getpid()}"
     try:
-        write_table(chunks, ledger, unfinished, {"inputs": inputs, "sizes": {}})
-        _write_sizes(unfinished)
+        write_table(chunks, ledger, unfinished, {"inputs": inputs})
         if directory.exists():  # incomplete, or `find_table` would have returned it
             shutil.rmtree(directory)
         unfinished.rename(directory)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return TokenTable(directory)
-
-
-def _write_sizes(directory: Path) -> None:
-    """Adds the sizes of the files to the facts of a table, by which a truncated file is recognized."""
-    path = directory / "table.json"
-    facts = json.loads(path.read_text())
-    facts["sizes"] = {file.name: file.stat().st_size for file in directory.glob("*.bin")}
-    with path.open("w") as file:
-        json.dump(facts, file)
-        file.flush()
-        os.fsync(file.fileno())

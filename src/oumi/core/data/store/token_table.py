@@ -102,6 +102,7 @@ class TokenTable:
 
     def __del__(self) -> None:
         for name in ("_tokens", "_rows", "_ids", "_extras"):
+            # `__init__` may have failed before all files were open.
             if (file := self.__dict__.get(name)) is not None:
                 os.close(file)
 
@@ -131,6 +132,7 @@ class TokenTable:
             os.pread(self._rows, _ROW.itemsize * len(documents), _ROW.itemsize * documents.start), _ROW
         )
         packed = self._read(first, last)
+        # The first document may begin before the span.
         starts = (0, *(ends[documents.start : documents.stop - 1] - first).tolist())
         sources = [self._source(row) for row in rows]
         return Example(_ids(packed), packed >= 0, sources[0], starts, tuple(sources[1:]))
@@ -168,6 +170,7 @@ class TokenTable:
             raise IndexError(index)
         if not index:
             return np.zeros(1, dtype=_ROW)[0], np.frombuffer(os.pread(self._rows, _ROW.itemsize, 0), _ROW)[0]
+        # Both in one read, since they are neighbors.
         before, row = np.frombuffer(os.pread(self._rows, 2 * _ROW.itemsize, (index - 1) * _ROW.itemsize), _ROW)
         return before, row
 
@@ -202,7 +205,7 @@ class TableWriter:
         self._num_sources += sum(chunk.is_first)
         rows["dataset"] = [self._number(source.dataset) for source in chunk.sources]
         starts = ends - chunk.lengths - self._end
-        if len(starts):
+        if len(starts):  # reduceat takes no empty list
             rows["targets"] = np.add.reduceat(chunk.tokens >= 0, starts, dtype=np.int64)
         data = memoryview(chunk.tokens).cast("B")
         bounds = zip((4 * starts).tolist(), (4 * (ends - self._end)).tolist(), strict=True)
@@ -216,6 +219,7 @@ class TableWriter:
         rows["id_end"] = np.cumsum([len(row_id) for row_id in ids], dtype=np.int64) + self._id_end
         self._ids.write(b"".join(ids))
         self._id_end += sum(map(len, ids))
+        # The lengths, too: the same tokens may be cut into other rows.
         for part in (chunk.tokens.tobytes(), chunk.lengths.tobytes(), *chunk.extras):
             self._digest.update(part)
         self._tokens.write(chunk.tokens.tobytes())
@@ -227,9 +231,12 @@ class TableWriter:
 
     def finish(self, ledger: Ledger, facts: dict[str, Any]) -> None:
         """Completes the table; everything is on the disk when this returns."""
+        sizes = {}
+        # Before `table.json`, whose presence means that the other files are complete.
         for file in (self._tokens, self._rows, self._ids, self._extras):
             file.flush()
             os.fsync(file.fileno())
+            sizes[Path(file.name).name] = file.tell()
             file.close()
         table = {
             "num_rows": self._num_rows,
@@ -238,6 +245,7 @@ class TableWriter:
             "digest": self._digest.hexdigest(),
             "names": list(self._names),
             "ledger": ledger.counts.to_state(),
+            "sizes": sizes,
             **facts,
         }
         with (self._directory / "table.json").open("w") as file:

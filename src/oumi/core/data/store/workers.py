@@ -68,6 +68,7 @@ def _in_thread(
 ) -> Iterator[Chunk]:
     """Yields chunks; while a thread encodes a batch, which does not hold the interpreter lock, the next is rendered."""
     with ThreadPoolExecutor(1) as thread:
+        # One at a time, so that the chunks stay in order.
         pending: Future[Chunk] | None = None
         for batch in batches:
             rendered = render(batch)
@@ -86,7 +87,7 @@ def _in_processes(work: Callable[[Any], Chunk], batches: Iterator[Any], num_work
         pending = deque(pool.apply_async(_run_work, (batch,)) for batch in islice(batches, num_workers * _IN_FLIGHT))
         while pending:
             chunk = pending.popleft().get()
-            for batch in islice(batches, 1):
+            for batch in islice(batches, 1):  # one for each that is returned: memory stays bounded
                 pending.append(pool.apply_async(_run_work, (batch,)))
             yield chunk
 

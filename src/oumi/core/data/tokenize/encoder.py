@@ -27,10 +27,9 @@ class Tokens:
     is_target: npt.NDArray[np.bool_]
     images: tuple[ImageSpan, ...] = ()
 
-    def part(self, first: int, last: int | None) -> Tokens:
+    def part(self, first: int, last: int) -> Tokens:
         """Returns the tokens of a slice, without those of an image that the slice would cut."""
-        last = len(self.ids) if last is None else min(last, len(self.ids))
-        first = first + len(self.ids) if first < 0 else first
+        last = min(last, len(self.ids))
         # The model needs all tokens of an image, or none.
         for span in self.images:
             if span.first < first < span.last:
@@ -183,7 +182,9 @@ class Encoder:
 
     def _fitted(self, row: Rendered, documents: list[Tokens]) -> Encoded | RejectedRow:
         """Returns the row within the model's length, or the reason why nothing can be learned from it."""
-        limit, policy = self._max_length, self._truncation or self._usual_truncation(row)
+        # A prompt ends with its question, so it is cut at its beginning.
+        default = "left" if self._trains_nothing else "split" if row.may_split else "right"
+        limit, policy = self._max_length, self._truncation or default
         longest = max(len(document.ids) for document in documents)
         num_tokens = sum(len(document.ids) for document in documents)
         num_targets = sum(int(document.is_target.sum()) for document in documents)
@@ -209,7 +210,8 @@ class Encoder:
             ]
             examples = tuple(_joined([part], row) for part in parts if self._is_of_use(part))
         else:
-            cut = [_cut(document, limit, policy) for document in documents]
+            starts = [max(len(document.ids) - limit, 0) if policy == "left" else 0 for document in documents]
+            cut = [document.part(start, start + limit) for document, start in zip(documents, starts, strict=True)]
             kept = [document for document in cut if self._is_of_use(document)]
             if row.is_pair and len(kept) < 2:
                 return rejected(f"every trained token of an answer lies beyond model_max_length {limit}")
@@ -223,11 +225,6 @@ class Encoder:
         # Noted on one example, so that the sum over a data set is right.
         examples = (*examples[:-1], replace(examples[-1], num_cut=num_tokens - left))
         return Encoded(examples, num_tokens - left, num_targets - left_targets)
-
-    def _usual_truncation(self, row: Rendered) -> str:
-        if self._trains_nothing:
-            return "left"  # a prompt ends with its question
-        return "split" if row.may_split else "right"
 
     def _is_of_use(self, document: Tokens) -> bool:
         """Returns True if a document has a target to learn; its first token is never predicted."""
@@ -292,13 +289,6 @@ def _pieces(text: str, control: re.Pattern[str]) -> Iterator[tuple[str, int, boo
         start = match.end()
     if start < len(text):
         yield text[start:], start, False
-
-
-def _cut(document: Tokens, limit: int, side: str) -> Tokens:
-    """Returns at most `limit` tokens of a document, cut on one side."""
-    if len(document.ids) <= limit:
-        return document
-    return document.part(0, limit) if side == "right" else document.part(-limit, None)
 
 
 def _joined(documents: Sequence[Tokens], row: Rendered) -> Example:
