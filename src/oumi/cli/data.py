@@ -318,11 +318,11 @@ def _print_epoch(out: Console, plan: Plan, statistics: Statistics, packed: dict[
 def _print_duplicates(out: Console, duplicates: dict[str, Any], names: list[str]) -> None:
     """Prints which rows stand in the data more than once; a file is named without its folder."""
     from oumi.cli import drawing
-    from oumi.core.data.checks.duplicates import KIND_TEXTS
+    from oumi.core.data.checks.duplicates import DUPLICATE_KINDS
 
     for kind, repeats in duplicates.items():
         if repeats["rows"]:
-            drawing.draw_note(out, f"! {KIND_TEXTS[kind]}: {repeats['rows']:,}")
+            drawing.draw_note(out, f"! {DUPLICATE_KINDS[kind]}: {repeats['rows']:,}")
             for line in repeats["first"]:
                 for name in names:
                     line = line.replace(name, Path(name).name)

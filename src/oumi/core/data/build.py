@@ -250,7 +250,7 @@ def inputs_of(spec: TableSpec, dataset: BaseMapDataset, preprocessor: Preprocess
         "content of the data": content,
         "tokenizer": preprocessor.digest,
         "chat template": digest_of_values(
-            {"text": template.text, "day": str(spec.began) if template.tells_date else None}
+            {"text": template.text, "day": str(spec.began) if template.writes_date else None}
         ),
         "train_target": spec.train_on,
         "results of preprocessor": spec.tool_results,

@@ -13,8 +13,8 @@ from oumi.core.data.checks.supervision import NUM_CHECKED, check_supervision
 from oumi.core.data.datasets import BaseMapDataset
 from oumi.core.data.ledger import Ledger
 from oumi.core.data.pipeline.loader import Collate
-from oumi.core.data.pipeline.stream import ConcatenatedStream, ExampleStream, Limited, Shuffle
-from oumi.core.data.pipeline.stream_loader import MixedStream, PackedStream, SingleExamples, StreamLoader
+from oumi.core.data.pipeline.stream import ConcatenatedStream, ExampleStream, LimitedStream, Shuffle
+from oumi.core.data.pipeline.stream_loader import MixedStream, PackedStream, StreamLoader
 from oumi.core.data.store.cache import identity_of
 from oumi.core.data.tokenize.loss_mask import TokenizeSpec
 from oumi.core.data.tokenize.preprocessor import Preprocessor
@@ -29,7 +29,7 @@ from oumi.core.types.example import Example
 class StreamedRows:
     """Training rows that are read on the way."""
 
-    groups: SingleExamples | PackedStream
+    groups: MixedStream | PackedStream
     highest_token: int
     """The largest id that may come."""
     identity: str
@@ -72,10 +72,10 @@ def open_stream(plan: Plan, preprocessor: Preprocessor, began: datetime, ledgers
         dataset = spec.dataset(is_streamed=True)
         stream = _stream(spec, dataset, preprocessor, ledgers[-1], seed)
         _check_first(stream, preprocessor, spec, spec.supervision(dataset))
-        parts.append(Limited(stream, spec.params.sample_count, spec.params.dataset_name))
+        parts.append(LimitedStream(stream, spec.params.sample_count, spec.params.dataset_name))
         identities.append(_identity(spec, dataset, preprocessor))
     mixture = MixedStream(parts, mixed.proportions, mixed.strategy, seed)
-    groups: SingleExamples | PackedStream = SingleExamples(mixture)
+    groups: MixedStream | PackedStream = mixture
     if mixed.pack:
         groups = PackedStream(mixture, plan.data.row_length("train", plan.model.max_length), seed)
     return StreamedRows(

@@ -17,7 +17,7 @@ from oumi.core.data.checks.duplicates import check_duplicates, count_duplicates,
 from oumi.core.data.checks.supervision import check_supervision, draw, spread
 from oumi.core.data.ledger import Ledger
 from oumi.core.data.pipeline.loader import Loader, most_tokens
-from oumi.core.data.pipeline.mixture import Mixture, OneDocumentEach, Part, draws_of
+from oumi.core.data.pipeline.mixture import Mixture, Part, SeparateDocuments, draws_of
 from oumi.core.data.pipeline.packing import Packed
 from oumi.core.data.store.lazy_table import LazyTable
 from oumi.core.data.tokenize.chat_template import Template
@@ -31,7 +31,7 @@ from oumi.core.run import StepSource
 from oumi.core.system.libraries import quiet_libraries
 from oumi.core.types.example import Example
 
-Epoch = Mixture | Packed | OneDocumentEach
+Epoch = Mixture | Packed | SeparateDocuments
 """What an epoch draws, in the form that a trainer takes."""
 
 
@@ -66,7 +66,7 @@ class TrainingData:
         train = self.train
         if plan.data.train.pack and not plan.speed.flat_batches:  # each document of a packed row is padded
             return None
-        if isinstance(train, StreamedRows | OneDocumentEach) or any(
+        if isinstance(train, StreamedRows | SeparateDocuments) or any(
             isinstance(p.table, LazyTable) for p in train.parts
         ):
             return None
@@ -198,7 +198,7 @@ def _mixture(
     mixture, identity = Mixture(parts), _fingerprint(opened, parts)
     if not mixed.pack:
         is_taken_apart = not plan.is_native and plan.method.spec.is_per_token
-        return OneDocumentEach(mixture) if is_taken_apart else mixture, identity
+        return SeparateDocuments(mixture) if is_taken_apart else mixture, identity
     packed = Packed(mixture, plan.data.row_length(split, plan.model.max_length))
     logger.info(
         "data.%s: %d examples in %d rows, %.1f%% empty", split, len(mixture), len(packed), 100 * packed.empty_share
