@@ -36,6 +36,7 @@ def wait_for_steps(output_dir: Path, num_steps: int) -> None:
     raise AssertionError("the run takes no steps")
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("trainer", "number"), [("OUMI", signal.SIGTERM), ("OUMI", signal.SIGINT), ("TRL_SFT", 15)])
 def test_a_stopped_run_goes_on_with_the_command_that_it_names(tmp_path: Path, trainer: str, number: int) -> None:
     shape = {"trainer_type": trainer, "max_steps": STEPS, "lr_scheduler_type": "linear"}
