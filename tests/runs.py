@@ -69,7 +69,7 @@ def build(config: TrainingConfig, kind: type[Built]) -> Built:
         plan = make_plan(config, gather_facts(config), world.size)
         start = find_resume_point(plan)
         rows = load_training_data(plan, start.began)
-        return kind.build(plan.with_num_rows(len(rows.train)), world, rows, start)
+        return kind.build(plan.with_num_rows(rows.num_rows), world, rows, start)
 
 
 def tiny_rows(folder: Path, num_rows: int = 8) -> list[Example]:

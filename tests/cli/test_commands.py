@@ -127,6 +127,54 @@ def test_a_file_that_asks_for_what_is_not_built_does_not_pass_the_check(
     assert "dpo.yaml:9:3 training.trainer_type: TRL_DPO is not built yet" in said.err
 
 
+FOUR = """\
+model: {model_name: model}
+data: {train: {datasets: [{dataset_name: text_sft, dataset_path: chats.jsonl}]}}
+training:
+  trainer_type: TRL_DPO
+  optimizer: adamw_trch
+  learning_rate: fast
+  max_stesp: 10
+"""
+
+
+def test_spelling_types_meaning_and_what_is_not_built_are_told_at_once(
+    oumi: Callable[..., Said], config: str, tmp_path: Path
+) -> None:
+    (tmp_path / "four.yaml").write_text(FOUR)
+    problems = """\
+four.yaml: 4 problems
+  four.yaml:4:3 training.trainer_type: TRL_DPO is not built yet; there are OUMI, TRL_SFT, HF
+  four.yaml:5:3 training.optimizer: unknown optimizer 'adamw_trch', did you mean 'adamw_torch'?
+  four.yaml:6:3 training.learning_rate: got 'fast', must be a number
+  four.yaml:7:3 training.max_stesp: unknown key, did you mean 'max_steps'?
+"""
+    assert oumi("config", "check", "four.yaml") == (2, "", problems)
+    assert oumi("train", "-c", "four.yaml") == (2, "", f"Error: {problems}")
+    assert oumi("plan", "-c", "four.yaml") == (2, "", f"Error: {problems}")
+
+
+def test_what_is_wrong_with_arguments_is_told_with_what_is_wrong_with_the_file(
+    oumi: Callable[..., Said], config: str, tmp_path: Path
+) -> None:
+    (tmp_path / "four.yaml").write_text(FOUR)
+    said = oumi("train", "-c", "four.yaml", "--training.sede", "3", "training.seed=4", "--training.max_steps", "{x")
+    assert said.code == 2
+    assert "four.yaml: 7 problems" in said.err
+    assert "  training.seed=4 wanted --section.key value, did you mean '--training.seed=4'?" in said.err
+    assert "  --training.sede training.sede: unknown key, did you mean 'seed'?" in said.err
+    assert "  --training.max_steps training.max_steps: not valid YAML" in said.err
+
+
+def test_a_job_that_leaves_its_user_to_the_launch_passes_its_check(oumi: Callable[..., Said], tmp_path: Path) -> None:
+    (tmp_path / "a_job.yaml").write_text("resources: {cloud: slurm}\nrun: echo\nenvs: {A: true}\n")
+    assert oumi("config", "check", "a_job.yaml") == (
+        0,
+        "a_job.yaml: OK\n  note: user: required on slurm at launch\n",
+        "",
+    )
+
+
 def test_values_are_shown_with_their_origin(oumi: Callable[..., Said], config: str) -> None:
     shown = oumi("config", "show", config, "--training.seed", "7").out.splitlines()
     assert "training.seed: 7  # --training.seed" in shown

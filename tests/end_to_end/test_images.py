@@ -199,7 +199,7 @@ def test_a_model_that_sees_no_images_refuses_them(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     config.data.train.datasets[0].dataset_name = "vl_sft"
     config.data.train.datasets[0].dataset_path = str(write_rows(tmp_path))
-    with pytest.raises(DataError, match="turn 0: holds an image, which the model, or this trainer, does not take"):
+    with pytest.raises(DataError, match="turn 0: holds an image, which the model or this trainer does not support"):
         train(config)
 
 

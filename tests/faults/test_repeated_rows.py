@@ -129,8 +129,8 @@ def test_any_repeats_are_found(rows: list[tuple[int, str]], cut: int) -> None:
         if value in seen:
             wanted.append(f"f:{i + 1}{mark(rows[i])} repeats f:{seen[value] + 1}{mark(rows[seen[value]])}")
         seen.setdefault(value, i)
-    found = repeated_rows([table_of(examples)])
-    assert (found.num_rows, list(found.named)) == (len(wanted), wanted[:10])
+    duplicates = repeated_rows([table_of(examples)])
+    assert (duplicates.num_rows, list(duplicates.listed)) == (len(wanted), wanted[:10])
     names = [name for _, name in rows if name]
     assert repeated_ids([table_of(examples)]).num_rows == len(names) - len(set(names))
     before = {value for value, _ in rows[:cut]}

@@ -105,13 +105,13 @@ CHANGES: dict[str, tuple[Callable[[TrainingConfig], None], str]] = {
 def test_whatever_decides_the_tokens_makes_them_anew_and_is_told(
     tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    change, told = CHANGES[kind]
+    change, reason = CHANGES[kind]
     config = tiny_config(tmp_path)
     before = read(config).fingerprint
     change(config)
     with caplog.at_level(logging.INFO, logger="oumi"):
         assert read(config).fingerprint != before
-    assert f".jsonl is tokenized: {told}" in caplog.text
+    assert f".jsonl is tokenized: {reason}" in caplog.text
     assert len(tables(cache)) == 2
     caplog.clear()
     with caplog.at_level(logging.INFO, logger="oumi"):
@@ -136,7 +136,7 @@ def test_another_version_of_the_code_makes_the_tokens_anew_but_the_run_stays_the
 @pytest.mark.parametrize("harm", ["cut", "missing", "no facts", "broken facts"])
 def test_a_table_that_is_not_whole_is_made_anew(tmp_path: Path, cache: Path, harm: str) -> None:
     config = tiny_config(tmp_path)
-    wanted = [read(config).train[i].tokens.tolist() for i in range(24)]
+    expected = [read(config).train[i].tokens.tolist() for i in range(24)]
     (table,) = tables(cache)
     tokens, facts = table / "tokens.bin", table / "table.json"
     if harm == "cut":
@@ -146,7 +146,7 @@ def test_a_table_that_is_not_whole_is_made_anew(tmp_path: Path, cache: Path, har
     else:
         (tokens if harm == "missing" else facts).unlink()
     again = read(config)
-    assert [again.train[i].tokens.tolist() for i in range(24)] == wanted
+    assert [again.train[i].tokens.tolist() for i in range(24)] == expected
 
 
 READ = """
@@ -171,9 +171,9 @@ def test_two_processes_make_one_table_and_both_succeed(tmp_path: Path, cache: Pa
     config = tiny_config(tmp_path, num_rows=1000)
     config.to_yaml(tmp_path / "c.yaml")
     processes = [start(tmp_path / "c.yaml") for _ in range(2)]
-    told = [process.communicate()[0] for process in processes]
+    outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert told[0] == told[1]
+    assert outputs[0] == outputs[1]
     assert len(tables(cache)) == 1
 
 
@@ -208,7 +208,7 @@ def test_another_code_does_not_use_what_this_one_kept(tmp_path: Path, cache: Pat
     command = [sys.executable, "-c", READ, str(tmp_path / "c.yaml")]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     assert len(tables(cache)) == 2
-    codes = {json.loads((one / "table.json").read_text())["inputs"]["code"] for one in tables(cache)}
+    codes = {json.loads((folder / "table.json").read_text())["inputs"]["code"] for folder in tables(cache)}
     assert len(codes) == 2
     assert code_version() in codes
 

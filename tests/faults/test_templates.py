@@ -102,14 +102,14 @@ REFUSED = {
         r"model\.chat_template: it takes more than 2 s, or too much memory, as for 2 chats before",
     ),
     "too much": (HARMFUL["a gigabyte of one text"], "the chat template refuses it: it writes more than 10,000,000"),
-    "nothing": ("", "the chat template drops what the user says"),
+    "nothing": ("", "the chat template drops the text of the user"),
     "no answers": (
         "{% for m in messages if m.role == 'user' %}{{ m.content }}<|im_end|>{% endfor %}",
         "the chat template changes or drops its text",
     ),
     "no questions": (
         "{% for m in messages if m.role == 'assistant' %}{{ m.content }}<|im_end|>{% endfor %}",
-        "the chat template drops what the user says",
+        "the chat template drops the text of the user",
     ),
     "other answers": (
         CHATML.replace("message['content']", "message['content'] | reverse"),

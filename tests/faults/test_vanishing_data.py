@@ -66,7 +66,7 @@ def test_a_row_of_a_changed_file_is_never_used(tmp_path: Path, harm: Callable[[P
     harm(tmp_path / "chats.jsonl")
     with pytest.raises(DataError, match=r"chats\.jsonl:5: the file was changed or removed"):
         table[4]
-    table._making.stop()
+    table._build.stop()
 
 
 @pytest.mark.parametrize("harm", [cut, Path.unlink])

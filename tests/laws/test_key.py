@@ -19,6 +19,7 @@ from oumi.core.configs.problems import semantic_problems, split_key
 from oumi.core.errors import ConfigError
 from oumi.core.plan import parts
 from oumi.core.plan.facts import Facts
+from oumi.core.plan.methods import METHODS
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import refusals
 from oumi.core.plan.render import plan_json
@@ -87,7 +88,8 @@ def test_a_key_changes_what_is_done_or_is_refused_or_told_as_not_read(key: str, 
 
 @pytest.mark.parametrize("name", [name for name in vars(parts) if name.endswith("Plan")])
 def test_every_value_of_the_plan_is_read_by_our_own_trainer(name: str) -> None:
-    modules = ["oumi.core.train", "oumi.core.trainers.native", "oumi.core.monitoring.trackers"]
+    methods = [spec.loss.partition(":")[0] for spec in METHODS.values() if spec.loss]
+    modules = ["oumi.core.train", "oumi.core.trainers.native", "oumi.core.monitoring.trackers", *methods]
     read = {
         node.attr
         for path in imported_by(modules)

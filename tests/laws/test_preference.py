@@ -52,7 +52,8 @@ def closed_form(config: TrainingConfig, num_steps: int) -> dict[str, list[float]
     data = read_training_data(plan, datetime(2026, 1, 1))
     plan = plan.with_num_rows(data.num_rows)
     loader = data.loader(plan)
-    model = AutoModelForCausalLM.from_pretrained(config.model.model_name, dtype=torch.float32)
+    dtype = getattr(torch, config.model.torch_dtype_str.replace("auto", "float32"))
+    model = AutoModelForCausalLM.from_pretrained(config.model.model_name, dtype=dtype)
     reference = deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.training.learning_rate, weight_decay=0.0)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, num_steps)
@@ -80,9 +81,9 @@ def closed_form(config: TrainingConfig, num_steps: int) -> dict[str, list[float]
 def log_prob(model: Any, document: Any) -> torch.Tensor:
     """Returns the log-probability of the trained tokens of a document."""
     tokens = torch.tensor(document.tokens).long()
-    log_probs = torch.log_softmax(model(tokens[None]).logits[0, :-1].float(), -1)
+    log_probs = torch.log_softmax(model(tokens[None]).logits[0, :-1], -1)
     of_tokens = log_probs.gather(1, tokens[1:, None])[:, 0]
-    return of_tokens[torch.tensor(document.is_target)[1:]].sum()
+    return of_tokens[torch.tensor(document.is_target)[1:]].double().sum()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-12)])

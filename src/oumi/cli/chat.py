@@ -84,9 +84,9 @@ class Talk:
         turns = [*self._turns, {"role": "user", "content": question}]
         while len(turns) > 1 and not self._fits(turns):
             turns = turns[2:]
-        said = stream_answer(self._speaker, [*self._start, *turns], on_text, self._max_new_tokens, self._temperature)
-        self._turns = [*turns, {"role": "assistant", "content": said}]
-        return said
+        answer = stream_answer(self._speaker, [*self._start, *turns], on_text, self._max_new_tokens, self._temperature)
+        self._turns = [*turns, {"role": "assistant", "content": answer}]
+        return answer
 
     def _fits(self, turns: list[dict[str, str]]) -> bool:
         """Returns True if a quarter of the model's length, or the longest answer, is left for the answer."""
@@ -138,6 +138,7 @@ def _say(text: str) -> None:
 
 def _trained_by(config: str) -> Path:
     from oumi.core.configs import TrainingConfig
+    from oumi.core.plan.trainer_kwargs import as_run
     from oumi.core.recipes import resolve_config
 
-    return Path(TrainingConfig.from_yaml(resolve_config(config)).training.output_dir).expanduser()
+    return Path(as_run(TrainingConfig.from_yaml(resolve_config(config))).training.output_dir).expanduser()

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from oumi.core.errors import ConfigError, Problem
+
 config_app = typer.Typer(help="Check and show config files.", no_args_is_help=True)
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -18,13 +20,11 @@ def check(
     files: Annotated[list[str], typer.Argument(help="Config files, recipes or oumi:// names.")],
 ) -> None:
     """Check config files; every problem of each is told."""
-    from oumi.core.errors import ConfigError
-
     failed = False
     for name in files:
         try:
-            check_file(name)
-            typer.echo(f"{name}: OK")
+            notes = check_file(name)
+            typer.echo("\n".join([f"{name}: OK", *(f"  note: {note}" for note in notes)]))
         except ConfigError as error:
             failed = True
             typer.echo(str(error), err=True)
@@ -56,26 +56,25 @@ def show(
 def schema(kind: Annotated[str, typer.Option(help="training or job")] = "training") -> None:
     """Print the JSON Schema of a kind of file, for editors."""
     from oumi.core.configs import JobConfig, TrainingConfig
-    from oumi.core.errors import ConfigError
 
     classes = {"training": TrainingConfig, "job": JobConfig}
     if kind not in classes:
         raise ConfigError(f"--kind: got '{kind}', must be training or job")
-    made = {"$schema": "https://json-schema.org/draft/2020-12/schema", **classes[kind].model_json_schema()}
-    typer.echo(json.dumps(made, indent=1))
+    document = {"$schema": "https://json-schema.org/draft/2020-12/schema", **classes[kind].model_json_schema()}
+    typer.echo(json.dumps(document, indent=1))
 
 
-def check_file(name: str) -> None:
-    """Raises ConfigError with every problem of a file, those of its trainer included."""
-    from oumi.core.configs import TrainingConfig
-    from oumi.core.errors import ConfigError
-    from oumi.core.plan.refusals import refusals
+def check_file(name: str) -> list[Problem]:
+    """Returns what a file leaves to whoever launches it; raises ConfigError with every problem."""
+    from oumi.core.configs import JobConfig
+    from oumi.core.plan.refusals import load_checked
     from oumi.core.recipes import resolve_config
 
     path = resolve_config(name, kind_of(name))
-    config = class_of(path).from_yaml(path)
-    if isinstance(config, TrainingConfig) and (found := refusals(config)):
-        raise ConfigError(found, path.name)
+    if class_of(path) is JobConfig:
+        return JobConfig.from_yaml(path).missing_at_launch()
+    load_checked(path)
+    return []
 
 
 def class_of(path: Path):  # type: ignore[no-untyped-def]  # one of two classes, imported late

@@ -132,29 +132,31 @@ def stats(
 
     plan, loaded = _loaded(config, context.args, keeps=True)
     loaded.close(may_wait=True)
-    out, made = drawing.console(), dict[str, Any]()
+    out, report = drawing.console(), dict[str, Any]()
     for split, epoch in (("train", loaded.train), ("validation", loaded.validation)):
         assert not isinstance(epoch, StreamedRows), "a stream is kept, so that it can be counted"
         if not len(epoch):
             continue
-        whole = describe(epoch.parts)
+        total = describe(epoch.parts)
         parts = [describe([part]) for part in epoch.parts]
-        ledgers = [one.to_dict() for one in loaded.ledgers[split]]
+        ledgers = [account.to_dict() for account in loaded.ledgers[split]]
         packed = _packing(epoch)
         duplicates = loaded.duplicates.get(split, {})
-        made[split] = {
-            **whole.to_dict(),
+        report[split] = {
+            **total.to_dict(),
             "packed": packed,
             "duplicates": duplicates,
             "datasets": [{**ledger, "epoch": part.to_dict()} for ledger, part in zip(ledgers, parts, strict=True)],
         }
         if not as_json:
             drawing.rule(out, split)
-            _tell_datasets(out, ledgers, parts)
-            _tell_epoch(out, plan, whole, packed)
-            _tell_duplicates(out, duplicates, [one.dataset for of in loaded.ledgers.values() for one in of])
+            _print_datasets(out, ledgers, parts)
+            _print_epoch(out, plan, total, packed)
+            _print_duplicates(
+                out, duplicates, [account.dataset for accounts in loaded.ledgers.values() for account in accounts]
+            )
     if as_json:
-        typer.echo(json.dumps(made, indent=1))
+        typer.echo(json.dumps(report, indent=1))
 
 
 def validate(context: typer.Context, config: ConfigOption) -> None:
@@ -171,14 +173,15 @@ def validate(context: typer.Context, config: ConfigOption) -> None:
     out = drawing.console()
     rows = [("data set", "split", "read", "= trained", "+ truncated", "+ rejected")]
     for split, of_split in ledgers.items():
-        for one in of_split:
-            counts = (one.counts.read, one.counts.trained, one.counts.truncated, one.counts.rejected)
-            rows.append((one.dataset, split, *(f"{number:,}" for number in counts)))
+        for account in of_split:
+            counts = account.counts
+            numbers = (counts.read, counts.trained, counts.truncated, counts.rejected)
+            rows.append((account.dataset, split, *(f"{number:,}" for number in numbers)))
     drawing.draw_table(out, rows)
-    for one in (ledger for of_split in ledgers.values() for ledger in of_split):
-        for line in one.counts.shown:
+    for counts in (account.counts for of_split in ledgers.values() for account in of_split):
+        for line in counts.shown:
             drawing.draw_note(out, f"✗ {line}", style="red")
-        if (more := one.counts.rejected - len(one.counts.shown)) > 0:
+        if (more := counts.rejected - len(counts.shown)) > 0:
             drawing.draw_note(out, f"✗ ... and {drawing.counted(more, 'row')} more", style="red")
     if problems:
         listed = "\n".join(problems)
@@ -193,16 +196,15 @@ for _command in (preview, stats, validate):
 def _planned(config: str, arguments: list[str]) -> Plan:
     """Returns the plan of a config; its trainer need not be built yet."""
     from oumi.cli.overrides import parse_overrides
-    from oumi.core.configs import TrainingConfig
     from oumi.core.inspect import gather_facts
     from oumi.core.plan.plan import make_plan
-    from oumi.core.plan.refusals import check
+    from oumi.core.plan.refusals import load_checked
+    from oumi.core.plan.trainer_kwargs import as_run
     from oumi.core.recipes import resolve_config
 
-    loaded = TrainingConfig.load(resolve_config(config), parse_overrides(arguments))
+    loaded = as_run(load_checked(resolve_config(config), parse_overrides(arguments), reads_only=True))
     if loaded.data.validation.datasets and loaded.training.eval_strategy == "no":
         loaded.training.eval_strategy = "epoch"  # so that the rows are read, though no training measures them
-    check(loaded, reads_only=True)
     return make_plan(loaded, gather_facts(loaded, may_download=True, counts_rows=False))
 
 
@@ -219,7 +221,9 @@ def _loaded(config: str, arguments: list[str], keeps: bool = False) -> tuple[Pla
     plan = _planned(config, arguments)
     from oumi.core.data.training_data import read_training_data
 
-    train, validation = (replace(one, max_rejected_rows=sys.maxsize) for one in (plan.data.train, plan.data.validation))
+    train, validation = (
+        replace(mixture, max_rejected_rows=sys.maxsize) for mixture in (plan.data.train, plan.data.validation)
+    )
     train = replace(train, stream=train.stream and not keeps)
     plan = replace(plan, data=replace(plan.data, train=train, validation=validation))
     return plan, read_training_data(plan, datetime.now())
@@ -239,38 +243,42 @@ def _packing(epoch: Epoch) -> dict[str, Any] | None:
     return {"rows": len(epoch), "empty_share": epoch.empty_share} if isinstance(epoch, Packed) else None
 
 
-def _tell_datasets(out: Console, ledgers: list[dict[str, Any]], parts: list[Statistics]) -> None:
+def _print_datasets(out: Console, ledgers: list[dict[str, Any]], parts: list[Statistics]) -> None:
     """Prints what became of the rows of each data set, and what each has of an epoch."""
     from oumi.cli import drawing
     from oumi.core.data.checks.statistics import histogram, percentiles
 
-    names = [one["dataset"] for one in ledgers]
+    names = [part["dataset"] for part in ledgers]
     keys = ("read", "trained", "truncated", "rejected")
     drawing.draw_table(
         out,
         [
             ("data set", "read", "= trained", "+ truncated", "+ rejected"),
-            *((name, *(f"{one['rows'][key]:,}" for key in keys)) for name, one in zip(names, ledgers, strict=True)),
+            *((name, *(f"{part['rows'][key]:,}" for key in keys)) for name, part in zip(names, ledgers, strict=True)),
         ],
     )
     if len(parts) > 1:
-        num_rows, num_tokens = (sum(getattr(one, fact) for one in parts) for fact in ("num_rows", "num_tokens"))
+        num_rows, num_tokens = (sum(getattr(part, fact) for part in parts) for fact in ("num_rows", "num_tokens"))
         epoch = [("in an epoch", "rows", "of all", "tokens", "of all", "trained")]
         spread = [("tokens a row", "min", "p50", "p90", "p99", "max", "")]
-        for name, one in zip(names, parts, strict=True):
-            shares = (one.num_rows / num_rows, one.num_tokens / num_tokens, one.num_targets / max(one.num_tokens, 1))
+        for name, part in zip(names, parts, strict=True):
+            shares = (
+                part.num_rows / num_rows,
+                part.num_tokens / num_tokens,
+                part.num_targets / max(part.num_tokens, 1),
+            )
             of_rows, of_tokens, trained = (f"{share:.1%}" for share in shares)
-            epoch.append((name, f"{one.num_rows:,}", of_rows, f"{one.num_tokens:,}", of_tokens, trained))
-            if one.num_rows:
-                line = f"{drawing.sparkline(histogram(one.lengths)):<13}"
-                spread.append((name, *(f"{value:,}" for value in percentiles(one.lengths).values()), line))
+            epoch.append((name, f"{part.num_rows:,}", of_rows, f"{part.num_tokens:,}", of_tokens, trained))
+            if part.num_rows:
+                line = f"{drawing.sparkline(histogram(part.lengths)):<13}"
+                spread.append((name, *(f"{value:,}" for value in percentiles(part.lengths).values()), line))
         drawing.draw_table(out, epoch)
         drawing.draw_table(out, spread)
     for name, ledger in zip(names, ledgers, strict=True):
-        _tell_losses(out, drawing.shortened(name, 40), ledger)
+        _print_losses(out, drawing.shortened(name, 40), ledger)
 
 
-def _tell_losses(out: Console, name: str, ledger: dict[str, Any]) -> None:
+def _print_losses(out: Console, name: str, ledger: dict[str, Any]) -> None:
     """Prints what of a data set is not trained, and why."""
     from oumi.cli import drawing
 
@@ -285,39 +293,39 @@ def _tell_losses(out: Console, name: str, ledger: dict[str, Any]) -> None:
         drawing.draw_note(out, f"✗ {name}: {number:,} x {reason}")
 
 
-def _tell_epoch(out: Console, plan: Plan, found: Statistics, packed: dict[str, Any] | None) -> None:
+def _print_epoch(out: Console, plan: Plan, statistics: Statistics, packed: dict[str, Any] | None) -> None:
     """Prints the totals of an epoch and how its lengths are spread."""
     from oumi.cli import drawing
     from oumi.core.data.checks.statistics import histogram, percentiles
 
-    share = found.num_targets / max(found.num_tokens, 1)
+    share = statistics.num_targets / max(statistics.num_tokens, 1)
     what = "pair" if plan.method.spec.term == "pair" else "row"
     drawing.draw_note(
         out,
-        f"an epoch: {drawing.counted(found.num_rows, what)}, {found.num_tokens:,} tokens, "
-        f"{found.num_targets:,} of them trained ({share:.1%})",
+        f"an epoch: {drawing.counted(statistics.num_rows, what)}, {statistics.num_tokens:,} tokens, "
+        f"{statistics.num_targets:,} of them trained ({share:.1%})",
     )
     if packed is not None:
         rows, length = drawing.counted(packed["rows"], "row"), plan.model.max_length
         drawing.draw_note(out, f"packed: {rows} of {length:,} tokens, {packed['empty_share']:.1%} of the places empty")
-    spreads = [(f"tokens a {what}", found.lengths), (f"trained tokens a {what}", found.targets)]
+    spreads = [(f"tokens a {what}", statistics.lengths), (f"trained tokens a {what}", statistics.targets)]
     for name, values in spreads if 0 < share < 1 else spreads[:1]:
-        told = "  ".join(f"{key} {value:,}" for key, value in percentiles(values).items())
-        drawing.draw_note(out, f"{name}: {told}")
+        line = "  ".join(f"{key} {value:,}" for key, value in percentiles(values).items())
+        drawing.draw_note(out, f"{name}: {line}")
         drawing.draw_histogram(out, histogram(values))
 
 
-def _tell_duplicates(out: Console, duplicates: dict[str, Any], names: list[str]) -> None:
+def _print_duplicates(out: Console, duplicates: dict[str, Any], names: list[str]) -> None:
     """Prints which rows stand in the data more than once; a file is named without its folder."""
     from oumi.cli import drawing
-    from oumi.core.data.checks.duplicates import TOLD
+    from oumi.core.data.checks.duplicates import DUPLICATE_KINDS
 
-    for kind, one in duplicates.items():
-        if one["rows"]:
-            drawing.draw_note(out, f"! {TOLD[kind]}: {one['rows']:,}")
-            for line in one["first"]:
+    for kind, repeats in duplicates.items():
+        if repeats["rows"]:
+            drawing.draw_note(out, f"! {DUPLICATE_KINDS[kind]}: {repeats['rows']:,}")
+            for line in repeats["first"]:
                 for name in names:
                     line = line.replace(name, Path(name).name)
                 drawing.draw_note(out, line, indent=4)
-    if not any(one["rows"] for one in duplicates.values()):
+    if not any(repeats["rows"] for repeats in duplicates.values()):
         drawing.draw_note(out, "no duplicates" + (", none of them trained" if "trained" in duplicates else ""))

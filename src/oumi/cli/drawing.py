@@ -90,21 +90,21 @@ def turns_of(example: Example, tokenizer: Any) -> list[int]:
 
 def draw_histogram(out: Console, bins: Sequence[Bin]) -> None:
     """Prints bins as bars with their counts and shares."""
-    total, most = sum(one.count for one in bins), max(one.count for one in bins)
-    labels = [f"{one.low:,} or more" if one.high is None else f"{one.low:,} - {one.high:,}" for one in bins]
+    total, most = sum(part.count for part in bins), max(part.count for part in bins)
+    labels = [f"{part.low:,} or more" if part.high is None else f"{part.low:,} - {part.high:,}" for part in bins]
     wide, digits = max(map(len, labels)), len(f"{most:,}")
     room = min(out.width - wide - digits - 14, _MAX_BAR)
-    for label, one in zip(labels, bins, strict=True):
-        line = Text(f"    {label:>{wide}}  {one.count:>{digits},} {one.count / total:>4.0%} ")
-        line.append(_bar(one.count / most, max(room, 4)), style="cyan")
+    for label, part in zip(labels, bins, strict=True):
+        line = Text(f"    {label:>{wide}}  {part.count:>{digits},} {part.count / total:>4.0%} ")
+        line.append(_bar(part.count / most, max(room, 4)), style="cyan")
         line.rstrip()
         out.print(line, no_wrap=True)
 
 
 def sparkline(bins: Sequence[Bin]) -> str:
     """Returns bins as one character each."""
-    most = max((one.count for one in bins), default=0)
-    return "".join(" ▁▂▃▄▅▆▇█"[-(-8 * one.count // most)] for one in bins)
+    most = max((part.count for part in bins), default=0)
+    return "".join(" ▁▂▃▄▅▆▇█"[-(-8 * part.count // most)] for part in bins)
 
 
 def draw_table(out: Console, rows: Sequence[Sequence[str]]) -> None:
@@ -172,5 +172,5 @@ def _shown(text: str) -> str:
 
 def _bar(share: float, width: int) -> str:
     eighths = round(8 * width * share)
-    whole, rest = divmod(max(eighths, 1) if share else 0, 8)
-    return ("█" * whole + _EIGHTHS[rest]).rstrip()
+    num_full, rest = divmod(max(eighths, 1) if share else 0, 8)
+    return ("█" * num_full + _EIGHTHS[rest]).rstrip()

@@ -16,26 +16,26 @@ def env(
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, all packages included.")] = False,
 ) -> None:
     """Show versions, devices and environment variables. Secrets are masked."""
-    found = describe_environment()
-    typer.echo(json_text.dumps(found, indent=2) if json else "\n".join(_lines(found)))
+    facts = describe_environment()
+    typer.echo(json_text.dumps(facts, indent=2) if json else "\n".join(_lines(facts)))
 
 
-def _lines(found: dict[str, Any]) -> Iterable[str]:
-    device, git = found["device"], found["git"]
-    yield f"Oumi      {found['packages'].get('oumi', 'not installed')}"
-    yield f"Python    {found['python']}"
-    yield f"Platform  {found['platform']}"
+def _lines(facts: dict[str, Any]) -> Iterable[str]:
+    device, git = facts["device"], facts["git"]
+    yield f"Oumi      {facts['packages'].get('oumi', 'not installed')}"
+    yield f"Python    {facts['python']}"
+    yield f"Platform  {facts['platform']}"
     bf16 = "with" if device["has_bf16"] else "without"
     memory = f"{device['memory_bytes'] / 2**30:.0f} GiB, {bf16} bfloat16"
     yield f"Device    {device['device']}: {device['device_name']}, {memory}; {device['num_cpus']} CPUs"
-    for i, gpu in enumerate(found["gpus"]):
+    for i, gpu in enumerate(facts["gpus"]):
         yield f"GPU {i}     {gpu['name']}, {gpu['memory_mib']} MiB, driver {gpu['driver']}"
     if git:
         yield f"Git       {git['commit']} ({git['branch']}{', changed' if git['is_changed'] else ''})"
     yield from ("", "Packages")
-    yield from _table((name, found["packages"].get(name, "-")) for name in PACKAGES)
+    yield from _table((name, facts["packages"].get(name, "-")) for name in PACKAGES)
     yield from ("", "Environment variables")
-    yield from _table(found["environment"].items()) if found["environment"] else ["  none that matter here"]
+    yield from _table(facts["environment"].items()) if facts["environment"] else ["  none that matter here"]
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> Iterable[str]:

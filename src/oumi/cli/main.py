@@ -40,8 +40,8 @@ _ABOUT_MEMORY = {"train", "plan", "quickstart"}
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(is_requested: bool) -> None:
+    if is_requested:
         typer.echo(__version__)
         raise typer.Exit
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from oumi.core.configs.loading import Override
+from oumi.core.configs.overrides import Override
 from oumi.core.errors import ConfigError, Problem
 
 
@@ -16,17 +16,15 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
     `--a.b 1`, `--a.b=1`, `--a.b[0].c x`, `--a.flag` for true, `--no-a.flag` for false. `--local-rank` of old
     launchers is dropped.
 
-    Raises:
-        ConfigError: An argument that is none of these; names each.
+    An argument that is none of these is malformed, which is told together with what is wrong with the file.
     """
-    found: list[Override] = []
-    wrong: list[Problem] = []
+    overrides: list[Override] = []
     waiting = list(arguments)
     while waiting:
         flag = waiting.pop(0)
         name, equals, text = flag.removeprefix("--").partition("=")
         if not flag.startswith("--") or not name:
-            wrong.append(Problem("", _wanted(flag), flag))
+            overrides.append(Override("", "", flag, malformed=_usage(flag)))
             continue
         if name.startswith(("local-rank", "local_rank")):
             if not equals and waiting and not waiting[0].startswith("--"):
@@ -36,13 +34,17 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
             name, text = name.removeprefix("no-"), "false"
         elif not equals:
             text = waiting.pop(0) if waiting and not _is_flag(waiting[0]) else "true"
-        found.append(Override(name, text, flag.partition("=")[0]))
-    if wrong:
-        raise ConfigError(wrong, "command line")
-    return found
+        overrides.append(Override(name, text, flag.partition("=")[0]))
+    return overrides
 
 
-def _wanted(argument: str) -> str:
+def refuse_malformed(overrides: Sequence[Override]) -> None:
+    """Raises ConfigError with the arguments that are no overrides, where there is no file to tell them with."""
+    if malformed := [Problem("", override.malformed, override.flag) for override in overrides if override.malformed]:
+        raise ConfigError(malformed, "command line")
+
+
+def _usage(argument: str) -> str:
     """Returns what an argument that is no flag was probably meant to be."""
     if argument.endswith((".yaml", ".yml")):
         return f"wanted --section.key value; a config file is named with -c {argument}"

@@ -16,14 +16,12 @@ def plan(
 ) -> None:
     """Show what a run will do: steps, batch sizes, precision, disk. Overrides may follow."""
     from oumi.cli.overrides import parse_overrides
-    from oumi.core.configs import TrainingConfig
     from oumi.core.inspect import gather_facts
     from oumi.core.plan.plan import make_plan
-    from oumi.core.plan.refusals import check
+    from oumi.core.plan.refusals import load_checked
     from oumi.core.plan.render import plan_json, plan_text
     from oumi.core.recipes import resolve_config
 
-    loaded = TrainingConfig.load(resolve_config(config), parse_overrides(context.args))
-    check(loaded)
-    made = make_plan(loaded, gather_facts(loaded))
-    typer.echo(json.dumps(plan_json(made), indent=1) if as_json else plan_text(made))
+    loaded = load_checked(resolve_config(config), parse_overrides(context.args))
+    run_plan = make_plan(loaded, gather_facts(loaded))
+    typer.echo(json.dumps(plan_json(run_plan), indent=1) if as_json else plan_text(run_plan))

@@ -37,10 +37,10 @@ def quickstart(
     _show(right, before, after)
     share = _share_right(right, after)
     minutes, seconds = divmod(round(time.perf_counter() - started), 60)
-    taken = f"{minutes}:{seconds:02d}"
+    duration = f"{minutes}:{seconds:02d}"
     if max_steps is not None:
         typer.echo(f"Cut short after {max_steps} steps; a whole run reaches {PASS_SHARE:.0%}.")
-    typer.echo(f"Right answers: {_share_right(right, before):.0%} before, {share:.1%} after, in {taken}.")
+    typer.echo(f"Right answers: {_share_right(right, before):.0%} before, {share:.1%} after, in {duration}.")
     _tell_next(output_dir)
     if max_steps is None and share < PASS_SHARE:
         typer.echo(f"That is fewer than the {PASS_SHARE:.0%} that a whole run reaches.", err=True)
@@ -75,7 +75,7 @@ def _ask(speaker: Speaker, turns: list[Turn]) -> list[str]:
 
 
 def _share_right(turns: list[Turn], answers: list[str]) -> float:
-    return sum(right == said for (_, right), said in zip(turns, answers, strict=True)) / len(turns)
+    return sum(right == answer for (_, right), answer in zip(turns, answers, strict=True)) / len(turns)
 
 
 def _show(turns: list[Turn], before: list[str], after: list[str]) -> None:
@@ -86,8 +86,8 @@ def _show(turns: list[Turn], before: list[str], after: list[str]) -> None:
 
     table = Table("Question", "Before", "After", "Right answer")
     for (question, right), old, new in list(zip(turns, before, after, strict=True))[:_NUM_SHOWN]:
-        said = [Text(_printable(text), style="green" if text == right else "red") for text in (old, new)]
-        table.add_row(question, *said, right)
+        texts = [Text(_printable(text), style="green" if text == right else "red") for text in (old, new)]
+        table.add_row(question, *texts, right)
     Console().print("", table)
 
 

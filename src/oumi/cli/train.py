@@ -19,11 +19,10 @@ def train(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the whole config first.")] = False,
 ) -> None:
     """Train a model. Any key of the config can follow: --training.learning_rate 1e-4."""
-    from oumi.cli.overrides import parse_overrides
-    from oumi.core import recipes
-    from oumi.core.configs import TrainingConfig
+    from oumi.cli.overrides import parse_overrides, refuse_malformed
+    from oumi.core import log, recipes
     from oumi.core.configs.loading import read_text
-    from oumi.core.plan.refusals import check
+    from oumi.core.plan.refusals import load_checked
     from oumi.core.system import host
 
     if list_recipes:
@@ -33,17 +32,19 @@ def train(
         return
     overrides = parse_overrides(context.args)
     if config is None:
+        refuse_malformed(overrides)
         raise typer.BadParameter("missing; name a config file or a recipe", param_hint="--config / -c")
     path = recipes.resolve_config(config)
-    loaded = TrainingConfig.load(path, overrides)
-    check(loaded)  # before torch is imported: a typo is told at once
+    loaded = load_checked(path, overrides)  # before torch is imported: a typo is told at once
     host.let_waiting_threads_sleep()
     from oumi.core.train import train as carry_out
 
-    _tell(carry_out(loaded, verbose=verbose, source=read_text(path)), loaded.training)
+    result = carry_out(loaded, verbose=verbose, source=read_text(path))
+    if log.current_rank() == 0:
+        _print_result(result, loaded.training)
 
 
-def _tell(result: TrainResult, training: TrainingParams) -> None:
+def _print_result(result: TrainResult, training: TrainingParams) -> None:
     loss = f", loss {result.metrics['loss']:.4f}" if "loss" in result.metrics else ""
     typer.echo(f"\nDone after {result.steps} steps{loss}: {result.output_dir}")
     if training.save_final_model:

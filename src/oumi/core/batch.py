@@ -64,8 +64,8 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """How many tokens the stream holds."""
-        return len(self.tokens)
+        """How many tokens the rows hold."""
+        return len(self.tokens) if self.num_rows else 0
 
     def to(self, device: torch.device) -> Batch:
         """Returns the same batch on `device`."""
@@ -86,7 +86,7 @@ class Batch:
 
         No row is parted. A batch with images stays whole: which features belong to which of them, only the model knows.
         """
-        if num_parts == 1 or self.num_images:
+        if num_parts == 1 or self.num_images or not self.num_rows:
             return [self]
         row_offsets = np.array([self.offsets[document] for document in self.rows])
         places = [self.num_tokens * i / num_parts for i in range(num_parts + 1)]
@@ -113,6 +113,24 @@ class Batch:
             rows=rows,
             columns=columns,
         )
+
+
+def empty_batch() -> Batch:
+    """Returns a batch without rows, for a rank that has none left where others have: all take as many micro-batches.
+
+    It holds one token that belongs to no row, since a model cannot take none.
+    """
+    token = torch.zeros(1, dtype=torch.int64)
+    return Batch(
+        tokens=token,
+        positions=token,
+        targets=torch.full_like(token, IGNORED),
+        trained=token[:0],
+        offsets=(0, 1),
+        sources=(Source("", "no row", 0),),
+        rows=(0,),
+        columns=(),
+    )
 
 
 def collate(examples: Sequence[Example]) -> Batch:

@@ -70,6 +70,10 @@ class NotFiniteError(OumiError):
     exit_code = 76
 
 
+class OtherRankError(OumiError):
+    """Another process of the run stopped, and tells why itself."""
+
+
 class RefusedError(OumiError):
     """Refused because it could run foreign code or leak a secret."""
 
@@ -82,14 +86,14 @@ def listing(subject: str, problems: Sequence[Problem]) -> str:
     return "\n".join([f"{subject}: {count}", *(f"  {problem}" for problem in problems)])
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
+def nearest(name: str, names: Iterable[str]) -> str | None:
     """Returns the known name that is spelled most like `name`, or None if none is near."""
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    found = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
-    return by_lower[found[0]] if found else None
+    by_lower = {candidate.lower(): candidate for candidate in names}
+    matches = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[matches[0]] if matches else None
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Returns `, did you mean 'x'?` for the nearest known name, or an empty string."""
-    near = nearest(name, known)
+    near = nearest(name, names)
     return f", did you mean '{near}'?" if near else ""

@@ -34,10 +34,10 @@ def hub_errors(what: str, name: str) -> Iterator[None]:
     except OumiError:
         raise
     except (OSError, ValueError, TypeError, RuntimeError, ImportError, StrictDataclassError, SafetensorError) as error:
-        told = _explain(what, name, error)
-        if told is None:
+        explained = _explain(what, name, error)
+        if explained is None:
             raise
-        raise told from error
+        raise explained from error
 
 
 @contextmanager
@@ -55,13 +55,13 @@ def remote_code_refused(name: str) -> Iterator[None]:
 
 def _explain(what: str, name: str, error: BaseException) -> OumiError | None:
     chain = list(_chain(error))
-    if any(isinstance(one, OSError) and one.errno in _DISK_FULL for one in chain):
+    if any(isinstance(cause, OSError) and cause.errno in _DISK_FULL for cause in chain):
         home = os.environ.get("HF_HOME", "~/.cache/huggingface")
         return StorageError(
             f"{what} {name}: the disk of the cache is full. Free some, or set HF_HOME to another place than {home}"
         )
-    kinds = {type(one).__name__ for one in chain}
-    status = next((code for one in chain if (code := _status(one)) is not None), None)
+    kinds = {type(cause).__name__ for cause in chain}
+    status = next((code for cause in chain if (code := _status(cause)) is not None), None)
     kind = DataError if what == "data set" else ConfigError
     if "GatedRepoError" in kinds or status == 403:
         return kind(
@@ -86,22 +86,22 @@ def _explain(what: str, name: str, error: BaseException) -> OumiError | None:
             "HF_ENDPOINT names another Hub; with HF_HUB_OFFLINE=1 only the cache is used"
         )
     if what != "data set":
-        told = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
-        return ConfigError(f"{what} {name}: {told or type(error).__name__}")
+        reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
+        return ConfigError(f"{what} {name}: {reason or type(error).__name__}")
     return None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """Yields an error and everything that led to it; libraries hide the cause below their own."""
-    seen: set[int] = set()
+    visited: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
-        one = waiting.pop(0)
-        if one is None or id(one) in seen:
+        cause = waiting.pop(0)
+        if cause is None or id(cause) in visited:
             continue
-        seen.add(id(one))
-        yield one
-        waiting += [one.__cause__, one.__context__]
+        visited.add(id(cause))
+        yield cause
+        waiting += [cause.__cause__, cause.__context__]
 
 
 def _status(error: BaseException) -> int | None:
@@ -115,7 +115,7 @@ def _is_unreachable(kinds: set[str], chain: list[BaseException]) -> bool:
         "ReadError",
         "OfflineModeIsEnabled", "LocalEntryNotFoundError", "RemoteProtocolError",
     }  # fmt: skip
-    texts = " ".join(str(one) for one in chain)
+    texts = " ".join(str(cause) for cause in chain)
     return bool(kinds & names) or "offline mode" in texts.lower() or "couldn't connect to" in texts.lower()
 
 

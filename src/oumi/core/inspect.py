@@ -22,6 +22,7 @@ from oumi.core.errors import ConfigError, DataError
 from oumi.core.hub import hub_errors
 from oumi.core.plan.facts import Facts, ModelFacts
 from oumi.core.plan.shapes import shape_of
+from oumi.core.plan.trainer_kwargs import as_run
 from oumi.core.recipes import resolve_asset
 from oumi.core.system import host
 
@@ -32,7 +33,9 @@ _UNLIMITED = 1_000_000_000
 """Tokenizers without a length of their own say some number above this."""
 
 
-def gather_facts(config: TrainingConfig, may_download: bool = False, counts_rows: bool = True) -> Facts:
+def gather_facts(
+    config: TrainingConfig, may_download: bool = False, counts_rows: bool = True, local_size: int = 1
+) -> Facts:
     """Returns the facts for a plan.
 
     Args:
@@ -40,10 +43,12 @@ def gather_facts(config: TrainingConfig, may_download: bool = False, counts_rows
         may_download: Fetch the few small files that describe a model of the Hub. Otherwise what is not in the
             cache stays unknown.
         counts_rows: Count the rows of the training set, if that takes no reading.
+        local_size: Processes of the run on this machine, which share its memory.
 
     Raises:
         ConfigError: No such model, or no access to it.
     """
+    config = as_run(config)
     machine = host.describe_host()
     return Facts(
         device=machine.device,
@@ -51,7 +56,7 @@ def gather_facts(config: TrainingConfig, may_download: bool = False, counts_rows
         has_bf16=machine.has_bf16,
         has_fp8=machine.has_fp8,
         num_cpus=machine.num_cpus,
-        memory_bytes=machine.memory_bytes,
+        memory_bytes=machine.memory_bytes // (local_size if machine.device == "cpu" else 1),
         free_bytes=host.free_bytes(Path(config.training.output_dir).expanduser().absolute()),
         num_rows=_count_rows(config) if counts_rows else None,
         model=_model_facts(config.model, may_download),
@@ -68,7 +73,7 @@ def gather_facts(config: TrainingConfig, may_download: bool = False, counts_rows
 
 def index_ahead(config: TrainingConfig) -> None:
     """Begins to look for the lines of local files, beside what is imported next; errors are told when they are read."""
-    paths = [Path(one.dataset_path or "").expanduser() for one in config.data.train.datasets if one.is_file]
+    paths = [Path(params.dataset_path or "").expanduser() for params in config.data.train.datasets if params.is_file]
     if paths and not config.data.train.stream:
         threading.Thread(target=_index, args=(paths,), daemon=True).start()
 
@@ -91,7 +96,7 @@ def _count_rows(config: TrainingConfig) -> int | None:
         if count is None:
             return None
         counts.append(count)
-    proportions = [one.mixture_proportion for one in train.datasets if one.mixture_proportion is not None]
+    proportions = [data.mixture_proportion for data in train.datasets if data.mixture_proportion is not None]
     return sum(draws_of(counts, proportions or None, train.mixture_strategy))
 
 
@@ -113,9 +118,9 @@ def _model_facts(model: ModelParams, may_download: bool) -> ModelFacts:
     tensors = _tensors(path.parent) if model.load_pretrained_weights else {}
     tokenizer = model.tokenizer_name or name
     return ModelFacts(
-        are_known=True,
-        num_parameters=sum(_size(one["shape"]) for one in tensors.values()) if tensors else None,
-        matrices={name: tuple(one["shape"]) for name, one in tensors.items() if len(one["shape"]) == 2},
+        are_available=True,
+        num_parameters=sum(_size(tensor["shape"]) for tensor in tensors.values()) if tensors else None,
+        matrices={name: tuple(tensor["shape"]) for name, tensor in tensors.items() if len(tensor["shape"]) == 2},
         stored_dtype=_stored_dtype(config, tensors),
         max_positions=_max_positions(config),
         tokenizer_length=_tokenizer_length(
@@ -140,8 +145,8 @@ def _file(name: str, file: str, revision: str | None, may_download: bool) -> Pat
     with hub_errors("model", name), suppress(RemoteEntryNotFoundError):
         if may_download:
             return Path(hf_hub_download(name, file, revision=revision))
-        found = try_to_load_from_cache(name, file, revision=revision)
-        return Path(found) if isinstance(found, str) else None
+        path = try_to_load_from_cache(name, file, revision=revision)
+        return Path(path) if isinstance(path, str) else None
     return None
 
 
@@ -181,7 +186,7 @@ def _stored_dtype(config: dict[str, Any], tensors: dict[str, Any]) -> str | None
     named = config.get("dtype") or config.get("torch_dtype")
     if isinstance(named, str):
         return named
-    dtypes = [_DTYPES[one["dtype"]] for one in tensors.values() if one["dtype"] in _DTYPES]
+    dtypes = [_DTYPES[tensor["dtype"]] for tensor in tensors.values() if tensor["dtype"] in _DTYPES]
     return max(set(dtypes), key=dtypes.count) if dtypes else None
 
 
@@ -197,13 +202,13 @@ def _tokenizer_length(path: Path | None) -> int | None:
 
 def _tensors(folder: Path) -> dict[str, dict[str, Any]]:
     """Returns the dtype and shape of every tensor in the safetensors files of a folder, from their headers."""
-    found: dict[str, dict[str, Any]] = {}
+    tensors: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
-            found |= _header(path)
+            tensors |= _header(path)
         except (struct.error, ValueError, OverflowError, KeyError, TypeError) as error:
             raise ConfigError(f"{path}: not a safetensors file, or one that breaks off") from error
-    return found
+    return tensors
 
 
 def _header(path: Path) -> dict[str, dict[str, Any]]:
@@ -213,7 +218,7 @@ def _header(path: Path) -> dict[str, dict[str, Any]]:
         (length,) = struct.unpack("<Q", file.read(8))
         header: dict[str, dict[str, Any]] = json.loads(file.read(min(length, size)))
     header.pop("__metadata__", None)
-    if size != 8 + length + max((one["data_offsets"][1] for one in header.values()), default=0):
+    if size != 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0):
         raise ValueError("has another size than its tensors")
     return header
 

@@ -45,5 +45,5 @@ def file(output_dir: Path, level: str = "info") -> Iterator[None]:
 
 def current_rank() -> int:
     """Returns the rank of this process as its launcher told it, 0 when there is none."""
-    told = os.environ.get("RANK", "")
-    return int(told) if told.isdecimal() else 0
+    rank = os.environ.get("RANK", "")
+    return int(rank) if rank.isdecimal() else 0

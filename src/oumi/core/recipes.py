@@ -17,6 +17,7 @@ SHORT_NAMES: Mapping[str, Mapping[str, str]] = {
         "quickstart": "quickstart/train.yaml",
         "smollm-135m": "smollm/sft/135m/train.yaml",
         "smollm-135m-quickstart": "smollm/sft/135m/quickstart_train.yaml",
+        "smollm-135m-dpo": "smollm/dpo/135m/train.yaml",
         "llama3.2-1b": "llama3_2/sft/1b_full/train.yaml",
         "llama3.2-1b-lora": "llama3_2/sft/1b_lora/train.yaml",
         "llama3.2-3b": "llama3_2/sft/3b_full/train.yaml",
@@ -97,13 +98,13 @@ def resolve_asset(name: str) -> Path | str:
     """Returns the directory of a model that ships (`oumi://tiny`); any other name is returned as it is."""
     if not is_packaged(name):
         return name
-    wanted, root = name[len(_SCHEME) :], _PACKAGE / "embedded"
-    known = sorted(path.parent.name for path in root.glob("*/config.json"))
-    if wanted not in known:
-        names = [_SCHEME + one for one in known]
+    asset, root = name[len(_SCHEME) :], _PACKAGE / "embedded"
+    assets = sorted(path.parent.name for path in root.glob("*/config.json"))
+    if asset not in assets:
+        names = [_SCHEME + asset_name for asset_name in assets]
         hint = did_you_mean(name, names) or f"; there are: {', '.join(names) or 'none'}"
         raise ConfigError(f"no model '{name}' in this package{hint}")
-    return root / wanted
+    return root / asset
 
 
 def _packaged_file(relative: str, name: str) -> Path:
@@ -112,8 +113,8 @@ def _packaged_file(relative: str, name: str) -> Path:
     path = (root.parent / relative).resolve()
     if path.is_file() and path.is_relative_to(root.resolve()):
         return path
-    known = [f"configs/{file.relative_to(root).as_posix()}" for file in root.rglob("*.yaml")]
-    hint = did_you_mean(relative, known) or f"; all that ship are below {root}"
+    files = [f"configs/{file.relative_to(root).as_posix()}" for file in root.rglob("*.yaml")]
+    hint = did_you_mean(relative, files) or f"; all that ship are below {root}"
     raise ConfigError(f"{name}: not a file here, nor one that ships with this version{hint}")
 
 
@@ -125,6 +126,6 @@ def _unknown(path: Path, name: str, kind: str) -> str:
         beside = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         missing = "" if path.parent.is_dir() else f" (there is no directory {path.parent})"
         return f"{name}: no such file{missing}{did_you_mean(path.name, beside)}"
-    known = sorted(SHORT_NAMES.get(kind, {}))
-    hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
+    names = sorted(SHORT_NAMES.get(kind, {}))
+    hint = did_you_mean(name, names) or f"; known: {', '.join(names)}"
     return f"'{name}' is neither a file nor the short name of a {kind} recipe{hint}"

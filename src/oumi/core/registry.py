@@ -103,8 +103,8 @@ class AllParts:
 
     def get_dataset(self, name: str, subset: str | None = None) -> Any | None:
         """Returns the class of a data set: that of the subset if it has one of its own; None if there is none."""
-        whole = self.get(name, RegistryType.DATASET)
-        return (self.get(f"{name}/{subset}", RegistryType.DATASET) or whole) if subset else whole
+        dataset = self.get(name, RegistryType.DATASET)
+        return (self.get(f"{name}/{subset}", RegistryType.DATASET) or dataset) if subset else dataset
 
 
 REGISTRY = AllParts()

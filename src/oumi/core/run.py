@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +60,9 @@ class Progress:
     metrics: dict[str, float] = field(default_factory=dict)
     """The last value of everything that was measured."""
     stop_requested: bool = False
+    """The run ends after this step, with a checkpoint."""
+    stop_signaled: bool = False
+    """This process was asked to stop; the step asks all ranks, and then requests it of the run."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -87,7 +90,7 @@ class Run(Progress):
 class StepSource(Protocol):
     """Where the micro-batches of each step come from."""
 
-    def from_step(self, step: int) -> Iterator[list[Batch]]:
+    def from_step(self, step: int) -> Generator[list[Batch], None, None]:
         """Yields the micro-batches of step `step` (from 0), then of those after it."""
         ...
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from oumi.core import log
-from oumi.core.checkpoint.identity import Identity, lock_output_dir
+from oumi.core.checkpoint.identity import lock_output_dir
 from oumi.core.checkpoint.store import storage_errors
 from oumi.core.configs import TrainingConfig
 from oumi.core.configs.loading import dump
@@ -25,7 +25,7 @@ from oumi.core.plan.refusals import check
 from oumi.core.plan.render import plan_text
 from oumi.core.run_directory import write_plan, write_records
 from oumi.core.system import host
-from oumi.core.trainers.resume import begin, find_resume_point, mark_finished
+from oumi.core.trainers.resume import claim, find_resume_point, mark_finished
 from oumi.core.trainers.trainer import TRAINERS
 
 
@@ -59,19 +59,20 @@ def train(
     """
     host.keep_freed_memory()
     host.keep_little_code()
-    config = _joined(config, additional_model_kwargs or {}, additional_trainer_kwargs or {})
+    if not isinstance(config, TrainingConfig):
+        raise ConfigError(f"train() takes a TrainingConfig, got {type(config).__name__}")
+    config = config.with_kwargs(additional_model_kwargs or {}, additional_trainer_kwargs or {})
     check(config)  # every problem at once, before anything is loaded
     index_ahead(config)
     TRAINERS.get(config.training.trainer_type.name)  # imports what takes long, meanwhile
-    with World.start() as world:
-        plan = make_plan(config, gather_facts(config, may_download=True), world.size)  # pure: every number decided
-        print(
-            dump(config, hides_secrets=True) + plan_text(plan) if verbose else plan_text(plan),
-            file=sys.stderr,
-            flush=True,
-        )
+    with World.start(config.training.nccl_default_timeout_minutes) as world:
+        facts = gather_facts(config, may_download=True, local_size=world.local_size)
+        plan = make_plan(config, facts, world.size)  # pure: every number decided
+        if world.is_main:
+            text = dump(config, hides_secrets=True) + plan_text(plan) if verbose else plan_text(plan)
+            print(text, file=sys.stderr, flush=True)
         with (
-            lock_output_dir(plan.output_dir),
+            world.held_by_main(lock_output_dir(plan.output_dir)),
             storage_errors(plan.output_dir),
             log.file(plan.output_dir, plan.logs.level),
         ):
@@ -80,39 +81,28 @@ def train(
 
 
 def _run(plan: Plan, world: World, source: str | None) -> TrainResult:
-    start = find_resume_point(plan)
-    data = load_training_data(plan, start.began)
-    if start.is_finished(plan, data.fingerprint):
-        return _complete(plan, start.identity)
-    start.check_rows(data.fingerprint)
+    resume_point = world.on_main(lambda: find_resume_point(plan))
+    with world.run_first():  # the main rank makes tokens of the rows, the others read them
+        data = load_training_data(plan, resume_point.began, writes=world.is_main)
+    if resume_point.is_finished(plan, data.fingerprint):
+        complete = resume_point.identity
+        print(f"already complete after step {complete.finished_step}: {plan.output_dir}", file=sys.stderr)
+        return TrainResult(plan.output_dir, complete.finished_step or 0, complete.metrics or {})
+    resume_point.check_rows(data.fingerprint)
     plan = with_rows(plan, data.num_rows, data.largest)  # refused here if memory is short
-    begin(plan, start)
-    write_records(plan, source)
-    trainer = TRAINERS.get(plan.trainer).build(plan, world, data, start)
-    write_plan(trainer.run.plan)
+    if world.is_main:
+        claim(plan, resume_point)
+        write_records(plan, source)
+    trainer = TRAINERS.get(plan.trainer).build(plan, world, data, resume_point)
+    if world.is_main:
+        write_plan(trainer.run.plan)
     try:
         trainer.train()
     finally:
         data.close()
-        write_report(plan.output_dir, data.ledgers, data.duplicates)
+        if world.is_main:
+            write_report(plan.output_dir, data.ledgers, data.duplicates)
     trainer.save(plan.output_dir)
-    mark_finished(trainer.run, start, data.fingerprint)
+    if world.is_main:
+        mark_finished(trainer.run, resume_point, data.fingerprint)
     return TrainResult(plan.output_dir, trainer.run.state.step, dict(trainer.run.metrics))
-
-
-def _complete(plan: Plan, run: Identity) -> TrainResult:
-    print(f"already complete after step {run.finished_step}: {plan.output_dir}", file=sys.stderr)
-    return TrainResult(plan.output_dir, run.finished_step or 0, run.metrics or {})
-
-
-def _joined(
-    config: TrainingConfig, model_kwargs: Mapping[str, Any], trainer_kwargs: Mapping[str, Any]
-) -> TrainingConfig:
-    if not isinstance(config, TrainingConfig):
-        raise ConfigError(f"train() takes a TrainingConfig, got {type(config).__name__}")
-    if not model_kwargs and not trainer_kwargs:
-        return config
-    joined = config.model_copy(deep=True)
-    joined.model.model_kwargs = {**joined.model.model_kwargs, **model_kwargs}
-    joined.training.trainer_kwargs = {**joined.training.trainer_kwargs, **trainer_kwargs}
-    return joined

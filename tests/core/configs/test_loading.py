@@ -9,6 +9,7 @@ import pytest
 
 from oumi.core.configs import JobConfig, MixedPrecisionDtype, PeftSaveMode, TrainerType, TrainingConfig
 from oumi.core.errors import ConfigError
+from oumi.core.plan.refusals import check
 
 BASE = "model: {model_name: oumi://tiny}\ndata: {train: {datasets: [{dataset_name: a}]}}\n"
 FULL = """
@@ -139,15 +140,41 @@ def test_the_default_of_an_environment_variable_may_be_empty_or_hold_a_comma() -
     [
         ("run_name: '${training.run_name}'", "goes in a circle: training.run_name -> training.run_name"),
         ("run_name: '${training.nothing}'", "names no key of this config"),
-        ("run_name: '${oc.env:OUMI_TEST_UNSET}'", "environment variable OUMI_TEST_UNSET is not set"),
+        ("max_steps: '${oc.env:OUMI_TEST_UNSET}'", "environment variable OUMI_TEST_UNSET is not set"),
         ("run_name: '${oc.env:OUMI_TEST_UNSET,${training.seed}}'", "a reference inside a reference is not read"),
         ("run_name: '${model}'", "names a section or a list"),
     ],
 )
 def test_a_reference_that_cannot_be_filled_is_told_with_its_place(text: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=r"text:\d+:\d+ training\.run_name: ") as caught:
+    with pytest.raises(ConfigError, match=r"text:\d+:\d+ training\.(run_name|max_steps): ") as caught:
         TrainingConfig.from_str(f"{BASE}training: {{{text}}}")
     assert words in str(caught.value)
+    assert len(caught.value.problems) == 1
+
+
+def test_a_variable_that_another_machine_sets_stays_a_reference_until_the_run_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OUMI_TEST_UNSET", raising=False)
+    variable = "${oc.env:OUMI_TEST_UNSET}"
+    text = f"training: {{trainer_type: OUMI, output_dir: '{variable}/out', optimizer: '{variable}'}}"
+    config = TrainingConfig.from_str(BASE + text)
+    assert config.training.output_dir == "${oc.env:OUMI_TEST_UNSET}/out"
+    with pytest.raises(ConfigError) as refused:
+        check(config)
+    assert [problem.key for problem in refused.value.problems] == ["training.output_dir", "training.optimizer"]
+    config.to_yaml(tmp_path / "written.yaml")
+    monkeypatch.setenv("OUMI_TEST_UNSET", "sgd")
+    again = TrainingConfig.from_yaml(tmp_path / "written.yaml")
+    assert (again.training.output_dir, again.training.optimizer) == ("sgd/out", "sgd")
+    config.training.output_dir, config.training.optimizer = "out", "sgd"
+    check(config)
+
+
+def test_a_reference_is_filled_though_something_else_is_wrong() -> None:
+    with pytest.raises(ConfigError) as refused:
+        TrainingConfig.from_str(BASE + "training: {seed: 1, seed: 2, eval_steps: '${training.save_steps}'}")
+    assert [problem.message for problem in refused.value.problems] == ["given twice, first at text:3:12"]
 
 
 def test_references_can_be_left_as_they_are(tmp_path: Path) -> None:
@@ -245,6 +272,45 @@ def test_a_number_stays_one_where_it_is_wanted() -> None:
     )
     assert (config.training.learning_rate, config.training.max_steps) == (1e-4, 1000)
     assert config.data.train.datasets[0].dataset_kwargs == {"size": 7}
+
+
+def test_every_scalar_is_text_in_the_environment_of_a_job() -> None:
+    text = (
+        "resources: {cloud: gcp}\nrun: echo\nenvs: {A: true, B: , C: 008, D: no, E: 1e5, F: False, G: ~, H: 'null'}\n"
+    )
+    envs = {"A": "true", "B": "", "C": "008", "D": "no", "E": "1e5", "F": "False", "G": "", "H": "null"}
+    assert JobConfig.from_str(text).envs == envs
+    with pytest.raises(ConfigError, match=r"envs\.A: got a list, must be text"):
+        JobConfig.from_str("resources: {cloud: gcp}\nrun: echo\nenvs: {A: [b]}\n")
+
+
+def test_what_a_job_lacks_is_asked_for_at_launch() -> None:
+    job = JobConfig.from_str("resources: {cloud: frontier}\nrun: echo\n")
+    assert [problem.key for problem in job.missing_at_launch()] == ["user", "working_dir"]
+    job.user, job.working_dir = "me", "."
+    assert job.missing_at_launch() == []
+
+
+def test_a_section_list_or_mapping_without_a_word_is_empty() -> None:
+    config = TrainingConfig.from_str(
+        BASE.replace("}\n", ", freeze_layers: }\n", 1) + "training:\n  trainer_kwargs:\npeft:\nfsdp: ~\n"
+    )
+    assert (config.model.freeze_layers, config.training.trainer_kwargs) == ([], {})
+    assert config.peft == TrainingConfig().peft
+
+
+def test_a_config_may_name_files_of_another_machine() -> None:
+    config = TrainingConfig.from_str(BASE.replace("dataset_name: a", "dataset_name: a, dataset_path: /not/here.jsonl"))
+    config.finalize_and_validate()
+    with pytest.raises(ConfigError, match=r"dataset_path: no such file or directory: /not/here\.jsonl"):
+        check(config)
+
+
+def test_temperatures_of_a_loss_that_is_off_are_not_looked_at() -> None:
+    text = BASE + "training: {gold: {use_uld_loss: false, uld_student_temperature: 0}}"
+    TrainingConfig.from_str(text)
+    with pytest.raises(ConfigError, match=r"uld_student_temperature: got 0, must be > 0"):
+        TrainingConfig.from_str(text.replace("false", "true"))
 
 
 def test_a_job_file_is_told_as_one() -> None:

@@ -16,9 +16,12 @@ def test_a_place_that_is_no_number_is_told(monkeypatch: pytest.MonkeyPatch, name
         pass
 
 
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_that_cannot_be_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="WORLD_SIZE is 2"), World.start():
+    with pytest.raises(ConfigError, match=r"WORLD_SIZE is 2 .* MASTER_ADDR and MASTER_PORT are not set"), World.start():
+        pass
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(ConfigError, match=r"RANK is 2 .* below WORLD_SIZE, 2"), World.start():
         pass
 
 

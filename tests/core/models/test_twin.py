@@ -126,7 +126,7 @@ def decisions_of(model: Any) -> dict[str, Any]:
     return {
         "is_flat": flat.is_flat,
         "attention": model.config.get_text_config()._attn_implementation,
-        "has_whole_head": flat.has_whole_head,
+        "has_full_head": flat.has_full_head,
         "swapped": fuse_layers(model),
         "may_tie": may_tie(model.get_input_embeddings(), model.get_output_embeddings()),
     }
@@ -186,7 +186,7 @@ def test_a_model_that_cannot_be_tried_gets_its_plain_way_and_says_so(caplog: pyt
     finally:
         logger.removeHandler(caplog.handler)
     assert not language_model.is_flat
-    assert language_model.has_whole_head
+    assert language_model.has_full_head
     (message,) = set(caplog.messages)
     assert message.startswith(
         "batches are padded: flat batches cannot be tried: a small llama cannot be built: 6 heads"

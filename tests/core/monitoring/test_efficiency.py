@@ -61,7 +61,7 @@ def test_operations_are_those_that_torch_counts(model_type: str) -> None:
     work = model_flops(model)
     wanted = counter.get_total_flops()
     # Rotations and the choice of experts are products, too.
-    assert work.flops([40], 40, whole_squares=True) == pytest.approx(wanted, rel=0.02)
+    assert work.flops([40], 40, full_squares=True) == pytest.approx(wanted, rel=0.02)
 
 
 def test_a_frozen_weight_needs_no_gradient_of_its_own() -> None:

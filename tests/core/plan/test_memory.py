@@ -418,7 +418,7 @@ def test_the_largest_micro_batch_is_that_of_the_order(tmp_path: Path) -> None:
     run = trainer.run
     loader = run.loader.from_step(0)
     seen = [batch.num_tokens for _ in range(run.plan.num_steps) for batch in next(loader)]
-    longest = trainer._rows.largest(run.plan)
+    longest = trainer._data.largest(run.plan)
     assert longest is not None
     assert longest.tokens == max(seen)
     loader.close()  # type: ignore[attr-defined]

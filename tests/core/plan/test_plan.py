@@ -16,7 +16,7 @@ from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import refusals
 from oumi.core.plan.render import plan_text
 
-MODEL = ModelFacts(are_known=True, stored_dtype="bfloat16", max_positions=2048, tokenizer_length=1024)
+MODEL = ModelFacts(are_available=True, stored_dtype="bfloat16", max_positions=2048, tokenizer_length=1024)
 CPU = Facts("cpu", "CPU", False, 2, 24 << 30, 10**12, num_rows=103, model=MODEL)
 BF16_CPU = Facts("cpu", "CPU", True, 2, 24 << 30, 10**12, num_rows=103, model=MODEL)
 GPU = Facts("cuda", "GPU", True, 8, 80 << 30, 10**12, num_rows=103, model=MODEL)
@@ -305,3 +305,17 @@ def test_what_is_never_due_is_told() -> None:
     notes = plan(max_steps=10, save_steps=11).notes
     assert "training.save_steps: 11 is beyond the run's 10 steps, so it is never due" in notes
     assert not any("never due" in note for note in plan(max_steps=10, save_steps=10).notes)
+
+
+@pytest.mark.parametrize("save_steps", [0, -1])
+def test_no_steps_between_checkpoints_saves_none(save_steps: int) -> None:
+    made = plan(save_steps=save_steps, save_epoch=True)
+    assert (made.checkpoints.every_steps, made.checkpoints.every_epoch) == (None, True)
+
+
+def test_code_that_comes_with_rows_is_trusted_in_vain() -> None:
+    config = plan().config
+    config.data.train.datasets[0].trust_remote_code = True
+    assert not refusals(config)
+    told = "not read: data.train.datasets[0].trust_remote_code: no data set runs code of the Hub"
+    assert any(note.startswith(told) for note in make_plan(config, CPU).notes)

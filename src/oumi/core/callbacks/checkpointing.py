@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from oumi.core.checkpoint.retention import keep_last
-from oumi.core.checkpoint.state import save_state
+from oumi.core.checkpoint.state import random_state, save_state
 from oumi.core.checkpoint.store import checkpoint_path, find_checkpoints, publish
 from oumi.core.run import Callback, Run, StepReport
 
@@ -30,23 +30,27 @@ class Checkpointing(Callback):
         self._saved: list[Path] = []
 
     def train_start(self, run: Run) -> None:  # type: ignore[override]  # our own loop shows a whole Run
-        found = find_checkpoints(run.plan.output_dir) if self._saved_until else []
-        self._saved = [path for step, path in found if step <= self._saved_until]
+        checkpoints = find_checkpoints(run.plan.output_dir) if self._saved_until else []
+        self._saved = [path for step, path in checkpoints if step <= self._saved_until]
 
     def step_end(self, run: Run, report: StepReport) -> None:  # type: ignore[override]
         if self._is_due(run):
             self.save(run)
 
     def save(self, run: Run) -> None:
-        """Writes the checkpoint of the step that was just taken."""
+        """Writes the checkpoint of the step that was just taken, on the main rank."""
         target = checkpoint_path(run.plan.output_dir, run.state.step)
+        random_states = run.world.gather(random_state(run.world.device))
 
         def write(directory: Path) -> None:
             self._write_model(directory)
-            save_state(run, directory)
+            save_state(run, directory, random_states)
 
-        publish(target, write, {**self._facts, "step": run.state.step})
-        self._saved = keep_last([*self._saved, target], run.plan.checkpoints.keep)
+        if run.world.is_main:
+            # After a step back its checkpoints are written anew.
+            publish(target, write, {**self._facts, "step": run.state.step})
+            self._saved = keep_last([*self._saved, target], run.plan.checkpoints.keep)
+        run.world.barrier()
         run.callbacks.saved(run, target)
 
     def _is_due(self, run: Run) -> bool:

@@ -34,18 +34,20 @@ class Evaluation(Callback):
 
 @torch.no_grad()
 def evaluate(run: Run, batches: Iterable[Batch]) -> dict[str, float]:
-    """Returns the mean loss over all terms of the batches, and those of the method's metrics, by `eval_` names.
+    """Returns the mean loss over all terms of the batches of all ranks, and those of the method's metrics.
 
-    The model trains on as before.
+    Names begin with `eval_`. The model trains on as before.
     """
     sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=run.world.device))
-    num_terms = 0
     run.model.eval()
     for batch in batches:
         with run.autocast():
             loss = run.method.loss(run.model, batch.to(run.world.device))
         for name, value in {"loss": loss.total, **loss.metrics}.items():
             sums[name] += value
-        num_terms += run.method.num_terms(batch)
+        sums["terms"] += run.method.num_terms(batch)
     run.model.train()
-    return {f"eval_{name}": value.item() / max(num_terms, 1) for name, value in sums.items()}
+    values = run.world.sum(torch.stack(list(sums.values()))).tolist()
+    means = dict(zip(sums, values, strict=True))
+    num_terms = max(means.pop("terms"), 1)
+    return {f"eval_{name}": value / num_terms for name, value in means.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from types import FrameType
 from typing import Any
 
@@ -29,7 +30,10 @@ class FiniteGuard(Callback):
         broken = [f"the {name} is {value}" for name, value in values.items() if not _is_finite(value)]
         if not broken:
             return
-        rows = list(_guilty(run, micro_batches)) or [source for batch in micro_batches for source in batch.sources]
+        # The loss is that of all ranks; perhaps the rows of another one are to blame.
+        guilty = run.world.gather(list(_guilty(run, micro_batches)))
+        everything = run.world.gather([source for batch in micro_batches if batch.num_rows for source in batch.sources])
+        rows = list(chain.from_iterable(guilty)) or list(chain.from_iterable(everything))
         raise not_finite(run, " and ".join(broken), rows)
 
 
@@ -42,7 +46,7 @@ class SignalGuard(Callback):
     def train_start(self, run: Progress) -> None:
         def request_stop(number: int, frame: FrameType | None) -> None:
             self.close()
-            run.stop_requested = True
+            run.stop_signaled = True
             logger.warning("%s: stopping after this step, with a checkpoint", signal.Signals(number).name)
 
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -19,12 +19,13 @@ from oumi.core.run import Run, TrainState
 FOLDER = "state"
 
 
-def save_state(run: Run, directory: Path) -> None:
-    """Writes all but the weights: optimizer, schedule, loss scale, random generators, progress."""
+def save_state(run: Run, directory: Path, random_states: list[dict[str, Any]]) -> None:
+    """Writes all but the weights: optimizer, schedule, loss scale, progress, and the random generators of each rank."""
     folder = directory / FOLDER
     folder.mkdir()
-    _write(folder / "optimizer", run.optimizer.state_dict())
-    _write(folder / "random", _random_state(run.world.device))
+    _write(folder / "optimizer", optimizer_state(run.model, run.optimizer))
+    for rank, state in enumerate(random_states):
+        _write(folder / f"random-{rank:05}", state)
     progress = {
         "train_state": asdict(run.state),
         "schedule": {key: value for key, value in run.schedule.state_dict().items() if key != "lr_lambdas"},
@@ -43,7 +44,7 @@ def load_state(run: Run, directory: Path) -> None:
     folder = directory / FOLDER
     if not folder.is_dir():
         raise StorageError(f"{directory}: holds weights but no training state, so a run cannot go on from it")
-    run.optimizer.load_state_dict(_read(folder / "optimizer"))
+    load_optimizer_state(run.model, run.optimizer, _read(folder / "optimizer"))
     progress = _read_json(folder / "progress.json")
     # The functions of a schedule come from the plan; None tells it to keep its own.
     unchanged = {"lr_lambdas": [None] * len(run.optimizer.param_groups)}
@@ -51,10 +52,49 @@ def load_state(run: Run, directory: Path) -> None:
     run.scaler.load_state_dict(progress["scaler"])
     run.state = TrainState(**progress["train_state"])
     run.loader.restore(progress["loader"])
-    _restore_random(_read(folder / "random"), run.world.device)
+    random_file = folder / f"random-{run.world.rank:05}"
+    if random_file.with_suffix(".json").exists():  # not for ranks that the run did not have then
+        _restore_random(_read(random_file), run.world.device)
 
 
-def _random_state(device: torch.device) -> dict[str, Any]:
+def optimizer_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Returns the state of an optimizer by the names of the parameters, so that it fits any order of them."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+    numbered = optimizer.state_dict()
+    order = [name for group in groups for name in group]
+    return {
+        "state": {order[number]: state for number, state in numbered["state"].items()},
+        "param_groups": [
+            {**group, "params": names} for group, names in zip(numbered["param_groups"], groups, strict=True)
+        ],
+    }
+
+
+def load_optimizer_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Puts the state of each parameter where its name is.
+
+    Raises:
+        StorageError: The optimizer has other parameters, or other groups of them.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+    saved_groups = {frozenset(group["params"]): group for group in saved["param_groups"]}
+    if {frozenset(group) for group in groups} != saved_groups.keys():
+        raise StorageError("the checkpoint's optimizer has other parameters than the run's, so it cannot go on from it")
+    numbers = {name: number for number, name in enumerate(name for group in groups for name in group)}
+    optimizer.load_state_dict(
+        {
+            "state": {numbers[name]: state for name, state in saved["state"].items()},
+            "param_groups": [
+                {**saved_groups[frozenset(group)], "params": [numbers[name] for name in group]} for group in groups
+            ],
+        }
+    )
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Returns the state of the random generators of this process."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     state: dict[str, Any] = {
         "python": random.getstate(),

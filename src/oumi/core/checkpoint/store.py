@@ -78,14 +78,14 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
         StorageError: A file is missing, has another size or another digest; names the file.
     """
     manifest = _read_manifest(checkpoint)
-    for name, wanted in manifest["files"].items():
+    for name, expected in manifest["files"].items():
         path = checkpoint / name
         if not path.is_file():
             raise StorageError(f"{path}: missing")
         size = path.stat().st_size
-        if size != wanted["size"]:
-            raise StorageError(f"{path}: has {size} bytes, had {wanted['size']} when it was saved")
-        if _describe(path)["sha256"] != wanted["sha256"]:
+        if size != expected["size"]:
+            raise StorageError(f"{path}: has {size} bytes, had {expected['size']} when it was saved")
+        if _describe(path)["sha256"] != expected["sha256"]:
             raise StorageError(f"{path}: its content is not what was saved")
     facts: dict[str, Any] = manifest["facts"]
     return facts
@@ -161,13 +161,13 @@ def storage_errors(target: Path) -> Iterator[None]:
         raise StorageError(f"{target}: could not be saved: {error}") from error
 
 
-def _put_in_place(made: Path, target: Path) -> None:
+def _put_in_place(directory: Path, target: Path) -> None:
     """Renames a directory to where it is to stand; what stands there goes only when the new one stands."""
     replaced = target.with_name(f"{_REPLACED}{target.name}")
     if target.exists():
         target.rename(replaced)
     try:
-        made.rename(target)
+        directory.rename(target)
     except OSError:
         if replaced.exists():
             replaced.rename(target)

@@ -25,8 +25,9 @@ from oumi.core.configs.loading import BaseConfig
 from oumi.core.configs.model import ModelParams
 from oumi.core.configs.peft import LoraWeightInitialization, PeftParams, PeftSaveMode
 from oumi.core.configs.profiler import ProfilerParams, ProfilerScheduleParams, TelemetryParams
+from oumi.core.configs.trainers import TrainerType
 from oumi.core.configs.training import TrainingConfig
-from oumi.core.configs.training_params import MixedPrecisionDtype, SchedulerType, TrainerType, TrainingParams
+from oumi.core.configs.training_params import MixedPrecisionDtype, SchedulerType, TrainingParams
 from oumi.core.errors import ConfigError as OumiConfigError
 
 __all__ = [

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origi
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     GetJsonSchemaHandler,
     PrivateAttr,
@@ -31,6 +32,16 @@ DEFAULT = "default"
 Named = TypeVar("Named", bound="NamedEnum")
 
 
+def _written(value: Any) -> Any:
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+ScalarText = Annotated[str, BeforeValidator(_written, json_schema_input_type=str | float | bool | None)]
+"""Text for which any YAML scalar may stand, as the shell would read it: `8080`, `true`, nothing."""
+
+
 class NamedEnum(Enum):
     """A choice that is given by name or by value, in any case."""
 
@@ -38,19 +49,19 @@ class NamedEnum(Enum):
     def _missing_(cls: type[Named], value: object) -> Named | None:
         if isinstance(value, bool) or not isinstance(value, (str, int)):
             return None
-        wanted = str(value).rpartition(".")[2].lower()
-        return next((one for one in cls if wanted in (one.name.lower(), str(one.value).lower())), None)
+        text = str(value).rpartition(".")[2].lower()
+        return next((member for member in cls if text in (member.name.lower(), str(member.value).lower())), None)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"type": "string", "enum": [one.name for one in cls], "title": cls.__name__}
+        return {"type": "string", "enum": [member.name for member in cls], "title": cls.__name__}
 
 
 def types_in(annotation: Any) -> Iterator[Any]:
     """Yields the types of a union, without their constraints."""
     if get_origin(annotation) in (Union, UnionType):
-        for one in get_args(annotation):
-            yield from types_in(one)
+        for inner in get_args(annotation):
+            yield from types_in(inner)
     elif get_origin(annotation) is Annotated:
         yield from types_in(get_args(annotation)[0])
     else:
@@ -90,6 +101,11 @@ class Params(BaseModel):
         if name in type(self).model_fields:
             self._origins[name] = SET_IN_PYTHON
 
+    def set_from(self, name: str, value: Any, origin: str) -> None:
+        """Sets a field that was given in another place; `origin` says where."""
+        setattr(self, name, value)
+        self._origins[name] = origin
+
     def __iter__(self) -> Generator[tuple[str, Any], None, None]:
         for name in type(self).model_fields:
             yield name, getattr(self, name)
@@ -105,8 +121,8 @@ class Params(BaseModel):
 
     def finalize_and_validate(self) -> None:
         """Raises ConfigError with everything that is wrong in this section and below. Changes nothing."""
-        if found := semantic_problems(self):
-            raise ConfigError(found, type(self).__name__)
+        if problems := semantic_problems(self):
+            raise ConfigError(problems, type(self).__name__)
 
     def own_origin(self, name: str) -> str:
         """Returns where a field of this section got its value: `default`, `file:line:column`, a flag, Python."""

@@ -76,7 +76,7 @@ class DatasetParams(Params):
     dataset_name: str
     """Registered name in any case, or the id of a data set on the Hub."""
     dataset_path: str | None = None
-    """Local file or directory."""
+    """File or directory on the machine that trains."""
     subset: str | None = None
     """Config name of a Hub data set."""
     split: str = "train"
@@ -94,7 +94,7 @@ class DatasetParams(Params):
     shuffle_buffer_size: PositiveInt = 1000
     """Rows that a stream holds to shuffle among."""
     trust_remote_code: bool = False
-    """Allow code of the Hub for this data set."""
+    """Not read: no data set runs code of the Hub, and model.trust_remote_code decides for a processor."""
     transform_num_workers: PositiveInt | Literal["auto"] | None = None
     """Processes that transform rows."""
 
@@ -111,11 +111,6 @@ class DatasetParams(Params):
                     f"dataset_kwargs.{key}",
                     f"is a key of the data set itself: write it beside dataset_name, as '{key}'",
                 )
-        if self.dataset_path is not None and not _is_there(self.dataset_path):
-            yield (
-                "dataset_path",
-                f"no such file or directory: {self.dataset_path}{_near_file(self.dataset_path)}",
-            )
 
 
 class DatasetSplitParams(Params):
@@ -154,7 +149,7 @@ class DatasetSplitParams(Params):
         if self.collator_name is not None and self.collator_name not in COLLATORS:
             hint = did_you_mean(self.collator_name, COLLATORS)
             yield "collator_name", f"got '{self.collator_name}', must be one of {', '.join(COLLATORS)}{hint}"
-        strategies = [one.value for one in MixtureStrategy]
+        strategies = [strategy.value for strategy in MixtureStrategy]
         if self.mixture_strategy not in strategies:
             yield "mixture_strategy", f"got '{self.mixture_strategy}', must be one of {', '.join(strategies)}"
         if self.train_target is not None and self.collator_name not in (
@@ -168,15 +163,15 @@ class DatasetSplitParams(Params):
         yield from self._proportions()
 
     def _proportions(self) -> Iterator[Complaint]:
-        proportions = [one.mixture_proportion for one in self.datasets]
-        given = [one for one in proportions if one is not None]
-        if given and len(given) < len(proportions):
+        proportions = [params.mixture_proportion for params in self.datasets]
+        shares = [params for params in proportions if params is not None]
+        if shares and len(shares) < len(proportions):
             yield (
                 "datasets",
-                f"{len(given)} of {len(proportions)} data sets have a mixture_proportion: all must, or none",
+                f"{len(shares)} of {len(proportions)} data sets have a mixture_proportion: all must, or none",
             )
-        elif given and abs(sum(given) - 1) > 1e-9:
-            yield "datasets", f"the mixture proportions sum to {sum(given):g}, must be 1"
+        elif shares and abs(sum(shares) - 1) > 1e-9:
+            yield "datasets", f"the mixture proportions sum to {sum(shares):g}, must be 1"
 
 
 class DataParams(Params):
@@ -202,20 +197,3 @@ class DataParams(Params):
             yield "validation.collator_name", f"splits name different collators: {', '.join(sorted(named))}"
         if named and self.train.collator_name is None:
             yield "train.collator_name", "another split names a collator, so this one must"
-
-
-def _is_there(path: str) -> bool:
-    from glob import iglob
-
-    return (
-        Path(path).expanduser().exists() or next(iglob(str(Path(path).expanduser()), recursive=True), None) is not None
-    )
-
-
-def _near_file(path: str) -> str:
-    from difflib import get_close_matches
-
-    wanted = Path(path).expanduser()
-    names = [one.name for one in wanted.parent.iterdir()][:10_000] if wanted.parent.is_dir() else []
-    near = get_close_matches(wanted.name, names, n=1)
-    return f", did you mean '{wanted.parent / near[0]}'?" if near else ""

@@ -78,9 +78,9 @@ class GoldParams(Params):
     """Weight of the cross-entropy."""
     uld_distillation_weight: float = 1.0
     """Weight of the distillation."""
-    uld_student_temperature: PositiveFloat = 1.0
+    uld_student_temperature: float = 1.0
     """Softens the student."""
-    uld_teacher_temperature: PositiveFloat = 1.0
+    uld_teacher_temperature: float = 1.0
     """Softens the teacher."""
     uld_skip_student_eos: bool = True
     """Leave the student's end token out."""
@@ -124,3 +124,6 @@ class GoldParams(Params):
             value = getattr(self, name)
             if self.use_uld_loss and value is not None and value < 0:
                 yield name, f"got {value:g}, must be >= 0"
+        for name in ("uld_student_temperature", "uld_teacher_temperature"):
+            if self.use_uld_loss and getattr(self, name) <= 0:
+                yield name, f"got {getattr(self, name):g}, must be > 0"

@@ -18,22 +18,31 @@ _MAX_LENGTH = 100_000
 _MAX_CHAIN = 50
 
 
-def interpolate(root: Node, defaults: Mapping[str, Any]) -> list[Problem]:
-    """Replaces every reference in the tree by the value it names, and returns what could not be replaced.
+class UnsetVariableError(LookupError):
+    """A reference names an environment variable that is not set here; it may be where the run takes place."""
+
+
+def interpolate(root: Node, defaults: Mapping[str, Any]) -> tuple[list[Problem], list[Problem]]:
+    """Replaces every reference in the tree by the value it names; one that cannot be replaced stays as it is written.
 
     Args:
         root: Changed in place.
         defaults: Values of dotted keys that the tree does not set.
+
+    Returns:
+        References that name nothing, and references to environment variables that are not set.
     """
     problems: list[Problem] = []
+    unset: list[Problem] = []
     references = _References(root, defaults)
     for path, node in walk(root):
         if isinstance(node.value, str) and "${" in node.value:
             try:
                 references.fill(node)
             except LookupError as error:
-                problems.append(Problem(dotted(path), str(error.args[0]), node.place))
-    return problems
+                kind = unset if isinstance(error, UnsetVariableError) else problems
+                kind.append(Problem(dotted(path), str(error.args[0]), node.place))
+    return problems, unset
 
 
 def dotted(path: tuple[str | int, ...]) -> str:
@@ -52,34 +61,34 @@ class _References:
         self._defaults = defaults
         self._filled: set[int] = set()
 
-    def fill(self, node: Node, seen: tuple[str, ...] = ()) -> None:
+    def fill(self, node: Node, parents: tuple[str, ...] = ()) -> None:
         if id(node) not in self._filled:
-            node.value = self._resolve(node.value, seen)
+            node.value = self._resolve(node.value, parents)
             self._filled.add(id(node))
 
-    def _resolve(self, text: str, seen: tuple[str, ...]) -> Any:
+    def _resolve(self, text: str, parents: tuple[str, ...]) -> Any:
         if _NESTED.search(text):
             raise LookupError("a reference inside a reference is not read")
-        whole = _REFERENCE.fullmatch(text)
-        if whole:
-            return self._value(whole[1].strip(), seen)
-        filled = _REFERENCE.sub(lambda match: _written(self._value(match[1].strip(), seen)), text)
+        reference = _REFERENCE.fullmatch(text)
+        if reference:
+            return self._value(reference[1].strip(), parents)
+        filled = _REFERENCE.sub(lambda match: _written(self._value(match[1].strip(), parents)), text)
         if len(filled) > _MAX_LENGTH:
             raise LookupError(f"longer than {_MAX_LENGTH:,} characters once references are written out")
         return filled.replace("\\${", "${")
 
-    def _value(self, name: str, seen: tuple[str, ...]) -> Any:
+    def _value(self, name: str, parents: tuple[str, ...]) -> Any:
         if name.startswith("oc.env:"):
             return _from_environment(name.removeprefix("oc.env:"))
-        if name in seen:
-            raise LookupError(f"goes in a circle: {' -> '.join([*seen, name])}")
-        if len(seen) >= _MAX_CHAIN:
+        if name in parents:
+            raise LookupError(f"goes in a circle: {' -> '.join([*parents, name])}")
+        if len(parents) >= _MAX_CHAIN:
             raise LookupError(f"more than {_MAX_CHAIN} references, each naming the next")
         node = _find(self._root, name)
         if node is None and name not in self._defaults:
             raise LookupError(f"'${{{name}}}' names no key of this config{did_you_mean(name, self._defaults)}")
         if node is not None and isinstance(node.value, str) and "${" in node.value:
-            self.fill(node, (*seen, name))
+            self.fill(node, (*parents, name))
         value = node.value if node is not None else self._defaults[name]
         if isinstance(value, (dict, list)):
             raise LookupError(f"'${{{name}}}' names a section or a list; a reference names a single value")
@@ -91,7 +100,7 @@ def _from_environment(reference: str) -> Any:
     if variable in os.environ:
         return scalar(os.environ[variable])
     if not has_default:
-        raise LookupError(
+        raise UnsetVariableError(
             f"environment variable {variable} is not set; ${{oc.env:{variable},DEFAULT}} gives it a default"
         )
     return scalar(default.strip())

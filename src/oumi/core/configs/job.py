@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveInt
 
-from oumi.core.configs.base import Complaint, Params
-from oumi.core.configs.loading import BaseConfig
+from oumi.core.configs.base import Complaint, Params, ScalarText
+from oumi.core.configs.loading import BaseConfig, locate
+from oumi.core.errors import Problem
 
 _NEEDS_USER = ("polaris", "frontier", "perlmutter", "slurm")
 _NEEDS_WORKING_DIR = ("local", "frontier", "perlmutter")
@@ -63,14 +64,14 @@ class JobConfig(BaseConfig):
     name: str | None = None
     """Name to show."""
     user: str | None = None
-    """Account on the cluster."""
+    """Account on the cluster; may be named at launch."""
     working_dir: str | None = None
-    """Local directory that is copied to the nodes."""
+    """Local directory that is copied to the nodes; may be named at launch."""
     num_nodes: PositiveInt = 1
     """Machines."""
     resources: JobResources
     """What each machine is."""
-    envs: dict[str, str] = {}
+    envs: dict[str, ScalarText] = {}
     """Environment of the job."""
     file_mounts: dict[str, str] = {}
     """Remote path to local path."""
@@ -82,10 +83,15 @@ class JobConfig(BaseConfig):
     """Script that runs on every node."""
 
     def complaints(self) -> Iterator[Complaint]:
-        cloud = self.resources.cloud
-        if cloud in _NEEDS_USER and not self.user:
-            yield "user", f"required on {cloud}"
-        if cloud in _NEEDS_WORKING_DIR and not self.working_dir:
-            yield "working_dir", f"required on {cloud}"
         if not self.run.strip():
             yield "run", "required, and empty"
+
+    def missing_at_launch(self) -> list[Problem]:
+        """Returns what the cloud of the job needs beside what is set: a file may leave it to whoever launches it."""
+        cloud = self.resources.cloud
+        needs = {"user": _NEEDS_USER, "working_dir": _NEEDS_WORKING_DIR}
+        return [
+            Problem(key, f"required on {cloud} at launch", locate(self, key))
+            for key, clouds in needs.items()
+            if cloud in clouds and not getattr(self, key)
+        ]

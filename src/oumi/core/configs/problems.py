@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
+from functools import lru_cache
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
 from oumi.core.configs.interpolation import dotted
-from oumi.core.errors import Problem, did_you_mean
+from oumi.core.errors import Problem, did_you_mean, nearest
 
 Path = tuple[str | int, ...]
 _MAX_PROBLEMS = 100
@@ -20,15 +22,15 @@ _MAX_PROBLEMS = 100
 
 def translate(error: ValidationError, root: type[BaseModel], value_places: Mapping[Path, str]) -> list[Problem]:
     """Returns pydantic's findings as problems, each at the place of its key or of the nearest one above it."""
-    found: dict[str, Problem] = {}
-    for one in error.errors(include_url=False):
-        if len(found) >= _MAX_PROBLEMS:
-            return [*found.values(), Problem("", f"and more: only the first {_MAX_PROBLEMS} are told")]
-        path = real_path(one["loc"], root)
+    problems: dict[str, Problem] = {}
+    for detail in error.errors(include_url=False):
+        if len(problems) >= _MAX_PROBLEMS:
+            return [*problems.values(), Problem("", f"and more: only the first {_MAX_PROBLEMS} are told")]
+        path = real_path(detail["loc"], root)
         key = dotted(path)
-        if key not in found:
-            found[key] = Problem(key, _message(one, path, root), nearest_place(path, value_places))
-    return list(found.values())
+        if key not in problems:
+            problems[key] = Problem(key, _message(detail, path, root), nearest_place(path, value_places))
+    return list(problems.values())
 
 
 def real_path(loc: Path, root: type[BaseModel]) -> Path:
@@ -36,13 +38,13 @@ def real_path(loc: Path, root: type[BaseModel]) -> Path:
     path: list[str | int] = []
     holder: Any = root
     for part in loc:
-        found = inside(holder, part)
-        if found is None:
+        next_holder = inside(holder, part)
+        if next_holder is None:
             if isinstance(part, str) and _is_section(holder):
                 path.append(part)
             break
         path.append(part)
-        holder = holder_of(found)
+        holder = holder_of(next_holder)
     return tuple(path)
 
 
@@ -54,8 +56,8 @@ def holder_of(annotation: Any) -> Any:
     """Returns the section, list or mapping that an annotation allows, None if it allows none."""
     if _is_section(annotation) or typing.get_origin(annotation) in (list, dict):
         return annotation
-    inner = (holder_of(one) for one in typing.get_args(annotation))
-    return next((one for one in inner if one is not None), None)
+    inner = (holder_of(holder) for holder in typing.get_args(annotation))
+    return next((holder for holder in inner if holder is not None), None)
 
 
 def inside(holder: Any, part: str | int) -> Any:
@@ -63,8 +65,8 @@ def inside(holder: Any, part: str | int) -> Any:
     if _is_section(holder):
         info = holder.model_fields.get(part)
         return info.annotation if info else None
-    wanted = {list: int, dict: str}.get(typing.get_origin(holder))
-    return typing.get_args(holder)[-1] if wanted is not None and isinstance(part, wanted) else None
+    key_type = {list: int, dict: str}.get(typing.get_origin(holder))
+    return typing.get_args(holder)[-1] if key_type is not None and isinstance(part, key_type) else None
 
 
 def nearest_place(path: Path, places: Mapping[Path, str]) -> str:
@@ -77,13 +79,13 @@ def nearest_place(path: Path, places: Mapping[Path, str]) -> str:
 
 def semantic_problems(config: Any, places: Mapping[Path, str] | None = None) -> list[Problem]:
     """Returns what is wrong among values that are each right by themselves."""
-    found = []
+    problems = []
     for path, section in sections(config):
         for key, message in section.complaints():
             full = (*path, *split_key(key))
             place = nearest_place(full, places) if places is not None else place_of(config, full)
-            found.append(Problem(dotted(full), message, place))
-    return found
+            problems.append(Problem(dotted(full), message, place))
+    return problems
 
 
 def sections(config: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -128,36 +130,98 @@ def origin_of(config: Any, path: Path) -> str:
 
 def split_key(key: str) -> Path:
     """Returns the path of a dotted key such as `a.b[0].c`."""
-    parts: list[str | int] = []
-    for piece in key.replace("[", ".[").split("."):
-        if piece.startswith("["):
-            parts.append(int(piece[1:-1]))
-        elif piece:
-            parts.append(piece)
-    return tuple(parts)
+    parts = re.findall(r"\[\d+\]|[^.\[\]]+", key)
+    return tuple(int(part[1:-1]) if part.startswith("[") else part for part in parts)
 
 
-def unknown_key(name: str, section: type[BaseModel], root: type[BaseModel] | None = None) -> str:
+def in_order(problems: Iterable[Problem]) -> list[Problem]:
+    """Returns each problem once, by its line; what stands in no file comes last."""
+    once: dict[tuple[str, str], Problem] = {}
+    for problem in problems:
+        once.setdefault((problem.key, problem.message), problem)
+    return sorted(once.values(), key=_line)
+
+
+def _line(problem: Problem) -> tuple[float, int]:
+    match = re.fullmatch(r".*:(\d+):(\d+)", problem.place)
+    return (int(match[1]), int(match[2])) if match else (float("inf"), 0)
+
+
+def meant_keys(error: ValidationError, root: type[BaseModel]) -> Iterator[Path]:
+    """Yields the keys that unknown ones were probably meant to be, but for those in a list."""
+    for fault in error.errors(include_url=False)[:_MAX_PROBLEMS]:
+        if fault["type"] == "extra_forbidden":
+            path = real_path(fault["loc"], root)
+            section, name = _meant(str(path[-1]), _section_at(path[:-1], root) or root, root)
+            if name is not None and "[]" not in (section or ""):
+                yield (*(path[:-1] if section is None else split_key(section)), name)
+
+
+@lru_cache(maxsize=1024)
+def _meant(name: str, section: type[BaseModel], root: type[BaseModel]) -> tuple[str | None, str | None]:
+    """Returns where an unknown key belongs and its right name; (None, name) for a key of the same section."""
+    others = [(path, other) for path, other in _all_sections(root) if other is not section]
+    for path, other in others:
+        if name in other.model_fields:
+            return path, name
+    if near := nearest(name, section.model_fields):
+        return None, near
+    for path, other in others:
+        if near := nearest(name, other.model_fields):
+            return path, near
+    return None, None
+
+
+def _unknown_key(name: str, section: type[BaseModel], root: type[BaseModel]) -> str:
     """Returns `unknown key` and the nearest key of the section, or the section where the key belongs."""
-    known = list(section.model_fields)
-    if name in known:
-        return "known"
-    elsewhere = [
-        path for path, other in _all_sections(root or section) if name in other.model_fields and other is not section
-    ]
-    if elsewhere:
-        return (
-            f"unknown key here; it belongs in '{elsewhere[0]}'"
-            if elsewhere[0]
-            else "unknown key here; it belongs at the top"
-        )
-    hint = did_you_mean(name, known)
-    if hint:
-        return f"unknown key{hint}"
-    for path, other in _all_sections(root or section):
-        if hint := did_you_mean(name, other.model_fields):
-            return f"unknown key{hint[:-1]} in '{path}'?" if path else f"unknown key{hint}"
-    return f"unknown key; known here: {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}"
+    where, meant = _meant(name, section, root)
+    if meant is None:
+        fields = list(section.model_fields)
+        return f"unknown key; known here: {', '.join(fields[:12])}{', ...' if len(fields) > 12 else ''}"
+    if meant == name:
+        return f"unknown key here; it belongs in '{where}'" if where else "unknown key here; it belongs at the top"
+    return f"unknown key, did you mean '{meant}' in '{where}'?" if where else f"unknown key, did you mean '{meant}'?"
+
+
+def follows(problem: Problem, left_out: Iterable[Path], root: type[BaseModel]) -> bool:
+    """Returns True if a problem may come from nothing but the default of a key whose own value was left out.
+
+    It is about such a key, or its message names the key or that default: a message about several keys names them all.
+    """
+    return is_about(split_key(problem.key), left_out) or any(
+        _names_word(problem.message, word) for path in left_out for word in _words(path, root)
+    )
+
+
+def is_about(path: Path, keys: Iterable[Path]) -> bool:
+    """Returns True if a key is one of several, or stands below or above one."""
+    return any(path[: len(key)] == key[: len(path)] for key in keys if path and key)
+
+
+def _names_word(message: str, word: str) -> bool:
+    return word in message and re.search(rf"(?<![\w.]){re.escape(word)}(?!\w)", message) is not None
+
+
+def _words(path: Path, root: type[BaseModel]) -> Iterator[str]:
+    if not path:
+        return
+    yield dotted(path)
+    name = str(path[-1])
+    if "_" in name:  # others are words of plain English, too
+        yield name
+    section = _section_at(path[:-1], root)
+    if section is not None and name in section.model_fields:
+        yield from _default_words(section.model_fields[name].default)
+
+
+def _default_words(default: Any) -> Iterator[str]:
+    if isinstance(default, BaseModel):
+        for _, value in default:
+            yield from _default_words(value)
+    elif isinstance(default, Enum):
+        yield default.name
+    elif isinstance(default, str):
+        yield f"'{default}'"
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
@@ -165,8 +229,8 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for inner in typing.get_args(annotation):
-        if inner is not types.NoneType and (found := section_of(inner)):
-            return found
+        if inner is not types.NoneType and (section := section_of(inner)):
+            return section
     return None
 
 
@@ -186,18 +250,18 @@ def _section_at(path: Path, root: type[BaseModel]) -> type[BaseModel] | None:
     return holder if _is_section(holder) else None
 
 
-def _message(one: Any, path: Path, root: type[BaseModel]) -> str:
-    kind, context = one["type"], one.get("ctx", {})
+def _message(error: Any, path: Path, root: type[BaseModel]) -> str:
+    kind, context = error["type"], error.get("ctx", {})
     if kind in ("extra_forbidden", "no_such_attribute"):
-        return unknown_key(str(path[-1]), _section_at(path[:-1], root) or root, root)
+        return _unknown_key(str(path[-1]), _section_at(path[:-1], root) or root, root)
     if kind == "missing":
         return "required, and not given"
-    if one["input"] is None and kind != "value_error":
-        return f"has no value, must be {_wanted(kind, context, path, root, one)}"
-    return f"got {_shown(one['input'])}, must be {_wanted(kind, context, path, root, one)}"
+    if error["input"] is None and kind != "value_error":
+        return f"has no value, must be {_expected(kind, context, path, root, error)}"
+    return f"got {shown(error['input'])}, must be {_expected(kind, context, path, root, error)}"
 
 
-def _wanted(kind: str, context: Mapping[str, Any], path: Path, root: type[BaseModel], one: Any) -> str:
+def _expected(kind: str, context: Mapping[str, Any], path: Path, root: type[BaseModel], error: Any) -> str:
     simple = {
         "float_parsing": "a number", "float_type": "a number", "int_parsing": "a whole number",
         "int_type": "a whole number", "int_from_float": "a whole number", "bool_parsing": "true or false",
@@ -213,9 +277,9 @@ def _wanted(kind: str, context: Mapping[str, Any], path: Path, root: type[BaseMo
         return f"{sign} {next(iter(context.values())):g}"
     if kind in ("enum", "literal_error"):
         names = _choices(path, root) or [str(context.get("expected", ""))]
-        hint = did_you_mean(str(one["input"]), names)
+        hint = did_you_mean(str(error["input"]), names)
         return f"one of {', '.join(names)}{hint}"
-    return str(one["msg"]).removeprefix("Value error, ")
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def _choices(path: Path, root: type[BaseModel]) -> list[str]:
@@ -226,15 +290,16 @@ def _choices(path: Path, root: type[BaseModel]) -> list[str]:
 
 def _names(annotation: Any) -> Iterator[str]:
     if isinstance(annotation, type) and issubclass(annotation, Enum):
-        yield from (one.name for one in annotation)
+        yield from (name.name for name in annotation)
     elif typing.get_origin(annotation) is typing.Literal:
-        yield from (str(one) for one in typing.get_args(annotation))
+        yield from (str(name) for name in typing.get_args(annotation))
     else:
         for inner in typing.get_args(annotation):
             yield from _names(inner)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Returns a value as a message quotes it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):

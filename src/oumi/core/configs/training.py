@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from oumi.core.configs.base import Complaint
 from oumi.core.configs.data import DataParams
@@ -12,16 +13,7 @@ from oumi.core.configs.fsdp import FSDPParams
 from oumi.core.configs.loading import BaseConfig
 from oumi.core.configs.model import DTYPES, ModelParams
 from oumi.core.configs.peft import PeftParams
-from oumi.core.configs.training_params import MixedPrecisionDtype, TrainerType, TrainingParams
-
-_TRL = (
-    TrainerType.TRL_SFT,
-    TrainerType.TRL_DPO,
-    TrainerType.TRL_KTO,
-    TrainerType.TRL_GRPO,
-    TrainerType.TRL_GKD,
-    TrainerType.TRL_GOLD,
-)
+from oumi.core.configs.training_params import MixedPrecisionDtype, TrainingParams
 
 
 class TrainingConfig(BaseConfig):
@@ -45,6 +37,15 @@ class TrainingConfig(BaseConfig):
     deepspeed: DeepSpeedParams = DeepSpeedParams()
     """Or through DeepSpeed."""
 
+    def with_kwargs(self, model_kwargs: Mapping[str, Any], trainer_kwargs: Mapping[str, Any]) -> TrainingConfig:
+        """Returns this config with more in `model.model_kwargs` and `training.trainer_kwargs`; itself for nothing."""
+        if not model_kwargs and not trainer_kwargs:
+            return self
+        config = self.model_copy(deep=True)
+        config.model.model_kwargs = {**config.model.model_kwargs, **model_kwargs}
+        config.training.trainer_kwargs = {**config.training.trainer_kwargs, **trainer_kwargs}
+        return config
+
     def complaints(self) -> Iterator[Complaint]:
         training, fsdp, deepspeed = self.training, self.fsdp, self.deepspeed
         if self.model.compile:
@@ -53,16 +54,13 @@ class TrainingConfig(BaseConfig):
             yield "fsdp.use_orig_params", "must not be false with training.compile"
         if fsdp.enable_fsdp and deepspeed.enable_deepspeed:
             yield "deepspeed.enable_deepspeed", "fsdp.enable_fsdp is true as well: choose one"
-        if deepspeed.enable_deepspeed and training.trainer_type in _TRL and deepspeed.train_batch_size != "auto":
+        if deepspeed.enable_deepspeed and training.trainer_type.spec.is_trl and deepspeed.train_batch_size != "auto":
             yield "deepspeed.train_batch_size", f"must be 'auto' with trainer {training.trainer_type.name}"
         yield from self._precision_complaints()
-        if self.model.enable_liger_kernel and training.trainer_type in (
-            TrainerType.TRL_KTO,
-            TrainerType.VERL_GRPO,
-        ):
+        if self.model.enable_liger_kernel and not training.trainer_type.spec.has_liger:
             yield "model.enable_liger_kernel", f"trainer {training.trainer_type.name} has no Liger kernels"
-        if training.trainer_type == TrainerType.VERL_GRPO and not self.data.validation.datasets:
-            yield "data.validation.datasets", "required by trainer VERL_GRPO, and empty"
+        if training.trainer_type.spec.needs_validation and not self.data.validation.datasets:
+            yield "data.validation.datasets", f"required by trainer {training.trainer_type.name}, and empty"
         yield from self._vision_complaints()
 
     def _precision_complaints(self) -> Iterator[Complaint]:
@@ -82,9 +80,7 @@ class TrainingConfig(BaseConfig):
                 if dataset.dataset_kwargs.get("return_conversations") is False:
                     key = f"data.{split}.datasets[{i}].dataset_kwargs.return_conversations"
                     yield key, "must be true with collator vision_language_sft"
-        if self.training.trainer_type == TrainerType.TRL_SFT and self.training.trainer_kwargs.get(
-            "remove_unused_columns"
-        ):
+        if self.training.trainer_type.spec.is_trl and self.training.trainer_kwargs.get("remove_unused_columns"):
             yield (
                 "training.trainer_kwargs.remove_unused_columns",
                 "must be false with collator vision_language_sft",

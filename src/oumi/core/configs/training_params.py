@@ -16,22 +16,9 @@ from oumi.core.configs.base import Complaint, NamedEnum, Params
 from oumi.core.configs.distill import GkdParams, GoldParams
 from oumi.core.configs.grpo import GrpoParams
 from oumi.core.configs.profiler import ProfilerParams, TelemetryParams
+from oumi.core.configs.trainers import TRAINERS, TrainerType
 
 _RUN_NAME_LIMIT = 100
-
-
-class TrainerType(NamedEnum):
-    """Which trainer carries out the run."""
-
-    TRL_SFT = "trl_sft"
-    TRL_DPO = "trl_dpo"
-    TRL_KTO = "trl_kto"
-    TRL_GRPO = "trl_grpo"
-    TRL_GKD = "trl_gkd"
-    TRL_GOLD = "trl_gold"
-    HF = "hf"
-    OUMI = "oumi"
-    VERL_GRPO = "verl_grpo"
 
 
 class SchedulerType(StrEnum):
@@ -142,10 +129,10 @@ class TrainingParams(Params):
     """Steps in which the learning rate rises."""
 
     # Saving, resuming, measuring.
-    save_steps: NonNegativeInt = 500
-    """Steps between checkpoints; 0 saves none on the way."""
+    save_steps: Annotated[int, Field(ge=-1)] = 500
+    """Steps between checkpoints; 0 and -1 save none on the way."""
     save_epoch: bool = False
-    """Save after each epoch, when save_steps is 0."""
+    """Save after each epoch, when save_steps saves none."""
     save_final_model: bool = True
     """Save the model at the end."""
     save_total_limit: PositiveInt | None = None
@@ -213,7 +200,8 @@ class TrainingParams(Params):
     gold: GoldParams = GoldParams()
     """GOLD."""
     trainer_kwargs: dict[str, Any] = {}
-    """Further arguments of the config class of TRL or transformers."""
+    """Further arguments of the config class of TRL or transformers; one that means the same as a key here sets that
+    key."""
     reward_functions: list[str] | None = None
     """Registered functions that rate answers."""
     reward_function_kwargs: dict[str, dict[str, Any]] = {}
@@ -247,25 +235,16 @@ class TrainingParams(Params):
         for key in ("log_level", "dep_log_level"):
             if getattr(self, key).lower() not in ("debug", "info", "warning", "error", "critical"):
                 yield key, f"got '{getattr(self, key)}', must be one of debug, info, warning, error, critical"
-        taken: dict[str, type[Params]] = {"grpo": GrpoParams, "gkd": GkdParams, "gold": GoldParams}
-        for key in self.trainer_kwargs:
-            if key in TrainingParams.model_fields:
-                yield f"trainer_kwargs.{key}", f"is a key of 'training' itself: write it there, as '{key}'"
-            section: type[Params] | None = taken.get(self.trainer_type.value.removeprefix("trl_"))
-            if section is not None and key in section.model_fields:
-                name = self.trainer_type.value.removeprefix("trl_")
-                yield f"trainer_kwargs.{key}", f"belongs in 'training.{name}'"
         yield from self._reward_complaints()
 
     def _reward_complaints(self) -> Iterator[Complaint]:
         names = [name for name in self.reward_functions or [] if name]
-        if names and self.trainer_type not in (TrainerType.TRL_GRPO, TrainerType.VERL_GRPO):
-            yield (
-                "reward_functions",
-                f"trainer {self.trainer_type.name} has no rewards; TRL_GRPO and VERL_GRPO have",
-            )
-        if len(names) > 1 and self.trainer_type == TrainerType.VERL_GRPO:
-            yield "reward_functions", f"VERL_GRPO takes one, got {len(names)}"
+        trainer, limit = self.trainer_type.name, self.trainer_type.spec.max_rewards
+        if names and not limit:
+            others = " and ".join(kind.name for kind, spec in TRAINERS.items() if spec.max_rewards)
+            yield "reward_functions", f"trainer {trainer} has no rewards; {others} have"
+        elif len(names) > limit:
+            yield "reward_functions", f"{trainer} takes {limit}, got {len(names)}"
         for name in self.reward_function_kwargs:
             if name not in names:
                 yield f"reward_function_kwargs.{name}", f"'{name}' is not among reward_functions"

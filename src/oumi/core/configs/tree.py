@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -35,7 +35,7 @@ class Node:
     """For a mapping: where each key stands."""
     size: int = 1
     text: str | None = None
-    """For a number: as it is written."""
+    """For a number or a flag: as it is written."""
 
 
 class TreeError(Exception):
@@ -122,7 +122,7 @@ class _Builder:
             self._check_tag(event)
             is_plain = event.implicit[0]
             node = Node(scalar(event.value) if is_plain else event.value, self._at(event))
-            if isinstance(node.value, int | float) and not isinstance(node.value, bool):
+            if isinstance(node.value, int | float):  # a flag, too
                 node.text = event.value
             if event.anchor:
                 self._anchors[event.anchor] = node
@@ -166,6 +166,7 @@ class _Builder:
             if key in parent.value:
                 first = parent.key_places[key]
                 self.problems.append(Problem(self._dotted(key), f"given twice, first at {first}", place))
+                parent.value[key] = _joined(parent.value[key], node)
                 return
             parent.value[key] = node
             parent.key_places[key] = place
@@ -191,6 +192,14 @@ class _Builder:
 
     def _at(self, event: Any) -> str:
         return f"{self.name}:{event.start_mark.line + 1}:{event.start_mark.column + 1}"
+
+
+def _joined(first: Node, second: Node) -> Node:
+    """Returns the first of two values of a key, with what only the second section holds, so that it is checked, too."""
+    if not isinstance(first.value, dict) or not isinstance(second.value, dict):
+        return first
+    places = {**second.key_places, **first.key_places}
+    return replace(first, value={**second.value, **first.value}, key_places=places)
 
 
 def _syntax_problem(error: yaml.YAMLError, name: str, text: str) -> Problem:

@@ -82,14 +82,14 @@ class TableSpec:
             raise DataError(f"{name}: holds {dataset.holds}; method {self.method} takes {' and '.join(expected)}")
         return dataset
 
-    def asked(self, dataset: BaseMapDataset) -> TokenizeSpec:
+    def tokenize_spec(self, dataset: BaseMapDataset) -> TokenizeSpec:
         """Returns what is asked of the rows of a data set."""
         return TokenizeSpec(self.train_on, self.max_length(dataset), self.truncation, self.tool_results)
 
-    def taught(self, dataset: BaseMapDataset) -> TokenizeSpec:
+    def supervision(self, dataset: BaseMapDataset) -> TokenizeSpec:
         """Returns what the rows of a data set are to teach: texts are learned whole, whatever is asked of chats."""
-        asked = self.asked(dataset)
-        return replace(asked, train_on="all") if dataset.holds == "texts" else asked
+        spec = self.tokenize_spec(dataset)
+        return replace(spec, train_on="all") if dataset.holds == "texts" else spec
 
     def ledger(self) -> Ledger:
         """Returns an account that nothing is in yet."""
@@ -117,7 +117,7 @@ class TableSpec:
         """Returns what makes tokens of the rows of a data set."""
         template = Template(preprocessor.tokenizer, preprocessor.tokenizer.chat_template, self.began)
         image_encoder = preprocessor.image_encoder if self.takes_images else None
-        return RowTokenizer(preprocessor.tokenizer, template, self.asked(dataset), image_encoder)
+        return RowTokenizer(preprocessor.tokenizer, template, self.tokenize_spec(dataset), image_encoder)
 
 
 def specs_of(plan: Plan, split: str, began: datetime) -> list[TableSpec]:
@@ -125,19 +125,19 @@ def specs_of(plan: Plan, split: str, began: datetime) -> list[TableSpec]:
     mixed = plan.data.train if split == "train" else plan.data.validation
     return [
         TableSpec(
-            params=one,
+            params=params,
             model=plan.model,
             train_on=plan.data.train_on,
             truncation=mixed.truncation,
             key=f"data.{split}",
             max_rejected=mixed.max_rejected_rows,
             began=began,
-            may_grow=may_grow(plan.data),
+            may_grow=may_grow(plan.data) and plan.steps.world_size == 1,  # one rank makes the tokens for all
             method=plan.method.name,
             takes_images=plan.is_native,
             tool_results=plan.data.tool_results,
         )
-        for one in mixed.datasets
+        for params in mixed.datasets
     ]
 
 
@@ -147,7 +147,7 @@ class IdentifiedTable:
 
     table: TokenTable | LazyTable | ConcatenatedTable
     identity: str
-    taught: TokenizeSpec
+    supervision: TokenizeSpec
     """What its rows are to teach."""
 
 
@@ -180,10 +180,10 @@ def open_table(spec: TableSpec, preprocessor: Preprocessor, ledger: Ledger) -> I
 
 def _open(spec: TableSpec, dataset: BaseMapDataset, preprocessor: Preprocessor, ledger: Ledger) -> IdentifiedTable:
     inputs = inputs_of(spec, dataset, preprocessor)
-    taught = spec.taught(dataset)
+    supervision = spec.supervision(dataset)
     if inputs is None:
         table = tokenize_rows(dataset.rows(), spec.row_tokenizer(dataset, preprocessor), ledger)
-        return IdentifiedTable(table, table.digest, taught)
+        return IdentifiedTable(table, table.digest, supervision)
     folder, identity = token_cache(), identity_of(inputs)
     kept = find_table(folder, inputs)
     if kept is None:
@@ -196,13 +196,13 @@ def _open(spec: TableSpec, dataset: BaseMapDataset, preprocessor: Preprocessor, 
                 growing = LazyTable(
                     indexed, dataset.value_of, spec.row_tokenizer(dataset, preprocessor), making, ledger
                 )
-                return IdentifiedTable(growing, identity, taught)
+                return IdentifiedTable(growing, identity, supervision)
             kept = making.wait()
         else:
             kept = make_table(spec, dataset, preprocessor, ledger)
     ledger.counts = Counts.from_state(kept.ledger)
     ledger.close()
-    return IdentifiedTable(kept, identity, taught)
+    return IdentifiedTable(kept, identity, supervision)
 
 
 def make_table(
@@ -232,8 +232,8 @@ def make_table(
         indexed = dataset.indexed() if num_workers > 1 else None
         raw = None if indexed is not None else dataset.raw_rows()
         chunks = chunks_of(raw, indexed, dataset.value_of, spec.row_tokenizer(dataset, preprocessor), num_workers)
-        wanted = _if_unchanged(_while_wanted(chunks, parent), dataset, ledger)
-        return keep_table(folder, inputs, wanted, ledger)
+        unchanged = _if_unchanged(_until_parent_ends(chunks, parent), dataset, ledger)
+        return keep_table(folder, inputs, unchanged, ledger)
 
 
 def inputs_of(spec: TableSpec, dataset: BaseMapDataset, preprocessor: Preprocessor) -> Inputs | None:
@@ -250,7 +250,7 @@ def inputs_of(spec: TableSpec, dataset: BaseMapDataset, preprocessor: Preprocess
         "content of the data": content,
         "tokenizer": preprocessor.digest,
         "chat template": digest_of_values(
-            {"text": template.text, "day": str(spec.began) if template.tells_date else None}
+            {"text": template.text, "day": str(spec.began) if template.writes_date else None}
         ),
         "train_target": spec.train_on,
         "results of preprocessor": spec.tool_results,
@@ -294,12 +294,12 @@ class _TableProcess:
 
     def _result(self) -> TokenTable:
         assert self._process.stdout is not None, "it is a pipe"
-        said = self._process.stdout.read()
+        output = self._process.stdout.read()
         status = self._process.wait()
-        if said:
-            told = json.loads(said)
-            self._ledger.counts = Counts.from_state(told["counts"])
-            raise DataError(told["error"])
+        if output:
+            failure = json.loads(output)
+            self._ledger.counts = Counts.from_state(failure["counts"])
+            raise DataError(failure["error"])
         table = find_table(self._folder, self._inputs) if status == 0 else None
         if table is None and status == 0:
             raise DataError(f"{self._ledger.dataset}: {CHANGED}")
@@ -309,25 +309,25 @@ class _TableProcess:
 
 
 def _is_worth_processes(spec: TableSpec, dataset: BaseMapDataset) -> bool:
-    is_asked_for = spec.params.transform_num_workers is not None and _num_workers(spec) > 1
-    is_known_there = type(dataset).__module__.startswith(("oumi.", EXTRA_MODULE))
-    return is_known_there and (is_asked_for or dataset.stored.is_large)
+    is_requested = spec.params.transform_num_workers is not None and _num_workers(spec) > 1
+    is_importable = type(dataset).__module__.startswith(("oumi.", EXTRA_MODULE))
+    return is_importable and (is_requested or dataset.stored.is_large)
 
 
 def _may_grow(spec: TableSpec, dataset: BaseMapDataset) -> bool:
     """Returns True if each row is sure to come to one example, and any of them is found at once."""
     if dataset.concatenation is not None:
         return False
-    is_one = spec.truncation != "split" if dataset.holds == "chats" else spec.truncation not in (None, "split")
-    return is_one and spec.may_grow and spec.max_rejected == 0 and dataset.indexed() is not None
+    is_single = spec.truncation != "split" if dataset.holds == "chats" else spec.truncation not in (None, "split")
+    return is_single and spec.may_grow and spec.max_rejected == 0 and dataset.indexed() is not None
 
 
 def _num_workers(spec: TableSpec) -> int:
-    wanted = spec.params.transform_num_workers
-    return wanted if isinstance(wanted, int) else min(_MAX_WORKERS, os.cpu_count() or 1)
+    num_workers = spec.params.transform_num_workers
+    return num_workers if isinstance(num_workers, int) else min(_MAX_WORKERS, os.cpu_count() or 1)
 
 
-def _while_wanted(chunks: Iterator[Chunk], parent: int | None) -> Iterator[Chunk]:
+def _until_parent_ends(chunks: Iterator[Chunk], parent: int | None) -> Iterator[Chunk]:
     for chunk in chunks:
         if parent is not None and os.getppid() != parent:
             raise SystemExit(1)

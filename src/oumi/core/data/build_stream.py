@@ -13,8 +13,8 @@ from oumi.core.data.checks.supervision import NUM_CHECKED, check_supervision
 from oumi.core.data.datasets import BaseMapDataset
 from oumi.core.data.ledger import Ledger
 from oumi.core.data.pipeline.loader import Collate
-from oumi.core.data.pipeline.stream import ConcatenatedStream, ExampleStream, Limited, Shuffle
-from oumi.core.data.pipeline.stream_loader import MixedStream, PackedStream, SingleExamples, StreamLoader
+from oumi.core.data.pipeline.stream import ConcatenatedStream, ExampleStream, LimitedStream, Shuffle
+from oumi.core.data.pipeline.stream_loader import MixedStream, PackedStream, StreamLoader
 from oumi.core.data.store.cache import identity_of
 from oumi.core.data.tokenize.loss_mask import TokenizeSpec
 from oumi.core.data.tokenize.preprocessor import Preprocessor
@@ -29,7 +29,7 @@ from oumi.core.types.example import Example
 class StreamedRows:
     """Training rows that are read on the way."""
 
-    groups: SingleExamples | PackedStream
+    groups: MixedStream | PackedStream
     highest_token: int
     """The largest id that may come."""
     identity: str
@@ -61,21 +61,21 @@ def open_stream(plan: Plan, preprocessor: Preprocessor, began: datetime, ledgers
         DataError: A data set holds what is not trained here, or nothing at all.
     """
     mixed, seed = plan.data.train, plan.data.seed
-    for one in mixed.datasets:
-        if one.sample_count == 0 and one.mixture_proportion:
-            raise DataError(f"data.train: {one.dataset_name} has no row to draw from: its sample_count is 0")
-    if all(one.sample_count == 0 for one in mixed.datasets):
+    for params in mixed.datasets:
+        if params.sample_count == 0 and params.mixture_proportion:
+            raise DataError(f"data.train: {params.dataset_name} has no row to draw from: its sample_count is 0")
+    if all(params.sample_count == 0 for params in mixed.datasets):
         raise DataError("data.train: there is no row to train on")
     parts, identities = [], []
     for spec in specs_of(plan, "train", began):
         ledgers.append(spec.ledger())
         dataset = spec.dataset(is_streamed=True)
         stream = _stream(spec, dataset, preprocessor, ledgers[-1], seed)
-        _check_first(stream, preprocessor, spec, spec.taught(dataset))
-        parts.append(Limited(stream, spec.params.sample_count, spec.params.dataset_name))
+        _check_first(stream, preprocessor, spec, spec.supervision(dataset))
+        parts.append(LimitedStream(stream, spec.params.sample_count, spec.params.dataset_name))
         identities.append(_identity(spec, dataset, preprocessor))
     mixture = MixedStream(parts, mixed.proportions, mixed.strategy, seed)
-    groups: SingleExamples | PackedStream = SingleExamples(mixture)
+    groups: MixedStream | PackedStream = mixture
     if mixed.pack:
         groups = PackedStream(mixture, plan.data.row_length("train", plan.model.max_length), seed)
     return StreamedRows(
@@ -99,7 +99,7 @@ def _shuffle(params: DatasetParams, seed: int) -> Shuffle | None:
 
 
 def _check_first(
-    stream: ExampleStream | ConcatenatedStream, preprocessor: Preprocessor, spec: TableSpec, taught: TokenizeSpec
+    stream: ExampleStream | ConcatenatedStream, preprocessor: Preprocessor, spec: TableSpec, supervision: TokenizeSpec
 ) -> None:
     """Verifies what the first rows teach; the stream stands where it stood.
 
@@ -107,13 +107,13 @@ def _check_first(
         DataError: There is no row to train on, or one that teaches the wrong thing.
     """
     begin = stream.state()
-    wanted = min(one for one in (NUM_CHECKED, spec.params.sample_count) if one is not None)
-    examples = list(islice(iter(stream.next, None), wanted))
+    count = min(limit for limit in (NUM_CHECKED, spec.params.sample_count) if limit is not None)
+    examples = list(islice(iter(stream.next, None), count))
     stream.restore(begin)
-    if wanted and not examples:
+    if count and not examples:
         short = "; do its documents fill one row of seq_length?" if isinstance(stream, ConcatenatedStream) else ""
         raise DataError(f"{spec.key}: {spec.ledger().dataset} has no row to train on{short}")
-    check_supervision(examples, preprocessor.tokenizer, taught)
+    check_supervision(examples, preprocessor.tokenizer, supervision)
 
 
 def _identity(spec: TableSpec, dataset: BaseMapDataset, preprocessor: Preprocessor) -> str:

@@ -58,9 +58,9 @@ class Counts:
         self.read += 1
         self.truncated += cut_tokens > 0
         self.trained += cut_tokens == 0
-        self.split += sum(len(one.starts) for one in examples) > 1
+        self.split += sum(len(example.starts) for example in examples) > 1
         self.examples += len(examples)
-        self.num_tokens += sum(len(one.tokens) for one in examples)
+        self.num_tokens += sum(len(example.tokens) for example in examples)
         self.num_target_tokens += sum(int(one.is_target.sum()) for one in examples)
         self.cut_tokens += cut_tokens
         self.cut_target_tokens += cut_targets
@@ -76,9 +76,9 @@ class Counts:
 
     def add(self, other: Counts) -> None:
         """Adds what became of more rows."""
-        for one in fields(self):
-            if one.name not in ("shown", "reasons"):
-                setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+        for column in fields(self):
+            if column.name not in ("shown", "reasons"):
+                setattr(self, column.name, getattr(self, column.name) + getattr(other, column.name))
         for reason, number in other.reasons.items():
             self._count_reason(reason, number)
         self.shown = [*self.shown, *other.shown][:_MOST_KEPT]
@@ -89,7 +89,7 @@ class Counts:
 
     def to_state(self) -> dict[str, Any]:
         """Returns all of it as JSON values."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values = {column.name: getattr(self, column.name) for column in fields(self)}
         return {**values, "reasons": dict(self.reasons), "shown": list(self.shown)}
 
     @classmethod

@@ -17,7 +17,7 @@ from oumi.core.data.checks.duplicates import check_duplicates, count_duplicates,
 from oumi.core.data.checks.supervision import check_supervision, draw, spread
 from oumi.core.data.ledger import Ledger
 from oumi.core.data.pipeline.loader import Loader, most_tokens
-from oumi.core.data.pipeline.mixture import Mixture, OneDocumentEach, Part, draws_of
+from oumi.core.data.pipeline.mixture import Mixture, Part, SeparateDocuments, draws_of
 from oumi.core.data.pipeline.packing import Packed
 from oumi.core.data.store.lazy_table import LazyTable
 from oumi.core.data.tokenize.chat_template import Template
@@ -31,7 +31,7 @@ from oumi.core.run import StepSource
 from oumi.core.system.libraries import quiet_libraries
 from oumi.core.types.example import Example
 
-Epoch = Mixture | Packed | OneDocumentEach
+Epoch = Mixture | Packed | SeparateDocuments
 """What an epoch draws, in the form that a trainer takes."""
 
 
@@ -66,7 +66,7 @@ class TrainingData:
         train = self.train
         if plan.data.train.pack and not plan.speed.flat_batches:  # each document of a packed row is padded
             return None
-        if isinstance(train, StreamedRows | OneDocumentEach) or any(
+        if isinstance(train, StreamedRows | SeparateDocuments) or any(
             isinstance(p.table, LazyTable) for p in train.parts
         ):
             return None
@@ -81,9 +81,9 @@ class TrainingData:
             return self.train.first(count)
         steps = plan.with_num_rows(len(self.train)).steps
         loader, size = Loader(self.train, steps, plan.data.seed), steps.rows_per_step
-        wanted = range(min(count, len(self.train)))
-        order = [row for step in range(-(-len(wanted) // size)) for row in loader.rows_of(step)]
-        return [self.train.group(order[i]) for i in wanted]
+        places = range(min(count, len(self.train)))
+        order = [row for step in range(-(-len(places) // size)) for row in loader.rows_of(step)]
+        return [self.train.group(order[i]) for i in places]
 
     def check_vocabulary(self, model: Any) -> None:
         """Raises ConfigError if a token of the rows has no embedding."""
@@ -117,22 +117,24 @@ class TrainingData:
         yield "validation", self.validation
 
 
-def load_training_data(plan: Plan, began: datetime) -> TrainingData:
+def load_training_data(plan: Plan, began: datetime, writes: bool = True) -> TrainingData:
     """Returns the rows of a plan, and writes the ledger of what became of each to `data_report.json`.
 
     Args:
         plan: Of the run.
         began: The date and time that chat templates tell.
+        writes: This is the process of the run that writes files.
 
     Raises:
-        DataError: TrainingData that cannot be used, more than the plan allows, or rows that teach the wrong thing.
+        DataError: Rows that cannot be used, more than the plan allows, or rows that teach the wrong thing.
     """
     ledgers: dict[str, list[Ledger]] = {"train": [], "validation": []}
     duplicates: dict[str, Any] = {}
     try:
         rows = read_training_data(plan, began, ledgers, duplicates)
     finally:
-        write_report(plan.output_dir, ledgers, duplicates)
+        if writes:
+            write_report(plan.output_dir, ledgers, duplicates)
     warn_of_duplicates(duplicates)
     if plan.logs.examples:
         logger.info(
@@ -178,9 +180,9 @@ def _mixture(
     for spec in specs_of(plan, split, began):
         ledgers.append(spec.ledger())
         opened.append(open_table(spec, preprocessor, ledgers[-1]))
-    tables = [one.table for one in opened]
-    wanted = [one.sample_count for one in mixed.datasets]
-    lengths = [len(table) if count is None else count for table, count in zip(tables, wanted, strict=True)]
+    tables = [identified.table for identified in opened]
+    counts = [params.sample_count for params in mixed.datasets]
+    lengths = [len(table) if count is None else count for table, count in zip(tables, counts, strict=True)]
     for params, table, length in zip(mixed.datasets, tables, lengths, strict=True):
         if not len(table) and (length or params.mixture_proportion):
             raise DataError(f"data.{split}: {params.dataset_name} has no row to draw from")
@@ -190,13 +192,13 @@ def _mixture(
         seed = params.seed if params.seed is not None else plan.data.seed
         parts.append(Part(table, seed if params.shuffle else None, num_draws))
         ledger.drawn = num_draws
-    for one, part in zip(opened, parts, strict=True):
+    for identified, part in zip(opened, parts, strict=True):
         if len(part):
-            check_supervision(spread(one.table), preprocessor.tokenizer, one.taught)
+            check_supervision(spread(identified.table), preprocessor.tokenizer, identified.supervision)
     mixture, identity = Mixture(parts), _fingerprint(opened, parts)
     if not mixed.pack:
-        has_one_document = not plan.is_native and not plan.method.spec.has_whole_rows
-        return OneDocumentEach(mixture) if has_one_document else mixture, identity
+        is_taken_apart = not plan.is_native and plan.method.spec.is_per_token
+        return SeparateDocuments(mixture) if is_taken_apart else mixture, identity
     packed = Packed(mixture, plan.data.row_length(split, plan.model.max_length))
     logger.info(
         "data.%s: %d examples in %d rows, %.1f%% empty", split, len(mixture), len(packed), 100 * packed.empty_share
@@ -209,22 +211,22 @@ def check_rows_left(split: str, num_rows: int, ledgers: Sequence[Ledger]) -> Non
     if num_rows:
         return
     purpose = "train on" if split == "train" else "measure"
-    bad = next((one.counts for one in ledgers if one.counts.shown), None)
+    bad = next((ledger.counts for ledger in ledgers if ledger.counts.shown), None)
     why = f": {bad.rejected} of {bad.read} rows cannot be used, the first: {bad.shown[0]}" if bad else ""
-    names = ", ".join(one.dataset for one in ledgers)
+    names = ", ".join(ledger.dataset for ledger in ledgers)
     raise DataError(f"data.{split}: {names}: there is no row to {purpose}{why}")
 
 
 def _fingerprint(opened: Sequence[IdentifiedTable], parts: Sequence[Part]) -> str:
     """Returns a digest of all rows and of the order in which they are joined."""
-    lines = [f"{one.identity} {part.shuffle_seed} {len(part)}\n" for one, part in zip(opened, parts, strict=True)]
+    lines = [f"{table.identity} {part.shuffle_seed} {len(part)}\n" for table, part in zip(opened, parts, strict=True)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def write_report(output_dir: Path, ledgers: Mapping[str, Sequence[Ledger]], duplicates: Mapping[str, Any]) -> None:
     """Writes the ledger of every data set, and which rows repeat others, to `data_report.json`."""
     report: dict[str, Any] = {
-        split: [one.to_dict() for one in of_split] for split, of_split in ledgers.items() if of_split
+        split: [ledger.to_dict() for ledger in of_split] for split, of_split in ledgers.items() if of_split
     }
     report["duplicates"] = duplicates or "not counted: rows of a stream are not kept, others were not all tokenized"
     (output_dir / "data_report.json").write_text(json.dumps(report, indent=1) + "\n")

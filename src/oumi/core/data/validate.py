@@ -31,7 +31,7 @@ def problems_of(plan: Plan, began: datetime, ledgers: Mapping[str, list[Ledger]]
     for split, of_split in ledgers.items():
         for spec in specs_of(plan, split, began):
             of_split.append(spec.ledger())
-            problems += _problems_of_one(spec, preprocessor, of_split[-1])
+            problems += _problems_of_dataset(spec, preprocessor, of_split[-1])
     if problems:
         return problems
     try:
@@ -41,14 +41,14 @@ def problems_of(plan: Plan, began: datetime, ledgers: Mapping[str, list[Ledger]]
     return []
 
 
-def _problems_of_one(spec: TableSpec, preprocessor: Preprocessor, ledger: Ledger) -> Sequence[str]:
+def _problems_of_dataset(spec: TableSpec, preprocessor: Preprocessor, ledger: Ledger) -> Sequence[str]:
     try:
         opened = open_table(spec, preprocessor, ledger)
         table = opened.table
         if isinstance(table, LazyTable):
             ledger.counts = table.close(may_wait=True)
         if len(table):
-            check_supervision(spread(table), preprocessor.tokenizer, opened.taught)
+            check_supervision(spread(table), preprocessor.tokenizer, opened.supervision)
     except DataError as error:
         counts = ledger.counts
         if ledger.is_over:  # each row stands in the ledger

@@ -1,50 +1,211 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes of a run: who am I, how many are we, and sums over all of us."""
+"""The processes of a run: which of them this is, and what they do together."""
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import distributed
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from oumi.core.errors import ConfigError
+from oumi.core.errors import ConfigError, OtherRankError, OumiError
 from oumi.core.system import host
+
+Result = TypeVar("Result")
+_BUCKET_BYTES = 32 << 20
+"""Gradients that are summed over the ranks in one call: large enough for bandwidth, small beside the model."""
 
 
 @dataclass(frozen=True)
 class World:
-    """One process of a run."""
+    """One process (a rank) of a run, and what all of its processes do together. With one process nothing is sent."""
 
     rank: int
     size: int
+    local_rank: int
+    """Rank among the processes of this machine."""
+    local_size: int
+    """How many processes of the run this machine has."""
     device: torch.device
+    mesh: DeviceMesh | None = None
+    """All ranks in one dimension, `data`; None with one process."""
 
     @classmethod
     @contextmanager
-    def start(cls) -> Iterator[World]:
-        """Yields this process's place among the processes of the run."""
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
-            if not os.environ.get(name, "0").isdecimal():
-                raise ConfigError(f"{name} is '{os.environ[name]}' in the environment: must be a number, or not set")
-        size = max(1, int(os.environ.get("WORLD_SIZE", "1")))
-        if size > 1:
-            raise ConfigError(
-                f"WORLD_SIZE is {size}: runs over several processes are not built yet; "
-                "start one process with `oumi train`"
-            )
-        if torch.get_num_threads() > host.num_cpus():
-            torch.set_num_threads(host.num_cpus())
-        yield cls(rank=0, size=size, device=torch.device(host.describe_host().device))
+    def start(cls, timeout_minutes: float | None = None) -> Iterator[World]:
+        """Yields this process's place among the processes of the run, as a launcher such as torchrun tells it.
 
-    def sum(self, value: torch.Tensor) -> torch.Tensor:
-        """Returns the sum of `value` over all ranks."""
-        assert self.size == 1, "World.start refuses more than one process"
-        return value
+        Args:
+            timeout_minutes: How long a rank waits for the others; None is the default of torch.
+
+        Raises:
+            ConfigError: The launcher's variables contradict each other, or another rank cannot be reached.
+        """
+        rank, size, local_rank, local_size = _read_environment()
+        device = torch.device(host.describe_host().device)
+        # On a CPU the ranks of a machine share its cores.
+        num_threads = max(1, host.num_cpus() // (local_size if device.type == "cpu" else 1))
+        if torch.get_num_threads() > num_threads:
+            torch.set_num_threads(num_threads)
+        if size == 1:
+            yield cls(rank=0, size=1, local_rank=0, local_size=1, device=device)
+            return
+        if device.type == "cuda":
+            device = torch.device("cuda", local_rank)
+            torch.cuda.set_device(device)
+        # Counts and answers stay on the host, so that they do not wait for the device.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        timeout = None if timeout_minutes is None else timedelta(minutes=timeout_minutes)
+        try:
+            distributed.init_process_group(backend, timeout=timeout)
+        except (ValueError, distributed.DistError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ConfigError(f"rank {rank} of {size} cannot reach the other ranks: {reason}") from error
+        try:
+            mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("data",))
+            yield cls(rank, size, local_rank, local_size, device, mesh)
+        finally:
+            distributed.destroy_process_group()
+
+    @property
+    def is_main(self) -> bool:
+        """Returns True for the rank that writes files and prints."""
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Returns the sums of values over all ranks."""
+        if self.size == 1:
+            return values
+        sums = values.clone()
+        distributed.all_reduce(sums)
+        return sums
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Replaces gradients by their sums over all ranks; a parameter without one counts as zero.
+
+        The ranks talk once a step, after all their micro-batches: so they may differ in how these are cut, and a lack
+        of memory on one of them is agreed upon before anything is sent.
+        """
+        if self.size == 1:
+            return
+        bucket: list[torch.Tensor] = []
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if bucket and (
+                bucket[0].dtype != parameter.grad.dtype
+                or sum(gradient.nbytes for gradient in bucket) + parameter.grad.nbytes > _BUCKET_BYTES
+            ):
+                _sum_bucket(bucket)
+                bucket = []
+            bucket.append(parameter.grad)
+        _sum_bucket(bucket)
+
+    def agree(self, answer: int) -> int:
+        """Returns the worst, that is the largest, of the answers of all ranks."""
+        if self.size == 1:
+            return answer
+        worst = torch.tensor(answer)
+        distributed.all_reduce(worst, distributed.ReduceOp.MAX)
+        return int(worst)
+
+    def gather(self, value: Result) -> list[Result]:
+        """Returns the values of all ranks, in their order."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Waits until every rank is here."""
+        self.agree(0)
+
+    def on_main(self, function: Callable[[], Result]) -> Result:
+        """Returns on every rank what a function returns on the main one, where alone it is called.
+
+        Raises:
+            OtherRankError: On the other ranks, if the function raised an OumiError; the main one raises that.
+        """
+        if self.size == 1:
+            return function()
+        outcome: list[Any] = [None, None]
+        try:
+            if self.is_main:
+                outcome[0] = function()
+        except OumiError as error:
+            outcome[1] = str(error)
+            raise
+        finally:
+            distributed.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise OtherRankError(f"rank 0 stopped: {outcome[1]}")
+        result: Result = outcome[0]
+        return result
+
+    @contextmanager
+    def held_by_main(self, lock: AbstractContextManager[object]) -> Iterator[None]:
+        """Holds a lock on the main rank, for all of them.
+
+        Raises:
+            OtherRankError: On the other ranks, if the main one did not get it.
+        """
+        with ExitStack() as stack:
+            self.on_main(lambda: stack.enter_context(lock) and None)
+            yield
+
+    @contextmanager
+    def run_first(self) -> Iterator[None]:
+        """Runs a block on the main rank, then on the others: what the first leaves in a cache is there for them.
+
+        Raises:
+            OtherRankError: On the other ranks, if the main one raised.
+        """
+        if self.size > 1 and not self.is_main and self.agree(0):
+            raise OtherRankError("rank 0 stopped; its message tells why")
+        has_failed = 1
+        try:
+            yield
+            has_failed = 0
+        finally:
+            if self.size > 1 and self.is_main:
+                self.agree(has_failed)
+
+
+def _read_environment() -> tuple[int, int, int, int]:
+    """Returns rank, size, local rank and local size, as a launcher set them."""
+    names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    for name in names:
+        if not os.environ.get(name, "0").isdecimal():
+            raise ConfigError(f"{name} is '{os.environ[name]}' in the environment: expected a number, or not set")
+    rank, size, local_rank, local_size = (int(os.environ.get(name, default)) for name, default in names.items())
+    size = max(size, 1)
+    if rank >= size:
+        raise ConfigError(f"RANK is {rank} in the environment: expected a number below WORLD_SIZE, {size}")
+    if size > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise ConfigError(
+            f"WORLD_SIZE is {size} in the environment, but MASTER_ADDR and MASTER_PORT are not set: start the ranks "
+            "with a launcher such as torchrun"
+        )
+    return rank, size, local_rank, max(local_size, 1)
+
+
+def _sum_bucket(gradients: list[torch.Tensor]) -> None:
+    if not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    sums = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, of_gradient in zip(gradients, sums, strict=True):
+        gradient.copy_(of_gradient.view_as(gradient))
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:

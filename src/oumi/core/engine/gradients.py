@@ -7,36 +7,56 @@ import numpy as np
 import torch
 
 from oumi.core.batch import Batch, collate
-from oumi.core.errors import ConfigError
+from oumi.core.errors import ConfigError, OtherRankError
 from oumi.core.log import logger
 from oumi.core.methods.method import Loss
 from oumi.core.plan.memory import LargestMicroBatch
 from oumi.core.run import Run
 from oumi.core.types.example import Example, Source
 
+_FITS, _OUT_OF_MEMORY, _CANNOT_CUT = range(3)
+"""How a try to compute a step ended on a rank; the worst of all ranks decides."""
+
 
 def add_gradients(run: Run, micro_batches: list[Batch], num_terms: int) -> Loss:
-    """Adds the gradients of a step to those of the weights, and returns its loss and metrics: means over `num_terms`.
+    """Adds this rank's gradients of a step to those of the weights.
 
-    Where memory runs out, the step is computed anew with every micro-batch in twice as many parts, and so are all
-    steps after it. Since a loss is a sum over the terms of the whole step, that changes the gradients by rounding
-    only.
+    Where memory runs out on any rank, the step is computed anew with every micro-batch in twice as many parts, and so
+    are all steps after it, on all ranks alike. Since a loss is a sum over the terms of the whole step, that changes
+    the gradients by rounding only.
+
+    Returns:
+        This rank's part of the loss and metrics, which are means over `num_terms`.
 
     Raises:
-        ConfigError: A single document does not fit.
+        ConfigError: A single row does not fit.
     """
     while True:
         parts = [part for batch in micro_batches for part in batch.cut(run.state.parts)]
+        mean = None
         try:
-            return _add(run, parts, num_terms)
+            mean = _add(run, parts, num_terms)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         # Out of the handler, so that the error holds no tensor of the failed try any more.
+        cannot_cut = mean is None and all(part.num_rows <= 1 or part.num_images for part in parts)
+        worst = run.world.agree(_CANNOT_CUT if cannot_cut else _OUT_OF_MEMORY if mean is None else _FITS)
+        if mean is not None and worst == _FITS:
+            return mean
         run.optimizer.zero_grad(set_to_none=True)
         if run.world.device.type != "cpu":
             torch.accelerator.empty_cache()
-        _cut_smaller(run, parts)
+        if cannot_cut:
+            raise _out_of_memory(run, parts)
+        if worst == _CANNOT_CUT:
+            raise OtherRankError("another rank is out of memory; its message tells with which rows")
+        run.state.parts *= 2
+        logger.warning(
+            "step %d: out of memory; each micro-batch is computed in %d parts from here on, with the same result",
+            run.state.step + 1,
+            run.state.parts,
+        )
 
 
 def try_largest_micro_batch(run: Run, largest: LargestMicroBatch | None) -> None:
@@ -62,8 +82,8 @@ def try_largest_micro_batch(run: Run, largest: LargestMicroBatch | None) -> None
 
 def _like(largest: LargestMicroBatch, documents_per_row: int) -> Batch:
     """Returns a micro-batch of that size, all of it of one token."""
-    whole, rest = divmod(largest.tokens, largest.longest)
-    lengths = [largest.longest] * whole + [rest] * (rest > 0)
+    num_longest, num_left = divmod(largest.tokens, largest.longest)
+    lengths = [largest.longest] * num_longest + [num_left] * (num_left > 0)
     source = Source("", "the longest rows", 0)
     return collate(
         [
@@ -98,20 +118,13 @@ def _add(run: Run, parts: list[Batch], num_terms: int) -> Loss:
     return Loss(total, metrics)
 
 
-def _cut_smaller(run: Run, parts: list[Batch]) -> None:
-    """Doubles the cut; raises ConfigError if none of the parts that did not fit can be cut further."""
-    if all(part.num_rows == 1 or part.num_images for part in parts):
-        largest = max(parts, key=lambda part: part.num_tokens)
-        rows = f"a batch of {largest.num_rows} rows with images" if largest.num_rows > 1 else "one row"
-        raise ConfigError(
-            f"step {run.state.step + 1}: out of memory with {rows} at a time; the largest begins with "
-            f"{largest.sources[0]} and has {largest.num_tokens:,} tokens. Lower training.per_device_train_batch_size "
-            "or model.model_max_length, set training.enable_gradient_checkpointing, or train an adapter with "
-            "training.use_peft"
-        )
-    run.state.parts *= 2
-    logger.warning(
-        "step %d: out of memory; each micro-batch is computed in %d parts from here on, with the same result",
-        run.state.step + 1,
-        run.state.parts,
+def _out_of_memory(run: Run, parts: list[Batch]) -> ConfigError:
+    """Returns the error that ends a run whose rows do not fit one at a time."""
+    largest = max(parts, key=lambda part: part.num_tokens)
+    rows = f"a batch of {largest.num_rows} rows with images" if largest.num_rows > 1 else "one row"
+    return ConfigError(
+        f"step {run.state.step + 1}: out of memory with {rows} at a time; the largest begins with "
+        f"{largest.sources[0]} and has {largest.num_tokens:,} tokens. Lower training.per_device_train_batch_size "
+        "or model.model_max_length, set training.enable_gradient_checkpointing, or train an adapter with "
+        "training.use_peft"
     )

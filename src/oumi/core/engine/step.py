@@ -16,17 +16,21 @@ def take_step(run: Run, micro_batches: list[Batch]) -> StepReport:
     A loss is a sum over terms (trained tokens, or pairs), divided by the global number of terms. So 1 x 8 rows,
     4 x 2 rows and any order of them give the same gradients.
     """
-    num_terms = sum(run.method.num_terms(batch) for batch in micro_batches)
+    counts = [(run.method.num_terms(batch), batch.num_targets, batch.num_tokens) for batch in micro_batches]
+    num_terms, num_targets, num_tokens = run.world.sum(torch.tensor(counts).sum(0)).tolist()
     mean = add_gradients(run, micro_batches, num_terms)
+    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+    run.world.sum_gradients(parameters)
     run.scaler.unscale_(run.optimizer)
+    measures = run.world.sum(torch.stack([mean.total, *mean.metrics.values()]))
     # The only wait for the device, but for float16's scale: no weight moves before these are known to be finite.
-    loss, grad_norm, *metrics = torch.stack([mean.total, clip(run).float(), *mean.metrics.values()]).tolist()
+    grad_norm, loss, *metrics = torch.cat([clip(run).to(measures.dtype)[None], measures]).tolist()
     report = StepReport(
         loss=loss,
         grad_norm=grad_norm,
         learning_rate=run.optimizer.param_groups[0]["lr"],
-        num_targets=sum(batch.num_targets for batch in micro_batches),
-        num_tokens=sum(batch.num_tokens for batch in micro_batches),
+        num_targets=num_targets,
+        num_tokens=num_tokens,
         extra=dict(zip(mean.metrics, metrics, strict=True)),
     )
     run.callbacks.before_update(run, report, micro_batches)
@@ -42,6 +46,6 @@ def take_step(run: Run, micro_batches: list[Batch]) -> StepReport:
 def clip(run: Run) -> torch.Tensor:
     """Scales the gradients down to the plan's norm, if it has one, and returns their norm before."""
     limit = run.plan.optimizer.max_grad_norm
-    trained = (one for group in run.optimizer.param_groups for one in group["params"])
-    parameters = [one for one in trained if one.grad is not None]
+    trained = (parameter for group in run.optimizer.param_groups for parameter in group["params"])
+    parameters = [parameter for parameter in trained if parameter.grad is not None]
     return torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)

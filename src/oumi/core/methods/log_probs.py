@@ -19,7 +19,10 @@ from oumi.core.methods.linear_cross_entropy import _capped, _Taken, chunks
 
 
 def document_log_probs(prediction: Prediction, batch: Batch) -> torch.Tensor:
-    """Returns the log-probability of the trained tokens of each document, summed [D], in float32 or wider."""
+    """Returns the log-probability of the trained tokens of each document, summed [D], in float64.
+
+    A preference is the small difference of such sums: of a thousand tokens, float32 would keep four digits of it.
+    """
     targets_N = batch.targets[batch.trained]
     if prediction.head is not None:
         log_probs_N = linear_log_probs(prediction.states, prediction.head, targets_N)
@@ -28,7 +31,9 @@ def document_log_probs(prediction: Prediction, batch: Batch) -> torch.Tensor:
         log_probs_N = torch.log_softmax(logits_NV, dim=-1).gather(1, targets_N[:, None])[:, 0]
     ends = torch.tensor(batch.offsets[1:], device=targets_N.device)
     document_N = torch.bucketize(batch.trained, ends, right=True)
-    return log_probs_N.new_zeros(len(ends)).index_add(0, document_N, log_probs_N)
+    wide = torch.float32 if log_probs_N.device.type == "mps" else torch.float64  # which MPS does not have
+    sums_D = torch.zeros(len(ends), dtype=wide, device=log_probs_N.device)
+    return sums_D.index_add(0, document_N, log_probs_N.to(wide))
 
 
 def linear_log_probs(states_Nd: torch.Tensor, head: LmHead, targets_N: torch.Tensor) -> torch.Tensor:

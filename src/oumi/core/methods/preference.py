@@ -7,6 +7,7 @@ Shape letters: D documents, P pairs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -35,20 +36,20 @@ class DirectPreference:
 
     def loss(self, model: torch.nn.Module, batch: Batch) -> Loss:
         """Returns the loss summed over pairs, and the sums of rewards, margins, accuracies and log-probabilities."""
-        assert all(b - a == 2 for a, b in zip(batch.rows, batch.rows[1:], strict=False)), "a row is a pair"
+        assert all(end - first == 2 for first, end in pairwise(batch.rows)), "a row is a pair"
         log_probs_D = document_log_probs(model(batch), batch)
         with torch.no_grad():
             reference_D = document_log_probs(self._reference(batch), batch)
-        chosen_P, rejected_P = log_probs_D[0::2], log_probs_D[1::2]
         rewards_D = self._beta * (log_probs_D - reference_D)
-        margins_P = rewards_D[0::2] - rewards_D[1::2]
+        chosen, rejected = slice(0, 2 * batch.num_rows, 2), slice(1, 2 * batch.num_rows, 2)
+        margins_P = rewards_D[chosen] - rewards_D[rejected]
         metrics = {
-            "rewards/chosen": rewards_D[0::2],
-            "rewards/rejected": rewards_D[1::2],
+            "rewards/chosen": rewards_D[chosen],
+            "rewards/rejected": rewards_D[rejected],
             "rewards/accuracies": (margins_P > 0).to(margins_P.dtype),
             "rewards/margins": margins_P,
-            "logps/chosen": chosen_P,
-            "logps/rejected": rejected_P,
+            "logps/chosen": log_probs_D[chosen],
+            "logps/rejected": log_probs_D[rejected],
         }
         return Loss(
             -F.logsigmoid(margins_P).sum(), {name: values_P.detach().sum() for name, values_P in metrics.items()}

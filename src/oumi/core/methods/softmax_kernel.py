@@ -84,10 +84,10 @@ def _over_rows(
         largest = tl.maximum(before, tl.max(logits))
         total = total * tl.exp(before - largest) + tl.sum(tl.exp(logits - largest))
     log_z = largest + tl.log(total)
-    wanted = tl.load(product + target).to(tl.float32) * scale
+    target_logit = tl.load(product + target).to(tl.float32) * scale
     if HAS_CAP:
-        wanted = softcap * _tanh(wanted / softcap)
-    loss = log_z - (1 - smooth) * wanted - smooth / vocabulary * sum_of_logits + z_loss * log_z * log_z
+        target_logit = softcap * _tanh(target_logit / softcap)
+    loss = log_z - (1 - smooth) * target_logit - smooth / vocabulary * sum_of_logits + z_loss * log_z * log_z
     tl.store(losses + row, loss)
     tl.debug_barrier()  # the target is read before it is written over
     for start in range(0, vocabulary, BLOCK):

@@ -19,10 +19,10 @@ def add_lora(model: Any, plan: LoraPlan, base_name: str) -> Any:
 
     modules = [name for name, _ in model.named_modules()]
     settings, targets = plan.settings, plan.settings["target_modules"]
-    _check_known("peft.lora_target_modules", targets if isinstance(targets, list) else None, modules)
-    _check_known("peft.lora_modules_to_save", settings["modules_to_save"], modules)
+    _check_names("peft.lora_target_modules", targets if isinstance(targets, list) else None, modules)
+    _check_names("peft.lora_modules_to_save", settings["modules_to_save"], modules)
     parameters = [name for name, _ in model.named_parameters()]
-    _check_known("peft.lora_target_parameters", settings["target_parameters"], parameters)
+    _check_names("peft.lora_target_parameters", settings["target_parameters"], parameters)
     try:
         wrapped = get_peft_model(model, LoraConfig(**settings))
     except ValueError as error:
@@ -36,11 +36,11 @@ def below_adapter(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _check_known(key: str, wanted: Sequence[str] | None, known: Sequence[str]) -> None:
+def _check_names(key: str, names: Sequence[str] | None, paths: Sequence[str]) -> None:
     """Raises ConfigError unless every name is the end of the path of something in the model."""
-    for name in wanted or ():
-        if not any(f".{path}".endswith(f".{name}") for path in known):
-            hint = did_you_mean(name, {path.rpartition(".")[2] for path in known} | set(known))
+    for name in names or ():
+        if not any(f".{path}".endswith(f".{name}") for path in paths):
+            hint = did_you_mean(name, {path.rpartition(".")[2] for path in paths} | set(paths))
             raise ConfigError(f"{key}: the model has no '{name}'{hint}")
 
 
@@ -62,10 +62,10 @@ def saved_size(model: Any, mode: str = "ADAPTER_ONLY") -> SavedSize:
     moving = [p for p in model.parameters() if p.requires_grad]
     trained = sum(p.nbytes for p in moving)
     number_bytes = max((p.element_size() for p in moving), default=4)
-    whole = sum(p.nbytes for p in model.parameters())
+    num_bytes = sum(p.nbytes for p in model.parameters())
     if not is_adapted(model):
-        return SavedSize(whole, trained, number_bytes=number_bytes)
-    return SavedSize(trained, trained, 0 if mode == "ADAPTER_ONLY" else whole - trained, number_bytes)
+        return SavedSize(num_bytes, trained, number_bytes=number_bytes)
+    return SavedSize(trained, trained, 0 if mode == "ADAPTER_ONLY" else num_bytes - trained, number_bytes)
 
 
 def save_model(model: Any, directory: Path, mode: str = "ADAPTER_ONLY") -> None:

@@ -35,8 +35,19 @@ def build_model(plan: Plan, device: torch.device, checkpoint: Path | None = None
     return add_lora(model, plan.lora, plan.model.name if plan.model.pretrained else str(plan.output_dir / "base"))
 
 
+@torch.no_grad()
+def load_weights(model: Any, plan: Plan, checkpoint: Path) -> None:
+    """Copies the weights of a checkpoint into a model of the same plan, in place.
+
+    They are loaded as a model of their own first, since files may name and fuse weights otherwise than the model does.
+    """
+    loaded = build_model(plan, model.device, checkpoint).state_dict()
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(loaded[name])
+
+
 def _begin_at_cache_lines(model: Any) -> None:
     """Moves trained weights of a CPU that stand anywhere in the file they are mapped from: vectors read them faster."""
-    for one in model.parameters():
-        if one.requires_grad and one.device.type == "cpu" and one.data_ptr() % _CACHE_LINE:
-            one.data = one.data.clone()
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.device.type == "cpu" and parameter.data_ptr() % _CACHE_LINE:
+            parameter.data = parameter.data.clone()

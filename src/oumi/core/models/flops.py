@@ -29,15 +29,15 @@ class ModelFlops:
     windows: tuple[tuple[int | None, int], ...]
     """How far a token sees, None for all before it, and how many layers are so."""
 
-    def flops(self, lengths: Sequence[int], num_targets: int, whole_squares: bool = False) -> float:
+    def flops(self, lengths: Sequence[int], num_targets: int, full_squares: bool = False) -> float:
         """Returns what documents of these lengths need, trained at so many positions.
 
         Args:
             lengths: Tokens of each document.
             num_targets: Trained positions of all of them.
-            whole_squares: Count attention as if every token saw all others, as some do.
+            full_squares: Count attention as if every token saw all others, as some do.
         """
-        attention = 3 * self._attention(lengths) * (2 if whole_squares else 1)
+        attention = 3 * self._attention(lengths) * (2 if full_squares else 1)
         return self.token * sum(lengths) + self.term * num_targets + attention
 
     def forward_flops(self, lengths: Sequence[int]) -> float:
@@ -52,15 +52,15 @@ class ModelFlops:
 
 def visible_pairs(length: int, window: int | None) -> float:
     """Returns how many pairs of tokens see each other causally in a document, counted as half of a square."""
-    seen = min(length, window or length)
-    return seen * length - seen * seen / 2
+    visible = min(length, window or length)
+    return visible * length - visible * visible / 2
 
 
 def model_flops(model: Any) -> ModelFlops:
     """Returns the work of a causal language model, with or without an adapter; of its text part only."""
     base = below_adapter(model)
     config, decoder, head = base.config.get_text_config(), base.get_decoder(), base.get_output_embeddings()
-    skipped = {id(one.weight) for one in base.modules() if isinstance(one, torch.nn.Embedding)}
+    skipped = {id(module.weight) for module in base.modules() if isinstance(module, torch.nn.Embedding)}
     skipped.add(id(getattr(head, "weight", None)))
     forward = trained = 0.0
     for parameter in decoder.parameters():
@@ -105,5 +105,5 @@ def _windows(config: Any) -> tuple[tuple[int | None, int], ...]:
     kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
     kinds = kinds if len(kinds) > 1 else kinds * (getattr(config, "num_hidden_layers", 0) or 1)
     sliding = sum(kind == "sliding_attention" for kind in kinds)
-    found = ((window, sliding), (None, len(kinds) - sliding))
-    return tuple((window, count) for window, count in found if count)
+    counts = ((window, sliding), (None, len(kinds) - sliding))
+    return tuple((window, count) for window, count in counts if count)

@@ -35,12 +35,12 @@ class LanguageModel(torch.nn.Module):
         self._places = getattr(getattr(base, "model", None), "get_rope_index", None)
 
     @property
-    def has_whole_head(self) -> bool:
+    def has_full_head(self) -> bool:
         """Returns True if logits are computed where nothing is trained, too."""
         return not self.is_flat and self._head is None
 
     def tie(self) -> None:
-        """Lets the gradient of a head that is the embedding, too, be made once, see `tied.py`."""
+        """Lets the gradient of a head that is the embedding, too, be made once, see `tied_embedding.py`."""
         if self._head is not None:
             self._head.tie()
 
@@ -63,7 +63,7 @@ class LanguageModel(torch.nn.Module):
             "input_ids": batch.tokens[None],
             "position_ids": self._positions(batch),
             "documents": self._documents,
-            **self._seen(batch, batch.tokens[None]),
+            **self._image_inputs(batch, batch.tokens[None]),
         }
 
     def _padded(self, batch: Batch) -> dict[str, Any]:
@@ -76,11 +76,11 @@ class LanguageModel(torch.nn.Module):
         return {
             "input_ids": tokens_DS,
             "attention_mask": is_token_DS,
-            "position_ids": torch.cat([F.pad(one, (0, longest - one.shape[-1])) for one in positions], dim=-2),
-            **self._seen(batch, tokens_DS),
+            "position_ids": torch.cat([F.pad(row, (0, longest - row.shape[-1])) for row in positions], dim=-2),
+            **self._image_inputs(batch, tokens_DS),
         }
 
-    def _seen(self, batch: Batch, tokens_DS: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _image_inputs(self, batch: Batch, tokens_DS: torch.Tensor) -> dict[str, torch.Tensor]:
         """Returns what the model takes beside tokens: the features of images, and which tokens stand for them."""
         if self._image_token is None:
             return {}
@@ -96,7 +96,7 @@ class LanguageModel(torch.nn.Module):
             last = first + count
             kinds = (document.tokens == self._image_token).long()
             shapes = batch.features["image_grid_thw"][first:last] if count else None
-            found, _ = self._places(document.tokens[None], mm_token_type_ids=kinds[None], image_grid_thw=shapes)
-            parts.append(found)
+            positions, _ = self._places(document.tokens[None], mm_token_type_ids=kinds[None], image_grid_thw=shapes)
+            parts.append(positions)
             first = last
         return torch.cat(parts, dim=-1)

@@ -17,7 +17,7 @@ from oumi.core.log import logger
 from oumi.core.plan.parts import ModelPlan
 from oumi.core.recipes import resolve_asset
 
-_MOST_TOLD = 3
+_MAX_LISTED = 3
 """Weights that are named when some do not fit."""
 
 
@@ -53,17 +53,17 @@ def load_model_config(plan: ModelPlan) -> Any:
     name = str(resolve_asset(plan.name))
     with hub_errors("model", plan.name), remote_code_refused(plan.name):
         config = AutoConfig.from_pretrained(name, revision=plan.revision, trust_remote_code=plan.trust_remote_code)
-    known = set(config.to_dict()) | set(getattr(config, "attribute_map", {}))
+    settings = set(config.to_dict()) | set(getattr(config, "attribute_map", {}))
     for key, value in plan.config_overrides.items():
         if key == "dtype":
             raise ConfigError("model.model_kwargs.dtype: set model.torch_dtype_str")
-        if key not in known:
-            raise ConfigError(f"model.model_kwargs.{key}: {plan.name} has no such setting{did_you_mean(key, known)}")
+        if key not in settings:
+            raise ConfigError(f"model.model_kwargs.{key}: {plan.name} has no such setting{did_you_mean(key, settings)}")
         try:
             setattr(config, key, value)
         except StrictDataclassError as error:
-            told = str(error).strip().splitlines()[-1].strip()
-            raise ConfigError(f"model.model_kwargs.{key}: {told}") from error
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise ConfigError(f"model.model_kwargs.{key}: {reason}") from error
     if plan.disable_dropout:
         for key, value in config.to_dict().items():
             if "drop" in key and isinstance(value, float):
@@ -93,7 +93,7 @@ def _kind_of(config: Any) -> Any:
 def _from_files(plan: ModelPlan, config: Any, weights_from: Path | None) -> Any:
     name = str(weights_from or resolve_asset(plan.name))
     try:
-        model, found = _kind_of(config).from_pretrained(
+        model, report = _kind_of(config).from_pretrained(
             name,
             config=config,
             revision=None if weights_from else plan.revision,
@@ -111,25 +111,25 @@ def _from_files(plan: ModelPlan, config: Any, weights_from: Path | None) -> Any:
                 "Convert them: load them where you trust them and call save_pretrained(...)."
             ) from error
         raise
-    _check_loaded(name, found)
+    _check_loaded(name, report)
     return model
 
 
-def _check_loaded(name: str, found: Mapping[str, Any]) -> None:
+def _check_loaded(name: str, report: Mapping[str, Any]) -> None:
     """Raises ConfigError if a weight of the model would be random; tells which of the files are left over."""
-    wrong = [f"{one} has the shape {tuple(saved)}, the model wants {tuple(wanted)}"
-             for one, saved, wanted in sorted(found["mismatched_keys"])]  # fmt: skip
-    wrong += [f"{one} is missing" for one in sorted(found["missing_keys"])]
+    wrong = [f"{key} has the shape {tuple(saved)}, the model wants {tuple(expected)}"
+             for key, saved, expected in sorted(report["mismatched_keys"])]  # fmt: skip
+    wrong += [f"{key} is missing" for key in sorted(report["missing_keys"])]
     if wrong:
-        more = f" and {len(wrong) - _MOST_TOLD} more" if len(wrong) > _MOST_TOLD else ""
+        more = f" and {len(wrong) - _MAX_LISTED} more" if len(wrong) > _MAX_LISTED else ""
         raise ConfigError(
-            f"model {name}: its files do not fit the model: {'; '.join(wrong[:_MOST_TOLD])}{more}. "
+            f"model {name}: its files do not fit the model: {'; '.join(wrong[:_MAX_LISTED])}{more}. "
             "Is it changed by model.model_kwargs?"
         )
-    if left := sorted(found["unexpected_keys"]):
-        more = f" and {len(left) - _MOST_TOLD} more" if len(left) > _MOST_TOLD else ""
+    if left := sorted(report["unexpected_keys"]):
+        more = f" and {len(left) - _MAX_LISTED} more" if len(left) > _MAX_LISTED else ""
         logger.warning(
-            "model %s: weights that the model has no place for: %s%s", name, ", ".join(left[:_MOST_TOLD]), more
+            "model %s: weights that the model has no place for: %s%s", name, ", ".join(left[:_MAX_LISTED]), more
         )
 
 

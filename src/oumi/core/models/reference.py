@@ -38,7 +38,9 @@ def build_reference(plan: Plan, device: torch.device, model: Any) -> Callable[[B
                 model.train(was_training)
 
         return without_adapter
-    copy = accelerate(build_model(plan, device).requires_grad_(False), plan).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(plan.seed)  # random weights are those that the run began with
+        copy = accelerate(build_model(plan, device).requires_grad_(False), plan).eval()
 
     def frozen(batch: Batch) -> Prediction:
         with torch.no_grad():

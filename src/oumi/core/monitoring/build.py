@@ -28,12 +28,12 @@ def build_reporting(plan: Plan, efficiency: Efficiency) -> Reporting:
     return Reporting(sinks, efficiency)
 
 
-def build_efficiency(plan: Plan, model: Any, has_whole_head: bool) -> Efficiency:
+def build_efficiency(plan: Plan, model: Any, has_full_head: bool) -> Efficiency:
     """Returns what measures how close the steps of a model come to what the machine can do, which it finds out here."""
     dtype = plan.precision.autocast or str(model.dtype).removeprefix("torch.")
     num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0) or 1
     way = ComputeMode(
-        has_whole_head,
+        has_full_head,
         recomputed=num_recomputed(plan.gradient_checkpointing, num_layers) / num_layers,
         is_opaque=plan.speed.compile
         or plan.speed.liger

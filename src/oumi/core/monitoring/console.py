@@ -66,8 +66,8 @@ class Console(Sink):
             print(text, file=sys.stderr, flush=True)
 
     def _remaining(self, run: Progress) -> str:
-        taken = run.state.step - self._first_step
-        seconds = (time.perf_counter() - self._started) / max(taken, 1) * (run.plan.num_steps - run.state.step)
+        num_steps = run.state.step - self._first_step
+        seconds = (time.perf_counter() - self._started) / max(num_steps, 1) * (run.plan.num_steps - run.state.step)
         return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 

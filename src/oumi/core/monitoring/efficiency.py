@@ -73,7 +73,7 @@ class MicroBatchSize:
 class ComputeMode:
     """How a trainer computes a micro-batch."""
 
-    has_whole_head: bool
+    has_full_head: bool
     """Logits are computed where nothing is trained, too."""
     recomputed: float
     """Share of the layers whose activations are computed again in backward."""
@@ -170,9 +170,9 @@ class Efficiency:
             return ""
         shares = {name: self._spent[name] / self._total_s for name in self._spent}
         wasted = sorted(((share, WASTE[name]) for name, share in shares.items() if name in WASTE), reverse=True)
-        told = ", ".join(f"{what} {share:.0%}" for share, what in wasted if share >= 0.005)
+        listed = ", ".join(f"{what} {share:.0%}" for share, what in wasted if share >= 0.005)
         peak = f"{self._peaks.flops / 1e9:,.0f} GFLOP/s in {self._device.dtype}"
-        return f"{shares['useful']:.0%} of this machine's peak ({peak}) went into useful arithmetic; the rest: {told}"
+        return f"{shares['useful']:.0%} of this machine's peak ({peak}) went into useful arithmetic; the rest: {listed}"
 
     def close(self) -> None:
         """Stops watching, also where a step broke off."""
@@ -182,16 +182,16 @@ class Efficiency:
 
     def _count(self, micro_batches: Sequence[MicroBatchSize]) -> Record:
         """Returns the operations of a step by what they are for."""
-        found = dict.fromkeys(("useful", "whole_squares", *_EXTRA), 0.0)
+        flops = dict.fromkeys(("useful", "full_squares", *_EXTRA), 0.0)
         for batch in micro_batches:
             lengths = batch.lengths
-            found["useful"] += self._work.flops(lengths, batch.num_targets)
-            found["whole_squares"] += self._work.flops(lengths, batch.num_targets, whole_squares=True)
-            found["padding"] += (batch.num_positions - sum(lengths)) * self._work.token
-            if self._way.has_whole_head:
-                found["head"] += (batch.num_positions - batch.num_targets) * self._work.term
-            found["recompute"] += self._way.recomputed * self._work.forward_flops(lengths)
-        return found
+            flops["useful"] += self._work.flops(lengths, batch.num_targets)
+            flops["full_squares"] += self._work.flops(lengths, batch.num_targets, full_squares=True)
+            flops["padding"] += (batch.num_positions - sum(lengths)) * self._work.token
+            if self._way.has_full_head:
+                flops["head"] += (batch.num_positions - batch.num_targets) * self._work.term
+            flops["recompute"] += self._way.recomputed * self._work.forward_flops(lengths)
+        return flops
 
     def _sampled(self, watch: OpTimes, fault_s: float) -> Sample:
         at_peak = sum(self._flops[name] for name in ("useful", *_EXTRA)) / self._peaks.flops
@@ -208,7 +208,7 @@ class Efficiency:
             return {}
         return {
             "mfu": self._flops["useful"] / wall_s / nominal,
-            "mfu_full_attention": self._flops["whole_squares"] / wall_s / nominal,
+            "mfu_full_attention": self._flops["full_squares"] / wall_s / nominal,
         }
 
     def _kernels(self, arithmetic_s: float) -> Record:

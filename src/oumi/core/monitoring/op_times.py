@@ -27,11 +27,11 @@ class OpTimes(TorchDispatchMode):
         started = time.perf_counter()
         result = func(*args, **(kwargs or {}))
         _wait()
-        taken = time.perf_counter() - started
+        seconds = time.perf_counter() - started
         if any(part in func._schema.name for part in _PRODUCTS):
-            self.products_s += taken
+            self.products_s += seconds
         else:
-            self.others_s += taken
+            self.others_s += seconds
         return result
 
 

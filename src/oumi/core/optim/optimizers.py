@@ -59,10 +59,10 @@ def _bitsandbytes(attribute: str) -> Callable[[Groups, OptimizerPlan], torch.opt
             raise ConfigError(
                 "training.optimizer: 8-bit and paged optimizers need: pip install 'oumi[narrow]'"
             ) from error
-        made: torch.optim.Optimizer = getattr(bitsandbytes.optim, attribute)(
+        optimizer: torch.optim.Optimizer = getattr(bitsandbytes.optim, attribute)(
             groups, lr=plan.learning_rate, betas=plan.betas, eps=plan.epsilon
         )
-        return made
+        return optimizer
 
     return make
 

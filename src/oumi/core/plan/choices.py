@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from oumi.core.configs.trainers import TrainerType
 from oumi.core.errors import did_you_mean
 
 OPTIMIZERS = (
@@ -20,7 +21,21 @@ OPTIMIZERS = (
     "sgd",
     "adafactor",
 )
-"""Optimizers of our own trainer; transformers checks the names of its own."""
+"""Optimizers of our own trainer."""
+
+TRANSFORMERS_OPTIMIZERS = (
+    "adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adamw_torch_4bit",
+    "adamw_torch_8bit", "adamw_anyprecision", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit",
+    "adafactor", "ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit", "lion_8bit", "lion_32bit",
+    "paged_lion_8bit", "paged_lion_32bit", "sgd", "adagrad", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit",
+    "rmsprop_bnb_32bit", "galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise",
+    "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "apollo_adamw", "apollo_adamw_layerwise", "lomo",
+    "adalomo", "grokadamw", "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "stable_adamw",
+)  # fmt: skip
+"""Optimizers of transformers; a test holds them to the installed version."""
+
+RENAMED_OPTIMIZERS = {"adamw": "adamw_torch", "paged_adamw": "paged_adamw_32bit"}
+"""Names of our own trainer that transformers does not know -> its own."""
 
 SCHEDULES: Mapping[str, frozenset[str]] = {
     "linear": frozenset(),
@@ -36,6 +51,9 @@ SCHEDULES: Mapping[str, frozenset[str]] = {
     ),
 }
 """Schedules, and what `lr_scheduler_kwargs` may hold for each."""
+
+TRANSFORMERS_SCHEDULES = ("reduce_lr_on_plateau", "cosine_warmup_with_min_lr", "greedy")
+"""Those that only transformers has; a test holds them to the installed version."""
 
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 """What `model.attn_implementation` may be, beside kernels of the Hub by their id."""
@@ -61,26 +79,40 @@ def gains_by_fp8(shape: Sequence[int], recipe: str) -> bool:
         shape: Of its weight.
         recipe: Of torchao.
     """
-    num_given, num_taken = shape
-    if num_given % 16 or num_taken % 16:  # which the kernels ask for
+    num_outputs, num_inputs = shape
+    if num_outputs % 16 or num_inputs % 16:  # which the kernels ask for
         return False
     if recipe == "tensorwise":
-        return num_given > 1024 or num_taken > 4096
-    return num_given > 2048 and num_taken > 1024 and (num_given > 4096 or num_taken > 2048)
+        return num_outputs > 1024 or num_inputs > 4096
+    return num_outputs > 2048 and num_inputs > 1024 and (num_outputs > 4096 or num_inputs > 2048)
 
 
-def wrong_optimizer(name: str) -> str:
+def wrong_optimizer(name: str, trainer: TrainerType) -> str:
     """Returns what is wrong with the name of an optimizer, or an empty string."""
-    if name in OPTIMIZERS:
+    theirs = (*TRANSFORMERS_OPTIMIZERS, *RENAMED_OPTIMIZERS)
+    names, others = (OPTIMIZERS, theirs) if trainer.spec.is_native else (theirs, OPTIMIZERS)
+    if name in names:
         return ""
-    return f"unknown optimizer '{name}'{did_you_mean(name, OPTIMIZERS) or '; known: ' + ', '.join(OPTIMIZERS)}"
+    if name in others:
+        return f"{trainer.name} has no optimizer '{name}'{did_you_mean(name, names)}"
+    nearest = did_you_mean(name, names) or f"; {trainer.name} has {', '.join(names)}"
+    return f"unknown optimizer '{name}'{nearest}"
 
 
-def wrong_schedule(name: str, kwargs: Mapping[str, Any], learning_rate: float) -> Iterator[tuple[str, str]]:
+def wrong_schedule(
+    name: str, kwargs: Mapping[str, Any], learning_rate: float, trainer: TrainerType
+) -> Iterator[tuple[str, str]]:
     """Yields what is wrong with a schedule and its arguments: the key, and what about it."""
+    if name in TRANSFORMERS_SCHEDULES:
+        if trainer.spec.is_native:
+            yield (
+                "training.lr_scheduler_type",
+                f"{trainer.name} has no schedule '{name}'; known: {', '.join(SCHEDULES)}",
+            )
+        return
     if name not in SCHEDULES:
-        known = did_you_mean(name, SCHEDULES) or "; known: " + ", ".join(SCHEDULES)
-        yield "training.lr_scheduler_type", f"unknown schedule '{name}'{known}"
+        hint = did_you_mean(name, SCHEDULES) or "; known: " + ", ".join(SCHEDULES)
+        yield "training.lr_scheduler_type", f"unknown schedule '{name}'{hint}"
         return
     for key, value in kwargs.items():
         if message := _wrong_argument(name, key, value):
@@ -95,10 +127,10 @@ def wrong_schedule(name: str, kwargs: Mapping[str, Any], learning_rate: float) -
 
 
 def _wrong_argument(name: str, key: str, value: Any) -> str:
-    known = SCHEDULES[name]
-    if key not in known:
-        takes = f"; it takes {', '.join(sorted(known))}" if known else "; it takes no arguments"
-        return f"'{name}' has no argument '{key}'{did_you_mean(key, known) or takes}"
+    arguments = SCHEDULES[name]
+    if key not in arguments:
+        takes = f"; it takes {', '.join(sorted(arguments))}" if arguments else "; it takes no arguments"
+        return f"'{name}' has no argument '{key}'{did_you_mean(key, arguments) or takes}"
     if key in _SHAPES:
         return "" if value in _SHAPES[key] else f"'{value}': wanted one of {', '.join(_SHAPES[key])}"
     return "" if is_number(value) and value >= 0 else f"{value!r}: wanted a number, 0 or more"

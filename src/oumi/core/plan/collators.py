@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from oumi.core.configs import DatasetSplitParams, TrainerType, TrainingConfig
+from oumi.core.configs import DatasetSplitParams, TrainingConfig
 from oumi.core.errors import did_you_mean
-from oumi.core.plan.methods import METHODS, TRAINERS, method_of
+from oumi.core.plan.methods import METHODS, method_of
 
 COMPLETIONS_ONLY = "text_completions_only_with_padding"
 VISION_SFT = "vision_language_sft"
@@ -68,17 +68,19 @@ def train_on(config: TrainingConfig) -> str:
     other one every token. Without a collator, our own trainer takes assistant turns, and any other every token.
     Methods that compare answers take the last one, and those whose answers are the model's own take nothing.
     """
-    split, trainer = config.data.train, TRAINERS[config.training.trainer_type.name]
+    split, trainer = config.data.train, config.training.trainer_type.spec
     if (of_method := METHODS[method_of(config.training)].train_on) is not None:
         return of_method
-    given = split.collator_kwargs
+    kwargs = split.collator_kwargs
     if split.train_target is not None:
         return str(split.train_target.value)
     if split.collator_name == COMPLETIONS_ONLY:
-        every_turn = "response_template" not in given or {"end_of_turn_template", "instruction_template"} & given.keys()
+        every_turn = (
+            "response_template" not in kwargs or {"end_of_turn_template", "instruction_template"} & kwargs.keys()
+        )
         return "all_assistant_turns" if every_turn else "final_assistant_turn"
-    if split.collator_name == VISION_SFT and given.get("train_on_completions_only"):
-        return "all_assistant_turns" if "instruction_template" in given else "final_assistant_turn"
+    if split.collator_name == VISION_SFT and kwargs.get("train_on_completions_only"):
+        return "all_assistant_turns" if "instruction_template" in kwargs else "final_assistant_turn"
     if split.collator_name is not None:
         return "all"
     return "all" if trainer.trains_prompts else "all_assistant_turns"
@@ -86,8 +88,10 @@ def train_on(config: TrainingConfig) -> str:
 
 def landmarks(split: DatasetSplitParams) -> dict[str, str]:
     """Returns the strings that the config names around turns."""
-    known = ARGUMENTS.get(split.collator_name or "", {})
-    return {name: split.collator_kwargs[name] for name in LANDMARKS if name in split.collator_kwargs and name in known}
+    arguments = ARGUMENTS.get(split.collator_name or "", {})
+    return {
+        name: split.collator_kwargs[name] for name in LANDMARKS if name in split.collator_kwargs and name in arguments
+    }
 
 
 def max_length(split: DatasetSplitParams) -> int | None:
@@ -107,8 +111,8 @@ def truncation(split: DatasetSplitParams) -> str | None:
 def processor(config: TrainingConfig) -> tuple[str | None, dict[str, Any]]:
     """Returns the name of the processor, None for that of the model, and its arguments."""
     split = config.data.train
-    given = split.collator_kwargs if split.collator_name == VISION_SFT else {}
-    return given.get("processor_name"), {**config.model.processor_kwargs, **(given.get("processor_kwargs") or {})}
+    kwargs = split.collator_kwargs if split.collator_name == VISION_SFT else {}
+    return kwargs.get("processor_name"), {**config.model.processor_kwargs, **(kwargs.get("processor_kwargs") or {})}
 
 
 def shows_example(config: TrainingConfig) -> bool:
@@ -122,65 +126,65 @@ def shows_example(config: TrainingConfig) -> bool:
 def wrong_arguments(split: DatasetSplitParams) -> Iterator[tuple[str, str]]:
     """Yields the arguments that cannot be, each with the reason."""
     every = {name: kind for arguments in ARGUMENTS.values() for name, kind in arguments.items()}
-    taken = ARGUMENTS.get(split.collator_name or "", every)
+    arguments_of_collator = ARGUMENTS.get(split.collator_name or "", every)
     for name, value in split.collator_kwargs.items():
         if name == "train_target":
             yield f"{_KEY}.{name}", "write it beside collator_name, as data.train.train_target"
         elif name not in every:
             yield f"{_KEY}.{name}", f"no collator reads it{did_you_mean(name, every)}"
-        elif name not in taken:
-            takers = " and ".join(one for one, arguments in ARGUMENTS.items() if name in arguments)
+        elif name not in arguments_of_collator:
+            takers = " and ".join(collator for collator, arguments in ARGUMENTS.items() if name in arguments)
             yield f"{_KEY}.{name}", f"{split.collator_name} does not take it; {takers} does"
-        elif wanted := _wrong_value(name, taken[name], value):
-            yield f"{_KEY}.{name}", f"got {value!r}, must be {wanted}"
+        elif expected := _wrong_value(name, arguments_of_collator[name], value):
+            yield f"{_KEY}.{name}", f"got {value!r}, must be {expected}"
     yield from _wrong_together(split)
 
 
 def _wrong_value(name: str, kind: str, value: Any) -> str:
     """Returns what a value must be, nothing if it is that."""
-    wanted, told = _KINDS[kind]
+    type_, expected = _KINDS[kind]
     if name == "truncation_side" and value not in ("left", "right"):
         return "left or right"
-    is_right = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
+    is_right = isinstance(value, type_) and (type_ is bool or not isinstance(value, bool))
     if is_right and ((kind == "count" and value < 1) or (kind == "text" and not value)):
         is_right = False
-    return "" if is_right else told
+    return "" if is_right else expected
 
 
 def _wrong_together(split: DatasetSplitParams) -> Iterator[tuple[str, str]]:
-    given = split.collator_kwargs
-    if given.get("allow_multi_image_inputs") is False:
+    kwargs = split.collator_kwargs
+    if kwargs.get("allow_multi_image_inputs") is False:
         yield f"{_KEY}.allow_multi_image_inputs", "a row is trained with all of its images; leave this out"
-    if given.get("truncation") is False:
+    if kwargs.get("truncation") is False:
         yield (
             f"{_KEY}.truncation",
             "a row beyond model_max_length cannot be trained; data.train.truncation: REJECT refuses such rows",
         )
-    if split.collator_name == COMPLETIONS_ONLY and split.train_target is None and "response_template" not in given:
+    if split.collator_name == COMPLETIONS_ONLY and split.train_target is None and "response_template" not in kwargs:
         for name in ("instruction_template", "end_of_turn_template"):
-            if name in given:
+            if name in kwargs:
                 yield f"{_KEY}.{name}", "needs response_template beside it, or data.train.train_target"
     both = ("tool_response_template", "end_of_tool_response_template")
     for name, other in (both, both[::-1]):
-        if name in given and other not in given:
+        if name in kwargs and other not in kwargs:
             yield f"{_KEY}.{name}", f"needs {other} beside it"
-    if split.collator_name == VISION_SFT and not given.get("train_on_completions_only"):
+    if split.collator_name == VISION_SFT and not kwargs.get("train_on_completions_only"):
         for name in ("response_template", "instruction_template"):
-            if name in given:
+            if name in kwargs:
                 yield f"{_KEY}.{name}", "needs train_on_completions_only: true beside it"
 
 
 def unread_arguments(config: TrainingConfig) -> dict[tuple[str, ...], str]:
     """Returns the arguments that change nothing, each with the reason."""
-    split, is_ours = config.data.train, config.training.trainer_type == TrainerType.OUMI
-    given = list(split.collator_kwargs)
+    split, is_ours = config.data.train, config.training.trainer_type.spec.is_native
+    names = list(split.collator_kwargs)
     off: dict[tuple[str, ...], str] = {}
-    if "pad_to_multiple_of" in given and is_ours:
+    if "pad_to_multiple_of" in names and is_ours:
         off[(f"{_KEY}.pad_to_multiple_of",)] = "it is for padded batches, and these are flat"
-    if split.collator_name is None and (rest := [name for name in given if name != "pad_to_multiple_of"]):
+    if split.collator_name is None and (rest := [name for name in names if name != "pad_to_multiple_of"]):
         off[tuple(f"{_KEY}.{name}" for name in rest)] = "data.train.collator_name names none that reads them"
         return off
     for name, reason in _NOT_READ.items():
-        if name in given:
+        if name in names:
             off[(f"{_KEY}.{name}",)] = reason
     return off

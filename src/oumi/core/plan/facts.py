@@ -13,7 +13,7 @@ from oumi.core.plan.shapes import ModelShape
 class ModelFacts:
     """What is known of a model before it is loaded; None where it is not known."""
 
-    are_known: bool = False
+    are_available: bool = False
     """The files are here."""
     num_parameters: int | None = None
     matrices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

@@ -16,14 +16,14 @@ from oumi.core.plan.memory import LAYERS_AGAIN, LargestMicroBatch, num_recompute
 from oumi.core.plan.parts import LoraPlan, MemoryPlan, Plan
 from oumi.core.plan.sections import recompute_settings
 
-_MOST_TOLD = 3
+_MAX_LISTED = 3
 _RECOMPUTE = 1 / 3
 """Of the time of a step: a forward pass, beside which backward takes two."""
 _ADAPTER = 0.75
 """Time of a step without the gradients of the weights below an adapter."""
 _SHORTEST = 128
 """Tokens that rows are cut to, at least."""
-_ONE_TOKEN = LargestMicroBatch(1, 1)
+_SINGLE_TOKEN = LargestMicroBatch(1, 1)
 _AUTO_SHARE = 0.85
 """Of the memory, what micro-batches that are chosen here may fill, as a prediction may be a tenth off."""
 LargestOf = Callable[[Plan], LargestMicroBatch | None]
@@ -44,9 +44,9 @@ class Change:
     @property
     def memory(self) -> MemoryPlan:
         """Returns what the changed run needs."""
-        found = memory_of(self.plan, self.largest)
-        assert found is not None, "a change makes nothing unknown"
-        return found
+        plan = memory_of(self.plan, self.largest)
+        assert plan is not None, "a change makes nothing unknown"
+        return plan
 
 
 def memory_of(plan: Plan, largest: LargestMicroBatch | None) -> MemoryPlan | None:
@@ -139,9 +139,9 @@ def with_rows(plan: Plan, num_rows: int | None, largest_of: LargestOf) -> Plan:
     if plan.memory is None:
         return plan
     largest = largest_of(plan)
-    least = memory_of(plan, largest or _ONE_TOKEN)
+    least = memory_of(plan, largest or _SINGLE_TOKEN)
     if least is not None and least.is_short:
-        raise ConfigError(_refusal(plan, least, largest or _ONE_TOKEN))
+        raise ConfigError(_refusal(plan, least, largest or _SINGLE_TOKEN))
     return plan if largest is None else replace(plan, memory=least)
 
 
@@ -152,7 +152,7 @@ def memory_notes(plan: Plan) -> tuple[str, ...]:
         return tuple(f"{key}: {value}, as nothing tells what would fit" for key, value in _chosen(plan).items())
     if not memory.is_short:
         return _spare_notes(plan)
-    least = memory_of(plan, _ONE_TOKEN)
+    least = memory_of(plan, _SINGLE_TOKEN)
     if least is not None and least.is_short:
         return ("memory: there is not enough; the run will be refused before its weights are loaded",)
     return (
@@ -200,14 +200,14 @@ def _chosen(plan: Plan) -> dict[str, Any]:
 
 def changes_that_fit(plan: Plan, largest: LargestMicroBatch) -> list[Change]:
     """Returns the cheapest changes with which the run fits: those first that keep its result, then by time."""
-    return sorted(_changes(plan, largest), key=lambda one: (not one.keeps_result, one.slowdown))[:_MOST_TOLD]
+    return sorted(_changes(plan, largest), key=lambda change: (not change.keeps_result, change.slowdown))[:_MAX_LISTED]
 
 
 def _refusal(plan: Plan, memory: MemoryPlan, largest: LargestMicroBatch) -> str:
     changes = changes_that_fit(plan, largest)
     fits = [
-        f"\n  {one.text} ({one.memory.total / 1e9:,.1f} GB, about {round(one.slowdown, 2):g}x the time)"
-        for one in changes
+        f"\n  {change.text} ({change.memory.total / 1e9:,.1f} GB, about {round(change.slowdown, 2):g}x the time)"
+        for change in changes
     ]
     help_ = (
         f"What would fit:{''.join(fits)}" if fits else "No change of the config would make it fit; take a smaller model"
@@ -249,7 +249,7 @@ def _fewest_recomputed(change: Change) -> Iterator[Change]:
     if shape is None or num_recomputed(change.plan.gradient_checkpointing, shape.layers) == shape.layers:
         return
     plan = _with_fewest_recomputed(change.plan, change.largest, lambda memory: not memory.is_short)
-    before, count = (num_recomputed(one.gradient_checkpointing, shape.layers) for one in (change.plan, plan))
+    before, count = (num_recomputed(run_plan.gradient_checkpointing, shape.layers) for run_plan in (change.plan, plan))
     key = f"training.gradient_checkpointing_kwargs.{NUM_RECOMPUTED}: {count}"
     text = key if before else "training.enable_gradient_checkpointing: true"
     if not before and (count < shape.layers or NUM_RECOMPUTED in training.gradient_checkpointing_kwargs):

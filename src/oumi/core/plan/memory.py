@@ -104,19 +104,20 @@ def plan_memory(
         is_tight: Freed blocks are used again without holes between them.
         largest: The largest micro-batch, None if the rows are not read yet: then each is as long as it may be.
     """
-    if plan.shape is None or not _is_known(plan):
+    if plan.shape is None or not _can_be_predicted(plan):
         return None
     if largest is None and plan.model.max_length is None:
         return None
     length = largest.longest if largest else plan.model.max_length or 0
-    padded = LargestMicroBatch(plan.steps.micro_batch_rows * length, length)
-    taken = largest if largest and plan.speed.flat_batches else padded
-    moments = _moments(_Step(plan, plan.shape, taken, is_tight or plan.device != "cpu"))
-    peak = max(moments, key=lambda one: one.total)
+    documents = plan.steps.micro_batch_rows * plan.method.spec.documents_per_row
+    padded = LargestMicroBatch(documents * length, length)
+    micro_batch = largest if largest and plan.speed.flat_batches else padded
+    moments = _moments(_Step(plan, plan.shape, micro_batch, is_tight or plan.device != "cpu"))
+    peak = max(moments, key=lambda moment: moment.total)
     return replace(peak, available=available, is_tight=is_tight, is_bound=largest is None)
 
 
-def _is_known(plan: Plan) -> bool:
+def _can_be_predicted(plan: Plan) -> bool:
     """Returns False where weights are frozen, adapted or exchanged in ways that are not counted here."""
     settings = {} if plan.lora is None else plan.lora.settings
     odd = ("target_parameters", "modules_to_save", "exclude_modules")
@@ -147,17 +148,17 @@ def _moments(step: _Step) -> Iterator[MemoryPlan]:
         is_bound=False,
     )
     holes = 1 + (_HOLES_TIGHT if step.is_tight else _HOLES) + (_HOLES_SCORED if step.scores_in_blocks else 0)
-    layers, one = step.layers_bytes, step.layer_bytes
-    anew = one - states // 2  # what it was given is there
+    layers, layer = step.layers_bytes, step.layer_bytes
+    anew = layer - states // 2  # what it was given is there
     loss = head + states + step.logits_bytes
     yield replace(kept, activations=int(layers * holes), loss=int(loss * holes))
     at_first, at_last = step.layers_again
     inner = int((layers + at_first * anew + step.backward_bytes) * holes)
     yield replace(kept, activations=inner, loss=int((head + states) * holes))
     # Made twice, the head's part of a tied gradient waits for the embedding's, and their sum is a third.
-    whole = trained + head * (2 * step.sums_tied + (plan.steps.accumulation > 1))
-    left = min(layers, whole) * (0 if device != "cpu" else _LEFT_TIGHT if step.is_tight else 1)
-    yield replace(kept, gradients=whole, activations=int(at_last * one * holes + left))
+    all_gradients = trained + head * (2 * step.sums_tied + (plan.steps.accumulation > 1))
+    left = min(layers, all_gradients) * (0 if device != "cpu" else _LEFT_TIGHT if step.is_tight else 1)
+    yield replace(kept, gradients=all_gradients, activations=int(at_last * layer * holes + left))
 
 
 @dataclass(frozen=True)
@@ -195,8 +196,10 @@ class _Step:
 
     @property
     def weight_bytes(self) -> int:
-        """Returns the weights, their narrow copies where matrix products take them, and the adapter."""
+        """Returns the weights, their narrow copies where products take them, the adapter, and a frozen reference."""
         number = BYTES.get(self.plan.model.dtype, 4) + (2 if self.plan.precision.autocast else 0)
+        if self.plan.method.spec.has_reference and self.adapted is None:  # an adapter's base is its own reference
+            number *= 2
         return self.shape.num_parameters * number + (0 if self.adapted is None else self.trained_bytes)
 
     @property
@@ -240,12 +243,12 @@ class _Step:
         """Returns what all layers keep until their backward pass: of those with checkpointing, what each was given."""
         streams = self.largest.tokens * self.shape.hidden * self.number
         again = num_recomputed(self.plan.gradient_checkpointing, self.shape.layers)
-        whole = self.shape.layers - again
-        kept = whole * self.layer_bytes + (again + 2) * streams
+        num_kept = self.shape.layers - again
+        kept = num_kept * self.layer_bytes + (again + 2) * streams
         if self.plan.steps.accumulation == 1 or self.plan.device != "cpu":
             return kept
         # The gradients of the first micro-batch stand amid the widest blocks that it has left.
-        return kept + 2 * self.largest.tokens * self.shape.inner * self.number * whole
+        return kept + 2 * self.largest.tokens * self.shape.inner * self.number * num_kept
 
     @property
     def layers_again(self) -> tuple[int, int]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of methods and trainers: what a method learns from, and which trainer can carry it out. Imports no torch.
+"""The table of methods: what each learns from, and where its loss is. Imports no torch.
 
 A new method is a row here, and a file in `core/methods` where our own trainer carries it out.
 """
@@ -36,9 +36,9 @@ class MethodSpec:
     """Where its loss is, None where our own trainer does not have it."""
 
     @property
-    def has_whole_rows(self) -> bool:
-        """Returns True if the parts of a row are of no use alone."""
-        return self.term != "token"
+    def is_per_token(self) -> bool:
+        """Returns True if each token is learned alone; else the parts of a row are of no use without each other."""
+        return self.term == "token"
 
 
 METHODS: Mapping[str, MethodSpec] = {
@@ -62,37 +62,12 @@ METHODS: Mapping[str, MethodSpec] = {
 }
 
 
-@dataclass(frozen=True)
-class TrainerSpec:
-    """What a trainer can carry out, as far as a plan and the data must know it."""
-
-    method: str
-    """That of its name, unless `training.method` says otherwise."""
-    is_native: bool = False
-    """Our own loop: flat batches, packed rows, streams, images, every native method."""
-    is_built: bool = False
-    trains_prompts: bool = False
-    """Trains every token unless the config says which."""
-
-    def methods(self) -> list[str]:
-        """Returns every method that the trainer can carry out."""
-        return [name for name, spec in METHODS.items() if spec.loss] if self.is_native else [self.method]
-
-
-TRAINERS: Mapping[str, TrainerSpec] = {
-    TrainerType.OUMI.name: TrainerSpec("next_token", is_native=True, is_built=True),
-    TrainerType.TRL_SFT.name: TrainerSpec("next_token", is_built=True, trains_prompts=True),
-    TrainerType.HF.name: TrainerSpec("next_token", is_built=True, trains_prompts=True),
-    TrainerType.TRL_DPO.name: TrainerSpec("dpo"),
-    TrainerType.TRL_KTO.name: TrainerSpec("kto"),
-    TrainerType.TRL_GRPO.name: TrainerSpec("grpo"),
-    TrainerType.VERL_GRPO.name: TrainerSpec("grpo"),
-    TrainerType.TRL_GKD.name: TrainerSpec("distillation"),
-    TrainerType.TRL_GOLD.name: TrainerSpec("distillation"),
-}
-"""By the name of `training.trainer_type`; which class carries each out stands in `core/trainers/trainer.py`."""
-
-
 def method_of(training: TrainingParams) -> str:
     """Returns the name of the method that a config asks for."""
-    return training.method or TRAINERS[training.trainer_type.name].method
+    return training.method or training.trainer_type.spec.method
+
+
+def methods_of(trainer: TrainerType) -> list[str]:
+    """Returns every method that a trainer can carry out."""
+    native = [name for name, spec in METHODS.items() if spec.loss is not None]
+    return native if trainer.spec.is_native else [trainer.spec.method]

@@ -7,12 +7,15 @@ import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
-from oumi.core.configs import DatasetParams, TrainerType, TrainingConfig
+from oumi.core.configs import DatasetParams, TrainingConfig
 from oumi.core.configs.loading import leaves
+from oumi.core.configs.problems import shown
 from oumi.core.plan import collators
 from oumi.core.plan.choices import FLAT_ATTENTIONS
 from oumi.core.plan.facts import Facts, ModelFacts
+from oumi.core.plan.methods import METHODS, method_of
 from oumi.core.plan.parts import DiskPlan, PrecisionPlan, StepsPlan
+from oumi.core.plan.trainer_kwargs import mapped_arguments
 
 _GROUPS = (
     "training.grpo.*",
@@ -32,6 +35,9 @@ _QUANTISATION = (
 
 _NEVER_READ: dict[tuple[str, ...], str] = {
     ("data.test.*",): "training reads no test split",
+    (
+        "data.*.datasets[[]].trust_remote_code",
+    ): "no data set runs code of the Hub; model.trust_remote_code decides for tokenizer and processor",
     ("data.*.target_col",): "deprecated, targets come from the rendered conversation",
     ("data.*.use_torchdata",): "deprecated, rows are read as they are needed in any case",
     ("data.validation.stream",): "the validation rows are kept, since each measure needs them all",
@@ -47,16 +53,17 @@ _NEVER_READ: dict[tuple[str, ...], str] = {
         "model.tool_call_parser",
     ): "training does not read it",
     ("model.device_map",): "one process holds the whole model on its device",
-    (
-        "training.nccl_default_timeout_minutes",
-        "training.ddp_find_unused_parameters",
-    ): "the run is one process",
+    ("training.ddp_find_unused_parameters",): "gradients are summed for every parameter, used or not",
     _GROUPS: "this method does not read it",
 }
 _NOT_READ_BY_OURS: dict[tuple[str, ...], str] = {
     ("training.dataloader_*",): "batches are cut from tokens in memory, which needs no workers",
     ("training.label_ignore_index",): "only trained positions reach the loss",
     ("training.include_alternative_mfu_metrics",): "it repeats include_performance_metrics",
+}
+_NOT_READ_BY_OTHER_METHODS: dict[tuple[str, ...], str] = {
+    ("training.label_smoothing", "training.z_loss"): "they belong to the cross-entropy of next_token",
+    ("data.train.train_target",): "the method decides which tokens are trained",
 }
 _NOT_READ_BY_ADAPTER: dict[tuple[str, ...], str] = {
     ("training.label_ignore_index",): "the collator of the trainer marks ignored labels with -100",
@@ -74,8 +81,15 @@ def plan_notes(
         *_never_due(config, steps),
         *_limits(config, facts.model, dtype, disk),
         *_unread(config),
+        *_unread_alone(config, steps),
         *(f"not read: {key}: it decides what an element is in code of one's own" for key in facts.unread),
     )
+
+
+def argument_notes(config: TrainingConfig) -> tuple[str, ...]:
+    """Returns one sentence for each key that is decided by an argument of `trainer_kwargs`."""
+    arguments = mapped_arguments(config)
+    return tuple(f"{argument.key}: {shown(argument.value)}, as {argument.place} says" for argument in arguments)
 
 
 def changed_keys(config: TrainingConfig) -> list[str]:
@@ -85,9 +99,9 @@ def changed_keys(config: TrainingConfig) -> list[str]:
     changed = []
     for key, value in leaves(config).items():
         of_row = re.fullmatch(r"data\.\w+\.datasets\[\d+\]\.(.+)", key)
-        known = row_defaults if of_row else defaults
+        expected = row_defaults if of_row else defaults
         name = of_row[1] if of_row else key
-        if name not in known or known[name] != value:
+        if name not in expected or expected[name] != value:
             changed.append(key)
     return changed
 
@@ -95,27 +109,29 @@ def changed_keys(config: TrainingConfig) -> list[str]:
 def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -> Iterator[str]:
     training, train = config.training, config.data.train
     on_cpu = facts.device == "cpu" and not facts.has_bf16
-    asked = training.mixed_precision_dtype.name != "NONE" or config.model.torch_dtype_str.lower() not in (
+    asks_for_less = training.mixed_precision_dtype.name != "NONE" or config.model.torch_dtype_str.lower() not in (
         "auto", "float32", "f32", "float", "float64", "f64", "double",
     )  # fmt: skip
-    if on_cpu and asked:
+    if on_cpu and asks_for_less:
         yield f"precision: {precision.reason}, instead of what the config asks for"
     attention = config.model.attn_implementation
-    if training.trainer_type == TrainerType.OUMI and attention not in FLAT_ATTENTIONS:
+    if training.trainer_type.spec.is_native and attention not in FLAT_ATTENTIONS:
         yield f"batches are padded, since {attention} does not tell documents apart; sdpa does, by one kernel on a GPU"
-    if training.trainer_type == TrainerType.OUMI:
+    if METHODS[method_of(training)].train_on is not None:
+        pass  # the method decides what is trained
+    elif training.trainer_type.spec.is_native:
         says_nothing = train.collator_name is None or not collators.landmarks(train)
         if train.train_target is None and collators.train_on(config) != "all" and says_nothing:
             yield "targets: assistant turns only; name `data.train.train_target` for another choice"
-    elif training.trainer_type not in (TrainerType.TRL_SFT, TrainerType.HF):
+    elif not training.trainer_type.spec.trains_prompts:
         return
     elif train.train_target is None and collators.train_on(config) == "all":
         yield "targets: every token, prompts included; set `data.train.train_target` to train on answers only"
-    if config.model.processor_kwargs and facts.model.are_known and not facts.model.sees_images:
+    if config.model.processor_kwargs and facts.model.are_available and not facts.model.sees_images:
         yield "not read: model.processor_kwargs: a text model has no processor"
-    if training.compile and facts.device == "cpu" and training.trainer_type == TrainerType.OUMI:
+    if training.compile and facts.device == "cpu" and training.trainer_type.spec.is_native:
         yield "compile: half a minute and more before the first step; on a CPU our own layers are about as fast without"
-    if facts.device == "cuda" and training.trainer_type == TrainerType.OUMI:
+    if facts.device == "cuda" and training.trainer_type.spec.is_native:
         yield from _of_gpu(config)
     if training.fp8_recipe is not None:
         yield from _of_fp8(training.fp8_recipe, facts)
@@ -180,21 +196,22 @@ def _limits(config: TrainingConfig, model: ModelFacts, dtype: str, disk: DiskPla
         )
     if disk.is_short:
         yield "disk: not enough is free; the run will be refused before its first step"
-    wanted, made_for = config.model.model_max_length, model.max_positions
-    if wanted and made_for and wanted > made_for:
-        yield f"length: model_max_length {wanted:,} is beyond the {made_for:,} positions that the model was made for"
+    length, max_positions = config.model.model_max_length, model.max_positions
+    if length and max_positions and length > max_positions:
+        yield f"length: model_max_length {length:,} is beyond the {max_positions:,} positions of the model"
     if model.adapter_of and any(key.startswith("peft.lora_") for key in changed_keys(config)):
         yield "not read: peft.lora_*: model.model_name is an adapter, which brings its own"
-    if not model.are_known:
+    if not model.are_available:
         yield "model: its files are not here yet; what they decide (dtype, length, disk) is known once they are"
 
 
 def _unread(config: TrainingConfig) -> Iterator[str]:
     training = config.training
-    ours = training.trainer_type == TrainerType.OUMI
+    ours = training.trainer_type.spec.is_native
     table: dict[tuple[str, ...], str] = {
         **_NEVER_READ,
         **(_NOT_READ_BY_OURS if ours else _NOT_READ_BY_ADAPTER),
+        **({} if method_of(training) == "next_token" else _NOT_READ_BY_OTHER_METHODS),
         **_of_choices(config),
     }
     changed = changed_keys(config)
@@ -202,18 +219,23 @@ def _unread(config: TrainingConfig) -> Iterator[str]:
     for keys, reason in collators.unread_arguments(config).items():
         yield f"not read: {', '.join(keys)}: {reason}"
     for patterns, reason in table.items():
-        found = [key for key in changed if any(_matches(key, pattern) for pattern in patterns)]
-        if found:
-            yield f"not read: {', '.join(found)}: {reason}"
+        keys_unread = [key for key in changed if any(_matches(key, pattern) for pattern in patterns)]
+        if keys_unread:
+            yield f"not read: {', '.join(keys_unread)}: {reason}"
+
+
+def _unread_alone(config: TrainingConfig, steps: StepsPlan) -> Iterator[str]:
+    if config.training.nccl_default_timeout_minutes is not None and steps.world_size == 1:
+        yield "not read: training.nccl_default_timeout_minutes: the run is one process"
 
 
 def _of_files(config: TrainingConfig, changed: list[str]) -> Iterator[str]:
     for split in ("train", "validation"):
-        for i, one in enumerate(getattr(config.data, split).datasets):
-            for name in ("split", "subset") if one.is_file else ():
+        for i, params in enumerate(getattr(config.data, split).datasets):
+            for name in ("split", "subset") if params.is_file else ():
                 key = f"data.{split}.datasets[{i}].{name}"
                 if key in changed:
-                    yield f"not read: {key}: {one.dataset_path} is a file, which is read whole"
+                    yield f"not read: {key}: {params.dataset_path} is a file, which is read whole"
 
 
 def _of_choices(config: TrainingConfig) -> dict[tuple[str, ...], str]:
@@ -226,7 +248,7 @@ def _of_choices(config: TrainingConfig) -> dict[tuple[str, ...], str]:
         off["data.train.datasets[[]].shuffle_buffer_size",] = "only streams have a shuffle buffer"
     off["data.validation.datasets[[]].shuffle_buffer_size",] = "only streams have a shuffle buffer"
     for split in ("train", "validation"):
-        if all(one.mixture_proportion is None for one in getattr(config.data, split).datasets):
+        if all(params.mixture_proportion is None for params in getattr(config.data, split).datasets):
             off[(f"data.{split}.mixture_strategy",)] = "only a mixture with proportions reads it"
     if not training.use_peft:
         off[("peft.*",)] = "training.use_peft is false"

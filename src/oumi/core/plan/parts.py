@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from oumi.core.configs import DatasetParams, TrainingConfig
+from oumi.core.configs import DatasetParams, TrainerType, TrainingConfig
 from oumi.core.errors import ConfigError
-from oumi.core.plan.methods import METHODS, TRAINERS, MethodSpec
+from oumi.core.plan.methods import METHODS, MethodSpec
 from oumi.core.plan.shapes import ModelShape
 
 _MEMORY_MARGIN = 0.05
@@ -77,8 +77,8 @@ class MixturePlan:
     @property
     def proportions(self) -> tuple[float, ...] | None:
         """Returns the share of each data set, None where each is taken whole."""
-        given = [one.mixture_proportion for one in self.datasets]
-        return None if None in given or not given else tuple(one or 0.0 for one in given)
+        shares = [params.mixture_proportion for params in self.datasets]
+        return None if None in shares or not shares else tuple(params or 0.0 for params in shares)
 
 
 @dataclass(frozen=True)
@@ -362,7 +362,7 @@ class Plan:
     @property
     def is_native(self) -> bool:
         """Returns True if our own trainer carries the plan out."""
-        return TRAINERS[self.trainer].is_native
+        return TrainerType[self.trainer].spec.is_native
 
     @property
     def num_steps(self) -> int:

@@ -12,12 +12,14 @@ from oumi.core.plan.disk import plan_disk, saved_size_of_files
 from oumi.core.plan.facts import Facts
 from oumi.core.plan.fitting import memory_notes, with_what_fits
 from oumi.core.plan.memory import plan_memory
-from oumi.core.plan.notes import plan_notes
+from oumi.core.plan.notes import argument_notes, plan_notes
 from oumi.core.plan.parts import LossPlan, Plan
+from oumi.core.plan.trainer_kwargs import as_run
 
 
 def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan:
     """Returns what a run of `config` will do on the machine, data and model that `facts` describe."""
+    notes_on_arguments, config = argument_notes(config), as_run(config)
     training = config.training
     output_dir = Path(training.output_dir).expanduser()
     dtype, precision = sections.plan_precision(config, facts)
@@ -53,7 +55,7 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan
         disk=disk,
         shape=facts.model.shape,
         memory=None,
-        notes=plan_notes(config, facts, steps, dtype, precision, disk),
+        notes=(*notes_on_arguments, *plan_notes(config, facts, steps, dtype, precision, disk)),
     )
     plan = replace(plan, memory=plan_memory(plan, facts.memory_bytes, facts.has_tight_heap))
     plan = with_what_fits(plan, lambda _: None)

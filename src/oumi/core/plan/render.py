@@ -33,6 +33,7 @@ def plan_text(plan: Plan) -> str:
     lines = {
         "model": _model(plan),
         "data": _data(plan),
+        "method": _method(plan),
         "steps": _steps(plan),
         "optimizer": _optimizer(plan),
         "precision": plan.precision.reason,
@@ -61,11 +62,20 @@ def _data(plan: Plan) -> str:
     return f"{names}: {rows}, trained on {plan.data.train_on.replace('_', ' ')}"
 
 
+def _method(plan: Plan) -> str:
+    """Returns the method and its arguments; of the usual one nothing."""
+    if plan.method.name == "next_token":
+        return ""
+    settings = "".join(f", {name} {value}" for name, value in plan.method.settings.items())
+    return f"{plan.method.name}{settings}"
+
+
 def _steps(plan: Plan) -> str:
     steps = plan.steps
     total = "counted on reading" if steps.total is None else f"{steps.total:,}"
     auto = " (auto)" if plan.config.training.per_device_train_batch_size == "auto" else ""
-    size = f"{steps.micro_batch_rows} rows{auto} x {steps.accumulation} x {steps.world_size} process"
+    processes = "process" if steps.world_size == 1 else "processes"
+    size = f"{steps.micro_batch_rows} rows{auto} x {steps.accumulation} x {steps.world_size} {processes}"
     epochs = f"{steps.num_epochs} epochs" if steps.max_steps is None else f"max_steps {steps.max_steps}"
     return f"{total} ({epochs}) of {steps.rows_per_step} rows = {size}"
 
@@ -84,9 +94,9 @@ def _memory(plan: Plan) -> str:
     if memory is None:
         return "not known before the run" if plan.is_native else ""
     parts = {name: getattr(memory, name) for name in ("weights", "gradients", "optimizer", "activations", "loss")}
-    told = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in {**parts, "process": memory.process}.items())
+    listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in {**parts, "process": memory.process}.items())
     most = "up to " if memory.is_bound else ""
-    return f"{most}{memory.total / 1e9:,.1f} GB of {memory.available / 1e9:,.0f} GB: {told}"
+    return f"{most}{memory.total / 1e9:,.1f} GB of {memory.available / 1e9:,.0f} GB: {listed}"
 
 
 def _recompute(plan: Plan) -> str:

@@ -21,7 +21,7 @@ from oumi.core.plan import collators
 from oumi.core.plan.choices import FLAT_ATTENTIONS, NO_LARGE_LAYER, NUM_RECOMPUTED, gains_by_fp8
 from oumi.core.plan.disk import EMBEDDINGS
 from oumi.core.plan.facts import Facts, ModelFacts
-from oumi.core.plan.methods import METHODS, TRAINERS, method_of
+from oumi.core.plan.methods import METHODS, method_of
 from oumi.core.plan.parts import (
     CheckpointPlan,
     DataPlan,
@@ -58,7 +58,7 @@ def plan_precision(config: TrainingConfig, facts: Facts) -> tuple[str, Precision
             f"training.fp8_recipe: {recipe} stands beside bfloat16, and the rest of this run is computed in "
             f"{computed}; set training.mixed_precision_dtype: BF16, or model.torch_dtype_str: bfloat16"
         )
-    layers = [shape for name, shape in facts.model.matrices.items() if not any(one in name for one in EMBEDDINGS)]
+    layers = [shape for name, shape in facts.model.matrices.items() if not any(part in name for part in EMBEDDINGS)]
     if layers and not any(gains_by_fp8(shape, recipe) for shape in layers):
         raise ConfigError(NO_LARGE_LAYER)
     reason = f"{precision.reason}; large layers multiply in 8 bits, {recipe}"
@@ -100,7 +100,7 @@ def plan_speed(config: TrainingConfig, dtype: str, precision: PrecisionPlan, fac
 def plan_model(config: TrainingConfig, dtype: str, facts: ModelFacts) -> ModelPlan:
     """Returns which model and tokenizer are loaded, and how."""
     model, collator = config.model, config.data.train.collator_name
-    if collator in collators.VISION and facts.are_known and not facts.sees_images:
+    if collator in collators.VISION and facts.are_available and not facts.sees_images:
         raise ConfigError(f"data.train.collator_name: {collator} is for images, of which {model.model_name} sees none")
     overrides = dict(model.model_kwargs)
     name = facts.adapter_of or model.model_name
@@ -110,7 +110,7 @@ def plan_model(config: TrainingConfig, dtype: str, facts: ModelFacts) -> ModelPl
     of_tokenizer = {name: revision, model.model_name: model.model_revision if facts.adapter_of else revision}
     lengths = (facts.tokenizer_length, overrides.get("max_position_embeddings", facts.max_positions))
     processor_name, processor_kwargs = collators.processor(config)
-    wanted = collators.max_length(config.data.train) or model.model_max_length
+    max_length = collators.max_length(config.data.train) or model.model_max_length
     return ModelPlan(
         name=name,
         revision=revision,
@@ -126,7 +126,7 @@ def plan_model(config: TrainingConfig, dtype: str, facts: ModelFacts) -> ModelPl
         tokenizer_revision=of_tokenizer.get(tokenizer_name),
         tokenizer_kwargs=model.tokenizer_kwargs,
         pad_token=model.tokenizer_pad_token,
-        max_length=wanted or min(filter(None, lengths), default=None),
+        max_length=max_length or min(filter(None, lengths), default=None),
         chat_template=model.chat_template,
         adapter=model.model_name if facts.adapter_of else model.adapter_model,
         adapter_revision=model.model_revision if facts.adapter_of else None,
@@ -167,13 +167,20 @@ def _plan_mixture(split: DatasetSplitParams, is_streamed: bool) -> MixturePlan:
 
 def plan_method(training: TrainingParams) -> MethodPlan:
     """Returns what is learned and the arguments of its loss; an adapter passes on those of other trainers."""
-    trainer, name = TRAINERS[training.trainer_type.name], method_of(training)
+    trainer, name = training.trainer_type.spec, method_of(training)
     settings = METHODS[name].settings.model_validate(training.trainer_kwargs) if trainer.is_native else NoSettings()
     return MethodPlan(name, settings.model_dump())
 
 
 def plan_steps(training: TrainingParams, world_size: int, num_rows: int | None) -> StepsPlan:
-    """Returns how rows are cut into steps."""
+    """Returns how rows are cut into steps.
+
+    Raises:
+        ConfigError: The run has several processes, and its trainer takes one.
+    """
+    if world_size > 1 and not training.trainer_type.spec.is_native:
+        name = training.trainer_type.name
+        raise ConfigError(f"training.trainer_type: {name} trains in one process yet; OUMI trains in several")
     rows = training.per_device_train_batch_size
     return StepsPlan(
         micro_batch_rows=_ROWS_OF_AUTO if rows == "auto" else rows,

@@ -100,8 +100,8 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
     """Returns the shape that the values of a `config.json` tell, None of a family that is not known or incomplete."""
     family = config.get("model_type")
     sizes: dict[str, int] = {name: config.get(key) or 0 for name, key in _NAMES.items()}
-    told = [*sizes.values(), config.get("num_key_value_heads") or 1, config.get("head_dim") or 1]
-    if family not in FAMILIES or not all(isinstance(size, int) and size > 0 for size in told):
+    values = [*sizes.values(), config.get("num_key_value_heads") or 1, config.get("head_dim") or 1]
+    if family not in FAMILIES or not all(isinstance(size, int) and size > 0 for size in values):
         return None  # what is wrong with a number is told where the model is made
     has_softcap = family == "gemma2" and config.get("attn_logit_softcapping", 50.0) is not None
     return ModelShape(

@@ -97,12 +97,12 @@ def describe_environment(command: Sequence[str] | None = None) -> dict[str, Any]
 
 def installed_packages() -> dict[str, str]:
     """Returns name -> version of every installed distribution, sorted by name."""
-    found = {}
-    for one in distributions():
-        name = (one.metadata["Name"] or "").lower().replace("_", "-")
-        if name and name not in found:  # the first on the path is the one that is imported
-            found[name] = one.version
-    return dict(sorted(found.items()))
+    packages = {}
+    for distribution in distributions():
+        name = (distribution.metadata["Name"] or "").lower().replace("_", "-")
+        if name and name not in packages:  # the first on the path is the one that is imported
+            packages[name] = distribution.version
+    return dict(sorted(packages.items()))
 
 
 def list_gpus() -> list[dict[str, str]]:

@@ -193,8 +193,8 @@ def _first_gpu() -> Host | None:
     command = ["nvidia-smi", "--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
     command += [f"--id={visible.split(',')[0]}"] if visible else []
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-        name, capability, memory_mib = (part.strip() for part in found.splitlines()[0].split(","))
+        output = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        name, capability, memory_mib = (part.strip() for part in output.splitlines()[0].split(","))
         memory = int(float(memory_mib)) << 20
         return Host("cuda", name, float(capability) >= 8.0, num_cpus(), memory, float(capability) >= 8.9)
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):

@@ -56,15 +56,15 @@ def peaks_of(device: str, device_name: str, dtype: str) -> Peaks:
     library = " oneDNN" if device == "cpu" and host.multiplies_faster_by_onednn() else ""
     name = f"{device_name} {num_cores} {dtype} torch {version('torch')}{library}"
     path = cache_home() / f"peaks-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
-    known = _read(path)
-    if known is None:
-        known = measure_peaks(device, dtype, num_cores)
+    peaks = _read(path)
+    if peaks is None:
+        peaks = measure_peaks(device, dtype, num_cores)
         with suppress(OSError):  # where it cannot be kept, it is measured again
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = path.with_suffix(f".{os.getpid()}")
-            unfinished.write_text(json.dumps({"of": name, **asdict(known)}) + "\n")
+            unfinished.write_text(json.dumps({"of": name, **asdict(peaks)}) + "\n")
             unfinished.replace(path)
-    return known
+    return peaks
 
 
 def measure_peaks(device: str, dtype: str, num_cores: int) -> Peaks:
@@ -101,15 +101,15 @@ def measure_page_fault() -> float:
         memory.madvise(mmap.MADV_NOHUGEPAGE)
     started = time.thread_time()
     memory[::page] = b"\1" * (_FAULT_BYTES // page)
-    taken = time.thread_time() - started
+    seconds = time.thread_time() - started
     memory.close()
-    return taken / (_FAULT_BYTES // page)
+    return seconds / (_FAULT_BYTES // page)
 
 
 def nominal_flops(device_name: str) -> float | None:
     """Returns what the maker says of a GPU's dense 16-bit matrix products a second, None for one that is not known."""
-    found = [name for name in NOMINAL_TFLOPS if name.lower() in device_name.lower()]
-    return NOMINAL_TFLOPS[max(found, key=len)] * 1e12 if found else None
+    names = [name for name in NOMINAL_TFLOPS if name.lower() in device_name.lower()]
+    return NOMINAL_TFLOPS[max(names, key=len)] * 1e12 if names else None
 
 
 def _best(work: Callable[[], object], wait: Callable[[], None], clock: Callable[[], float]) -> float:

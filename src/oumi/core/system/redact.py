@@ -116,10 +116,10 @@ def _redact_text(text: str) -> str:
 def _hide_named(pattern: re.Pattern[str], text: str) -> str:
     """Returns `text` with the value masked that follows each secret name which `pattern` finds."""
     parts, end = [], 0
-    for found in pattern.finditer(text):
-        value = _VALUE.match(text, found.end()) if found.start() >= end and is_secret_name(found["name"]) else None
+    for match in pattern.finditer(text):
+        value = _VALUE.match(text, match.end()) if match.start() >= end and is_secret_name(match["name"]) else None
         if value is not None:
-            parts += [text[end : found.end()], MASK]
+            parts += [text[end : match.end()], MASK]
             end = value.end()
     return "".join([*parts, text[end:]])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -38,25 +37,39 @@ from oumi.core.trainers.resume import ResumePoint
 class NativeTrainer:
     """Trains with our own loop: flat batches, sums over the terms of the whole step, exact resume."""
 
-    def __init__(self, run: Run, rows: TrainingData, start: ResumePoint) -> None:
+    def __init__(self, run: Run, data: TrainingData, resume_point: ResumePoint) -> None:
         self.run = run
-        self._rows = rows
-        self._start = start
+        self._data = data
+        self._resume_point = resume_point
 
     @classmethod
-    def build(cls, plan: Plan, world: World, rows: TrainingData, start: ResumePoint) -> NativeTrainer:
+    def build(cls, plan: Plan, world: World, data: TrainingData, resume_point: ResumePoint) -> NativeTrainer:
         """Loads the model, and goes to where the run stopped if it is resumed."""
         seed_everything(plan.seed, plan.deterministic)
-        model = build_model(plan, world.device, start.checkpoint)
+        model = build_model(plan, world.device, resume_point.checkpoint)
         if plan.gradient_checkpointing is not None:
             recompute_layers(model, plan.gradient_checkpointing)
         write_model_summary(plan, model)
-        rows.check_vocabulary(model)
+        data.check_vocabulary(model)
         plan = with_saved_size(plan, saved_size(model, plan.save_mode))
-        run = _build_run(plan, world, model, rows)
-        if start.checkpoint is not None:
-            load_state(run, start.checkpoint)
-        trainer = cls(run, rows, start)
+        language_model = accelerate(model, plan)
+        optimizer = build_optimizer(language_model, plan.optimizer)
+        run = Run(
+            plan=plan,
+            callbacks=Callbacks([]),
+            world=world,
+            model=language_model,
+            method=build_method(plan, partial(build_reference, plan, world.device, language_model)),
+            optimizer=optimizer,
+            schedule=build_schedule(optimizer, plan.schedule, plan.num_steps),
+            scaler=torch.amp.GradScaler(world.device.type, enabled=plan.precision.autocast == "float16"),
+            loader=data.loader(plan, world.rank),
+        )
+        if world.rank:  # dropout differs from rank to rank, as it does from row to row
+            torch.manual_seed(plan.seed + world.rank)
+        if resume_point.checkpoint is not None:
+            load_state(run, resume_point.checkpoint)
+        trainer = cls(run, data, resume_point)
         run.callbacks = Callbacks(trainer._callbacks())
         return trainer
 
@@ -64,7 +77,7 @@ class NativeTrainer:
         """Takes every step of the plan."""
         run = self.run
         if run.world.device.type == "cuda":  # elsewhere the system ends a process that takes too much
-            try_largest_micro_batch(run, self._rows.largest(run.plan))
+            try_largest_micro_batch(run, self._data.largest(run.plan))
         try:
             state = fit(run)
         finally:
@@ -73,45 +86,28 @@ class NativeTrainer:
             raise stopped_early(run)
 
     def save(self, directory: Path) -> None:
-        """Writes the trained model and its tokenizer."""
-        if self.run.plan.checkpoints.final_model:
+        """Writes the trained model and its tokenizer, on the main rank."""
+        if self.run.plan.checkpoints.final_model and self.run.world.is_main:
             with storage_errors(directory):
-                save_model(self._inner, directory, self.run.plan.save_mode)
-                self._rows.preprocessor.save(directory)
+                save_model(self.run.model.inner, directory, self.run.plan.save_mode)
+                self._data.preprocessor.save(directory)
                 let_others_read(directory)
-
-    @property
-    def _inner(self) -> Any:
-        return self.run.model.inner
+        self.run.world.barrier()
 
     def _callbacks(self) -> list[Callback]:
-        plan, rows = self.run.plan, self._rows
-        efficiency = build_efficiency(plan, self._inner, self.run.model.has_whole_head)
-        callbacks: list[Callback] = [SignalGuard(), FiniteGuard(), build_reporting(plan, efficiency)]
-        if len(rows.validation):
-            batches = partial(in_order, rows.validation, plan.evaluation.batch_size, rows.preprocessor.collate)
-            callbacks.append(Evaluation(batches))
-        if plan.empty_cache_every is not None and self.run.world.device.type != "cpu":
+        plan, world, data = self.run.plan, self.run.world, self._data
+        callbacks: list[Callback] = [SignalGuard(), FiniteGuard()]
+        if world.is_main:
+            efficiency = build_efficiency(plan, self.run.model.inner, self.run.model.has_full_head)
+            callbacks.append(build_reporting(plan, efficiency))
+        if len(data.validation):
+            share = (data.preprocessor.collate, world.rank, world.size)
+            callbacks.append(Evaluation(partial(in_order, data.validation, plan.evaluation.batch_size, *share)))
+        if plan.empty_cache_every is not None and world.device.type != "cpu":
             callbacks.append(EmptyCache(plan.empty_cache_every))
-        facts = self._start.facts(plan, rows.fingerprint)
-        return [*callbacks, Checkpointing(self._write_checkpoint, facts, self._start.step)]
+        facts = self._resume_point.facts(plan, data.fingerprint)
+        return [*callbacks, Checkpointing(self._write_checkpoint, facts, self._resume_point.step)]
 
     def _write_checkpoint(self, directory: Path) -> None:
-        save_model(self._inner, directory)
-        self._rows.preprocessor.save(directory)
-
-
-def _build_run(plan: Plan, world: World, model: Any, rows: TrainingData) -> Run:
-    language_model = accelerate(model, plan)
-    optimizer = build_optimizer(language_model, plan.optimizer)
-    return Run(
-        plan=plan,
-        callbacks=Callbacks([]),
-        world=world,
-        model=language_model,
-        method=build_method(plan, partial(build_reference, plan, world.device, language_model)),
-        optimizer=optimizer,
-        schedule=build_schedule(optimizer, plan.schedule, plan.num_steps),
-        scaler=torch.amp.GradScaler(world.device.type, enabled=plan.precision.autocast == "float16"),
-        loader=rows.loader(plan),
-    )
+        save_model(self.run.model.inner, directory)
+        self._data.preprocessor.save(directory)

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from oumi.core.checkpoint.identity import Identity, new_run_id, read_identity, write_identity
+from oumi.core.checkpoint.state import load_state
 from oumi.core.checkpoint.store import clear_unfinished, find_checkpoints, newest_good, read_facts
 from oumi.core.errors import ConfigError, DataError, OutputError
+from oumi.core.models.build import load_weights
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.trajectory import differences, trajectory
-from oumi.core.run import Progress
+from oumi.core.run import Progress, Run
 
 
 @dataclass(frozen=True)
@@ -66,42 +68,51 @@ def find_resume_point(plan: Plan) -> ResumePoint:
         StorageError: The checkpoint that the config names is not intact.
     """
     clear_unfinished(plan.output_dir)
-    known = read_identity(plan.output_dir)
-    found = _checkpoint(plan, known)
-    if found is None:
+    identity = read_identity(plan.output_dir)
+    checkpoint_and_facts = _checkpoint(plan, identity)
+    if checkpoint_and_facts is None:
         _check_unoccupied(plan)
-        goes_on = known is not None and plan.checkpoints.resume_last
-        return ResumePoint(known if known and goes_on else _new_identity())
-    checkpoint, facts = found
+        goes_on = identity is not None and plan.checkpoints.resume_last
+        return ResumePoint(identity if identity and goes_on else _new_identity())
+    checkpoint, facts = checkpoint_and_facts
     _check_same_run(checkpoint, facts, plan)
-    if known is None or known.run_id != facts["run_id"]:
-        known = Identity(facts["run_id"], facts["began"])
+    if identity is None or identity.run_id != facts["run_id"]:
+        identity = Identity(facts["run_id"], facts["began"])
         if checkpoint.resolve().parent != plan.output_dir.resolve():
             _check_unoccupied(plan)
-    return ResumePoint(known, checkpoint, facts["step"], facts["data"])
+    return ResumePoint(identity, checkpoint, facts["step"], facts["data"])
 
 
-def begin(plan: Plan, start: ResumePoint) -> None:
+def claim(plan: Plan, resume_point: ResumePoint) -> None:
     """Makes the output directory belong to the run, which is not complete yet."""
-    write_identity(plan.output_dir, Identity(start.identity.run_id, start.identity.began))
+    write_identity(plan.output_dir, Identity(resume_point.identity.run_id, resume_point.identity.began))
 
 
-def mark_finished(progress: Progress, start: ResumePoint, data: str) -> None:
+def mark_finished(progress: Progress, resume_point: ResumePoint, data: str) -> None:
     """Notes that the run is complete, and what it measured last."""
-    plan, begun = progress.plan, start.identity
+    plan, begun = progress.plan, resume_point.identity
     finished = Identity(
         begun.run_id, begun.began, progress.state.step, trajectory(plan), data, metrics=dict(progress.metrics)
     )
     write_identity(plan.output_dir, finished)
 
 
+def restore(run: Run, checkpoint: Path) -> None:
+    """Puts a run to where a checkpoint of it was saved, in place: weights, optimizer, schedule, random numbers, rows.
+
+    The loop goes on from there.
+    """
+    load_weights(run.model.inner, run.plan, checkpoint)
+    load_state(run, checkpoint)
+
+
 def _new_identity() -> Identity:
     return Identity(new_run_id(), datetime.now().astimezone().isoformat())
 
 
-def _checkpoint(plan: Plan, known: Identity | None) -> tuple[Path, dict[str, Any]] | None:
+def _checkpoint(plan: Plan, identity: Identity | None) -> tuple[Path, dict[str, Any]] | None:
     """Returns the checkpoint that the config names, or a later one of the run that went on from it."""
-    run_id = known.run_id if known else None
+    run_id = identity.run_id if identity else None
     last = newest_good(plan.output_dir, run_id) if plan.checkpoints.resume_last else None
     named = plan.checkpoints.resume_from
     if named is None:
@@ -114,10 +125,10 @@ def _checkpoint(plan: Plan, known: Identity | None) -> tuple[Path, dict[str, Any
 
 
 def _check_unoccupied(plan: Plan) -> None:
-    found = find_checkpoints(plan.output_dir)
-    if not found:
+    checkpoints = find_checkpoints(plan.output_dir)
+    if not checkpoints:
         return
-    _, newest = found[-1]
+    _, newest = checkpoints[-1]
     go_on = "" if plan.checkpoints.resume_last else "go on with it by training.try_resume_from_last_checkpoint: true, "
     raise OutputError(
         f"training.output_dir: {newest} is of another run, and the checkpoints of two would be mixed: "

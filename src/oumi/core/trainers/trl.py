@@ -62,12 +62,12 @@ class TrlTrainer:
         if plan.speed.liger:
             check_liger(model)
         # On a GPU TRL, too, takes the logits of what is trained alone.
-        efficiency = build_efficiency(plan, model, has_whole_head=plan.trainer == "HF" or plan.device == "cpu")
+        efficiency = build_efficiency(plan, model, has_full_head=plan.trainer == "HF" or plan.device == "cpu")
         run = Progress(plan=plan, callbacks=Callbacks([SignalGuard(), build_reporting(plan, efficiency)]))
         run.state.step = start.step
         bridge = Bridge(run, efficiency, rows.train, start.facts(plan, rows.fingerprint))
         with _refusals(plan):
-            made = _in_our_terms(_load(method.trainer), plan, bridge)(
+            trainer = _in_our_terms(_load(method.trainer), plan, bridge)(
                 model=model,
                 args=settings,
                 train_dataset=_as_dataset(rows.train),
@@ -76,9 +76,9 @@ class TrlTrainer:
                 processing_class=rows.preprocessor.tokenizer,
                 callbacks=[bridge],
             )
-            made.create_optimizer()
-        made.remove_callback(PrinterCallback)  # our console shows the steps
-        return cls(run, made, rows.preprocessor.tokenizer, start.checkpoint)
+            trainer.create_optimizer()
+        trainer.remove_callback(PrinterCallback)  # our console shows the steps
+        return cls(run, trainer, rows.preprocessor.tokenizer, start.checkpoint)
 
     def train(self) -> None:
         """Takes every step of the plan."""
@@ -137,6 +137,7 @@ class Bridge(TrainerCallback):
         self._efficiency.before_update(self._micro_batches)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.run.stop_requested |= self.run.stop_signaled
         if self.run.stop_requested:
             control.should_save = control.should_training_stop = True
 
@@ -146,18 +147,18 @@ class Bridge(TrainerCallback):
             return
         now = self.run.state
         now.step, now.epoch = state.global_step, float(state.epoch or 0.0)
-        num_tokens = sum(sum(one.lengths) for one in self._micro_batches)
-        num_targets = sum(one.num_targets for one in self._micro_batches)
+        num_tokens = sum(sum(micro_batch.lengths) for micro_batch in self._micro_batches)
+        num_targets = sum(micro_batch.num_targets for micro_batch in self._micro_batches)
         now.num_tokens += num_tokens
         now.num_targets += num_targets
-        taken = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
+        reported = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
         report = StepReport(
             loss=logs["loss"],
             grad_norm=logs.get("grad_norm", float("nan")),
             learning_rate=self._learning_rate,
             num_targets=num_targets,
             num_tokens=num_tokens,
-            extra={name: value for name, value in logs.items() if name not in taken and is_number(value)},
+            extra={name: value for name, value in logs.items() if name not in reported and is_number(value)},
         )
         self.run.callbacks.step_end(self.run, report)
 
@@ -242,8 +243,8 @@ def _refusals(plan: Plan) -> Iterator[None]:
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         if isinstance(error, OumiError):
             raise
-        told = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"training: {plan.trainer} refuses the config: {told}") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"training: {plan.trainer} refuses the config: {reason}") from error
 
 
 def _load(place: str) -> Any:
@@ -252,25 +253,25 @@ def _load(place: str) -> Any:
 
 
 def _checked(config_class: Any, values: dict[str, Any]) -> Any:
-    known = {field.name for field in dataclasses.fields(config_class)}
-    newer = {old: new for old, new in NEWER_NAMES.items() if new in known}
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    newer = {old: new for old, new in NEWER_NAMES.items() if new in fields}
     values = {newer.get(name, name): value for name, value in values.items()}
     for name in values:
-        if name not in known:
+        if name not in fields:
             raise ConfigError(
                 f"training.trainer_kwargs.{name}: {config_class.__name__} has no such argument"
-                f"{did_you_mean(name, known)}"
+                f"{did_you_mean(name, fields)}"
             )
     return config_class(**values)
 
 
 def _as_dataset(rows: Mixture) -> Dataset:
     """Returns the rows with labels; what is not trained is labelled IGNORED."""
-    examples = [one for i in range(len(rows)) for one in rows.group(i)]
-    labels = [np.where(one.is_target, one.tokens, IGNORED) for one in examples]
-    for one in labels:
-        one[0] = IGNORED  # nothing predicts the first token
-    return Dataset.from_dict({"input_ids": [one.tokens for one in examples], "labels": labels})
+    examples = [example for i in range(len(rows)) for example in rows.group(i)]
+    labels = [np.where(example.is_target, example.tokens, IGNORED) for example in examples]
+    for example in labels:
+        example[0] = IGNORED  # nothing predicts the first token
+    return Dataset.from_dict({"input_ids": [example.tokens for example in examples], "labels": labels})
 
 
 def _collator(tokenizer: Any, kwargs: Mapping[str, Any]) -> Any:

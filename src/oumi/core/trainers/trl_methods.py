@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from oumi.core.plan.choices import RENAMED_OPTIMIZERS
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.trainer_kwargs import SAME_NAME
 
@@ -41,9 +42,6 @@ NEWER_NAMES = {
 }
 """Arguments that later versions of transformers call otherwise."""
 
-_OPTIMIZERS = {"adamw": "adamw_torch", "paged_adamw": "paged_adamw_32bit"}
-"""Names of our own trainer that transformers does not know -> its own."""
-
 
 def arguments(plan: Plan) -> dict[str, Any]:
     """Returns the arguments of the config class of the plan's trainer."""
@@ -51,10 +49,10 @@ def arguments(plan: Plan) -> dict[str, Any]:
     num_workers = training.dataloader_num_workers
     if num_workers == "auto":  # two, of a quarter of the cores
         num_workers = max(1, min(2, len(os.sched_getaffinity(0)) // 4))
-    made = {name: getattr(training, name) for name in SAME_NAME}
-    made |= {
+    values = {name: getattr(training, name) for name in SAME_NAME}
+    values |= {
         "output_dir": str(plan.output_dir),
-        "optim": _OPTIMIZERS.get(training.optimizer, training.optimizer),
+        "optim": RENAMED_OPTIMIZERS.get(training.optimizer, training.optimizer),
         "log_level": training.dep_log_level,
         "gradient_checkpointing": plan.gradient_checkpointing is not None,
         "gradient_checkpointing_kwargs": plan.gradient_checkpointing,
@@ -81,7 +79,7 @@ def arguments(plan: Plan) -> dict[str, Any]:
         "push_to_hub": False,
         "remove_unused_columns": False,
     }
-    return {**made, **METHODS[plan.trainer].extra, **training.trainer_kwargs}
+    return {**values, **METHODS[plan.trainer].extra, **training.trainer_kwargs}
 
 
 def _save_strategy(plan: Plan) -> str:

@@ -149,7 +149,7 @@ class Message(BaseModel):
     def text(self) -> str:
         """Returns the text of the message, its parts joined."""
         if isinstance(self.content, list):
-            return "".join(one.content or "" for one in self.content if one.is_text())
+            return "".join(item.content or "" for item in self.content if item.is_text())
         return self.content or ""
 
     @property
@@ -162,16 +162,16 @@ class Message(BaseModel):
     @property
     def text_content_items(self) -> list[ContentItem]:
         """Returns the parts that are text."""
-        return [one for one in self.content_items if one.is_text()]
+        return [item for item in self.content_items if item.is_text()]
 
     @property
     def image_content_items(self) -> list[ContentItem]:
         """Returns the parts that are images."""
-        return [one for one in self.content_items if one.is_image()]
+        return [item for item in self.content_items if item.is_image()]
 
     def contains_images(self) -> bool:
         """Returns True if there is an image."""
-        return isinstance(self.content, list) and any(one.is_image() for one in self.content)
+        return isinstance(self.content, list) and any(item.is_image() for item in self.content)
 
     def contains_text(self) -> bool:
         """Returns True if there is a text."""
@@ -179,7 +179,7 @@ class Message(BaseModel):
 
     def compute_flattened_text_content(self, separator: str = " ") -> str:
         """Returns the texts of the message, joined."""
-        return separator.join(one.content or "" for one in self.text_content_items)
+        return separator.join(item.content or "" for item in self.text_content_items)
 
 
 class Conversation(BaseModel):
@@ -208,11 +208,15 @@ class Conversation(BaseModel):
         self, role: Role | None = None, filter_fn: Callable[[Message], bool] | None = None
     ) -> list[Message]:
         """Returns the messages of a role that a function accepts."""
-        return [one for one in self.messages if role in (None, one.role) and (filter_fn is None or filter_fn(one))]
+        return [
+            message
+            for message in self.messages
+            if role in (None, message.role) and (filter_fn is None or filter_fn(message))
+        ]
 
     def contains_images(self) -> bool:
         """Returns True if a message holds an image."""
-        return any(one.contains_images() for one in self.messages)
+        return any(message.contains_images() for message in self.messages)
 
     def append_id_to_string(self, text: str) -> str:
         """Returns the text, followed by the id of the chat if it has one."""

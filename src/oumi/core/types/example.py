@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 from oumi.core.types.conversation import ContentItem, Conversation, Message
+
+if TYPE_CHECKING:  # a plan knows these classes, and is made without numpy
+    import numpy as np
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ class Example:
     @property
     def lengths(self) -> list[int]:
         """Returns the tokens of each document."""
-        return np.diff([*self.starts, len(self.tokens)]).tolist()
+        return [end - start for start, end in pairwise([*self.starts, len(self.tokens)])]
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -111,10 +113,10 @@ class Example:
             return [self]
         ends = (*self.starts[1:], len(self.tokens))
         parts = [slice(start, end) for start, end in zip(self.starts, ends, strict=True)]
-        seen = self.images or ((),) * len(parts)
+        images_of_documents = self.images or ((),) * len(parts)
         return [
             Example(self.tokens[part], self.is_target[part], source, images=(images,) if images else ())
-            for part, source, images in zip(parts, self.sources, seen, strict=True)
+            for part, source, images in zip(parts, self.sources, images_of_documents, strict=True)
         ]
 
 

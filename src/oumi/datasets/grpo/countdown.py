@@ -24,7 +24,7 @@ class CountdownGrpoDataset(BaseExperimentalGrpoDataset):
     def transform(self, sample: Mapping[str, Any]) -> Any:
         """Returns the task; what it is judged by are both the target and the numbers."""
         numbers, target = field_of(sample, "nums"), field_of(sample, "target")
-        if not isinstance(numbers, list) or not all(isinstance(one, int) for one in [*numbers, target]):
+        if not isinstance(numbers, list) or not all(isinstance(number, int) for number in [*numbers, target]):
             raise UnusableValue(f"'nums' must be a list of whole numbers and 'target' one, got {kind_of(numbers)}")
         shown = ", ".join(map(str, numbers))
         return {

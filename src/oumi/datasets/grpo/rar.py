@@ -18,8 +18,8 @@ class RarDataset(BaseRubricDataset):
     def transform(self, sample: Mapping[str, Any]) -> Any:
         """Returns the question with its rubrics, each called by its title."""
         rubrics = [
-            {("name" if key == "title" else key): value for key, value in one.items()}
-            for one in list_of(sample, "rubric")
+            {("name" if key == "title" else key): value for key, value in rubric.items()}
+            for rubric in list_of(sample, "rubric")
         ]
         metadata = {key: sample[key] for key in ("reference_answer", "question_source") if key in sample}
         return super().transform({"prompt": text_of(sample, "question"), "rubrics": rubrics, "metadata": metadata})

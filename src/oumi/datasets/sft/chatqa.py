@@ -86,16 +86,16 @@ class ChatRagBenchDataset(BaseSftDataset):
     def transform_conversation(self, example: Mapping[str, Any]) -> Conversation:
         """Returns the question, led by the passages."""
         passages = list_of(example, "ctxs")[: self.num_context_docs]
-        context = "\n\n".join(_passage(one) for one in passages)
+        context = "\n\n".join(_passage(passage) for passage in passages)
         return chat_of(about(context, list_of(example, "messages"), None), {})
 
 
 def about(context: str, turns: Sequence[Any], instruction: str | None) -> list[Any]:
     """Returns turns whose first question is led by a context, after a turn of the system that says how to use it."""
     system = " ".join(filter(None, [_ONLY_FROM_CONTEXT if context else None, instruction]))
-    turns = [dict(one) if isinstance(one, Mapping) else one for one in turns]
+    turns = [dict(turn) if isinstance(turn, Mapping) else turn for turn in turns]
     if context:
-        first = next((one for one in turns if isinstance(one, dict) and one.get("role") == "user"), None)
+        first = next((turn for turn in turns if isinstance(turn, dict) and turn.get("role") == "user"), None)
         if first is None:
             raise UnusableValue("no turn of the user, so nothing asks about the document")
         first["content"] = f"<context>\n{context}\n</context>\n\n{first.get('content')}"

@@ -35,8 +35,8 @@ class DollyDataset(BaseSftDataset):
     def _text(self, example: Mapping[str, Any], name: str) -> str:
         """Returns a column: text, or the first of the values that the annotators gave."""
         key = f"{self._prefix}-{name}"
-        found = field_of(example, key)
-        if isinstance(found, Mapping):
-            values = field_of(found, "value")
-            found = (values[0] if values else "") if isinstance(values, list) else values
-        return text_of({key: "" if found is None and name == "context" else found}, key)
+        value = field_of(example, key)
+        if isinstance(value, Mapping):
+            values = field_of(value, "value")
+            value = (values[0] if values else "") if isinstance(values, list) else values
+        return text_of({key: "" if value is None and name == "context" else value}, key)

@@ -77,11 +77,11 @@ def make_questions(split: str, num_questions: int, seed: int = 0) -> list[Turn]:
     """Returns different questions with their answers, about words that belong to `split`."""
     check_split(split)
     rng = random.Random(f"questions {split} {seed}")
-    found: dict[str, str] = {}
-    while len(found) < num_questions:
+    questions: dict[str, str] = {}
+    while len(questions) < num_questions:
         question, answer = _make_turn(rng, split)
-        found[question] = answer
-    return list(found.items())
+        questions[question] = answer
+    return list(questions.items())
 
 
 def split_of(word: str) -> str:

@@ -27,7 +27,7 @@ class TurnsDataset(BaseSftDataset):
 
     def transform_conversation(self, example: Mapping[str, Any]) -> Conversation:
         """Returns the turns as a conversation; a turn without content is an empty one."""
-        turns = [_filled(one) for one in list_of(example, self.messages_column)]
+        turns = [_filled(turn) for turn in list_of(example, self.messages_column)]
         chat = led_by_system(chat_of(turns, example), example)
         if not self.exclude_final_assistant_message:
             return taught(chat)

@@ -9,7 +9,7 @@ from typing import Any
 from oumi.core.data.records.fields import UnusableValue, field_of
 from oumi.core.datasets import VisionLanguageSftDataset
 from oumi.core.types.conversation import Conversation
-from oumi.datasets.vision_language.question import asked
+from oumi.datasets.vision_language.question import question_chat
 
 REQUEST = "Describe this image."
 
@@ -32,4 +32,4 @@ class CaptionDataset(VisionLanguageSftDataset):
             caption = caption.get("raw")
         if not isinstance(caption, str) or not caption:
             raise UnusableValue(f"'{self.caption_column}' must be text, and not empty")
-        return asked(field_of(example, self.image_column), REQUEST, caption)
+        return question_chat(field_of(example, self.image_column), REQUEST, caption)

@@ -9,7 +9,7 @@ from typing import Any
 from oumi.core.data.records.fields import UnusableValue, list_of, text_of
 from oumi.core.datasets import VisionLanguageSftDataset
 from oumi.core.types.conversation import Conversation
-from oumi.datasets.vision_language.question import asked
+from oumi.datasets.vision_language.question import question_chat
 
 INSTRUCTION = (
     r"Reason step by step first, between <think> and </think>; then give nothing but the final answer in \boxed{}."
@@ -33,5 +33,5 @@ class Geometry3kDataset(VisionLanguageSftDataset):
             raise UnusableValue(f"has {len(images)} images, a problem has one")
         problem = text_of(example, "problem").replace("<image>", "").strip()
         if self.add_system_instruction:
-            return asked(images, problem, text_of(example, "answer"), INSTRUCTION)
-        return asked(images, f"{problem} {INSTRUCTION}", text_of(example, "answer"))
+            return question_chat(images, problem, text_of(example, "answer"), INSTRUCTION)
+        return question_chat(images, f"{problem} {INSTRUCTION}", text_of(example, "answer"))

@@ -9,7 +9,7 @@ from typing import Any
 from oumi.core.data.records.fields import UnusableValue, field_of
 from oumi.core.datasets import VisionLanguageSftDataset
 from oumi.core.types.conversation import Conversation
-from oumi.datasets.vision_language.question import asked
+from oumi.datasets.vision_language.question import question_chat
 
 QUESTION = "Which digit is this? Answer with the digit alone."
 
@@ -24,4 +24,4 @@ class MnistSftDataset(VisionLanguageSftDataset):
         label = field_of(example, "label")
         if label not in range(10):
             raise UnusableValue(f"'label' must be a digit, got {label!r}")
-        return asked(field_of(example, "image"), QUESTION, str(int(label)))
+        return question_chat(field_of(example, "image"), QUESTION, str(int(label)))

@@ -43,7 +43,9 @@ class ImageQuestionDataset(VisionLanguageSftDataset):
         answer = text_of(example, self.answer_column) if self.answer_column else None
         if answer == "":
             raise UnusableValue(f"'{self.answer_column}' is empty, so there is nothing to learn")
-        return asked(field_of(example, self.image_column), text_of(example, self.question_column), answer, system)
+        return question_chat(
+            field_of(example, self.image_column), text_of(example, self.question_column), answer, system
+        )
 
 
 class HuggingFaceVisionDataset(ImageQuestionDataset):
@@ -59,7 +61,7 @@ class HuggingFaceVisionDataset(ImageQuestionDataset):
         super().__init__(image_column=image_column, question_column=question_column, **named_by(hf_dataset_path, named))
 
 
-def asked(images: Any, question: str, answer: str | None, system: str | None = None) -> Conversation:
+def question_chat(images: Any, question: str, answer: str | None, system: str | None = None) -> Conversation:
     """Returns a question about items, with its answer if there is one.
 
     Args:
@@ -68,7 +70,7 @@ def asked(images: Any, question: str, answer: str | None, system: str | None = N
         answer: What is to be learned; None waits for it.
         system: What the system says before.
     """
-    items = [image_item(one) for one in (images if isinstance(images, list) else [images])]
+    items = [image_item(image) for image in (images if isinstance(images, list) else [images])]
     if not items:
         raise UnusableValue("has no image")
     content = [*items, ContentItem(type=Type.TEXT, content=question)]

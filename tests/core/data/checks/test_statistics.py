@@ -16,14 +16,14 @@ from oumi.core.data.checks.statistics import histogram, percentiles
 def test_every_value_is_in_one_bin(values: list[int]) -> None:
     bins = histogram(np.array(values, dtype=np.int64))
     assert len(bins) <= 14
-    for one in bins:
-        assert one.count == sum(one.low <= value and (one.high is None or value <= one.high) for value in values)
-    assert sum(one.count for one in bins) == len(values)
+    for each in bins:
+        assert each.count == sum(each.low <= value and (each.high is None or value <= each.high) for value in values)
+    assert sum(each.count for each in bins) == len(values)
     assert all(a.high is not None and a.high + 1 == b.low for a, b in pairwise(bins))
 
 
 def test_bins_are_of_a_round_width() -> None:
-    assert [(one.low, one.high) for one in histogram(np.array([13, 97]))][:2] == [(10, 19), (20, 29)]
+    assert [(each.low, each.high) for each in histogram(np.array([13, 97]))][:2] == [(10, 19), (20, 29)]
 
 
 def test_a_far_value_shares_the_last_bin() -> None:

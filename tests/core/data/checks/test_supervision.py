@@ -34,7 +34,7 @@ def example(drawing: str, line: int = 3) -> Example:
 def check(
     *drawings: str, num_checked: int = 64, train_on: str = "all_assistant_turns", max_length: int | None = None
 ) -> None:
-    table = table_of([example(one, i + 1) for i, one in enumerate(drawings)])
+    table = table_of([example(drawing, i + 1) for i, drawing in enumerate(drawings)])
     check_supervision(spread(table, num_checked), TOKENIZER, TokenizeSpec(train_on, max_length))
 
 
@@ -44,20 +44,20 @@ def test_a_row_is_drawn_as_it_is_trained() -> None:
 
 
 @pytest.mark.parametrize(
-    ("drawing", "told"),
+    ("drawing", "problem"),
     [
         ("Hi? Yo.", "no token is trained"),
-        ("[Hi? Yo.<|im_end|>]", "every token is trained, though `all_assistant_turns` was asked for"),
+        ("[Hi? Yo.<|im_end|>]", "every token is trained, but train_target is `all_assistant_turns`"),
         ("Hi? [Yo.]", "an answer ends without a special token"),
         ("Hi? [Yo.] More", "an answer ends without a special token"),
     ],
 )
-def test_a_row_that_teaches_the_wrong_thing_is_told_and_drawn(drawing: str, told: str) -> None:
+def test_a_row_that_teaches_the_wrong_thing_is_told_and_drawn(drawing: str, problem: str) -> None:
     with pytest.raises(DataError) as stopped:
         check("Hi? [Yo.<|im_end|>]", drawing)
     message = str(stopped.value)
-    assert message.startswith(f"x.jsonl:2: {told}")
-    assert message.endswith(f"Trained tokens stand in brackets:\n{drawing}")
+    assert message.startswith(f"x.jsonl:2: {problem}")
+    assert message.endswith(f"Trained tokens are in brackets:\n{drawing}")
 
 
 def test_a_row_that_begins_twice_is_told() -> None:

@@ -38,14 +38,14 @@ def table(lengths: list[int]) -> TokenTable:
 def test_rows_are_the_documents_end_to_end(lengths: list[int], length: int) -> None:
     joined = ConcatenatedTable(table(lengths), Concatenation(length, skip_last=False))
     rows = [joined[i] for i in range(len(joined))]
-    whole = np.concatenate([one.tokens for one in documents(lengths)])
-    assert np.array_equal(np.concatenate([one.tokens for one in rows]), whole)
-    assert [len(one.tokens) for one in rows] == joined.lengths().tolist()
-    assert all(len(one.tokens) == length for one in rows[:-1])
+    tokens = np.concatenate([document.tokens for document in documents(lengths)])
+    assert np.array_equal(np.concatenate([row.tokens for row in rows]), tokens)
+    assert [len(row.tokens) for row in rows] == joined.lengths().tolist()
+    assert all(len(row.tokens) == length for row in rows[:-1])
     for row in rows:
         for part in row.documents():
             assert set(part.tokens // 100) == {part.source.line - 1}, "each piece is of one document, and names it"
-    assert joined.highest_token == whole.max()
+    assert joined.highest_token == tokens.max()
 
 
 @settings(max_examples=100, deadline=None)
@@ -60,8 +60,8 @@ def test_what_is_left_at_the_end_is_dropped_and_counted(lengths: list[int], leng
     assert len(joined) == total // length
     assert set(joined.lengths().tolist()) == {length}
     counts = Counts()
-    for one in documents(lengths):
-        counts.accept([one], 0, 0)
+    for document in documents(lengths):
+        counts.accept([document], 0, 0)
     now = joined.account(counts)
     assert now.read == now.trained + now.truncated == len(lengths)
     assert (now.num_tokens, now.cut_tokens) == (len(joined) * length, total % length)
@@ -75,7 +75,7 @@ def test_no_document_predicts_the_next_one() -> None:
     assert batch.tokens.tolist() == [0, 1, 2, 100, 101, 102, 103, 200, 201, 202, 203, 204]
     assert batch.targets.tolist() == [1, 2, -100, 101, 102, -100, -100, 201, 202, 203, 204, -100]
     assert batch.positions.tolist() == [0, 1, 2, 0, 1, 2, 0, 0, 1, 2, 3, 4]
-    assert [one.line for one in batch.sources] == [1, 2, 2, 3]
+    assert [source.line for source in batch.sources] == [1, 2, 2, 3]
 
 
 def test_a_row_beyond_the_last_is_an_error() -> None:

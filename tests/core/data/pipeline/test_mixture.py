@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oumi.core.data.pipeline.loader import Loader
-from oumi.core.data.pipeline.mixture import Mixture, OneDocumentEach, Part, draws_of
+from oumi.core.data.pipeline.mixture import Mixture, Part, SeparateDocuments, draws_of
 from oumi.core.data.pipeline.packing import Packed, best_fit
 from oumi.core.errors import ConfigError, DataError
 from oumi.core.plan.parts import StepsPlan
@@ -23,7 +23,11 @@ from oumi.core.types.example import Example, Source
 from tests.runs import losses, table_of, tiny_config, weights
 from tests.tiny import write_chats
 
-SHARES = st.lists(st.integers(0, 20), min_size=1, max_size=5).filter(any).map(lambda one: [x / sum(one) for x in one])
+SHARES = (
+    st.lists(st.integers(0, 20), min_size=1, max_size=5)
+    .filter(any)
+    .map(lambda weights: [x / sum(weights) for x in weights])
+)
 
 
 def numbered(length: int, name: str = "set", num_tokens: int = 3) -> list[Example]:
@@ -84,11 +88,13 @@ def test_the_order_does_not_depend_on_the_number_of_ranks(size: int) -> None:
     alone = Loader(mixture, StepsPlan(2, 2 * size, 1, 3, None, 70), seed=9)
     ranks = [Loader(mixture, StepsPlan(2, 2, size, 3, None, 70), seed=9, rank=rank) for rank in range(size)]
     for step in range(2 * alone.steps.per_epoch):
-        (whole,) = islice(alone.from_step(step), 1)
+        (together,) = islice(alone.from_step(step), 1)
         parts = [next(islice(rank.from_step(step), 1)) for rank in ranks]
-        shared = [source for batch in whole for source in batch.sources]
-        assert sorted(map(str, shared)) == sorted(str(one) for part in parts for b in part for one in b.sources)
-        assert [one for i in range(len(whole)) for one in parts[i % size][i // size].sources] == shared
+        shared = [source for batch in together for source in batch.sources]
+        assert sorted(map(str, shared)) == sorted(
+            str(source) for part in parts for batch in part if batch.num_rows for source in batch.sources
+        )
+        assert [source for i in range(len(together)) for source in parts[i % size][i // size].sources] == shared
 
 
 @settings(max_examples=200, deadline=None)
@@ -97,7 +103,7 @@ def test_every_item_is_packed_once_and_no_row_overflows(lengths: list[int]) -> N
     rows = best_fit(lengths, 50)
     assert sorted(item for row in rows for item in row) == list(range(len(lengths)))
     filled = sorted(sum(lengths[item] for item in row) for row in rows)
-    assert all(0 < one <= 50 for one in filled)
+    assert all(0 < count <= 50 for count in filled)
     assert len(filled) < 2 or filled[0] + filled[1] > 50, "no two rows would fit into one"
 
 
@@ -125,8 +131,8 @@ def test_rows_of_several_documents_are_kept_and_taken_apart() -> None:
         tokens.tolist(), is_target.tolist(), (0, 3, 5),
     )  # fmt: skip
     assert table.highest_token == 6
-    apart = OneDocumentEach(Mixture([Part(table, None)]))
-    assert [one.tokens.tolist() for i in range(len(apart)) for one in apart.group(i)] == [
+    apart = SeparateDocuments(Mixture([Part(table, None)]))
+    assert [example.tokens.tolist() for i in range(len(apart)) for example in apart.group(i)] == [
         [0, 1, 2], [3, 4], [5, 6], [0, 1, 2],
     ]  # fmt: skip
 
@@ -159,7 +165,7 @@ def test_a_packed_weighted_mixture_resumed_in_its_second_epoch_is_bitwise_the_wh
     ours, theirs = weights(tmp_path / "again"), weights(tmp_path / "whole")
     assert all((ours[name] == theirs[name]).all() for name in theirs)
     report = json.loads((tmp_path / "whole" / "data_report.json").read_text())["train"]
-    drawn = [one["examples"]["drawn"] for one in report]
+    drawn = [account["examples"]["drawn"] for account in report]
     assert drawn == [25, 10]
 
 

@@ -25,15 +25,15 @@ def order(length: int, seed: int, epoch: int) -> list[int]:
 @settings(max_examples=150, deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 2**40), st.integers(0, 1000))
 def test_an_epoch_is_a_permutation_and_any_part_of_it_is_found_alone(length: int, seed: int, epoch: int) -> None:
-    whole = order(length, seed, epoch)
-    assert sorted(whole) == list(range(length))
+    rows = order(length, seed, epoch)
+    assert sorted(rows) == list(range(length))
     some = np.array([length - 1, length // 2, 0])
-    assert permute(some, length, seed, epoch).tolist() == [whole[i] for i in some]
+    assert permute(some, length, seed, epoch).tolist() == [rows[i] for i in some]
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     orders = [order(100, seed, epoch) for seed in (0, 1, 42) for epoch in (0, 1, 2)]
-    assert len({tuple(one) for one in orders}) == 9
+    assert len({tuple(rows) for rows in orders}) == 9
     for a in orders:
         for b in orders:
             same = sum(x == y for x, y in zip(a, b, strict=True))
@@ -67,11 +67,11 @@ def test_any_step_is_found_without_those_before_it(tmp_path: Path) -> None:
     loader = Loader(tiny_mixture(tmp_path, 10), StepsPlan(2, 2, 1, 3, None, 10), seed=7)
     steps = list(islice(loader.from_step(0), 9))
     for first in (1, 3, 8):
-        found = next(loader.from_step(first))
-        assert len(found) == len(steps[first])
-        for batch, wanted in zip(found, steps[first], strict=True):
-            assert torch.equal(batch.tokens, wanted.tokens)
-            assert batch.sources == wanted.sources
+        batches = next(loader.from_step(first))
+        assert len(batches) == len(steps[first])
+        for batch, expected in zip(batches, steps[first], strict=True):
+            assert torch.equal(batch.tokens, expected.tokens)
+            assert batch.sources == expected.sources
     assert [len(step) for step in steps[:3]] == [2, 2, 1]
 
 
@@ -81,8 +81,8 @@ def test_a_mixture_is_its_parts_end_to_end(tmp_path: Path) -> None:
     first, second = tiny_table(tmp_path / "a", 5), tiny_table(tmp_path / "b", 3)
     mixture = Mixture([Part(first, None), Part(second, None)])
     assert len(mixture) == 8
-    wanted = [table[i].tokens.tolist() for table in (first, second) for i in range(len(table))]
-    assert [mixture[i].tokens.tolist() for i in range(8)] == wanted
+    expected = [table[i].tokens.tolist() for table in (first, second) for i in range(len(table))]
+    assert [mixture[i].tokens.tolist() for i in range(8)] == expected
     shuffled = Mixture([Part(first, 3), Part(second, None)])
     assert [shuffled[i].source.line for i in range(5)] == [i + 1 for i in order(5, 3, 0)]
     assert [shuffled[i].source.line for i in range(5, 8)] == [1, 2, 3]

@@ -17,8 +17,8 @@ import pytest
 from oumi.core.configs import DatasetParams
 from oumi.core.data.ledger import Ledger
 from oumi.core.data.pipeline.concatenate import Concatenation
-from oumi.core.data.pipeline.stream import ConcatenatedStream, ExampleStream, Limited, Shuffle
-from oumi.core.data.pipeline.stream_loader import MixedStream, PackedStream, SingleExamples, StreamLoader
+from oumi.core.data.pipeline.stream import ConcatenatedStream, ExampleStream, LimitedStream, Shuffle
+from oumi.core.data.pipeline.stream_loader import MixedStream, PackedStream, StreamLoader
 from oumi.core.data.sources.reader import RowReader
 from oumi.core.data.tokenize.chat_template import Template
 from oumi.core.data.tokenize.encoder import RowTokenizer
@@ -35,7 +35,7 @@ FORMATS = ["jsonl", "json", "jsonl.gz", "parquet", "csv"]
 
 def write(folder: Path, kind: str, texts: list[str] = TEXTS, name: str = "rows") -> Path:
     path = folder / f"{name}.{kind}"
-    lines = "".join(json.dumps({"text": one}) + "\n" for one in texts)
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     if kind == "parquet":
         pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=40)
     elif kind == "jsonl.gz":
@@ -43,8 +43,8 @@ def write(folder: Path, kind: str, texts: list[str] = TEXTS, name: str = "rows")
     else:
         content = {
             "jsonl": lines,
-            "json": json.dumps([{"text": one} for one in texts]),
-            "csv": "text\n" + "".join(one + "\n" for one in texts),
+            "json": json.dumps([{"text": text} for text in texts]),
+            "csv": "text\n" + "".join(text + "\n" for text in texts),
         }
         path.write_text(content[kind])
     return path
@@ -69,31 +69,33 @@ def stream_of(
     return ExampleStream(dataset, row_tokenizer, ledger or Ledger("set", max_rejected=allowed), shuffle)
 
 
-def told(example: Example | None) -> tuple[str, ...] | None:
+def texts_of(example: Example | None) -> tuple[str, ...] | None:
     """Returns the documents of an example as text, each with its line."""
     if example is None:
         return None
-    return tuple(f"{one.source.line}:{byte_tokenizer().decode(one.tokens)}" for one in example.documents())
+    return tuple(
+        f"{document.source.line}:{byte_tokenizer().decode(document.tokens)}" for document in example.documents()
+    )
 
 
 def drawn(stream: Any, count: int) -> list[Any]:
-    return [told(stream.next()) for _ in range(count)]
+    return [texts_of(stream.next()) for _ in range(count)]
 
 
 def groups(stream: Any, count: int) -> list[list[Any]]:
-    return [[told(one) for one in stream.next_group()] for _ in range(count)]
+    return [[texts_of(example) for example in stream.next_group()] for _ in range(count)]
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_reader_goes_on_from_any_place(tmp_path: Path, kind: str) -> None:
     reader = reader_of(write(tmp_path, kind))
-    whole = reader(None).take(10_000)
-    assert [row.value["text"] for row in whole if isinstance(row, Row)] == TEXTS
+    rows = reader(None).take(10_000)
+    assert [row.value["text"] for row in rows if isinstance(row, Row)] == TEXTS
     for first in (0, 1, 63, 149, 150):
         before = reader(None)
         before.take(first)
         place = json.loads(json.dumps(before.place()))
-        assert reader(place).take(10_000) == whole[first:]
+        assert reader(place).take(10_000) == rows[first:]
 
 
 def test_a_reader_goes_on_across_files_and_blank_lines(tmp_path: Path) -> None:
@@ -102,13 +104,13 @@ def test_a_reader_goes_on_across_files_and_blank_lines(tmp_path: Path) -> None:
     path = tmp_path / "part-1.jsonl"
     path.write_text("\ufeff\n" + path.read_text().replace("\n", "\n\n"))
     reader = reader_of(tmp_path)
-    whole = reader(None).take(10_000)
-    assert [row.value["text"] for row in whole if isinstance(row, Row)] == TEXTS
-    assert [row.source.line for row in whole][49:53] == [50, 2, 4, 6]
+    rows = reader(None).take(10_000)
+    assert [row.value["text"] for row in rows if isinstance(row, Row)] == TEXTS
+    assert [row.source.line for row in rows][49:53] == [50, 2, 4, 6]
     for first in range(0, 151, 10):
         before = reader(None)
         before.take(first)
-        assert reader(before.place()).take(10_000) == whole[first:]
+        assert reader(before.place()).take(10_000) == rows[first:]
 
 
 def test_a_file_that_changes_while_it_is_read_is_told(tmp_path: Path) -> None:
@@ -144,13 +146,13 @@ def test_a_line_of_a_stream_that_cannot_be_used_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shuffle", [None, Shuffle(7, 40)])
 def test_a_stream_goes_on_from_any_place(tmp_path: Path, kind: str, shuffle: Shuffle | None) -> None:
     path = write(tmp_path, kind)
-    whole = stream_of(path, shuffle)
-    told_whole = drawn(whole, 400)
+    uninterrupted = stream_of(path, shuffle)
+    expected_texts = drawn(uninterrupted, 400)
     for first in (0, 1, 40, 65, 199, 250):
         before, after = stream_of(path, shuffle), stream_of(path, shuffle)
         drawn(before, first)
         after.restore(json.loads(json.dumps(before.state())))
-        assert drawn(after, 100) == told_whole[first : first + 100]
+        assert drawn(after, 100) == expected_texts[first : first + 100]
         assert after.state() == state_after(path, shuffle, first + 100)
 
 
@@ -167,7 +169,7 @@ def test_rounds_hold_the_same_rows_and_a_shuffle_orders_each_anew(tmp_path: Path
     for _ in range(3):
         rounds.append(list(iter(stream.next, None)))
         stream.restart()
-    texts = [[told(one) for one in each] for each in rounds]
+    texts = [[texts_of(example) for example in each] for each in rounds]
     assert texts[0] != texts[1] != texts[2]
     assert Counter(texts[0]) == Counter(texts[1]) == Counter(texts[2])
     assert len(texts[0]) == len(TEXTS)
@@ -187,32 +189,32 @@ def test_joined_documents_go_on_from_any_place(tmp_path: Path, skip_last: bool) 
     def joined() -> ConcatenatedStream:
         return ConcatenatedStream(stream_of(path, Shuffle(3, 30), max_length=None), Concatenation(16, skip_last))
 
-    whole = list(iter(joined().next, None))
-    lengths = [len(one.tokens) for one in whole]
+    expected = list(iter(joined().next, None))
+    lengths = [len(row.tokens) for row in expected]
     assert set(lengths[:-1]) == {16}
-    total = sum(len(one.tokens) for one in iter(stream_of(path, max_length=None).next, None))
+    total = sum(len(document.tokens) for document in iter(stream_of(path, max_length=None).next, None))
     assert sum(lengths) == (total - total % 16 if skip_last else total)
-    for first in range(0, len(whole), 9):
+    for first in range(0, len(expected), 9):
         before, after = joined(), joined()
         drawn(before, first)
         after.restore(json.loads(json.dumps(before.state())))
-        assert drawn(after, len(whole) - first + 1) == [*map(told, whole[first:]), None]
+        assert drawn(after, len(expected) - first + 1) == [*map(texts_of, expected[first:]), None]
 
 
 def mixed(folder: Path, strategy: str, proportions: list[float] | None, seed: int = 5) -> MixedStream:
     for i, count in enumerate((20, 60)):
         if not (folder / f"set-{i}.jsonl").exists():
             write(folder, "jsonl", [f"{'ab'[i]}{j}" for j in range(count)], f"set-{i}")
-    parts = [Limited(stream_of(folder / f"set-{i}.jsonl", Shuffle(i, 16)), None, f"set-{i}") for i in range(2)]
+    parts = [LimitedStream(stream_of(folder / f"set-{i}.jsonl", Shuffle(i, 16)), None, f"set-{i}") for i in range(2)]
     return MixedStream(parts, proportions, strategy, seed)
 
 
 def names(mixture: MixedStream, count: int) -> str:
-    found = []
+    letters = []
     for _ in range(count):
-        (text,) = told(mixture.next()) or ()
-        found.append(text.partition(":")[2][0])
-    return "".join(found)
+        (text,) = texts_of(mixture.next()) or ()
+        letters.append(text.partition(":")[2][0])
+    return "".join(letters)
 
 
 def test_without_proportions_data_sets_follow_each_other(tmp_path: Path) -> None:
@@ -229,15 +231,15 @@ def test_shares_come_out_within_one_percent(tmp_path: Path, share: float) -> Non
 
 
 def test_an_epoch_ends_with_the_first_or_with_the_last_data_set(tmp_path: Path) -> None:
-    for strategy, seen in (("first_exhausted", (20, 19)), ("all_exhausted", (20, 60))):
+    for strategy, counts in (("first_exhausted", (20, 19)), ("all_exhausted", (20, 60))):
         mixture = mixed(tmp_path, strategy, [0.5, 0.5])
-        rows = [told(mixture.next())]
+        rows = [texts_of(mixture.next())]
         while not mixture.epoch:
-            rows.append(told(mixture.next()))
+            rows.append(texts_of(mixture.next()))
         texts = [row[0].partition(":")[2] for row in rows[:-1] if row]
         different = [len({text for text in texts if text[0] == name}) for name in "ab"]
-        assert different[0] == seen[0]
-        assert different[1] >= seen[1]
+        assert different[0] == counts[0]
+        assert different[1] >= counts[1]
         assert abs(sum(1 if text[0] == "a" else -1 for text in texts)) <= 2
 
 
@@ -249,20 +251,20 @@ def test_a_mixture_goes_on_from_any_place(
 ) -> None:
     def rows() -> Any:
         mixture = mixed(tmp_path, strategy, proportions)
-        return PackedStream(mixture, 24, seed=1) if packs else SingleExamples(mixture)
+        return PackedStream(mixture, 24, seed=1) if packs else mixture
 
-    whole = groups(rows(), 300)
+    expected = groups(rows(), 300)
     for first in (0, 1, 77, 200):
         before, after = rows(), rows()
         groups(before, first)
         after.restore(json.loads(json.dumps(before.state())))
-        assert groups(after, 100) == whole[first : first + 100]
+        assert groups(after, 100) == expected[first : first + 100]
 
 
 def test_packed_rows_are_full_and_hold_every_example(tmp_path: Path) -> None:
     packed = PackedStream(mixed(tmp_path, "first_exhausted", None), 24, seed=1)
     rows = [packed.next_group() for _ in range(200)]
-    assert max(sum(len(one.tokens) for one in row) for row in rows) <= 24
+    assert max(sum(len(example.tokens) for example in row) for row in rows) <= 24
     assert packed.empty_share < 0.1
     assert len(rows[0]) > 1
 
@@ -270,9 +272,9 @@ def test_packed_rows_are_full_and_hold_every_example(tmp_path: Path) -> None:
 def test_what_a_step_trains_does_not_depend_on_the_number_of_ranks(tmp_path: Path) -> None:
     def steps(world_size: int, rank: int) -> list[list[Any]]:
         plan = StepsPlan(2, 4 // world_size, world_size, 1, 10)
-        rows = SingleExamples(mixed(tmp_path, "first_exhausted", [0.3, 0.7]))
+        rows = mixed(tmp_path, "first_exhausted", [0.3, 0.7])
         batches = StreamLoader(rows, plan, rank).from_step(0)
-        return [[one.tokens.tolist() for one in next(batches)] for _ in range(10)]
+        return [[batch.tokens.tolist() for batch in next(batches)] for _ in range(10)]
 
     alone = steps(1, 0)
     for world_size in (2, 4):
@@ -283,24 +285,24 @@ def test_what_a_step_trains_does_not_depend_on_the_number_of_ranks(tmp_path: Pat
 
 def test_a_data_set_gives_as_many_examples_as_are_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path, "jsonl", ["a", "b", "c"])
-    limited = Limited(stream_of(path), 7, "set")
+    limited = LimitedStream(stream_of(path), 7, "set")
     assert [text[0][2] for text in drawn(limited, 7)] == list("abcabca")
     assert limited.next() is None
     limited.restart()
-    assert (told(limited.next()) or ("",))[0].startswith("1:a")
+    assert (texts_of(limited.next()) or ("",))[0].startswith("1:a")
 
 
 def test_a_stream_of_no_rows_is_told(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n\n")
     with pytest.raises(DataError, match="set has no row to draw from"):
-        Limited(stream_of(path), None, "set").next()
+        LimitedStream(stream_of(path), None, "set").next()
 
 
 def test_a_batch_is_told_what_went_wrong_in_the_thread_that_reads(tmp_path: Path) -> None:
     path = write(tmp_path, "jsonl")
     path.write_text(path.read_text().replace('"100', '"100\\ud800'))
-    rows = SingleExamples(MixedStream([Limited(stream_of(path), None, "set")], None, "first_exhausted", 0))
+    rows = MixedStream([LimitedStream(stream_of(path), None, "set")], None, "first_exhausted", 0)
     batches = StreamLoader(rows, StepsPlan(4, 1, 1, 1, 100)).from_step(0)
     with pytest.raises(DataError, match=r"rows\.jsonl:101: holds half of a character"):
         deque(batches, maxlen=0)
@@ -313,8 +315,10 @@ def test_the_account_of_joined_documents_is_that_of_kept_ones(tmp_path: Path) ->
     )
     rows = list(iter(joined.next, None))
     counts = ledger.counts
-    whole = sum(len(one.tokens) for one in iter(stream_of(tmp_path / "rows.jsonl", max_length=None).next, None))
+    total = sum(
+        len(document.tokens) for document in iter(stream_of(tmp_path / "rows.jsonl", max_length=None).next, None)
+    )
     assert counts.read == counts.trained + counts.truncated == len(TEXTS)
-    assert (counts.num_tokens, counts.cut_tokens) == (len(rows) * 16, whole - len(rows) * 16)
+    assert (counts.num_tokens, counts.cut_tokens) == (len(rows) * 16, total - len(rows) * 16)
     assert counts.cut_tokens > 0
     assert joined.state()["documents"]["counts"]["cut_tokens"] == counts.cut_tokens

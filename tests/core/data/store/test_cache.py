@@ -92,10 +92,10 @@ def test_a_table_that_grows_is_the_one_that_is_kept(tmp_path: Path) -> None:
     early = [part.table[i] for i in range(24)]
     lengths = part.table.lengths().tolist()
     late = [part.table[i] for i in range(24)]
-    assert lengths == [len(one.tokens) for one in early]
-    assert [one.tokens.tolist() for one in early] == [one.tokens.tolist() for one in late]
-    assert [one.is_target.tolist() for one in early] == [one.is_target.tolist() for one in late]
-    assert [one.source for one in early] == [one.source for one in late]
+    assert lengths == [len(example.tokens) for example in early]
+    assert [example.tokens.tolist() for example in early] == [example.tokens.tolist() for example in late]
+    assert [example.is_target.tolist() for example in early] == [example.is_target.tolist() for example in late]
+    assert [example.source for example in early] == [example.source for example in late]
 
 
 @pytest.mark.usefixtures("is_large")
@@ -112,14 +112,14 @@ def test_a_bad_row_stops_a_run_that_has_begun(tmp_path: Path) -> None:
 def test_several_processes_make_the_table_of_one(tmp_path: Path, cache: Path) -> None:
     config = tiny_config(tmp_path, num_rows=3000)
     alone = read(config)
-    wanted = [alone.train[i].tokens.tolist() for i in range(0, 3000, 7)]
+    expected = [alone.train[i].tokens.tolist() for i in range(0, 3000, 7)]
     for table in tables(cache):
         table.rename(table.with_name("aside"))
     config.data.train.datasets[0].transform_num_workers = 2
     config.data.train.max_rejected_rows = 1  # so that the table is waited for
-    made = read(config)
-    assert [made.train[i].tokens.tolist() for i in range(0, 3000, 7)] == wanted
-    (aside, new) = sorted(tables(cache), key=lambda one: one.name != "aside")
+    again = read(config)
+    assert [again.train[i].tokens.tolist() for i in range(0, 3000, 7)] == expected
+    (aside, new) = sorted(tables(cache), key=lambda path: path.name != "aside")
     for name in ("tokens.bin", "rows.bin"):
         assert (aside / name).read_bytes() == (new / name).read_bytes()
 

@@ -17,12 +17,12 @@ from oumi.core.data.tokenize.encoder import Encoded, RowTokenizer
 from oumi.core.data.tokenize.loss_mask import Document, Rendered, TokenizeSpec
 from oumi.core.types.example import Example, RejectedRow, Row, Source
 from tests.core.data.tokenize.families import bundled, llama, others, qwen
-from tests.core.data.tokenize.families.family import CHATS, NOW, Family, Refused, Wanted
+from tests.core.data.tokenize.families.family import CHATS, NOW, Expected, Family, Refused
 
 FAMILIES: dict[str, Family] = {**bundled.FAMILIES, **llama.FAMILIES, **qwen.FAMILIES, **others.FAMILIES}
 SOURCE = Source("set", "x.jsonl", 1)
 EVERY = [(name, case) for name in FAMILIES for case in CHATS]
-EXPRESSED = [(name, case) for name, case in EVERY if not isinstance(FAMILIES[name].wanted(case), Refused)]
+EXPRESSED = [(name, case) for name, case in EVERY if not isinstance(FAMILIES[name].expected(case), Refused)]
 MANY = [name for name, case in EXPRESSED if case == "many"]
 
 
@@ -32,16 +32,16 @@ def tokeniser_of(family: Family, tokenizer: Any, train_on: str = "all_assistant_
 
 def rendered(family: Family, case: str, train_on: str = "all_assistant_turns") -> tuple[RowTokenizer, Rendered]:
     row_tokenizer = tokeniser_of(family, family.tokenizer(), train_on)
-    found = row_tokenizer.renderer.render(Row(CHATS[case], SOURCE))
-    assert isinstance(found, Rendered), found
-    return row_tokenizer, found
+    result = row_tokenizer.renderer.render(Row(CHATS[case], SOURCE))
+    assert isinstance(result, Rendered), result
+    return row_tokenizer, result
 
 
 def examples(row_tokenizer: RowTokenizer, row: Rendered) -> list[Example]:
     """Returns each document of a row as tokens."""
-    (found,) = row_tokenizer.encoder.encode([row])
-    assert isinstance(found, Encoded), found
-    return [one for example in found.examples for one in example.documents()]
+    (result,) = row_tokenizer.encoder.encode([row])
+    assert isinstance(result, Encoded), result
+    return [document for example in result.examples for document in example.documents()]
 
 
 def drawn(example: Example, tokenizer: Any) -> str:
@@ -60,9 +60,9 @@ def spelled(document: Document) -> str:
     return text
 
 
-def documents(wanted: Wanted) -> list[str]:
-    assert not isinstance(wanted, Refused), "it is expressed"
-    return [wanted] if isinstance(wanted, str) else list(wanted)
+def documents(expected: Expected) -> list[str]:
+    assert not isinstance(expected, Refused), "it is expressed"
+    return [expected] if isinstance(expected, str) else list(expected)
 
 
 def test_every_bundled_template_is_a_family() -> None:
@@ -72,19 +72,19 @@ def test_every_bundled_template_is_a_family() -> None:
 @pytest.mark.parametrize(("name", "case"), EVERY)
 def test_a_chat_is_trained_as_it_is_written_down(name: str, case: str) -> None:
     family = FAMILIES[name]
-    wanted, tokenizer = family.wanted(case), family.tokenizer()
-    if isinstance(wanted, Refused):
-        found = tokeniser_of(family, tokenizer).renderer.render(Row(CHATS[case], SOURCE))
-        assert isinstance(found, RejectedRow), found
-        assert wanted.reason in found.reason
+    expected, tokenizer = family.expected(case), family.tokenizer()
+    if isinstance(expected, Refused):
+        result = tokeniser_of(family, tokenizer).renderer.render(Row(CHATS[case], SOURCE))
+        assert isinstance(result, RejectedRow), result
+        assert expected.reason in result.reason
         return
     row_tokenizer, row = rendered(family, case)
-    assert [spelled(one) for one in row.documents] == documents(wanted)
-    made = examples(row_tokenizer, row)
-    assert [drawn(one, tokenizer) for one in made] == documents(wanted)
-    for one, document in zip(made, row.documents, strict=True):
-        assert one.tokens.tolist() == tokenizer(document.text, add_special_tokens=False)["input_ids"]
-    check_supervision(made, tokenizer, TokenizeSpec("all_assistant_turns"))
+    assert [spelled(document) for document in row.documents] == documents(expected)
+    encoded = examples(row_tokenizer, row)
+    assert [drawn(document, tokenizer) for document in encoded] == documents(expected)
+    for example, document in zip(encoded, row.documents, strict=True):
+        assert example.tokens.tolist() == tokenizer(document.text, add_special_tokens=False)["input_ids"]
+    check_supervision(encoded, tokenizer, TokenizeSpec("all_assistant_turns"))
 
 
 def test_deepseek_writes_calls_of_tools_that_are_defined_elsewhere() -> None:
@@ -92,7 +92,7 @@ def test_deepseek_writes_calls_of_tools_that_are_defined_elsewhere() -> None:
     row_tokenizer = tokeniser_of(family, family.tokenizer())
     row = row_tokenizer.renderer.render(Row(CHATS["tools"].model_copy(update={"tools": None}), SOURCE))
     assert isinstance(row, Rendered), row
-    assert [spelled(one) for one in row.documents] == [
+    assert [spelled(document) for document in row.documents] == [
         "<｜begin▁of▁sentence｜><｜User｜>Rain?<｜Assistant｜>⟦<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function"
         '<｜tool▁sep｜>weather\n```json\n{"city": "Bonn"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
         "<｜end▁of▁sentence｜>⟧<｜tool▁outputs▁begin｜><｜tool▁output▁begin｜>no<｜tool▁output▁end｜>"
@@ -106,9 +106,9 @@ def test_the_final_turn_is_trained_alone(name: str) -> None:
     *_, start, answer = last.split("⟦")
     before = last[: -len(f"{start}⟦{answer}")] + start
     row_tokenizer, row = rendered(FAMILIES[name], "many", "final_assistant_turn")
-    wanted = [f"{before.replace('⟦', '').replace('⟧', '')}⟦{answer}"]
-    assert [spelled(one) for one in row.documents] == wanted
-    assert [drawn(one, FAMILIES[name].tokenizer()) for one in examples(row_tokenizer, row)] == wanted
+    expected = [f"{before.replace('⟦', '').replace('⟧', '')}⟦{answer}"]
+    assert [spelled(document) for document in row.documents] == expected
+    assert [drawn(document, FAMILIES[name].tokenizer()) for document in examples(row_tokenizer, row)] == expected
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -124,17 +124,19 @@ def test_a_chat_is_trained_whole(name: str) -> None:
 def test_an_answer_that_is_cut_is_trained_up_to_the_cut(name: str) -> None:
     family, tokenizer = FAMILIES[name], FAMILIES[name].tokenizer()
     before, _, answer = documents(family.one)[0].partition("⟦")
-    first, second = (tokenizer.decode([one]) for one in tokenizer(answer, add_special_tokens=False)["input_ids"][:2])
+    first, second = (
+        tokenizer.decode([token]) for token in tokenizer(answer, add_special_tokens=False)["input_ids"][:2]
+    )
     length = len(tokenizer(before, add_special_tokens=False)["input_ids"])
-    for room, wanted in ((2, f"{before}⟦{first}{second}⟧"), (1, f"{before}⟦{first}⟧"), (0, None)):
+    for room, expected in ((2, f"{before}⟦{first}{second}⟧"), (1, f"{before}⟦{first}⟧"), (0, None)):
         row_tokenizer = tokeniser_of(family, tokenizer, max_length=length + room)
-        (found,) = row_tokenizer.make([Row(CHATS["one"], SOURCE)])
-        if wanted is None:
-            assert isinstance(found, RejectedRow)
-            assert found.reason == f"every trained token lies beyond model_max_length {length}"
+        (result,) = row_tokenizer.make([Row(CHATS["one"], SOURCE)])
+        if expected is None:
+            assert isinstance(result, RejectedRow)
+            assert result.reason == f"every trained token lies beyond model_max_length {length}"
         else:
-            assert isinstance(found, Encoded)
-            assert drawn(found.examples[0], tokenizer) == wanted
+            assert isinstance(result, Encoded)
+            assert drawn(result.examples[0], tokenizer) == expected
 
 
 @pytest.mark.parametrize(("name", "case"), EXPRESSED)
@@ -144,7 +146,9 @@ def test_the_end_of_an_answer_is_trained_though_it_pads(name: str, case: str) ->
     row_tokenizer = tokeniser_of(FAMILIES[name], tokenizer)
     row = row_tokenizer.renderer.render(Row(CHATS[case], SOURCE))
     assert isinstance(row, Rendered)
-    assert [drawn(one, tokenizer) for one in examples(row_tokenizer, row)] == documents(FAMILIES[name].wanted(case))
+    assert [drawn(document, tokenizer) for document in examples(row_tokenizer, row)] == documents(
+        FAMILIES[name].expected(case)
+    )
 
 
 @pytest.mark.parametrize("name", MANY)
@@ -176,12 +180,12 @@ def shifted(row: Rendered) -> Iterator[tuple[Rendered, str, int]]:
 @pytest.mark.parametrize(("name", "case"), EXPRESSED)
 def test_a_border_that_is_off_by_one_is_seen(name: str, case: str) -> None:
     row_tokenizer, row = rendered(FAMILIES[name], case)
-    wanted, tokenizer = documents(FAMILIES[name].wanted(case)), FAMILIES[name].tokenizer()
-    tokens = re.compile("|".join(re.escape(str(one)) for one in tokenizer.added_tokens_decoder.values()))
+    expected, tokenizer = documents(FAMILIES[name].expected(case)), FAMILIES[name].tokenizer()
+    tokens = re.compile("|".join(re.escape(str(token)) for token in tokenizer.added_tokens_decoder.values()))
     num_shifts = 0
     for changed, text, border in shifted(row):
         num_shifts += 1
-        assert [spelled(one) for one in changed.documents] != wanted
-        if not any(found.start() < border < found.end() for found in tokens.finditer(text)):
-            assert [drawn(one, tokenizer) for one in examples(row_tokenizer, changed)] != wanted
+        assert [spelled(document) for document in changed.documents] != expected
+        if not any(match.start() < border < match.end() for match in tokens.finditer(text)):
+            assert [drawn(document, tokenizer) for document in examples(row_tokenizer, changed)] != expected
     assert num_shifts >= 2

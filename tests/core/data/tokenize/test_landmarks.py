@@ -128,24 +128,24 @@ CUT = {
 
 @pytest.mark.parametrize("kind", CUT)
 def test_results_of_tools_are_cut_out_of_an_answer(kind: str) -> None:
-    answer, wanted = CUT[kind]
+    answer, expected = CUT[kind]
     text = f"<t>before{answer}after</t>"
     span = (len("<t>before"), len("<t>before") + len(answer))
-    assert [text[first:last] for first, last in without_tool_results(text, span, MARKS)] == wanted
+    assert [text[first:last] for first, last in without_tool_results(text, span, MARKS)] == expected
 
 
 def test_results_of_tools_within_an_answer_are_not_trained() -> None:
     tokenizer = byte_tokenizer()
-    said = "I look. <t>rain</t> It rains."
+    answer = "I look. <t>rain</t> It rains."
     chat = Conversation(
-        messages=[Message(role=Role.USER, content="<t>?</t>"), Message(role=Role.ASSISTANT, content=said)]
+        messages=[Message(role=Role.USER, content="<t>?</t>"), Message(role=Role.ASSISTANT, content=answer)]
     )
     row_tokenizer = RowTokenizer(
         tokenizer, Template(tokenizer, CHATML), TokenizeSpec("all_assistant_turns", tool_results=MARKS)
     )
-    (found,) = row_tokenizer.make([Row(chat, Source("set", "x.jsonl", 1))])
-    assert isinstance(found, Encoded)
-    assert draw(found.examples[0], tokenizer).endswith("assistant\n[I look. ]<t>rain</t>[ It rains.<|im_end|>]\n")
+    (encoded,) = row_tokenizer.make([Row(chat, Source("set", "x.jsonl", 1))])
+    assert isinstance(encoded, Encoded)
+    assert draw(encoded.examples[0], tokenizer).endswith("assistant\n[I look. ]<t>rain</t>[ It rains.<|im_end|>]\n")
 
 
 def test_marks_of_tools_that_the_template_does_not_write_are_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -44,7 +44,7 @@ def rendered(value: Any, template: str = CHATML, train_on: str = "all_assistant_
     return row_tokenizer, row_tokenizer.renderer.render(Row(value, SOURCE))
 
 
-def made(
+def encode(
     value: Any, template: str = CHATML, train_on: str = "all_assistant_turns", **kwargs: Any
 ) -> Encoded | RejectedRow:
     row_tokenizer, row = rendered(value, template, train_on, **kwargs)
@@ -55,17 +55,17 @@ def made(
 
 def drawn(*arguments: Any, **kwargs: Any) -> str:
     """Returns a chat with the tokens that are trained in brackets."""
-    cut = made(*arguments, **kwargs)
+    cut = encode(*arguments, **kwargs)
     assert isinstance(cut, Encoded), cut
     return draw(cut.examples[0], kwargs.get("tokenizer") or byte_tokenizer())
 
 
 def test_where_a_template_forgets_thoughts_each_turn_is_trained_as_it_is_said() -> None:
     turns = (("user", "Hi?"), ("assistant", "<think>hm</think>Yo."), ("user", "B?"), ("assistant", "<think>x</think>C"))
-    found = made(chat(turns), FORGETFUL)
-    assert isinstance(found, Encoded)
-    (example,) = found.examples
-    assert [draw(one, byte_tokenizer()) for one in example.documents()] == [
+    result = encode(chat(turns), FORGETFUL)
+    assert isinstance(result, Encoded)
+    (example,) = result.examples
+    assert [draw(document, byte_tokenizer()) for document in example.documents()] == [
         "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n[<think>hm</think>Yo.<|im_end|>]\n",
         "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nYo.<|im_end|>\n"
         "<|im_start|>user\nB?<|im_end|>\n<|im_start|>assistant\n[<think>x</think>C<|im_end|>]\n",
@@ -83,19 +83,19 @@ def test_an_answer_begins_where_prompt_and_chat_part() -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "reason"),
     [
         (CHATML.replace("message['content']", "message['content'][:2]"), "changes or drops its text"),
         ("{{ raise_exception('no system message') }}", "the chat template refuses it: no system message"),
         ("{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}?{% endif %}", None),
     ],
 )
-def test_a_template_that_cannot_tell_the_answer_is_refused(template: str, told: str | None) -> None:
+def test_a_template_that_cannot_tell_the_answer_is_refused(template: str, reason: str | None) -> None:
     _, row = rendered(chat((("user", "Hi?"), ("assistant", "A long answer."))), template)
-    assert (told is None) == isinstance(row, Rendered)
-    if told is not None:
+    assert (reason is None) == isinstance(row, Rendered)
+    if reason is not None:
         assert isinstance(row, RejectedRow)
-        assert told in row.reason
+        assert reason in row.reason
 
 
 def test_padding_with_the_end_token_leaves_the_end_trained() -> None:
@@ -106,16 +106,16 @@ def test_padding_with_the_end_token_leaves_the_end_trained() -> None:
 
 @pytest.mark.parametrize(("max_length", "cut", "cut_targets"), [(None, 0, 0), (27, 0, 0), (26, 1, 0), (24, 3, 2)])
 def test_what_is_cut_off_is_counted(max_length: int | None, cut: int, cut_targets: int) -> None:
-    found = made(chat(ONE), max_length=max_length)
-    assert isinstance(found, Encoded)
-    assert len(found.examples[0].tokens) == 27 - cut
-    assert (found.cut_tokens, found.cut_targets) == (cut, cut_targets)
+    result = encode(chat(ONE), max_length=max_length)
+    assert isinstance(result, Encoded)
+    assert len(result.examples[0].tokens) == 27 - cut
+    assert (result.cut_tokens, result.cut_targets) == (cut, cut_targets)
 
 
 def test_a_row_of_which_only_the_prompt_fits_is_refused() -> None:
-    found = made(chat(ONE), max_length=20)
-    assert isinstance(found, RejectedRow)
-    assert found.reason == "every trained token lies beyond model_max_length 20"
+    result = encode(chat(ONE), max_length=20)
+    assert isinstance(result, RejectedRow)
+    assert result.reason == "every trained token lies beyond model_max_length 20"
 
 
 def test_a_completion_is_trained_with_the_end_token() -> None:
@@ -124,12 +124,12 @@ def test_a_completion_is_trained_with_the_end_token() -> None:
 
 def test_a_token_across_the_border_is_trained_and_the_ids_are_those_of_the_whole_text() -> None:
     tokenizer = merging_tokenizer()
-    found = made(Completion("ab", "cd"), tokenizer=tokenizer)
-    assert isinstance(found, Encoded)
-    tokens = tokenizer.convert_ids_to_tokens(found.examples[0].tokens)
+    result = encode(Completion("ab", "cd"), tokenizer=tokenizer)
+    assert isinstance(result, Encoded)
+    tokens = tokenizer.convert_ids_to_tokens(result.examples[0].tokens)
     assert tokens == ["a", "bc", "d", "<end>"]
-    assert found.examples[0].is_target.tolist() == [False, True, True, True]
-    assert found.examples[0].tokens.tolist() == tokenizer("abcd<end>")["input_ids"]
+    assert result.examples[0].is_target.tolist() == [False, True, True, True]
+    assert result.examples[0].tokens.tolist() == tokenizer("abcd<end>")["input_ids"]
 
 
 def test_a_slow_tokenizer_is_refused() -> None:
@@ -159,12 +159,12 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=MARKS
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4), st.booleans())
 def test_of_any_chat_the_answers_are_trained_and_nothing_else(pairs: list[tuple[str, str]], final: bool) -> None:
-    turns = tuple(turn for asked, said in pairs for turn in (("user", asked), ("assistant", said)))
+    turns = tuple(turn for question, answer in pairs for turn in (("user", question), ("assistant", answer)))
     row_tokenizer, row = rendered(chat(turns), CHATML, "final_assistant_turn" if final else "all_assistant_turns")
     (cut,) = row_tokenizer.encoder.encode([row])
     example, tokenizer = cut.examples[0], byte_tokenizer()
-    answers = [said for _, said in pairs][-1 if final else 0 :]
-    assert tokenizer.decode(example.tokens[example.is_target]) == "".join(f"{said}<|im_end|>" for said in answers)
+    answers = [answer for _, answer in pairs][-1 if final else 0 :]
+    assert tokenizer.decode(example.tokens[example.is_target]) == "".join(f"{answer}<|im_end|>" for answer in answers)
     prompt = row_tokenizer.renderer.template.render(chat(turns).messages[:-1], add_generation_prompt=True)
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     assert example.tokens[: len(ids)].tolist() == ids

@@ -41,12 +41,12 @@ def test_a_processor_stands_without_its_part_for_videos_and_keeps_its_settings(t
     save_processor(first, tmp_path / "saved")
     assert json.loads((tmp_path / "saved" / "video_preprocessor_config.json").read_text()) == videos
     again = load_processor(replace(plan, name=str(tmp_path / "saved")), tokenizer)
-    mark, seen = first.image_token, [[image(3)]]
-    for name, value in first(text=[mark], images=seen, return_tensors="pt").items():
-        assert value.equal(again(text=[mark], images=seen, return_tensors="pt")[name])
+    mark, images = first.image_token, [[image(3)]]
+    for name, value in first(text=[mark], images=images, return_tensors="pt").items():
+        assert value.equal(again(text=[mark], images=images, return_tensors="pt")[name])
 
 
 def test_a_model_that_brings_no_processor_is_told(tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "text")
-    with pytest.raises(ConfigError, match="brings no processor for images"):
+    with pytest.raises(ConfigError, match="has no processor for images"):
         load_processor(plan_of(tmp_path, model), AutoTokenizer.from_pretrained(model))

@@ -37,7 +37,7 @@ def message(role: str, content: Any = None, **others: Any) -> Message:
     return Message(role=Role(role), content=content, **others)
 
 
-def made(
+def encode(
     value: Any, template: str = CHATML, train_on: str = "all_assistant_turns", **kwargs: Any
 ) -> Encoded | RejectedRow:
     tokenizer = byte_tokenizer()
@@ -50,9 +50,9 @@ def made(
 
 def drawn(value: Any, *arguments: Any, **kwargs: Any) -> list[str]:
     """Returns each document of a row with the tokens that are trained in brackets."""
-    found = made(value, *arguments, **kwargs)
-    assert isinstance(found, Encoded), found
-    return [draw(one, byte_tokenizer()) for example in found.examples for one in example.documents()]
+    result = encode(value, *arguments, **kwargs)
+    assert isinstance(result, Encoded), result
+    return [draw(document, byte_tokenizer()) for example in result.examples for document in example.documents()]
 
 
 def chat(*messages: Message, **kwargs: Any) -> Conversation:
@@ -61,11 +61,11 @@ def chat(*messages: Message, **kwargs: Any) -> Conversation:
 
 @pytest.mark.parametrize("template", [AS_VALUES, AS_TEXT])
 def test_calls_are_trained_and_results_are_not_however_a_template_wants_them(template: str) -> None:
-    asked = chat(
+    question = chat(
         message("user", "Rain?"), message("assistant", tool_calls=[CALL]), message("tool", "no"),
         message("assistant", "No."), tools=TOOLS,
     )  # fmt: skip
-    assert drawn(asked, template) == [
+    assert drawn(question, template) == [
         '<|im_start|>system\n{"name": "weather"}<|im_end|>\n<|im_start|>user\nRain?<|im_end|>\n'
         '<|im_start|>assistant\n[<call>weather {"city": "Bonn"}</call><|im_end|>]\n'
         "<|im_start|>tool\nno<|im_end|>\n<|im_start|>assistant\n[No.<|im_end|>]\n"
@@ -73,9 +73,9 @@ def test_calls_are_trained_and_results_are_not_however_a_template_wants_them(tem
 
 
 def test_a_template_that_writes_no_calls_is_refused() -> None:
-    found = made(chat(message("user", "Rain?"), message("assistant", tool_calls=[CALL])))
-    assert isinstance(found, RejectedRow)
-    assert found.reason == "turn 1: the chat template does not write its tool call"
+    result = encode(chat(message("user", "Rain?"), message("assistant", tool_calls=[CALL])))
+    assert isinstance(result, RejectedRow)
+    assert result.reason == "turn 1: the chat template does not write its tool call"
 
 
 def test_each_thought_is_trained_as_it_is_thought() -> None:
@@ -88,17 +88,17 @@ def test_each_thought_is_trained_as_it_is_thought() -> None:
         f"{first}[<think>hm</think>a<|im_end|>]\n",
         f"{first}a<|im_end|>\n<|im_start|>user\nB?<|im_end|>\n<|im_start|>assistant\n[<think>so</think>b<|im_end|>]\n",
     ]
-    found = made(thinking)
-    assert isinstance(found, RejectedRow)
-    assert found.reason == "turn 3: the chat template does not write its reasoning_content"
+    result = encode(thinking)
+    assert isinstance(result, RejectedRow)
+    assert result.reason == "turn 3: the chat template does not write its reasoning_content"
 
 
 def test_a_call_may_begin_like_the_thought_that_is_opened() -> None:
     opens = AS_VALUES.replace("<call>", "<tool_call>").replace(
         "assistant\n{% endif %}", "assistant\n<think>{% endif %}"
     )
-    asked = chat(message("user", "Rain?"), message("assistant", tool_calls=[CALL]))
-    (text,) = drawn(asked, opens)
+    question = chat(message("user", "Rain?"), message("assistant", tool_calls=[CALL]))
+    (text,) = drawn(question, opens)
     assert text.endswith('assistant\n[<tool_call>weather {"city": "Bonn"}</call><|im_end|>]\n')
 
 
@@ -122,28 +122,28 @@ def test_a_flag_says_whether_a_turn_is_trained(kind: str) -> None:
 
 
 def test_a_chat_of_which_no_turn_is_to_be_trained_is_refused() -> None:
-    found = made(chat(message("user", "A?"), message("assistant", "a", train=False)))
-    assert isinstance(found, RejectedRow)
-    assert found.reason == "no turn of it is to be trained"
+    result = encode(chat(message("user", "A?"), message("assistant", "a", train=False)))
+    assert isinstance(result, RejectedRow)
+    assert result.reason == "no turn of it is to be trained"
 
 
 def test_a_image_is_never_dropped_unseen() -> None:
-    seen = [ContentItem(type=Type.IMAGE_PATH, content="a.png"), ContentItem(type=Type.TEXT, content="What?")]
-    found = made(chat(message("user", seen), message("assistant", "A cat.")))
-    assert isinstance(found, RejectedRow)
-    assert found.reason.startswith("turn 0: holds an image")
+    content = [ContentItem(type=Type.IMAGE_PATH, content="a.png"), ContentItem(type=Type.TEXT, content="What?")]
+    result = encode(chat(message("user", content), message("assistant", "A cat.")))
+    assert isinstance(result, RejectedRow)
+    assert result.reason.startswith("turn 0: holds an image")
 
 
 def test_both_answers_of_a_preference_follow_the_same_prompt() -> None:
-    asked = [message("user", "A?"), message("assistant", "a"), message("user", "B?")]
-    pair = Preference(chat(*asked, message("assistant", "good")), chat(*asked, message("assistant", "bad")))
+    before = [message("user", "A?"), message("assistant", "a"), message("user", "B?")]
+    pair = Preference(chat(*before, message("assistant", "good")), chat(*before, message("assistant", "bad")))
     start = "<|im_start|>user\nA?<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n<|im_start|>user\nB?<|im_end|>\n"
-    assert drawn(pair) == [f"{start}<|im_start|>assistant\n[{one}<|im_end|>]\n" for one in ("good", "bad")]
+    assert drawn(pair) == [f"{start}<|im_start|>assistant\n[{answer}<|im_end|>]\n" for answer in ("good", "bad")]
     assert drawn(Preference(Completion("Q", "good"), Completion("Q", "bad"))) == [
         "Q[good<|im_end|>]", "Q[bad<|im_end|>]",
     ]  # fmt: skip
     assert drawn(Judged(Completion("Q", "good"), True)) == ["Q[good<|im_end|>]"]
-    assert isinstance(made(Prompt((message("user", "Q"),), {})), RejectedRow)
+    assert isinstance(encode(Prompt((message("user", "Q"),), {})), RejectedRow)
 
 
 LONG = Text("abcdefghij")  # eleven tokens with its end
@@ -158,32 +158,32 @@ CUT = {
 @pytest.mark.parametrize("policy", CUT)
 def test_a_row_that_is_too_long_is_cut_as_asked(policy: str | None) -> None:
     texts, cut = CUT[policy]
-    found = made(LONG, max_length=4, truncation=policy)
-    assert isinstance(found, Encoded)
-    assert [draw(one, byte_tokenizer()) for one in found.examples] == texts
-    assert (found.cut_tokens, found.cut_targets) == (cut, cut)
+    result = encode(LONG, max_length=4, truncation=policy)
+    assert isinstance(result, Encoded)
+    assert [draw(part, byte_tokenizer()) for part in result.examples] == texts
+    assert (result.cut_tokens, result.cut_targets) == (cut, cut)
 
 
 def test_a_row_that_is_too_long_may_be_refused() -> None:
-    found = made(LONG, max_length=4, truncation="reject")
-    assert isinstance(found, RejectedRow)
-    assert found.reason == "longer than model_max_length 4: 11 tokens"
+    result = encode(LONG, max_length=4, truncation="reject")
+    assert isinstance(result, RejectedRow)
+    assert result.reason == "longer than model_max_length 4: 11 tokens"
 
 
 @pytest.mark.parametrize("policy", ["right", "left", "split"])
 @pytest.mark.parametrize("length", [20, 24, 27, 40])
 def test_what_was_cut_off_and_what_is_left_is_all_there_was(policy: str, length: int) -> None:
     value = chat(message("user", "Hi? " * 3), message("assistant", "Yo. " * 5))
-    whole = made(value)
-    assert isinstance(whole, Encoded)
-    (example,) = whole.examples
-    found = made(value, max_length=length, truncation=policy)
-    if isinstance(found, RejectedRow):
+    uncut = encode(value)
+    assert isinstance(uncut, Encoded)
+    (example,) = uncut.examples
+    result = encode(value, max_length=length, truncation=policy)
+    if isinstance(result, RejectedRow):
         assert policy == "right"
         return
-    assert sum(len(one.tokens) for one in found.examples) + found.cut_tokens == len(example.tokens)
-    assert sum(int(one.is_target.sum()) for one in found.examples) + found.cut_targets == example.is_target.sum()
-    assert all(len(one.tokens) <= length for one in found.examples)
+    assert sum(len(part.tokens) for part in result.examples) + result.cut_tokens == len(example.tokens)
+    assert sum(int(part.is_target.sum()) for part in result.examples) + result.cut_targets == example.is_target.sum()
+    assert all(len(part.tokens) <= length for part in result.examples)
 
 
 @pytest.mark.parametrize(
@@ -202,5 +202,5 @@ def test_what_was_cut_off_and_what_is_left_is_all_there_was(policy: str, length:
 def test_a_template_writes_what_it_writes_in_transformers(text: str) -> None:
     tokenizer = byte_tokenizer()
     chat = [{"role": "user", "content": "Hi?"}]
-    wanted = tokenizer.apply_chat_template(chat, chat_template=text, tokenize=False)
-    assert Template(tokenizer, text).render([message("user", "Hi?")]) == wanted
+    expected = tokenizer.apply_chat_template(chat, chat_template=text, tokenize=False)
+    assert Template(tokenizer, text).render([message("user", "Hi?")]) == expected

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows that stand in the data more than once: counted by a digest of each row, reported, and perhaps refused."""
+"""Duplicate rows: they are found by a digest of each row, counted, reported, and refused if the config says so."""
 
 from __future__ import annotations
 
@@ -18,130 +18,132 @@ from oumi.core.errors import DataError
 from oumi.core.log import logger
 from oumi.core.plan.parts import DataPlan
 
-TOLD = {
+DUPLICATE_KINDS = {
     "rows": "rows that repeat another, token by token",
     "ids": "rows with the id of another",
     "trained": "rows that stand in the training set, too",
 }
-_MOST_TOLD = 3
+"""Kinds of duplicates, and their descriptions."""
+_MAX_LISTED = 10
+"""Duplicates that are listed in a report."""
+_MAX_LOGGED = 3
+"""Duplicates that are listed in a warning."""
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Rows that are the same as an earlier one."""
+
+    num_rows: int = 0
+    listed: tuple[str, ...] = ()
+    """The first of them, each with the row that it repeats."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns JSON values."""
+        return {"rows": self.num_rows, "first": list(self.listed)}
 
 
 def may_grow(data: DataPlan) -> bool:
-    """Returns True if the training may begin before it is known which rows repeat others."""
+    """Returns True if the training may start before all duplicates are found."""
     return "error" not in (data.train.on_duplicates, data.validation.on_duplicates)
 
 
 def count_duplicates(splits: Mapping[str, Sequence[Part]], may_wait: bool = False) -> dict[str, Any]:
-    """Returns which rows repeat others, by split, as JSON values.
+    """Returns the duplicates of each split by their kind, as JSON values.
 
     Args:
         splits: The parts of `train` and of `validation`.
-        may_wait: Wait for tables that are still being made; otherwise nothing is counted while there are any.
+        may_wait: Wait for tables that are not complete yet; otherwise nothing is counted if there are any.
     """
     tables: dict[str, list[TokenTable]] = {}
     for split, parts in splits.items():
-        whole = [_whole(part, may_wait) for part in parts]
-        if None in whole:
-            return {}
-        tables[split] = [one for one in whole if one is not None]
-    found = {
+        tables[split] = []
+        for part in parts:
+            # Documents are compared before they are cut into rows, where the same text begins at another offset.
+            table = part.table.documents if isinstance(part.table, ConcatenatedTable) else part.table
+            if isinstance(table, LazyTable):
+                complete = table.complete() if may_wait else table.if_complete()
+                if complete is None:
+                    return {}
+                table = complete
+            assert isinstance(table, TokenTable), "there are two kinds of tables"
+            tables[split].append(table)
+    duplicates = {
         split: {"rows": repeated_rows(of_split).to_dict(), "ids": repeated_ids(of_split).to_dict()}
         for split, of_split in tables.items()
         if of_split
     }
     if tables.get("train") and tables.get("validation"):
-        found["validation"]["trained"] = shared_rows(tables["train"], tables["validation"]).to_dict()
-    return found
+        duplicates["validation"]["trained"] = shared_rows(tables["train"], tables["validation"]).to_dict()
+    return duplicates
 
 
 def warn_of_duplicates(duplicates: Mapping[str, Any]) -> None:
-    """Logs how many rows repeat others, and the first of them."""
-    for split, of_split in duplicates.items():
-        for kind, one in of_split.items():
-            if one["rows"]:
-                logger.warning("%s", _told(split, kind, one, _MOST_TOLD))
+    """Logs the number of duplicates of each kind, and the first of them."""
+    for split, kinds in duplicates.items():
+        for kind, counted in kinds.items():
+            if counted["rows"]:
+                logger.warning("%s", _describe(split, kind, counted, _MAX_LOGGED))
 
 
 def check_duplicates(duplicates: Mapping[str, Any], data: DataPlan) -> None:
-    """Raises DataError if rows repeat others in a split that does not allow it."""
+    """Raises DataError if there are duplicates in a split whose config does not allow them."""
     problems = [
-        _told(split, kind, one, None)
-        for split, mixed in (("train", data.train), ("validation", data.validation))
-        if mixed.on_duplicates == "error"
-        for kind, one in duplicates.get(split, {}).items()
-        if one["rows"]
+        _describe(split, kind, counted)
+        for split, mixture in (("train", data.train), ("validation", data.validation))
+        if mixture.on_duplicates == "error"
+        for kind, counted in duplicates.get(split, {}).items()
+        if counted["rows"]
     ]
     if problems:
-        rest = "Leave them out, or go on with them: data.{train,validation}.on_duplicates: WARN"
-        raise DataError("\n".join([*problems, rest]))
+        advice = "Leave them out, or go on with them: data.{train,validation}.on_duplicates: WARN"
+        raise DataError("\n".join([*problems, advice]))
 
 
-def _told(split: str, kind: str, found: Mapping[str, Any], most: int | None) -> str:
-    """Returns a sentence, and the first of the rows below it."""
-    named = found["first"][:most]
-    more = found["rows"] - len(named)
-    lines = [f"data.{split}: {TOLD[kind]}: {found['rows']:,}", *(f"  {one}" for one in named)]
-    return "\n".join([*lines, *([f"  ... and {more:,} more"] if more else [])])
+def _describe(split: str, kind: str, counted: Mapping[str, Any], max_listed: int | None = None) -> str:
+    listed = counted["first"][:max_listed]
+    lines = [f"data.{split}: {DUPLICATE_KINDS[kind]}: {counted['rows']:,}", *(f"  {line}" for line in listed)]
+    if num_more := counted["rows"] - len(listed):
+        lines.append(f"  ... and {num_more:,} more")
+    return "\n".join(lines)
 
 
-def _whole(part: Part, may_wait: bool) -> TokenTable | None:
-    table = part.table.documents if isinstance(part.table, ConcatenatedTable) else part.table
-    if isinstance(table, LazyTable):
-        return table.complete() if may_wait else table.if_complete()
-    assert isinstance(table, TokenTable), "there are two kinds of tables"
-    return table
-
-
-_MOST_NAMED = 10
-
-
-@dataclass(frozen=True)
-class Repeats:
-    """Rows that are the same as one before them."""
-
-    num_rows: int = 0
-    named: tuple[str, ...] = ()
-    """The first of them, each with the row that it repeats."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the numbers as JSON values."""
-        return {"rows": self.num_rows, "first": list(self.named)}
-
-
-def repeated_rows(tables: Sequence[TokenTable]) -> Repeats:
-    """Returns the rows that repeat another one, token by token and target by target."""
-    found, firsts = _repeated(_joined(tables, "digest"))
+def repeated_rows(tables: Sequence[TokenTable]) -> Duplicates:
+    """Returns the rows whose tokens and targets are those of an earlier row."""
+    repeats, firsts = _find_repeats(_join_column(tables, "digest"))
     rows = _Rows(tables)
-    is_other = rows.places()[found] != rows.places()[firsts]  # a row that was split may repeat itself
-    found, firsts = found[is_other], firsts[is_other]
-    return _named(found, [f"{rows.name(a)} repeats {rows.name(b)}" for a, b in _first(found, firsts)])
+    numbers = rows.numbers()
+    is_other = numbers[repeats] != numbers[firsts]  # a row that was split may repeat itself
+    repeats, firsts = repeats[is_other], firsts[is_other]
+    listed = [f"{rows.name(repeat)} repeats {rows.name(first)}" for repeat, first in _listed(repeats, firsts)]
+    return Duplicates(len(repeats), tuple(listed))
 
 
-def repeated_ids(tables: Sequence[TokenTable]) -> Repeats:
-    """Returns the rows that call themselves as another one of their data set does."""
-    num_rows, named = 0, list[str]()
+def repeated_ids(tables: Sequence[TokenTable]) -> Duplicates:
+    """Returns the rows that have the id of an earlier row of their data set."""
+    num_rows, listed = 0, list[str]()
     for table in tables:
-        ids, places = table.column("id"), _Rows([table]).places()
-        begins = np.append(True, places[1:] != places[:-1]) if len(places) else np.zeros(0, dtype=np.bool_)
-        rows = np.flatnonzero((ids != 0) & begins)
-        found, firsts = (rows[one] for one in _repeated(ids[rows]))
-        num_rows += len(found)
-        named += [
-            f"{table.source(a)} has the id '{table.source(a).id}' of {table.source(b)}"
-            for a, b in _first(found, firsts)
-        ]
-    return Repeats(num_rows, tuple(named[:_MOST_NAMED]))
+        ids, numbers = table.column("id"), table.column("row")
+        # The parts of a row that was split share its id: only the first of them counts.
+        is_first = np.diff(numbers, prepend=-1) != 0
+        rows = np.flatnonzero((ids != 0) & is_first)
+        repeats, firsts = (rows[places] for places in _find_repeats(ids[rows]))
+        num_rows += len(repeats)
+        for repeat, first in _listed(repeats, firsts):
+            source = table.source(repeat)
+            listed.append(f"{source} has the id '{source.id}' of {table.source(first)}")
+    return Duplicates(num_rows, tuple(listed[:_MAX_LISTED]))
 
 
-def shared_rows(first: Sequence[TokenTable], second: Sequence[TokenTable]) -> Repeats:
-    """Returns the rows of the second split that stand in the first one, too."""
-    known, digests = _joined(first, "digest"), _joined(second, "digest")
-    found = np.flatnonzero(np.isin(digests, known))
-    order = np.argsort(known, kind="stable")
-    firsts = order[np.searchsorted(known, digests[found[:_MOST_NAMED]], sorter=order)]
-    there, here = _Rows(first), _Rows(second)
-    pairs = zip(found[:_MOST_NAMED].tolist(), firsts.tolist(), strict=True)
-    return _named(found, [f"{here.name(a)} is also {there.name(b)}" for a, b in pairs])
+def shared_rows(trained: Sequence[TokenTable], measured: Sequence[TokenTable]) -> Duplicates:
+    """Returns the rows of the validation set that are in the training set, too."""
+    trained_digests, digests = _join_column(trained, "digest"), _join_column(measured, "digest")
+    shared = np.flatnonzero(np.isin(digests, trained_digests))
+    order = np.argsort(trained_digests, kind="stable")  # stable, so that the search below finds the first of each
+    firsts = order[np.searchsorted(trained_digests, digests[shared[:_MAX_LISTED]], sorter=order)]
+    trained_rows, rows = _Rows(trained), _Rows(measured)
+    listed = [f"{rows.name(row)} is also {trained_rows.name(first)}" for row, first in _listed(shared, firsts)]
+    return Duplicates(len(shared), tuple(listed))
 
 
 class _Rows:
@@ -149,38 +151,36 @@ class _Rows:
 
     def __init__(self, tables: Sequence[TokenTable]) -> None:
         self._tables = tables
-        self._ends = np.cumsum([len(one) for one in tables])
+        self._ends = np.cumsum([len(table) for table in tables])
 
     def name(self, index: int) -> str:
-        which = int(np.searchsorted(self._ends, index, side="right"))
-        source = self._tables[which].source(index - int(self._ends[which] - len(self._tables[which])))
+        """Returns the file, the line and the id of a row."""
+        i = int(np.searchsorted(self._ends, index, side="right"))
+        source = self._tables[i].source(index - int(self._ends[i] - len(self._tables[i])))
         return f"{source} (id '{source.id}')" if source.id is not None else str(source)
 
-    def places(self) -> npt.NDArray[np.int64]:
-        """Returns a number for each row, the same for the parts of one that was split."""
-        places, highest = list[npt.NDArray[np.int64]](), 0
+    def numbers(self) -> npt.NDArray[np.int64]:
+        """Returns a number for each row, the same for the parts of a row that was split."""
+        numbers, highest = [np.zeros(0, dtype=np.int64)], 0
         for table in self._tables:
-            places.append(table.column("row") + highest)
-            highest = int(places[-1].max(initial=highest))
-        return np.concatenate([np.zeros(0, dtype=np.int64), *places])
+            numbers.append(table.column("row") + highest)
+            highest = int(numbers[-1].max(initial=highest))
+        return np.concatenate(numbers)
 
 
-def _repeated(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Returns the places, in order, of values that stand before, too, and where each of them stands first."""
+def _find_repeats(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Returns the indices of values that occur before, in order, and the index of the first occurrence of each."""
+    # A stable sort puts the first occurrence at the beginning of each run of equal values.
     order = np.argsort(values, kind="stable")
     begins = np.append(True, values[order][1:] != values[order][:-1])[: len(values)]
     firsts = order[begins][np.cumsum(begins) - 1]
-    found = np.sort(order[~begins])
-    return found, firsts[np.argsort(order, kind="stable")][found]
+    repeats = np.sort(order[~begins])
+    return repeats, firsts[np.argsort(order, kind="stable")][repeats]
 
 
-def _joined(tables: Sequence[TokenTable], name: str) -> npt.NDArray[Any]:
-    return np.concatenate([np.zeros(0, dtype=np.uint64), *(one.column(name) for one in tables)])
+def _join_column(tables: Sequence[TokenTable], name: str) -> npt.NDArray[Any]:
+    return np.concatenate([np.zeros(0, dtype=np.uint64), *(table.column(name) for table in tables)])
 
 
-def _first(found: npt.NDArray[np.int64], firsts: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
-    return list(zip(found[:_MOST_NAMED].tolist(), firsts[:_MOST_NAMED].tolist(), strict=True))
-
-
-def _named(found: npt.NDArray[np.int64], names: list[str]) -> Repeats:
-    return Repeats(len(found), tuple(names))
+def _listed(rows: npt.NDArray[np.int64], firsts: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    return list(zip(rows[:_MAX_LISTED].tolist(), firsts[:_MAX_LISTED].tolist(), strict=True))

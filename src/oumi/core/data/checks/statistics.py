@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in an epoch: rows, tokens, targets and lengths, of a mixture and of each of its data sets."""
+"""Statistics of an epoch: rows, tokens, targets and lengths of a mixture, or of one of its data sets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,35 +14,35 @@ from oumi.core.data.pipeline.mixture import Mixture, Part
 
 _NUM_BINS = 12
 _LONG_TAIL = 2.0
-"""Times the 99th percentile; where the largest value lies beyond that, the last bin takes all above."""
+"""If the largest value is more than this many times the 99th percentile, the last bin is open."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is drawn in an epoch."""
+    """The rows of an epoch."""
 
     lengths: npt.NDArray[np.int64]
-    """Tokens of each row."""
+    """Tokens of each row [R]."""
     targets: npt.NDArray[np.int64]
-    """Trained tokens of each row."""
+    """Trained tokens of each row [R]."""
 
     @property
     def num_rows(self) -> int:
-        """Returns how many rows there are."""
+        """Returns the number of rows."""
         return len(self.lengths)
 
     @property
     def num_tokens(self) -> int:
-        """Returns the tokens of all rows."""
+        """Returns the number of tokens."""
         return int(self.lengths.sum())
 
     @property
     def num_targets(self) -> int:
-        """Returns the trained tokens of all rows."""
+        """Returns the number of trained tokens."""
         return int(self.targets.sum())
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the numbers as JSON values."""
+        """Returns JSON values."""
         return {
             "rows": self.num_rows,
             "tokens": self.num_tokens,
@@ -54,7 +54,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Bin:
-    """How many values lie from `low` to `high`; without `high`, from `low` up."""
+    """The number of values from `low` to `high`, both included; without `high`, of all from `low` up."""
 
     low: int
     high: int | None
@@ -62,7 +62,7 @@ class Bin:
 
 
 def describe(parts: Sequence[Part]) -> Statistics:
-    """Returns what an epoch draws of data sets."""
+    """Returns the statistics of the rows that an epoch draws from data sets."""
     mixture = Mixture(parts)
     return Statistics(mixture.lengths(), mixture.targets())
 
@@ -72,15 +72,17 @@ def percentiles(values: npt.NDArray[np.int64]) -> dict[str, int]:
     if not len(values):
         return {}
     shares = {"min": 0, "p50": 50, "p90": 90, "p99": 99, "max": 100}
-    found = np.percentile(values, list(shares.values()), method="nearest")
-    return {name: int(value) for name, value in zip(shares, found, strict=True)}
+    # "nearest" returns values that occur, not means of two.
+    results = np.percentile(values, list(shares.values()), method="nearest")
+    return {name: int(value) for name, value in zip(shares, results, strict=True)}
 
 
 def histogram(values: npt.NDArray[np.int64]) -> list[Bin]:
-    """Returns bins of one width, which begin at round numbers; what lies far beyond the others shares the last."""
+    """Returns bins of equal width that begin at round numbers; a long tail shares the last bin."""
     if not len(values):
         return []
     low, high = int(values.min()), int(values.max())
+    # One very long row would otherwise put all others into the first bin.
     usual = int(np.percentile(values, 99, method="nearest"))
     has_tail = high > _LONG_TAIL * max(usual, 1)
     width = _round_width((usual if has_tail else high) - low + 1)
@@ -89,11 +91,13 @@ def histogram(values: npt.NDArray[np.int64]) -> list[Bin]:
     last = usual // width - first + 1 if has_tail else high // width - first
     counts = np.bincount(np.minimum(places, last), minlength=last + 1).tolist()
     bins = [Bin((first + i) * width, (first + i + 1) * width - 1, count) for i, count in enumerate(counts)]
-    return [*bins[:-1], Bin(bins[-1].low, None, bins[-1].count)] if has_tail else bins
+    if has_tail:
+        bins[-1] = replace(bins[-1], high=None)
+    return bins
 
 
 def _round_width(span: int) -> int:
-    """Returns the least of 1, 2, 5, 10, 20, 50... of which so many bins cover a span."""
+    """Returns the smallest of 1, 2, 5, 10, 20, 50... with which `_NUM_BINS` bins cover a span from any start."""
     scale = 1
     while True:
         for step in (1, 2, 5):

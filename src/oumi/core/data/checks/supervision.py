@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks at what rows really teach, before the first step."""
+"""Checks which tokens of the rows are trained, before the first step."""
 
 from __future__ import annotations
 
@@ -18,28 +18,31 @@ NUM_CHECKED = 64
 
 
 def spread(table: Table, count: int = NUM_CHECKED) -> Iterator[Example]:
-    """Yields rows spread over a table, `count` of them at most."""
+    """Yields at most `count` rows at equal distances in a table."""
     for i in np.unique(np.linspace(0, len(table) - 1, min(count, len(table))).astype(int)).tolist():
         yield table[i]
 
 
-def check_supervision(examples: Iterable[Example], tokenizer: Any, asked: TokenizeSpec) -> None:
-    """Verifies rows, and draws the first that teaches the wrong thing.
+def check_supervision(examples: Iterable[Example], tokenizer: Any, spec: TokenizeSpec) -> None:
+    """Verifies which tokens of the rows are trained, and draws the first row that is wrong.
 
     Args:
         examples: The rows.
-        tokenizer: Tells which tokens are special.
-        asked: What they were to teach.
+        tokenizer: Its special tokens end an answer.
+        spec: Which tokens the rows should train.
 
     Raises:
-        DataError: A row without a target, one that trains its prompt although answers were asked for, one
-            whose answer does not end, or one that begins twice.
+        DataError: A row has no target, trains its prompt though answers alone should be trained, does not end an
+            answer, or begins twice.
     """
-    for one in (document for example in examples for document in example.documents()):
-        if asked.train_on == "nothing" or (asked.train_on == "all" and len(one.tokens) == 1):  # the end of a text
+    for document in (document for example in examples for document in example.documents()):
+        # A text that is split may leave one token at its end, which nothing predicts.
+        if spec.train_on == "nothing" or (spec.train_on == "all" and len(document.tokens) == 1):
             continue
-        if wrong := _wrong(one, tokenizer, asked):
-            raise DataError(f"{one.source}: {wrong}. Trained tokens stand in brackets:\n{draw(one, tokenizer)}")
+        if problem := _problem_of(document, tokenizer, spec):
+            raise DataError(
+                f"{document.source}: {problem}. Trained tokens are in brackets:\n{draw(document, tokenizer)}"
+            )
 
 
 def draw(example: Example, tokenizer: Any) -> str:
@@ -50,27 +53,26 @@ def draw(example: Example, tokenizer: Any) -> str:
     return "".join(f"[{text}]" if example.is_target[part[0]] else text for text, part in zip(texts, parts, strict=True))
 
 
-def _wrong(example: Example, tokenizer: Any, asked: TokenizeSpec) -> str:
-    tokens, is_target, train_on = example.tokens, example.is_target, asked.train_on
-    may_begin_anywhere = asked.truncation in ("left", "split")
+def _problem_of(example: Example, tokenizer: Any, spec: TokenizeSpec) -> str:
+    tokens, is_target, train_on = example.tokens, example.is_target, spec.train_on
+    # The prompt may have been cut off.
+    may_begin_anywhere = spec.truncation in ("left", "split")
     if not is_target[1:].any():
         return "no token is trained"
     if train_on != "all" and is_target.all() and not may_begin_anywhere:
-        return f"every token is trained, though `{train_on}` was asked for"
+        return f"every token is trained, but train_target is `{train_on}`"
     bos = tokenizer.bos_token_id
+    # Models whose start and end are one token may well begin with both.
     if bos is not None and bos != tokenizer.eos_token_id and len(tokens) > 1 and (tokens[:2] == bos).all():
         return "it begins with two start tokens: the chat template writes one, the tokenizer another"
-    was_cut = len(tokens) == asked.max_length
+    # A row that was cut at the model's length need not end its answer.
+    was_cut = len(tokens) == spec.max_length
     ends = np.flatnonzero(is_target & ~np.append(is_target[1:], was_cut))
-    if asked.tool_results is not None:  # which stand between parts of an answer
+    if spec.tool_results is not None:  # they stand between parts of an answer
         ends = ends[-1:]
-    if train_on != "all" and any(not _is_special(int(tokens[end]), tokenizer) for end in ends):
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} if train_on != "all" else set()
+    if train_on != "all" and not special.issuperset(tokens[ends].tolist()):
         return (
             "an answer ends without a special token, so the model would not learn to stop; name a model.chat_template"
         )
     return ""
-
-
-def _is_special(token: int, tokenizer: Any) -> bool:
-    added = tokenizer.added_tokens_decoder.get(token)
-    return token in tokenizer.all_special_ids or added is not None

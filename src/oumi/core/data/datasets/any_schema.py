@@ -22,9 +22,9 @@ class ShapedDataset(BaseSftDataset):
         """Returns a row as what it stands for, or as one that cannot be used."""
         if isinstance(row, RejectedRow) or isinstance(row.value, VALUES):
             return row
-        found = detect_shape(row.value)
-        self.shape = self.shape or found
-        return to_value(row, self.shape, found)
+        schema = detect_shape(row.value)
+        self.shape = self.shape or schema
+        return to_value(row, self.shape, schema)
 
     @property
     def holds(self) -> str:  # type: ignore[override]  # found out, not declared

@@ -54,7 +54,7 @@ class BaseMapDataset:
     _shape: str | None = None
     """The shape of mappings that `transform` returns; None finds it by looking."""
     _hook = "transform"
-    _wanted = "a Conversation"
+    _expected = "a Conversation"
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class BaseMapDataset:
         self.subset = subset or self.default_subset
         self.trust_remote_code = trust_remote_code
         self.transform_num_workers = transform_num_workers
-        self._given = data
+        self._records = data
         name = self.dataset_name or type(self).__name__
         if data is not None and dataset_path:
             raise ConfigError(f"data set '{name}': takes 'data' or dataset_path, and got both")
@@ -107,10 +107,10 @@ class BaseMapDataset:
     @cached_property
     def stored(self) -> RowSource:
         """Returns the rows as they are stored."""
-        if self.is_made:
-            given = self._given if self._given is not None else vars(self).get("_data")
+        if self.is_in_memory:
+            records = self._records if self._records is not None else vars(self).get("_data")
             place = f"{self.dataset_name or type(self).__name__}[{self.split or 'train'}]"
-            rows: RowSource = MemorySource(self._load_data() if given is None else given, self.dataset_name, place)
+            rows: RowSource = MemorySource(self._load_data() if records is None else records, self.dataset_name, place)
         else:
             rows = self._read()
         return rows if self.limit is None else LimitedSource(rows, self.limit)
@@ -128,9 +128,9 @@ class BaseMapDataset:
         return self.stored.reader(place) if self.is_stored else RepeatedReader(self.rows(), place)
 
     @property
-    def is_made(self) -> bool:
+    def is_in_memory(self) -> bool:
         """Returns True if the rows are in memory: given, or returned by `_load_data`."""
-        return self._given is not None or type(self)._load_data is not BaseMapDataset._load_data
+        return self._records is not None or type(self)._load_data is not BaseMapDataset._load_data
 
     @property
     def is_stored(self) -> bool:
@@ -142,12 +142,12 @@ class BaseMapDataset:
         if isinstance(row, RejectedRow) or isinstance(row.value, VALUES):
             return row
         try:
-            made = self.transform(row.value)
-            if isinstance(made, VALUES):
-                return Row(made, row.source)
-            if isinstance(made, Mapping):
-                return to_value(Row(made, row.source), self._shape or detect_shape(made))
-            reason = f"{self._hook} returned {type(made).__name__}, not {self._wanted}"
+            value = self.transform(row.value)
+            if isinstance(value, VALUES):
+                return Row(value, row.source)
+            if isinstance(value, Mapping):
+                return to_value(Row(value, row.source), self._shape or detect_shape(value))
+            reason = f"{self._hook} returned {type(value).__name__}, not {self._expected}"
         except KeyError as error:
             reason = f"has no column {error}{_near(error, row.value)}"
         except ValidationError as error:
@@ -167,7 +167,7 @@ class BaseMapDataset:
 
     def count(self) -> int | None:
         """Returns how many rows there are, None where only reading would tell."""
-        is_here = (self.dataset_path is not None or self.is_made) and self.concatenation is None
+        is_here = (self.dataset_path is not None or self.is_in_memory) and self.concatenation is None
         return self.stored.count() if is_here and self.is_stored else None
 
     def content(self) -> dict[str, str] | None:
@@ -178,7 +178,7 @@ class BaseMapDataset:
         if stored is None:
             return None
         try:
-            code = {one.__module__: digest_of(Path(inspect.getfile(one))) for one in type(self).__mro__[:-1]}
+            code = {class_.__module__: digest_of(Path(inspect.getfile(class_))) for class_ in type(self).__mro__[:-1]}
         except (TypeError, OSError):  # written at a prompt or in a notebook
             return None
         return {**stored, **code}
@@ -191,11 +191,11 @@ class BaseMapDataset:
         return len(self._listed)
 
     def __getitem__(self, index: int) -> Any:
-        return self.element(self._found(index))
+        return self.element(self._row_at(index))
 
     def raw(self, index: int) -> Any:
         """Returns a row as it is stored."""
-        return self._found(index).value
+        return self._row_at(index).value
 
     def as_generator(self) -> Iterator[Any]:
         """Yields every element, in order."""
@@ -216,7 +216,7 @@ class BaseMapDataset:
 
     def value_at(self, index: int) -> Any:
         """Returns what a row stands for; raises DataError if it cannot be used."""
-        return self._checked(self._found(index)).value
+        return self._checked(self._row_at(index)).value
 
     def _checked(self, row: Row) -> Row:
         value = self.value_of(row)
@@ -224,7 +224,7 @@ class BaseMapDataset:
             raise DataError(str(value))
         return value
 
-    def _found(self, index: int) -> Row:
+    def _row_at(self, index: int) -> Row:
         row = self._listed[range(len(self))[index]]
         if isinstance(row, RejectedRow):
             raise DataError(str(row))

@@ -109,7 +109,7 @@ class BaseSftDataset(BaseMapDataset):
         if isinstance(sample, Conversation):
             value = sample
         elif "messages" in sample:
-            value = Conversation(messages=[Message.model_validate(one) for one in sample["messages"]])
+            value = Conversation(messages=[Message.model_validate(message) for message in sample["messages"]])
         else:
             value = Text(sample[self.text_col])
         asks = self.task == "generation"
@@ -119,13 +119,13 @@ class BaseSftDataset(BaseMapDataset):
 
     def element(self, row: Row) -> Any:
         """Returns a row as token ids, or as a chat where that was asked for."""
-        made = self._checked(row)
-        value = made.value
+        checked = self._checked(row)
+        value = checked.value
         if self.return_conversations and isinstance(value, Conversation):
             as_json = self.return_conversations_format == "json"
             return {"conversation_json": value.to_json()} if as_json else value.to_dict()
         if isinstance(value, (Conversation, Completion, Text)):
-            return self._writer.tokens(made, self.task == "generation", self.return_tensors)
+            return self._writer.tokens(checked, self.task == "generation", self.return_tensors)
         from oumi.core.data.datasets.elements import plain
 
         return plain(value)
@@ -176,10 +176,10 @@ class VisionLanguageSftDataset(BaseSftDataset):
 
     def value_of(self, row: Any) -> Any:
         """Returns a row as a chat that holds no more images than are wanted, or as one that cannot be used."""
-        made = super().value_of(row)
-        if self.max_images is None or not isinstance(made, Row) or not isinstance(made.value, Conversation):
-            return made
-        return Row(with_fewer_images(made.value, self.max_images), made.source)
+        limited = super().value_of(row)
+        if self.max_images is None or not isinstance(limited, Row) or not isinstance(limited.value, Conversation):
+            return limited
+        return Row(with_fewer_images(limited.value, self.max_images), limited.source)
 
     def element(self, row: Row) -> Any:
         """Returns a row as the features that the processor makes of it, or as a chat where that was asked for."""
@@ -212,7 +212,7 @@ def with_fewer_images(chat: Conversation, max_images: int) -> Conversation:
     return chat.model_copy(update={"messages": messages})
 
 
-def _check(key: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        hint = did_you_mean(value, known) or f"; known: {', '.join(known)}"
+def _check(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        hint = did_you_mean(value, choices) or f"; known: {', '.join(choices)}"
         raise ConfigError(f"dataset_kwargs.{key}: unknown '{value}'{hint}")

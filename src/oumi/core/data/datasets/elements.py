@@ -27,8 +27,8 @@ class ElementWriter:
             raise ConfigError("an element is made of tokens: pass tokenizer=..., or return_conversations=True")
         length = tokenizer.model_max_length if tokenizer.model_max_length < _UNLIMITED else None
         self._template = Template(tokenizer, chat_template_for(tokenizer, None))
-        asked = TokenizeSpec("all_assistant_turns" if assistant_only else "all", length, "right")
-        self._tokeniser = RowTokenizer(tokenizer, self._template, asked)
+        spec = TokenizeSpec("all_assistant_turns" if assistant_only else "all", length, "right")
+        self._tokeniser = RowTokenizer(tokenizer, self._template, spec)
         self._tokenizer = tokenizer
         self._max_length = length
         self._has_labels = assistant_only
@@ -70,20 +70,20 @@ class ElementWriter:
         They are cut from the ids of the whole texts, so that joined they are what the model sees.
         """
         chosen, rejected = self._example(row).documents()
-        lists = cut_pair(*((one.tokens.tolist(), one.is_target.tolist()) for one in (chosen, rejected)))
+        lists = cut_pair(*((answer.tokens.tolist(), answer.is_target.tolist()) for answer in (chosen, rejected)))
         return _as_tensors(lists) if as_tensors else lists
 
     def _example(self, row: Row) -> Example:
-        (made,) = self._tokeniser.make([row])
-        if isinstance(made, RejectedRow):
-            raise DataError(str(made))
-        return made.examples[0]
+        (tokenized,) = self._tokeniser.make([row])
+        if isinstance(tokenized, RejectedRow):
+            raise DataError(str(tokenized))
+        return tokenized.examples[0]
 
 
 def cut_pair(chosen: tuple[list[int], list[bool]], rejected: tuple[list[int], list[bool]]) -> dict[str, list[int]]:
     """Returns two texts, each as ids and which are trained, as the prompt that they share and their last answers."""
     ids = (chosen[0], rejected[0])
-    answers = [_last_run(one[1]) for one in (chosen, rejected)]
+    answers = [_last_run(answer[1]) for answer in (chosen, rejected)]
     first_start = min(start for start, _ in answers)
     start = next((i for i, (a, b) in enumerate(zip(*ids, strict=False)) if a != b or i == first_start), first_start)
     return {
@@ -112,8 +112,8 @@ def plain(value: Any) -> dict[str, Any]:
     if isinstance(value, Preference):
         both = {"chosen": value.chosen, "rejected": value.rejected}
         return {
-            name: one.completion if isinstance(one, Completion) else one.to_dict()["messages"]
-            for name, one in both.items()
+            name: answer.completion if isinstance(answer, Completion) else answer.to_dict()["messages"]
+            for name, answer in both.items()
         }
     assert isinstance(value, Prompt), "every other value is made of tokens"
     turns = Conversation(messages=list(value.messages)).to_dict()["messages"]
@@ -123,4 +123,4 @@ def plain(value: Any) -> dict[str, Any]:
 def _as_tensors(lists: dict[str, list[int]]) -> dict[str, Any]:
     import torch
 
-    return {name: torch.tensor(one) for name, one in lists.items()}
+    return {name: torch.tensor(values) for name, values in lists.items()}

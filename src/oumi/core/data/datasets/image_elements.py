@@ -33,7 +33,7 @@ class ImageElementWriter:
         self._assistant_only = assistant_only
         self._max_size = max_size
         ids = (getattr(processor, name, None) for name in ("image_token_id", "image_ids"))
-        self._image_tokens = {one for found in ids for one in _as_list(found)}
+        self._image_tokens = {token for token_ids in ids for token in _as_list(token_ids)}
 
     def features(self, chat: Conversation, asks: bool, as_tensors: bool) -> dict[str, Any]:
         """Returns what the processor makes of a chat, with `labels`: -100 where an image stands.
@@ -46,34 +46,34 @@ class ImageElementWriter:
             as_tensors: Return tensors, not lists and arrays.
         """
         turns = chat.messages[:-1] if asks and chat.messages[-1].role == Role.ASSISTANT else chat.messages
-        made = dict(self._processed(turns, asks))
-        ids = made["input_ids"][0]
+        features = dict(self._processed(turns, asks))
+        ids = features["input_ids"][0]
         is_target = self._answers(turns, ids.tolist()) if self._assistant_only else [True] * len(ids)
         pairs = zip(ids.tolist(), is_target, strict=True)
-        labels = [one if trained and one not in self._image_tokens else IGNORED for one, trained in pairs]
-        made |= {"labels": ids.new_tensor(labels)[None]}
+        labels = [values if trained and values not in self._image_tokens else IGNORED for values, trained in pairs]
+        features |= {"labels": ids.new_tensor(labels)[None]}
         for name in ("input_ids", "attention_mask", "labels"):
-            made[name] = made[name][0] if as_tensors else made[name][0].tolist()
-        return made if as_tensors else {name: _as_array(one) for name, one in made.items()}
+            features[name] = features[name][0] if as_tensors else features[name][0].tolist()
+        return features if as_tensors else {name: _as_array(values) for name, values in features.items()}
 
     def pair(self, value: Preference, as_tensors: bool) -> dict[str, Any]:
         """Returns ids of what both answers follow and of each answer, and the images as the processor has them."""
         both = []
         for chat in (value.chosen, value.rejected):
             assert isinstance(chat, Conversation), "plain text has no images"
-            made = self.features(chat, asks=False, as_tensors=as_tensors)
-            labels = made.pop("labels")
-            ids = made.pop("input_ids")
-            both.append((list(map(int, ids)), [one != IGNORED for one in labels]))
-        made.pop("attention_mask")
+            features = self.features(chat, asks=False, as_tensors=as_tensors)
+            labels = features.pop("labels")
+            ids = features.pop("input_ids")
+            both.append((list(map(int, ids)), [values != IGNORED for values in labels]))
+        features.pop("attention_mask")
         lists: dict[str, Any] = dict(cut_pair(*both))
         if as_tensors:
-            lists = {name: ids.new_tensor(one) for name, one in lists.items()}
-        return {**lists, **made}
+            lists = {name: ids.new_tensor(values) for name, values in lists.items()}
+        return {**lists, **features}
 
     def _processed(self, turns: Sequence[Message], asks: bool) -> Any:
         return self._processor.apply_chat_template(
-            [self._turn(one) for one in turns],
+            [self._turn(turn) for turn in turns],
             add_generation_prompt=asks,
             tokenize=True,
             return_dict=True,
@@ -82,7 +82,7 @@ class ImageElementWriter:
 
     def _turn(self, message: Message) -> dict[str, Any]:
         """Returns a message as processors read it."""
-        calls = [one.model_dump() for one in message.tool_calls or ()]
+        calls = [call.model_dump() for call in message.tool_calls or ()]
         turn = {"role": str(message.role), "content": [self._part(item) for item in message.content_items]}
         return {**turn, "tool_calls": calls} if calls else turn
 
@@ -105,14 +105,14 @@ class ImageElementWriter:
         for i, turn in enumerate(turns):
             if turn.role != Role.ASSISTANT:
                 continue
-            asked = self._processed(turns[:i], asks=True)["input_ids"][0].tolist()
+            prompt_ids = self._processed(turns[:i], asks=True)["input_ids"][0].tolist()
             upto = self._processed(turns[: i + 1], asks=False)["input_ids"][0].tolist()
-            if upto[: len(asked)] != asked or ids[: len(upto)] != upto:
+            if upto[: len(prompt_ids)] != prompt_ids or ids[: len(upto)] != upto:
                 raise DataError(f"turn {i}: the chat template gives no prompt that the finished chat begins with")
             end = len(upto)
-            while end > len(asked) and self._processor.decode([ids[end - 1]]).isspace():
+            while end > len(prompt_ids) and self._processor.decode([ids[end - 1]]).isspace():
                 end -= 1
-            is_target[len(asked) : end] = [True] * (end - len(asked))
+            is_target[len(prompt_ids) : end] = [True] * (end - len(prompt_ids))
         return is_target
 
 
@@ -130,10 +130,10 @@ def processor_of(dataset: Any) -> Any:
     )
 
 
-def _as_list(found: Any) -> list[int]:
-    if found is None:
+def _as_list(ids: Any) -> list[int]:
+    if ids is None:
         return []
-    return list(found) if isinstance(found, (list, tuple, set)) else [found]
+    return list(ids) if isinstance(ids, (list, tuple, set)) else [ids]
 
 
 def _as_array(value: Any) -> Any:

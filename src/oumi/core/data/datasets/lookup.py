@@ -22,8 +22,8 @@ from oumi.core.registry import DATASETS
 EXTRA_MODULE = "oumi_extra_"
 """Before the name of a module of the user's."""
 
-DATASETS.add({name: one.part for name, one in NAMES.items()})
-_BY_LOWER = {name.lower(): (name, one) for name, one in NAMES.items()}
+DATASETS.add({name: named.part for name, named in NAMES.items()})
+_BY_LOWER = {name.lower(): (name, named) for name, named in NAMES.items()}
 
 
 def dataset_for(params: DatasetParams, is_streamed: bool = False) -> BaseMapDataset:
@@ -36,23 +36,22 @@ def dataset_for(params: DatasetParams, is_streamed: bool = False) -> BaseMapData
     Raises:
         ConfigError: An argument that the data set does not take.
     """
-    name, found = _found(params)
-    if not (isinstance(found, type) and issubclass(found, BaseMapDataset)):
-        raise ConfigError(f"data set '{name}': has no rows to train on: {found.__name__} is no class of a data set")
+    name, class_ = _class_of(params)
+    if not (isinstance(class_, type) and issubclass(class_, BaseMapDataset)):
+        raise ConfigError(f"data set '{name}': has no rows to train on: {class_.__name__} is no class of a data set")
     kwargs = dict(params.dataset_kwargs)
-    hub_name = kwargs.pop("dataset_name_override", None) or _hub_name(params.dataset_name, found)
-    known = _arguments(found)
+    hub_name = kwargs.pop("dataset_name_override", None) or _hub_name(params.dataset_name, class_)
+    arguments = _arguments(class_)
     for key in kwargs:
-        if key not in known:
-            takes = f"; it takes {', '.join(sorted(known))}" if known else "; it takes none"
-            raise ConfigError(
-                f"dataset_kwargs.{key}: unknown to data set '{params.dataset_name}'{did_you_mean(key, known) or takes}"
-            )
+        if key not in arguments:
+            takes = f"; it takes {', '.join(sorted(arguments))}" if arguments else "; it takes none"
+            hint = did_you_mean(key, arguments) or takes
+            raise ConfigError(f"dataset_kwargs.{key}: unknown to data set '{params.dataset_name}'{hint}")
     preset = _BY_LOWER[name.lower()][1] if name.lower() in _BY_LOWER else Named("")
     if preset.is_script and params.dataset_path is None:
         _warn_of_script(hub_name)
     try:
-        dataset = found(
+        dataset = class_(
             **{
                 "dataset_name": hub_name,
                 "dataset_path": params.dataset_path,
@@ -63,18 +62,18 @@ def dataset_for(params: DatasetParams, is_streamed: bool = False) -> BaseMapData
             }
         )
     except TypeError as error:
-        raise ConfigError(f"data set '{name}': {found.__name__}.__init__ must take **kwargs: {error}") from error
+        raise ConfigError(f"data set '{name}': {class_.__name__}.__init__ must take **kwargs: {error}") from error
     dataset.is_streamed = is_streamed
     return dataset
 
 
 def unread_arguments(params: DatasetParams) -> list[str]:
     """Returns the arguments in a config that decide what an element is in code of one's own, which no run reads."""
-    _, found = _found(params)
-    return sorted(params.dataset_kwargs.keys() & getattr(found, "of_elements", frozenset()))
+    _, class_ = _class_of(params)
+    return sorted(params.dataset_kwargs.keys() & getattr(class_, "of_elements", frozenset()))
 
 
-def _found(params: DatasetParams) -> tuple[str, type[BaseMapDataset]]:
+def _class_of(params: DatasetParams) -> tuple[str, type[BaseMapDataset]]:
     """Returns the name under which a data set is registered, that of its subset first, and its class."""
     import_extra_files()
     full_name = f"{params.dataset_name}/{params.subset}"
@@ -82,12 +81,12 @@ def _found(params: DatasetParams) -> tuple[str, type[BaseMapDataset]]:
     return name, DATASETS.get(name) if name in DATASETS else ShapedDataset
 
 
-def _hub_name(name: str, found: type[BaseMapDataset]) -> str:
+def _hub_name(name: str, class_: type[BaseMapDataset]) -> str:
     """Returns the id on the Hub of a data set: of the user's own it is what the class says."""
     if name.lower() in _BY_LOWER:
         canonical, named = _BY_LOWER[name.lower()]
         return named.hub_name or canonical
-    return found.default_dataset or name
+    return class_.default_dataset or name
 
 
 @cache
@@ -138,11 +137,11 @@ _NOT_IN_A_CONFIG = {
 def _arguments(kind: type[BaseMapDataset]) -> set[str]:
     """Returns the arguments of a data set's class beyond those that every data set takes."""
     named: set[str] = set()
-    for one in kind.__mro__:
-        if one is not object and "__init__" in vars(one):
+    for class_ in kind.__mro__:
+        if class_ is not object and "__init__" in vars(class_):
             named |= {
                 key
-                for key, argument in inspect.signature(one.__init__).parameters.items()
+                for key, argument in inspect.signature(class_.__init__).parameters.items()
                 if key != "self" and argument.kind in _NAMED
             }
     return named - _NOT_IN_A_CONFIG

@@ -24,7 +24,7 @@ class BaseDpoDataset(BaseMapDataset):
     of_elements = frozenset({"return_tensors"})
     _shape = "preference"
     _hook = "transform_preference"
-    _wanted = "a mapping with prompt, chosen and rejected"
+    _expected = "a mapping with prompt, chosen and rejected"
 
     def __init__(self, *, tokenizer: Any = None, return_tensors: bool = False, **named: Any) -> None:
         """Takes what makes token ids of an element, and whether they are tensors."""
@@ -34,8 +34,8 @@ class BaseDpoDataset(BaseMapDataset):
 
     def transform(self, sample: Mapping[str, Any]) -> Any:
         """Returns a row as a preference."""
-        made = self.transform_preference(sample)
-        return {key: _plain(value) for key, value in made.items()} if hasattr(made, "items") else made
+        preference = self.transform_preference(sample)
+        return {key: _plain(value) for key, value in preference.items()} if hasattr(preference, "items") else preference
 
     def transform_preference(self, sample: Mapping[str, Any]) -> Mapping[str, Any]:
         """Returns a row as `prompt`, `chosen` and `rejected`, each a text or turns."""
@@ -117,7 +117,7 @@ class BaseExperimentalKtoDataset(BaseMapDataset):
     holds = "judged completions"
     _shape = "kto"
     _hook = "transform_kto"
-    _wanted = "a mapping with prompt, completion and label"
+    _expected = "a mapping with prompt, completion and label"
 
     def transform(self, sample: Mapping[str, Any]) -> Any:
         """Returns a row as prompt, completion and label."""

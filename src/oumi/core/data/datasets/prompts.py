@@ -17,7 +17,7 @@ class BaseExperimentalGrpoDataset(BaseMapDataset):
 
     holds = "prompts"
     _shape = "prompt"
-    _wanted = "a mapping with a prompt"
+    _expected = "a mapping with a prompt"
 
     def transform(self, sample: Mapping[str, Any]) -> Any:
         """Returns a row as a mapping with `prompt`, white space around texts taken off."""
@@ -43,8 +43,8 @@ class BaseRubricDataset(BaseExperimentalGrpoDataset):
 
     def transform(self, sample: Mapping[str, Any]) -> Any:
         """Returns a row as a prompt, led by its `system_prompt`; raises ValueError if a rubric lacks something."""
-        for i, one in enumerate(sample["rubrics"]):
-            if not isinstance(one, Mapping) or not {"name", "description", "weight"} <= one.keys():
+        for i, rubric in enumerate(sample["rubrics"]):
+            if not isinstance(rubric, Mapping) or not {"name", "description", "weight"} <= rubric.keys():
                 raise ValueError(f"rubric {i} must have a name, a description and a weight")
         if not sample.get("system_prompt") or not isinstance(sample.get("prompt"), str):
             return sample
@@ -57,6 +57,6 @@ class BaseRubricDataset(BaseExperimentalGrpoDataset):
 
 def to_prompt(sample: Any) -> Prompt:
     """Returns a mapping with `prompt`, a text or turns, as a prompt; raises Unusable for any other."""
-    made = sample if isinstance(sample, Prompt) else SHAPES["prompt"](sample)
-    assert isinstance(made, Prompt), "its shape says so"
-    return made
+    prompt = sample if isinstance(sample, Prompt) else SHAPES["prompt"](sample)
+    assert isinstance(prompt, Prompt), "its shape says so"
+    return prompt

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Documents end to end, cut into rows of a fixed length, as language models are pretrained."""
+"""Documents end to end, cut into rows of a fixed length, as in the pretraining of language models."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from oumi.core.types.example import Example
 
 @dataclass(frozen=True)
 class Concatenation:
-    """How documents are joined."""
+    """How documents are concatenated."""
 
     length: int
     """Tokens of a row."""
     skip_last: bool
-    """What is left at the end, shorter than a row, is dropped."""
+    """Drop the rest at the end that does not fill a row."""
 
 
 class ConcatenatedTable:
-    """A table whose documents stand end to end, cut into rows; no document sees another.
+    """The documents of a table end to end, cut into rows; they do not attend to each other.
 
-    A row is found at once, by where the documents end.
+    Nothing is copied: a row is located by the ends of the documents.
     """
 
     def __init__(self, table: TokenTable, concatenation: Concatenation) -> None:
-        """Takes documents that are not cut, and how they are joined; raises DataError if they fill no row."""
+        """Concatenates documents that are not truncated; raises DataError if they do not fill a row."""
         self.documents = table
-        """The documents, each whole."""
+        """The documents before they are cut into rows."""
         self._length = concatenation.length
         self._ends = np.cumsum(table.lengths())
         total = int(self._ends[-1]) if len(self._ends) else 0
@@ -50,21 +50,22 @@ class ConcatenatedTable:
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
-            raise IndexError(index)
+            raise IndexError(index)  # also ends a loop over the rows
         first = index * self._length
         last = min(first + self._length, self._num_tokens)
+        # "right": a document that ends at `first` has no token in the row.
         documents = range(int(np.searchsorted(self._ends, first, "right")), int(np.searchsorted(self._ends, last)) + 1)
         return self.documents.span(first, last, documents, self._ends)
 
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Returns how many tokens each row has [R]."""
+        """Returns the number of tokens of each row [R]."""
         lengths = np.full(len(self), self._length, dtype=np.int64)
         if len(self):
             lengths[-1] = self._num_tokens - (len(self) - 1) * self._length
         return lengths
 
     def targets(self) -> npt.NDArray[np.int64]:
-        """Returns how many tokens of each row are trained [R]: all, as of any document."""
+        """Returns the number of trained tokens of each row [R]: documents train all of theirs."""
         return self.lengths()
 
     @property
@@ -73,22 +74,23 @@ class ConcatenatedTable:
         return self.documents.highest_token
 
     def account(self, counts: Counts) -> Counts:
-        """Returns the account of the documents, with what is dropped at the end counted as cut off."""
-        made = replace(counts, examples=len(self))
+        """Returns the counts of the documents, with the tokens that are dropped at the end as cut off."""
+        counts = replace(counts, examples=len(self))
         if len(self._ends):
-            made.cut(int((self._ends > self._num_tokens).sum()), int(self._ends[-1]) - self._num_tokens)
-        return made
+            # A document of which nothing is left counts as truncated, like the one that is cut.
+            counts.cut(int((self._ends > self._num_tokens).sum()), int(self._ends[-1]) - self._num_tokens)
+        return counts
 
 
-def joined(pieces: Sequence[Example]) -> Example:
-    """Returns pieces of documents as one row, in which none sees another."""
+def join_pieces(pieces: Sequence[Example]) -> Example:
+    """Returns pieces of documents as one row; they do not attend to each other."""
     if len(pieces) == 1:
         return pieces[0]
-    starts = np.cumsum([0, *(len(one.tokens) for one in pieces[:-1])]).tolist()
+    starts = np.cumsum([0, *(len(piece.tokens) for piece in pieces[:-1])]).tolist()
     return Example(
-        np.concatenate([one.tokens for one in pieces]),
-        np.concatenate([one.is_target for one in pieces]),
+        np.concatenate([piece.tokens for piece in pieces]),
+        np.concatenate([piece.is_target for piece in pieces]),
         pieces[0].source,
         tuple(starts),
-        tuple(one.source for one in pieces[1:]),
+        tuple(piece.source for piece in pieces[1:]),
     )

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from typing import Any, Protocol, TypeVar
@@ -12,12 +12,13 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from oumi.core.batch import Batch, collate
+from oumi.core.batch import Batch, collate, empty_batch
 from oumi.core.data.pipeline.mixture import permute
 from oumi.core.plan.parts import StepsPlan
 from oumi.core.types.example import Example
 
-Made = TypeVar("Made")
+Item = TypeVar("Item")
+Rows = TypeVar("Rows")
 Collate = Callable[[Sequence[Example]], Batch]
 """Makes a batch of examples."""
 _MOST_ORDERED = 1 << 20
@@ -53,7 +54,7 @@ class Loader:
         self._per_epoch = steps.per_epoch
         self._collate = collate
 
-    def from_step(self, step: int) -> Iterator[list[Batch]]:
+    def from_step(self, step: int) -> Generator[list[Batch], None, None]:
         """Yields the micro-batches of step `step` (from 0), then of those after it, epoch after epoch."""
         steps = count(step)
         return read_ahead(lambda: self._batches_of(next(steps)))
@@ -61,8 +62,10 @@ class Loader:
     def _batches_of(self, step: int) -> list[Batch]:
         size, rows = self.steps.micro_batch_rows, self.rows_of(step)
         batches = [rows[a : a + size] for a in range(0, len(rows), size)]
-        mine = batches[self.rank :: self.steps.world_size]
-        return [self._collate(_examples(self.rows, one)) for one in mine]
+        return [
+            self._collate(_examples(self.rows, indices)) if indices else empty_batch()
+            for indices in share_of(batches, self.rank, self.steps.world_size)
+        ]
 
     def rows_of(self, step: int) -> list[int]:
         """Returns the rows that step `step` trains, in order."""
@@ -88,10 +91,20 @@ class Loader:
         """Does nothing: the number of the step tells its rows."""
 
 
-def in_order(rows: Groups, batch_size: int, collate: Collate = collate) -> Iterator[Batch]:
-    """Yields all rows once, in order, `batch_size` at a time."""
-    for first in range(0, len(rows), batch_size):
-        yield collate(_examples(rows, range(first, min(first + batch_size, len(rows)))))
+def share_of(batches: Sequence[list[Rows]], rank: int, world_size: int) -> list[list[Rows]]:
+    """Returns the batches of a rank, which takes them in turn with the others; each gets as many, the last empty."""
+    num_missing = -len(batches) % world_size
+    return [*batches, *([] for _ in range(num_missing))][rank::world_size]
+
+
+def in_order(
+    rows: Groups, batch_size: int, collate: Collate = collate, rank: int = 0, world_size: int = 1
+) -> Iterator[Batch]:
+    """Yields a rank's share of all rows once, in order, `batch_size` at a time."""
+    places = range(len(rows))
+    batches = [list(places[first : first + batch_size]) for first in range(0, len(rows), batch_size)]
+    for indices in share_of(batches, rank, world_size):
+        yield collate(_examples(rows, indices)) if indices else empty_batch()
 
 
 def most_tokens(lengths: npt.NDArray[np.int64], steps: StepsPlan, seed: int) -> int:
@@ -115,10 +128,10 @@ def most_tokens(lengths: npt.NDArray[np.int64], steps: StepsPlan, seed: int) -> 
     return most
 
 
-def read_ahead(make: Callable[[], Made]) -> Iterator[Made]:
+def read_ahead(make: Callable[[], Item]) -> Generator[Item, None, None]:
     """Yields what `make` returns, call after call; a thread makes the next ones meanwhile."""
     thread = ThreadPoolExecutor(1, "reads-ahead")
-    waiting: deque[Future[Made]] = deque()
+    waiting: deque[Future[Item]] = deque()
     try:
         while True:
             while len(waiting) < _STEPS_AHEAD:
@@ -129,4 +142,4 @@ def read_ahead(make: Callable[[], Made]) -> Iterator[Made]:
 
 
 def _examples(rows: Groups, indices: Sequence[int]) -> list[Example]:
-    return [one for i in indices for one in rows.group(i)]
+    return [example for i in indices for example in rows.group(i)]

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several streams as one: mixed, packed, and cut into the micro-batches of each step."""
+"""Streams mixed into one, packed, and cut into the micro-batches of each step.
+
+`Mixture`, `Packed` and `Loader` do the same for tables: they permute a whole epoch, since they can read any row. A
+stream reads only the next rows, so its order is another function of seed and position.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from oumi.core.batch import Batch, collate
-from oumi.core.data.pipeline.loader import Collate, read_ahead
+from oumi.core.batch import Batch, collate, empty_batch
+from oumi.core.data.pipeline.loader import Collate, read_ahead, share_of
 from oumi.core.data.pipeline.mixture import permute
 from oumi.core.data.pipeline.packing import best_fit
-from oumi.core.data.pipeline.stream import Limited, State
+from oumi.core.data.pipeline.stream import LimitedStream, State
 from oumi.core.plan.parts import StepsPlan
 from oumi.core.types.example import Example
 
@@ -25,16 +28,18 @@ _GOLDEN = 0x9E3779B97F4A7C15
 class MixedStream:
     """Examples of several data sets, epoch after epoch.
 
-    Which of them gives an example is a function of (seed, epoch, number of the draw), so that shares come out
-    exactly and do not depend on how many ranks there are.
+    The data set of a draw is a function of (seed, epoch, number of the draw), so that proportions are exact and do not
+    depend on the number of ranks.
     """
 
-    def __init__(self, parts: Sequence[Limited], proportions: Sequence[float] | None, strategy: str, seed: int) -> None:
-        """Takes the data sets and how they are mixed.
+    def __init__(
+        self, parts: Sequence[LimitedStream], proportions: Sequence[float] | None, strategy: str, seed: int
+    ) -> None:
+        """Sets the data sets and how they are mixed.
 
         Args:
             parts: The data sets.
-            proportions: Their shares; None takes one after the other.
+            proportions: Their shares, which sum to 1; None draws one data set after the other.
             strategy: `first_exhausted` ends an epoch when the first data set is used up; `all_exhausted` when the
                 last one is, and repeats the others.
             seed: Of the draws.
@@ -50,92 +55,62 @@ class MixedStream:
     def next(self) -> Example:
         """Returns the next example; there is always one."""
         while True:
-            which = self._which()
-            example = self._parts[which].next()
+            index = self._choose_part()
+            example = self._parts[index].next()
             if example is not None:
                 self._draw += 1
                 return example
-            self._end(which)
+            self._used_up.add(index)
+            is_over = len(self._used_up) == len(self._drawn) or (self._ends is not None and self._ends_with_first)
+            if is_over:
+                self.epoch, self._draw, self._used_up = self.epoch + 1, 0, set()
+                for i in self._drawn:
+                    self._parts[i].restart()
+            elif self._ends is not None:  # without proportions, it waits for the next epoch
+                self._parts[index].restart()
+
+    def next_group(self) -> list[Example]:
+        """Returns the examples of the next row: one."""
+        return [self.next()]
 
     def state(self) -> State:
-        """Returns the epoch, the draw, and where each data set stands."""
+        """Returns the epoch, the draw, and the state of each data set."""
         return {
             "epoch": self.epoch,
             "draw": self._draw,
             "used_up": sorted(self._used_up),
-            "parts": [one.state() for one in self._parts],
+            "parts": [part.state() for part in self._parts],
         }
 
     def restore(self, state: State) -> None:
-        """Goes to where `state` was taken."""
+        """Returns to the position of `state`."""
         self.epoch, self._draw, self._used_up = state["epoch"], state["draw"], set(state["used_up"])
-        for part, one in zip(self._parts, state["parts"], strict=True):
-            part.restore(one)
+        for part, part_state in zip(self._parts, state["parts"], strict=True):
+            part.restore(part_state)
 
-    def _which(self) -> int:
+    def _choose_part(self) -> int:
         if self._ends is None:
             return next(i for i in self._drawn if i not in self._used_up)
+        # Each epoch has a start of its own, or all would draw in the same order.
         start = int(np.random.SeedSequence([self._seed, self.epoch]).generate_state(1, np.uint64)[0])
         place = (start + self._draw * _GOLDEN) % (1 << 64) / (1 << 64)
+        # The shares may sum to a little less than 1.
         return min(int(np.searchsorted(self._ends, place, "right")), self._drawn[-1])
-
-    def _end(self, which: int) -> None:
-        self._used_up.add(which)
-        is_over = len(self._used_up) == len(self._drawn) or (self._ends is not None and self._ends_with_first)
-        if is_over:
-            self.epoch, self._draw, self._used_up = self.epoch + 1, 0, set()
-        if is_over or self._ends is not None:
-            for i in self._drawn if is_over else [which]:
-                self._parts[i].restart()
-
-
-class GroupStream(Protocol):
-    """Rows of a stream, each of one example or several."""
-
-    def next_group(self) -> list[Example]:
-        """Returns the examples of the next row."""
-        ...
-
-    def state(self) -> State:
-        """Returns where the stream stands."""
-        ...
-
-    def restore(self, state: State) -> None:
-        """Goes to where `state` was taken."""
-        ...
-
-
-class SingleExamples:
-    """A mixture of which each example is a row."""
-
-    def __init__(self, mixture: MixedStream) -> None:
-        self._mixture = mixture
-
-    def next_group(self) -> list[Example]:
-        """Returns the next example."""
-        return [self._mixture.next()]
-
-    def state(self) -> State:
-        """Returns where the mixture stands."""
-        return self._mixture.state()
-
-    def restore(self, state: State) -> None:
-        """Goes to where `state` was taken."""
-        self._mixture.restore(state)
 
 
 class PackedStream:
-    """A mixture packed into rows of at most a fixed length: many examples at a time, so that they fit well."""
+    """A mixture packed into rows of at most a fixed length, `_WINDOW` examples at a time."""
 
     def __init__(self, mixture: MixedStream, capacity: int, seed: int) -> None:
-        """Takes the examples, the tokens of a row, and the seed of the order of the rows."""
+        """Sets the examples, the tokens of a row, and the seed of the order of the rows."""
         self._mixture = mixture
         self._capacity = capacity
         self._seed = seed
-        self._number = -1
+        self._window = -1
+        self._state_before: State = {}
+        """Of the mixture, before the current window; empty before the first."""
         self._rows: list[list[Example]] = []
         self._row = 0
-        self._before: State = {}
         self.num_rows = self.num_tokens = 0
         """Rows that were filled, and their tokens."""
 
@@ -147,81 +122,90 @@ class PackedStream:
     def next_group(self) -> list[Example]:
         """Returns the examples of the next row."""
         if self._row == len(self._rows):
-            self._fill(self._number + 1)
+            self._fill(self._window + 1)
         self._row += 1
         return self._rows[self._row - 1]
 
     def state(self) -> State:
-        """Returns where the examples begin that are packed together, and how many rows of them are used."""
+        """Returns the state before the current window, and how many of its rows are used."""
         return {
+            # For `StreamLoader.epoch`, which reads it from the state of either kind of rows.
             "epoch": self._mixture.epoch,
-            "mixture": self._before or self._mixture.state(),
-            "number": self._number,
+            "mixture": self._state_before or self._mixture.state(),
+            "number": self._window,
             "row": self._row,
             "filled": [self.num_rows, self.num_tokens],
         }
 
     def restore(self, state: State) -> None:
-        """Goes to where `state` was taken: packs the examples again in whose rows it stands."""
+        """Returns to the position of `state`; the examples of one window are packed again."""
         self._mixture.restore(state["mixture"])
-        self._number, self._before, self._rows, self._row = state["number"], {}, [], 0
-        if self._number >= 0:
-            self._fill(self._number)
+        self._window, self._state_before, self._rows, self._row = state["number"], {}, [], 0
+        if self._window >= 0:
+            self._fill(self._window)
             self._row = state["row"]
         self.num_rows, self.num_tokens = state["filled"]
 
-    def _fill(self, number: int) -> None:
-        self._before, self._number = self._mixture.state(), number
+    def _fill(self, window: int) -> None:
+        self._state_before, self._window = self._mixture.state(), window
         examples = [self._mixture.next() for _ in range(_WINDOW)]
-        rows = best_fit([len(one.tokens) for one in examples], self._capacity)
-        order = permute(np.arange(len(rows)), len(rows), self._seed, number)
+        rows = best_fit([len(example.tokens) for example in examples], self._capacity)
+        # Packing fills rows with the longest examples first; a step should see all lengths.
+        order = permute(np.arange(len(rows)), len(rows), self._seed, window)
         self._rows = [[examples[i] for i in rows[place]] for place in order.tolist()]
         self._row = 0
         self.num_rows += len(rows)
-        self.num_tokens += sum(len(one.tokens) for one in examples)
+        self.num_tokens += sum(len(example.tokens) for example in examples)
 
 
 class StreamLoader:
-    """Cuts the rows of a stream into optimizer steps, and those into micro-batches, while others are trained.
+    """Cuts the rows of a stream into optimizer steps and micro-batches, some steps ahead of the training.
 
-    Which rows a step trains does not depend on how many ranks there are: each reads all, and takes its
-    micro-batches of them in turn.
+    The rows of a step do not depend on the number of ranks: each rank reads all of them, and takes every
+    `world_size`-th micro-batch.
     """
 
-    def __init__(self, rows: GroupStream, steps: StepsPlan, rank: int = 0, collate: Collate = collate) -> None:
-        """Takes the rows, how they are cut into steps, whose part this is, and what makes batches of examples."""
+    def __init__(
+        self, rows: MixedStream | PackedStream, steps: StepsPlan, rank: int = 0, collate: Collate = collate
+    ) -> None:
+        """Sets the rows, how they are cut into steps, the rank, and the function that joins examples into a batch."""
         self._rows = rows
         self._steps = steps
         self._rank = rank
         self._collate = collate
         self._state = rows.state()
 
-    def from_step(self, step: int) -> Iterator[list[Batch]]:
-        """Yields the micro-batches of each step from where the stream stands, which is before step `step`."""
+    def from_step(self, step: int) -> Generator[list[Batch], None, None]:
+        """Yields the micro-batches of each step from the position of the stream, which must be before `step`."""
+        # A call before this one has read some steps ahead of the last that it yielded.
         self._rows.restore(self._state)
-        for batches, state in read_ahead(self._make):
+        for batches, state in read_ahead(self._next_step):
             self._state = state
             yield batches
 
     def epoch(self, step: int) -> float:
-        """Returns how many times all rows were read before where the stream stands."""
+        """Returns the number of complete epochs before the position of the stream."""
         return float(self._state["epoch"])
 
     def ends_epoch(self, step: int) -> bool:
-        """Returns False: how long an epoch is is not known before it ends."""
+        """Returns False: the end of an epoch is not known in advance."""
         return False
 
     def state(self) -> State:
-        """Returns where the stream stands after the step whose micro-batches were given last."""
+        """Returns the position after the last step that was yielded."""
         return self._state
 
     def restore(self, state: State) -> None:
-        """Goes to where `state` was taken."""
+        """Returns to the position of `state`."""
         self._state = state
 
-    def _make(self) -> tuple[list[Batch], State]:
+    def _next_step(self) -> tuple[list[Batch], State]:
         size = self._steps.micro_batch_rows
+        # All rows, those of the other ranks too: a stream cannot skip any.
         rows = [self._rows.next_group() for _ in range(self._steps.rows_per_step)]
-        parts = [rows[at : at + size] for at in range(0, len(rows), size)]
-        mine = parts[self._rank :: self._steps.world_size]
-        return [self._collate([one for row in part for one in row]) for part in mine], self._rows.state()
+        micro_batches = [rows[i : i + size] for i in range(0, len(rows), size)]
+        batches = [
+            self._collate([example for row in micro_batch for example in row]) if micro_batch else empty_batch()
+            for micro_batch in share_of(micro_batches, self._rank, self._steps.world_size)
+        ]
+        return batches, self._rows.state()

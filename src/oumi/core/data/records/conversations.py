@@ -44,7 +44,7 @@ def chat_of(turns: Sequence[Any], record: Mapping[str, Any]) -> Conversation:
     images = _Images(record)
     messages = [_message(turn, i, images) for i, turn in enumerate(turns)]
     images.check_used()
-    systems = [i for i, one in enumerate(messages) if one.role == Role.SYSTEM]
+    systems = [i for i, message in enumerate(messages) if message.role == Role.SYSTEM]
     if len(systems) > 1:
         raise UnusableValue(f"turn {systems[1]}: a second turn of the system")
     conversation_id = record.get("conversation_id")
@@ -62,10 +62,10 @@ def role_of(name: Any) -> Role | None:
 
 def taught(chat: Conversation) -> Conversation:
     """Returns a chat of which something can be learned; raises Unusable for any other."""
-    answers = [one for one in chat.messages if one.role == Role.ASSISTANT]
+    answers = [answer for answer in chat.messages if answer.role == Role.ASSISTANT]
     if not answers:
         raise UnusableValue("no turn of the assistant, so there is nothing to learn")
-    if not any(one.text or one.tool_calls for one in answers):
+    if not any(answer.text or answer.tool_calls for answer in answers):
         raise UnusableValue("the assistant says nothing, so there is nothing to learn")
     return chat
 
@@ -81,7 +81,7 @@ def tools_of(value: Any) -> list[ToolDefinition] | None:
         return None
     if not isinstance(value, list):
         raise UnusableValue(f"'tools' must be a list of functions, got {kind_of(value)}")
-    return [_tool(one) for one in value]
+    return [_tool(tool) for tool in value]
 
 
 def _tool(value: Any) -> ToolDefinition:
@@ -115,7 +115,7 @@ def _message(turn: Any, index: int, images: _Images) -> Message:
             raise UnusableValue(f"turn {index}: has '{key}', which stands beside the turns: 'images' of the row")
     content = turn.get(content_key)
     if name == "function_call":
-        content, calls = None, [_call(one, index) for one in _as_list(_parsed(content, f"turn {index}"))]
+        content, calls = None, [_call(call, index) for call in _as_list(_parsed(content, f"turn {index}"))]
     if calls and role != Role.ASSISTANT:
         raise UnusableValue(f"turn {index}: 'tool_calls' of {role}; only the assistant calls tools")
     if content is None and not calls:
@@ -139,7 +139,7 @@ def _calls(turn: Mapping[str, Any], index: int) -> list[ToolCall]:
         calls = _as_list(_parsed(calls, f"turn {index}: 'tool_calls'"))
     if not isinstance(calls, list):
         raise UnusableValue(f"turn {index}: 'tool_calls' must be a list, got {kind_of(calls)}")
-    return [_call(one, index) for one in calls]
+    return [_call(call, index) for call in calls]
 
 
 def _call(value: Any, index: int) -> ToolCall:
@@ -171,21 +171,21 @@ def _content(content: Any, index: int, role: Role, images: _Images) -> str | lis
     if not isinstance(content, list):
         raise UnusableValue(f"turn {index}: the content must be text, got {kind_of(content)}")
     items = [_part(part, index, images) for part in content]
-    if all(one.is_text() for one in items):
-        return "".join(one.content or "" for one in items)
+    if all(item.is_text() for item in items):
+        return "".join(item.content or "" for item in items)
     return items
 
 
 def _part(part: Any, index: int, images: _Images) -> ContentItem:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text":
-        text = next((one for one in (part.get("text"), part.get("content")) if one is not None), None)
+        text = next((candidate for candidate in (part.get("text"), part.get("content")) if candidate is not None), None)
         if isinstance(text, str):
             return ContentItem(type=Type.TEXT, content=text)
     elif isinstance(kind, str) and kind.startswith("image"):
-        given = [part.get(key) for key in (kind, "image", "url", "path", "content", "binary", "bytes")]
-        found = next((one for one in given if not says_nothing(one)), None)
-        return images.take(part.get("index")) if found is None else image_item(found, kind)
+        values = [part.get(key) for key in (kind, "image", "url", "path", "content", "binary", "bytes")]
+        image = next((candidate for candidate in values if not says_nothing(candidate)), None)
+        return images.take(part.get("index")) if image is None else image_item(image, kind)
     raise UnusableValue(f"turn {index}: a part of kind {kind!r} without text; there are text and images")
 
 
@@ -216,8 +216,8 @@ class _Images:
 
     def __init__(self, record: Mapping[str, Any]) -> None:
         value = record.get("images") if not says_nothing(record.get("images")) else record.get("image")
-        given = [] if says_nothing(value) else _as_list(value)
-        self._all = [image_item(one) for one in given]
+        values = [] if says_nothing(value) else _as_list(value)
+        self._all = [image_item(image) for image in values]
         self._next = 0
 
     @property

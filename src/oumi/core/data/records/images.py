@@ -20,12 +20,12 @@ def image_item(value: Any, kind: str = "image") -> ContentItem:
     of Pillow.
     """
     if isinstance(value, Mapping):
-        given = next((value[key] for key in ("bytes", "path", "url") if value.get(key)), None)
-        if given is None:
+        content_of_object = next((value[key] for key in ("bytes", "path", "url") if value.get(key)), None)
+        if content_of_object is None:
             raise UnusableValue(
                 f"an image must have bytes, a path or a url, got {', '.join(map(str, value)) or 'nothing'}"
             )
-        return image_item(given)
+        return image_item(content_of_object)
     if isinstance(value, bytes) and value:
         return ContentItem(type=Type.IMAGE_BINARY, binary=value)
     if isinstance(value, str) and value:

@@ -14,7 +14,7 @@ from oumi.core.types.example import Completion, Judged, Preference, Prompt, Reje
 
 Value = Conversation | Completion | Text | Preference | Judged | Prompt
 
-_KNOWN = "messages; conversations; instruction, output; prompt, completion; chosen, rejected; text; prompt"
+_SCHEMAS_IN_WORDS = "messages; conversations; instruction, output; prompt, completion; chosen, rejected; text; prompt"
 
 _NAMES = (("role", "from"), ("content", "value"))
 """How turns call their speaker and their words."""
@@ -55,28 +55,28 @@ def to_values(rows: Iterable[Row | RejectedRow], shape: str | None = None) -> It
         if isinstance(row, RejectedRow):
             yield row
             continue
-        found = detect_shape(row.value)
-        shape = shape or found
-        yield to_value(row, shape, found)
+        schema = detect_shape(row.value)
+        shape = shape or schema
+        yield to_value(row, shape, schema)
 
 
-def to_value(row: Row, shape: str | None, found: str | None = None) -> Row | RejectedRow:
+def to_value(row: Row, shape: str | None, schema: str | None = None) -> Row | RejectedRow:
     """Returns one row of a shape as what it stands for, or why it is not of that shape."""
     try:
-        return Row(_value(row.value, shape, found), row.source)
+        return Row(_value(row.value, shape, schema), row.source)
     except (UnusableValue, ValueError, TypeError) as error:  # of pydantic, too
         return RejectedRow(row.source, str(error), shown(row.value))
 
 
-def _value(record: Any, shape: str | None, found: str | None) -> Value:
+def _value(record: Any, shape: str | None, schema: str | None) -> Value:
     if not isinstance(record, Mapping):
         raise UnusableValue(f"a row is an object with keys, got {kind_of(record)}")
     if shape is None:
         keys = ", ".join(map(str, record)) or "none"
-        raise UnusableValue(f"no known shape: its keys are {keys}; known are {_KNOWN}")
-    may_be = found in (None, *_WEAK) or SHAPES[shape] is SHAPES[str(found)] or found in _LOOKS_LIKE.get(shape, ())
+        raise UnusableValue(f"no known shape: its keys are {keys}; known are {_SCHEMAS_IN_WORDS}")
+    may_be = schema in (None, *_WEAK) or SHAPES[shape] is SHAPES[str(schema)] or schema in _LOOKS_LIKE.get(shape, ())
     if not may_be:
-        raise UnusableValue(f"has the shape '{found}', the rows before it '{shape}'")
+        raise UnusableValue(f"has the shape '{schema}', the rows before it '{shape}'")
     for key in ("videos", "audios"):
         if not says_nothing(record.get(key)):
             raise UnusableValue(f"the row: has '{key}', which is not built yet")
@@ -140,8 +140,8 @@ def _alpaca(record: Mapping[str, Any]) -> Conversation:
 
 
 def _instruction(record: Mapping[str, Any]) -> str:
-    given = text_of(record, "input") if record.get("input") else ""
-    return f"{text_of(record, 'instruction')}\n\n{given}".strip()
+    text = text_of(record, "input") if record.get("input") else ""
+    return f"{text_of(record, 'instruction')}\n\n{text}".strip()
 
 
 def _history(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -227,16 +227,18 @@ def turns_of(value: Any, role: str, key: str) -> list[Any]:
 
 def _joined(begins: list[Any], end: list[Any]) -> list[Any]:
     """Returns the turns of a beginning and an end that may itself repeat the beginning, with its system or without."""
-    asked, said = ([_spoken(turn) for turn in turns] for turns in (begins, end))
-    if not asked:
+    begins_spoken, end_spoken = ([_spoken(turn) for turn in turns] for turns in (begins, end))
+    if not begins_spoken:
         return end
-    has_system, leads = asked[0][0] == Role.SYSTEM, bool(said) and said[0][0] == Role.SYSTEM
-    if said[: len(asked)] == asked or (leads and said[1 : 1 + len(asked)] == asked):
+    has_system, leads = begins_spoken[0][0] == Role.SYSTEM, bool(end_spoken) and end_spoken[0][0] == Role.SYSTEM
+    if end_spoken[: len(begins_spoken)] == begins_spoken or (
+        leads and end_spoken[1 : 1 + len(begins_spoken)] == begins_spoken
+    ):
         return end
-    if has_system and len(asked) > 1 and said[: len(asked) - 1] == asked[1:]:
+    if has_system and len(begins_spoken) > 1 and end_spoken[: len(begins_spoken) - 1] == begins_spoken[1:]:
         return [begins[0], *end]
-    before = next((i for i, (role, _) in enumerate(said) if role == Role.ASSISTANT), len(said))
-    if any(role == Role.USER for role, _ in said[:before]):
+    before = next((i for i, (role, _) in enumerate(end_spoken) if role == Role.ASSISTANT), len(end_spoken))
+    if any(role == Role.USER for role, _ in end_spoken[:before]):
         raise UnusableValue("an answer begins with a question that is not the prompt")
     return [*begins, *end]
 

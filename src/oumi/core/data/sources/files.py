@@ -39,14 +39,14 @@ def files_of(path: Path) -> list[Path]:
         DataError: None is found.
     """
     if is_pattern(str(path)):
-        found = [one for one in Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))) if one.is_file()]
+        files = [file for file in Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))) if file.is_file()]
     elif path.is_dir():
-        found = [one for one in path.rglob("*") if one.is_file() and format_of(one) and not _is_hidden(one, path)]
+        files = [file for file in path.rglob("*") if file.is_file() and format_of(file) and not _is_hidden(file, path)]
     else:
         return [path]
-    if not found:
+    if not files:
         raise DataError(f"{path}: no data file; one ends in {', '.join(FILE_SUFFIXES)}")
-    return sorted(found)
+    return sorted(files)
 
 
 def of_split(files: Sequence[Path], folder: Path, split: str) -> list[Path]:
@@ -55,15 +55,15 @@ def of_split(files: Sequence[Path], folder: Path, split: str) -> list[Path]:
     Raises:
         DataError: Names say which split each belongs to, and none is of the one that is wanted.
     """
-    splits = {one: _split_of(one.relative_to(folder)) for one in files}
-    known = sorted(set(filter(None, splits.values())))
-    wanted = _split_of(Path(split))
-    if not known or wanted is None:
+    splits = {file: _split_of(file.relative_to(folder)) for file in files}
+    splits_there = sorted(set(filter(None, splits.values())))
+    requested_split = _split_of(Path(split))
+    if not splits_there or requested_split is None:
         return list(files)
-    found = [one for one in files if splits[one] == wanted]
-    if not found:
-        raise DataError(f"{folder}: no file of split '{split}'; by their names there are {', '.join(known)}")
-    return found
+    matching = [file for file in files if splits[file] == requested_split]
+    if not matching:
+        raise DataError(f"{folder}: no file of split '{split}'; by their names there are {', '.join(splits_there)}")
+    return matching
 
 
 def _split_of(path: Path) -> str | None:
@@ -87,14 +87,14 @@ def format_of(path: Path) -> str | None:
 
 def check_file(path: Path) -> str:
     """Returns the format of a file; raises DataError unless it can be read here."""
-    found = format_of(path)
-    if found is None:
+    suffix = format_of(path)
+    if suffix is None:
         raise DataError(f"{path}: cannot be read; a data file ends in {', '.join(FILE_SUFFIXES)}")
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: empty")
-    return found
+    return suffix
 
 
 def is_compressed(path: Path) -> bool:

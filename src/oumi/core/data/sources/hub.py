@@ -45,8 +45,8 @@ class HubSource:
 
     def content(self) -> dict[str, str]:
         """Returns the digest of each file of the split, and which rows of them are taken."""
-        files = {Path(one["filename"]) for one in self._rows.cache_files}
-        digests = {f"{i} {one.name}": digest_of(one) for i, one in enumerate(sorted(files))}
+        files = {Path(file["filename"]) for file in self._rows.cache_files}
+        digests = {f"{i} {file.name}": digest_of(file) for i, file in enumerate(sorted(files))}
         return digests | {"rows": f"{self._place} {len(self._rows)}"}
 
     def indexed(self) -> IndexedRows | None:
@@ -137,5 +137,5 @@ def _without_decoding(kind: Any) -> Any:
     if isinstance(kind, (List, LargeList)):
         return replace(kind, feature=_without_decoding(kind.feature))
     if isinstance(kind, dict):
-        return {name: _without_decoding(one) for name, one in kind.items()}
-    return [_without_decoding(one) for one in kind] if isinstance(kind, list) else kind
+        return {name: _without_decoding(inner) for name, inner in kind.items()}
+    return [_without_decoding(inner) for inner in kind] if isinstance(kind, list) else kind

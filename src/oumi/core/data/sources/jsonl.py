@@ -156,9 +156,9 @@ def _is_deep(value: Any) -> bool:
     for _ in range(MAX_DEPTH):
         layer = [
             inner
-            for one in layer
-            if isinstance(one, list | dict)
-            for inner in (one.values() if isinstance(one, dict) else one)
+            for item in layer
+            if isinstance(item, list | dict)
+            for inner in (item.values() if isinstance(item, dict) else item)
         ]
         if not layer:
             return False

@@ -123,15 +123,15 @@ class _First:
 class _FirstOf:
     """Reads until so many rows were taken."""
 
-    def __init__(self, reader: RowReader, limit: int, taken: int) -> None:
+    def __init__(self, reader: RowReader, limit: int, num_read: int) -> None:
         self._reader = reader
         self._limit = limit
-        self._taken = taken
+        self._num_read = num_read
 
     def take(self, count: int) -> list[Row | RejectedRow]:
-        rows = self._reader.take(min(count, self._limit - self._taken))
-        self._taken += len(rows)
+        rows = self._reader.take(min(count, self._limit - self._num_read))
+        self._num_read += len(rows)
         return rows
 
     def place(self) -> Place:
-        return {**self._reader.place(), "taken": self._taken}
+        return {**self._reader.place(), "taken": self._num_read}

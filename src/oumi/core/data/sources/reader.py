@@ -50,18 +50,18 @@ class FileReader:
 
     def take(self, count: int) -> list[Row | RejectedRow]:
         """Returns the next rows; raises DataError if a file has changed meanwhile."""
-        taken: list[Row | RejectedRow] = []
-        while len(taken) < count and self._place["file"] < len(self._files):
-            found = next(self._rows, None)
-            if found is None:
+        rows_read: list[Row | RejectedRow] = []
+        while len(rows_read) < count and self._place["file"] < len(self._files):
+            next_row = next(self._rows, None)
+            if next_row is None:
                 self._check_unchanged()
                 self._place = {"file": self._place["file"] + 1, "row": 0, "byte": 0}
                 self._rows = self._opened()
                 continue
-            row, number, byte = found
+            row, number, byte = next_row
             self._place = {**self._place, "row": number, "byte": byte}
-            taken.append(row)
-        return taken
+            rows_read.append(row)
+        return rows_read
 
     def place(self) -> Place:
         """Returns the file, the rows or lines of it that were read, and their bytes."""
@@ -82,8 +82,8 @@ class FileReader:
         path, size = self._files[which], self._sizes[which]
         now = size_of(path)
         if size is not None and now != size:
-            found = "is gone" if now is None else f"has {now:,} bytes"
-            raise DataError(f"{path}:{self._place['row']}: the file changed: it had {size:,} bytes, and {found} now")
+            state = "is gone" if now is None else f"has {now:,} bytes"
+            raise DataError(f"{path}:{self._place['row']}: the file changed: it had {size:,} bytes, and {state} now")
 
 
 class ListReader:
@@ -114,9 +114,9 @@ class RepeatedReader:
 
     def take(self, count: int) -> list[Row | RejectedRow]:
         """Returns the next rows."""
-        taken = list(islice(self._rows, count))
-        self._row += len(taken)
-        return taken
+        rows_read = list(islice(self._rows, count))
+        self._row += len(rows_read)
+        return rows_read
 
     def place(self) -> Place:
         """Returns how many rows were read."""
@@ -144,10 +144,14 @@ class HubReader:
             try:
                 values = list(islice(self._values, count))
             except (ValueError, TypeError, UnicodeError) as error:
-                told = str(error).strip().partition("\n")[0]
-                raise DataError(f"{self._name}:{first}: cannot be read at this row or soon after it: {told}") from error
+                reason = str(error).strip().partition("\n")[0]
+                raise DataError(
+                    f"{self._name}:{first}: cannot be read at this row or soon after it: {reason}"
+                ) from error
         self._row += len(values)
-        return [row_of(without_nulls(one), Source(self._dataset, self._name, i)) for i, one in enumerate(values, first)]
+        return [
+            row_of(without_nulls(value), Source(self._dataset, self._name, i)) for i, value in enumerate(values, first)
+        ]
 
     def place(self) -> Place:
         """Returns how many rows were read, and what `datasets` needs to go on."""

@@ -75,21 +75,21 @@ class FileSource:
         self._sample_by = sample_by
 
     def __iter__(self) -> Iterator[Row | RejectedRow]:
-        return chain.from_iterable(read_rows(one, self._dataset, self._sample_by) for one in self._files)
+        return chain.from_iterable(read_rows(path, self._dataset, self._sample_by) for path in self._files)
 
     def count(self) -> int | None:
         """Returns how many there are, None where only reading would tell."""
-        counts = [count_rows(one) for one in self._files]
-        return None if None in counts else sum(one or 0 for one in counts)
+        counts = [count_rows(path) for path in self._files]
+        return None if None in counts else sum(path or 0 for path in counts)
 
     def content(self) -> dict[str, str]:
         """Returns the SHA-256 of each file, by name."""
-        digests = {f"{i} {one.name}": digest_of(one) for i, one in enumerate(self._files)}
+        digests = {f"{i} {path.name}": digest_of(path) for i, path in enumerate(self._files)}
         return digests | {"sample_by": self._sample_by}
 
     def indexed(self) -> IndexedRows | None:
         """Returns the records as a list, if all files are JSON Lines."""
-        return _Lines([index_lines(one) for one in self._files], self._dataset) if self._are_lines() else None
+        return _Lines([index_lines(path) for path in self._files], self._dataset) if self._are_lines() else None
 
     def reader(self, place: Place | None) -> FileReader:
         """Returns a reader that goes on at a place."""
@@ -98,20 +98,20 @@ class FileSource:
     @cached_property
     def _sizes(self) -> list[int | None]:
         """Returns how many bytes each file had when the first reader began."""
-        return [size_of(one) for one in self._files]
+        return [size_of(path) for path in self._files]
 
     def sizes(self) -> dict[str, str]:
         """Returns the size of each file, by name."""
-        sizes = {f"{i} {one.name}": str(size_of(one)) for i, one in enumerate(self._files)}
+        sizes = {f"{i} {path.name}": str(size_of(path)) for i, path in enumerate(self._files)}
         return sizes | {"sample_by": self._sample_by}
 
     @property
     def is_large(self) -> bool:
         """Returns True for files of many megabytes."""
-        return sum(one.stat().st_size * (_RATIO if is_compressed(one) else 1) for one in self._files) > _LARGE_BYTES
+        return sum(path.stat().st_size * (_RATIO if is_compressed(path) else 1) for path in self._files) > _LARGE_BYTES
 
     def _are_lines(self) -> bool:
-        return all(is_lines(one) for one in self._files)
+        return all(is_lines(path) for path in self._files)
 
 
 class _Lines:
@@ -120,7 +120,7 @@ class _Lines:
     def __init__(self, files: list[LineIndex], dataset: str) -> None:
         self._files = files
         self._dataset = dataset
-        self._ends = list(accumulate(len(one) for one in files))
+        self._ends = list(accumulate(len(file) for file in files))
 
     def __len__(self) -> int:
         return self._ends[-1]

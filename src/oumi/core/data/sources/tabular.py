@@ -153,13 +153,13 @@ def _parquet(path: Path, dataset: str) -> Iterator[Row | RejectedRow]:
 
 def without_nulls(value: Any) -> Any:
     """Returns a row of Arrow without the keys that only other rows have: there each has the keys of all."""
-    return {key: _given(item) for key, item in value.items()}
+    return {key: _without_nulls_inside(item) for key, item in value.items()}
 
 
-def _given(value: Any) -> Any:
+def _without_nulls_inside(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _given(item) for key, item in value.items() if item is not None}
-    return [_given(item) for item in value] if isinstance(value, list) else value
+        return {key: _without_nulls_inside(item) for key, item in value.items() if item is not None}
+    return [_without_nulls_inside(item) for item in value] if isinstance(value, list) else value
 
 
 def _opened_parquet(path: Path) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of tokens that are kept, each under a digest of all that decides what is in it."""
+"""The cache of token tables, each in a folder named by the digest of all that decides its content."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from oumi.core.data.store.token_table import Chunk, TokenTable, write_table
 from oumi.core.system.cache import digest_of_values
 
 _UNFINISHED = ".unfinished-"
-_OF_THE_CODE = "code"
 _LIBRARIES = ("tokenizers", "transformers", "jinja2")
 
 Inputs = Mapping[str, Any]
-"""All that decides what is in a table, each by its name."""
+"""All that decides the content of a table, by name."""
 
 
 def identity_of(inputs: Inputs) -> str:
-    """Returns the digest of inputs but the version of the code: what rows a run is trained on."""
-    return digest_of_values({name: value for name, value in inputs.items() if name != _OF_THE_CODE})
+    """Returns a digest of all inputs except the version of the code, which identifies the rows of a run."""
+    return digest_of_values({name: value for name, value in inputs.items() if name != "code"})
 
 
 @lru_cache(maxsize=1)
 def code_version() -> str:
-    """Returns a digest of the code that makes tokens of rows, and of the libraries that it does so with."""
+    """Returns a digest of the code that turns rows into tokens, and of the versions of the libraries that it uses."""
+    # Any change of these files may change the tokens. A version number would be forgotten once.
     digest = hashlib.sha256(" ".join(version(name) for name in _LIBRARIES).encode())
     core = Path(__file__).parents[2]
     rooms = [core / "data" / name for name in ("sources", "records", "datasets", "tokenize", "store")]
@@ -45,71 +45,64 @@ def code_version() -> str:
 
 
 def find_table(folder: Path, inputs: Inputs) -> TokenTable | None:
-    """Returns the table that was kept for these inputs, None if there is none that is whole."""
-    place = folder / digest_of_values(inputs)
-    with suppress(FileNotFoundError):
-        if _is_whole(place):
-            return TokenTable(place)
+    """Returns the cached table of these inputs, None if there is no complete one."""
+    directory = folder / digest_of_values(inputs)
+    try:
+        sizes = json.loads((directory / "table.json").read_text())["sizes"]
+        # A full disk, or a copy that broke off, truncates files.
+        if any((directory / name).stat().st_size != size for name, size in sizes.items()):
+            return None
+    except (OSError, ValueError, KeyError):
+        return None
+    with suppress(FileNotFoundError):  # another process may delete it now
+        return TokenTable(directory)
     return None
 
 
 def why_missed(folder: Path, inputs: Inputs) -> str:
-    """Returns why there is no table for these inputs: what differs from the nearest that is kept."""
+    """Returns why there is no table of these inputs: how they differ from the most similar ones in the cache."""
     differences = []
     for path in folder.glob("*/table.json"):
+        # Another process may delete it, or have written it with other code.
         with suppress(OSError, ValueError, KeyError):
-            kept = json.loads(path.read_text())["inputs"]
-            if kept.get("dataset") == json.loads(json.dumps(inputs["dataset"])):
-                differences.append([name for name in inputs if kept.get(name) != json.loads(json.dumps(inputs[name]))])
+            cached = json.loads(path.read_text())["inputs"]
+            if cached.get("dataset") == json.loads(json.dumps(inputs["dataset"])):
+                # To JSON and back, since a tuple is a list there.
+                names = [name for name in inputs if cached.get(name) != json.loads(json.dumps(inputs[name]))]
+                differences.append(names)
     if not differences:
         return "it was not tokenized before"
     nearest = min(differences, key=len)
-    return f"another {' and another '.join(nearest)}" if nearest else "the kept tokens are not whole"
+    return f"another {' and another '.join(nearest)}" if nearest else "the cached tokens are incomplete"
 
 
 @contextmanager
 def lock_table(folder: Path, inputs: Inputs) -> Iterator[None]:
-    """Holds the place of a table, so that one process makes it while others wait."""
+    """Locks the place of a table, so that one process writes it while others wait."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{digest_of_values(inputs)}.lock").open("w") as file:
+        # The system releases it even if the process is killed.
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def keep_table(folder: Path, inputs: Inputs, chunks: Iterable[Chunk], ledger: Ledger) -> TokenTable:
-    """Returns the table of these inputs, which is written now; it is there whole, or not at all.
+    """Writes the table of these inputs and returns it; it is in the cache completely, or not at all.
+
+    The caller holds `lock_table`.
 
     Raises:
-        DataError: More rows cannot be used than the ledger allows; nothing is kept.
+        DataError: More rows cannot be used than the ledger allows; nothing is cached.
     """
-    place = folder / digest_of_values(inputs)
-    for old in folder.glob(f"{_UNFINISHED}{place.name}-*"):  # of a process that was killed: the lock is ours
-        shutil.rmtree(old)
-    unfinished = folder / f"{_UNFINISHED}{place.name}-{os.getpid()}"
+    directory = folder / digest_of_values(inputs)
+    for leftover in folder.glob(f"{_UNFINISHED}{directory.name}-*"):  # of a process that was killed: the lock is ours
+        shutil.rmtree(leftover)
+    unfinished = folder / f"{_UNFINISHED}{directory.name}-{os.getpid()}"
     try:
-        write_table(chunks, ledger, unfinished, {"inputs": inputs, "sizes": {}})
-        _note_sizes(unfinished)
-        if place.exists():
-            shutil.rmtree(place)
-        unfinished.rename(place)
+        write_table(chunks, ledger, unfinished, {"inputs": inputs})
+        if directory.exists():  # incomplete, or `find_table` would have returned it
+            shutil.rmtree(directory)
+        unfinished.rename(directory)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return TokenTable(place)
-
-
-def _note_sizes(place: Path) -> None:
-    path = place / "table.json"
-    facts = json.loads(path.read_text())
-    facts["sizes"] = {one.name: one.stat().st_size for one in place.glob("*.bin")}
-    with path.open("w") as file:
-        json.dump(facts, file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _is_whole(place: Path) -> bool:
-    try:
-        facts = json.loads((place / "table.json").read_text())
-        return all((place / name).stat().st_size == size for name, size in facts["sizes"].items())
-    except (OSError, ValueError, KeyError):
-        return False
+    return TokenTable(directory)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A table that is still being made by another process, while its rows are trained already."""
+"""A table that another process is still writing, while its rows are trained already."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from oumi.core.types.example import Example, RejectedRow, Row
 
 
 class TableBuild(Protocol):
-    """The work of the other process."""
+    """Another process that writes a table."""
 
     def poll(self) -> TokenTable | None:
-        """Returns the table once it is complete; raises DataError if rows cannot be used."""
+        """Returns the table if it is complete; raises DataError if rows cannot be used."""
         ...
 
     def wait(self) -> TokenTable:
-        """Returns the table when it is complete."""
+        """Waits for the table and returns it; raises as `poll` does."""
         ...
 
     def stop(self) -> None:
-        """Ends the work."""
+        """Ends the process."""
         ...
 
 
 class LazyTable:
-    """Rows that are tokenized when they are asked for, until all of them are.
+    """Rows that are tokenized on access until the table of all rows is complete.
 
-    Stands only for data sets of which any row is found at once, each of which comes to one example; whatever is
-    asked, the answer is that of the complete table.
+    Each row must have random access and give exactly one example. Every method returns what the complete table returns,
+    and waits for it if need be.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class LazyTable:
         rows: IndexedRows,
         value_of: Callable[[Row | RejectedRow], Row | RejectedRow],
         row_tokenizer: RowTokenizer,
-        making: TableBuild,
+        build: TableBuild,
         ledger: Ledger,
     ) -> None:
         self._rows = rows
         self._value_of = value_of
-        self._tokeniser = row_tokenizer
-        self._making = making
+        self._row_tokenizer = row_tokenizer
+        self._build = build
         self._ledger = ledger
         self._table: TokenTable | None = None
         self._counts = Counts()
@@ -63,47 +63,48 @@ class LazyTable:
         table = self.if_complete()
         if table is not None:
             return table[index]
-        (made,) = self._tokeniser.make([self._value_of(self._rows[index])])
-        if isinstance(made, RejectedRow):
-            self._making.stop()
-            self._counts.reject(made)
+        (encoded,) = self._row_tokenizer.make([self._value_of(self._rows[index])])
+        if isinstance(encoded, RejectedRow):
+            self._build.stop()
+            self._counts.reject(encoded)
             self._ledger.counts = self._counts
-            self._ledger.close()
+            self._ledger.close()  # raises DataError, since no row may be rejected
             raise AssertionError("rows may only be trained early where none may be rejected")
-        (example,) = made.examples
+        (example,) = encoded.examples
+        # Each row counts once, also if a second epoch begins before the table is complete.
         if index not in self._counted:
             self._counted.add(index)
-            self._counts.accept(made.examples, made.cut_tokens, made.cut_targets)
+            self._counts.accept(encoded.examples, encoded.cut_tokens, encoded.cut_targets)
         return example
 
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Returns how many tokens each row has [R], once all are known."""
+        """Returns the number of tokens of each row [R]; waits for the table."""
         return self.complete().lengths()
 
     def targets(self) -> npt.NDArray[np.int64]:
-        """Returns how many tokens of each row are trained [R], once all are known."""
+        """Returns the number of trained tokens of each row [R]; waits for the table."""
         return self.complete().targets()
 
     @property
     def highest_token(self) -> int:
-        """Returns the largest token id, once all are known."""
+        """Returns the largest token id; waits for the table."""
         return self.complete().highest_token
 
     def close(self, may_wait: bool = False) -> Counts:
-        """Ends the work, or waits for its end, and returns what became of the rows that were read."""
+        """Ends the other process, or waits for its end, and returns the counts of the rows that were read."""
         if may_wait:
             self.complete()
         if (table := self.if_complete()) is not None:
             return Counts.from_state(table.ledger)
-        self._making.stop()
+        self._build.stop()
         return self._counts
 
     def if_complete(self) -> TokenTable | None:
-        """Returns the complete table, None while it is being made."""
-        self._table = self._table or self._making.poll()
+        """Returns the complete table, None if it is not complete yet."""
+        self._table = self._table or self._build.poll()
         return self._table
 
     def complete(self) -> TokenTable:
-        """Returns the complete table, for which it waits."""
-        self._table = self._table or self._making.wait()
+        """Returns the complete table; waits for it."""
+        self._table = self._table or self._build.wait()
         return self._table

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All rows of a data set as tokens, on disk: memory does not grow with their number."""
+"""The rows of a data set as tokens, on disk, so that memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ from oumi.core.types.conversation import ContentItem
 from oumi.core.types.example import Example, RejectedRow, Row, Source
 
 BATCH_SIZE = 512
+"""Rows that are tokenized together."""
 _STARTS = np.int32(1 << 30)
-"""Added to the first token of a document that is not the first of its row."""
+"""Added to the first token of a document that is not the first of its row; ids are smaller."""
 _ROW = np.dtype(
     [
         ("end", "<i8"), ("line", "<i8"), ("file", "<i4"), ("dataset", "<i4"), ("targets", "<i8"), ("cut", "<i8"),
         ("digest", "<u8"), ("id", "<u8"), ("id_end", "<i8"), ("extras_end", "<i8"), ("row", "<i8"),
     ]
 )  # fmt: skip
+"""Facts of a row. Those that end in `end` are cumulative, so that a row is located by its record and the one before."""
 _READ_ROWS = 1 << 16
 
 
@@ -42,48 +44,52 @@ class Chunk:
     tokens: npt.NDArray[np.int32]
     lengths: npt.NDArray[np.int64]
     cuts: npt.NDArray[np.int64]
-    """Tokens that were cut off each."""
+    """Tokens that were cut off each row."""
     sources: list[Source]
     extras: list[bytes]
     """Images and columns of each row, as `_extras` writes them."""
     is_first: list[bool]
-    """Of what a row came to: one that was split came to several."""
+    """False for the second and later examples of a row that was split."""
     counts: Counts
 
     @classmethod
     def of(cls, examples: Sequence[Example], counts: Counts, is_first: list[bool] | None = None) -> Chunk:
-        """Returns examples as a chunk, each the first of its row unless something else is said."""
-        lengths = np.array([len(one.tokens) for one in examples], dtype=np.int64)
-        cuts = np.array([one.num_cut for one in examples], dtype=np.int64)
-        extras = [_extras(example) for example in examples]
-        firsts = [True] * len(examples) if is_first is None else is_first
-        return cls(written(examples), lengths, cuts, [one.source for one in examples], extras, firsts, counts)
+        """Returns examples as a chunk, each from a row of its own if `is_first` is None."""
+        return cls(
+            tokens=_packed(examples),
+            lengths=np.array([len(example.tokens) for example in examples], dtype=np.int64),
+            cuts=np.array([example.num_cut for example in examples], dtype=np.int64),
+            sources=[example.source for example in examples],
+            extras=[_extras(example) for example in examples],
+            is_first=[True] * len(examples) if is_first is None else is_first,
+            counts=counts,
+        )
 
 
 def make_chunk(rendered: Sequence[Rendered | RejectedRow], row_tokenizer: RowTokenizer) -> Chunk:
-    """Returns rendered rows as tokens, each accounted for."""
+    """Returns rendered rows as tokens, with their counts."""
     counts, examples, is_first = Counts(), list[Example](), list[bool]()
-    for made in row_tokenizer.encode(rendered):
-        if isinstance(made, RejectedRow):
-            counts.reject(made)
+    for encoded in row_tokenizer.encode(rendered):
+        if isinstance(encoded, RejectedRow):
+            counts.reject(encoded)
         else:
-            examples += made.examples
-            is_first += [i == 0 for i in range(len(made.examples))]
-            counts.accept(made.examples, made.cut_tokens, made.cut_targets)
+            examples += encoded.examples
+            is_first += [i == 0 for i in range(len(encoded.examples))]
+            counts.accept(encoded.examples, encoded.cut_tokens, encoded.cut_targets)
     return Chunk.of(examples, counts, is_first)
 
 
 class TokenTable:
-    """Rows end to end on disk: token ids, which are trained, and where each row came from.
+    """Rows end to end on disk: token ids, which of them are trained, and the source of each row.
 
-    They are read, not mapped: pages of a mapped file count as memory of the process.
+    Files are read, not mapped: pages of a mapped file count as memory of the process.
     """
 
     def __init__(self, directory: Path) -> None:
-        """Opens a table that a TableWriter finished; its files may be deleted from then on."""
+        """Opens a table that a TableWriter has finished; its files may be deleted afterwards."""
         facts = json.loads((directory / "table.json").read_text())
         self.ledger = facts["ledger"]
-        """What became of the rows: arguments of `Counts`."""
+        """Counts of the rows, as `Counts.to_state` returns them."""
         self.digest: str = facts["digest"]
         """SHA-256 of all ids, targets and boundaries."""
         self.highest_token: int = facts["highest_token"]
@@ -96,6 +102,7 @@ class TokenTable:
 
     def __del__(self) -> None:
         for name in ("_tokens", "_rows", "_ids", "_extras"):
+            # `__init__` may have failed before all files were open.
             if (file := self.__dict__.get(name)) is not None:
                 os.close(file)
 
@@ -104,59 +111,66 @@ class TokenTable:
 
     def __getitem__(self, index: int) -> Example:
         before, row = self._row(index)
-        example = _read(self._written(int(before["end"]), int(row["end"])), self._source(row), int(row["cut"]))
+        example = _unpacked(self._read(int(before["end"]), int(row["end"])), self._source(row), int(row["cut"]))
         start, end = int(before["extras_end"]), int(row["extras_end"])
-        return _with_extras(example, os.pread(self._extras, end - start, start)) if end > start else example
+        if start == end:
+            return example
+        extras = json.loads(os.pread(self._extras, end - start, start))
+        images = tuple(tuple(ContentItem.model_validate(image) for image in images) for images in extras["images"])
+        return replace(example, images=images, columns=extras["columns"])
 
     def span(self, first: int, last: int, documents: range, ends: npt.NDArray[np.int64]) -> Example:
-        """Returns the tokens from place `first` to `last` of all tokens end to end, as one row of several documents.
+        """Returns a span of all tokens end to end, as one row of several documents.
 
         Args:
-            first: Place of the first token.
-            last: That after the last.
-            documents: Rows of the table that reach into the span.
-            ends: Where each row of the table ends [R].
+            first: Index of the first token.
+            last: Index after the last token.
+            documents: Rows of the table that overlap the span.
+            ends: Index after the last token of each row of the table [R].
         """
         rows = np.frombuffer(
             os.pread(self._rows, _ROW.itemsize * len(documents), _ROW.itemsize * documents.start), _ROW
         )
-        written = self._written(first, last)
+        packed = self._read(first, last)
+        # The first document may begin before the span.
         starts = (0, *(ends[documents.start : documents.stop - 1] - first).tolist())
         sources = [self._source(row) for row in rows]
-        return Example(_ids(written), written >= 0, sources[0], starts, tuple(sources[1:]))
+        return Example(_ids(packed), packed >= 0, sources[0], starts, tuple(sources[1:]))
 
-    def _written(self, first: int, last: int) -> npt.NDArray[np.int32]:
+    def _read(self, first: int, last: int) -> npt.NDArray[np.int32]:
         return np.frombuffer(os.pread(self._tokens, 4 * (last - first), 4 * first), np.int32)
 
     def lengths(self) -> npt.NDArray[np.int64]:
-        """Returns how many tokens each row has [R]."""
+        """Returns the number of tokens of each row [R]."""
         return np.diff(self.column("end"), prepend=0)
 
     def targets(self) -> npt.NDArray[np.int64]:
-        """Returns how many tokens of each row are trained [R]."""
+        """Returns the number of trained tokens of each row [R]."""
         return self.column("targets")
 
     def column(self, name: str) -> npt.NDArray[Any]:
-        """Returns one fact of every row [R]: `digest` of its tokens, `id` (a digest, 0 for none), `line`, `file`..."""
+        """Returns a fact of every row [R]: `digest` of its tokens, `id` (a digest, 0 for none), `line`, `file`..."""
         values = np.empty(self._length, dtype=_ROW[name])
+        # Block by block: all facts of all rows might not fit into memory.
         for first in range(0, self._length, _READ_ROWS):
             block = os.pread(self._rows, _ROW.itemsize * _READ_ROWS, _ROW.itemsize * first)
             values[first : first + _READ_ROWS] = np.frombuffer(block, _ROW)[name]
         return values
 
     def source(self, index: int) -> Source:
-        """Returns where a row stands, and what it calls itself."""
+        """Returns the file, the line and the id of a row."""
         before, row = self._row(index)
         start = int(before["id_end"])
         name = os.pread(self._ids, int(row["id_end"]) - start, start).decode() if row["id"] else None
         return replace(self._source(row), id=name)
 
     def _row(self, index: int) -> tuple[Any, Any]:
-        """Returns the record before that of a row, and its own."""
+        """Returns the record before that of a row, zeros for the first, and its own."""
         if not 0 <= index < self._length:
             raise IndexError(index)
         if not index:
             return np.zeros(1, dtype=_ROW)[0], np.frombuffer(os.pread(self._rows, _ROW.itemsize, 0), _ROW)[0]
+        # Both in one read, since they are neighbors.
         before, row = np.frombuffer(os.pread(self._rows, 2 * _ROW.itemsize, (index - 1) * _ROW.itemsize), _ROW)
         return before, row
 
@@ -180,18 +194,18 @@ class TableWriter:
         self._highest = -1
 
     def add(self, chunk: Chunk) -> None:
-        """Writes the rows of a chunk behind those that are there."""
+        """Appends the rows of a chunk."""
         ends = np.cumsum(chunk.lengths) + self._end
         rows = np.zeros(len(ends), dtype=_ROW)
         rows["end"] = ends
-        rows["line"] = [one.line for one in chunk.sources]
-        rows["file"] = [self._number(one.path) for one in chunk.sources]
+        rows["line"] = [source.line for source in chunk.sources]
+        rows["file"] = [self._number(source.path) for source in chunk.sources]
         rows["cut"] = chunk.cuts
         rows["row"] = np.cumsum(chunk.is_first, dtype=np.int64) + self._num_sources
         self._num_sources += sum(chunk.is_first)
-        rows["dataset"] = [self._number(one.dataset) for one in chunk.sources]
+        rows["dataset"] = [self._number(source.dataset) for source in chunk.sources]
         starts = ends - chunk.lengths - self._end
-        if len(starts):
+        if len(starts):  # reduceat takes no empty list
             rows["targets"] = np.add.reduceat(chunk.tokens >= 0, starts, dtype=np.int64)
         data = memoryview(chunk.tokens).cast("B")
         bounds = zip((4 * starts).tolist(), (4 * (ends - self._end)).tolist(), strict=True)
@@ -200,11 +214,12 @@ class TableWriter:
         rows["extras_end"] = np.cumsum([len(extras) for extras in chunk.extras], dtype=np.int64) + self._extras_end
         self._extras.write(b"".join(chunk.extras))
         self._extras_end += sum(map(len, chunk.extras))
-        ids = [(one.id or "").encode("utf-8", "replace") for one in chunk.sources]
-        rows["id"] = [_digest_of(one) if one else 0 for one in ids]
-        rows["id_end"] = np.cumsum([len(one) for one in ids], dtype=np.int64) + self._id_end
+        ids = [(source.id or "").encode("utf-8", "replace") for source in chunk.sources]
+        rows["id"] = [_digest_of(row_id) if row_id else 0 for row_id in ids]
+        rows["id_end"] = np.cumsum([len(row_id) for row_id in ids], dtype=np.int64) + self._id_end
         self._ids.write(b"".join(ids))
         self._id_end += sum(map(len, ids))
+        # The lengths, too: the same tokens may be cut into other rows.
         for part in (chunk.tokens.tobytes(), chunk.lengths.tobytes(), *chunk.extras):
             self._digest.update(part)
         self._tokens.write(chunk.tokens.tobytes())
@@ -215,10 +230,13 @@ class TableWriter:
             self._highest = max(self._highest, int(_ids(chunk.tokens).max()))
 
     def finish(self, ledger: Ledger, facts: dict[str, Any]) -> None:
-        """Completes the table: everything is on the disk when this returns."""
+        """Completes the table; everything is on the disk when this returns."""
+        sizes = {}
+        # Before `table.json`, whose presence means that the other files are complete.
         for file in (self._tokens, self._rows, self._ids, self._extras):
             file.flush()
             os.fsync(file.fileno())
+            sizes[Path(file.name).name] = file.tell()
             file.close()
         table = {
             "num_rows": self._num_rows,
@@ -227,6 +245,7 @@ class TableWriter:
             "digest": self._digest.hexdigest(),
             "names": list(self._names),
             "ledger": ledger.counts.to_state(),
+            "sizes": sizes,
             **facts,
         }
         with (self._directory / "table.json").open("w") as file:
@@ -239,17 +258,17 @@ class TableWriter:
 
 
 def tokenize_rows(rows: Iterable[Row | RejectedRow], row_tokenizer: RowTokenizer, ledger: Ledger) -> TokenTable:
-    """Returns the rows as tokens, each accounted for in the ledger; nothing is left on the disk.
+    """Returns the rows as tokens, counted in the ledger; the files of the table are deleted, but stay open.
 
     Raises:
         DataError: More rows cannot be used than the ledger allows.
     """
-    waiting = iter(rows)
+    remaining = iter(rows)
     folder = Path(tempfile.mkdtemp(prefix="oumi-tokens-"))
     try:
         chunks = (
             make_chunk(row_tokenizer.render(batch), row_tokenizer)
-            for batch in iter(lambda: list(islice(waiting, BATCH_SIZE)), [])
+            for batch in iter(lambda: list(islice(remaining, BATCH_SIZE)), [])
         )
         write_table(chunks, ledger, folder, {})
         return TokenTable(folder)
@@ -267,15 +286,19 @@ def write_table(chunks: Iterable[Chunk], ledger: Ledger, directory: Path, facts:
     writer.finish(ledger, facts)
 
 
-def written(examples: Sequence[Example]) -> npt.NDArray[np.int32]:
-    """Returns examples as they are kept: a token that is not trained is inverted, the first of a document marked."""
+def _packed(examples: Sequence[Example]) -> npt.NDArray[np.int32]:
+    """Returns examples as they are stored [T]: a token that is not trained is inverted, the first of a document marked.
+
+    So one file of 4 bytes a token holds ids, targets and boundaries.
+    """
     if not examples:
         return np.zeros(0, dtype=np.int32)
-    tokens = np.concatenate([one.tokens for one in examples])
-    is_target = np.concatenate([one.is_target for one in examples])
-    if any(len(one.starts) > 1 for one in examples):
-        firsts = np.cumsum([0, *(len(one.tokens) for one in examples[:-1])])
-        tokens[[first + at for first, one in zip(firsts, examples, strict=True) for at in one.starts[1:]]] += _STARTS
+    tokens = np.concatenate([example.tokens for example in examples])
+    is_target = np.concatenate([example.is_target for example in examples])
+    if any(len(example.starts) > 1 for example in examples):
+        firsts = np.cumsum([0, *(len(example.tokens) for example in examples[:-1])])
+        pairs = zip(firsts, examples, strict=True)
+        tokens[[first + start for first, example in pairs for start in example.starts[1:]]] += _STARTS
     return np.where(is_target, tokens, ~tokens)
 
 
@@ -290,24 +313,19 @@ def _extras(example: Example) -> bytes:
     if not example.images and not example.columns:
         return b""
     images = [
-        [image.model_dump(mode="json", exclude_none=True) for image in of_document] for of_document in example.images
+        [image.model_dump(mode="json", exclude_none=True) for image in document_images]
+        for document_images in example.images
     ]
     # A column of another type, such as a date, is kept as its text.
     return json.dumps({"images": images, "columns": dict(example.columns)}, default=str).encode()
 
 
-def _with_extras(example: Example, data: bytes) -> Example:
-    extras = json.loads(data)
-    images = tuple(tuple(ContentItem.model_validate(image) for image in images) for images in extras["images"])
-    return replace(example, images=images, columns=extras["columns"])
+def _ids(packed: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    return np.where(packed < 0, ~packed, packed) & (_STARTS - 1)
 
 
-def _ids(written: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    return np.where(written < 0, ~written, written) & (_STARTS - 1)
-
-
-def _read(written: npt.NDArray[np.int32], source: Source, num_cut: int) -> Example:
-    is_target = written >= 0
-    tokens = np.where(is_target, written, ~written)
+def _unpacked(packed: npt.NDArray[np.int32], source: Source, num_cut: int) -> Example:
+    is_target = packed >= 0
+    tokens = np.where(is_target, packed, ~packed)
     starts = np.flatnonzero(tokens >= _STARTS).tolist()
     return Example(tokens & (_STARTS - 1), is_target, source, (0, *starts), num_cut=num_cut)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows become chunks of tokens in several processes, in order, with little in flight."""
+"""Tokenizes rows in several processes, in order, with few batches in memory."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from oumi.core.data.tokenize.loss_mask import Rendered
 from oumi.core.types.example import RejectedRow, Row
 
 _IN_FLIGHT = 3
-"""Batches that wait for each process."""
+"""Batches for each process that are submitted, but not returned yet."""
 
 ToValue = Callable[[Row | RejectedRow], Row | RejectedRow]
 
 _work: Any = None
-"""What the processes below share; they are forked, so nothing needs to be sent to them."""
+"""Work of the forked processes: they inherit it, since a tokenizer and open files cannot be sent to them."""
 
 
 def chunks_of(
@@ -36,15 +36,15 @@ def chunks_of(
     """Yields all rows as chunks, in order.
 
     Args:
-        raw: The stored rows; not read where `indexed` is given.
-        indexed: The same as a list; each process reads its own part.
-        value_of: Makes of a stored row what it stands for.
-        row_tokenizer: Makes tokens of that.
-        num_workers: Processes; 1 does the work in this one.
+        raw: The stored rows; not read if `indexed` is not None.
+        indexed: The same rows with random access; each process reads its own part of them.
+        value_of: Returns a stored row as the record that it holds.
+        row_tokenizer: Turns records into tokens.
+        num_workers: Number of processes; 1 uses this process alone.
     """
     if indexed is not None:
         batches: Iterator[Any] = (
-            range(at, min(at + BATCH_SIZE, len(indexed))) for at in range(0, len(indexed), BATCH_SIZE)
+            range(first, min(first + BATCH_SIZE, len(indexed))) for first in range(0, len(indexed), BATCH_SIZE)
         )
     else:
         rows = iter(raw or ())
@@ -57,40 +57,41 @@ def chunks_of(
         return make_chunk(rendered, row_tokenizer)
 
     if num_workers == 1:
-        return _beside(render, encode, batches)
-    return _forked(lambda batch: encode(render(batch)), batches, num_workers)
+        return _in_thread(render, encode, batches)
+    return _in_processes(lambda batch: encode(render(batch)), batches, num_workers)
 
 
-def _beside(
+def _in_thread(
     render: Callable[[Any], list[Rendered | RejectedRow]],
     encode: Callable[[list[Rendered | RejectedRow]], Chunk],
     batches: Iterator[Any],
 ) -> Iterator[Chunk]:
-    """Yields chunks; while a thread encodes one, which needs no Python, the next is rendered."""
+    """Yields chunks; while a thread encodes a batch, which does not hold the interpreter lock, the next is rendered."""
     with ThreadPoolExecutor(1) as thread:
-        waiting: Future[Chunk] | None = None
+        # One at a time, so that the chunks stay in order.
+        pending: Future[Chunk] | None = None
         for batch in batches:
             rendered = render(batch)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = thread.submit(encode, rendered)
-        if waiting is not None:
-            yield waiting.result()
+            if pending is not None:
+                yield pending.result()
+            pending = thread.submit(encode, rendered)
+        if pending is not None:
+            yield pending.result()
 
 
-def _forked(work: Callable[[Any], Chunk], batches: Iterator[Any], num_workers: int) -> Iterator[Chunk]:
+def _in_processes(work: Callable[[Any], Chunk], batches: Iterator[Any], num_workers: int) -> Iterator[Chunk]:
     global _work
     _work = work
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel, not the threads in each
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads in each process would compete for the same cores
     with multiprocessing.get_context("fork").Pool(num_workers) as pool:
-        waiting = deque(pool.apply_async(_do, (batch,)) for batch in islice(batches, num_workers * _IN_FLIGHT))
-        while waiting:
-            chunk = waiting.popleft().get()
-            for batch in islice(batches, 1):
-                waiting.append(pool.apply_async(_do, (batch,)))
+        pending = deque(pool.apply_async(_run_work, (batch,)) for batch in islice(batches, num_workers * _IN_FLIGHT))
+        while pending:
+            chunk = pending.popleft().get()
+            for batch in islice(batches, 1):  # one for each that is returned: memory stays bounded
+                pending.append(pool.apply_async(_run_work, (batch,)))
             yield chunk
 
 
-def _do(batch: Any) -> Chunk:
-    made: Chunk = _work(batch)
-    return made
+def _run_work(batch: Any) -> Chunk:
+    chunk: Chunk = _work(batch)
+    return chunk

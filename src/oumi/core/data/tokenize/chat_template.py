@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which chat template is used, and rendering with it."""
+"""The chat template of a run, and rendering with it."""
 
 from __future__ import annotations
 
@@ -13,29 +13,33 @@ from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError
 from oumi.core.data.tokenize.template_sandbox import Overrun, compile_template, render
 from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.log import logger
-from oumi.core.types.conversation import ContentItem, FunctionCall, Message, Role, ToolCall, ToolDefinition
+from oumi.core.types.conversation import FunctionCall, Message, Role, ToolCall, ToolDefinition
 
 FOLDER = Path(__file__).parent / "chat_templates"
+_MAX_OVERRUNS = 3
+"""Renderings that may exceed the limits before the template is rejected."""
+# Content of the probes: words that no template writes by itself.
+_NAME, _KEY, _VALUE = "probe_name", "probe_key", "probe_value"
+_SCHEMA = {"type": "object", "properties": {_KEY: {"type": "string"}}}
 
 
 def chat_template_for(tokenizer: Any, name: str | None) -> str:
-    """Returns the chat template that the config names.
+    """Returns the text of a chat template.
 
     Args:
-        tokenizer: Its own template serves when none is named.
-        name: None takes the tokenizer's, or the bundled `default` if it has none; `auto` insists on the
-            tokenizer's; else a bundled name, or a `.jinja` file.
+        tokenizer: Its own template is the default.
+        name: None selects the tokenizer's template, or the bundled `default` if it has none; `auto` requires the
+            tokenizer's; any other value is a bundled name or the path of a `.jinja` file.
 
     Raises:
         ConfigError: No such template, or `auto` with a tokenizer that has none.
     """
-    own = tokenizer.chat_template
     if name is None or name == "auto":
-        if own is not None:
-            return str(own)
+        if tokenizer.chat_template is not None:
+            return str(tokenizer.chat_template)
         if name == "auto":
-            raise ConfigError("model.chat_template: 'auto', but the tokenizer brings no chat template")
-        logger.warning("the tokenizer brings no chat template; the bundled 'default' is used")
+            raise ConfigError("model.chat_template: 'auto', but the tokenizer has no chat template")
+        logger.warning("the tokenizer has no chat template; the bundled 'default' is used")
         name = "default"
     if name.endswith(".jinja"):
         path = Path(name).expanduser()
@@ -49,76 +53,88 @@ def chat_template_for(tokenizer: Any, name: str | None) -> str:
 
 
 def bundled_template(name: str) -> str:
-    """Returns the bundled template called `name`, in any case."""
-    known = sorted(path.stem for path in FOLDER.glob("*.jinja"))
-    found = next((one for one in known if one == name.lower()), None)
-    if found is None:
-        hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
+    """Returns the text of a bundled template; the case of `name` does not matter."""
+    # Looked up among the listed names, so that `../other` is not a path.
+    paths = {path.stem: path for path in sorted(FOLDER.glob("*.jinja"))}
+    if name.lower() not in paths:
+        hint = did_you_mean(name, list(paths)) or f"; known: {', '.join(paths)}"
         raise ConfigError(f"model.chat_template: unknown template '{name}'{hint}")
-    return (FOLDER / f"{found}.jinja").read_text().removesuffix("\n")
+    return paths[name.lower()].read_text().removesuffix("\n")
 
 
 class Template:
-    """A chat template, with the tokenizer whose special tokens it writes."""
+    """A compiled chat template with the special tokens of its tokenizer."""
 
     def __init__(self, tokenizer: Any, text: str, now: datetime | None = None) -> None:
-        """Takes a template and the date and time that it tells; None takes those of each rendering.
+        """Compiles a template.
+
+        Args:
+            tokenizer: Its special tokens are variables of the template.
+            text: The template.
+            now: Date and time that the template reads; None reads the clock at each rendering.
 
         Raises:
-            ConfigError: It is no template.
+            ConfigError: `text` is not a valid template.
         """
         self.text = text
-        self.now = now
         try:
             self._template = compile_template(text, datetime.now if now is None else lambda: now)
         except TemplateSyntaxError as error:
             raise ConfigError(f"model.chat_template: line {error.lineno}: {error.message}") from None
         except TemplateError as error:
             raise ConfigError(f"model.chat_template: {error}") from None
-        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-        self._always = {**self._template.globals, **special, "documents": None}
+        special_tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+        self._variables = {**self._template.globals, **special_tokens, "documents": None}
         self._tool_spelling: tuple[bool, str | None] | None = None
         self._reads_parts_only: bool | None = None
         self._num_overruns = 0
 
     @property
-    def tells_date(self) -> bool:
-        """Returns True if what it writes depends on the day."""
+    def writes_date(self) -> bool:
+        """Returns True if the rendered text may depend on the day."""
         return "strftime_now" in self.text
 
     def render(
         self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: Sequence[Any] | None = None
     ) -> str:
-        """Returns the chat as text.
+        """Returns a chat as text.
 
-        A message with images is a list of its parts, as the templates of processors read it: `{"type": "image"}`
-        and `{"type": "text", "text": ...}`. Any other is one text, or a list of one part where only lists are read.
+        The content of a message with images is a list of parts, as the templates of processors expect it:
+        `{"type": "image"}` and `{"type": "text", "text": ...}`. Any other content is one string, or a list of one
+        part if the template reads nothing but lists.
 
         Args:
             messages: The chat.
-            add_generation_prompt: Go on to where the assistant's answer begins.
+            add_generation_prompt: Append the header with which the assistant's answer begins.
             tools: Schemas of the functions that the assistant may call.
 
         Raises:
-            TemplateError: The template refuses the chat, or fails on it.
-            ConfigError: It took too long again and again.
+            TemplateError: The template raises an exception on this chat.
+            ConfigError: The template exceeded the limits of time and memory several times.
         """
-        spelling = self._spelling() if any(one.tool_calls for one in messages) else (True, None)
-        plain = [_plain(one, *spelling) for one in messages]
-        schemas = [one.model_dump() for one in tools or ()] or None
+        if any(message.tool_calls for message in messages):
+            self._tool_spelling = self._tool_spelling or self._find_tool_spelling()
+            plain = [_plain(message, *self._tool_spelling) for message in messages]
+        else:
+            plain = [_plain(message) for message in messages]
+        schemas = [tool.model_dump() for tool in tools or ()] or None
+        # Probed only if the first chat loses its text: most templates need no probe.
         if self._reads_parts_only is None:
-            self._reads_parts_only = self._loses(messages, plain, schemas) and self._wants_parts()
+            self._reads_parts_only = self._is_lost(messages, plain, schemas) and (
+                not self._writes_content(_VALUE) and self._writes_content(_as_parts(_VALUE))
+            )
         if self._reads_parts_only:
-            plain = [_in_parts(one) for one in plain]
+            plain = [{**message, "content": _as_parts(message["content"])} for message in plain]
         text = self._render(plain, add_generation_prompt, schemas)
+        # A template for text alone prints the list of parts as Python writes it.
         if "{'type': 'image'" in text:
-            raise TemplateError("it writes a message with an image as a list, so it is for text alone")
+            raise TemplateError("it does not support images: it writes the content of such a message as a list")
         return text
 
     def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool, tools: Any) -> str:
-        of_chat = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        chat = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
         try:
-            return render(self._template, {**self._always, **of_chat})
+            return render(self._template, {**self._variables, **chat})
         except Overrun as error:
             self._num_overruns += 1
             if self._num_overruns < _MAX_OVERRUNS:
@@ -127,37 +143,28 @@ class Template:
         except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
             raise TemplateError(f"{type(error).__name__}: {error}") from error
 
-    def _loses(self, messages: Sequence[Message], plain: list[dict[str, Any]], tools: Any) -> bool:
-        """Returns True if no text of a chat is written, or reading one as a list of parts fails."""
+    def _is_lost(self, messages: Sequence[Message], plain: list[dict[str, Any]], tools: Any) -> bool:
+        """Returns True if no content of the chat is in its text, or a string fails where a list of parts is read."""
         try:
             text = self._render(plain, False, tools)
         except UndefinedError:
             return True
-        return not any(one.text.strip() in text for one in messages)
+        return not any(message.text.strip() in text for message in messages)
 
-    def _wants_parts(self) -> bool:
-        """Returns True if the template loses a text that is no list of parts."""
-        asked = {"role": "user", "content": _VALUE}
-        return not self._tells(asked) and self._tells(_in_parts(asked))
-
-    def _tells(self, message: dict[str, Any]) -> bool:
+    def _writes_content(self, content: Any) -> bool:
+        """Returns True if the template writes `_VALUE` from a content of this form."""
         try:
-            text = self._render([message], False, None)
-            return _VALUE in text and f"'{_VALUE}'" not in text
+            text = self._render([{"role": "user", "content": content}], False, None)
         except TemplateError:
             return False
+        return _VALUE in text and f"'{_VALUE}'" not in text  # quoted, it is a list printed by Python
 
-    def _spelling(self) -> tuple[bool, str | None]:
-        """Returns how this template wants tool calls: arguments as values or as text, and what an empty content is.
+    def _find_tool_spelling(self) -> tuple[bool, str | None]:
+        """Returns how the template reads tool calls: whether arguments are values or JSON, and the empty content.
 
-        The first of four spellings under which a call is written whole.
+        Templates disagree, and the wrong form is written without an error. So a probe is rendered in each of four
+        forms, and the first is chosen that writes a whole call.
         """
-        if self._tool_spelling is None:
-            spellings = [(as_values, empty) for as_values in (True, False) for empty in ("", None)]
-            self._tool_spelling = next((one for one in spellings if self._writes_calls(one)), (True, ""))
-        return self._tool_spelling
-
-    def _writes_calls(self, spelling: tuple[bool, str | None]) -> bool:
         tool = ToolDefinition(function={"name": _NAME, "description": "d", "parameters": _SCHEMA})
         call = ToolCall(id="abcdef123", function=FunctionCall(name=_NAME, arguments={_KEY: _VALUE}))
         chat = [
@@ -166,53 +173,53 @@ class Template:
             Message(role=Role.TOOL, content="!", name=_NAME, tool_call_id="abcdef123"),
             Message(role=Role.ASSISTANT, content="."),
         ]
-        try:
-            text = self._render([_plain(one, *spelling) for one in chat], False, [tool.model_dump()])
-        except TemplateError:
-            return False
-        is_mangled = '\\"' in text or f"'{_KEY}'" in text  # text within text, or values of Python
-        return _KEY in text and _VALUE in text and not is_mangled
+        for as_values in (True, False):
+            for empty in ("", None):
+                plain = [_plain(message, as_values, empty) for message in chat]
+                try:
+                    text = self._render(plain, False, [tool.model_dump()])
+                except TemplateError:
+                    continue
+                is_mangled = '\\"' in text or f"'{_KEY}'" in text  # JSON within JSON, or printed by Python
+                if _KEY in text and _VALUE in text and not is_mangled:
+                    return as_values, empty
+        return True, ""
 
 
-_MAX_OVERRUNS = 3
-"""Chats on which a template may take too long, until it is given up."""
-_NAME, _KEY, _VALUE = "probe_name", "probe_key", "probe_value"
-_SCHEMA = {"type": "object", "properties": {_KEY: {"type": "string"}}}
+def _plain(message: Message, as_values: bool = True, empty: str | None = None) -> dict[str, Any]:
+    """Returns a message as templates read it.
 
-
-def _plain(message: Message, as_values: bool, empty: str | None) -> dict[str, Any]:
-    """Returns a message as templates read it."""
+    Args:
+        message: The message.
+        as_values: Arguments of tool calls are a mapping; otherwise JSON text.
+        empty: The content of a message that has none.
+    """
     plain: dict[str, Any] = {"role": str(message.role), "content": message.text}
     if message.contains_images():
-        plain["content"] = [_plain_part(one) for one in message.content_items]
+        plain["content"] = [
+            {"type": "image"} if item.is_image() else {"type": "text", "text": item.content or ""}
+            for item in message.content_items
+        ]
     if message.content is None:
         plain["content"] = empty
     for key in ("name", "tool_call_id"):
         if (value := getattr(message, key)) is not None:
             plain[key] = value
-    if message.reasoning_content is not None:
+    if message.reasoning_content is not None:  # templates read it under either name
         plain |= {"reasoning_content": message.reasoning_content, "thinking": message.reasoning_content}
     if message.tool_calls:
-        plain["tool_calls"] = [_plain_call(one, as_values) for one in message.tool_calls]
+        plain["tool_calls"] = [_plain_call(call, as_values) for call in message.tool_calls]
     return plain
 
 
-def _plain_part(item: ContentItem) -> dict[str, str]:
-    return {"type": "image"} if item.is_image() else {"type": "text", "text": item.content or ""}
-
-
-def _in_parts(plain: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(plain["content"], str):
-        return plain
-    return {**plain, "content": [{"type": "text", "text": plain["content"]}]}
+def _as_parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _plain_call(call: ToolCall, as_values: bool) -> dict[str, Any]:
-    function = {
-        "name": call.function.name,
-        "arguments": call.function.values() if as_values else call.function.arguments,
-    }
-    return {**({} if call.id is None else {"id": call.id}), "type": call.type, "function": function}
+    arguments = call.function.values() if as_values else call.function.arguments
+    plain = {"type": call.type, "function": {"name": call.function.name, "arguments": arguments}}
+    return plain if call.id is None else {"id": call.id, **plain}
 
 
 __all__ = ["FOLDER", "Template", "TemplateError", "bundled_template", "chat_template_for"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rendered rows as tokens, cut to what the model takes."""
+"""Rendered rows as tokens, cut to the length of the model."""
 
 from __future__ import annotations
 
@@ -21,37 +21,39 @@ from oumi.core.types.example import Example, RejectedRow, Row
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A document: ids [T], which of them are trained [T], and where its images stand."""
+    """A document: ids [T], which of them are trained [T], and which stand for its images."""
 
     ids: npt.NDArray[np.int32]
     is_target: npt.NDArray[np.bool_]
     images: tuple[ImageSpan, ...] = ()
 
-    def part(self, first: int, last: int | None) -> Tokens:
-        """Returns the tokens from one place to another, less those of an image that would be torn apart."""
-        last = len(self.ids) if last is None else min(last, len(self.ids))
-        first = first + len(self.ids) if first < 0 else first
-        for one in self.images:
-            if one.first < first < one.last:
-                first = one.last
-            if one.first < last < one.last:
-                last = one.first
-        inside = [one for one in self.images if first <= one.first and one.last <= last]
-        moved = tuple(ImageSpan(one.first - first, one.last - first, one.item) for one in inside)
+    def part(self, first: int, last: int) -> Tokens:
+        """Returns the tokens of a slice, without those of an image that the slice would cut."""
+        last = min(last, len(self.ids))
+        # The model needs all tokens of an image, or none.
+        for span in self.images:
+            if span.first < first < span.last:
+                first = span.last
+            if span.first < last < span.last:
+                last = span.first
+        inside = [span for span in self.images if first <= span.first and span.last <= last]
+        moved = tuple(ImageSpan(span.first - first, span.last - first, span.item) for span in inside)
         return Tokens(self.ids[first:last], self.is_target[first:last], moved)
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What a row came to: one example, or several where it was split."""
+    """The examples of a row: one, or several if it was split."""
 
     examples: tuple[Example, ...]
     cut_tokens: int
+    """Tokens beyond the model's length, which are in no example."""
     cut_targets: int
+    """How many of them would be trained."""
 
 
 class Encoder:
-    """Makes examples of rendered rows."""
+    """Tokenizes rendered rows."""
 
     def __init__(
         self,
@@ -61,19 +63,20 @@ class Encoder:
         truncation: str | None = None,
         image_encoder: ImageEncoder | None = None,
     ) -> None:
-        """Takes the tokenizer, and what becomes of rows that are too long.
+        """Sets the tokenizer, and what happens to rows that are too long.
 
         Args:
-            tokenizer: Must be a fast one, which tells which characters a token covers.
-            train_on: `all`, `nothing`, or what else was asked for.
-            max_length: Tokens that the model takes; None sets no limit.
+            tokenizer: A fast one: others do not report which characters a token covers.
+            train_on: As in `TokenizeSpec`.
+            max_length: Largest number of tokens of a document; None sets no limit.
             truncation: `right`, `left`, `reject` or `split`; None splits texts, cuts prompts on the left, and others
                 on the right.
-            image_encoder: Makes tokens of images.
+            image_encoder: Tokenizes images; None if there are none.
         """
         if not tokenizer.is_fast:
-            raise ConfigError(f"{tokenizer.name_or_path}: only fast tokenizers tell which text a token covers")
+            raise ConfigError(f"{tokenizer.name_or_path}: only fast tokenizers report which text a token covers")
         self._backend = tokenizer.backend_tokenizer
+        # The file of a tokenizer may switch both on; the length is ours to decide.
         self._backend.no_truncation()
         self._backend.no_padding()
         self._control = control_tokens(tokenizer)
@@ -86,28 +89,31 @@ class Encoder:
 
     def encode(self, batch: Sequence[Rendered]) -> Iterator[Encoded | RejectedRow]:
         """Yields the rows as tokens, cut to the model's length."""
-        made: dict[int, list[Tokens]] = {}
+        documents: dict[int, list[Tokens]] = {}
+        # Two calls of the backend, since whether it adds special tokens holds for a whole call.
         for has_specials in (True, False):
-            rows = [one for one in batch if one.has_specials == has_specials]
-            tokens = self._tokens([document for one in rows for document in one.documents], has_specials)
-            made |= {id(one): [next(tokens) for _ in one.documents] for one in rows}
-        for one in batch:
+            rows = [row for row in batch if row.has_specials == has_specials]
+            tokens = self._tokens([document for row in rows for document in row.documents], has_specials)
+            documents |= {id(row): [next(tokens) for _ in row.documents] for row in rows}
+        for row in batch:
             try:
-                yield self._fitted(one, self._seen(one, made[id(one)]))
+                yield self._fitted(row, self._with_images(row, documents[id(row)]))
             except BadImage as error:
-                yield RejectedRow(one.source, str(error))
+                yield RejectedRow(row.source, str(error))
 
-    def _seen(self, row: Rendered, documents: list[Tokens]) -> list[Tokens]:
+    def _with_images(self, row: Rendered, documents: list[Tokens]) -> list[Tokens]:
         """Returns the documents of a row with the tokens of each image in the place of its mark."""
         items = row.documents[0].images
         if self._image_encoder is None or not items:
             return documents
-        placed = RowImages(self._image_encoder, items, Path(row.source.path))
-        return [Tokens(*placed.expanded(one.ids, one.is_target)) for one in documents]
+        images = RowImages(self._image_encoder, items, Path(row.source.path))
+        return [Tokens(*images.expand(document.ids, document.is_target)) for document in documents]
 
     def _tokens(self, documents: Sequence[Document], has_specials: bool) -> Iterator[Tokens]:
         # A chat template writes every special token itself, at inference too.
-        encodings = self._backend.encode_batch([one.text for one in documents], add_special_tokens=not has_specials)
+        encodings = self._backend.encode_batch(
+            [document.text for document in documents], add_special_tokens=not has_specials
+        )
         for document, encoding in zip(documents, encodings, strict=True):
             if has_specials and MARKS[0] in document.text:
                 yield self._guarded(document)
@@ -118,9 +124,9 @@ class Encoder:
     def _targets(self, document: Document, encoding: Any, length: int) -> npt.NDArray[np.bool_]:
         """Returns which tokens cover a character that is trained.
 
-        A token across the border of prompt and answer is trained: the ids are those of the whole text, whose
-        answer it begins. (A prompt of inference ends before it, so a template should end its prompts where
-        tokens do: after a special token, a newline, or a word.)
+        A token across the border of prompt and answer is trained: the ids are those of the whole text, in which it
+        begins the answer. (At inference the prompt ends before it, so a template should end its prompts where tokens
+        end: after a special token, a newline, or a word.)
         """
         if self._trains_all and len(document.spans) == 1:
             return np.ones(length, dtype=np.bool_)
@@ -129,6 +135,7 @@ class Encoder:
             if first >= last:
                 continue
             begin, end = encoding.char_to_token(first), encoding.char_to_token(last - 1)
+            # White space at an edge belongs to no token's offsets; then all offsets are compared, which is slower.
             if begin is None or end is None:
                 return covered(without_gaps(encoding.offsets), document.spans)
             while end + 1 < length and (chars := encoding.token_to_chars(end + 1)) and chars[0] < last:
@@ -137,8 +144,8 @@ class Encoder:
         return is_target
 
     def _guarded(self, document: Document) -> Tokens:
-        """Returns the tokens of a text in which marks tell control tokens from text that looks like them."""
-        assert self._control is not None, "there is something to guard against"
+        """Returns the tokens of a text in which marks distinguish control tokens from text that looks like them."""
+        assert self._control is not None, "a text is marked only where the tokenizer has control tokens"
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         for piece, start, is_token in _pieces(document.text, self._control):
@@ -147,58 +154,65 @@ class Encoder:
                 offsets.append((start, start + len(piece)))
                 continue
             plain = piece.replace(MARKS[0], "").replace(MARKS[1], "")
-            place = np.flatnonzero([char not in MARKS for char in piece]) + start
+            places = np.flatnonzero([char not in MARKS for char in piece]) + start  # of each character that is left
             for token, (first, last) in self._as_text(plain):
                 ids.append(token)
-                offsets.append((int(place[first]), int(place[last - 1]) + 1) if last > first else (start, start))
+                offsets.append((int(places[first]), int(places[last - 1]) + 1) if last > first else (start, start))
         tokens = np.array(ids, dtype=np.int32)
         if self._trains_all and len(document.spans) == 1:
             return Tokens(tokens, np.ones(len(tokens), dtype=np.bool_))
         return Tokens(tokens, covered(np.array(offsets).reshape(-1, 2), document.spans))
 
     def _as_text(self, text: str) -> list[tuple[int, list[int]]]:
-        """Returns the tokens of a text with their places, what looks like a control token spelled out.
+        """Returns the tokens of a text and the characters of each; control tokens in it are spelled out.
 
-        It is encoded after a newline, so that no tokenizer takes it for the beginning of a text.
+        The text is encoded behind a newline, since many tokenizers treat the beginning of a text differently.
         """
         self._backend.encode_special_tokens = True
         try:
-            led = self._backend.encode("\n" + text, add_special_tokens=False)
-            if led.ids[: len(self._newline)] != self._newline:
-                alone = self._backend.encode(text, add_special_tokens=False)
-                return list(zip(alone.ids, without_gaps(alone.offsets).tolist(), strict=True))
+            encoding = self._backend.encode("\n" + text, add_special_tokens=False)
+            if encoding.ids[: len(self._newline)] != self._newline:  # the newline was merged into a token of the text
+                encoding = self._backend.encode(text, add_special_tokens=False)
+                return list(zip(encoding.ids, without_gaps(encoding.offsets).tolist(), strict=True))
         finally:
             self._backend.encode_special_tokens = False
         skipped = len(self._newline)
-        places = without_gaps(led.offsets)[skipped:] - 1
-        return list(zip(led.ids[skipped:], places.clip(min=0).tolist(), strict=True))
+        offsets = without_gaps(encoding.offsets)[skipped:] - 1
+        return list(zip(encoding.ids[skipped:], offsets.clip(min=0).tolist(), strict=True))
 
     def _fitted(self, row: Rendered, documents: list[Tokens]) -> Encoded | RejectedRow:
-        """Returns the row within the model's length, or why nothing can be learned of it."""
-        limit, policy = self._max_length, self._truncation or self._usual_truncation(row)
-        longest = max(len(one.ids) for one in documents)
-        num_tokens = sum(len(one.ids) for one in documents)
-        num_targets = sum(int(one.is_target.sum()) for one in documents)
+        """Returns the row within the model's length, or the reason why nothing can be learned from it."""
+        # A prompt ends with its question, so it is cut at its beginning.
+        default = "left" if self._trains_nothing else "split" if row.may_split else "right"
+        limit, policy = self._max_length, self._truncation or default
+        longest = max(len(document.ids) for document in documents)
+        num_tokens = sum(len(document.ids) for document in documents)
+        num_targets = sum(int(document.is_target.sum()) for document in documents)
 
         def rejected(reason: str) -> RejectedRow:
             return RejectedRow(row.source, reason, num_tokens=num_tokens, num_targets=num_targets)
 
-        if not any(self._is_of_use(one) for one in documents):
+        if not any(self._is_of_use(document) for document in documents):
             return rejected("no token is trained")
-        if not self._trains_all and not row.may_split and any(one.is_target.all() for one in documents):
+        if not self._trains_all and not row.may_split and any(document.is_target.all() for document in documents):
             return rejected("every token is trained: nothing stands before the answer")
         if limit is None or longest <= limit:
             return Encoded((_joined(documents, row),), 0, 0)
         if policy == "reject":
             return rejected(f"longer than model_max_length {limit}: {longest} tokens")
         if policy == "split":
-            if any(one.images for one in documents):
+            if any(document.images for document in documents):
                 return rejected(f"longer than model_max_length {limit}, and rows with images are not split")
-            parts = [one.part(at, at + limit) for one in documents for at in range(0, len(one.ids), limit)]
+            parts = [
+                document.part(start, start + limit)
+                for document in documents
+                for start in range(0, len(document.ids), limit)
+            ]
             examples = tuple(_joined([part], row) for part in parts if self._is_of_use(part))
         else:
-            cut = [_cut(one, limit, policy) for one in documents]
-            kept = [one for one in cut if self._is_of_use(one)]
+            starts = [max(len(document.ids) - limit, 0) if policy == "left" else 0 for document in documents]
+            cut = [document.part(start, start + limit) for document, start in zip(documents, starts, strict=True)]
+            kept = [document for document in cut if self._is_of_use(document)]
             if row.is_pair and len(kept) < 2:
                 return rejected(f"every trained token of an answer lies beyond model_max_length {limit}")
             if row.is_pair and np.array_equal(kept[0].ids, kept[1].ids):
@@ -206,44 +220,40 @@ class Encoder:
             examples = (_joined(kept, row),) if kept else ()
         if not examples:
             return rejected(f"every trained token lies beyond model_max_length {limit}")
-        left = sum(len(one.tokens) for one in examples)
-        left_targets = sum(int(one.is_target.sum()) for one in examples)
+        left = sum(len(example.tokens) for example in examples)
+        left_targets = sum(int(example.is_target.sum()) for example in examples)
+        # Noted on one example, so that the sum over a data set is right.
         examples = (*examples[:-1], replace(examples[-1], num_cut=num_tokens - left))
         return Encoded(examples, num_tokens - left, num_targets - left_targets)
 
-    def _usual_truncation(self, row: Rendered) -> str:
-        if self._trains_nothing:
-            return "left"  # a prompt ends with what is asked
-        return "split" if row.may_split else "right"
-
     def _is_of_use(self, document: Tokens) -> bool:
-        """Returns True if something is learned of a document; its first token is never predicted."""
+        """Returns True if a document has a target to learn; its first token is never predicted."""
         return self._trains_nothing or bool(document.is_target[1:].any())
 
 
 class RowTokenizer:
-    """Makes examples of rows: renders, then encodes."""
+    """Turns rows into examples: renders, then encodes."""
 
     def __init__(
-        self, tokenizer: Any, template: Template, asked: TokenizeSpec, image_encoder: ImageEncoder | None = None
+        self, tokenizer: Any, template: Template, spec: TokenizeSpec, image_encoder: ImageEncoder | None = None
     ) -> None:
-        """Takes the tokenizer and its chat template, what is asked of the rows, and what makes tokens of images."""
+        """Sets the tokenizer, its chat template, what is trained, and the encoder of images, if there are any."""
         mark = image_encoder.mark if image_encoder else None
-        self.renderer = Renderer(tokenizer, template, asked.train_on, asked.tool_results, mark)
-        self.encoder = Encoder(tokenizer, asked.train_on, asked.max_length, asked.truncation, image_encoder)
+        self.renderer = Renderer(tokenizer, template, spec.train_on, spec.tool_results, mark)
+        self.encoder = Encoder(tokenizer, spec.train_on, spec.max_length, spec.truncation, image_encoder)
 
     def render(self, rows: Iterable[Row | RejectedRow]) -> list[Rendered | RejectedRow]:
         """Returns each row as text."""
         return [row if isinstance(row, RejectedRow) else self.renderer.render(row) for row in rows]
 
     def encode(self, rendered: Sequence[Rendered | RejectedRow]) -> Iterator[Encoded | RejectedRow]:
-        """Yields what each rendered row comes to."""
-        encoded = self.encoder.encode([one for one in rendered if isinstance(one, Rendered)])
-        for one in rendered:
-            yield one if isinstance(one, RejectedRow) else next(encoded)
+        """Yields the tokens of each rendered row; a rejected row stays as it is."""
+        encoded = self.encoder.encode([row for row in rendered if isinstance(row, Rendered)])
+        for row in rendered:
+            yield row if isinstance(row, RejectedRow) else next(encoded)
 
     def make(self, rows: Iterable[Row | RejectedRow]) -> Iterator[Encoded | RejectedRow]:
-        """Yields what each row comes to."""
+        """Yields the tokens of each row; a rejected row stays as it is."""
         return self.encode(self.render(rows))
 
 
@@ -252,13 +262,13 @@ def without_gaps(offsets: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
 
     Tokenizers like GPT-2's leave it out, so that a token of white space seems to cover nothing.
     """
-    whole = np.array(offsets, dtype=np.int64).reshape(-1, 2)
-    whole[1:, 0] = np.minimum(whole[1:, 0], np.maximum.accumulate(whole[:, 1])[:-1])
-    return whole
+    chars = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+    chars[1:, 0] = np.minimum(chars[1:, 0], np.maximum.accumulate(chars[:, 1])[:-1])
+    return chars
 
 
 def covered(offsets: npt.NDArray[np.int64], spans: Sequence[tuple[int, int]]) -> npt.NDArray[np.bool_]:
-    """Returns which tokens, by the characters that each covers [T, 2], reach into a span."""
+    """Returns which tokens [T] overlap a span, from the characters that each covers [T, 2]."""
     is_target = np.zeros(len(offsets), dtype=np.bool_)
     for first, last in spans:
         is_target |= (offsets[:, 0] < last) & (offsets[:, 1] > first)
@@ -266,33 +276,27 @@ def covered(offsets: npt.NDArray[np.int64], spans: Sequence[tuple[int, int]]) ->
 
 
 def _pieces(text: str, control: re.Pattern[str]) -> Iterator[tuple[str, int, bool]]:
-    """Yields the control tokens of a marked text, and what stands between them, each with its place."""
-    marked_or_not = re.compile(f"{MARKS[0]}[^{MARKS[1]}]*{MARKS[1]}|({control.pattern})")
-    at = 0
-    for found in marked_or_not.finditer(text):
-        if found[1] is None:
+    """Yields each control token of a marked text and the text between them: piece, start, and whether it is a token."""
+    # Alternatives are tried in order, so what is marked is consumed before it can match as a token.
+    marked_or_token = re.compile(f"{MARKS[0]}[^{MARKS[1]}]*{MARKS[1]}|({control.pattern})")
+    start = 0
+    for match in marked_or_token.finditer(text):
+        if match[1] is None:
             continue
-        if found.start() > at:
-            yield text[at : found.start()], at, False
-        yield found[0], found.start(), True
-        at = found.end()
-    if at < len(text):
-        yield text[at:], at, False
-
-
-def _cut(document: Tokens, limit: int, side: str) -> Tokens:
-    """Returns a document without what is too much of it on one side."""
-    if len(document.ids) <= limit:
-        return document
-    return document.part(0, limit) if side == "right" else document.part(-limit, None)
+        if match.start() > start:
+            yield text[start : match.start()], start, False
+        yield match[0], match.start(), True
+        start = match.end()
+    if start < len(text):
+        yield text[start:], start, False
 
 
 def _joined(documents: Sequence[Tokens], row: Rendered) -> Example:
-    seen = tuple(tuple(placed.item for placed in one.images) for one in documents)
-    images = seen if any(seen) else ()
-    if len(documents) == 1:
+    images_by_document = tuple(tuple(span.item for span in document.images) for document in documents)
+    images = images_by_document if any(images_by_document) else ()
+    if len(documents) == 1:  # the usual case, without a copy
         return Example(documents[0].ids, documents[0].is_target, row.source, images=images, columns=row.columns)
-    starts = np.cumsum([0, *(len(one.ids) for one in documents[:-1])]).tolist()
-    tokens = np.concatenate([one.ids for one in documents])
-    is_target = np.concatenate([one.is_target for one in documents])
+    starts = np.cumsum([0, *(len(document.ids) for document in documents[:-1])]).tolist()
+    tokens = np.concatenate([document.ids for document in documents])
+    is_target = np.concatenate([document.is_target for document in documents])
     return Example(tokens, is_target, row.source, tuple(starts), images=images, columns=row.columns)

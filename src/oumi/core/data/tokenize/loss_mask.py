@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which text of a row is trained: known from rendering a chat up to each turn, not from a search for strings."""
+"""Rows as text, and which characters of it are trained."""
 
 from __future__ import annotations
 
@@ -10,12 +10,26 @@ from itertools import pairwise
 from typing import Any
 
 from oumi.core.data.tokenize.chat_template import Template, TemplateError
-from oumi.core.data.tokenize.turns import Ends, Span, Undecided, Writer, without_tool_results
-from oumi.core.types.conversation import ContentItem, Conversation, Message, Role
+from oumi.core.data.tokenize.turns import ChatRenderer, EndTokens, Span, UnusableRow, without_tool_results
+from oumi.core.types.conversation import ContentItem, Conversation, Role
 from oumi.core.types.example import Completion, Judged, Preference, RejectedRow, Row, Source, Text
 
 MARKS = ("\ufdd0", "\ufdd1")
-"""Stand around what looks like a control token, but is text. They are no characters, and never will be."""
+"""Put around what looks like a control token but is text. They are noncharacters of Unicode: no text uses them."""
+
+
+@dataclass(frozen=True)
+class TokenizeSpec:
+    """Which tokens are trained, and what happens to rows that are too long."""
+
+    train_on: str
+    """`all`, `all_assistant_turns` or `final_assistant_turn`; `nothing` for prompts."""
+    max_length: int | None = None
+    """Largest number of tokens of a row; None sets no limit."""
+    truncation: str | None = None
+    """`right`, `left`, `reject` or `split`; None depends on the kind of row."""
+    tool_results: tuple[str, str] | None = None
+    """Strings that open and close the results of tools within answers, which are not trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +44,12 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A row as text: one document, or several that do not see each other."""
+    """A row as text: one document, or several that do not attend to each other."""
 
     documents: tuple[Document, ...]
     source: Source
     has_specials: bool
-    """Every special token is written already, as chat templates do; the tokenizer adds none."""
+    """The text contains every special token, as chat templates write them; the tokenizer adds none."""
     may_split: bool = False
     """A text of any length, which is learned in parts."""
     is_pair: bool = False
@@ -45,10 +59,10 @@ class Rendered:
 
 
 class Renderer:
-    """Writes rows as text, and says what of it is trained.
+    """Renders rows as text, and marks what of it is trained.
 
-    What looks like a control token in a chat is text, unless the assistant says it. In completions and plain texts it
-    is what the tokenizer takes it for: people write whole chats into those.
+    In a chat, only the assistant can say control tokens: in other messages, what looks like one is text. In completions
+    and plain texts it is what the tokenizer takes it for, because people write whole chats into those.
     """
 
     def __init__(
@@ -59,14 +73,14 @@ class Renderer:
         tool_results: tuple[str, str] | None = None,
         image_mark: str | None = None,
     ) -> None:
-        """Takes how rows are rendered, and what of them is trained.
+        """Sets how rows are rendered, and what of them is trained.
 
         Args:
-            tokenizer: Tells which strings are control tokens, and which one ends a text.
-            template: Writes chats as text.
+            tokenizer: Its control tokens and end-of-text token are used.
+            template: Renders chats.
             train_on: `all`, `all_assistant_turns` or `final_assistant_turn`; `nothing` for prompts.
-            tool_results: What opens and closes the results of tools that stand within answers, and are not trained.
-            image_mark: What stands for an image in a text; None where none is taken.
+            tool_results: Strings that open and close the results of tools within answers, which are not trained.
+            image_mark: String with which the template marks an image; None if images are not supported.
         """
         self.template = template
         self.train_on = train_on
@@ -74,26 +88,33 @@ class Renderer:
         self._image_mark = image_mark
         self._eos = tokenizer.eos_token or ""
         self._control = control_tokens(tokenizer)
-        self._ends = Ends(self._control, self._eos)
+        self._end_tokens = EndTokens(self._control, self._eos)
         self._writes_tools = False
 
     def render(self, row: Row) -> Rendered | RejectedRow:
         """Returns a row as text with the spans that are trained."""
         try:
-            made = self._rendered(row.value, row.source)
-            for document in made.documents:
-                document.text.encode()
-            return made
+            rendered = self._render(row.value, row.source)
+            for document in rendered.documents:
+                document.text.encode()  # fails on a lone surrogate, which no tokenizer takes
+            return rendered
         except TemplateError as error:
             return RejectedRow(row.source, f"the chat template refuses it: {error}")
-        except Undecided as error:
+        except UnusableRow as error:
             return RejectedRow(row.source, str(error))
         except UnicodeEncodeError:
             return RejectedRow(row.source, "holds half of a character (a lone surrogate)")
 
-    def _rendered(self, value: Any, source: Source) -> Rendered:
+    def _render(self, value: Any, source: Source) -> Rendered:
         if isinstance(value, Conversation):
-            return Rendered(self._chat(value, self._taught(value)), source, has_specials=True)
+            turns = [
+                i
+                for i, message in enumerate(value.messages)
+                if message.role == Role.ASSISTANT and message.train is not False
+            ]
+            if self.train_on == "final_assistant_turn":
+                turns = turns[-1:]
+            return Rendered(self._chat(value, turns), source, has_specials=True)
         if isinstance(value, Completion):
             return Rendered((self._completion(value),), source, has_specials=False)
         if isinstance(value, Text):
@@ -103,12 +124,12 @@ class Renderer:
         if isinstance(value, Preference):
             return self._preference(value, source)
         if isinstance(value, Judged):
-            return replace(self._rendered(value.value, source), columns={"label": value.is_good})
+            return replace(self._render(value.value, source), columns={"label": value.is_good})
         if self.train_on != "nothing":
-            raise Undecided("a prompt without an answer, so there is nothing to learn")
-        chat = Conversation(messages=list(value.messages))
-        asked = _marked(chat, self._control) if self._control else chat
-        text = self.template.render(asked.messages, add_generation_prompt=True)
+            raise UnusableRow("a prompt without an answer, so there is nothing to learn")
+        prompt = Conversation(messages=list(value.messages))
+        guarded = _guarded(prompt, self._control) if self._control else prompt
+        text = self.template.render(guarded.messages, add_generation_prompt=True)
         return Rendered((Document(text, ()),), source, has_specials=True, columns=value.columns)
 
     def _completion(self, value: Completion) -> Document:
@@ -116,162 +137,141 @@ class Renderer:
         return Document(text, ((len(value.prompt), len(text)),))
 
     def _preference(self, value: Preference, source: Source) -> Rendered:
-        """Returns the better answer and the worse one, each with what leads to it."""
+        """Returns the chosen and the rejected answer, each with its prompt."""
         if isinstance(value.chosen, Completion) and isinstance(value.rejected, Completion):
             pair = (self._completion(value.chosen), self._completion(value.rejected))
             return Rendered(pair, source, has_specials=False, is_pair=True)
         assert isinstance(value.chosen, Conversation), "both are of one kind"
         assert isinstance(value.rejected, Conversation), "both are of one kind"
         pairs = zip(value.chosen.messages, value.rejected.messages, strict=False)
+        # Earlier answers are the same in both, so they say nothing about which is better.
         shared = next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
         documents = []
         for chat in (value.chosen, value.rejected):
-            answers = [i for i, one in enumerate(chat.messages) if one.role == Role.ASSISTANT and i >= shared]
-            documents += self._chat(chat, answers[-1:])[-1:]
+            turns = [i for i, message in enumerate(chat.messages) if message.role == Role.ASSISTANT and i >= shared]
+            documents += self._chat(chat, turns[-1:])[-1:]
         return Rendered(tuple(documents), source, has_specials=True, is_pair=True)
 
-    def _taught(self, chat: Conversation) -> list[int]:
-        """Returns the turns that are trained."""
-        turns = [i for i, one in enumerate(chat.messages) if one.role == Role.ASSISTANT]
-        turns = [i for i in turns if chat.messages[i].train is not False]
-        if self.train_on == "final_assistant_turn":
-            turns = turns[-1:]
-        return turns
+    def _chat(self, chat: Conversation, turns: Sequence[int]) -> tuple[Document, ...]:
+        """Returns a chat as one document, or as several if the template rewrites earlier turns.
+
+        A turn that is rewritten later is trained as it was when the model said it: at the end of the chat so far.
+        """
+        if not chat.messages:
+            raise UnusableRow("the conversation is empty")
+        for turn, message in enumerate(chat.messages):
+            if self._image_mark is None and message.contains_images():
+                raise UnusableRow(f"turn {turn}: holds an image, which the model or this trainer does not support")
+        if not turns and self.train_on != "all":
+            raise UnusableRow("no turn of it is to be trained")
+        guarded = _guarded(chat, self._control) if self._control else chat
+        renderer = ChatRenderer(self.template, guarded, self._end_tokens)
+        text = renderer.full_text()
+        self._check_marks(text, chat, is_guarded=guarded is not chat)
+        if chat.tools and not self._writes_tools:
+            self._writes_tools = renderer.writes_tools(text)  # once True, it holds for every chat
+            if not self._writes_tools:
+                raise UnusableRow("the chat template does not write the tools of the chat")
+        renderer.check_written(text)
+        images = tuple(item for message in chat.messages for item in message.image_content_items)
+        self._check_images(text, images)
+        if self.train_on == "all":
+            return (Document(text, tuple(self._all_but_flagged(renderer, chat, text)), images),)
+        texts, spans = [text], {text: list[Span]()}
+        # From the last turn back, so that a turn is put into the longest text that still contains it.
+        for turn in reversed(turns):
+            upto = renderer.upto(turn)
+            home = next((text for text in texts if text.startswith(upto)), None)
+            if home is None:
+                texts.append(home := upto)
+                spans[home] = []
+            span = renderer.span(turn, upto)
+            parts = [span] if self._tool_results is None else without_tool_results(home, span, self._tool_results)
+            spans[home] = [*parts, *spans[home]]
+        texts = [text for text in reversed(texts) if spans[text]]
+        assert all(a[1] <= b[0] for text in texts for a, b in pairwise(spans[text])), "turns follow each other"
+        return tuple(Document(text, tuple(spans[text]), images) for text in texts)
+
+    def _all_but_flagged(self, renderer: ChatRenderer, chat: Conversation, text: str) -> Iterator[Span]:
+        """Yields the spans between messages with `train: false`, for a chat that is trained as a whole."""
+        start = 0
+        for turn, message in enumerate(chat.messages):
+            if message.train is False:
+                upto = renderer.upto(turn)
+                if not text.startswith(upto):
+                    raise UnusableRow(f"turn {turn}: is not to be trained, but the chat template rewrites it")
+                first, last = renderer.span(turn, upto)
+                yield start, first
+                start = last
+        yield start, len(text)
 
     def _check_marks(self, text: str, chat: Conversation, is_guarded: bool) -> None:
-        """Raises Undecided if other marks than ours stand in a text, or the template wrote ours in another way."""
+        """Raises UnusableRow if a text contains other marks than ours, or the template changed ours."""
         if not is_guarded and MARKS[0] not in text and MARKS[1] not in text:
             return
         control = self._control.pattern if self._control is not None else "(?!)"
         rest = re.sub(f"{MARKS[0]}(?:{control}){MARKS[1]}", "", text)
-        rest += "".join(_said(one) for one in chat.messages if one.role == Role.ASSISTANT)  # where none of ours stand
+        # The assistant's own words get no marks from us: a pair there looks like ours, but is the row's.
+        for message in chat.messages:
+            if message.role == Role.ASSISTANT:
+                calls = "".join(call.function.arguments for call in message.tool_calls or ())
+                rest += f"{message.text}{message.reasoning_content}{calls}"
         if MARKS[0] in rest or MARKS[1] in rest:
-            raise Undecided("holds U+FDD0 or U+FDD1, which are no characters")
+            raise UnusableRow("holds U+FDD0 or U+FDD1, which are no characters")
         if is_guarded and re.search(rf"\\ufdd0(?:{control})\\ufdd1", rest):
-            raise Undecided("the chat template escapes what looks like a control token")
-
-    def _chat(self, chat: Conversation, turns: Sequence[int]) -> tuple[Document, ...]:
-        """Returns a chat as one document, or as several where the template rewrites earlier turns.
-
-        Such a turn is trained as it stands when the model says it: at the end of the chat so far.
-        """
-        if not chat.messages:
-            raise Undecided("the conversation is empty")
-        images = self._images(chat)
-        if not turns and self.train_on != "all":
-            raise Undecided("no turn of it is to be trained")
-        guarded = _marked(chat, self._control) if self._control else chat
-        writer = Writer(self.template, guarded, self._ends)
-        text = writer.whole()
-        self._check_marks(text, chat, is_guarded=guarded is not chat)
-        if chat.tools and not self._writes_tools:
-            self._writes_tools = writer.writes_tools(text)
-            if not self._writes_tools:
-                raise Undecided("the chat template does not write the tools of the chat")
-        writer.check_written(text)
-        self._check_images(text, images)
-        if self.train_on == "all":
-            return (Document(text, tuple(self._all_but_flagged(writer, chat, text)), images),)
-        texts, spans = [text], {text: list[Span]()}
-        for turn in reversed(turns):
-            upto = writer.upto(turn)
-            home = next((one for one in texts if one.startswith(upto)), None)
-            if home is None:
-                texts.append(home := upto)
-                spans[home] = []
-            span = writer.span(turn, upto)
-            parts = [span] if self._tool_results is None else without_tool_results(home, span, self._tool_results)
-            spans[home] = [*parts, *spans[home]]
-        kept = [one for one in reversed(texts) if spans[one]]
-        assert all(a[1] <= b[0] for one in kept for a, b in pairwise(spans[one])), "turns follow each other"
-        return tuple(Document(one, tuple(spans[one]), images) for one in kept)
-
-    def _all_but_flagged(self, writer: Writer, chat: Conversation, text: str) -> Iterator[Span]:
-        """Yields what of a text is trained where all is: what stands between turns that are not to be trained."""
-        begin = 0
-        for turn, one in enumerate(chat.messages):
-            if one.train is False:
-                upto = writer.upto(turn)
-                if not text.startswith(upto):
-                    raise Undecided(f"turn {turn}: is not to be trained, but the chat template rewrites it")
-                first, last = writer.span(turn, upto)
-                yield begin, first
-                begin = last
-        yield begin, len(text)
-
-    def _images(self, chat: Conversation) -> tuple[ContentItem, ...]:
-        for i, one in enumerate(chat.messages):
-            if self._image_mark is None and one.contains_images():
-                raise Undecided(f"turn {i}: holds an image, which the model, or this trainer, does not take")
-        return tuple(item for one in chat.messages for item in one.image_content_items)
+            raise UnusableRow("the chat template escapes what looks like a control token")
 
     def _check_images(self, text: str, images: Sequence[ContentItem]) -> None:
-        """Raises Undecided unless the template has marked each image in the text, and nothing else."""
+        """Raises UnusableRow unless the text has as many image marks as the chat has images."""
         if self._image_mark is None:
             return
+        # Behind one of our marks it is a user's text that looks like an image mark.
         count = len(re.findall(rf"(?<!{MARKS[0]}){re.escape(self._image_mark)}", text))
         if count != len(images):
-            raise Undecided(f"the chat template marks {count} images as {self._image_mark}: of {len(images)}")
+            raise UnusableRow(f"the chat template marks {count} images as {self._image_mark}: of {len(images)}")
 
 
 def control_tokens(tokenizer: Any) -> re.Pattern[str] | None:
-    """Returns a pattern of the tokens that steer a model, None if there are none."""
+    """Returns a pattern of the special tokens of a tokenizer, None if it has none."""
     added = tokenizer.added_tokens_decoder.values()
-    names = {str(one) for one in added if one.special} | set(tokenizer.all_special_tokens)
-    ordered = sorted(filter(None, names), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, ordered))) if ordered else None
+    names = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
+    # The longest first: in an alternation the first match wins, and one token may begin as another does.
+    longest_first = sorted(filter(None, names), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
-def _marked(chat: Conversation, control: re.Pattern[str]) -> Conversation:
-    """Returns the chat with marks around control tokens that stand in what is not the assistant's own.
+def _guarded(chat: Conversation, control: re.Pattern[str]) -> Conversation:
+    """Returns the chat with marks around control tokens that are not the assistant's own.
 
-    What system, user and tools say, and how tools are defined, is text. In what the assistant says, thinks and calls,
-    a control token is one: the model says it, and data sets write thoughts and calls with such tokens.
+    The words of system, user and tools, and the definitions of tools, are text. In the assistant's answers, thoughts
+    and calls a control token is one: the model says it, and data sets write thoughts and calls with such tokens.
     """
     messages = [
-        one.model_copy(update={"content": _marked_in(one.content, control)})
-        if one.role != Role.ASSISTANT and control.search(one.text)
-        else one
-        for one in chat.messages
+        message.model_copy(update={"content": _marked(message.content, control)})
+        if message.role != Role.ASSISTANT and control.search(message.text)
+        else message
+        for message in chat.messages
     ]
     tools = [
-        one.model_copy(update={"function": _marked_in(one.function, control)})
-        if control.search(str(one.function))
-        else one
-        for one in chat.tools or ()
+        tool.model_copy(update={"function": _marked(tool.function, control)})
+        if control.search(str(tool.function))
+        else tool
+        for tool in chat.tools or ()
     ]
+    # The same object means "no marks": most chats need none, and are checked faster.
     if all(a is b for a, b in zip([*messages, *tools], [*chat.messages, *(chat.tools or ())], strict=True)):
         return chat
     return chat.model_copy(update={"messages": messages, "tools": tools or chat.tools})
 
 
-def _marked_in(value: Any, control: re.Pattern[str]) -> Any:
-    """Returns a value with marks around the control tokens in any text of it."""
+def _marked(value: Any, control: re.Pattern[str]) -> Any:
+    """Returns a value with marks around the control tokens in any text within it."""
     if isinstance(value, str):
-        return control.sub(lambda found: f"{MARKS[0]}{found[0]}{MARKS[1]}", value)
+        return control.sub(lambda match: f"{MARKS[0]}{match[0]}{MARKS[1]}", value)
     if isinstance(value, list):
-        return [_marked_in(one, control) for one in value]
+        return [_marked(item, control) for item in value]
     if isinstance(value, dict):
-        return {_marked_in(key, control): _marked_in(one, control) for key, one in value.items()}
+        return {_marked(key, control): _marked(item, control) for key, item in value.items()}
     if isinstance(value, ContentItem) and value.is_text():
-        return value.model_copy(update={"content": _marked_in(value.content, control)})
+        return value.model_copy(update={"content": _marked(value.content, control)})
     return value
-
-
-def _said(message: Message) -> str:
-    calls = "".join(one.function.arguments for one in message.tool_calls or ())
-    return f"{message.text}{message.reasoning_content}{calls}"
-
-
-@dataclass(frozen=True)
-class TokenizeSpec:
-    """Which tokens are trained, and what becomes of rows that are too long."""
-
-    train_on: str
-    """`all`, `all_assistant_turns` or `final_assistant_turn`; `nothing` for prompts."""
-    max_length: int | None = None
-    """Tokens that a row may have; None sets no limit."""
-    truncation: str | None = None
-    """`right`, `left`, `reject` or `split`; None leaves it to the kind of row."""
-    tool_results: tuple[str, str] | None = None
-    """What opens and closes the results of tools that stand within answers, and are not trained."""

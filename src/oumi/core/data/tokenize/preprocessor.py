@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What turns the rows of a run into batches: its tokenizer, and its processor if the model sees images."""
+"""The tokenizer of a run, its chat template, and its processor if the model takes images."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ from oumi.core.types.example import Example
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """A tokenizer with its chat template, and a processor."""
+    """Turns the rows of a run into batches."""
 
     tokenizer: Any
+    """Its chat template is the one of the plan."""
     processor: Any = None
+    """None for a model that takes text alone."""
 
     @cached_property
     def image_encoder(self) -> ImageEncoder | None:
-        """Returns what makes tokens and features of images, None for a model that sees none."""
+        """Returns the encoder of images, None for a model that takes none."""
         return None if self.processor is None else ImageEncoder(self.processor)
 
     @cached_property
     def digest(self) -> str:
-        """Returns a digest of what decides the tokens of a text and of an image."""
+        """Returns a digest of all that decides the tokens of a text or an image."""
         return digest_of_values(
             {
                 "vocabulary": self.tokenizer.backend_tokenizer.to_str(),
@@ -43,11 +45,33 @@ class Preprocessor:
         )
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """Returns examples as a batch."""
-        return collate(examples) if self.image_encoder is None else collate_with_images(examples, self.image_encoder)
+        """Returns examples end to end as a batch, with the features of their images.
+
+        Raises:
+            DataError: An image was changed or removed after its row was tokenized.
+        """
+        batch = collate(examples)
+        counts = [len(items) for example in examples for items in (example.images or ((),) * len(example.starts))]
+        if self.image_encoder is None or not any(counts):
+            return batch
+        images = []
+        for example in examples:
+            try:
+                images += [load_image(item) for items in example.images for item in items]
+            except BadImage as error:
+                raise DataError(f"{example.source}: {error}") from None
+        token_id = self.image_encoder.token_id
+        num_expected = sum(int((self.image_encoder.expansion(image) == token_id).sum()) for image in images)
+        if num_expected != int((batch.tokens == token_id).sum()):
+            names = ", ".join(str(example.source) for example in examples)
+            raise DataError(
+                f"an image of these rows has another size than when it was tokenized: {names}\n"
+                f"Restore it, or delete the cached tokens in {token_cache()}"
+            )
+        return replace(batch, features=self.image_encoder.features(images), num_images=tuple(counts))
 
     def save(self, directory: Path) -> None:
-        """Writes them as Hugging Face files."""
+        """Writes the tokenizer and the processor as Hugging Face files."""
         if self.processor is None:
             self.tokenizer.save_pretrained(directory)
         else:
@@ -57,7 +81,7 @@ class Preprocessor:
 
 
 def load_preprocessor(plan: ModelPlan) -> Preprocessor:
-    """Returns the tools of a plan.
+    """Returns the tokenizer and the processor of a plan.
 
     Raises:
         ConfigError: No such tokenizer, processor or chat template.
@@ -65,7 +89,8 @@ def load_preprocessor(plan: ModelPlan) -> Preprocessor:
     tokenizer = load_tokenizer(plan)
     processor = None
     if plan.sees_images:
-        from oumi.core.data.tokenize.processor import load_processor  # loads all that transformers knows of images
+        # Imported here: the module loads all of transformers' code for images.
+        from oumi.core.data.tokenize.processor import load_processor
 
         processor = load_processor(plan, tokenizer)
         tokenizer.chat_template = tokenizer.chat_template or processor.chat_template
@@ -73,29 +98,3 @@ def load_preprocessor(plan: ModelPlan) -> Preprocessor:
     if processor is not None:
         processor.chat_template = tokenizer.chat_template
     return Preprocessor(tokenizer, processor)
-
-
-def collate_with_images(examples: Sequence[Example], image_encoder: ImageEncoder) -> Batch:
-    """Returns examples end to end, with the features of their images.
-
-    Raises:
-        DataError: An image has changed since its row was tokenized, or is gone.
-    """
-    batch = collate(examples)
-    counts = [len(one) for example in examples for one in (example.images or ((),) * len(example.starts))]
-    if not any(counts):
-        return batch
-    images = []
-    for example in examples:
-        try:
-            images += [load_image(item) for of_document in example.images for item in of_document]
-        except BadImage as error:
-            raise DataError(f"{example.source}: {error}") from None
-    wanted = sum(int((image_encoder.expansion(one) == image_encoder.token_id).sum()) for one in images)
-    if wanted != int((batch.tokens == image_encoder.token_id).sum()):
-        names = ", ".join(str(one.source) for one in examples)
-        raise DataError(
-            f"an image of these rows has another size than when it was tokenized: {names}\n"
-            f"Bring it back as it was, or delete {token_cache()}, where the tokens are kept"
-        )
-    return replace(batch, features=image_encoder.features(images), num_images=tuple(counts))

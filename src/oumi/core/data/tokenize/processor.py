@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processor of a plan: what turns images into features, and their marks in a text into tokens."""
+"""The processor of a plan, which turns images into features and their marks in a text into tokens."""
 
 from __future__ import annotations
 
@@ -19,61 +19,62 @@ from oumi.core.hub import hub_errors, remote_code_refused
 from oumi.core.plan.parts import ModelPlan
 from oumi.core.recipes import resolve_asset
 
-_VIDEOS = "video_preprocessor_config.json"
-_OF_LOADING = ("use_fast", "backend", "padding_side")
-_MISSING = {"patch_size": 14, "vision_feature_select_strategy": "default"}
-"""What early LLaVA processors do not say of themselves."""
+_VIDEO_FILE = "video_preprocessor_config.json"
+_LOADING_ARGUMENTS = ("use_fast", "backend", "padding_side")
+"""Arguments of `from_pretrained` that no part of a processor declares."""
+_LLAVA_DEFAULTS = {"patch_size": 14, "vision_feature_select_strategy": "default"}
+"""Attributes that the files of early LLaVA models leave unset."""
 
 
 def load_processor(plan: ModelPlan, tokenizer: Any) -> Any:
-    """Returns the processor of a model that sees images, around the given tokenizer.
-
-    Its chat template is the tokenizer's if that has one, and else stays its own.
+    """Returns the processor of a model that takes images, with `tokenizer` as its tokenizer.
 
     Raises:
-        ConfigError: The model brings none, it needs a library that is not here, or it takes no such argument.
+        ConfigError: The model has none, a library that it needs is not installed, or an argument of the config is
+            unknown to it.
     """
     name = str(resolve_asset(plan.processor_name or plan.name))
     try:
         with hub_errors("processor", plan.name), remote_code_refused(plan.name):
             processor = _load(name, plan, tokenizer)
     except ImportError as error:
-        told = " ".join(str(error).split())
-        raise ConfigError(f"the processor of {plan.name} needs what is not installed: {told}") from error
+        message = " ".join(str(error).split())
+        raise ConfigError(f"the processor of {plan.name} needs a package that is not installed: {message}") from error
+    # A model for text alone loads, too: as its tokenizer.
     if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
-        raise ConfigError(f"model {plan.name}: brings no processor for images, so it cannot be trained on them")
-    if not plan.trust_remote_code:
-        _check_known(processor, tokenizer, plan.processor_kwargs)
-    for key, value in _MISSING.items():
+        raise ConfigError(f"model {plan.name}: has no processor for images, so it cannot be trained on them")
+    if not plan.trust_remote_code:  # what remote code reads cannot be told from signatures
+        _check_arguments(processor, tokenizer, plan.processor_kwargs)
+    for key, value in _LLAVA_DEFAULTS.items():
         if getattr(processor, key, value) is None:
             setattr(processor, key, value)
     processor.tokenizer = tokenizer
     return processor
 
 
-def _check_known(processor: Any, tokenizer: Any, arguments: Mapping[str, Any]) -> None:
-    """Raises ConfigError, with the nearest name, for an argument that neither the processor nor its parts have."""
+def save_processor(processor: Any, directory: Path) -> None:
+    """Writes a processor for `AutoProcessor.from_pretrained`, with the settings for videos that it was loaded with."""
+    processor.save_pretrained(directory)
+    if videos := getattr(processor, "video_settings", None):
+        (directory / _VIDEO_FILE).write_text(json.dumps(videos, indent=2) + "\n")
+
+
+def _check_arguments(processor: Any, tokenizer: Any, arguments: Mapping[str, Any]) -> None:
+    """Raises ConfigError for an argument that neither the processor nor a part of it has: transformers ignores it."""
     images = processor.image_processor
-    known = {
+    names = {
         *vars(processor),
         *inspect.signature(type(processor).__init__).parameters,
         *vars(images),
         *getattr(getattr(images, "valid_kwargs", None), "__annotations__", {}),
         *tokenizer.init_kwargs,
-        *_OF_LOADING,
+        *_LOADING_ARGUMENTS,
     }
     for key in arguments:
-        if key not in known:
+        if key not in names:
             raise ConfigError(
-                f"model.processor_kwargs.{key}: the processor has no such setting{did_you_mean(key, known)}"
+                f"model.processor_kwargs.{key}: the processor has no such setting{did_you_mean(key, names)}"
             )
-
-
-def save_processor(processor: Any, directory: Path) -> None:
-    """Writes a processor for `AutoProcessor.from_pretrained`, its part for videos as it was found."""
-    processor.save_pretrained(directory)
-    if videos := getattr(processor, "video_settings", None):
-        (directory / _VIDEOS).write_text(json.dumps(videos, indent=2) + "\n")
 
 
 def _load(name: str, plan: ModelPlan, tokenizer: Any) -> Any:
@@ -88,35 +89,37 @@ def _load(name: str, plan: ModelPlan, tokenizer: Any) -> Any:
     except (ImportError, OSError) as error:
         if not any(sign in str(error).lower() for sign in ("torchvision", "video processor")):
             raise
-    # Only its part for videos is not to be had, and there are none.
+    # Only its part for videos cannot be loaded, and we train on none.
     kind = AutoConfig.from_pretrained(name, revision=revision).model_type
-    whole = getattr(transformers, PROCESSOR_MAPPING_NAMES[kind])
-    without = type(whole.__name__, (WithoutVideos, whole), {})
-    processor = without(image_processor=AutoImageProcessor.from_pretrained(name, **settings), tokenizer=tokenizer)
+    original = getattr(transformers, PROCESSOR_MAPPING_NAMES[kind])
+    # The name stays, since it is written to the saved files.
+    reduced = type(original.__name__, (WithoutVideos, original), {})
+    processor = reduced(image_processor=AutoImageProcessor.from_pretrained(name, **settings), tokenizer=tokenizer)
     processor.chat_template = tokenizer.chat_template
     processor.video_settings = _video_settings(name, revision)
     return processor
 
 
 def _video_settings(name: str, revision: str | None) -> dict[str, Any] | None:
-    for file, section in ((_VIDEOS, None), ("processor_config.json", "video_processor")):
+    # Newer models keep them in a section of the processor's file.
+    for file, section in ((_VIDEO_FILE, None), ("processor_config.json", "video_processor")):
         path = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
-        found = json.loads(Path(path).read_text()) if path else {}
+        settings = json.loads(Path(path).read_text()) if path else {}
         if section is not None:
-            found = found.get(section)
-        if found:
-            return dict(found)
+            settings = settings.get(section)
+        if settings:
+            return dict(settings)
     return None
 
 
 class WithoutVideos:
-    """Lets a processor stand without its part for videos."""
+    """Mixin for a processor whose part for videos cannot be loaded."""
 
     video_settings: dict[str, Any] | None = None
-    """Of that part, as the files of the model hold them."""
+    """Settings of that part from the files of the model."""
 
     @classmethod
     def get_attributes(cls) -> list[str]:
-        """Returns the parts of the processor."""
+        """Returns the names of the parts of the processor."""
         parts: list[str] = super().get_attributes()  # type: ignore[misc]  # of the processor
-        return [one for one in parts if one != "video_processor"]
+        return [part for part in parts if part != "video_processor"]

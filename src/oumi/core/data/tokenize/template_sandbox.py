@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chat templates come from strangers: they run in a sandbox, for a limited time and to a limited size."""
+"""Runs chat templates, which are foreign code, in a sandbox with limits of time and memory.
+
+Jinja's own sandbox keeps templates away from attributes and files. It does not limit what they compute, so three guards
+stand here: a thread stops a rendering that takes too long or too much memory; the output is limited; and a single call,
+which no thread can stop midway, is checked before it is made.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +32,28 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_SECONDS = 2.0
 MAX_CHARACTERS = 10_000_000
-"""Of one rendered chat, beyond what is in the chat itself."""
-_MOST_OF_INPUT = 4
-"""How often a template may repeat a chat."""
+"""Of a rendered chat, in addition to `_MAX_REPEATS` times the input."""
+_MAX_REPEATS = 4
 _MAX_GROWTH_BYTES = 512_000_000
 _MAX_NUMBER = 10_000_000
-_MAX_AT_ONCE = 100_000_000
-"""Characters that one call may make: it is not stopped midway."""
+_MAX_CALL_CHARACTERS = 100_000_000
+"""Characters, or items, that a single call may return."""
+_MAX_INDENT = 100
+_MAX_DIGITS = 12
+"""Digits that are read of a column's width."""
 _PIECES_AT_ONCE = 512
-_MOST_INDENT = 100
 _POLL_SECONDS = 0.05
+_PADDING = ("batch", "center", "expandtabs", "indent", "ljust", "rjust", "slice", "zfill")
+_FORMATTING = ("format", "format_map", "%")
+_SIZED = (*_PADDING, *_FORMATTING, "join", "replace")
+"""Filters and methods of texts whose result may be much longer than their arguments."""
+
+
+class Overrun(TemplateError):  # noqa: N818  not an error of the template's author
+    """A rendering took more time, or more memory, than any chat needs."""
+
+    def __init__(self) -> None:  # without arguments, since Python raises it by its class in the thread that renders
+        super().__init__(f"it takes more than {MAX_SECONDS:g} s, or too much memory")
 
 
 def compile_template(text: str, now: Callable[[], datetime]) -> Template:
@@ -44,18 +61,20 @@ def compile_template(text: str, now: Callable[[], datetime]) -> Template:
 
     Args:
         text: The template.
-        now: The clock that the template reads with `strftime_now`.
+        now: Returns the time for `strftime_now`.
 
     Raises:
-        TemplateSyntaxError: It is no template.
-        TemplateError: It holds a number so large that only harm can be meant.
+        TemplateSyntaxError: `text` is not a template.
+        TemplateError: It contains a number larger than `_MAX_NUMBER`.
     """
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _to_json
-    for name in ("batch", "center", "format", "indent", "join", "replace", "slice"):
-        environment.filters[name] = _limited(name, environment.filters[name])
-    environment.globals["raise_exception"] = _refuse
+    for name in _SIZED:
+        if name in environment.filters:
+            environment.filters[name] = _limited(name, environment.filters[name])
+    environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda format: now().strftime(format)
+    # Checked before compilation, which computes expressions of constants.
     for constant in environment.parse(text).find_all(nodes.Const):
         if isinstance(constant.value, int) and abs(constant.value) > _MAX_NUMBER:
             raise TemplateError(f"holds the number {constant.value}; at most {_MAX_NUMBER} is allowed")
@@ -63,94 +82,80 @@ def compile_template(text: str, now: Callable[[], datetime]) -> Template:
 
 
 def render(template: Template, variables: Mapping[str, Any]) -> str:
-    """Returns what a template writes.
+    """Returns the text of a rendered template.
 
     Args:
         template: Made by `compile_template`.
-        variables: What it may read; its own globals are to be among them, which saves most of the time.
+        variables: What it may read, its own globals included: Jinja would merge them anew for each chat.
 
     Raises:
-        TemplateError: It refuses, fails, or takes more time or room than any chat needs.
+        TemplateError: It raises an exception, or exceeds a limit.
     """
     text = ""
     try:
-        with _WATCH.limited():
+        with _WATCHDOG.limited():
             context = template.environment.context_class(
                 template.environment, dict(variables), template.name, template.blocks
             )
             pieces = template.root_render_func(context)
             while parts := list(islice(pieces, _PIECES_AT_ONCE)):
                 size = len(text) + sum(map(len, parts))
-                if size > MAX_CHARACTERS and size > MAX_CHARACTERS + _MOST_OF_INPUT * len(str(variables)):
+                # The size of the input is only worked out for a text that is very long.
+                if size > MAX_CHARACTERS and size > MAX_CHARACTERS + _MAX_REPEATS * len(str(variables)):
                     raise TemplateError(f"it writes more than {MAX_CHARACTERS:,} characters")
                 text += "".join(parts)
-    except (_Overrun, MemoryError):
-        raise Overrun(f"it takes more than {MAX_SECONDS:g} s, or too much memory") from None
+    except MemoryError:
+        raise Overrun from None
     return text
 
 
-def _limited(name: str, of_jinja: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a filter that refuses to make a text that is too long."""
+def _limited(name: str, jinja_filter: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a filter that raises TemplateError instead of returning a text that is too long."""
 
-    @wraps(of_jinja)  # with the marks by which Jinja passes it the context
-    def limited(*given: Any, **named: Any) -> Any:
-        _check_size(name, [one for one in [*given, *named.values()] if not isinstance(one, (Context, EvalContext))])
-        return of_jinja(*given, **named)
+    @wraps(jinja_filter)  # keeps the attributes by which Jinja passes it the context
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        values = [*args, *kwargs.values()]
+        _check_size(name, [value for value in values if not isinstance(value, (Context, EvalContext))])
+        return jinja_filter(*args, **kwargs)
 
     return limited
 
 
-def _check_size(name: str, given: Sequence[Any]) -> None:
-    """Raises TemplateError if a function would make a text, or a list, that is too long."""
-    size, text = 0, given[0] if given and isinstance(given[0], str) else ""
-    numbers = [one for one in given[1:] if isinstance(one, int)]
+def _check_size(name: str, args: Sequence[Any]) -> None:
+    """Raises TemplateError if a function of these arguments would return a text, or a list, that is too long."""
+    size, text = 0, args[0] if args and isinstance(args[0], str) else ""
+    numbers = [arg for arg in args[1:] if isinstance(arg, int)]
     if name in _PADDING:
         size = max(numbers, default=0) * (text.count("\n") + text.count("\t") + 1)
     elif name in _FORMATTING:
-        size = _widest(text, numbers)
-    elif name == "replace" and len(given) > 2:
-        size = text.count(str(given[1])) * len(str(given[2]))
+        columns = re.findall(r"\{[^{}]*|%[^a-zA-Z%]*", text)
+        widths = [int(digits[:_MAX_DIGITS]) for column in columns for digits in re.findall(r"[0-9]+", column)]
+        # `%*d` and `{:{}}` take a width from the arguments.
+        size = max([*widths, *(numbers if "{" in text or "*" in text else [])], default=0)
+    elif name == "replace" and len(args) > 2:
+        size = text.count(str(args[1])) * len(str(args[2]))
     elif name == "join":
-        parts = next((one for one in given if isinstance(one, (list, tuple))), ())
-        between = max((len(one) for one in given if isinstance(one, str)), default=0)
-        size = sum(len(one) if isinstance(one, str) else 1 for one in parts) + between * len(parts)
-    if size > _MAX_AT_ONCE:
+        parts = next((arg for arg in args if isinstance(arg, (list, tuple))), ())
+        separator = max((len(arg) for arg in args if isinstance(arg, str)), default=0)
+        size = sum(len(part) if isinstance(part, str) else 1 for part in parts) + separator * len(parts)
+    if size > _MAX_CALL_CHARACTERS:
         raise TemplateError(f"{name} makes something that is too long")
 
 
-def _widest(text: str, numbers: Sequence[int]) -> int:
-    """Returns about how wide the widest column of a format is."""
-    columns = re.findall(r"\{[^{}]*|%[^a-zA-Z%]*", text)
-    widths = [int(one[:_MOST_DIGITS]) for column in columns for one in re.findall(r"[0-9]+", column)]
-    told = numbers if "{" in text or "*" in text else []  # a width may be one of the values
-    return max([*widths, *told], default=0)
-
-
-_PADDING = ("batch", "center", "expandtabs", "indent", "ljust", "rjust", "slice", "zfill")
-_FORMATTING = ("format", "format_map", "%")
-_MOST_DIGITS = 12
-_SIZED = {*_PADDING, *_FORMATTING, "join", "replace"}
-"""Functions of texts whose result may be much longer than what they are given."""
-
-
-class Overrun(TemplateError):  # noqa: N818  it says what happened
-    """A rendering took more time, or more memory, than any chat needs."""
-
-
-def _joined(pieces: Iterable[str]) -> str:
-    """Returns the pieces of a macro or a block as one text, unless that is too long."""
-    parts = list(pieces)
-    if sum(map(len, parts)) > _MAX_AT_ONCE:
+def _concat(parts: Iterable[Any]) -> str:
+    """Returns parts as one text; raises TemplateError if it is too long."""
+    texts = [str(part) for part in parts]
+    if sum(map(len, texts)) > _MAX_CALL_CHARACTERS:
         raise TemplateError("it joins parts to something that is too long")
-    return "".join(parts)
+    return "".join(texts)
 
 
 class _Generator(CodeGenerator):
-    """Lets `~` go through the sandbox, as operators that it intercepts do."""
+    """Compiles `~` to a call of the sandbox: Jinja intercepts other operators, but not this one."""
 
-    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802  as Jinja has it
-        """Writes the call that joins the parts of `~`."""
-        self.write("environment.tied((")
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802  name of Jinja
+        """Writes the call."""
+        self.write("environment.concat((")
         for part in node.nodes:
             self.visit(part, frame)
             self.write(", ")
@@ -159,46 +164,43 @@ class _Generator(CodeGenerator):
 
 class _Sandbox(ImmutableSandboxedEnvironment):
     code_generator_class = _Generator
-    concat = staticmethod(_joined)
+    concat = staticmethod(_concat)  # also joins the pieces of macros and blocks
     intercepted_binops = frozenset(["*", "**", "%", "+"])
 
-    def tied(self, parts: Sequence[Any]) -> str:
-        """Returns parts as one text, unless that is too long."""
-        return _joined(map(str, parts))
-
-    def call(__self, __context: Context, __obj: Any, *given: Any, **named: Any) -> Any:  # noqa: N805  as Jinja has it
-        """Returns what a function makes, unless that is too long."""
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805  names of Jinja
+        """Calls a function, unless its result would be too long."""
         name = getattr(__obj, "__name__", "")
         if name in _SIZED and isinstance(text := getattr(__obj, "__self__", None), str):
-            _check_size(name, [text, *given, *named.values()])
-        return super().call(__context, __obj, *given, **named)
+            _check_size(name, [text, *args, *kwargs.values()])
+        return super().call(__context, __obj, *args, **kwargs)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Returns a product or a power, unless it is too large."""
+        """Applies an operator, unless its result would be too large."""
         if operator == "%":
             if isinstance(left, str):
                 _check_size("%", [left, *(right if isinstance(right, (list, tuple)) else [right])])
         elif operator == "+":
             are_parts = isinstance(left, (str, list, tuple)) and isinstance(right, type(left))
-            if are_parts and len(left) + len(right) > _MAX_AT_ONCE:
+            if are_parts and len(left) + len(right) > _MAX_CALL_CHARACTERS:
                 raise TemplateError("adds up to something that is too long")
         elif operator == "**":
             if not (isinstance(left, (int, float)) and isinstance(right, (int, float)) and abs(right) < 64):
                 raise TemplateError("a power that is too large")
         else:
-            for one, times in ((left, right), (right, left)):
-                if isinstance(one, (str, list, tuple)) and isinstance(times, int) and len(one) * times > _MAX_NUMBER:
+            for value, times in ((left, right), (right, left)):
+                is_sequence = isinstance(value, (str, list, tuple)) and isinstance(times, int)
+                if is_sequence and len(value) * times > _MAX_NUMBER:
                     raise TemplateError("repeats something too often")
         return super().call_binop(context, operator, left, right)
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what the model says; the mask is found without it, so its content is just written."""
+    """Accepts `{% generation %}`, with which transformers finds the answers; ours are found without it."""
 
     tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        """Returns what stands inside the block."""
+        """Returns the content of the block."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
@@ -206,63 +208,58 @@ class _Generation(Extension):
 def _to_json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    if isinstance(indent, int) and indent > _MOST_INDENT:
-        raise TemplateError(f"tojson indents by {indent}; at most {_MOST_INDENT} is allowed")
+    """Returns JSON as transformers writes it: Jinja's filter escapes HTML and sorts keys."""
+    if isinstance(indent, int) and indent > _MAX_INDENT:
+        raise TemplateError(f"tojson indents by {indent}; at most {_MAX_INDENT} is allowed")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _refuse(message: str) -> None:
+def _raise_exception(message: str) -> None:
     raise TemplateError(message)
 
 
-class _Overrun(Exception):  # noqa: N818  raised in the thread that renders
-    pass
-
-
-class _Watch:
-    """A thread that stops a rendering which takes too long, or too much memory."""
+class _Watchdog:
+    """A thread that stops renderings which take too much time or memory."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._running: dict[int, tuple[float, int]] = {}
+        """Deadline, and memory of the process at the start (0 until it is measured), by thread."""
 
     @contextmanager
     def limited(self) -> Iterator[None]:
-        """Raises _Overrun inside the block when its time is up."""
-        me = threading.get_ident()
+        """Raises Overrun inside the block when a limit is exceeded."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._look, name="template-watch", daemon=True)
+            self._thread = threading.Thread(target=self._watch, name="template-watch", daemon=True)
             self._thread.start()
-        self._running[me] = (time.monotonic() + MAX_SECONDS, 0)
+        thread_id = threading.get_ident()
+        self._running[thread_id] = (time.monotonic() + MAX_SECONDS, 0)
         try:
             yield
         finally:
+            # With the lock, so that no rendering is stopped after its end.
             with self._lock:
-                self._running.pop(me, None)
+                self._running.pop(thread_id, None)
 
-    def forget(self) -> None:
-        """Begins anew in a forked process, which has no thread but its own."""
-        self.__init__()  # type: ignore[misc]  # the same object is known by name
-
-    def _look(self) -> None:
+    def _watch(self) -> None:
         while True:
             time.sleep(_POLL_SECONDS)
             with self._lock:
-                for ident, (deadline, size) in list(self._running.items()):
-                    now = _resident_bytes()
-                    if time.monotonic() > deadline or (size and now - size > _MAX_GROWTH_BYTES):
-                        del self._running[ident]
-                        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(_Overrun))
-                    elif not size:
-                        self._running[ident] = (deadline, now)
+                for thread_id, (deadline, begin_bytes) in list(self._running.items()):
+                    num_bytes = 0
+                    with suppress(OSError):  # other systems have no /proc, and are left with the limit of time
+                        pages = int(Path("/proc/self/statm").read_text().split()[1])
+                        num_bytes = pages * os.sysconf("SC_PAGE_SIZE")
+                    has_grown = begin_bytes and num_bytes - begin_bytes > _MAX_GROWTH_BYTES
+                    if time.monotonic() > deadline or has_grown:
+                        del self._running[thread_id]
+                        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(Overrun))
+                    elif not begin_bytes:
+                        # Measured here, since most chats are rendered before the first poll.
+                        self._running[thread_id] = (deadline, num_bytes)
 
 
-def _resident_bytes() -> int:
-    with suppress(OSError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0
-
-
-_WATCH = _Watch()
-os.register_at_fork(after_in_child=_WATCH.forget)
+_WATCHDOG = _Watchdog()
+# A forked process has no thread but its own, and perhaps a lock that is held.
+os.register_at_fork(after_in_child=_WATCHDOG.__init__)  # type: ignore[misc]  # of the same object

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which characters of a rendered chat belong to which turn, and the strings that a config expects around turns."""
+"""Turns in a rendered chat: where each answer begins and ends, and which strings a template writes around it.
+
+Nothing is searched for that a message could also contain: the place of an answer follows from rendering the chat up to
+it, with and without the prompt of inference.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from oumi.core.data.tokenize.chat_template import Template, TemplateError
 from oumi.core.errors import ConfigError, Problem
@@ -14,53 +18,61 @@ from oumi.core.types.conversation import Conversation, FunctionCall, Message, Ro
 Span = tuple[int, int]
 """First character, and the one after the last."""
 
-_LONGEST = 200
-"""Characters of any control token."""
+_MAX_TOKEN_LENGTH = 200
+"""Characters of the longest control token; more of a text's end need not be searched."""
+_QUESTIONS, _ANSWERS = ("first question", "second question"), ("first answer", "second answer")
+_LANDMARKS = {
+    "response_template": "before an answer",
+    "instruction_template": "before a question",
+    "end_of_turn_template": "after an answer",
+}
+"""Keys of `data.train.collator_kwargs`, and where the chat template must write their strings."""
 
 
-class Undecided(Exception):  # noqa: N818  it says what a row is
-    """The template does not tell which part of the text a turn is."""
+class UnusableRow(Exception):  # noqa: N818  a row, not a run, fails
+    """A row that cannot be trained; the message is the reason."""
 
 
-class Ends:
-    """The control tokens with which answers end."""
+class EndTokens:
+    """The control tokens that end an answer, and the one that ends a text."""
 
     def __init__(self, control: re.Pattern[str] | None, eos: str) -> None:
         self._control = control
         self._eos = eos
 
-    def has(self, text: str) -> bool:
-        """Returns True if a text ends with a control token, but for white space, or there are none."""
+    def is_ended(self, text: str) -> bool:
+        """Returns True if a text ends with a control token and white space, or the tokenizer has no such token."""
         if self._control is None:
             return True
         text = text.rstrip()
-        return any(found.end() == len(text) for found in self._control.finditer(text, max(len(text) - _LONGEST, 0)))
+        matches = self._control.finditer(text, max(len(text) - _MAX_TOKEN_LENGTH, 0))
+        return any(match.end() == len(text) for match in matches)
 
     def without_eos(self, text: str) -> str:
-        """Returns a text without the end token of texts, if it stands behind the end of an answer; else nothing."""
+        """Returns a text without the end-of-text token that follows the end of an answer, "" if there is none."""
         text = text.rstrip()
-        before = text.removesuffix(self._eos) if self._eos else text
-        return before if len(before) < len(text) and self.has(before) else ""
+        shorter = text.removesuffix(self._eos) if self._eos else text
+        return shorter if len(shorter) < len(text) and self.is_ended(shorter) else ""
 
-    def opening(self, text: str, at: int) -> str:
-        """Returns the control token at a place of a text, if there is one."""
-        found = self._control.match(text, at) if self._control is not None else None
-        return found[0] if found else ""
+    def token_at(self, text: str, start: int) -> str:
+        """Returns the control token at a position of a text, "" if there is none."""
+        match = self._control.match(text, start) if self._control is not None else None
+        return match[0] if match else ""
 
 
-class Writer:
-    """One chat, and what the template makes of parts of it."""
+class ChatRenderer:
+    """Renders one chat, whole and in part, each part once."""
 
-    def __init__(self, template: Template, chat: Conversation, ends: Ends) -> None:
+    def __init__(self, template: Template, chat: Conversation, end_tokens: EndTokens) -> None:
         self._template = template
         self._messages = chat.messages
         self._tools = chat.tools
-        self._ends = ends
+        self._end_tokens = end_tokens
         self._rendered: dict[tuple[int, bool], str] = {}
         self._upto: dict[int, str] = {}
 
-    def whole(self) -> str:
-        """Returns the whole chat, with the end of its last answer, which the template may leave to a turn after it."""
+    def full_text(self) -> str:
+        """Returns the text of the chat, ending with the end of its last answer even if the template omits that."""
         last = len(self._messages) - 1
         text = self._render(last + 1)
         if self._messages[last].role != Role.ASSISTANT:
@@ -68,204 +80,205 @@ class Writer:
         return max(text, self.upto(last), key=len)
 
     def check_written(self, text: str) -> None:
-        """Raises Undecided if the template drops a turn that is not the assistant's."""
-        for i, one in enumerate(self._messages):
-            if one.role != Role.ASSISTANT and one.text.strip() not in text and text == self._without(i):
-                raise Undecided(f"turn {i}: the chat template drops what the {one.role} says")
+        """Raises UnusableRow if the template drops a message of the system, the user or a tool."""
+        for i, message in enumerate(self._messages):
+            if message.role == Role.ASSISTANT or message.text.strip() in text:
+                continue
+            # The template may write a text in another form: it is dropped if leaving it out changes nothing.
+            others = [*self._messages[:i], *self._messages[i + 1 :]]
+            try:
+                is_dropped = text == self._template.render(others, tools=self._tools)
+            except TemplateError:
+                continue
+            if is_dropped:
+                raise UnusableRow(f"turn {i}: the chat template drops the text of the {message.role}")
 
     def writes_tools(self, text: str) -> bool:
-        """Returns True if the tools of the chat change its text."""
+        """Returns True if the definitions of the tools change the text of the chat."""
         try:
             return not text.startswith(self._template.render(self._messages))
         except TemplateError:
             return True
 
-    def _without(self, turn: int) -> str | None:
-        try:
-            rest = [*self._messages[:turn], *self._messages[turn + 1 :]]
-            return self._template.render(rest, tools=self._tools)
-        except TemplateError:
-            return None
-
     def upto(self, turn: int) -> str:
-        """Returns the chat with an answer as its last turn, up to the end of it.
+        """Returns the chat with an answer as its last turn, up to the end of that answer.
 
-        Some templates leave the end to the next turn: what a model says to end its answer is the control token that
-        opens the turn of the user, or of the tool. Others write an end of the whole text behind that of the answer.
+        Some templates write the end of an answer with the next turn: the model then ends its answer with the control
+        token that opens the turn of the user or of a tool. Others write an end of text behind the end of the answer.
         """
         if turn not in self._upto:
-            self._upto[turn] = self._ended(turn, self._render(turn + 1))
+            text = self._render(turn + 1)
+            is_ended, shorter = self._end_tokens.is_ended(text), self._end_tokens.without_eos(text)
+            if not is_ended:
+                alone, continued = self._with_plain_answer(turn)
+                if continued.startswith(alone):
+                    text += self._end_tokens.token_at(continued, len(alone))
+            elif shorter:
+                # Is it the end of the text, or of this answer? The former disappears as soon as a turn follows.
+                alone, continued = self._with_plain_answer(turn)
+                without_eos = self._end_tokens.without_eos(alone)
+                if continued.startswith(without_eos) and not continued.startswith(alone.rstrip()):
+                    text = shorter
+            self._upto[turn] = text
         return self._upto[turn]
 
-    def _ended(self, turn: int, text: str) -> str:
-        is_ended, shorter = self._ends.has(text), self._ends.without_eos(text)
-        if is_ended and not shorter:
-            return text
-        alone, longer = self._with_plain_answer(turn)
-        if not is_ended:
-            return text + self._ends.opening(longer, len(alone)) if longer.startswith(alone) else text
-        is_of_text = longer.startswith(self._ends.without_eos(alone)) and not longer.startswith(alone.rstrip())
-        return shorter if is_of_text else text
-
     def _with_plain_answer(self, turn: int) -> tuple[str, str]:
-        """Returns the chat with a plain answer, which no template changes later, without and with the turn after it."""
+        """Returns the chat up to an answer ".", without and with a turn after it; twice "" if that fails.
+
+        Templates rewrite earlier answers, for instance without their thoughts: a plain one stays as it is.
+        """
         answer = self._messages[turn].model_copy(update={"content": ".", "reasoning_content": None})
+        next_messages = self._messages[turn + 1 : turn + 2]
+        if not next_messages and answer.tool_calls:
+            call = answer.tool_calls[-1]
+            next_messages = [Message(role=Role.TOOL, content="?", name=call.function.name, tool_call_id=call.id)]
+        elif not next_messages:
+            next_messages = [Message(role=Role.USER, content="?")]
         chat = [*self._messages[:turn], answer]
-        follows = self._messages[turn + 1 : turn + 2] or [_next_after(answer)]
         try:
             alone = self._template.render(chat, tools=self._tools)
-            return alone, self._template.render([*chat, *follows], tools=self._tools)
+            return alone, self._template.render([*chat, *next_messages], tools=self._tools)
         except TemplateError:
             return "", ""
 
     def span(self, turn: int, upto: str) -> Span:
-        """Returns where an answer begins, after the prompt of inference, and where its end mark ends."""
+        """Returns the characters of an answer: from the end of the prompt of inference to the end of its end token.
+
+        Args:
+            turn: Index of the answer.
+            upto: The chat up to its end, as `upto` returns it.
+
+        Raises:
+            UnusableRow: The template does not write the answer as it is, or gives no prompt for it.
+        """
         start = self._start(turn, upto)
         message = self._messages[turn]
-        answer = message.text.strip()
-        end = len(upto.rstrip())  # white space after the end mark is never generated
-        # The first words of the answer may be those that the prompt ends with.
-        if not _is_in(answer, upto[max(start - len(answer), 0) :]):
-            raise Undecided(f"turn {turn}: the chat template changes or drops its text")
-        for what, text in (("reasoning_content", message.reasoning_content), *_called(message)):
-            if text and not _is_in(text, upto[start:]):  # a tool is named where it is defined, too
-                raise Undecided(f"turn {turn}: the chat template does not write its {what}")
-        return start, max(end, start)
+        text = message.text.strip()
+        # The first words of the answer may be those with which the prompt ends.
+        if not _contains(upto[max(start - len(text), 0) :], text):
+            raise UnusableRow(f"turn {turn}: the chat template changes or drops its text")
+        parts = [("tool call", call.function.name) for call in message.tool_calls or ()]
+        if message.reasoning_content:
+            parts.insert(0, ("reasoning_content", message.reasoning_content))
+        for name, part in parts:
+            if not _contains(upto[start:], part):  # from the start: tools are named where they are defined, too
+                raise UnusableRow(f"turn {turn}: the chat template does not write its {name}")
+        return start, max(len(upto.rstrip()), start)  # the model stops before the white space
 
     def _render(self, num_messages: int, add_generation_prompt: bool = False) -> str:
         key = (num_messages, add_generation_prompt)
         if key not in self._rendered:
-            self._rendered[key] = self._template.render(
-                self._messages[:num_messages], add_generation_prompt, self._tools
-            )
+            messages = self._messages[:num_messages]
+            self._rendered[key] = self._template.render(messages, add_generation_prompt, self._tools)
         return self._rendered[key]
 
     def _start(self, turn: int, upto: str) -> int:
         if not turn:
-            return self._end_of_header(upto)
+            # No prompt precedes the answer, and few templates render an empty chat: the header is that of any answer.
+            question = [Message(role=Role.USER, content="?")]
+            prompt = self._template.render(question, add_generation_prompt=True)
+            header = prompt.removeprefix(self._template.render(question))
+            return upto.index(header) + len(header) if header in upto else 0
         prompt = self._render(turn, add_generation_prompt=True)
         if upto.startswith(prompt):
             return len(prompt)
-        # The prompt of inference holds more than the finished chat does, such as an opened thought.
+        # The prompt of inference may hold more than the finished chat does, such as an opened thought.
         before = self._render(turn)
         common = next((i for i, (a, b) in enumerate(zip(prompt, upto, strict=False)) if a != b), len(upto))
         if not upto.startswith(before) or common < len(before):
-            raise Undecided(f"turn {turn}: the chat template gives no prompt that the finished chat begins with")
-        # The answer may begin as that thought does: `<b>` or `<tool_call>`, and `<think>`.
+            raise UnusableRow(f"turn {turn}: the chat template gives no prompt that the finished chat begins with")
+        # A tag of the answer may begin as the thought does: `<b>` or `<tool_call>`, and `<think>`.
         tag = upto.rfind("<", len(before), common)
         if tag >= 0 and ">" not in upto[tag:common]:
             common = tag
         answer = upto.rfind(self._messages[turn].text.strip())
         return min(common, answer) if answer >= len(before) else common
 
-    def _end_of_header(self, upto: str) -> int:
-        """Returns where an answer begins that nothing stands before: after what opens any answer."""
-        question = [Message(role=Role.USER, content="?")]
-        asked = self._template.render(question, add_generation_prompt=True)
-        header = asked.removeprefix(self._template.render(question))
-        return upto.index(header) + len(header) if header in upto else 0
 
-
-def _next_after(answer: Message) -> Message:
-    if answer.tool_calls:
-        call = answer.tool_calls[-1]
-        return Message(role=Role.TOOL, content="?", name=call.function.name, tool_call_id=call.id)
-    return Message(role=Role.USER, content="?")
-
-
-def _is_in(text: str, whole: str) -> bool:
-    """Returns True if a text is written; templates may write other white space."""
-    return text.strip() in whole or "".join(text.split()) in "".join(whole.split())
-
-
-def _called(message: Message) -> list[tuple[str, str]]:
-    return [("tool call", one.function.name) for one in message.tool_calls or ()]
-
-
-_QUESTIONS, _ANSWERS = ("first question", "second question"), ("first answer", "second answer")
-_KEY = "data.train.collator_kwargs"
-_PLACES = {
-    "response_template": "before an answer",
-    "instruction_template": "before a question",
-    "end_of_turn_template": "after an answer",
-}
-
-
-def check_landmarks(template: Template, landmarks: Mapping[str, str]) -> None:
-    """Verifies that a chat template writes what a config names around turns.
-
-    Args:
-        template: Of the run.
-        landmarks: The strings, by their names among the arguments of the collator.
-
-    Raises:
-        ConfigError: One does not stand where its name says; with what stands there instead.
-    """
-    named = {name: text for name, text in landmarks.items() if name in _PLACES}
-    found = _places(template) if named else {}
-    problems = [
-        Problem(f"{_KEY}.{name}", f"{text!r} does not stand {_PLACES[name]}: the chat template writes {found[name]!r}")
-        for name, text in named.items()
-        if name in found and text not in found[name]
-    ]
-    if problems:
-        raise ConfigError(problems, "config")
-    for name in sorted(landmarks.keys() - _PLACES.keys()):
-        if landmarks[name] not in _with_tool_result(template):
-            logger.warning(
-                "%s.%s: the chat template does not write %r; it counts only where the text of an answer holds it",
-                _KEY, name, landmarks[name],
-            )  # fmt: skip
+def _contains(text: str, part: str) -> bool:
+    """Returns True if a text holds a part, perhaps with other white space: templates strip and indent."""
+    return part.strip() in text or "".join(part.split()) in "".join(text.split())
 
 
 def without_tool_results(text: str, span: Span, marks: tuple[str, str]) -> list[Span]:
-    """Returns the parts of an answer that are no results of tools.
+    """Returns the parts of an answer that are not results of tools.
 
     Args:
-        text: Of the chat.
+        text: Text of the chat.
         span: The answer in it.
-        marks: What opens a result and what closes it. A result that is not closed reaches to the end of the answer; an
-            opening at the very end is how the model asks for a result, and stays.
+        marks: Strings that open and close a result. A result that is not closed extends to the end of the answer; an
+            opening at the very end is how the model asks for a result, and is kept.
     """
     opening, closing = marks
-    kept = list[Span]()
+    parts = list[Span]()
     first, last = span
-    while (opened := text.find(opening, first, last)) >= 0 and opened + len(opening) < last:
-        kept.append((first, opened))
-        closed = text.find(closing, opened + len(opening), last)
-        first = last if closed < 0 else closed + len(closing)
-    return [one for one in [*kept, (first, last)] if one[0] < one[1]]
+    while (start := text.find(opening, first, last)) >= 0 and start + len(opening) < last:
+        parts.append((first, start))
+        end = text.find(closing, start + len(opening), last)
+        first = last if end < 0 else end + len(closing)
+    return [part for part in [*parts, (first, last)] if part[0] < part[1]]
 
 
-def _places(template: Template) -> dict[str, str]:
-    """Returns what stands before an answer, before a question and after an answer; nothing if no chat can be made."""
-    turns = zip(_QUESTIONS, _ANSWERS, strict=True)
-    chat = [
-        one
-        for asked, said in turns
-        for one in (Message(role=Role.USER, content=asked), Message(role=Role.ASSISTANT, content=said))
+def check_landmarks(template: Template, landmarks: Mapping[str, str]) -> None:
+    """Verifies that a chat template writes the strings that a config names around turns.
+
+    Args:
+        template: Template of the run.
+        landmarks: The strings by their keys in `data.train.collator_kwargs`.
+
+    Raises:
+        ConfigError: A string is not where its key says; the message shows what the template writes there.
+    """
+    key = "data.train.collator_kwargs"
+    expected = {name: text for name, text in landmarks.items() if name in _LANDMARKS}
+    surroundings = _surroundings(template) if expected else {}
+    problems = [
+        Problem(
+            f"{key}.{name}",
+            f"{text!r} does not stand {_LANDMARKS[name]}: the chat template writes {surroundings[name]!r}",
+        )
+        for name, text in expected.items()
+        if name in surroundings and text not in surroundings[name]
     ]
+    if problems:
+        raise ConfigError(problems, "config")
+    for name in sorted(landmarks.keys() - _LANDMARKS.keys()):
+        if landmarks[name] not in _with_tool_result(template):
+            logger.warning(
+                "%s.%s: the chat template does not write %r; it has an effect only where an answer contains it",
+                key, name, landmarks[name],
+            )  # fmt: skip
+
+
+def _surroundings(template: Template) -> dict[str, str]:
+    """Returns what the template writes at each landmark, nothing if it renders no plain chat."""
+    chat = [
+        message
+        for question, answer in zip(_QUESTIONS, _ANSWERS, strict=True)
+        for message in (Message(role=Role.USER, content=question), Message(role=Role.ASSISTANT, content=answer))
+    ]
+    # Some templates refuse a chat without a system prompt.
     for messages in (chat, [Message(role=Role.SYSTEM, content="system"), *chat]):
         try:
             text = template.render(messages)
         except TemplateError:
             continue
-        at = [text.find(one) for one in (_QUESTIONS[0], _ANSWERS[0], _QUESTIONS[1], _ANSWERS[1])]
-        if min(at) < 0:
+        starts = [text.find(message.text) for message in chat]
+        if min(starts) < 0:
             continue
-        between = text[at[1] + len(_ANSWERS[0]) : at[2]]
-        before = text[: at[0]] + between
+        between = text[starts[1] + len(_ANSWERS[0]) : starts[2]]
         return {
-            "response_template": text[at[2] + len(_QUESTIONS[1]) : at[3]],
-            "instruction_template": before,
+            "response_template": text[starts[2] + len(_QUESTIONS[1]) : starts[3]],
+            "instruction_template": text[: starts[0]] + between,
             "end_of_turn_template": between,
         }
     return {}
 
 
 def _with_tool_result(template: Template) -> str:
+    """Returns a chat with a call of a tool and its result, "" if the template does not render it."""
     call = ToolCall(id="abcdef123", function=FunctionCall(name="look", arguments={"at": "it"}))
-    chat: Sequence[Message] = [
+    chat = [
         Message(role=Role.USER, content=_QUESTIONS[0]),
         Message(role=Role.ASSISTANT, tool_calls=[call]),
         Message(role=Role.TOOL, content="seen", name="look", tool_call_id="abcdef123"),

@@ -74,7 +74,7 @@ def _is_rms_norm(module: torch.nn.Module) -> bool:
     if not isinstance(eps, float) or not isinstance(weight, torch.nn.Parameter) or weight.ndim != 1:
         return False
     is_other = type(module).__module__.startswith("torch.nn") and not isinstance(module, torch.nn.RMSNorm)
-    return "Norm" in type(module).__name__ and _takes_one_tensor(module) and not is_other
+    return "Norm" in type(module).__name__ and _takes_tensor(module) and not is_other
 
 
 def _rms_norm(module: Any) -> _Form | None:
@@ -93,7 +93,7 @@ def _fused_norm(module: Any, x: torch.Tensor, *, eps: float, offset: float) -> t
     return result
 
 
-def _takes_one_tensor(module: torch.nn.Module) -> bool:
+def _takes_tensor(module: torch.nn.Module) -> bool:
     """Returns True if nothing but the states goes in: no gate, no residual."""
     return len(inspect.signature(type(module).forward).parameters) == 2
 
@@ -113,7 +113,7 @@ def _agrees(module: Any, form: _Form, noise: torch.Tensor) -> bool:
 def _is_gated_mlp(module: torch.nn.Module) -> bool:
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     is_plain = all(isinstance(part, torch.nn.Module) and plain_class(part) is torch.nn.Linear for part in parts)
-    return is_plain and all(part.bias is None for part in parts) and _takes_one_tensor(module)  # type: ignore[union-attr]
+    return is_plain and all(part.bias is None for part in parts) and _takes_tensor(module)  # type: ignore[union-attr]
 
 
 def _gated_mlp(module: Any) -> _Form | None:
@@ -154,7 +154,7 @@ def _onednn_product(module: Any, x: torch.Tensor) -> torch.Tensor:
 
 def _gelu(module: torch.nn.Module) -> _Form | None:
     """Returns the form of a GELU by one kernel, None if the module is none; some write out its formula."""
-    if "GELU" not in type(module).__name__ or isinstance(module, torch.nn.GELU) or not _takes_one_tensor(module):
+    if "GELU" not in type(module).__name__ or isinstance(module, torch.nn.GELU) or not _takes_tensor(module):
         return None
     if next(module.parameters(), None) is not None:
         return None

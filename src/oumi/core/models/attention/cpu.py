@@ -18,9 +18,9 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 def takes_cpu_kernel(query_1HTE: torch.Tensor, key_1KTE: torch.Tensor, value_1KTE: torch.Tensor) -> bool:
     """Returns True where torch's kernel for CPUs takes the inputs: heads of one size, whose numbers lie together."""
     inputs = (query_1HTE, key_1KTE, value_1KTE)
-    if len({one.shape[-1] for one in inputs}) > 1 or query_1HTE.shape[1] % key_1KTE.shape[1]:
+    if len({tensor.shape[-1] for tensor in inputs}) > 1 or query_1HTE.shape[1] % key_1KTE.shape[1]:
         return False
-    return all(one.device.type == "cpu" and one.stride(-1) == 1 for one in inputs)
+    return all(tensor.device.type == "cpu" and tensor.stride(-1) == 1 for tensor in inputs)
 
 
 class DocumentAttention(torch.autograd.Function):
@@ -42,7 +42,7 @@ class DocumentAttention(torch.autograd.Function):
         out_1THE = torch.empty_like(query_1HTE.transpose(1, 2), memory_format=torch.contiguous_format)
         sums = []
         for first, end in pairwise(offsets):
-            document = (one[:, :, first:end] for one in (query_1HTE, key_1KTE, value_1KTE))
+            document = (tensor[:, :, first:end] for tensor in (query_1HTE, key_1KTE, value_1KTE))
             out, log_sum = _forward(*document, 0.0, True, scale=scale)
             out_1THE[:, first:end] = out.transpose(1, 2)
             sums.append(log_sum)
@@ -54,11 +54,11 @@ class DocumentAttention(torch.autograd.Function):
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query_1HTE, key_1KTE, value_1KTE, out_1THE, *sums = ctx.saved_tensors
         inputs = (query_1HTE, key_1KTE, value_1KTE)
-        gradients = [torch.empty_like(one) for one in inputs]
+        gradients = [torch.empty_like(tensor) for tensor in inputs]
         outward = (upstream[0].transpose(1, 2), *inputs, out_1THE.transpose(1, 2))
         for (first, end), log_sum in zip(pairwise(ctx.offsets), sums, strict=True):
-            document = (one[:, :, first:end] for one in outward)
+            document = (tensor[:, :, first:end] for tensor in outward)
             parts = _backward(*document, log_sum, 0.0, True, scale=ctx.scale)
-            for whole, part in zip(gradients, parts, strict=True):
-                whole[:, :, first:end] = part
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient[:, :, first:end] = part
         return *gradients, None, None

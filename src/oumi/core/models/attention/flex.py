@@ -33,7 +33,9 @@ Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def may_take_flex(model: Any) -> bool:
     """Returns True if attention of a model may go by the kernel, which cannot be watched operation by operation."""
     is_capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
-    return any((is_capped or name.endswith("sinks")) and one.is_cuda for name, one in model.named_parameters())
+    return any(
+        (is_capped or name.endswith("sinks")) and parameter.is_cuda for name, parameter in model.named_parameters()
+    )
 
 
 def takes_flex(inputs: Inputs, sinks_H: torch.Tensor | None, scoring: Scoring) -> bool:
@@ -70,17 +72,17 @@ def _works(size: int, dtype: torch.dtype, has_sinks: bool, softcap: float | None
         torch.manual_seed(0)
         drawn = [torch.randn(1, heads, sum(lengths), size, device=device, dtype=dtype) for heads in (4, 2, 2)]
         drawn += [torch.randn(4, device=device, dtype=dtype)] if has_sinks else []
-        taken = [one.requires_grad_() for one in drawn]
-        query, key, value, sinks = (*taken, None)[:4]
-        split = zip(*(one.split(lengths, dim=2) for one in (query, key, value)), strict=True)
-        wanted = torch.cat([scored_attention(*document, sinks, scoring) for document in split], dim=2)
-        upstream = torch.randn_like(wanted)
-        references = (wanted, *torch.autograd.grad(wanted, taken, upstream))
+        leaves = [tensor.requires_grad_() for tensor in drawn]
+        query, key, value, sinks = (*leaves, None)[:4]
+        split = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
+        expected = torch.cat([scored_attention(*document, sinks, scoring) for document in split], dim=2)
+        upstream = torch.randn_like(expected)
+        references = (expected, *torch.autograd.grad(expected, leaves, upstream))
         mask = documents_mask((0, lengths[0], sum(lengths)), None, device)
         try:
             out = flex_scored_attention((query, key, value), sinks, mask, scoring)
-            found = (out, *torch.autograd.grad(out, taken, upstream))
-            is_same = all(_is_close(*pair) for pair in zip(found, references, strict=True))
+            outputs = (out, *torch.autograd.grad(out, leaves, upstream))
+            is_same = all(_is_close(*pair) for pair in zip(outputs, references, strict=True))
             why = "" if is_same else "its numbers are others"
         except (RuntimeError, ImportError, FailOnRecompileLimitHit) as error:  # of compilers, all are RuntimeErrors
             why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
@@ -93,8 +95,8 @@ def _as_it_is(saved: torch.Tensor) -> torch.Tensor:
     return saved
 
 
-def _is_close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    return float((found - wanted).float().norm() / wanted.float().norm()) < _CLOSE
+def _is_close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    return float((actual - expected).float().norm() / expected.float().norm()) < _CLOSE
 
 
 def flex_scored_attention(
@@ -155,50 +157,54 @@ def documents_mask(offsets: tuple[int, ...], window: int | None, device: torch.d
         window: Tokens that a token sees, itself among them, None for all.
         device: Of the mask.
     """
-    first_seen = np.repeat(np.array(offsets[:-1], dtype=np.int32), np.diff(offsets))
+    first_key = np.repeat(np.array(offsets[:-1], dtype=np.int32), np.diff(offsets))
     if window:
-        first_seen = np.maximum(first_seen, np.arange(offsets[-1], dtype=np.int32) - window + 1)
-    first_seen_T = _sent(first_seen, device)
-    listed = [_sent(one, device) for blocks in _seen_blocks(first_seen) for one in _listed(blocks, blocks.T)]
-    (part_counts, part_orders), (whole_counts, whole_orders) = listed[:2], listed[2:]
+        first_key = np.maximum(first_key, np.arange(offsets[-1], dtype=np.int32) - window + 1)
+    first_key_T = _sent(first_key, device)
+    listed = [
+        _sent(blocks_of_kind, device)
+        for blocks in _visible_blocks(first_key)
+        for blocks_of_kind in _listed(blocks, blocks.T)
+    ]
+    (part_counts, part_orders), (full_counts, full_orders) = listed[:2], listed[2:]
 
-    def is_seen(_batch: Any, _head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        return (key <= query) & (key >= first_seen_T[query])  # a number for the window would make kernels of its own
+    def is_visible(_batch: Any, _head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return (key <= query) & (key >= first_key_T[query])  # a number for the window would make kernels of its own
 
     return BlockMask(
         seq_lengths=(offsets[-1], offsets[-1]),
         kv_num_blocks=part_counts[0],
         kv_indices=part_orders[0],
-        full_kv_num_blocks=whole_counts[0],
-        full_kv_indices=whole_orders[0],
+        full_kv_num_blocks=full_counts[0],
+        full_kv_indices=full_orders[0],
         q_num_blocks=part_counts[1],
         q_indices=part_orders[1],
-        full_q_num_blocks=whole_counts[1],
-        full_q_indices=whole_orders[1],
+        full_q_num_blocks=full_counts[1],
+        full_q_indices=full_orders[1],
         BLOCK_SIZE=(BLOCK, BLOCK),
-        mask_mod=is_seen,
+        mask_mod=is_visible,
     )
 
 
-def _seen_blocks(first_seen_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _visible_blocks(first_key_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns which blocks of keys [column] a block of queries [row] sees in part, and which it sees as a whole.
 
     `first_seen_T` is the first token that each token sees, which never lies before that of an earlier one.
     """
-    first = np.arange(0, len(first_seen_T), BLOCK)
-    last = np.minimum(first + BLOCK, len(first_seen_T)) - 1
-    is_seen = (first <= first[:, None]) & (last >= first_seen_T[first][:, None])
-    is_whole = (first < first[:, None]) & (first >= first_seen_T[last][:, None])
-    return is_seen & ~is_whole, is_whole
+    first = np.arange(0, len(first_key_T), BLOCK)
+    last = np.minimum(first + BLOCK, len(first_key_T)) - 1
+    is_visible = (first <= first[:, None]) & (last >= first_key_T[first][:, None])
+    is_full = (first < first[:, None]) & (first >= first_key_T[last][:, None])
+    return is_visible & ~is_full, is_full
 
 
 def _listed(*blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns for each row how many of its blocks are seen, and their columns, those first [2, 1, 1, N(, N)]."""
-    seen = np.stack(blocks)[:, None, None]
-    return seen.sum(-1, dtype=np.int32), np.argsort(~seen, axis=-1, kind="stable").astype(np.int32)
+    is_visible = np.stack(blocks)[:, None, None]
+    return is_visible.sum(-1, dtype=np.int32), np.argsort(~is_visible, axis=-1, kind="stable").astype(np.int32)
 
 
 def _sent(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
     """Returns numbers on a device, without waiting for it."""
-    found = torch.from_numpy(numbers)
-    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found
+    tensor = torch.from_numpy(numbers)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -97,7 +97,7 @@ def flat_attention(
     if documents is None:
         raise TypeError(f"{type(module).__name__} is not told where documents begin")
     attend = _scored if _needs_scores(module, settings) else _fused
-    inputs = _in_one_dtype(query_1HTE, key_1KTE, value_1KTE)
+    inputs = _in_common_dtype(query_1HTE, key_1KTE, value_1KTE)
     if _is_for_flex(module, inputs, settings):
         return _by_flex(inputs, documents, settings), None
     lengths = [b - a for a, b in pairwise(documents.offsets)]
@@ -107,16 +107,16 @@ def flat_attention(
             return _varlen(*inputs, documents, settings), None
         attend = _by_cudnn
     if is_even and attend is not _scored:  # as in joined texts: all documents by one call
-        rows = (one.transpose(1, 2).unflatten(1, (-1, lengths[0]))[0].transpose(1, 2) for one in inputs)
+        rows = (tensor.transpose(1, 2).unflatten(1, (-1, lengths[0]))[0].transpose(1, 2) for tensor in inputs)
         return attend(*rows, settings).transpose(1, 2).flatten(0, 1)[None], None
     if attend is _fused and _is_plain(documents, settings) and takes_cpu_kernel(*inputs):
         return DocumentAttention.apply(*inputs, documents.offsets, settings.get("scaling")), None
-    split = (one.split(lengths, dim=2) for one in inputs)
+    split = (tensor.split(lengths, dim=2) for tensor in inputs)
     parts = [attend(*document, settings) for document in zip(*split, strict=True)]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
-def _in_one_dtype(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Inputs:
+def _in_common_dtype(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Inputs:
     """Returns the inputs in the dtype of mixed precision, if it is on: a rotation leaves queries and keys wider."""
     device = query.device.type
     if not torch.is_autocast_enabled(device):
@@ -165,7 +165,7 @@ def _varlen(
     settings: dict[str, Any],
 ) -> torch.Tensor:
     """Returns attention [1, T, H, E] of all documents by one call of FlashAttention (arXiv 2307.08691)."""
-    parts = [one[0].transpose(0, 1) for one in (query_1HTE, key_1KTE, value_1KTE)]
+    parts = [tensor[0].transpose(0, 1) for tensor in (query_1HTE, key_1KTE, value_1KTE)]
     options: dict[str, Any] = {"enable_gqa": query_1HTE.shape[1] != key_1KTE.shape[1]} if _ASKS_FOR_GQA else {}
     offsets = documents.on_device(query_1HTE.device)
     window = _window(settings)
@@ -237,8 +237,8 @@ def _scored(
 
 def _is_for_flex(module: torch.nn.Module, inputs: Inputs, settings: dict[str, Any]) -> bool:
     """Returns True where one kernel takes scores that are altered; attention that is asked to be eager stays so."""
-    is_asked = module.config._attn_implementation != FLAT_EAGER and _needs_scores(module, settings)
-    if not is_asked or settings.get("dropout"):
+    needs_scores = module.config._attn_implementation != FLAT_EAGER and _needs_scores(module, settings)
+    if not needs_scores or settings.get("dropout"):
         return False
     return takes_flex(inputs, settings.get("s_aux"), _scoring(inputs[0], settings))
 

@@ -80,8 +80,8 @@ def attention_by_definition(
     scores_DHSS = scores_DHSS.to(_wide(scores_DHSS.dtype))
     if scoring.softcap is not None:
         scores_DHSS = scoring.softcap * torch.tanh(scores_DHSS / scoring.softcap)
-    whole = Block(slice(0, length), slice(0, length))
-    scores_DHSS = scores_DHSS.masked_fill(~visible(whole, scoring.window, scores_DHSS.device), float("-inf"))
+    everything = Block(slice(0, length), slice(0, length))
+    scores_DHSS = scores_DHSS.masked_fill(~visible(everything, scoring.window, scores_DHSS.device), float("-inf"))
     if sinks_H is not None:  # one more column that takes weight and gives no value
         column = sinks_H.reshape(1, -1, 1, 1).expand(len(scores_DHSS), -1, length, 1).to(scores_DHSS.dtype)
         scores_DHSS = torch.cat([scores_DHSS, column], dim=-1)
@@ -101,8 +101,8 @@ class _ScoredAttention(torch.autograd.Function):
             scores = raw if scoring.softcap is None else raw.mul_(scoring.softcap)
             _hide(scores, float("-inf"), block, scoring)
             highest, total = _exponentials(scores, sinks)
-            found = (scores.flatten(2, 3).to(value.dtype) @ value[:, :, block.keys]).unflatten(2, scores.shape[2:4])
-            out[:, :, block.queries] = (found / total).flatten(1, 2)
+            sums = (scores.flatten(2, 3).to(value.dtype) @ value[:, :, block.keys]).unflatten(2, scores.shape[2:4])
+            out[:, :, block.queries] = (sums / total).flatten(1, 2)
             sums_DHS[:, :, block.queries] = (highest + total.log()).squeeze(-1).flatten(1, 2)
         ctx.save_for_backward(query, key, value, sinks, out, sums_DHS)
         ctx.scoring = scoring
@@ -114,9 +114,9 @@ class _ScoredAttention(torch.autograd.Function):
         scoring: Scoring = ctx.scoring
         mean_DHS = (grad * out).sum(-1, dtype=sums_DHS.dtype)  # of the gradients of a query's weights
         grad_query = torch.empty_like(query)
-        grad_key, grad_value = (torch.zeros_like(one, dtype=sums_DHS.dtype) for one in (key, value))
+        grad_key, grad_value = (torch.zeros_like(tensor, dtype=sums_DHS.dtype) for tensor in (key, value))
         for block in _blocks_of(query, scoring):
-            own, own_grad = (_folded(one, key, block) for one in (query, grad))
+            own, own_grad = (_folded(tensor, key, block) for tensor in (query, grad))
             raw = _raw(own, key, block, scoring)
             weights = raw if scoring.softcap is None else raw * scoring.softcap
             weights = weights.sub_(_column(sums_DHS, raw, block)).exp_()
@@ -126,8 +126,8 @@ class _ScoredAttention(torch.autograd.Function):
             if scoring.softcap is not None:  # times the derivative of the hyperbolic tangent
                 grads.addcmul_(grads * raw, raw, value=-1)
             narrow = grads.flatten(2, 3).to(query.dtype)
-            found = (narrow @ key[:, :, block.keys]).unflatten(2, raw.shape[2:4])
-            grad_query[:, :, block.queries] = (found * scoring.scale).flatten(1, 2)
+            gradient = (narrow @ key[:, :, block.keys]).unflatten(2, raw.shape[2:4])
+            grad_query[:, :, block.queries] = (gradient * scoring.scale).flatten(1, 2)
             grad_key[:, :, block.keys] += narrow.transpose(-1, -2) @ (own * scoring.scale)
             grad_value[:, :, block.keys] += weights.flatten(2, 3).to(grad.dtype).transpose(-1, -2) @ own_grad
         grad_sinks = None
@@ -146,9 +146,9 @@ def _blocks_of(query_DHSE: torch.Tensor, scoring: Scoring) -> Iterator[Block]:
     )
 
 
-def _folded(one_DHSE: torch.Tensor, key_DKSE: torch.Tensor, block: Block) -> torch.Tensor:
+def _folded(tensor_DHSE: torch.Tensor, key_DKSE: torch.Tensor, block: Block) -> torch.Tensor:
     """Returns the rows of a block [D, K, H / K x B, E]."""
-    return one_DHSE[:, :, block.queries].unflatten(1, (key_DKSE.shape[1], -1)).flatten(2, 3)
+    return tensor_DHSE[:, :, block.queries].unflatten(1, (key_DKSE.shape[1], -1)).flatten(2, 3)
 
 
 def _raw(own: torch.Tensor, key_DKSE: torch.Tensor, block: Block, scoring: Scoring) -> torch.Tensor:
@@ -185,9 +185,9 @@ def _exponentials(scores: torch.Tensor, sinks_H: torch.Tensor | None) -> tuple[t
     return highest, scores.sub_(highest).exp_().sum(-1, keepdim=True) + (sinks - highest).exp()
 
 
-def _column(one_DHS: torch.Tensor, scores: torch.Tensor, block: Block) -> torch.Tensor:
+def _column(tensor_DHS: torch.Tensor, scores: torch.Tensor, block: Block) -> torch.Tensor:
     """Returns a number for each query of a block as [D, K, H / K, B, 1]."""
-    return one_DHS[:, :, block.queries].unflatten(1, scores.shape[1:3]).unsqueeze(-1)
+    return tensor_DHS[:, :, block.queries].unflatten(1, scores.shape[1:3]).unsqueeze(-1)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -34,7 +34,7 @@ NO_TOOLS = Refused("the chat template does not write the tools of the chat")
 NO_THOUGHTS = Refused("turn 3: the chat template does not write its reasoning_content")
 NO_TURNS_OF_TOOLS = Refused("Conversation roles must alternate user/assistant/user/assistant/...")
 
-Wanted = str | tuple[str, ...] | Refused
+Expected = str | tuple[str, ...] | Refused
 """A text whose trained tokens stand in ⟦ ⟧, several where a template rewrites earlier turns, or why there is none."""
 
 
@@ -44,11 +44,11 @@ class Family:
 
     source: str
     """`bundled:`, `trl:` or `own:` and the name of the template."""
-    one: Wanted
-    many: Wanted
-    system: Wanted
-    tools: Wanted = NO_TOOLS
-    reasoning: Wanted = NO_THOUGHTS
+    one: Expected
+    many: Expected
+    system: Expected
+    tools: Expected = NO_TOOLS
+    reasoning: Expected = NO_THOUGHTS
     bos: str | None = None
     eos: str = "<|im_end|>"
     control: tuple[str, ...] = ()
@@ -58,10 +58,10 @@ class Family:
     opens_thought: bool = False
     """The prompt of inference ends with more than a chat without thoughts holds."""
 
-    def wanted(self, case: str) -> Wanted:
+    def expected(self, case: str) -> Expected:
         """Returns what is to come of a chat."""
-        found: Wanted = getattr(self, case)
-        return found
+        expected: Expected = getattr(self, case)
+        return expected
 
     def template(self) -> str:
         """Returns the template; skips the test where the installed TRL does not bring it."""
@@ -81,8 +81,8 @@ class Family:
 
         tokenizer = byte_tokenizer()
         tokenizer.add_special_tokens({"eos_token": self.eos, **({"bos_token": self.bos} if self.bos else {})})
-        tokenizer.add_tokens([AddedToken(one, special=True, normalized=False) for one in self.control])
-        tokenizer.add_tokens([AddedToken(one, special=False, normalized=False) for one in self.words])
+        tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in self.control])
+        tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in self.words])
         return tokenizer
 
 

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values that are given beside a config file, put into its tree."""
+
+from __future__ import annotations
+
+import re
+from copy import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+from oumi.core.configs.problems import split_key
+from oumi.core.configs.tree import Node, TreeError, parse, walk
+from oumi.core.errors import ConfigError, Problem
+
+_KEY = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[\d+\])*")
+
+
+@dataclass(frozen=True)
+class Override:
+    """A value given on the command line."""
+
+    key: str
+    """Dotted, as `data.train.datasets[0].dataset_name`."""
+    text: str
+    """YAML text."""
+    flag: str
+    """As the user wrote it."""
+    malformed: str = ""
+    """What is wrong with an argument that sets no key at all."""
+
+
+def override_of(argument: str) -> Override:
+    """Returns the override in an argument such as `training.max_steps=10`."""
+    key, equals, text = argument.removeprefix("--").partition("=")
+    if not equals or not key:
+        raise ConfigError(f"argument '{argument}': wanted key=value, such as training.max_steps=10")
+    return Override(key, text, argument.partition("=")[0])
+
+
+def apply(root: Node, override: Override) -> list[Problem]:
+    """Puts an override into the tree; a mapping joins the mapping that is there.
+
+    Returns:
+        What is wrong with it; the key then keeps the value of the tree.
+    """
+    if override.malformed:
+        return [Problem("", override.malformed, override.flag)]
+    name = re.sub(r"\.(\d+)(?=\.|\[|$)", r"[\1]", override.key)
+    if not _KEY.fullmatch(name):
+        example = "training.max_steps or data.train.datasets[0].split"
+        return [Problem(override.key, f"cannot be the name of a key, such as {example}", override.flag)]
+    try:
+        value, problems = _value(override)
+    except TreeError as error:
+        return [Problem(override.key, error.problem.message, override.flag)]
+    parts = split_key(name)
+    parent = root
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+        if following is None:
+            return problems + _put(parent, part, value, override)
+        inner = _child(parent, part)
+        if inner is None:
+            inner = Node([] if isinstance(following, int) else {}, override.flag)
+            if wrong := _put(parent, part, inner, override):
+                return wrong
+        parent = inner
+    return problems
+
+
+def _value(override: Override) -> tuple[Node, list[Problem]]:
+    value, problems = parse(override.text, override.flag)
+    if override.text.strip() in ("", "~", "null", "none", "None"):
+        value = Node(None if override.text.strip() else "", override.flag)
+    elif value.value == {} and override.text.strip() != "{}":
+        value = Node(override.text, override.flag)
+    for _, node in walk(value):
+        node.place = override.flag
+        node.key_places = dict.fromkeys(node.key_places, override.flag)
+    return value, problems
+
+
+def _child(parent: Node, part: str | int) -> Node | None:
+    """Returns a node inside another, made the parent's own: an alias may have put it elsewhere too."""
+    inner: Node | None
+    if isinstance(parent.value, dict) and isinstance(part, str):
+        inner = parent.value.get(part)
+    elif isinstance(parent.value, list) and isinstance(part, int) and part < len(parent.value):
+        inner = parent.value[part]
+    else:
+        return None
+    if inner is None or inner.value is None:
+        return None
+    own = replace(inner, value=copy(inner.value), key_places=dict(inner.key_places))
+    inside: Any = parent.value
+    inside[part] = own
+    return own
+
+
+def _put(parent: Node, part: str | int, value: Node, override: Override) -> list[Problem]:
+    if isinstance(parent.value, dict) and isinstance(part, str):
+        before = _child(parent, part)
+        if before is not None and isinstance(before.value, dict) and isinstance(value.value, dict):
+            _join(before, value)
+        else:
+            parent.value[part] = value
+            parent.key_places[part] = override.flag
+        return []
+    if isinstance(parent.value, list) and isinstance(part, int) and part <= len(parent.value):
+        parent.value[part : part + 1] = [value]
+        return []
+    message = f"'{part}' lies inside a value that is not a section"
+    if isinstance(parent.value, list):
+        message = f"the list has {len(parent.value)} entries, so there is no [{part}]"
+    return [Problem(override.key, message, override.flag)]
+
+
+def _join(before: Node, after: Node) -> None:
+    """Puts the keys of one mapping into another; mappings in both join."""
+    for key, item in after.value.items():
+        own = _child(before, key)
+        if own is not None and isinstance(own.value, dict) and isinstance(item.value, dict):
+            _join(own, item)
+        else:
+            before.value[key] = item
+            before.key_places[key] = after.key_places[key]

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two ranks train to the losses and weights of one, whatever the method, and their checkpoints fit any number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from oumi.core.configs import TrainingConfig
+from oumi.core.train import train
+from tests.laws.test_preference import dpo_config
+from tests.ranks import free_port, run_ranks
+from tests.runs import records, tiny_config, weights
+
+DRIVER = Path(__file__).with_name("ranks_driver.py")
+
+
+def sft_config(folder: Path, **training: Any) -> TrainingConfig:
+    """Returns a run on 27 chats, so that the last step of an epoch has three rows: one rank gets an empty batch."""
+    config = tiny_config(folder, num_rows=27, per_device_train_batch_size=1, max_steps=10, **training)
+    config.training.eval_strategy = "steps"
+    config.training.eval_steps = 5
+    config.data.validation.datasets = [config.data.train.datasets[0].model_copy()]
+    return config
+
+
+def pairs_config(folder: Path, **training: Any) -> TrainingConfig:
+    config = dpo_config(folder, per_device_train_batch_size=1, max_steps=10, num_train_epochs=2, **training)
+    config.data.train.datasets[0].sample_count = 23
+    return config
+
+
+def short_config(folder: Path, **training: Any) -> TrainingConfig:
+    """Returns a run whose micro-batches of several rows do not fit on rank 1."""
+    rows = training.pop("gradient_accumulation_steps")
+    return tiny_config(folder, num_rows=27, per_device_train_batch_size=rows, max_steps=4,
+                       gradient_accumulation_steps=1, **training)  # fmt: skip
+
+
+CONFIGS: dict[str, Callable[..., TrainingConfig]] = {"sft": sft_config, "pairs": pairs_config, "short": short_config}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a folder in which two ranks have trained each config, with a checkpoint at step 6."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for name, configure in CONFIGS.items():
+        (folder / name).mkdir()
+        config = configure(
+            folder / name, gradient_accumulation_steps=2, output_dir=str(folder / name / "two"), save_steps=6
+        )
+        config.to_yaml(folder / f"{name}.yaml")
+    command = [str(DRIVER), *(f"{free_port()}:{folder / name}.yaml" for name in CONFIGS)]
+    (main, text), (other, silence) = run_ranks(2, *command, folder=Path(__file__).parents[2])
+    assert (main, other) == (0, 0), text + silence
+    assert "step 10/10" in text
+    assert "Plan" not in silence, "only the main rank prints"
+    return folder
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_two_ranks_equal_one(folder: Path, name: str) -> None:
+    train(CONFIGS[name](folder / name, gradient_accumulation_steps=4))
+    expected, steps = records(folder / name / "out"), records(folder / name / "two")
+    assert [step["loss"] for step in steps] == pytest.approx([step["loss"] for step in expected], rel=1e-6)
+    for key in ("grad_norm", "num_tokens", "num_target_tokens", *(key for key in expected[0] if "/" in key)):
+        values = [step[key] for step in steps]
+        assert values == pytest.approx([step[key] for step in expected], rel=1e-5, abs=2e-5), key
+    assert_close(weights(folder / name / "two"), weights(folder / name / "out"))
+
+
+@pytest.mark.parametrize("name", ["sft", "pairs"])
+def test_a_checkpoint_of_two_ranks_goes_on_in_one(folder: Path, name: str) -> None:
+    two = folder / name / "two"
+    before = weights(two)
+    (two / "model.safetensors").unlink()
+    config = CONFIGS[name](folder / name, gradient_accumulation_steps=4, output_dir=str(two), save_steps=6)
+    config.training.try_resume_from_last_checkpoint = True
+    train(config)
+    assert [step["step"] for step in records(two)[-4:]] == [7, 8, 9, 10]
+    assert_close(weights(two), before)
+
+
+def test_a_rank_that_cannot_train_stops_all(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, max_steps=2)
+    config.to_yaml(tmp_path / "ranks.yaml")
+    (tmp_path / "chats.jsonl").write_text('{"messages": []}\n')
+    command = ("-m", "oumi", "train", "-c", str(tmp_path / "ranks.yaml"))
+    (main, text), (other, message) = run_ranks(2, *command, folder=tmp_path)
+    assert main == 65
+    assert "the conversation is empty" in text
+    assert other != 0
+    assert "rank 0 stopped" in message
+    assert "Traceback" not in text + message
+
+
+def assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 1e-5) -> None:
+    assert actual.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(actual[name], weight, rtol=tolerance, atol=tolerance, msg=name)
