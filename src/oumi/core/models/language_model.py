@@ -13,13 +13,13 @@ from torch.nn.utils.rnn import pad_sequence
 from oumi.core.batch import Batch, Prediction
 from oumi.core.models.adapters import below_adapter
 from oumi.core.models.attention.interface import Documents
-from oumi.core.models.lm_head import LmHeadFinder
+from oumi.core.models.lm_head import ModelHead
 
 
 class LanguageModel(torch.nn.Module):
     """Gives the hidden states at the trained positions of a batch, and the head that makes logits of them."""
 
-    def __init__(self, inner: Any, is_flat: bool, head: LmHeadFinder | None = None) -> None:
+    def __init__(self, inner: Any, is_flat: bool, head: ModelHead | None = None) -> None:
         super().__init__()
         self.inner = inner
         self.is_flat = is_flat
@@ -37,24 +37,24 @@ class LanguageModel(torch.nn.Module):
     @property
     def has_full_head(self) -> bool:
         """Returns True if logits are computed where nothing is trained, too."""
-        return not self.is_flat and (self._head is None or not self._head.has_head)
+        return not self.is_flat and self._head is None
 
     def tie(self) -> None:
-        """Lets the gradient of a head that is the embedding, too, be made once, see `tied.py`."""
+        """Lets the gradient of a head that is the embedding, too, be made once, see `tied_embedding.py`."""
         if self._head is not None:
             self._head.tie()
 
     def forward(self, batch: Batch) -> Prediction:
         """Returns what the model says at `batch.trained`."""
         inputs = self._flat(batch) if self.is_flat else self._padded(batch)
-        if self._head is not None and self._head.has_head:
+        if self._head is not None:
             states = self._decoder[0](**inputs, use_cache=False).last_hidden_state
         elif self.is_flat:
             return Prediction(self.inner(**inputs, use_cache=False, logits_to_keep=batch.trained).logits[0])
         else:
             states = self.inner(**inputs, use_cache=False).logits
         flat = states[0] if self.is_flat else states[inputs["attention_mask"].bool()]
-        return Prediction(flat[batch.trained], None if self._head is None else self._head.find())
+        return Prediction(flat[batch.trained], None if self._head is None else self._head.current())
 
     def _flat(self, batch: Batch) -> dict[str, Any]:
         """Returns the batch as one row without a mask, by the names of transformers."""
@@ -76,10 +76,7 @@ class LanguageModel(torch.nn.Module):
         return {
             "input_ids": tokens_DS,
             "attention_mask": is_token_DS,
-            "position_ids": torch.cat(
-                [F.pad(positions_of_row, (0, longest - positions_of_row.shape[-1])) for positions_of_row in positions],
-                dim=-2,
-            ),
+            "position_ids": torch.cat([F.pad(row, (0, longest - row.shape[-1])) for row in positions], dim=-2),
             **self._image_inputs(batch, tokens_DS),
         }
 

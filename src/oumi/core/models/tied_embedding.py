@@ -39,14 +39,14 @@ class TiedTable:
 def may_tie(embedding: Any, head: torch.nn.Linear) -> bool:
     """Returns True for the plain embedding of a model on a CPU whose weight is the head's, and is trained.
 
-    On a GPU, rows would be added in any order.
+    On a GPU, rows would be added in any order. A model on the meta device counts as one that will be on the CPU.
     """
     weight = head.weight
     is_plain = isinstance(embedding, torch.nn.Embedding) and type(embedding).forward is torch.nn.Embedding.forward
     if not is_plain or embedding.weight is not weight or not weight.requires_grad:
         return False
     is_odd = embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse
-    return weight.device.type == "cpu" and not is_odd
+    return weight.device.type in ("cpu", "meta") and not is_odd
 
 
 class _Rows(torch.autograd.Function):

@@ -44,7 +44,8 @@ def prefers_onednn_for_gradient(like: torch.Tensor, num_weights: int) -> bool:
 
 def prefers_onednn(like: torch.Tensor, num_weights: int) -> bool:
     """Returns True where oneDNN is the faster one for the products with a weight, its making of code included."""
-    is_float = like.dtype == torch.float32 and like.device.type == "cpu"
+    # What a layer will do is also decided for models that are not on their device yet.
+    is_float = like.dtype == torch.float32 and like.device.type in ("cpu", "meta")
     is_faster = is_float and num_weights >= _FEWEST and host.multiplies_faster_by_onednn()
     return is_faster and torch.backends.mkldnn.is_available()
 

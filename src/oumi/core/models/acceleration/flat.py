@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a model may take flat batches: tried on the model itself, before it is trained."""
+"""Whether a model may take flat batches: tried before it is trained."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,53 +17,91 @@ from oumi.core.models.adapters import below_adapter
 from oumi.core.models.attention.interface import FLAT_EAGER, FLAT_SDPA
 from oumi.core.models.equivalence import evaluating, is_close, logits_of
 from oumi.core.models.language_model import LanguageModel
-from oumi.core.models.lm_head import LmHeadFinder
+from oumi.core.models.lm_head import ModelHead, find_head, makes_logits
+from oumi.core.models.twin import NoTrialError, ordinary_tokens, trial_models
 from oumi.core.plan.choices import FLAT_ATTENTIONS
 from oumi.core.plan.parts import SpeedPlan
 from oumi.core.types.example import Example, Source
 
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 _NARROW = 4
-"""Tokens."""
+"""Tokens of a window during the trial."""
+_LENGTHS = (12, 1, 40)
+"""Tokens of the documents that are compared; all but one are longer than the narrow window."""
+_FAR = 10_000
+"""A position as in a long document, where a model has so many."""
+_NUM_EPS = 256
 _FASTEST = SpeedPlan()
 
 
 def make_flat(inner: Any, attention: str | None, speed: SpeedPlan = _FASTEST) -> LanguageModel:
-    """Returns the model on flat batches if that leaves its numbers unchanged, else on padded ones, and says why.
+    """Returns the model on flat batches if that leaves its numbers unchanged, else on padded ones, and logs why.
 
-    Whether it does is tried on the model itself: two documents in one stream must give the logits that each
-    gives alone by the model's own attention, and changing the first must not move the second beyond rounding
-    (the rows of a mixture of experts are multiplied in groups, whose size the first document changes).
+    Documents in one stream must give the logits that each gives alone by the model's own attention, and changing the
+    first must not move the others beyond rounding (the rows of a mixture of experts are multiplied in groups, whose
+    size the first document changes). This is tried on the models that `trial_models` yields.
     """
-    head = LmHeadFinder(inner) if speed.fused_loss else None
-    why = _why_not_flat(inner, attention, head, speed)
-    if why:
-        logger.warning("batches are padded: %s", why)
-    return LanguageModel(inner, not why, head)
+    head = find_head(inner) if speed.fused_loss else None
+    reason = _reason_for_padding(inner, attention, speed)
+    name = FLAT_EAGER if attention == "eager" else FLAT_SDPA
+    try:
+        for i, model in enumerate(trial_models(inner) if head or not reason else ()):
+            trial_head = find_head(model) if head else None
+            if trial_head is None or not makes_logits(trial_head, model):
+                head = trial_head = None
+            reason = reason or try_flat(model, name, trial_head, first_position=_FAR if i else 0)
+    except NoTrialError as error:
+        head, reason = None, reason or f"flat batches cannot be tried: {error}"
+    if reason:
+        logger.warning("batches are padded: %s", reason)
+    else:
+        _set_attention(inner, name)
+    return LanguageModel(inner, not reason, head)
 
 
-def _why_not_flat(inner: Any, attention: str | None, head: LmHeadFinder | None, speed: SpeedPlan) -> str:
-    """Sets the model to flat attention and returns nothing, or leaves it as it was and returns the reason."""
-    kind = inner.config.model_type
+def _reason_for_padding(inner: Any, attention: str | None, speed: SpeedPlan) -> str:
+    """Returns why flat batches need not be tried, empty if they are to be."""
     if attention not in FLAT_ATTENTIONS:
         return f"model.attn_implementation {attention} does not tell documents apart"
     if not speed.flat_batches:
         return "as OUMI_WITHOUT asks"
-    if not _takes_interface(inner):
-        return f"the attention of {kind} cannot be exchanged"
-    own = inner.config._attn_implementation
+    if not below_adapter(inner)._supports_attention_backend:
+        return f"the attention of {inner.config.model_type} cannot be exchanged"
+    return ""
+
+
+def try_flat(model: Any, name: str, head: ModelHead | None, first_position: int = 0) -> str:
+    """Returns why flat batches give other numbers than the model's own attention, empty if they give the same."""
+    kind, own = model.config.model_type, model.config._attn_implementation
+    tokens = ordinary_tokens(model)
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", 0)
+    lengths = [min(length, most or length) for length in _LENGTHS]
+    first_position = max(min(first_position, most - max(lengths)), 0)
+    documents = [_document(tokens, length, 3 * i) for i, length in enumerate(lengths)]
     try:
-        with _narrow(inner), evaluating(inner):
-            alone = _alone(inner)
-            _set_attention(inner, FLAT_EAGER if attention == "eager" else FLAT_SDPA)
-            is_same = _is_same(LanguageModel(inner, True, head), alone)
+        with _narrow(model), evaluating(model):
+            alone = torch.cat([_logits_alone(model, document, first_position) for document in documents])
+            _set_attention(model, name)
+            flat, results = LanguageModel(model, True, head), []
+            for start in (0, 11):  # another first document
+                batch = collate([_document(tokens, 5, start), *documents]).to(model.device)
+                batch = replace(batch, positions=batch.positions + first_position)
+                results.append(flat(batch).logits()[-len(alone) :])
     except TypeError:
-        _set_attention(inner, own)
         return f"the layers of {kind} do not pass on where documents begin"
-    if is_same:
+    finally:
+        _set_attention(model, own)
+    # Several layers with large weights make more of a rounding than a single part does.
+    if is_close(results[0], alone, _NUM_EPS) and is_close(results[0], results[1], _NUM_EPS):
         return ""
-    _set_attention(inner, own)
     return f"{kind} lets a token see otherwise than causally within its document and window"
+
+
+def _logits_alone(model: Any, document: Example, first_position: int) -> torch.Tensor:
+    """Returns the logits of a document but for its last token, by the model's own attention."""
+    tokens = torch.from_numpy(document.tokens)[None].long().to(model.device)
+    positions = torch.arange(first_position, first_position + len(document.tokens), device=model.device)[None]
+    return logits_of(model, tokens, **({"position_ids": positions} if first_position else {}))[:-1]
 
 
 def _set_attention(inner: Any, name: str) -> None:
@@ -70,18 +109,12 @@ def _set_attention(inner: Any, name: str) -> None:
     inner.set_attn_implementation({"text_config": name} if "text_config" in inner.config.sub_configs else name)
 
 
-def _takes_interface(inner: Any) -> bool:
-    base = below_adapter(inner)
-    return bool(base._supports_attention_backend)
-
-
 @contextmanager
-def _narrow(inner: Any) -> Iterator[None]:
+def _narrow(model: Any) -> Iterator[None]:
     """Makes windows and chunks so small that a short document is longer than they are."""
-    holders = [inner.config, *inner.modules()]
     before = [
         (holder, name, value)
-        for holder in holders
+        for holder in (model.config, *model.modules())
         for name in _WINDOWS
         if isinstance(value := getattr(holder, name, None), int)
     ]
@@ -94,36 +127,7 @@ def _narrow(inner: Any) -> Iterator[None]:
             setattr(holder, name, value)
 
 
-def _alone(inner: Any) -> torch.Tensor:
-    """Returns the logits of the second document by the model's own attention."""
-    tokens = torch.from_numpy(_second(inner).tokens)[None].long().to(_device(inner))
-    return logits_of(inner, tokens)[:-1]
-
-
-def _is_same(flat: LanguageModel, alone: torch.Tensor) -> bool:
-    vocabulary = _vocabulary(flat.inner)
-    outputs = [
-        flat(collate([_document(5, vocabulary, start), _second(flat.inner)]).to(_device(flat.inner))).logits()[
-            -len(alone) :
-        ]
-        for start in (0, 11)
-    ]
-    return is_close(outputs[0], alone) and is_close(outputs[0], outputs[1])
-
-
-def _second(inner: Any) -> Example:
-    return _document(3 * _NARROW, _vocabulary(inner), 3)
-
-
-def _vocabulary(inner: Any) -> int:
-    return int(inner.get_input_embeddings().num_embeddings)
-
-
-def _device(inner: Any) -> torch.device:
-    device: torch.device = next(inner.parameters()).device
-    return device
-
-
-def _document(length: int, vocabulary: int, start: int) -> Example:
-    tokens = (np.arange(start, start + length) * 7 % max(vocabulary - 1, 1)).astype(np.int32)
+def _document(vocabulary: list[int], length: int, start: int) -> Example:
+    places = np.arange(start, start + length) * 7 % len(vocabulary)
+    tokens = np.array(vocabulary, dtype=np.int32)[places]
     return Example(tokens, np.ones(length, dtype=np.bool_), Source("", "", 0))
