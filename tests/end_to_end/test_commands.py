@@ -67,6 +67,7 @@ def test_snippets_as_documented(folder: Path, snippet: str) -> None:
     assert (folder / "output" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_python_m_oumi_trains(folder: Path) -> None:
     result = run(folder, sys.executable, "-m", "oumi", "train", "-c", "config.yaml", "--training.max_steps=1")
     assert result.returncode == 0, result.stderr

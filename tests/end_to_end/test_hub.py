@@ -142,7 +142,7 @@ def test_a_hub_that_refuses_the_model_is_told_with_what_to_do(train, hub, mode, 
     assert_told(train(), [MODEL, *told])
 
 
-@pytest.mark.sample(1)
+@pytest.mark.slow
 @needs_train
 @pytest.mark.parametrize("mode", ["unauthorized", "gated", "missing"])
 def test_a_hub_that_refuses_the_data_set_is_told_with_its_name(train, hub, mode):
@@ -174,6 +174,7 @@ def test_a_disk_that_cannot_take_the_download_is_told(train):
     assert_told(result, [MODEL])
 
 
+@pytest.mark.slow
 @needs_train
 def test_a_disk_that_fills_while_training_is_told(train, tmp_path):
     output = tmp_path / "work" / "out"
