@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of a step goes: counted operations, and shares that add up."""
+"""The time of a step: counted operations, and shares that add up."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.tiny import tiny_llama
     st.floats(1e-3, 1e3),
     st.dictionaries(st.sampled_from(["useful", *WASTE]), st.floats(0, 1e3), max_size=len(WASTE) + 1),
 )
-def test_shares_add_up_to_one(wall_s: float, seconds: dict[str, float]) -> None:
+def test_shares_add_up_to_1(wall_s: float, seconds: dict[str, float]) -> None:
     shares = shares_of(wall_s, {**seconds, "useful": min(seconds.get("useful", 0.0), wall_s)})
     assert sum(shares.values()) == pytest.approx(1.0)
     assert all(share >= 0 for share in shares.values())
@@ -41,9 +41,9 @@ def test_parts_that_fit_are_left_as_they_are_and_python_has_the_rest() -> None:
     assert shares["python"] == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize(("length", "window", "wanted"), [(10, None, 50), (10, 20, 50), (10, 4, 32)])
-def test_pairs_are_half_of_a_square_within_the_window(length: int, window: int | None, wanted: float) -> None:
-    assert visible_pairs(length, window) == wanted
+@pytest.mark.parametrize(("length", "window", "num_pairs"), [(10, None, 50), (10, 20, 50), (10, 4, 32)])
+def test_pairs_are_half_of_a_square_within_the_window(length: int, window: int | None, num_pairs: float) -> None:
+    assert visible_pairs(length, window) == num_pairs
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma2", "mixtral", "gpt2"])
@@ -59,19 +59,19 @@ def test_operations_are_those_that_torch_counts(model_type: str) -> None:
     with FlopCounterMode(display=False) as counter:
         model(input_ids=tokens).logits.sum().backward()
     work = model_flops(model)
-    wanted = counter.get_total_flops()
+    expected = counter.get_total_flops()
     # Rotations and the choice of experts are products, too.
-    assert work.flops([40], 40, full_squares=True) == pytest.approx(wanted, rel=0.02)
+    assert work.flops([40], 40, full_squares=True) == pytest.approx(expected, rel=0.02)
 
 
 def test_a_frozen_weight_needs_no_gradient_of_its_own() -> None:
     model = tiny_llama()
-    whole = model_flops(model)
+    full = model_flops(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     frozen = model_flops(model)
-    assert (frozen.token, frozen.term) == (whole.token * 2 / 3, whole.term * 2 / 3)
-    assert frozen.token_forward == whole.token_forward
+    assert (frozen.token, frozen.term) == (full.token * 2 / 3, full.term * 2 / 3)
+    assert frozen.token_forward == full.token_forward
 
 
 def test_a_model_without_attention_has_work_too() -> None:
@@ -81,7 +81,7 @@ def test_a_model_without_attention_has_work_too() -> None:
     assert work.flops([40], 40) > 0
 
 
-def test_kernels_are_told_apart() -> None:
+def test_products_are_measured_apart_from_other_kernels() -> None:
     left = torch.randn(256, 256, requires_grad=True)
     with OpTimes() as times:
         (left @ left).relu().sum().backward()
@@ -110,7 +110,7 @@ def test_watching_a_step_leaves_its_numbers_bitwise_unchanged() -> None:
 
 
 @pytest.mark.parametrize("trainer", ["OUMI", "TRL_SFT", "HF"])
-def test_every_step_tells_how_close_it_came_and_its_shares_add_up(tmp_path: Path, trainer: str) -> None:
+def test_every_step_reports_its_share_of_the_peak_and_shares_add_up(tmp_path: Path, trainer: str) -> None:
     train(tiny_config(tmp_path, max_steps=6, trainer_type=trainer))
     steps = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     for step in steps:
@@ -125,28 +125,28 @@ def test_every_step_tells_how_close_it_came_and_its_shares_add_up(tmp_path: Path
     assert all((step["time_padding"] > 0) is (step["time_head"] > 0) is (trainer != "OUMI") for step in steps)
 
 
-def test_gradient_checkpointing_is_seen_as_work_done_again(tmp_path: Path) -> None:
-    found = []
+def test_gradient_checkpointing_counts_as_recompute(tmp_path: Path) -> None:
+    shares = []
     for count in (1, 2):
         settings = {"recompute_num_layers": count}
         out = tmp_path / str(count)
         changes = {"enable_gradient_checkpointing": True, "gradient_checkpointing_kwargs": settings}
         train(tiny_config(tmp_path, max_steps=2, output_dir=str(out), **changes))
         last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
-        found.append(last["time_recompute"] / last["time_useful"])
-    assert found[0] > 0
-    assert found[1] == pytest.approx(2 * found[0], rel=0.05)
+        shares.append(last["time_recompute"] / last["time_useful"])
+    assert shares[0] > 0
+    assert shares[1] == pytest.approx(2 * shares[0], rel=0.05)
 
 
-def test_padding_to_a_multiple_is_seen(tmp_path: Path) -> None:
-    found = []
+def test_padding_to_a_multiple_counts_as_padding(tmp_path: Path) -> None:
+    shares = []
     for name, kwargs in (("as they are", {}), ("wide", {"pad_to_multiple_of": 512})):
         config = tiny_config(tmp_path, max_steps=2, trainer_type="HF", output_dir=str(tmp_path / name))
         config.data.train.collator_kwargs = kwargs
         train(config)
         last = json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-1])
-        found.append(last["time_padding"] / last["time_useful"])
-    assert found[1] > 2 * found[0]
+        shares.append(last["time_padding"] / last["time_useful"])
+    assert shares[1] > 2 * shares[0]
 
 
 def test_peaks_that_cannot_be_kept_are_measured_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,12 +159,12 @@ def test_peaks_are_measured_once_and_a_broken_file_is_measured_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OUMI_CACHE_DIR", str(tmp_path))
-    found = peaks_of("cpu", "some CPU", "float32")
-    assert found.flops > 1e9
+    peaks = peaks_of("cpu", "some CPU", "float32")
+    assert peaks.flops > 1e9
     (path,) = tmp_path.glob("peaks-*.json")
-    assert peaks_of("cpu", "some CPU", "float32") == found
+    assert peaks_of("cpu", "some CPU", "float32") == peaks
     path.write_text(path.read_text()[:20])
-    assert peaks_of("cpu", "some CPU", "float32") != found
+    assert peaks_of("cpu", "some CPU", "float32") != peaks
     assert 1e-8 < measure_page_fault() < 1e-3
 
 
@@ -173,7 +173,7 @@ def test_peaks_are_measured_once_and_a_broken_file_is_measured_again(
     [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA A10G", 70), ("NVIDIA GB200", 2500),
      ("AMD Instinct MI300X", 1307), ("NVIDIA L40S", 362), ("NVIDIA GeForce RTX 4090", 165.2)],
 )  # fmt: skip
-def test_gpus_are_known_by_their_longest_name(name: str, tflops: float) -> None:
+def test_a_gpu_is_looked_up_by_its_longest_name(name: str, tflops: float) -> None:
     assert nominal_flops(name) == tflops * 1e12
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gives memory back to the device."""
+"""Returns memory to the device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from oumi.core.run import Callback, Run, StepReport
 
 
 class EmptyCache(Callback):
-    """Every so many steps, returns what the allocator keeps for later to the device, where others can have it."""
+    """Empties the cache of torch's allocator every `every_steps` steps, so that other processes can use the memory."""
 
     def __init__(self, every_steps: int) -> None:
         self._every_steps = every_steps

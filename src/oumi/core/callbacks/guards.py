@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stops a run before harm is done: numbers that are not finite, a signal to end."""
+"""Stops a run in time: at numbers that are not finite, and at signals of the system."""
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -17,7 +18,7 @@ from oumi.core.log import logger
 from oumi.core.run import Callback, Progress, Run, StepReport
 from oumi.core.types.example import Source
 
-_MOST_NAMED = 20
+_MAX_LISTED_ROWS = 20
 
 
 class FiniteGuard(Callback):
@@ -27,25 +28,26 @@ class FiniteGuard(Callback):
         values = {"loss": report.loss}
         if run.scaler.get_scale() <= 1:  # above it, float16 skips steps that overflow, and scales down
             values["gradient norm"] = report.grad_norm
-        broken = [f"the {name} is {value}" for name, value in values.items() if not _is_finite(value)]
+        broken = [f"the {name} is {value}" for name, value in values.items() if not math.isfinite(value)]
         if not broken:
             return
-        # The loss is that of all ranks; perhaps the rows of another one are to blame.
-        guilty = run.world.gather(list(_guilty(run, micro_batches)))
-        everything = run.world.gather([source for batch in micro_batches if batch.num_rows for source in batch.sources])
-        rows = list(chain.from_iterable(guilty)) or list(chain.from_iterable(everything))
+        # The loss is a sum over all ranks, so the cause may lie in the rows of another one.
+        broken_rows = run.world.gather(list(_broken_rows(run, micro_batches)))
+        all_rows = run.world.gather([source for batch in micro_batches if batch.num_rows for source in batch.sources])
+        # A gradient can overflow although each loss is finite; then any row of the step may be the cause.
+        rows = list(chain.from_iterable(broken_rows)) or list(chain.from_iterable(all_rows))
         raise not_finite(run, " and ".join(broken), rows)
 
 
 class SignalGuard(Callback):
-    """Ends the run after the current step when the system asks for it; a second signal ends it at once."""
+    """Ends the run after the current step on SIGTERM or SIGINT; a second signal ends it at once."""
 
     def __init__(self) -> None:
         self._previous: dict[int, Any] = {}
 
     def train_start(self, run: Progress) -> None:
         def request_stop(number: int, frame: FrameType | None) -> None:
-            self.close()
+            self.close()  # restores the handlers, so that the next signal acts at once
             run.stop_signaled = True
             logger.warning("%s: stopping after this step, with a checkpoint", signal.Signals(number).name)
 
@@ -62,7 +64,7 @@ class SignalGuard(Callback):
 
 
 def stopped_early(run: Progress) -> PreemptedError:
-    """Returns the error that ends a run which was asked to stop."""
+    """Returns the error that ends a run after a signal to stop."""
     return PreemptedError(
         f"stopped after step {run.state.step} of {run.plan.num_steps}; a checkpoint is saved. To go on, run the same "
         "command with --training.try_resume_from_last_checkpoint true"
@@ -71,8 +73,8 @@ def stopped_early(run: Progress) -> PreemptedError:
 
 def not_finite(run: Progress, broken: str, rows: Sequence[Source]) -> NotFiniteError:
     """Returns the error that stops a run before the update of the step after `run.state.step`."""
-    names = "\n".join(f"  {source}" for source in rows[:_MOST_NAMED])
-    more = f"\n  ... and {len(rows) - _MOST_NAMED} more" if len(rows) > _MOST_NAMED else ""
+    names = "\n".join(f"  {source}" for source in rows[:_MAX_LISTED_ROWS])
+    more = f"\n  ... and {len(rows) - _MAX_LISTED_ROWS} more" if len(rows) > _MAX_LISTED_ROWS else ""
     return NotFiniteError(
         f"step {run.state.step + 1}: {broken}. The weights are as they were after step {run.state.step}. "
         f"Rows of this step to look at:\n{names}{more}\n"
@@ -80,16 +82,12 @@ def not_finite(run: Progress, broken: str, rows: Sequence[Source]) -> NotFiniteE
     )
 
 
-def _guilty(run: Run, micro_batches: list[Batch]) -> Iterator[Source]:
+def _broken_rows(run: Run, micro_batches: list[Batch]) -> Iterator[Source]:
     """Yields the rows whose own loss is not finite."""
     for batch in micro_batches:
         for i in range(batch.num_rows):
-            row = batch.part(i, i + 1)
+            row = batch.part(i, i + 1)  # again and alone, since the step has only the sum of the losses
             with torch.no_grad(), run.autocast():
                 loss = run.method.loss(run.model, row.to(run.world.device))
-            if not _is_finite(float(loss.total)):
+            if not math.isfinite(loss.total):
                 yield row.sources[0]
-
-
-def _is_finite(value: float) -> bool:
-    return value - value == 0.0

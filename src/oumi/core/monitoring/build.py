@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is told of a run, the same for every trainer."""
+"""Builds what shows and measures a run, the same for every trainer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from oumi.core.plan.parts import Plan
 
 
 def build_reporting(plan: Plan, efficiency: Efficiency) -> Reporting:
-    """Returns the callback that shows and keeps what a run measures."""
+    """Returns the callback that shows and keeps the measurements of a run."""
+    # The console comes first, so that a step is seen even where a tracker waits for its server.
     sinks: list[Sink] = [Console(plan.logs), MetricsFile(), *build_trackers(plan)]
     if plan.logs.step_times and plan.logs.telemetry_dir is not None:
         sinks.append(Telemetry(plan.logs.telemetry_dir))
@@ -29,22 +30,21 @@ def build_reporting(plan: Plan, efficiency: Efficiency) -> Reporting:
 
 
 def build_efficiency(plan: Plan, model: Any, has_full_head: bool) -> Efficiency:
-    """Returns what measures how close the steps of a model come to what the machine can do, which it finds out here."""
+    """Returns the meter of a model's steps; measures the machine's peaks where no cache has them."""
     dtype = plan.precision.autocast or str(model.dtype).removeprefix("torch.")
     num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0) or 1
-    way = ComputeMode(
+    # Inside compiled code, and in kernels of Triton, torch's dispatcher sees no single operation.
+    is_opaque = plan.speed.compile or plan.speed.liger or plan.model.attention == "flex_attention"
+    mode = ComputeMode(
         has_full_head,
         recomputed=num_recomputed(plan.gradient_checkpointing, num_layers) / num_layers,
-        is_opaque=plan.speed.compile
-        or plan.speed.liger
-        or plan.model.attention == "flex_attention"
-        or may_take_flex(model),
+        is_opaque=is_opaque or may_take_flex(model),
     )
-    return Efficiency(model_flops(model), Device(plan.device, plan.device_name, dtype), way)
+    return Efficiency(model_flops(model), Device(plan.device, plan.device_name, dtype), mode)
 
 
 def write_model_summary(plan: Plan, model: torch.nn.Module) -> None:
-    """Logs the module tree if the plan wants it, and writes it to `model_summary.txt` among the telemetry."""
+    """Logs the module tree if the plan asks for it, and writes it to `model_summary.txt` in the telemetry folder."""
     if not plan.logs.model_summary:
         return
     logger.info("%s", model)

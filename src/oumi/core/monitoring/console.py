@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a person sees while training: one live line on a terminal, plain lines in a pipe."""
+"""The output of a run on the console: one live line on a terminal, plain lines in a pipe."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 
 from rich.console import Console as Terminal
 from rich.progress import Progress as Bar
@@ -17,7 +18,7 @@ from oumi.core.run import Progress
 
 
 class Console(Sink):
-    """Shows each step on a terminal, or prints every so many steps."""
+    """Shows each step on a terminal; prints the steps that the plan reports."""
 
     def __init__(self, plan: LogPlan) -> None:
         self._plan = plan
@@ -32,19 +33,24 @@ class Console(Sink):
         self._first_step = run.state.step
         self._epoch = int(run.state.epoch)
         if sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), TimeRemainingColumn(compact=True))
-            self._bar = Bar(*columns, console=Terminal(stderr=True))  # 80 columns hold it
+            # Text and time alone: 80 columns have no room for a bar as well.
+            columns = (TextColumn("{task.description}", markup=False), TimeRemainingColumn(compact=True))
+            self._bar = Bar(*columns, console=Terminal(stderr=True))
             self._task = self._bar.add_task("training", total=run.plan.num_steps, completed=run.state.step)
             self._bar.start()
 
-    def step(self, run: Progress, record: Record) -> None:
-        text = line(record, run.plan.num_steps)
+    def step(self, run: Progress, record: Record, extra: Sequence[str]) -> None:
+        text = step_line(record, run.plan.num_steps, extra)
         if self._bar is not None:
             self._bar.update(self._task, completed=run.state.step, description=text)
         if is_due(self._plan, run, self._epoch):
             logger.info("%s", text)
             if self._bar is None:
-                self._print(f"{text}  {self._remaining(run)} left")
+                # Counted from where this process began; a resumed run took no time for the steps before.
+                num_steps = run.state.step - self._first_step
+                step_s = (time.perf_counter() - self._started) / max(num_steps, 1)
+                left_s = int(step_s * (run.plan.num_steps - run.state.step))
+                print(f"{text}  {left_s // 60}:{left_s % 60:02d} left", file=sys.stderr, flush=True)
         self._epoch = int(run.state.epoch)
 
     def measured(self, run: Progress, record: Record) -> None:
@@ -53,35 +59,30 @@ class Console(Sink):
 
     def note(self, text: str) -> None:
         logger.info("%s", text)
-        self._print(text)
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False)  # above the live line, which stays below
+        else:
+            print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
 
-    def _print(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False)
-        else:
-            print(text, file=sys.stderr, flush=True)
 
-    def _remaining(self, run: Progress) -> str:
-        num_steps = run.state.step - self._first_step
-        seconds = (time.perf_counter() - self._started) / max(num_steps, 1) * (run.plan.num_steps - run.state.step)
-        return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+def step_line(record: Record, num_steps: int, extra: Sequence[str] = ()) -> str:
+    """Returns a step as one line: step, loss, learning rate, speed, share of the machine's peak, memory.
 
-
-def line(record: Record, num_steps: int) -> str:
-    """Returns a step as one line: step, loss, learning rate, speed, share of the machine's peak, memory."""
+    The values named `extra` come last, so that a narrow terminal cuts off these first.
+    """
     peak = f"  {record['fraction_of_peak']:.0%} peak" if "fraction_of_peak" in record else ""
     return (
         f"step {record['step']:.0f}/{num_steps}  loss {record['loss']:.4f}  lr {record['learning_rate']:.2e}  "
         f"{record['tokens_per_second']:,.0f} tok/s{peak}  {record['peak_memory_bytes'] / 1e9:.2f} GB"
-    )
+    ) + "".join(f"  {name} {record[name]:.3g}" for name in extra)
 
 
 def is_due(plan: LogPlan, run: Progress, epoch_before: int) -> bool:
-    """Returns True if the plan wants this step told: every so many steps, after an epoch, the first and the last."""
+    """Returns True if the plan reports this step: every so many steps, after an epoch, the first and the last."""
     step = run.state.step
     if plan.every_steps and step % plan.every_steps == 0:
         return True
@@ -89,4 +90,5 @@ def is_due(plan: LogPlan, run: Progress, epoch_before: int) -> bool:
         return True
     if plan.every_epoch and int(run.state.epoch) > epoch_before:
         return True
+    # The last step is reported wherever steps are reported at all.
     return step == run.plan.num_steps and (plan.every_steps is not None or plan.every_epoch)

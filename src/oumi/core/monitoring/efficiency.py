@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How close each step comes to what the machine can do, and where the rest of its time went."""
+"""The share of a machine's peak that each step reaches, and where the rest of its time goes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from oumi.core.models.flops import ModelFlops
 from oumi.core.monitoring.op_times import OpTimes, UpdateTime
-from oumi.core.system.peaks import Peaks, nominal_flops, peaks_of
+from oumi.core.system.peaks import nominal_flops, peaks_of
 
 Record = dict[str, float]
-"""What is measured of a step, by name."""
+"""The measured values of a step, by name."""
 _SAMPLED_STEP = 2
-"""Of a run, counted from its start: the first one warms up."""
-_SAMPLED_AGAIN = 500
-"""Steps after which the kernels are watched again."""
+"""Index of the first step whose kernels are timed: the steps before it warm up caches and allocators."""
+_SAMPLING_INTERVAL = 500
+"""Steps between two samples of the kernels, whose costs drift as a run goes on."""
 
 WASTE = {
     "padding": "padding",
@@ -31,42 +30,32 @@ WASTE = {
     "optimizer": "optimizer",
     "data": "waiting for data",
     "python": "Python and the rest",
-    "unwatched": "kernels and Python, not yet told apart",
+    "unwatched": "kernels and Python, not measured apart",
 }
 """Where the time of a step goes that is not useful arithmetic at the machine's peak."""
-_EXTRA = ("padding", "recompute", "head")
-"""Arithmetic that is done beside what is useful."""
+_EXTRA_ARITHMETIC = ("padding", "recompute", "head")
+"""Arithmetic that is computed in addition to what is useful."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """Which device computes, and in what."""
+    """The device that computes, and the dtype of its matrix products."""
 
     kind: str
     name: str
     dtype: str
 
-    @cached_property
-    def peaks(self) -> Peaks:
-        """Returns what it can do, which takes a second where it is not known yet."""
-        return peaks_of(self.kind, self.name, self.dtype)
-
-    @property
-    def nominal_flops(self) -> float | None:
-        """Returns what its maker says of it, None for what is no GPU or not known."""
-        return nominal_flops(self.name) if self.kind == "cuda" else None
-
 
 @dataclass(frozen=True)
 class MicroBatchSize:
-    """What a micro-batch asks to be computed."""
+    """The numbers from which the operations of a micro-batch are counted."""
 
     lengths: tuple[int, ...]
     """Tokens of each document."""
     num_targets: int
     """Trained positions."""
     num_positions: int
-    """Tokens, and what stands beside them as padding."""
+    """Tokens and padding."""
 
 
 @dataclass(frozen=True)
@@ -74,57 +63,61 @@ class ComputeMode:
     """How a trainer computes a micro-batch."""
 
     has_full_head: bool
-    """Logits are computed where nothing is trained, too."""
+    """Logits are computed at positions that are not trained, too."""
     recomputed: float
     """Share of the layers whose activations are computed again in backward."""
     is_opaque: bool
-    """Its kernels cannot be watched one by one: compiled ones, and those of other libraries."""
+    """Kernels cannot be timed one by one: compiled ones, and those of other libraries."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the kernels of one step took, per unit of its work."""
+    """Time of the kernels of one step, per unit of its work."""
 
     product_slowdown: float
-    """Seconds of matrix products, over what their operations take at peak."""
+    """Seconds of matrix products, over the seconds that their operations take at peak."""
     other_s_per_token: float
 
 
 class Efficiency:
-    """Measures steps; asked at the moments of a step, by who reports it."""
+    """Measures steps. Whoever runs the loop calls its methods at the moments that they name."""
 
-    def __init__(self, work: ModelFlops, device: Device, way: ComputeMode) -> None:
-        self._work, self._device, self._way = work, device, way
-        self._peaks = device.peaks  # now, since finding them out takes time and memory
-        self._watch: OpTimes | None = None
-        """Of the step that is computed now."""
-        self._watched: OpTimes | None = None
-        """Of the gradients that are done."""
+    def __init__(self, work: ModelFlops, device: Device, mode: ComputeMode) -> None:
+        self._work, self._device, self._mode = work, device, mode
+        # Measured here and not in the first step: it takes up to a second, and memory.
+        self._peaks = peaks_of(device.kind, device.name, device.dtype)
+        self._nominal_flops = nominal_flops(device.name) if device.kind == "cuda" else None
+        self._running_times: OpTimes | None = None
+        """Kernels of the step that is computed now."""
+        self._op_times: OpTimes | None = None
+        """Kernels of a step whose gradients are complete."""
         self._sample: Sample | None = None
         self._update = UpdateTime(device.kind)
         self._step = 0
         self._flops: Record = {}
         self._num_tokens = 0
         self._total_s = 0.0
-        self._spent: Counter[str] = Counter()
+        self._seconds: Counter[str] = Counter()
+        """Of all steps that count, by part."""
         self.restart()
 
     def restart(self) -> None:
-        """Begins a step: what lies between two steps counts for neither."""
+        """Begins a step now, so that time between two steps counts for neither."""
         self._began = time.perf_counter()
         self._waits_from = self._started_at = self._began
         self._faults = _page_faults()
 
     def wait(self) -> None:
-        """After a step was shown, before the rows of the next one are asked for."""
+        """After a step was reported, before the rows of the next one are fetched."""
         self._waits_from = time.perf_counter()
 
     def step_start(self) -> None:
-        """After the rows of a step are there, before it is computed."""
+        """After the rows of a step were fetched, before it is computed."""
         self._started_at = time.perf_counter()
-        if not self._way.is_opaque and self._step % _SAMPLED_AGAIN == _SAMPLED_STEP:
-            self._watch = OpTimes()
-            self._watch.__enter__()
+        # Timing each kernel slows a step down, so only few steps are sampled.
+        if not self._mode.is_opaque and self._step % _SAMPLING_INTERVAL == _SAMPLED_STEP:
+            self._running_times = OpTimes()
+            self._running_times.__enter__()
 
     def before_update(self, micro_batches: Sequence[MicroBatchSize]) -> None:
         """After the gradients of a step, before its update."""
@@ -134,98 +127,84 @@ class Efficiency:
         self._num_tokens = sum(sum(batch.lengths) for batch in micro_batches)
 
     def step_end(self) -> Record:
-        """Returns what is to be known of the step that ends here; the next one begins."""
+        """Returns the measured values of the step that ends here, and begins the next one."""
         now, faults = time.perf_counter(), _page_faults() - self._faults
         wall, peaks = max(now - self._began, 1e-9), self._peaks
+        # A fault takes processor time; the threads that share the work fault side by side.
         fault_s = faults * peaks.page_fault_s / peaks.num_cores
-        is_watched = self._watched is not None
-        if self._watched is not None:
-            self._sample, self._watched = self._sampled(self._watched, fault_s), None
-        arithmetic = {name: self._flops[name] / peaks.flops for name in ("useful", *_EXTRA)}
+        arithmetic = {name: self._flops[name] / peaks.flops for name in ("useful", *_EXTRA_ARITHMETIC)}
+        arithmetic_s = sum(arithmetic.values())
+        op_times, self._op_times = self._op_times, None
+        if op_times is not None and arithmetic_s > 0:  # a rank without rows computes nothing
+            other_s = max(op_times.others_s - fault_s, 0.0)  # which holds the faults, counted on their own
+            self._sample = Sample(op_times.products_s / arithmetic_s, other_s / max(self._num_tokens, 1))
         seconds = {
             **arithmetic,
             "page_faults": fault_s,
             "optimizer": self._update.end(),
             "data": self._started_at - self._waits_from,
         }
-        rest = "python" if self._sample else "unwatched"
-        shares = shares_of(wall, {**seconds, **self._kernels(sum(arithmetic.values()))}, rest)
-        if self._step > _SAMPLED_STEP and not is_watched:  # until then nothing is told apart, and watching takes time
+        if self._sample is not None:  # the kernels of this step are taken to run as those of the sampled one
+            seconds["below_peak"] = max(self._sample.product_slowdown - 1, 0.0) * arithmetic_s
+            seconds["memory"] = self._sample.other_s_per_token * self._num_tokens
+        shares = shares_of(wall, seconds, "python" if self._sample else "unwatched")
+        if self._step > _SAMPLED_STEP and op_times is None:  # a sampled step is slower than the others
             self._total_s += wall
             for name, share in shares.items():
-                self._spent[name] += share * wall
-        self._step += 1
-        self.restart()
-        return {
+                self._seconds[name] += share * wall
+        record = {
             "flops_per_second": self._flops["useful"] / wall,
             "fraction_of_peak": shares["useful"],
             "page_faults": faults,
             **{f"time_{name}": share for name, share in shares.items()},
-            **self._mfu(wall),
         }
+        if self._nominal_flops is not None:
+            # Model FLOPs utilization. Causal attention counts as half a square in `mfu`, and as a full one in
+            # `mfu_full_attention`, as in PaLM (arXiv 2204.02311).
+            record["mfu"] = self._flops["useful"] / wall / self._nominal_flops
+            record["mfu_full_attention"] = self._flops["full_squares"] / wall / self._nominal_flops
+        self._step += 1
+        self.restart()
+        return record
 
     def summary(self) -> str:
-        """Returns where the time of the steps went, as one sentence; nothing if there were too few."""
+        """Returns where the time of the steps went, as one sentence; empty after too few steps."""
         if not self._total_s:
             return ""
-        shares = {name: self._spent[name] / self._total_s for name in self._spent}
+        shares = {name: self._seconds[name] / self._total_s for name in self._seconds}
         wasted = sorted(((share, WASTE[name]) for name, share in shares.items() if name in WASTE), reverse=True)
-        listed = ", ".join(f"{what} {share:.0%}" for share, what in wasted if share >= 0.005)
+        parts = ", ".join(f"{label} {share:.0%}" for share, label in wasted if share >= 0.005)
         peak = f"{self._peaks.flops / 1e9:,.0f} GFLOP/s in {self._device.dtype}"
-        return f"{shares['useful']:.0%} of this machine's peak ({peak}) went into useful arithmetic; the rest: {listed}"
+        return f"{shares['useful']:.0%} of this machine's peak ({peak}) went into useful arithmetic; the rest: {parts}"
 
     def close(self) -> None:
-        """Stops watching, also where a step broke off."""
-        if self._watch is not None:
-            self._watch.__exit__(None, None, None)
-            self._watched, self._watch = self._watch, None
+        """Stops timing kernels, also after a step that failed."""
+        if self._running_times is not None:
+            self._running_times.__exit__(None, None, None)
+            self._op_times, self._running_times = self._running_times, None
 
     def _count(self, micro_batches: Sequence[MicroBatchSize]) -> Record:
-        """Returns the operations of a step by what they are for."""
-        flops = dict.fromkeys(("useful", "full_squares", *_EXTRA), 0.0)
+        """Returns the operations of a step by their purpose."""
+        flops = dict.fromkeys(("useful", "full_squares", *_EXTRA_ARITHMETIC), 0.0)
         for batch in micro_batches:
             lengths = batch.lengths
             flops["useful"] += self._work.flops(lengths, batch.num_targets)
             flops["full_squares"] += self._work.flops(lengths, batch.num_targets, full_squares=True)
             flops["padding"] += (batch.num_positions - sum(lengths)) * self._work.token
-            if self._way.has_full_head:
+            if self._mode.has_full_head:
                 flops["head"] += (batch.num_positions - batch.num_targets) * self._work.term
-            flops["recompute"] += self._way.recomputed * self._work.forward_flops(lengths)
+            flops["recompute"] += self._mode.recomputed * self._work.forward_flops(lengths)
         return flops
-
-    def _sampled(self, watch: OpTimes, fault_s: float) -> Sample:
-        at_peak = sum(self._flops[name] for name in ("useful", *_EXTRA)) / self._peaks.flops
-        return Sample(watch.products_s / at_peak, max(watch.others_s - fault_s, 0.0) / max(self._num_tokens, 1))
-
-    def _mfu(self, wall_s: float) -> Record:
-        """Returns the model FLOPs utilisation of a GPU: useful operations over what its maker says of it.
-
-        `mfu` counts causal attention as half a square, as `fraction_of_peak` does; `mfu_full_attention` as a whole
-        one (PaLM, arXiv 2204.02311).
-        """
-        nominal = self._device.nominal_flops
-        if nominal is None:
-            return {}
-        return {
-            "mfu": self._flops["useful"] / wall_s / nominal,
-            "mfu_full_attention": self._flops["full_squares"] / wall_s / nominal,
-        }
-
-    def _kernels(self, arithmetic_s: float) -> Record:
-        """Returns what the kernels of this step take beyond its arithmetic at peak, as those that were watched."""
-        if self._sample is None:
-            return {}
-        return {
-            "below_peak": max(self._sample.product_slowdown - 1, 0.0) * arithmetic_s,
-            "memory": self._sample.other_s_per_token * self._num_tokens,
-        }
 
 
 def shares_of(wall_s: float, seconds: Mapping[str, float], rest: str = "python") -> Record:
-    """Returns the share of each part in a step, of useful arithmetic and of all of WASTE, which add up to one.
+    """Returns the share of a step of useful arithmetic and of each part of WASTE; they add up to 1.
 
-    What is left is that of `rest`. Where the parts come to more than the step took, as their estimates may, they are
-    scaled down; useful arithmetic is not.
+    Args:
+        wall_s: Seconds of the step.
+        seconds: Seconds by part, 0 for parts that are missing. They are estimates, so they may come to more than the
+            step took: then all but useful arithmetic are scaled down.
+        rest: The part that the remaining time counts for.
     """
     parts = {name: seconds.get(name, 0.0) for name in ("useful", *WASTE)}
     left = max(wall_s - parts["useful"], 0.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long the parts of a step take on the device: each kind of kernel, and the update."""
+"""The time of the parts of a step on the device: each kind of kernel, and the update."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "addbmm", "linear", "attention", "conv", "_grouped_mm", "_attn")
-"""Kernels by parts of their names that are matrix products, attention among them."""
+"""Parts of the names of kernels that are matrix products, including attention."""
 
 
 class OpTimes(TorchDispatchMode):
-    """Counts the seconds of every operation while it is entered; on a GPU each is waited for."""
+    """Context manager that adds up the seconds of every operation; on a GPU it waits for each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,6 +23,7 @@ class OpTimes(TorchDispatchMode):
         self.others_s = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Before and after: a GPU runs behind Python, and the work of others would count for this operation.
         _wait()
         started = time.perf_counter()
         result = func(*args, **(kwargs or {}))
@@ -36,31 +37,32 @@ class OpTimes(TorchDispatchMode):
 
 
 class UpdateTime:
-    """Seconds from the gradients to the end of the update.
+    """Measures the seconds from the gradients to the end of the update.
 
-    A GPU is not waited for: known of it is the update of the step before, as it is over by then.
+    On a GPU it never waits: there the result is that of the previous step, whose update is complete by then.
     """
 
     def __init__(self, device: str) -> None:
         self._device = device
-        self._before: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+        self._previous: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
         self.begin()
 
     def begin(self) -> None:
-        """When the gradients are there."""
+        """When the gradients are complete."""
         self._began, self._mark = time.perf_counter(), _mark(self._device)
 
     def end(self) -> float:
-        """Returns the seconds; call it when the update is asked for."""
+        """Returns the seconds; call it after the update was started."""
         mark = _mark(self._device)
         if self._mark is None or mark is None:
             return time.perf_counter() - self._began
-        before, self._before = self._before, (self._mark, mark)
-        return before[0].elapsed_time(before[1]) / 1e3 if before and before[1].query() else 0.0
+        previous, self._previous = self._previous, (self._mark, mark)
+        # elapsed_time raises for an event that is not complete, and is in milliseconds.
+        return previous[0].elapsed_time(previous[1]) / 1e3 if previous and previous[1].query() else 0.0
 
 
 def _mark(device: str) -> torch.cuda.Event | None:
-    """Returns a mark in the work that a GPU was given, None elsewhere."""
+    """Returns an event behind the work queued on the GPU, None for other devices."""
     if device != "cuda":
         return None
     mark = torch.cuda.Event(enable_timing=True)

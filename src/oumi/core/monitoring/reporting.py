@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns each step into one record, the same whichever trainer runs, and hands it to those who show or keep it."""
+"""Turns each step into one record, the same for every trainer, and passes it to the sinks."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ class Sink:
     def start(self, run: Progress) -> None:
         """Before the first step."""
 
-    def step(self, run: Progress, record: Record) -> None:
-        """One optimizer step."""
+    def step(self, run: Progress, record: Record, extra: Sequence[str]) -> None:
+        """After an optimizer step; `extra` names the values of the record that only this method or trainer has."""
 
     def measured(self, run: Progress, record: Record) -> None:
-        """Something other than a step, such as the validation loss."""
+        """After another measurement, such as the validation loss."""
 
     def note(self, text: str) -> None:
-        """Something to say."""
+        """A message for the user."""
 
     def close(self) -> None:
         """At the end, also when training failed."""
 
 
 class Reporting(Callback):
-    """Makes the records and hands them round."""
+    """Builds the records of a run and passes them to its sinks."""
 
     def __init__(self, sinks: Sequence[Sink], efficiency: Efficiency) -> None:
         self._sinks = sinks
         self._efficiency = efficiency
-        self._last = _clocks()
+        self._wall_s, self._cpu_s = time.perf_counter(), time.process_time()
+        """The clocks at the end of the last step."""
 
     def train_start(self, run: Progress) -> None:
         for sink in self._sinks:
@@ -51,13 +52,39 @@ class Reporting(Callback):
         self._efficiency.step_start()
 
     def before_update(self, run: Run, report: StepReport, micro_batches: list[Batch]) -> None:
-        self._efficiency.before_update([_counted(batch, run.model.is_flat) for batch in micro_batches])
+        sizes = []
+        for batch in micro_batches:
+            lengths = batch.lengths
+            # A flat model computes the tokens alone; any other one pads every document to the longest.
+            num_positions = sum(lengths) if run.model.is_flat else len(lengths) * max(lengths, default=0)
+            sizes.append(MicroBatchSize(lengths, batch.num_targets, num_positions))
+        self._efficiency.before_update(sizes)
 
     def step_end(self, run: Progress, report: StepReport) -> None:
-        record = self._record(run, report)
+        wall_s, cpu_s = time.perf_counter(), time.process_time()
+        step_time_s, cpu_time_s = wall_s - self._wall_s, cpu_s - self._cpu_s
+        self._wall_s, self._cpu_s = wall_s, cpu_s
+        has_gpu = torch.cuda.is_available()
+        values = {
+            "step": run.state.step,
+            "epoch": run.state.epoch,
+            "loss": report.loss,
+            "grad_norm": report.grad_norm,
+            "learning_rate": report.learning_rate,
+            "num_tokens": report.num_tokens,
+            "num_target_tokens": report.num_targets,
+            "total_tokens": run.state.num_tokens,
+            "step_time_s": step_time_s,
+            "cpu_time_s": cpu_time_s,
+            "tokens_per_second": report.num_tokens / max(step_time_s, 1e-9),
+            "peak_memory_bytes": torch.cuda.max_memory_allocated() if has_gpu else host.peak_memory_bytes(),
+            **self._efficiency.step_end(),
+        }
+        record = {**report.extra, **values}  # where another trainer logs a name of ours, our value stands
+        extra = tuple(name for name in report.extra if name not in values)
         run.metrics.update(record)
         for sink in self._sinks:
-            sink.step(run, record)
+            sink.step(run, record, extra)
         self._efficiency.wait()
 
     def measured(self, run: Progress, metrics: Mapping[str, float]) -> None:
@@ -69,7 +96,7 @@ class Reporting(Callback):
     def saved(self, run: Progress, checkpoint: Any) -> None:
         for sink in self._sinks:
             sink.note(f"step {run.state.step}: saved {checkpoint}")
-        self._restart()
+        self._restart()  # nor is saving
 
     def train_end(self, run: Progress) -> None:
         if text := self._efficiency.summary():
@@ -82,42 +109,5 @@ class Reporting(Callback):
             sink.close()
 
     def _restart(self) -> None:
-        self._last = _clocks()
+        self._wall_s, self._cpu_s = time.perf_counter(), time.process_time()
         self._efficiency.restart()
-
-    def _record(self, run: Progress, report: StepReport) -> Record:
-        before, self._last = self._last, _clocks()
-        wall, cpu = (now - then for now, then in zip(self._last, before, strict=True))
-        return {
-            **report.extra,
-            "step": run.state.step,
-            "epoch": run.state.epoch,
-            "loss": report.loss,
-            "grad_norm": report.grad_norm,
-            "learning_rate": report.learning_rate,
-            "num_tokens": report.num_tokens,
-            "num_target_tokens": report.num_targets,
-            "total_tokens": run.state.num_tokens,
-            "step_time_s": wall,
-            "cpu_time_s": cpu,
-            "tokens_per_second": report.num_tokens / max(wall, 1e-9),
-            "peak_memory_bytes": peak_memory_bytes(),
-            **self._efficiency.step_end(),
-        }
-
-
-def _clocks() -> tuple[float, float]:
-    """Returns the seconds of the wall clock, and those that all threads of this process have worked."""
-    return time.perf_counter(), time.process_time()
-
-
-def _counted(batch: Batch, is_flat: bool) -> MicroBatchSize:
-    lengths = batch.lengths
-    return MicroBatchSize(lengths, batch.num_targets, sum(lengths) if is_flat else len(lengths) * max(lengths))
-
-
-def peak_memory_bytes() -> int:
-    """Returns the most memory that was held: of the GPU if there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return host.peak_memory_bytes()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of a run went: named timers, and the files that Oumi's tools read."""
+"""Named timers of a run, and the files with them that Oumi's tools read."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from oumi.core.monitoring.reporting import Record, Sink
 from oumi.core.run import Progress
 
 _NUM_SKIPPED_STEPS = 2
-"""The first steps warm up allocators and kernels; their times say nothing of the rest."""
+"""The first steps warm up allocators and kernels, so their times do not represent the others."""
 
 
 class TelemetryTracker:
-    """Collects how long named parts of a program take."""
+    """Collects the times of named parts of a program."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -42,12 +42,12 @@ class TelemetryTracker:
             self.add(name, time.perf_counter() - started)
 
     def add(self, name: str, seconds: float) -> None:
-        """Counts seconds that were measured elsewhere."""
+        """Adds seconds that were measured elsewhere."""
         self._timers[name].append(seconds)
 
     @contextmanager
     def cuda_timer(self, name: str) -> Iterator[None]:
-        """Measures the seconds that the GPU works on a block; waits for it. Without a GPU nothing is measured."""
+        """Measures the seconds that the GPU works on a block, and waits for it; does nothing without a GPU."""
         if not torch.cuda.is_available():
             yield
             return
@@ -57,11 +57,12 @@ class TelemetryTracker:
             yield
         finally:
             end.record()
+            # The time between two events exists only once the GPU has passed both.
             torch.cuda.synchronize()
             self._cuda_timers[name].append(start.elapsed_time(end) / 1000.0)
 
     def log_gpu_memory(self, custom_logger: Any = None) -> None:
-        """Notes and logs the GPU memory in use, in GiB. Without a GPU nothing is noted."""
+        """Records and logs the GPU memory in use, in GiB; does nothing without a GPU."""
         if not torch.cuda.is_available():
             return
         used = {
@@ -78,21 +79,23 @@ class TelemetryTracker:
         return {
             "hostname": socket.gethostname(),
             "total_time": total,
-            "timers": {name: {**_statistics(times), "percentage": 100 * sum(times) / total}
-                       for name, times in self._timers.items()},
+            "timers": {
+                name: {**_statistics(times), "percentage": 100 * sum(times) / total}
+                for name, times in self._timers.items()
+            },
             "cuda_timers": {name: _statistics(times) for name, times in self._cuda_timers.items()},
             "gpu_memory": self._memory,
-        }  # fmt: skip
+        }
 
     def print_summary(self) -> None:
-        """Logs the summary, one timer a line."""
+        """Logs the summary, one timer per line."""
         summary = self.get_summary()
         logger.info("total %.2f s", summary["total_time"])
         for name, values in summary["timers"].items():
             logger.info("  %s: %.2f s in %d calls", name, values["total"], values["count"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what `load_state_dict` takes."""
+        """Returns the timers as JSON values, for `load_state_dict`."""
         return {
             "timers": dict(self._timers),
             "cuda_timers": dict(self._cuda_timers),
@@ -100,7 +103,7 @@ class TelemetryTracker:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what `state_dict` returned."""
+        """Replaces the timers by those that `state_dict` returned."""
         self._timers = defaultdict(list, state["timers"])
         self._cuda_timers = defaultdict(list, state["cuda_timers"])
         self._memory = list(state["gpu_memory"])
@@ -115,13 +118,14 @@ class Telemetry(Sink):
         self._last: Record = {}
         self._num_steps = 0
 
-    def step(self, run: Progress, record: Record) -> None:
+    def step(self, run: Progress, record: Record, extra: Sequence[str]) -> None:
         self._last = record
         self._num_steps += 1
         if self._num_steps > _NUM_SKIPPED_STEPS:
             self._tracker.add("steps", record["step_time_s"])
 
     def close(self) -> None:
+        # Only now: a run that fails has timers too, and nobody reads them before.
         self._directory.mkdir(parents=True, exist_ok=True)
         rank = f"rank{current_rank():04d}"
         for name, content in (

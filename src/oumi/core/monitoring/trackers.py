@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from oumi.core.errors import ConfigError
@@ -14,39 +16,41 @@ from oumi.core.run import Progress
 
 
 def build_trackers(plan: Plan) -> list[Sink]:
-    """Returns the trackers that the plan switches on; one whose package is missing is a ConfigError."""
+    """Returns the trackers that the plan enables; raises ConfigError if the package of one is missing."""
     trackers: list[Sink] = []
     if plan.logs.tensorboard_dir is not None:
         trackers.append(TensorBoard(plan))
+    # Packages are imported here, before the first step, so that a missing one costs no training time.
     if plan.logs.wandb:
-        trackers.append(Wandb(plan))
+        trackers.append(Wandb(plan, _import_package("wandb", "training.enable_wandb")))
     if plan.logs.mlflow:
-        trackers.append(Mlflow(plan))
+        trackers.append(Mlflow(plan, _import_package("mlflow", "training.enable_mlflow")))
     return trackers
 
 
 class _Tracker(Sink):
-    """Writes records when the plan wants a step told. `train/` and `eval/` go before the names."""
+    """Writes the records of the steps that the plan reports, names prefixed by `train/` or `eval/`."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, package: Any = None) -> None:
         self._plan = plan
+        self._package = package
         self._epoch = 0
 
-    def step(self, run: Progress, record: Record) -> None:
+    def step(self, run: Progress, record: Record, extra: Sequence[str]) -> None:
         if is_due(self._plan.logs, run, self._epoch):
-            self.write(_named("train", record), run.state.step)
+            self.write(_prefixed("train", record), run.state.step)
         self._epoch = int(run.state.epoch)
 
     def measured(self, run: Progress, record: Record) -> None:
-        self.write(_named("eval", record), run.state.step)
+        self.write(_prefixed("eval", record), run.state.step)
 
     def write(self, values: Record, step: int) -> None:
-        """Hands named values of a step to the tracker."""
+        """Passes named values of a step to the tracker."""
         raise NotImplementedError
 
 
 class TensorBoard(_Tracker):
-    """Event files under `tensorboard/`."""
+    """Event files in `tensorboard/`."""
 
     _writer: Any = None
 
@@ -54,14 +58,14 @@ class TensorBoard(_Tracker):
         from torch.utils.tensorboard import SummaryWriter
 
         self._epoch = int(run.state.epoch)
-        # Events after the step that a resumed run goes on from are of steps that it takes again.
+        # A resumed run takes the steps after its checkpoint again; their old events would be shown twice.
         purge = run.state.step + 1 if run.state.step else None
         self._writer = SummaryWriter(str(self._plan.logs.tensorboard_dir), purge_step=purge)
 
     def write(self, values: Record, step: int) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+        self._writer.flush()  # so that a page that is open shows the step now
 
     def close(self) -> None:
         if self._writer is not None:
@@ -69,20 +73,13 @@ class TensorBoard(_Tracker):
 
 
 class Wandb(_Tracker):
-    """A Weights & Biases run; project `oumi` unless WANDB_PROJECT names another."""
+    """A Weights & Biases run; its project is WANDB_PROJECT, `oumi` by default."""
 
-    def __init__(self, plan: Plan) -> None:
-        super().__init__(plan)
-        try:
-            import wandb
-        except ImportError as error:
-            raise _missing("training.enable_wandb") from error
-        self._wandb = wandb
-        self._run: Any = None
+    _run: Any = None
 
     def start(self, run: Progress) -> None:
         project = os.environ.get("WANDB_PROJECT", "oumi")
-        self._run = self._wandb.init(project=project, name=self._plan.run_name, job_type="train")
+        self._run = self._package.init(project=project, name=self._plan.run_name, job_type="train")
 
     def write(self, values: Record, step: int) -> None:
         self._run.log(values, step=step)
@@ -93,34 +90,30 @@ class Wandb(_Tracker):
 
 
 class Mlflow(_Tracker):
-    """An MLflow run, ended here only if it was begun here."""
+    """An MLflow run: the active one, else a new one."""
 
-    def __init__(self, plan: Plan) -> None:
-        super().__init__(plan)
-        try:
-            import mlflow
-        except ImportError as error:
-            raise _missing("training.enable_mlflow") from error
-        self._mlflow = mlflow
-        self._is_ours = False
+    _is_ours = False
 
     def start(self, run: Progress) -> None:
-        if self._mlflow.active_run() is None:
-            self._mlflow.start_run(run_name=self._plan.run_name)
+        if self._package.active_run() is None:
+            self._package.start_run(run_name=self._plan.run_name)
             self._is_ours = True
 
     def write(self, values: Record, step: int) -> None:
-        self._mlflow.log_metrics(values, step=step)
+        self._package.log_metrics(values, step=step)
 
     def close(self) -> None:
-        if self._is_ours:
-            self._mlflow.end_run()
+        if self._is_ours:  # whoever began a run may want to log more to it
+            self._package.end_run()
 
 
-def _named(prefix: str, record: Record) -> Record:
+def _prefixed(prefix: str, record: Record) -> Record:
     """Returns the values under names such as `train/loss` and `eval/loss`."""
     return {f"{prefix}/{name.removeprefix('eval_')}": value for name, value in record.items() if name != "step"}
 
 
-def _missing(key: str) -> ConfigError:
-    return ConfigError(f"{key}: its package is not installed: pip install 'oumi[tracking]'")
+def _import_package(name: str, key: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"{key}: package {name} is not installed: pip install 'oumi[tracking]'") from error
