@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the files of a model tell before it is loaded."""
+"""The facts in the files of a model, before it is loaded."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def test_size_dtype_and_lengths_are_those_of_the_loaded_model(tmp_path: Path) ->
 def test_the_dtype_is_that_of_the_config_else_that_of_the_weights(tmp_path: Path) -> None:
     tiny_llama().to("cpu").bfloat16().save_pretrained(tmp_path / "model")
     path = tmp_path / "model" / "config.json"
-    named = json.loads(path.read_text())
+    config = json.loads(path.read_text())
     assert facts_of(tmp_path).stored_dtype == "bfloat16"
-    path.write_text(json.dumps({key: value for key, value in named.items() if key not in ("dtype", "torch_dtype")}))
+    path.write_text(json.dumps({key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}))
     assert facts_of(tmp_path).stored_dtype == "bfloat16"
-    path.write_text(json.dumps({**named, "dtype": "float16"}))
+    path.write_text(json.dumps({**config, "dtype": "float16"}))
     assert facts_of(tmp_path).stored_dtype == "float16"
 
 
@@ -57,7 +57,7 @@ def test_a_model_that_is_neither_here_nor_in_the_cache_is_unknown(tmp_path: Path
     assert facts_of(tmp_path, model_name="nobody/nothing") == ModelFacts()
 
 
-def test_a_directory_that_is_missing_is_told_at_once(tmp_path: Path) -> None:
+def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such directory"):
         facts_of(tmp_path, model_name=str(tmp_path / "no" / "model"))
 

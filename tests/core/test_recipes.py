@@ -26,17 +26,17 @@ def elsewhere(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_a_path_that_exists_is_taken_as_it_is(elsewhere):
+def test_a_path_that_exists_is_returned_unchanged(elsewhere):
     (elsewhere / "my.yaml").write_text("model: {}\n")
     assert resolve_config("my.yaml") == Path("my.yaml")
 
 
 @pytest.mark.parametrize("name", [QUICKSTART, f"oumi://{QUICKSTART}", f"OUMI://{QUICKSTART}", "smollm-135m-quickstart"])
-def test_a_recipe_is_found_from_any_directory(elsewhere, name):
+def test_a_recipe_is_resolved_from_any_directory(elsewhere, name):
     assert resolve_config(name).samefile(configs_dir().parent / QUICKSTART)
 
 
-def test_a_file_here_wins_over_the_one_that_ships(elsewhere):
+def test_a_local_file_wins_over_the_recipe_of_the_package(elsewhere):
     own = elsewhere / QUICKSTART
     own.parent.mkdir(parents=True)
     own.write_text("model: {}\n")
@@ -45,13 +45,13 @@ def test_a_file_here_wins_over_the_one_that_ships(elsewhere):
 
 
 @pytest.mark.parametrize("kind", sorted(SHORT_NAMES))
-def test_every_short_name_stands_for_a_file_that_ships(kind):
+def test_every_short_name_is_that_of_a_recipe(kind):
     assert {name: resolve_config(name, kind).is_file() for name in SHORT_NAMES[kind]} == dict.fromkeys(
         SHORT_NAMES[kind], True
     )
 
 
-def test_every_recipe_that_ships_has_one_short_name():
+def test_every_recipe_has_a_unique_short_name():
     without = [recipe.name for recipe in list_recipes() if recipe.name.startswith("configs/")]
     assert without == []
     named = [(recipe.kind, recipe.name) for recipe in list_recipes()]
@@ -69,20 +69,20 @@ def test_every_recipe_that_ships_has_one_short_name():
         ("llama3.2-3b-lra", "job", "short name of a job recipe, did you mean 'llama3.2-3b-lora'?"),
         ("zzz", "training", "known: llama3.2-1b, "),
         (QUICKSTART.replace("quickstart_", "quikstart_"), "training", f"did you mean '{QUICKSTART}'?"),
-        ("oumi://configs/recipes/smollm/train.yaml", "training", "nor one that ships with this version"),
-        ("oumi://configs/../pyproject.toml", "training", "nor one that ships with this version"),
-        ("configs/../../etc/passwd", "training", "nor one that ships with this version"),
+        ("oumi://configs/recipes/smollm/train.yaml", "training", "nor in this version's recipes"),
+        ("oumi://configs/../pyproject.toml", "training", "nor in this version's recipes"),
+        ("configs/../../etc/passwd", "training", "nor in this version's recipes"),
         ("here/none.yaml", "training", "here/none.yaml: no such file (there is no directory here)"),
         ("trian.yaml", "training", "trian.yaml: no such file, did you mean 'train.yaml'?"),
-        (".", "training", ". is a directory; it holds train.yaml"),
-        ("", "training", "is a directory; it holds train.yaml"),
+        (".", "training", ". is a directory; it contains train.yaml"),
+        ("", "training", "is a directory; it contains train.yaml"),
     ],
 )
-def test_an_unknown_name_is_told_with_the_nearest_one(elsewhere, name, kind, message):
+def test_an_unknown_name_is_reported_with_the_nearest_name(elsewhere, name, kind, message):
     (elsewhere / "train.yaml").write_text("model: {}\n")
-    with pytest.raises(ConfigError) as told:
+    with pytest.raises(ConfigError) as error:
         resolve_config(name, kind)
-    assert message in str(told.value)
+    assert message in str(error.value)
 
 
 def test_names_of_the_hub_and_paths_are_not_packaged():

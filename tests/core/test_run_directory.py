@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run leaves behind."""
+"""The files of a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingConfig, Path]
     return config, Path(config.training.output_dir)
 
 
-def test_everything_is_there_that_is_needed_to_trust_and_repeat_it(run: tuple[TrainingConfig, Path]) -> None:
+def test_all_files_that_describe_a_run_are_written(run: tuple[TrainingConfig, Path]) -> None:
     _, out = run
     for name in (
         "config.yaml", "plan.json", "environment.json", "data_report.json", "metrics.jsonl", "metrics_rank0000.jsonl",
@@ -39,53 +39,53 @@ def test_everything_is_there_that_is_needed_to_trust_and_repeat_it(run: tuple[Tr
     assert list((out / "tensorboard").glob("events.*"))
 
 
-def test_the_config_is_kept_as_given_and_as_resolved(run: tuple[TrainingConfig, Path]) -> None:
+def test_the_config_is_kept_unchanged_and_resolved(run: tuple[TrainingConfig, Path]) -> None:
     config, out = run
     assert (out / "config.yaml").read_text() == "# as given\n"
     assert TrainingConfig.from_yaml(out / "telemetry" / "training_config.yaml") == config
 
 
-def test_the_log_tells_the_plan_and_the_steps(run: tuple[TrainingConfig, Path]) -> None:
+def test_the_log_has_the_plan_and_the_steps(run: tuple[TrainingConfig, Path]) -> None:
     text = (run[1] / "logs" / "rank_0000.log").read_text()
     for words in ("learning rate 0.001 linear", "step 1/4  loss", "step 4/4  loss", "saved", "checkpoint-2"):
         assert words in text, words
 
 
-def test_there_is_one_record_a_step(run: tuple[TrainingConfig, Path]) -> None:
+def test_each_step_has_a_record(run: tuple[TrainingConfig, Path]) -> None:
     records = [json.loads(line) for line in (run[1] / "metrics.jsonl").read_text().splitlines()]
-    assert [one["step"] for one in records] == [1, 2, 3, 4]
-    for one in records:
-        assert one["num_target_tokens"] < one["num_tokens"]
-        assert one["tokens_per_second"] == pytest.approx(one["num_tokens"] / one["step_time_s"])
-        assert one["cpu_time_s"] > 0
-    assert records[-1]["total_tokens"] == sum(one["num_tokens"] for one in records)
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    for record in records:
+        assert record["num_target_tokens"] < record["num_tokens"]
+        assert record["tokens_per_second"] == pytest.approx(record["num_tokens"] / record["step_time_s"])
+        assert record["cpu_time_s"] > 0
+    assert records[-1]["total_tokens"] == sum(record["num_tokens"] for record in records)
     assert records[-1]["learning_rate"] == pytest.approx(1e-3 / 4)
 
 
-def test_tensorboard_shows_what_the_records_say(run: tuple[TrainingConfig, Path]) -> None:
+def test_tensorboard_has_the_values_of_the_records(run: tuple[TrainingConfig, Path]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run[1] / "tensorboard"))
     events.Reload()
     records = [json.loads(line) for line in (run[1] / "metrics.jsonl").read_text().splitlines()]
     shown = {event.step: event.value for event in events.Scalars("train/loss")}
-    assert shown == pytest.approx({one["step"]: one["loss"] for one in records})
+    assert shown == pytest.approx({record["step"]: record["loss"] for record in records})
 
 
-def test_whoever_may_read_here_may_read_the_weights(run: tuple[TrainingConfig, Path]) -> None:
+def test_weights_have_the_permissions_of_other_files(run: tuple[TrainingConfig, Path]) -> None:
     mask = os.umask(0)
     os.umask(mask)
     for path in run[1].rglob("*.safetensors"):
         assert path.stat().st_mode & 0o777 == 0o666 & ~mask, path
 
 
-def test_the_environment_tells_versions_and_seeds(run: tuple[TrainingConfig, Path]) -> None:
+def test_the_environment_has_versions_and_seeds(run: tuple[TrainingConfig, Path]) -> None:
     environment = json.loads((run[1] / "environment.json").read_text())
     assert environment["seed"] == 42
     assert "torch" in environment["packages"]
 
 
-def test_no_secret_is_written_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_secret_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny_config(tmp_path, max_steps=1, save_steps=1, include_performance_metrics=True)
     config.model.tokenizer_kwargs = {"token": SECRET}
     config.training.enable_tensorboard = True
@@ -93,8 +93,8 @@ def test_no_secret_is_written_down(tmp_path: Path, capsys: pytest.CaptureFixture
     for path in Path(config.training.output_dir).rglob("*"):
         if path.is_file():
             assert SECRET.encode() not in path.read_bytes(), path
-    told = capsys.readouterr()
-    assert SECRET not in told.err + told.out
+    output = capsys.readouterr()
+    assert SECRET not in output.err + output.out
     for name in ("config.yaml", "telemetry/training_config.yaml"):
         again = TrainingConfig.from_yaml(Path(config.training.output_dir) / name)
         assert again.model.tokenizer_kwargs == {"token": "***"}

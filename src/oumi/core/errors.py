@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user can mend: one family of errors, and how a problem is told."""
+"""The errors that a user can fix, and the format of their messages."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from difflib import get_close_matches
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, in the user's words."""
+    """A single problem, in the user's terms."""
 
     key: str
-    """What it is about: a dotted config key, a path, or a row."""
+    """The subject: a dotted config key, a path, or a row."""
     message: str
-    """What was found, what was wanted, and the nearest right name."""
+    """The actual value, the expected one, and the nearest valid name."""
     place: str = ""
-    """Where it stands: `file:line:column`, or the flag that set it."""
+    """The location: `file:line:column`, or the flag that set the value."""
 
     def __str__(self) -> str:
         return " ".join(part for part in (self.place, f"{self.key}:" if self.key else "", self.message) if part)
 
 
 class OumiError(Exception):
-    """A problem that the user can mend: the command line prints it bare and exits with `exit_code`."""
+    """A problem that the user can fix: the command line prints it without a traceback and exits with `exit_code`."""
 
     exit_code = 2
 
 
 class ConfigError(OumiError, ValueError):
-    """A config that cannot be carried out; holds every problem that was found."""
+    """An invalid config, with all of its problems."""
 
     exit_code = 2
 
@@ -43,7 +43,7 @@ class ConfigError(OumiError, ValueError):
 class DataError(OumiError):
     """Rows that cannot be trained on, or a data set that cannot be read."""
 
-    exit_code = 65
+    exit_code = 65  # this and most codes below are those of sysexits.h
 
 
 class OutputError(OumiError):
@@ -59,19 +59,19 @@ class StorageError(OumiError):
 
 
 class PreemptedError(OumiError):
-    """The run was asked to stop; run the same command to go on."""
+    """The run was stopped by a signal; the same command resumes it."""
 
-    exit_code = 75
+    exit_code = 75  # EX_TEMPFAIL: schedulers take it as a reason to start the job again
 
 
 class NotFiniteError(OumiError):
-    """The loss or the gradient is not a finite number, or the run diverged."""
+    """The loss or the gradient is not finite, or the run diverged."""
 
     exit_code = 76
 
 
 class OtherRankError(OumiError):
-    """Another process of the run stopped, and tells why itself."""
+    """Another process of the run failed; it reports the cause itself."""
 
 
 class RefusedError(OumiError):
@@ -81,19 +81,19 @@ class RefusedError(OumiError):
 
 
 def listing(subject: str, problems: Sequence[Problem]) -> str:
-    """Returns the problems as text, one a line below the subject."""
+    """Returns the problems as text, one per line below the subject."""
     count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
     return "\n".join([f"{subject}: {count}", *(f"  {problem}" for problem in problems)])
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """Returns the known name that is spelled most like `name`, or None if none is near."""
-    by_lower = {candidate.lower(): candidate for candidate in names}
+    """Returns the name that is spelled most like `name`, None if none is similar."""
+    by_lower = {candidate.lower(): candidate for candidate in names}  # case is the most common mistake
     matches = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return by_lower[matches[0]] if matches else None
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Returns `, did you mean 'x'?` for the nearest known name, or an empty string."""
-    near = nearest(name, names)
-    return f", did you mean '{near}'?" if near else ""
+    """Returns `, did you mean 'x'?` for the nearest name, or an empty string."""
+    match = nearest(name, names)
+    return f", did you mean '{match}'?" if match else ""

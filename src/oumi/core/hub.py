@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What went wrong with the Hub, and what to do about it."""
+"""Turns failures of the Hugging Face Hub into errors that say what to do."""
 
 from __future__ import annotations
 
@@ -15,84 +15,98 @@ from oumi.core.errors import ConfigError, DataError, OumiError, RefusedError, St
 
 _DEFAULT_ENDPOINT = "https://huggingface.co"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_UNREACHABLE = {
+    "ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "ConnectionRefusedError", "Timeout",
+    "ReadError", "OfflineModeIsEnabled", "LocalEntryNotFoundError", "RemoteProtocolError",
+}  # fmt: skip
+"""Names of the errors of httpx, requests and huggingface_hub without an answer of the Hub."""
 
 
 @contextmanager
-def hub_errors(what: str, name: str) -> Iterator[None]:
-    """Turns failures of loading `name` into errors that say what to do.
+def hub_errors(kind: str, name: str) -> Iterator[None]:
+    """Converts failures of loading `name` into errors that say what to do.
 
     Args:
-        what: `model`, `tokenizer`, `adapter` or `data set`.
-        name: Its id, or a local path.
+        kind: `model`, `tokenizer`, `adapter` or `data set`.
+        name: Its id on the Hub, or a local path.
 
     Raises:
-        ConfigError: No such model, or no access. DataError: the same of a data set, or the Hub is not reached.
+        ConfigError: The model does not exist or is not accessible, or the Hub is not reachable.
+        DataError: The same for a data set.
         StorageError: The disk is full.
     """
     try:
         yield
-    except OumiError:
+    except OumiError:  # already explained; some of these are ValueErrors
         raise
     except (OSError, ValueError, TypeError, RuntimeError, ImportError, StrictDataclassError, SafetensorError) as error:
-        explained = _explain(what, name, error)
-        if explained is None:
+        explanation = _explain(kind, name, error)
+        if explanation is None:
             raise
-        raise explained from error
+        raise explanation from error
 
 
 @contextmanager
 def remote_code_refused(name: str) -> Iterator[None]:
-    """Turns transformers' question about code of the Hub into an error that says what to set."""
+    """Converts the ValueError of transformers about code from the Hub into an error that names the config key."""
     try:
         yield
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
         raise RefusedError(
-            f"{name} brings its own Python code. Read it, and if you trust it, set `model.trust_remote_code: true`."
+            f"{name} contains its own Python code. Read it, and if you trust it, set `model.trust_remote_code: true`."
         ) from None
 
 
-def _explain(what: str, name: str, error: BaseException) -> OumiError | None:
+def _explain(kind: str, name: str, error: BaseException) -> OumiError | None:
+    """Returns the error to raise instead of `error`, None if `error` says it all."""
     chain = list(_chain(error))
     if any(isinstance(cause, OSError) and cause.errno in _DISK_FULL for cause in chain):
         home = os.environ.get("HF_HOME", "~/.cache/huggingface")
         return StorageError(
-            f"{what} {name}: the disk of the cache is full. Free some, or set HF_HOME to another place than {home}"
+            f"{kind} {name}: the disk of the cache is full. Free some space, or set HF_HOME to another path than {home}"
         )
-    kinds = {type(cause).__name__ for cause in chain}
-    status = next((code for cause in chain if (code := _status(cause)) is not None), None)
-    kind = DataError if what == "data set" else ConfigError
-    if "GatedRepoError" in kinds or status == 403:
-        return kind(
-            f"{what} {name}: access must be granted. Ask for it at {_page(what, name)}, then log in: hf auth login"
-        )
+    # By name: the classes come from three libraries, and `datasets` would have to be imported for its own.
+    types = {type(cause).__name__ for cause in chain}
+    codes = (getattr(getattr(cause, "response", None), "status_code", None) for cause in chain)
+    status = next((code for code in codes if isinstance(code, int) and code >= 400), None)
+    error_class = DataError if kind == "data set" else ConfigError
+    endpoint = os.environ.get("HF_ENDPOINT", _DEFAULT_ENDPOINT)
+    if "GatedRepoError" in types or status == 403:
+        page = f"{endpoint}/{'datasets/' if kind == 'data set' else ''}{name}"
+        return error_class(f"{kind} {name}: access must be granted. Request it at {page}, then log in: hf auth login")
     if status == 401:
-        return kind(
-            f"{what} {name}: not found, or private. Check the spelling; for a private one log in with "
+        # The Hub does not say which, so as not to reveal the names of private repositories.
+        return error_class(
+            f"{kind} {name}: not found, or private. Check the spelling; for a private one log in with "
             "`hf auth login` or set HF_TOKEN"
         )
-    if "HFValidationError" in kinds:
-        return kind(f"{what} {name}: no such directory, and no name that the Hub could have")
-    if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"} or status == 404:
-        return kind(f"{what} {name}: not on the Hub ({_endpoint()}), and no such directory here. Check the spelling")
-    if kinds & {"RevisionNotFoundError"}:
-        return kind(f"{what} {name}: has no such revision on the Hub")
+    if "HFValidationError" in types:
+        return error_class(f"{kind} {name}: no such directory, and not a valid name on the Hub")
+    if types & {"RepositoryNotFoundError", "DatasetNotFoundError"} or status == 404:
+        return error_class(
+            f"{kind} {name}: not on the Hub ({endpoint}), and no such local directory. Check the spelling"
+        )
+    if "RevisionNotFoundError" in types:
+        return error_class(f"{kind} {name}: no such revision on the Hub")
     if status is not None and status >= 500:
-        return kind(f"{what} {name}: the Hub ({_endpoint()}) answered with error {status}. Try again later")
-    if _is_unreachable(kinds, chain):
-        return kind(
-            f"{what} {name}: the Hub ({_endpoint()}) cannot be reached, and it is not in the cache. Check the network; "
+        return error_class(f"{kind} {name}: the Hub ({endpoint}) answered with error {status}. Try again later")
+    texts = " ".join(str(cause) for cause in chain).lower()
+    # transformers raises a plain OSError for some of these, with nothing but its text to go by.
+    if types & _UNREACHABLE or "offline mode" in texts or "couldn't connect to" in texts:
+        return error_class(
+            f"{kind} {name}: the Hub ({endpoint}) cannot be reached, and it is not in the cache. Check the network; "
             "HF_ENDPOINT names another Hub; with HF_HUB_OFFLINE=1 only the cache is used"
         )
-    if what != "data set":
+    if kind != "data set":
         reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
-        return ConfigError(f"{what} {name}: {reason or type(error).__name__}")
+        return ConfigError(f"{kind} {name}: {reason or type(error).__name__}")
     return None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yields an error and everything that led to it; libraries hide the cause below their own."""
+    """Yields an error and all errors that led to it; libraries hide the cause below errors of their own."""
     visited: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -102,26 +116,3 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         visited.add(id(cause))
         yield cause
         waiting += [cause.__cause__, cause.__context__]
-
-
-def _status(error: BaseException) -> int | None:
-    code = getattr(getattr(error, "response", None), "status_code", None)
-    return code if isinstance(code, int) and code >= 400 else None
-
-
-def _is_unreachable(kinds: set[str], chain: list[BaseException]) -> bool:
-    names = {
-        "ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "ConnectionRefusedError", "Timeout",
-        "ReadError",
-        "OfflineModeIsEnabled", "LocalEntryNotFoundError", "RemoteProtocolError",
-    }  # fmt: skip
-    texts = " ".join(str(cause) for cause in chain)
-    return bool(kinds & names) or "offline mode" in texts.lower() or "couldn't connect to" in texts.lower()
-
-
-def _endpoint() -> str:
-    return os.environ.get("HF_ENDPOINT", _DEFAULT_ENDPOINT)
-
-
-def _page(what: str, name: str) -> str:
-    return f"{_endpoint()}/{'datasets/' if what == 'data set' else ''}{name}"

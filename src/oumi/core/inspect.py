@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a plan needs to know of the world: the machine, the data and the model as they are. Imports no torch."""
+"""Gathers the facts for a plan: the machine, the data and the model. Imports no torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 import threading
 from collections.abc import Sequence
@@ -28,9 +29,9 @@ from oumi.core.system import host
 
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _END_BYTES = 1 << 20
-"""Of each end of a file, for its digest."""
+"""Bytes of each end of a file that its digest covers."""
 _UNLIMITED = 1_000_000_000
-"""Tokenizers without a length of their own say some number above this."""
+"""Tokenizers without a maximum length have some number above this."""
 
 
 def gather_facts(
@@ -40,13 +41,13 @@ def gather_facts(
 
     Args:
         config: The run.
-        may_download: Fetch the few small files that describe a model of the Hub. Otherwise what is not in the
-            cache stays unknown.
-        counts_rows: Count the rows of the training set, if that takes no reading.
-        local_size: Processes of the run on this machine, which share its memory.
+        may_download: Download the few small files that describe a model of the Hub. Otherwise facts that are not in
+            the cache stay unknown.
+        counts_rows: Count the rows of the training set, if that is possible without reading them.
+        local_size: Number of processes of the run on this machine, which share its memory.
 
     Raises:
-        ConfigError: No such model, or no access to it.
+        ConfigError: The model does not exist, or is not accessible.
     """
     config = as_run(config)
     machine = host.describe_host()
@@ -56,6 +57,7 @@ def gather_facts(
         has_bf16=machine.has_bf16,
         has_fp8=machine.has_fp8,
         num_cpus=machine.num_cpus,
+        # Each process has a GPU of its own; CPU processes share the memory.
         memory_bytes=machine.memory_bytes // (local_size if machine.device == "cpu" else 1),
         free_bytes=host.free_bytes(Path(config.training.output_dir).expanduser().absolute()),
         num_rows=_count_rows(config) if counts_rows else None,
@@ -72,9 +74,10 @@ def gather_facts(
 
 
 def index_ahead(config: TrainingConfig) -> None:
-    """Begins to look for the lines of local files, beside what is imported next; errors are told when they are read."""
+    """Indexes the lines of local files in a thread, while torch is imported; errors show when the files are read."""
     paths = [Path(params.dataset_path or "").expanduser() for params in config.data.train.datasets if params.is_file]
     if paths and not config.data.train.stream:
+        # A daemon, so that a run that ends early does not wait for it.
         threading.Thread(target=_index, args=(paths,), daemon=True).start()
 
 
@@ -86,8 +89,9 @@ def _index(paths: Sequence[Path]) -> None:
 
 
 def _count_rows(config: TrainingConfig) -> int | None:
-    """Returns the rows of the training mixture, None unless all of it can be counted without reading it whole."""
+    """Returns the rows of the training mixture, None if that takes reading all of it."""
     train = config.data.train
+    # Packing and splitting make rows from tokens, so their number is known only after tokenizing.
     if train.pack or train.stream or train.truncation == Truncation.SPLIT:
         return None
     counts = []
@@ -101,33 +105,37 @@ def _count_rows(config: TrainingConfig) -> int | None:
 
 
 def _model_facts(model: ModelParams, may_download: bool) -> ModelFacts:
-    """Returns what the files of a model and its tokenizer tell."""
+    """Returns the facts in the files of a model and its tokenizer."""
     name, revision = model.model_name, model.model_revision
     adapter_of = None
     path = _file(name, "config.json", revision, may_download)
     if path is None and (adapter := _file(name, "adapter_config.json", revision, may_download)) is not None:
+        # The name is an adapter: the facts are those of the model that it was trained on.
         adapter_of = _read_json(adapter).get("base_model_name_or_path")
         if not isinstance(adapter_of, str):
-            raise ConfigError(f"{adapter}: does not say which model it belongs to (base_model_name_or_path)")
+            raise ConfigError(f"{adapter}: base_model_name_or_path is missing, so the model of the adapter is unknown")
         path = _file(adapter_of, "config.json", None, may_download)
     if path is None:
         if adapter_of is None and (folder := _folder(name)).is_dir():
-            raise ConfigError(f"model {name}: {folder} holds no config.json, so there is no model")
+            raise ConfigError(f"model {name}: {folder} contains no config.json, so it is not a model")
         return ModelFacts(adapter_of=adapter_of)
     config = _read_json(path)
     tensors = _tensors(path.parent) if model.load_pretrained_weights else {}
     tokenizer = model.tokenizer_name or name
+    text_config = config.get("text_config") or config
+    length_file = _file(tokenizer, "tokenizer_config.json", revision if tokenizer == name else None, may_download)
+    length = _read_json(length_file).get("model_max_length") if length_file is not None else None
+    has_length = isinstance(length, (int, float)) and 0 < length < _UNLIMITED
     return ModelFacts(
         are_available=True,
-        num_parameters=sum(_size(tensor["shape"]) for tensor in tensors.values()) if tensors else None,
+        num_parameters=sum(math.prod(tensor["shape"]) for tensor in tensors.values()) if tensors else None,
         matrices={name: tuple(tensor["shape"]) for name, tensor in tensors.items() if len(tensor["shape"]) == 2},
         stored_dtype=_stored_dtype(config, tensors),
-        max_positions=_max_positions(config),
-        tokenizer_length=_tokenizer_length(
-            _file(tokenizer, "tokenizer_config.json", revision if tokenizer == name else None, may_download)
-        ),
+        max_positions=text_config.get("max_position_embeddings") or text_config.get("n_positions"),
+        tokenizer_length=int(length) if has_length else None,
         adapter_of=adapter_of,
         sees_images="vision_config" in config,
+        # The cache of the Hub keeps the files of a commit in `snapshots/<commit>/`.
         commit=path.parent.name if path.parent.parent.name == "snapshots" else None,
         digest=_digest(name, adapter_of, model.adapter_model) if model.load_pretrained_weights else None,
         shape=shape_of({**config, **model.model_kwargs}),
@@ -135,10 +143,11 @@ def _model_facts(model: ModelParams, may_download: bool) -> ModelFacts:
 
 
 def _file(name: str, file: str, revision: str | None, may_download: bool) -> Path | None:
-    """Returns a file of a model: in its directory, in the cache of the Hub, or fetched; None if there is none."""
+    """Returns a file of a model from its directory, the cache of the Hub, or the Hub; None if it has none."""
     folder = _folder(name)
     if folder.is_dir():
         return folder / file if (folder / file).is_file() else None
+    # Imported here: models in local directories need none of it.
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
@@ -146,7 +155,7 @@ def _file(name: str, file: str, revision: str | None, may_download: bool) -> Pat
         if may_download:
             return Path(hf_hub_download(name, file, revision=revision))
         path = try_to_load_from_cache(name, file, revision=revision)
-        return Path(path) if isinstance(path, str) else None
+        return Path(path) if isinstance(path, str) else None  # an object if the cache knows that there is none
     return None
 
 
@@ -160,15 +169,15 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: must be an object with keys")
+        raise ConfigError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
 
 
 def _digest(*names: str | None) -> str | None:
-    """Returns a digest of the weights of models that are local directories, None if none is.
+    """Returns a digest of the weights in local directories of models, None without any.
 
-    By it other weights under the same name are noticed. It takes the size and both ends of each file, so that
-    no file needs to be read whole.
+    It detects other weights under the same name. It covers the size and both ends of each file, so that no file is
+    read completely.
     """
     folders = [_folder(name) for name in names if name is not None]
     digest, has_files = hashlib.sha256(), False
@@ -183,21 +192,12 @@ def _digest(*names: str | None) -> str | None:
 
 
 def _stored_dtype(config: dict[str, Any], tensors: dict[str, Any]) -> str | None:
-    named = config.get("dtype") or config.get("torch_dtype")
-    if isinstance(named, str):
-        return named
+    """Returns the dtype in a model's config, otherwise the most frequent one of its tensors."""
+    name = config.get("dtype") or config.get("torch_dtype")
+    if isinstance(name, str):
+        return name
     dtypes = [_DTYPES[tensor["dtype"]] for tensor in tensors.values() if tensor["dtype"] in _DTYPES]
     return max(set(dtypes), key=dtypes.count) if dtypes else None
-
-
-def _max_positions(config: dict[str, Any]) -> int | None:
-    text = config.get("text_config") or config
-    return text.get("max_position_embeddings") or text.get("n_positions")
-
-
-def _tokenizer_length(path: Path | None) -> int | None:
-    length = _read_json(path).get("model_max_length") if path is not None else None
-    return int(length) if isinstance(length, (int, float)) and 0 < length < _UNLIMITED else None
 
 
 def _tensors(folder: Path) -> dict[str, dict[str, Any]]:
@@ -207,24 +207,18 @@ def _tensors(folder: Path) -> dict[str, dict[str, Any]]:
         try:
             tensors |= _header(path)
         except (struct.error, ValueError, OverflowError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path}: not a safetensors file, or one that breaks off") from error
+            raise ConfigError(f"{path}: not a safetensors file, or truncated") from error
     return tensors
 
 
 def _header(path: Path) -> dict[str, dict[str, Any]]:
-    """Returns what a safetensors file says of its tensors; raises ValueError and its like if it is not whole."""
+    """Returns the header of a safetensors file; raises ValueError or a similar error if the file is not complete."""
     size = path.stat().st_size
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header: dict[str, dict[str, Any]] = json.loads(file.read(min(length, size)))
     header.pop("__metadata__", None)
+    # A download that broke off has a valid header, but too few bytes.
     if size != 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0):
-        raise ValueError("has another size than its tensors")
+        raise ValueError("the size of the file is not that of its tensors")
     return header
-
-
-def _size(shape: list[int]) -> int:
-    size = 1
-    for part in shape:
-        size *= part
-    return size

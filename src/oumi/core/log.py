@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The logger `oumi`: rank 0 speaks on stderr, every rank writes its own file."""
+"""The logger `oumi`: rank 0 logs to stderr, every rank to a file of its own."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ _LINE = "%(asctime)s %(levelname)s rank{rank} %(filename)s:%(lineno)d %(message)
 
 
 def start_console(level: str = "info") -> None:
-    """Makes rank 0 speak on stderr at `level`, once."""
+    """Makes rank 0 log to stderr at `level`; a second call adds no second handler."""
     logger.setLevel(level.upper())
-    logger.propagate = False
+    logger.propagate = False  # libraries configure the root logger, and each line would appear twice
     if current_rank() == 0 and not any(type(h) is logging.StreamHandler for h in logger.handlers):
         console = logging.StreamHandler(sys.stderr)
         console.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        # The console shows steps and plan by itself; what is logged at INFO would repeat them.
         console.setLevel(logging.WARNING if level.upper() == "INFO" else level.upper())
         logger.addHandler(console)
 
@@ -44,6 +45,6 @@ def file(output_dir: Path, level: str = "info") -> Iterator[None]:
 
 
 def current_rank() -> int:
-    """Returns the rank of this process as its launcher told it, 0 when there is none."""
+    """Returns the rank of this process from RANK, which launchers set; 0 without one."""
     rank = os.environ.get("RANK", "")
     return int(rank) if rank.isdecimal() else 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ships inside the package: recipes by path or short name, and small models by `oumi://` name."""
+"""Files of the package: recipes by path or short name, and small models by `oumi://` name."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ SHORT_NAMES: Mapping[str, Mapping[str, str]] = {
         "llama3.2-3b-lora": "llama3_2/sft/3b_lora/gcp_job.yaml",
     },
 }
-"""Kind of config -> short name -> file below `configs/recipes`; the test holds it in step with the tree."""
+"""Kind of config -> short name -> file below `configs/recipes`; a test compares it with the files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A config that ships."""
+    """A config of the package."""
 
     name: str
-    """Short name, or the path if it has none."""
+    """Short name, or the path without one."""
     kind: str
     """`training` or `job`."""
     path: Path
@@ -54,21 +54,21 @@ def configs_dir() -> Path:
 
 
 def resolve_config(name: str, kind: str = "training") -> Path:
-    """Returns the file that `name` means, without network.
+    """Returns the file of a config, without network access.
 
     Args:
         name: A path, a short name such as `smollm-135m`, or `oumi://configs/...`. A relative path
-            `configs/...` that does not exist here means the copy that ships.
-        kind: `training` or `job`: which table of short names is asked.
+            `configs/...` that does not exist is looked up in the package.
+        kind: `training` or `job`: the table of short names to use.
 
     Raises:
-        ConfigError: Nothing has that name; names the nearest one.
+        ConfigError: There is no such config; names the nearest one.
     """
     if is_packaged(name):
         return _packaged_file(name[len(_SCHEME) :], name)
     short = SHORT_NAMES.get(kind, {}).get(name.lower())
     path = Path(name)
-    if path.is_file():
+    if path.is_file():  # before the short names, so that a new one never replaces a user's file
         return path
     if short is not None:
         return configs_dir() / "recipes" / short
@@ -78,7 +78,7 @@ def resolve_config(name: str, kind: str = "training") -> Path:
 
 
 def list_recipes() -> list[Recipe]:
-    """Returns every recipe that ships, sorted by path."""
+    """Returns every recipe of the package, sorted by path."""
     root = configs_dir() / "recipes"
     short = {(kind, file): name for kind, names in SHORT_NAMES.items() for name, file in names.items()}
     recipes = []
@@ -90,42 +90,44 @@ def list_recipes() -> list[Recipe]:
 
 
 def is_packaged(name: str) -> bool:
-    """Returns whether `name` stands for something inside the package: `oumi://...`."""
+    """Returns True if `name` is one of the package: `oumi://...`."""
     return name.lower().startswith(_SCHEME)
 
 
 def resolve_asset(name: str) -> Path | str:
-    """Returns the directory of a model that ships (`oumi://tiny`); any other name is returned as it is."""
+    """Returns the directory of a model of the package (`oumi://tiny`), and any other name unchanged."""
     if not is_packaged(name):
         return name
     asset, root = name[len(_SCHEME) :], _PACKAGE / "embedded"
     assets = sorted(path.parent.name for path in root.glob("*/config.json"))
     if asset not in assets:
         names = [_SCHEME + asset_name for asset_name in assets]
-        hint = did_you_mean(name, names) or f"; there are: {', '.join(names) or 'none'}"
+        hint = did_you_mean(name, names) or f"; available: {', '.join(names) or 'none'}"
         raise ConfigError(f"no model '{name}' in this package{hint}")
     return root / asset
 
 
 def _packaged_file(relative: str, name: str) -> Path:
-    """Returns a file below `configs`; `relative` begins with `configs/`."""
+    """Returns a file below `configs`; `relative` starts with `configs/`."""
     root = configs_dir()
     path = (root.parent / relative).resolve()
-    if path.is_file() and path.is_relative_to(root.resolve()):
+    if path.is_file() and path.is_relative_to(root.resolve()):  # `..` leads to no other file
         return path
     files = [f"configs/{file.relative_to(root).as_posix()}" for file in root.rglob("*.yaml")]
-    hint = did_you_mean(relative, files) or f"; all that ship are below {root}"
-    raise ConfigError(f"{name}: not a file here, nor one that ships with this version{hint}")
+    hint = did_you_mean(relative, files) or f"; the recipes of this version are below {root}"
+    raise ConfigError(f"{name}: no such file, neither here nor in this version's recipes{hint}")
 
 
 def _unknown(path: Path, name: str, kind: str) -> str:
+    """Returns the message for a name without a file."""
     if path.is_dir():
-        inside = sorted(file.name for file in path.glob("*.y*ml"))
-        return f"{name} is a directory" + (f"; it holds {', '.join(inside)}" if inside else ", not a config file")
+        files = sorted(file.name for file in path.glob("*.y*ml"))
+        return f"{name} is a directory" + (f"; it contains {', '.join(files)}" if files else ", not a config file")
+    # Short names have neither; so a path was meant.
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        beside = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        names = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         missing = "" if path.parent.is_dir() else f" (there is no directory {path.parent})"
-        return f"{name}: no such file{missing}{did_you_mean(path.name, beside)}"
+        return f"{name}: no such file{missing}{did_you_mean(path.name, names)}"
     names = sorted(SHORT_NAMES.get(kind, {}))
     hint = did_you_mean(name, names) or f"; known: {', '.join(names)}"
     return f"'{name}' is neither a file nor the short name of a {kind} recipe{hint}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names that reach parts: a part is imported when it is first used."""
+"""Tables of parts by name; a part is imported on first use."""
 
 from __future__ import annotations
 
@@ -15,80 +15,81 @@ NewPart = TypeVar("NewPart")
 
 
 class Registry(Generic[Part]):
-    """A table of names, each of which stands for a part, or for `module:attribute` where it is found."""
+    """A table of parts by name, each given as an object or as `module:attribute`."""
 
     def __init__(self, kind: str, parts: Mapping[str, str] | None = None) -> None:
         self.kind = kind
+        # In lower case, as users write names of trainers and optimizers in either.
         self._parts: dict[str, str | Part] = {name.lower(): part for name, part in (parts or {}).items()}
 
     def __contains__(self, name: str) -> bool:
         return name.lower() in self._parts
 
     def add(self, parts: Mapping[str, str]) -> None:
-        """Enters parts by `module:attribute`; names that are known keep theirs."""
+        """Adds parts by `module:attribute`; a name that exists keeps its part."""
         self._parts = {name.lower(): part for name, part in parts.items()} | self._parts
 
     def names(self) -> list[str]:
-        """Returns the known names, sorted."""
+        """Returns all names, sorted."""
         return sorted(self._parts)
 
     def get(self, name: str) -> Part:
-        """Returns the part called `name`, in any case; raises ConfigError with near names on a miss."""
+        """Returns the part of a name, in any case; raises ConfigError with the nearest names if there is none."""
         part = self._parts.get(name.lower())
         if part is None:
             hint = did_you_mean(name, self.names()) or f"; known: {', '.join(self.names())}"
             raise ConfigError([Problem("", f"unknown {self.kind} '{name}'{hint}")], self.kind)
-        if isinstance(part, str):
+        if isinstance(part, str):  # imported once, then kept
             module, _, attribute = part.partition(":")
             part = cast(Part, getattr(import_module(module), attribute))
             self._parts[name.lower()] = part
         return part
 
     def register(self, name: str) -> Callable[[NewPart], NewPart]:
-        """Returns a decorator that enters a part under `name`; a taken name is an error."""
+        """Returns a decorator that adds a part under `name`; raises ConfigError if the name exists."""
         if name in self:
             raise ConfigError(f"{self.kind} '{name}' is registered already")
 
-        def enter(part: NewPart) -> NewPart:
+        def add_part(part: NewPart) -> NewPart:
             self._parts[name.lower()] = cast(Part, part)
             return part
 
-        return enter
+        return add_part
 
 
 DATASETS: Registry[Any] = Registry("data set")
-"""Data sets by name; `oumi.core.datasets` enters those that ship."""
+"""Data sets by name; `oumi.core.datasets` adds those of the package."""
 
 
 class RegistryType(Enum):
-    """Kinds of parts that code of one's own may enter."""
+    """The kinds of parts that user code can register."""
 
     DATASET = auto()
 
 
 _TABLES: dict[RegistryType, tuple[Registry[Any], str]] = {RegistryType.DATASET: (DATASETS, "oumi.core.data.datasets")}
-"""The table of each kind, and the module that enters the parts which ship."""
+"""The table of each kind, and the module that adds the parts of the package."""
 
 
 def register(name: str, registry_type: RegistryType) -> Callable[[NewPart], NewPart]:
-    """Returns a decorator that enters a part of some kind under a name; a taken name is an error."""
+    """Returns a decorator that registers a part of a kind; raises ConfigError if the name exists."""
     return _table(registry_type).register(name)
 
 
 def register_dataset(name: str, subset: str | None = None) -> Callable[[NewPart], NewPart]:
-    """Returns a decorator that enters the class of a data set under a name, or of one subset of it."""
+    """Returns a decorator that registers the class of a data set, or of one of its subsets."""
     return register(f"{name}/{subset}" if subset else name, RegistryType.DATASET)
 
 
 class AllParts:
-    """The tables of every kind, as code written for Oumi asks for them."""
+    """The tables of all kinds, with the methods that code written for Oumi calls."""
 
     def contains(self, name: str, registry_type: RegistryType) -> bool:
         """Returns True if there is such a part."""
         return name in _table(registry_type)
 
     def get(self, name: str, registry_type: RegistryType) -> Any | None:
-        """Returns a part, None if there is none."""
+        """Returns a part, None if it does not exist."""
         table = _table(registry_type)
         return table.get(name) if name in table else None
 
@@ -98,11 +99,11 @@ class AllParts:
         return {name: table.get(name) for name in table.names()}
 
     def register(self, name: str, registry_type: RegistryType, value: Any) -> None:
-        """Enters a part."""
+        """Registers a part."""
         _table(registry_type).register(name)(value)
 
     def get_dataset(self, name: str, subset: str | None = None) -> Any | None:
-        """Returns the class of a data set: that of the subset if it has one of its own; None if there is none."""
+        """Returns the class of a data set, that of its subset if it has its own; None if it does not exist."""
         dataset = self.get(name, RegistryType.DATASET)
         return (self.get(f"{name}/{subset}", RegistryType.DATASET) or dataset) if subset else dataset
 
@@ -111,6 +112,7 @@ REGISTRY = AllParts()
 
 
 def _table(registry_type: RegistryType) -> Registry[Any]:
-    table, home = _TABLES[registry_type]
-    import_module(home)
+    table, module = _TABLES[registry_type]
+    # The parts of the package are registered when this module is imported; user code may come first.
+    import_module(module)
     return table

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run leaves behind beside its model: config, plan, environment."""
+"""The records of a run beside its model: config, plan, environment."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from oumi.core.system.redact import redact
 
 
 def write_records(plan: Plan, source: str | None) -> None:
-    """Writes everything that tells what was asked for, and where.
+    """Writes config, plan and environment of a run.
 
     Args:
-        plan: Of the run.
-        source: Text of the config file, kept as given unless it holds a secret; None if there is no file.
+        plan: Plan of the run.
+        source: Text of the config file, written unchanged unless it contains a secret; None without a file.
     """
     config, output_dir = plan.config, plan.output_dir
+    # The user's own text keeps its comments; with a secret in it, the resolved config is written instead.
     is_clean = source is not None and redact(source) == source
     (output_dir / "config.yaml").write_text(source if source and is_clean else dump(config, hides_secrets=True))
     write_plan(plan)
     environment = {**describe_environment(), "seed": plan.seed, "data_seed": plan.data.seed}
     (output_dir / "environment.json").write_text(json.dumps(environment, indent=1, default=str) + "\n")
     folder = plan.logs.telemetry_dir
-    if folder is not None:
+    if folder is not None:  # files that Oumi's own tools look for
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "training_config.yaml").write_text(with_origins(config))
         world = {
@@ -45,7 +46,7 @@ def write_plan(plan: Plan) -> None:
 
 
 def with_origins(config: TrainingConfig) -> str:
-    """Returns the whole config as YAML that loads back, then the origin of each value that is no default."""
+    """Returns the resolved config as YAML, then a comment with the origin of each value that is not a default."""
     text = dump(config, hides_secrets=True)
     keys_set = config.keys_set()
     origins = [f"# {key}: {config.origin_of(key)}" for key in leaves(config) if key in keys_set]

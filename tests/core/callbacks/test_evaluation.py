@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured on the validation set."""
+"""Measurements on the validation set."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.runs import tiny_config
 
 
 def test_the_validation_loss_holds_nothing_that_training_adds(tmp_path: Path) -> None:
-    found = []
+    runs = []
     for name, added in (("plain", {}), ("added", {"label_smoothing": 0.3, "z_loss": 0.1})):
         config = tiny_config(tmp_path, max_steps=1, eval_strategy="steps", eval_steps=1, **added)
         config.training.learning_rate = 0.0
         config.training.output_dir = str(tmp_path / name)
         config.data.validation.datasets = list(config.data.train.datasets)
-        found.append(train(config).metrics)
-    assert found[0]["eval_loss"] == pytest.approx(found[1]["eval_loss"], rel=1e-6)
-    assert found[1]["loss"] > found[0]["loss"] * 1.01
+        runs.append(train(config).metrics)
+    assert runs[0]["eval_loss"] == pytest.approx(runs[1]["eval_loss"], rel=1e-6)
+    assert runs[1]["loss"] > runs[0]["loss"] * 1.01

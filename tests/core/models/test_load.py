@@ -208,10 +208,10 @@ def test_an_adapter_says_which_model_it_belongs_to(tmp_path: Path) -> None:
 
 BROKEN: dict[str, tuple[str, bytes, str]] = {
     "config that is no JSON": ("config.json", b"{", r"config\.json: not valid JSON"),
-    "config that is a list": ("config.json", b"[]", r"config\.json: must be an object"),
+    "config that is a list": ("config.json", b"[]", r"config\.json: expected a JSON object"),
     "config without a kind": ("config.json", b"{}", r"model .*Unrecognized model"),
     "config of an unknown kind": ("config.json", b'{"model_type": "foo"}', r"model .*does not recognize"),
-    "weights that break off": ("model.safetensors", b"\x10", r"model\.safetensors: .* breaks off"),
+    "truncated weights": ("model.safetensors", b"\x10", r"model\.safetensors: .* truncated"),
     "weights that are none": ("model.safetensors", b"\xff" * 99, r"model\.safetensors: not a safetensors file"),
     "tokenizer that is no JSON": ("tokenizer.json", b"{", r"tokenizer .*: Expecting property name"),
     "settings of a tokenizer that are no JSON": ("tokenizer_config.json", b"{", r"tokenizer_config\.json: not valid"),
@@ -231,7 +231,7 @@ def test_weights_that_were_cut_are_told_by_their_size(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     path = tmp_path / "model" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ConfigError, match=r"model\.safetensors: .* breaks off"):
+    with pytest.raises(ConfigError, match=r"model\.safetensors: .* truncated"):
         train(config)
 
 
@@ -242,7 +242,7 @@ def test_a_directory_without_a_model_or_a_tokenizer_is_told(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match=r"model\.tokenizer_name: .* holds no tokenizer"):
         train(config)
     (tmp_path / "model" / "config.json").unlink()
-    with pytest.raises(ConfigError, match=r"holds no config\.json, so there is no model"):
+    with pytest.raises(ConfigError, match=r"contains no config\.json, so it is not a model"):
         train(config)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written down of the place of a run."""
+"""The description of the environment of a run."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def terminal():
     return lambda *arguments: CliRunner().invoke(app, arguments, catch_exceptions=False)
 
 
-def test_the_description_is_json_and_names_what_one_needs():
-    found = json.loads(json.dumps(describe_environment(["oumi", "train"])))
-    assert found["command"] == ["oumi", "train"]
-    assert found["packages"]["torch"] == version("torch")
-    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert found["device"]["num_cpus"] >= 1
+def test_the_description_is_json_and_names_versions_and_device():
+    facts = json.loads(json.dumps(describe_environment(["oumi", "train"])))
+    assert facts["command"] == ["oumi", "train"]
+    assert facts["packages"]["torch"] == version("torch")
+    assert facts["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert facts["device"]["num_cpus"] >= 1
 
 
 def test_no_secret_of_the_environment_or_the_command_line_is_described(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
-    found = describe_environment(["oumi", "train", "--hub.token", TOKEN, "0123456789" * 4])
-    assert TOKEN not in str(found)
-    assert "0123456789" * 4 not in str(found)
-    assert found["environment"]["HF_TOKEN"] == "***"
+    facts = describe_environment(["oumi", "train", "--hub.token", TOKEN, "0123456789" * 4])
+    assert TOKEN not in str(facts)
+    assert "0123456789" * 4 not in str(facts)
+    assert facts["environment"]["HF_TOKEN"] == "***"
 
 
 def test_every_package_is_listed_once_in_lower_case():
@@ -57,11 +57,11 @@ def test_a_git_checkout_is_described_and_its_credentials_are_not(tmp_path):
     git("init", "-b", "work")
     git("commit", "--allow-empty", "-m", "first")
     git("remote", "add", "origin", "https://me:secret@example.org/x.git")
-    found = git_state(tmp_path)
-    assert found is not None
-    assert len(found["commit"]) == 40
-    assert (found["branch"], found["is_changed"]) == ("work", False)
-    assert found["remote"] == "https://***@example.org/x.git"
+    facts = git_state(tmp_path)
+    assert facts is not None
+    assert len(facts["commit"]) == 40
+    assert (facts["branch"], facts["is_changed"]) == ("work", False)
+    assert facts["remote"] == "https://***@example.org/x.git"
 
 
 def test_outside_git_and_without_git_there_is_no_commit(tmp_path, monkeypatch):
@@ -76,12 +76,12 @@ def test_env_prints_versions_devices_and_variables(terminal, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     result = terminal()
     assert result.exit_code == 0
-    for wanted in (version("torch"), "Device", "CUDA_VISIBLE_DEVICES", "HF_TOKEN", "***"):
-        assert wanted in result.output
+    for text in (version("torch"), "Device", "CUDA_VISIBLE_DEVICES", "HF_TOKEN", "***"):
+        assert text in result.output
     assert TOKEN not in result.output
 
 
-def test_env_as_json_is_the_whole_description(terminal):
+def test_env_as_json_is_the_full_description(terminal):
     assert set(json.loads(terminal("--json").output)) == set(describe_environment())
 
 

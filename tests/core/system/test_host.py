@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run knows of its machine."""
+"""The properties and settings of the machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_peak_of_memory_is_that_of_this_process_alone() -> None:
     assert peak_memory_bytes() > len(ballast)
 
 
-def test_waiting_threads_soon_sleep_unless_the_user_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_threads_sleep_soon_unless_the_user_set_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
@@ -47,11 +47,11 @@ def test_products_of_ever_new_sizes_do_not_fill_the_memory() -> None:
         "print(-peak(range(1, 60)) + peak(range(60, 260)))"
     )
     environment = {key: value for key, value in os.environ.items() if not key.endswith("_CACHE_CAPACITY")}
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert int(told.stdout) < 30_000_000, "without a bound it is three times that"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert int(result.stdout) < 30_000_000, "without a bound it is three times that"
 
 
-def test_means_of_speed_are_switched_off_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_optimizations_are_disabled_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUMI_WITHOUT", "allocator,flat")
     assert host.without() == {"allocator", "flat"}
     assert not host.keep_freed_memory()
@@ -71,11 +71,14 @@ def test_a_training_process_starts_itself_anew_once_as_the_same_command_with_a_t
     assert not host.has_tight_heap()
     host.tighten_heap()  # these arguments are not those of this process
     environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
-    for given, tight in ((environment, "True"), ({**environment, "GLIBC_TUNABLES": "glibc.malloc.check=1"}, "False")):
+    for variables, tight in (
+        (environment, "True"),
+        ({**environment, "GLIBC_TUNABLES": "glibc.malloc.check=1"}, "False"),
+    ):
         command = [sys.executable, "-c", code, "--key", "a b"]
-        told = subprocess.run(command, capture_output=True, text=True, check=True, env=given).stdout.splitlines()
-        *states, arguments = told
+        lines = subprocess.run(command, capture_output=True, text=True, check=True, env=variables).stdout.splitlines()
+        *states, arguments = lines
         assert arguments == "['-c', '--key', 'a b']"
-        assert len({one.split()[0] for one in states}) == 1, "the process stays the same one"
+        assert len({state.split()[0] for state in states}) == 1, "the process stays the same"
         assert states[-1].split()[1] == tight
         assert len(states) == (2 if tight == "True" else 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No secret is written down, and nothing else is lost."""
+"""Secrets are masked, and nothing else."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def test_a_secret_does_not_survive(text, secret):
 
 
 @pytest.mark.parametrize("secret", [HF, AWS_ID, OPENAI, GITHUB])
-def test_a_secret_is_known_by_its_look_alone(secret):
+def test_a_secret_is_recognized_by_its_format_alone(secret):
     assert redact(f"the model said {secret}, and stopped") == "the model said ***, and stopped"
 
 
-def test_a_private_key_is_hidden_whole():
+def test_a_private_key_is_hidden_completely():
     begin, end = "-----BEGIN RSA " + "PRIVATE KEY-----", "-----END RSA " + "PRIVATE KEY-----"
     assert redact(f"a {begin}\nMIIE\nabc\n{end} b") == "a *** b"
     assert redact(f"cut {begin}\nMIIE") == "cut ***"
@@ -64,13 +64,13 @@ def test_a_short_value_of_a_secret_variable_does_not_blank_the_log(monkeypatch):
 
 
 def test_a_mapping_is_masked_by_its_names():
-    given_values = {
+    values = {
         "HF_TOKEN": "x",
         "model": {"api_key": "y", "pad_token": "<pad>"},
         "seed": 42,
         "password": None,
     }
-    assert redact(given_values) == {
+    assert redact(values) == {
         "HF_TOKEN": "***",
         "model": {"api_key": "***", "pad_token": "<pad>"},
         "seed": 42,
@@ -94,7 +94,7 @@ def test_a_mapping_is_masked_by_its_names():
         "",
     ],
 )
-def test_what_is_no_secret_stays(text):
+def test_other_text_is_unchanged(text):
     assert redact(text) == text
 
 

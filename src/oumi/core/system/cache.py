@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where what can be made again is kept, and the digest by which it is found."""
+"""The directory of cached files, and the digest that names their contents."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from typing import Any
 
 
 def cache_home() -> Path:
-    """Returns where what can be made again is kept: OUMI_CACHE_DIR, else `oumi` in the user's cache."""
+    """Returns the cache directory: OUMI_CACHE_DIR, or `oumi` in the user's cache."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.environ.get("OUMI_CACHE_DIR") or f"{home}/oumi").expanduser()
 
 
 def token_cache() -> Path:
-    """Returns where tables of tokens are kept."""
+    """Returns the directory of token tables."""
     return cache_home() / "tokens"
 
 
 def digest_of_values(values: Mapping[str, Any]) -> str:
-    """Returns the digest of JSON values; anything else counts as its text."""
+    """Returns a digest of JSON values; other values are converted to text."""
+    # Sorted, so that the order in which a config names its keys makes no other digest.
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a run happens: packages, device, code and command line, without secrets. Imports no torch."""
+"""The environment of a run: packages, device, code and command line, without secrets. Imports no torch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PACKAGES = (
     "wandb",
     "mlflow",
 )
-"""What a report of a problem should name first."""
+"""The packages that a bug report should list first."""
 
 VARIABLES = (
     "ACCELERATE_DYNAMO_BACKEND",
@@ -77,10 +77,10 @@ VARIABLES = (
 
 
 def describe_environment(command: Sequence[str] | None = None) -> dict[str, Any]:
-    """Returns what one must know to repeat a run elsewhere, as plain JSON values, secrets masked.
+    """Returns the facts needed to repeat a run elsewhere, as JSON values with secrets masked.
 
     Args:
-        command: The command line, by default that of this process.
+        command: The command line, that of this process by default.
     """
     return {
         "command": redact_command(sys.argv if command is None else command),
@@ -96,38 +96,45 @@ def describe_environment(command: Sequence[str] | None = None) -> dict[str, Any]
 
 
 def installed_packages() -> dict[str, str]:
-    """Returns name -> version of every installed distribution, sorted by name."""
+    """Returns the version of every installed distribution, by name in alphabetical order."""
     packages = {}
     for distribution in distributions():
         name = (distribution.metadata["Name"] or "").lower().replace("_", "-")
-        if name and name not in packages:  # the first on the path is the one that is imported
+        if name and name not in packages:  # of duplicates, Python imports the first on the path
             packages[name] = distribution.version
     return dict(sorted(packages.items()))
 
 
 def list_gpus() -> list[dict[str, str]]:
-    """Returns name, memory in MiB and driver of each NVIDIA GPU; empty where there is none."""
+    """Returns the name, memory in MiB and driver of each NVIDIA GPU."""
     fields = ("name", "memory_mib", "driver")
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
     return [dict(zip(fields, map(str.strip, line.split(",")), strict=False)) for line in _output(query).splitlines()]
 
 
 def git_state(directory: Path) -> dict[str, Any] | None:
-    """Returns commit, branch and whether files differ from it, None outside a git checkout."""
-    git = ["git", "-C", str(directory), "-c", "core.fsmonitor=false"]  # no program of the repository runs
+    """Returns commit, branch, remote, and whether files differ from the commit; None outside a git checkout."""
+    git = [
+        "git",
+        "-C",
+        str(directory),
+        "-c",
+        "core.fsmonitor=false",
+    ]  # which would run a program that the repository names
     commit = _output([*git, "rev-parse", "HEAD"])
     if not commit:
         return None
     return {
         "commit": commit,
         "branch": _output([*git, "rev-parse", "--abbrev-ref", "HEAD"]),
+        # Untracked files are left out: outputs and data beside the code would make every checkout look changed.
         "is_changed": bool(_output([*git, "status", "--porcelain", "--untracked-files=no"])),
         "remote": redact(_output([*git, "config", "--get", "remote.origin.url"])) or None,
     }
 
 
 def _output(command: Sequence[str]) -> str:
-    """Returns what a program prints, or nothing if it is missing, slow or fails."""
+    """Returns the standard output of a program, empty if it is missing, slow or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

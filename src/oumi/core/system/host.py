@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This machine: its device, its precision, its memory, its allocator. Imports no torch if it can be helped."""
+"""This machine: its device, precision, memory and allocator. Imports torch only where nothing else knows the GPU."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-"""Of the drivers of NVIDIA, of NVIDIA below Windows, and of AMD."""
+"""Device files of the drivers of NVIDIA, of NVIDIA under Windows, and of AMD."""
 _NO_TCACHE = "glibc.malloc.tcache_count=0"
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
-"""Of 2 MB, where Linux gives them on request; glibc knows of them since 2.35."""
+"""Pages of 2 MB, where Linux gives them on request; glibc has the setting since 2.35."""
 # Parameters of glibc's mallopt(3), by their numbers in <malloc.h>.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 @dataclass(frozen=True)
 class Host:
-    """What a plan must know of the machine."""
+    """The properties of the machine that a plan depends on."""
 
     device: str
     """`cuda`, `mps` or `cpu`: where training runs."""
@@ -41,81 +41,84 @@ class Host:
 
 @lru_cache(maxsize=1)
 def describe_host() -> Host:
-    """Returns this machine as torch will see it, found without importing torch."""
+    """Returns this machine as torch will see it, in most cases without importing torch."""
     gpu = _first_gpu()
     if gpu is not None:
         return gpu
+    # In a container the limit counts: the kernel kills a process that exceeds it, however much the machine has.
     memory = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory_limit() or 1 << 62)
     if os.uname().sysname == "Darwin" and os.uname().machine == "arm64":
         return Host("mps", "Apple GPU", True, num_cpus(), memory)
-    return Host("cpu", _cpu_name(), bool(cpu_flags() & {"avx512_bf16", "amx_bf16"}), num_cpus(), memory)
+    names = (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name"))
+    name = next(names, os.uname().machine)  # ARM has no such line
+    return Host("cpu", name, bool(cpu_flags() & {"avx512_bf16", "amx_bf16"}), num_cpus(), memory)
 
 
 def memory_limit(path: Path = Path("/sys/fs/cgroup/memory.max")) -> int | None:
-    """Returns the bytes that the container of this process may hold, None if it is not limited."""
+    """Returns the memory limit of this process's container in bytes, None if there is none."""
     try:
         text = path.read_text().strip()
     except OSError:
         return None
-    return int(text) if text.isdecimal() else None
+    return int(text) if text.isdecimal() else None  # "max" without a limit
 
 
 def num_cpus() -> int:
-    """Returns how many CPUs this process may use."""
+    """Returns the number of CPUs that this process may use."""
+    # cpu_count alone ignores taskset and the cpusets of containers; macOS has no affinity.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def num_cores() -> int:
-    """Returns how many cores those CPUs are: two that share the units of one core count once."""
+    """Returns the number of cores of those CPUs: two hardware threads of a core count once."""
     if not hasattr(os, "sched_getaffinity"):
         return num_cpus()
-    places = (
-        Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in os.sched_getaffinity(0)
-    )
-    return len({place.read_text() if place.exists() else place.parts[5] for place in places})
+    paths = [Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in os.sched_getaffinity(0)]
+    # Threads of one core list the same siblings. Some virtual machines have no topology: each CPU counts there.
+    return len({path.read_text() if path.exists() else path.parts[5] for path in paths})
 
 
 @lru_cache(maxsize=1)
 def cpu_flags() -> frozenset[str]:
-    """Returns the instruction sets of the CPU as Linux names them, or an empty set elsewhere."""
+    """Returns the instruction sets of the CPU by their names in Linux; empty on other systems."""
     for line in _cpuinfo():
-        if line.startswith(("flags", "Features")):
+        if line.startswith(("flags", "Features")):  # x86, ARM
             return frozenset(line.partition(":")[2].split())
     return frozenset()
 
 
 @lru_cache(maxsize=1)
 def multiplies_faster_by_onednn() -> bool:
-    """Returns True where oneDNN multiplies float32 faster than MKL: on AMD's processors.
+    """Returns True if oneDNN multiplies float32 faster than MKL: on processors of AMD.
 
-    It goes by the maker, not by a measurement, so that a run computes the same after it is resumed.
+    Decided by the vendor and not by a measurement, so that a resumed run computes the same numbers.
     """
     return "products" not in without() and any("AuthenticAMD" in line for line in _cpuinfo())
 
 
 @lru_cache(maxsize=1)
 def multiplies_twice_as_fast_by_onednn() -> bool:
-    """Returns True where oneDNN multiplies 16 floats at once and MKL 8: on AMD's processors that have AVX-512."""
+    """Returns True if oneDNN uses AVX-512 and MKL does not: on processors of AMD that have it."""
     return multiplies_faster_by_onednn() and "avx512f" in cpu_flags()
 
 
 def without() -> frozenset[str]:
-    """Returns the means of speed that OUMI_WITHOUT switches off, by their names with commas between: for benchmarks."""
+    """Returns the names of the optimizations that OUMI_WITHOUT disables, a comma-separated list. For benchmarks."""
     return frozenset(filter(None, os.environ.get("OUMI_WITHOUT", "").split(",")))
 
 
 def free_bytes(path: Path) -> int:
-    """Returns the free disk space where `path` is, or will be."""
+    """Returns the free disk space at `path`, which need not exist yet."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return shutil.disk_usage(path).free
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to reuse freed blocks rather than return them to the system; True if it took the setting.
+    """Makes glibc reuse freed blocks instead of returning them to the system; returns True if that succeeded.
 
-    A training step frees and takes the same blocks again. By default glibc maps large blocks afresh each
-    time, and every page of them faults anew. Must be called before torch allocates.
+    A training step frees and allocates the same blocks again and again. By default glibc maps large blocks anew
+    each time, with a page fault for every page. Must be called before torch allocates.
     """
     if "allocator" in without():
         return False
@@ -128,68 +131,70 @@ def keep_freed_memory() -> bool:
 
 
 def keep_little_code() -> None:
-    """Makes oneDNN keep the code of few products: it makes some for each size that it meets, a megabyte each.
+    """Limits how many kernels oneDNN and torch keep: oneDNN compiles one for each size, about a megabyte of code.
 
-    torch keeps what it asks oneDNN for beside, by default of 1,024 sizes: 4 MB more with each number of tokens that a
-    step has for the first time. Must be called before it multiplies first.
+    By default torch keeps 1,024 of them, so memory grows by 4 MB with each number of tokens that is new to a run.
+    Must be called before the first product.
     """
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's own, and torch's for it
         os.environ.setdefault(cache, "32")
 
 
 def tighten_heap() -> None:
-    """Starts this process anew, as the same command, so that glibc keeps no small blocks aside and takes huge pages.
+    """Restarts this process with the same command, so that glibc caches no small blocks and uses huge pages.
 
-    What is kept aside stands between large blocks, which then do not fit again where they were: a training process
-    grows by a tenth to a half. Huge pages fault far less often. glibc takes the settings only before a process
-    starts. Nothing is done where the user has settings of his own, where a debugger looks on, where there is no
-    glibc, or where a program calls the command line with arguments of its own.
+    Cached small blocks lie between large ones, which then no longer fit where they were: a training process grows
+    by a tenth to a half. Huge pages cause far fewer page faults. glibc reads these settings only when a process
+    starts. Does nothing if the user has set GLIBC_TUNABLES, under a debugger, or without glibc.
     """
-    if "allocator" in without() or "GLIBC_TUNABLES" in os.environ or sys.gettrace() or not _has_glibc():
+    if "allocator" in without() or "GLIBC_TUNABLES" in os.environ or sys.gettrace():
         return
-    if sys.orig_argv[-len(sys.argv) :][1:] != sys.argv[1:]:
+    try:
+        has_glibc = (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
+    except (OSError, ValueError):  # other C libraries do not have this name
+        return
+    # A program that calls the command line with arguments of its own would be restarted with the wrong ones.
+    if not has_glibc or sys.orig_argv[-len(sys.argv) :][1:] != sys.argv[1:]:
         return
     os.environ["GLIBC_TUNABLES"] = f"{_NO_TCACHE}:glibc.malloc.mxfast=0:{_HUGE_PAGES}"
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def has_tight_heap() -> bool:
-    """Returns True if this process keeps no small blocks aside, see `tighten_heap`."""
+    """Returns True if this process runs with the settings of `tighten_heap`."""
     return _NO_TCACHE in os.environ.get("GLIBC_TUNABLES", "").split(":")
 
 
 def let_waiting_threads_sleep() -> None:
-    """Makes threads that wait for others sleep after microseconds, not milliseconds. Before torch is imported.
+    """Makes waiting threads sleep after microseconds, not milliseconds. Must be called before torch is imported.
 
-    A thread that spins holds a core. Where other programs want cores too, that may be the very core which the
-    awaited thread needs, and a step can take ten times as long. What the user set is left alone.
+    A thread that spins holds a core. On a machine with other programs, that may be the core which the awaited thread
+    needs, and a step can take ten times as long.
     """
+    # OMP_WAIT_POLICY is the user's own choice, and GOMP_SPINCOUNT would overrule it.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def peak_memory_bytes() -> int:
-    """Returns the most memory that this process has held."""
+    """Returns the peak resident memory of this process."""
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
-    # Not getrusage, whose peak a new process takes over from the one that started it.
+    # Not getrusage: its peak is inherited from the parent process.
     kib = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
     return int(kib) << 10
-
-
-def _has_glibc() -> bool:
-    try:
-        return (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
-    except (OSError, ValueError):  # another C library, which knows no such name
-        return False
 
 
 def _first_gpu() -> Host | None:
     """Returns this machine with its first visible GPU, None if it has none."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible in ("", "-1") or not _torch_has_gpus():
+    try:
+        if visible in ("", "-1") or version("torch").endswith("+cpu"):
+            return None
+    except PackageNotFoundError:
         return None
+    # Not torch.cuda: a plan needs no torch, whose import takes seconds.
     command = ["nvidia-smi", "--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
     command += [f"--id={visible.split(',')[0]}"] if visible else []
     try:
@@ -202,7 +207,7 @@ def _first_gpu() -> Host | None:
 
 
 def _gpu_of_torch() -> Host | None:
-    """Returns this machine as torch sees its GPU: the slow way, where nvidia-smi is not there to ask."""
+    """Returns this machine as torch sees its GPU; slow, for machines without nvidia-smi."""
     import torch
 
     if not torch.cuda.is_available():
@@ -212,20 +217,6 @@ def _gpu_of_torch() -> Host | None:
     if torch.version.hip:  # MI300 and its successors, RDNA 4
         has_fp8 = properties.gcnArchName.startswith(("gfx94", "gfx95", "gfx12"))
     return Host("cuda", properties.name, torch.cuda.is_bf16_supported(), num_cpus(), properties.total_memory, has_fp8)
-
-
-def _torch_has_gpus() -> bool:
-    try:
-        return not version("torch").endswith("+cpu")
-    except PackageNotFoundError:
-        return False
-
-
-def _cpu_name() -> str:
-    for line in _cpuinfo():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return os.uname().machine
 
 
 @lru_cache(maxsize=1)

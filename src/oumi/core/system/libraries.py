@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the libraries below log, and that they report nothing."""
+"""Settings of third-party libraries: less logging, and no usage reports."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from transformers.utils import logging as transformers_logging
 
 
 def quiet_libraries(log_level: str, device: str) -> None:
-    """Sets the log level of the libraries below, hides their progress bars, and turns their usage reports off.
+    """Sets the log level of third-party libraries, and disables their progress bars and usage reports.
 
     Args:
-        log_level: Of transformers.
-        device: Of the run.
+        log_level: Log level of transformers.
+        device: Device of the run.
     """
-    hub_constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL reports each trainer that is made
+    hub_constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL reports each new trainer
     transformers_logging.set_verbosity(getattr(logging, log_level.upper()))
     transformers_logging.disable_progress_bar()
     if device == "cpu":
-        logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns of kernels that are for a GPU
-    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read as it is imported, which takes long
+        logging.getLogger("torchao").setLevel(logging.ERROR)  # warns of missing GPU kernels
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when it is imported, which takes long
     if "datasets" in sys.modules:
         sys.modules["datasets"].disable_progress_bars()
-    # What one of them should call otherwise in another is not for the user to mend.
+    # Deprecated calls from one library into another are nothing that a user can fix.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate)\.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes secrets out of what is written down or shown: by their name, by their look, by their value."""
+"""Masks secrets in what is written or shown: by their name, their format or their value."""
 
 from __future__ import annotations
 
@@ -13,42 +13,18 @@ MASK = "***"
 
 # `pad_token`, `max_new_tokens` and `sort_key` are no secrets; `hf_token` and `WANDB_API_KEY` are.
 _SECRET_WORDS = frozenset(
-    {
-        "secret",
-        "secrets",
-        "password",
-        "passwd",
-        "passphrase",
-        "credential",
-        "credentials",
-        "authorization",
-        "apikey",
-    }
+    ("secret", "secrets", "password", "passwd", "passphrase", "credential", "credentials", "authorization", "apikey")
 )
 _KEY_OWNERS = frozenset({"api", "access", "secret", "private", "auth", "ssh", "signing", "encryption", "license"})
-_TOKEN_OF_TEXT = frozenset(
-    {
-        "pad",
-        "eos",
-        "bos",
-        "unk",
-        "cls",
-        "sep",
-        "mask",
-        "stop",
-        "special",
-        "image",
-        "video",
-        "audio",
-        "per",
-        "decoder",
-    }
+_TEXT_TOKENS = frozenset(
+    ("pad", "eos", "bos", "unk", "cls", "sep", "mask", "stop", "special", "image", "video", "audio", "per", "decoder")
 )
+"""Words before `token` that make it a token of text."""
 
-_LOOKS = re.compile(
+_FORMATS = re.compile(
     r"""
     \b(?: hf_[A-Za-z0-9]{16,} | api_org_[A-Za-z0-9]{16,}      # Hugging Face
-      | wandb_v\d+_[A-Za-z0-9_]{16,} | sk-[A-Za-z0-9_-]{16,}  # Weights & Biases, OpenAI and its likes
+      | wandb_v\d+_[A-Za-z0-9_]{16,} | sk-[A-Za-z0-9_-]{16,}  # Weights & Biases, OpenAI and compatible
       | (?:AKIA|ASIA)[A-Z0-9]{16} | AIza[A-Za-z0-9_-]{30,}    # AWS, Google
       | gh[pousr]_[A-Za-z0-9]{20,} | github_pat_[A-Za-z0-9_]{20,} | glpat-[A-Za-z0-9_-]{16,}
       | xox[abprs]-[A-Za-z0-9-]{10,} )
@@ -60,6 +36,7 @@ _USER_INFO = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.IG
 _BEARER = re.compile(
     r"(?P<name>\bauthorization['\"]?\s*[:=]\s*['\"]?)(?:(?:bearer|basic|token)\s+)?[^\s'\",]+", re.IGNORECASE
 )
+# Possessive and bounded, so that a long text without a value is scanned in linear time.
 _NAME = r"(?<![\w.\[\]-])(?P<name>[\w.\[\]-]{1,200}+)"
 _ASSIGNED = re.compile(rf"{_NAME}['\"]?\s*[=:]\s*['\"]?")
 _FLAG = re.compile(rf"(?=--){_NAME}\s+(?!-)['\"]?")
@@ -67,18 +44,24 @@ _VALUE = re.compile(r"[^\s'\",;&{}\[\]]+")
 
 
 def redact(value: Any) -> Any:
-    """Returns text, mapping or sequence with every secret replaced by `***`; anything else as it is."""
+    """Returns text, a mapping or a sequence with every secret replaced by `***`; other values unchanged."""
     if isinstance(value, str):
         return _redact_text(value)
     if isinstance(value, Mapping):
-        return {name: MASK if _hides(name, inner) else redact(inner) for name, inner in value.items()}
+        # Numbers and empty texts under a secret's name stay: they say that it is not set, or what its limit is.
+        return {
+            name: MASK
+            if isinstance(name, str) and is_secret_name(name) and isinstance(inner, str) and inner
+            else redact(inner)
+            for name, inner in value.items()
+        }
     if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [redact(inner) for inner in value]
     return value
 
 
 def redact_command(arguments: Sequence[str]) -> list[str]:
-    """Returns a command line without secrets, also where name and value are two arguments."""
+    """Returns a command line without secrets, including values that follow their flag as an argument of their own."""
     shown: list[str] = []
     for argument in arguments:
         follows_secret = bool(shown) and shown[-1].startswith("-") and is_secret_name(shown[-1].lstrip("-"))
@@ -87,7 +70,7 @@ def redact_command(arguments: Sequence[str]) -> list[str]:
 
 
 def is_secret_name(name: str) -> bool:
-    """Returns whether a value called `name` (a config key, flag or variable) is to be hidden."""
+    """Returns True if a value called `name` (a config key, flag or variable) is a secret."""
     words = [word for word in re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()) if word]
     if not words:
         return False
@@ -96,25 +79,23 @@ def is_secret_name(name: str) -> bool:
         return True
     owner = before[-1] if before else ""
     if last == "key":
+        # Environment variables such as SOME_SERVICE_KEY hold secrets, whoever the service is.
         return owner in _KEY_OWNERS or (name.isupper() and bool(before))
-    return last == "token" and owner not in _TOKEN_OF_TEXT
-
-
-def _hides(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and is_secret_name(name) and isinstance(value, str) and value != ""
+    return last == "token" and owner not in _TEXT_TOKENS
 
 
 def _redact_text(text: str) -> str:
-    for secret in _values_of_environment():
+    # By value first: the patterns below could cut such a secret in two and leave a half.
+    for secret in _long_secrets(tuple(value for name, value in os.environ.items() if is_secret_name(name))):
         text = text.replace(secret, MASK)
-    text = _LOOKS.sub(MASK, text)
+    text = _FORMATS.sub(MASK, text)
     text = _USER_INFO.sub(rf"\g<scheme>{MASK}@", text)
     text = _BEARER.sub(rf"\g<name>{MASK}", text)
     return _hide_named(_FLAG, _hide_named(_ASSIGNED, text))
 
 
 def _hide_named(pattern: re.Pattern[str], text: str) -> str:
-    """Returns `text` with the value masked that follows each secret name which `pattern` finds."""
+    """Returns `text` with the value masked after each secret name that `pattern` matches."""
     parts, end = [], 0
     for match in pattern.finditer(text):
         value = _VALUE.match(text, match.end()) if match.start() >= end and is_secret_name(match["name"]) else None
@@ -124,12 +105,8 @@ def _hide_named(pattern: re.Pattern[str], text: str) -> str:
     return "".join([*parts, text[end:]])
 
 
-def _values_of_environment() -> list[str]:
-    """Returns the values of the secret variables of this process, longest first."""
-    return _long_secrets(tuple(value for name, value in os.environ.items() if is_secret_name(name)))
-
-
 @lru_cache(maxsize=8)
 def _long_secrets(values: tuple[str, ...]) -> list[str]:
-    # A short value ("1", "none") would blank out half of a log.
+    """Returns the values that are long enough to be replaced in any text, longest first."""
+    # A short value ("1", "none") would blank out half of a log; a secret may contain another one.
     return sorted({value for value in values if len(value) >= 8}, key=len, reverse=True)
