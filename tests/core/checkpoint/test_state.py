@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written of an optimizer is what is read, also where its tensors are shared."""
+"""The state of an optimizer is restored as it was saved, also where states share a tensor."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def test_a_tensor_that_several_states_share_is_written_once_and_shared_again(tmp
     save_state(run, tmp_path, [])
     size = (tmp_path / "state" / "optimizer.safetensors").stat().st_size
     load_state(run, tmp_path)
-    found = [state["table"] for state in run.optimizer.state.values()]
-    assert len(found) > 2
-    assert all(torch.equal(one, table) for one in found)
-    assert len({one.data_ptr() for one in found}) == 1
+    tables = [state["table"] for state in run.optimizer.state.values()]
+    assert len(tables) > 2
+    assert all(torch.equal(restored, table) for restored in tables)
+    assert len({restored.data_ptr() for restored in tables}) == 1
     for i, state in enumerate(run.optimizer.state.values()):
         state["table"] = table + i
     (tmp_path / "other").mkdir()
     save_state(run, tmp_path / "other", [])
     more = (tmp_path / "other" / "state" / "optimizer.safetensors").stat().st_size
-    assert more - size > 4 * 256 * (len(found) - 2)
+    assert more - size > 4 * 256 * (len(tables) - 2)

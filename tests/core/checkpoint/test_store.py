@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint is whole or not there, whatever happens while it is written, replaced or deleted."""
+"""A checkpoint is complete or absent, whatever happens while it is written, replaced or deleted."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from oumi.core.errors import StorageError
 
 def save(output_dir: Path, step: int, text: str = "weights", run_id: str = "r") -> Path:
     target = checkpoint_path(output_dir, step)
-    publish(target, lambda folder: written(folder, text), {"run_id": run_id, "step": step})
+    publish(target, lambda folder: write_numbers(folder, text), {"run_id": run_id, "step": step})
     return target
 
 
-def written(folder: Path, text: str) -> None:
+def write_numbers(folder: Path, text: str) -> None:
     (folder / "state").mkdir()
     (folder / "state" / "numbers").write_text(text)
 
 
-def test_a_checkpoint_tells_its_facts_and_every_change_of_a_byte(tmp_path: Path) -> None:
+def test_a_checkpoint_has_its_facts_and_detects_a_changed_byte(tmp_path: Path) -> None:
     checkpoint = save(tmp_path, 3)
     assert read_facts(checkpoint) == {"run_id": "r", "step": 3}
     (checkpoint / "state" / "numbers").write_text("weightS")
-    with pytest.raises(StorageError, match="numbers: its content is not what was saved"):
+    with pytest.raises(StorageError, match="numbers: the content has changed since it was saved"):
         read_facts(checkpoint)
 
 
-def test_what_stood_there_is_replaced_whole(tmp_path: Path) -> None:
+def test_an_existing_directory_is_replaced_completely(tmp_path: Path) -> None:
     save(tmp_path, 3, "old")
     checkpoint = save(tmp_path, 3, "new")
     assert (checkpoint / "state" / "numbers").read_text() == "new"
     assert os.listdir(tmp_path) == ["checkpoint-3"]
 
 
-def test_what_stood_there_still_stands_when_writing_fails(tmp_path: Path) -> None:
+def test_an_existing_directory_is_unchanged_when_writing_fails(tmp_path: Path) -> None:
     checkpoint = save(tmp_path, 3, "old")
 
     def fail(folder: Path) -> None:
@@ -59,7 +59,7 @@ def test_what_stood_there_still_stands_when_writing_fails(tmp_path: Path) -> Non
     assert os.listdir(tmp_path) == ["checkpoint-3"]
 
 
-def test_a_kill_before_the_new_one_stands_brings_the_old_one_back(tmp_path: Path) -> None:
+def test_a_kill_before_the_new_directory_is_in_place_restores_the_old(tmp_path: Path) -> None:
     checkpoint = save(tmp_path, 3, "old")
     checkpoint.rename(tmp_path / ".replaced-checkpoint-3")
     (tmp_path / ".tmp-checkpoint-3-99").mkdir()
@@ -68,7 +68,7 @@ def test_a_kill_before_the_new_one_stands_brings_the_old_one_back(tmp_path: Path
     assert read_facts(checkpoint)["step"] == 3
 
 
-def test_a_kill_before_the_old_one_is_gone_keeps_the_new_one(tmp_path: Path) -> None:
+def test_a_kill_before_the_old_directory_is_deleted_keeps_the_new(tmp_path: Path) -> None:
     save(tmp_path, 3, "old").rename(tmp_path / ".replaced-checkpoint-3")
     unfinished = save(tmp_path / "elsewhere", 3, "new")
     unfinished.rename(tmp_path / "checkpoint-3")
@@ -78,28 +78,28 @@ def test_a_kill_before_the_old_one_is_gone_keeps_the_new_one(tmp_path: Path) -> 
     assert (tmp_path / "checkpoint-3" / "state" / "numbers").read_text() == "new"
 
 
-def test_the_newest_whole_one_of_the_run_is_found_and_broken_ones_are_set_aside(tmp_path: Path) -> None:
+def test_the_newest_intact_checkpoint_is_returned_and_broken_others_are_renamed(tmp_path: Path) -> None:
     for step in (2, 10, 30):
         save(tmp_path, step)
     save(tmp_path, 20, run_id="another")
     (tmp_path / "checkpoint-30" / "MANIFEST.json").unlink()
-    found = newest_good(tmp_path, "r")
-    assert found == (tmp_path / "checkpoint-10", {"run_id": "r", "step": 10})
+    newest = newest_good(tmp_path, "r")
+    assert newest == (tmp_path / "checkpoint-10", {"run_id": "r", "step": 10})
     assert [step for step, _ in find_checkpoints(tmp_path)] == [2, 10, 20]
     assert (tmp_path / f"broken-checkpoint-30-{os.getpid()}").is_dir()
     assert newest_good(tmp_path, None) == (tmp_path / "checkpoint-20", {"run_id": "another", "step": 20})
 
 
-def test_a_directory_that_another_trainer_wrote_is_whole_once_it_is_sealed(tmp_path: Path) -> None:
-    written(tmp_path, "theirs")
-    with pytest.raises(StorageError, match="not written whole, or not by Oumi"):
+def test_a_directory_of_another_trainer_is_complete_once_it_is_sealed(tmp_path: Path) -> None:
+    write_numbers(tmp_path, "theirs")
+    with pytest.raises(StorageError, match="incomplete, or not written by Oumi"):
         read_facts(tmp_path)
     seal(tmp_path, {"step": 1})
     assert read_facts(tmp_path) == {"step": 1}
 
 
 @pytest.mark.parametrize(("kept", "left"), [(None, [1, 2, 3]), (2, [2, 3]), (5, [1, 2, 3])])
-def test_the_last_ones_are_kept(tmp_path: Path, kept: int | None, left: list[int]) -> None:
+def test_the_last_checkpoints_are_kept(tmp_path: Path, kept: int | None, left: list[int]) -> None:
     saved = [save(tmp_path, step) for step in (1, 2, 3)]
     stranger = save(tmp_path, 9, run_id="another")
     assert keep_last(saved, kept) == saved[-len(left) :]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose run an output directory holds: its id, whether it is finished, and the lock of the process that runs it."""
+"""The run in an output directory: its id, its result once finished, and the lock of its process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from oumi.core.errors import OutputError
 
@@ -23,50 +22,51 @@ _LOCK = ".lock"
 
 @dataclass(frozen=True)
 class Identity:
-    """The run that an output directory belongs to."""
+    """The run in an output directory."""
 
     run_id: str
     began: str
-    """When the first process of the run began, as ISO 8601 with its time zone."""
+    """Start of the first process of the run, in ISO 8601 with time zone."""
     finished_step: int | None = None
     """The last step, once the run is complete."""
     trajectory: Mapping[str, str] | None = None
-    """What decided the weights of the finished run."""
+    """The settings that decided the weights of the finished run."""
     data: str | None = None
-    """Digest of the rows that the finished run was trained on."""
+    """Digest of the training rows of the finished run."""
     metrics: Mapping[str, float] | None = None
-    """What the finished run measured last."""
+    """The last measured values of the finished run."""
 
 
 def read_identity(output_dir: Path) -> Identity | None:
-    """Returns the run that the directory belongs to, None if it is new."""
+    """Returns the run in a directory, None if it has none."""
     path = output_dir / _FILE
     try:
         return Identity(**json.loads(path.read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
+    except (FileNotFoundError, ValueError, TypeError):  # of an old version, or broken: as good as none
         return None
 
 
 def write_identity(output_dir: Path, identity: Identity) -> None:
-    """Makes the directory belong to a run."""
+    """Writes the run of a directory."""
     path = output_dir / _FILE
-    unfinished = path.with_suffix(".tmp")
+    unfinished = path.with_suffix(".tmp")  # renamed, so that a kill leaves the old file or the new one
     unfinished.write_text(json.dumps(asdict(identity), indent=1) + "\n")
     unfinished.replace(path)
 
 
 def new_run_id() -> str:
-    """Returns an id that no other run has."""
+    """Returns a unique id."""
     return uuid.uuid4().hex
 
 
 @contextmanager
 def lock_output_dir(output_dir: Path) -> Iterator[None]:
-    """Keeps other processes out of an output directory; the system lets go of it when this one ends, however it ends.
+    """Locks an output directory for this process.
 
     Raises:
-        OutputError: The directory cannot be made or written, or another process holds it; says which, and since when.
+        OutputError: The directory cannot be created or written, or another process has locked it; names the process.
     """
+    # The operating system releases the lock of flock when the process ends, also when it is killed.
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(output_dir / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -77,25 +77,18 @@ def lock_output_dir(output_dir: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise OutputError(f"training.output_dir: {output_dir} is in use by {_holder(descriptor)}") from error
-        _sign(descriptor)
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
         yield
     finally:
         os.close(descriptor)
 
 
-def _sign(descriptor: int) -> None:
-    holder: dict[str, Any] = {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": time.strftime("%F %T"),
-    }
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-
-
 def _holder(descriptor: int) -> str:
+    """Returns the process that holds a lock, as it wrote itself into the file."""
     try:
         holder = json.loads(os.pread(descriptor, 1000, 0))
         return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
-    except (ValueError, KeyError):
+    except (ValueError, KeyError):  # it has locked the file, but not written to it yet
         return "another process"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which checkpoints stay."""
+"""Deletes old checkpoints."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from oumi.core.checkpoint.store import remove
 
 
 def keep_last(saved: Sequence[Path], num_kept: int | None) -> list[Path]:
-    """Deletes all but the last `num_kept` of the checkpoints that this run saved, and returns those left.
+    """Deletes all but the last `num_kept` checkpoints that this run saved, and returns the remaining ones.
 
     Args:
-        saved: The run's own checkpoints, oldest first. What others left in the directory is not touched.
+        saved: The checkpoints of this run, oldest first. Others in the directory are not touched.
         num_kept: None keeps all.
     """
     if num_kept is None or len(saved) <= num_kept:
         return list(saved)
     for checkpoint in saved[:-num_kept]:
-        if checkpoint.exists():
+        if checkpoint.exists():  # the user may have deleted it
             remove(checkpoint)
     return list(saved[-num_kept:])

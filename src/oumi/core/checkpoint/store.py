@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint directories that are either complete or not there. Knows no torch.
+"""Checkpoint directories that are either complete or absent. Imports no torch.
 
-A checkpoint is written beside its place, every file is forced to disk, the manifest with sizes and digests
-comes last, and one rename publishes it. What fails verification later is set aside, never used.
+A checkpoint is written to a temporary directory, every file is forced to disk, the manifest with sizes and digests is
+written last, and one rename publishes it. A checkpoint that fails verification later is set aside and never used.
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ from oumi.core.log import logger
 MANIFEST = "MANIFEST.json"
 _UNFINISHED = ".tmp-"
 _REPLACED = ".replaced-"
-"""Begins the name of what stood where a new directory is about to stand."""
+"""Prefix of an old directory while a new one takes its place."""
 
 
 def checkpoint_path(output_dir: Path, step: int) -> Path:
-    """Returns where the checkpoint of a step stands."""
+    """Returns the directory of the checkpoint of a step."""
     return output_dir / f"checkpoint-{step}"
 
 
 def publish(target: Path, write: Callable[[Path], None], facts: Mapping[str, Any]) -> None:
-    """Writes a directory so that it is seen complete or not at all.
+    """Writes a directory that readers see complete or not at all.
 
     Args:
-        target: Where it is to stand; a directory that stands there is replaced.
-        write: Fills a directory.
-        facts: JSON values that the manifest holds beside the digests.
+        target: The directory; an existing one is replaced.
+        write: Writes the files into the directory that it is passed.
+        facts: JSON values for the manifest.
 
     Raises:
-        StorageError: Disk full, or another failure of the file system; what stood there still stands.
+        StorageError: Disk full, or another failure of the file system; an existing directory is unchanged.
     """
+    # In the same folder: a rename is atomic only within one file system.
     unfinished = target.parent / f"{_UNFINISHED}{target.name}-{os.getpid()}"
     with storage_errors(target):
         try:
@@ -52,13 +53,13 @@ def publish(target: Path, write: Callable[[Path], None], facts: Mapping[str, Any
             write(unfinished)
             seal(unfinished, facts)
             _put_in_place(unfinished, target)
-        except BaseException:
+        except BaseException:  # also KeyboardInterrupt: an unfinished checkpoint can be large
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
 
 
 def seal(directory: Path, facts: Mapping[str, Any]) -> None:
-    """Forces every file of a checkpoint to disk, then adds the manifest that tells that it is whole."""
+    """Forces every file of a directory to disk, then adds the manifest, which marks it as complete."""
     let_others_read(directory)
     for path in _files(directory):
         _to_disk(path)
@@ -67,15 +68,16 @@ def seal(directory: Path, facts: Mapping[str, Any]) -> None:
     unfinished.write_text(json.dumps(manifest, indent=1) + "\n")
     _to_disk(unfinished)
     unfinished.replace(directory / MANIFEST)
+    # The names of new files are in their folders, which are forced to disk on their own.
     for folder in {path.parent for path in _files(directory)} | {directory}:
         _to_disk(folder)
 
 
 def read_facts(checkpoint: Path) -> dict[str, Any]:
-    """Returns the facts in a checkpoint's manifest, after every file of it was verified.
+    """Returns the facts in a checkpoint's manifest after verifying every file.
 
     Raises:
-        StorageError: A file is missing, has another size or another digest; names the file.
+        StorageError: A file is missing, or its size or digest differs; names the file.
     """
     manifest = _read_manifest(checkpoint)
     for name, expected in manifest["files"].items():
@@ -83,62 +85,62 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
         if not path.is_file():
             raise StorageError(f"{path}: missing")
         size = path.stat().st_size
-        if size != expected["size"]:
-            raise StorageError(f"{path}: has {size} bytes, had {expected['size']} when it was saved")
+        if size != expected["size"]:  # cheaper than the digest, and says more
+            raise StorageError(f"{path}: expected {expected['size']} bytes, got {size}")
         if _describe(path)["sha256"] != expected["sha256"]:
-            raise StorageError(f"{path}: its content is not what was saved")
+            raise StorageError(f"{path}: the content has changed since it was saved")
     facts: dict[str, Any] = manifest["facts"]
     return facts
 
 
 def newest_good(output_dir: Path, run_id: str | None) -> tuple[Path, dict[str, Any]] | None:
-    """Returns the newest checkpoint of a run that is intact, with its facts; sets broken ones aside.
+    """Returns the newest intact checkpoint of a run, with its facts; renames broken checkpoints.
 
-    Checkpoints of another run that lie in the same place are left alone and never used. Where `run_id` is None,
-    those of any run will do.
+    Checkpoints of other runs in the same directory are ignored, unless `run_id` is None.
     """
     for _, checkpoint in sorted(find_checkpoints(output_dir), reverse=True):
         try:
             facts = read_facts(checkpoint)
         except StorageError as error:
+            # Kept, as its weights may still be of use; renamed, so that the next run does not verify it again.
             aside = checkpoint.with_name(f"broken-{checkpoint.name}-{os.getpid()}")
             checkpoint.rename(aside)
-            logger.warning("%s; set aside as %s, an older checkpoint is used", error, aside.name)
+            logger.warning("%s; renamed to %s, an older checkpoint is used", error, aside.name)
             continue
         if run_id in (None, facts.get("run_id")):
             return checkpoint, facts
-        logger.warning("%s is of an earlier run; it is left alone", checkpoint)
+        logger.warning("%s belongs to an earlier run; ignored", checkpoint)
     return None
 
 
 def find_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
-    """Returns (step, directory) of everything that is named as a checkpoint, in order of steps."""
-    named = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.glob("checkpoint-*"))
-    return sorted((int(match[1]), path) for match, path in named if match and path.is_dir())
+    """Returns (step, directory) of every directory with the name of a checkpoint, in order of steps."""
+    matches = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.glob("checkpoint-*"))
+    return sorted((int(match[1]), path) for match, path in matches if match and path.is_dir())
 
 
 def clear_unfinished(output_dir: Path) -> None:
-    """Deletes what killed processes left half-written or half-deleted, and puts back what they had not replaced."""
+    """Deletes unfinished and partly deleted directories of killed processes, and restores those not replaced."""
     for path in output_dir.glob(f"{_REPLACED}*"):
         target = output_dir / path.name.removeprefix(_REPLACED)
         if target.exists():
             shutil.rmtree(path)
-        else:
+        else:  # killed between the two renames of a replacement
             path.rename(target)
     for path in output_dir.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(path)
 
 
 def remove(checkpoint: Path) -> None:
-    """Deletes a checkpoint: it vanishes at once, its files after that."""
+    """Deletes a checkpoint. It is renamed first, so that a kill in between leaves no partial checkpoint."""
     vanishing = checkpoint.with_name(f"{_UNFINISHED}old-{checkpoint.name}-{os.getpid()}")
     checkpoint.rename(vanishing)
     shutil.rmtree(vanishing)
 
 
 def let_others_read(directory: Path) -> None:
-    """Gives files the permissions of any new file here; safetensors keeps what it writes to its owner."""
-    mask = os.umask(0)
+    """Gives weights the permissions of any new file; safetensors makes its files readable by their owner only."""
+    mask = os.umask(0)  # it can only be read by setting it
     os.umask(mask)
     for path in directory.rglob("*.safetensors"):
         path.chmod(0o666 & ~mask)
@@ -146,13 +148,14 @@ def let_others_read(directory: Path) -> None:
 
 @contextmanager
 def storage_errors(target: Path) -> Iterator[None]:
-    """Turns failures of the file system into StorageError: what, where, how much is free."""
+    """Converts failures of the file system to StorageError, with the file and the free space."""
     try:
         yield
     except OSError as error:
         if error.errno is None or isinstance(error, ConnectionError | TimeoutError):
-            raise  # no matter of files
+            raise  # of the network, not of a file
         free = ""
+        # The disk may be gone, which must not hide the first error.
         with suppress(OSError):
             free = f"; {shutil.disk_usage(target.parent).free / 1e6:,.0f} MB are free there"
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -162,9 +165,9 @@ def storage_errors(target: Path) -> Iterator[None]:
 
 
 def _put_in_place(directory: Path, target: Path) -> None:
-    """Renames a directory to where it is to stand; what stands there goes only when the new one stands."""
+    """Renames a directory to `target`; an existing one is deleted only after that."""
     replaced = target.with_name(f"{_REPLACED}{target.name}")
-    if target.exists():
+    if target.exists():  # a directory that is not empty cannot be replaced by one rename
         target.rename(replaced)
     try:
         directory.rename(target)
@@ -182,8 +185,8 @@ def _read_manifest(checkpoint: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        why = "unreadable" if path.exists() else "missing, so the checkpoint was not written whole, or not by Oumi"
-        raise StorageError(f"{path}: {why}") from error
+        reason = "unreadable" if path.exists() else "missing; the checkpoint is incomplete, or not written by Oumi"
+        raise StorageError(f"{path}: {reason}") from error
     if not isinstance(manifest, dict) or not {"facts", "files"} <= manifest.keys():
         raise StorageError(f"{path}: not a manifest")
     return manifest
