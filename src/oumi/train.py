@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documented import path `oumi.train`: the function `train`, and a module that can be called as one.
+"""The documented import path `oumi.train`: the function `train`, and a module that can be called like it.
 
-`from oumi import train` gives the function; once this module is imported, Python puts the module in its place,
-so the module is callable too.
+`from oumi import train` returns the function. Once this module is imported, Python replaces that name by the module,
+so the module has to be callable, too.
 """
 
 import sys

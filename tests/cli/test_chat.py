@@ -7,9 +7,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from oumi.cli.chat import Talk, chat, infer
+from oumi.cli.chat import ChatSession, chat, infer
 from oumi.core.errors import ConfigError
-from oumi.core.inference import answer, load_speaker, load_untrained
+from oumi.core.inference import answer, load_chat_model, load_untrained
 from tests.tiny import save_tiny_model
 
 app = typer.Typer()
@@ -29,33 +29,33 @@ def run(*arguments, lines=()):
 def test_each_line_is_a_question_and_each_answer_goes_to_stdout(model_dir):
     result = run("chat", model_dir, "--max-new-tokens", "8", lines=["Hi", "", "/reset", "Why?"])
     alone = [[{"role": "user", "content": question}] for question in ("Hi", "Why?")]
-    wanted = answer(load_speaker(model_dir), alone, 8)
+    expected = answer(load_chat_model(model_dir), alone, 8)
     assert result.exit_code == 0
-    assert result.stdout == "".join(f"{_shown(text)}\n" for text in wanted)
+    assert result.stdout == "".join(f"{_shown(text)}\n" for text in expected)
 
 
-def test_what_was_said_before_is_remembered(model_dir):
+def test_earlier_turns_are_remembered(model_dir):
     result = run("chat", model_dir, "--max-new-tokens", "8", lines=["Hi", "Why?"])
-    speaker = load_speaker(model_dir)
+    model = load_chat_model(model_dir)
     turns = [{"role": "user", "content": "Hi"}]
-    first = answer(speaker, [turns], 8)[0]
+    first = answer(model, [turns], 8)[0]
     turns += [{"role": "assistant", "content": first}, {"role": "user", "content": "Why?"}]
-    assert result.stdout == f"{_shown(first)}\n{_shown(answer(speaker, [turns], 8)[0])}\n"
+    assert result.stdout == f"{_shown(first)}\n{_shown(answer(model, [turns], 8)[0])}\n"
 
 
 def test_system_message_changes_the_answer(model_dir):
     plain = run("chat", model_dir, "--max-new-tokens", "8", lines=["Hi"])
-    told = run("chat", model_dir, "--max-new-tokens", "8", "--system", "Speak French.", lines=["Hi"])
-    assert plain.stdout != told.stdout
+    instructed = run("chat", model_dir, "--max-new-tokens", "8", "--system", "Speak French.", lines=["Hi"])
+    assert plain.stdout != instructed.stdout
 
 
 def test_quit_ends_the_chat(model_dir):
     assert run("chat", model_dir, lines=["/quit", "Hi"]).stdout == ""
 
 
-def test_unknown_command_is_told_and_the_chat_goes_on(model_dir):
+def test_unknown_command_is_reported_and_the_chat_goes_on(model_dir):
     result = run("chat", model_dir, "--max-new-tokens", "4", lines=["/rest", "Hi"])
-    assert "unknown command /rest; there are /reset and /quit" in result.stderr
+    assert "unknown command /rest; the commands are /reset and /quit" in result.stderr
     assert result.stdout.endswith("\n")
 
 
@@ -66,27 +66,27 @@ def test_control_characters_of_an_answer_do_not_reach_the_terminal():
 
 
 def test_chat_forgets_its_oldest_turns_when_the_model_is_full():
-    speaker = load_untrained("oumi://tiny", 0)
-    talk = Talk(speaker, "Be brief.", 16, 0.0)
+    model = load_untrained("oumi://tiny", 0)
+    session = ChatSession(model, "Be brief.", 16, 0.0)
     question = "How many letters are in abcdefgh?"
     for _ in range(8):
-        talk.ask(question, str)
-        first = talk.messages[0], talk.messages[1]["content"]
+        session.ask(question, str)
+        first = session.messages[0], session.messages[1]["content"]
         assert first == ({"role": "system", "content": "Be brief."}, question)
-        assert len(talk.messages) % 2 == 1
-    assert len(talk.messages) < 2 * 8
+        assert len(session.messages) % 2 == 1
+    assert len(session.messages) < 2 * 8
 
 
-def test_question_that_is_too_long_is_told_and_forgotten():
-    talk = Talk(load_untrained("oumi://tiny", 0), None, 4, 0.0)
-    with pytest.raises(ConfigError, match="the model takes 128"):
-        talk.ask("x" * 500, str)
-    assert talk.messages == []
+def test_question_that_is_too_long_is_refused_and_not_kept():
+    session = ChatSession(load_untrained("oumi://tiny", 0), None, 4, 0.0)
+    with pytest.raises(ConfigError, match="the model can process 128"):
+        session.ask("x" * 500, str)
+    assert session.messages == []
 
 
-def test_infer_asks_the_same_way(model_dir):
-    asked = run("infer", "-i", model_dir, "--max-new-tokens", "8", lines=["Hi"])
-    assert asked.stdout == run("chat", model_dir, "--max-new-tokens", "8", lines=["Hi"]).stdout != ""
+def test_infer_answers_like_chat(model_dir):
+    result = run("infer", "-i", model_dir, "--max-new-tokens", "8", lines=["Hi"])
+    assert result.stdout == run("chat", model_dir, "--max-new-tokens", "8", lines=["Hi"]).stdout != ""
 
 
 def test_infer_takes_the_model_that_a_config_trained(model_dir, tmp_path):
@@ -96,19 +96,19 @@ def test_infer_takes_the_model_that_a_config_trained(model_dir, tmp_path):
         "data: {train: {datasets: [{dataset_name: oumi/quickstart}]}}\n"
         f"training: {{trainer_type: OUMI, output_dir: {model_dir}}}\n"
     )
-    asked = run("infer", "-i", "-c", config, "--max-new-tokens", "8", lines=["Hi"])
-    assert asked.stdout == run("chat", model_dir, "--max-new-tokens", "8", lines=["Hi"]).stdout != ""
+    result = run("infer", "-i", "-c", config, "--max-new-tokens", "8", lines=["Hi"])
+    assert result.stdout == run("chat", model_dir, "--max-new-tokens", "8", lines=["Hi"]).stdout != ""
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["x"], "not built yet; add -i"),
-        (["-i"], "name one model"),
-        (["-i", "x", "-c", "y"], "name one model"),
+        (["x"], "not supported yet; add -i"),
+        (["-i"], "expected either the directory of a model"),
+        (["-i", "x", "-c", "y"], "expected either the directory of a model"),
     ],
 )
-def test_infer_says_what_it_lacks(arguments, message):
+def test_infer_names_the_missing_option(arguments, message):
     error = run("infer", *arguments).exception
     assert isinstance(error, ConfigError)
     assert message in str(error)

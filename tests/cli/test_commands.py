@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Words in, exit code out."""
+"""The command line: output and exit codes."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ training:
 """
 
 
-class Said(NamedTuple):
+class Output(NamedTuple):
     code: int
     out: str
     err: str
 
 
 @pytest.fixture
-def oumi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Said]:
+def oumi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Output]:
     """Runs the command line in an empty directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
 
-    def call(*arguments: str) -> Said:
+    def call(*arguments: str) -> Output:
         monkeypatch.setattr(sys, "argv", ["oumi", *arguments])
         with pytest.raises(SystemExit) as ended:
             run()
-        return Said(int(ended.value.code or 0), *capsys.readouterr())
+        return Output(int(ended.value.code or 0), *capsys.readouterr())
 
     return call
 
@@ -61,11 +61,11 @@ def config(tmp_path: Path) -> str:
     return "tiny.yaml"
 
 
-def test_the_version_is_told(oumi: Callable[..., Said]) -> None:
+def test_the_version_is_printed(oumi: Callable[..., Output]) -> None:
     assert oumi("--version") == (0, f"{__version__}\n", "")
 
 
-def test_recipes_are_listed_by_the_name_that_train_takes(oumi: Callable[..., Said]) -> None:
+def test_recipes_are_listed_by_the_name_that_train_takes(oumi: Callable[..., Output]) -> None:
     listed = oumi("train", "--list").out.split()
     assert {"quickstart", RECIPE, "llama3.2-3b-lora"} <= set(listed)
     assert all(oumi("plan", "-c", name).code == 0 for name in listed)
@@ -75,56 +75,56 @@ def test_recipes_are_listed_by_the_name_that_train_takes(oumi: Callable[..., Sai
     ("arguments", "words"),
     [
         (["train"], "--config"),
-        (["train", "tiny.yaml"], "a config file is named with -c tiny.yaml"),
+        (["train", "tiny.yaml"], "a config file is passed with -c tiny.yaml"),
         (["train", "-c", "tiny.yaml", "training.seed=1"], "did you mean '--training.seed=1'?"),
         (["train", "-c", "tiny.yml"], "did you mean 'tiny.yaml'?"),
         (["train", "-c", "smolm-135m"], "did you mean 'smollm-135m'?"),
-        (["train", "-c", "."], "is a directory; it holds tiny.yaml"),
+        (["train", "-c", "."], "is a directory; it contains tiny.yaml"),
         (["train", "-c", "tiny.yaml", "--training.trainer_type", "TRL_DPO"], "TRL_DPO is not built yet"),
         (["plan", "-c", "tiny.yaml", "--training.sede", "1"], "did you mean 'seed'?"),
         (["config", "show", "nothing.yaml"], "no such file"),
         (["config", "schema", "--kind", "jobs"], "must be training or job"),
         (["infer", "out"], "add -i"),
-        (["infer", "-i"], "name one model"),
+        (["infer", "-i"], "expected either the directory of a model"),
         (["chat", "nowhere"], "no such directory"),
         (["--log-level", "loud", "env"], "must be one of debug"),
         (["trian"], "train"),
     ],
 )
-def test_a_mistake_is_told_without_a_traceback(
-    oumi: Callable[..., Said], config: str, arguments: list[str], words: str
+def test_a_mistake_is_reported_without_a_traceback(
+    oumi: Callable[..., Output], config: str, arguments: list[str], words: str
 ) -> None:
-    said = oumi(*arguments)
-    assert said.code == 2
-    assert words in said.err
-    assert "Traceback" not in said.err
+    output = oumi(*arguments)
+    assert output.code == 2
+    assert words in output.err
+    assert "Traceback" not in output.err
 
 
-def test_a_plan_is_for_people_and_for_programs(oumi: Callable[..., Said], config: str) -> None:
+def test_a_plan_is_for_people_and_for_programs(oumi: Callable[..., Output], config: str) -> None:
     text = oumi("plan", "-c", config, "--training.learning_rate", "3e-4").out
     assert "learning rate 0.0003" in text
     assert "24 rows" in text
-    made = json.loads(oumi("plan", "-c", config, "--json", "--training.learning_rate=3e-4").out)
-    assert made["optimizer"]["learning_rate"] == 3e-4
-    assert made["steps"]["total"] == 12
+    plan = json.loads(oumi("plan", "-c", config, "--json", "--training.learning_rate=3e-4").out)
+    assert plan["optimizer"]["learning_rate"] == 3e-4
+    assert plan["steps"]["total"] == 12
 
 
-def test_every_file_is_checked_though_one_is_wrong(oumi: Callable[..., Said], config: str, tmp_path: Path) -> None:
+def test_every_file_is_checked_after_a_wrong_file(oumi: Callable[..., Output], config: str, tmp_path: Path) -> None:
     (tmp_path / "wrong.yaml").write_text(TINY + "  sede: 1\n  learning_rate: fast\n")
-    said = oumi("config", "check", "wrong.yaml", config, RECIPE)
-    assert said.code == 2
-    assert said.out == f"{config}: OK\n{RECIPE}: OK\n"
-    assert "wrong.yaml:12:3 training.sede: unknown key, did you mean 'seed'?" in said.err
-    assert "wrong.yaml:13:3 training.learning_rate: got 'fast', must be a number" in said.err
+    output = oumi("config", "check", "wrong.yaml", config, RECIPE)
+    assert output.code == 2
+    assert output.out == f"{config}: OK\n{RECIPE}: OK\n"
+    assert "wrong.yaml:12:3 training.sede: unknown key, did you mean 'seed'?" in output.err
+    assert "wrong.yaml:13:3 training.learning_rate: got 'fast', must be a number" in output.err
 
 
-def test_a_file_that_asks_for_what_is_not_built_does_not_pass_the_check(
-    oumi: Callable[..., Said], config: str, tmp_path: Path
+def test_a_trainer_that_is_not_built_does_not_pass_the_check(
+    oumi: Callable[..., Output], config: str, tmp_path: Path
 ) -> None:
     (tmp_path / "dpo.yaml").write_text(TINY.replace("OUMI", "TRL_DPO"))
-    said = oumi("config", "check", "dpo.yaml")
-    assert said.code == 2
-    assert "dpo.yaml:9:3 training.trainer_type: TRL_DPO is not built yet" in said.err
+    output = oumi("config", "check", "dpo.yaml")
+    assert output.code == 2
+    assert "dpo.yaml:9:3 training.trainer_type: TRL_DPO is not built yet" in output.err
 
 
 FOUR = """\
@@ -138,9 +138,7 @@ training:
 """
 
 
-def test_spelling_types_meaning_and_what_is_not_built_are_told_at_once(
-    oumi: Callable[..., Said], config: str, tmp_path: Path
-) -> None:
+def test_problems_of_every_kind_are_reported_at_once(oumi: Callable[..., Output], config: str, tmp_path: Path) -> None:
     (tmp_path / "four.yaml").write_text(FOUR)
     problems = """\
 four.yaml: 4 problems
@@ -154,19 +152,19 @@ four.yaml: 4 problems
     assert oumi("plan", "-c", "four.yaml") == (2, "", f"Error: {problems}")
 
 
-def test_what_is_wrong_with_arguments_is_told_with_what_is_wrong_with_the_file(
-    oumi: Callable[..., Said], config: str, tmp_path: Path
+def test_problems_of_arguments_are_reported_with_those_of_the_file(
+    oumi: Callable[..., Output], config: str, tmp_path: Path
 ) -> None:
     (tmp_path / "four.yaml").write_text(FOUR)
-    said = oumi("train", "-c", "four.yaml", "--training.sede", "3", "training.seed=4", "--training.max_steps", "{x")
-    assert said.code == 2
-    assert "four.yaml: 7 problems" in said.err
-    assert "  training.seed=4 wanted --section.key value, did you mean '--training.seed=4'?" in said.err
-    assert "  --training.sede training.sede: unknown key, did you mean 'seed'?" in said.err
-    assert "  --training.max_steps training.max_steps: not valid YAML" in said.err
+    output = oumi("train", "-c", "four.yaml", "--training.sede", "3", "training.seed=4", "--training.max_steps", "{x")
+    assert output.code == 2
+    assert "four.yaml: 7 problems" in output.err
+    assert "  training.seed=4 expected --section.key value, did you mean '--training.seed=4'?" in output.err
+    assert "  --training.sede training.sede: unknown key, did you mean 'seed'?" in output.err
+    assert "  --training.max_steps training.max_steps: not valid YAML" in output.err
 
 
-def test_a_job_that_leaves_its_user_to_the_launch_passes_its_check(oumi: Callable[..., Said], tmp_path: Path) -> None:
+def test_a_job_that_leaves_its_user_to_the_launch_passes_its_check(oumi: Callable[..., Output], tmp_path: Path) -> None:
     (tmp_path / "a_job.yaml").write_text("resources: {cloud: slurm}\nrun: echo\nenvs: {A: true}\n")
     assert oumi("config", "check", "a_job.yaml") == (
         0,
@@ -175,7 +173,7 @@ def test_a_job_that_leaves_its_user_to_the_launch_passes_its_check(oumi: Callabl
     )
 
 
-def test_values_are_shown_with_their_origin(oumi: Callable[..., Said], config: str) -> None:
+def test_values_are_shown_with_their_origin(oumi: Callable[..., Output], config: str) -> None:
     shown = oumi("config", "show", config, "--training.seed", "7").out.splitlines()
     assert "training.seed: 7  # --training.seed" in shown
     assert 'training.trainer_type: "OUMI"  # tiny.yaml:9:3' in shown
@@ -185,16 +183,18 @@ def test_values_are_shown_with_their_origin(oumi: Callable[..., Said], config: s
     assert not any(line.endswith("# default") for line in only_set)
 
 
-def test_a_schema_knows_every_section_and_its_documentation(oumi: Callable[..., Said]) -> None:
+def test_a_schema_knows_every_section_and_its_documentation(oumi: Callable[..., Output]) -> None:
     schema = json.loads(oumi("config", "schema").out)
     assert set(schema["properties"]) == set(TrainingConfig.model_fields)
     assert all(field.get("description") for field in schema["$defs"]["TrainingParams"]["properties"].values())
     assert "run" in json.loads(oumi("config", "schema", "--kind", "job").out)["properties"]
 
 
-def test_the_environment_is_told_without_secrets(oumi: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_is_printed_without_secrets(
+    oumi: Callable[..., Output], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_verysecretvalue123")
-    for said in (oumi("env"), oumi("env", "--json")):
-        assert said.code == 0
-        assert "HF_TOKEN" in said.out
-        assert "verysecret" not in said.out
+    for output in (oumi("env"), oumi("env", "--json")):
+        assert output.code == 0
+        assert "HF_TOKEN" in output.out
+        assert "verysecret" not in output.out

@@ -81,7 +81,7 @@ def lines_of(said: Said) -> list[str]:
 def test_a_chat_is_drawn_turn_by_turn(oumi: Oumi, tmp_path: Path) -> None:
     said = oumi("data", "preview", "-c", config(tmp_path, "OUMI", write(tmp_path, "a.jsonl", CHAT)))
     assert lines_of(said) == [
-        "⟦trained⟧  not trained   ▸ a turn begins   ↵ a new line",
+        "⟦trained⟧  not trained   ▸ start of a turn   ↵ new line",
         "── row 1: a.jsonl:1, 27 tokens, 4 trained ──────────────────────────────────────",
         "▸ <|im_start|>user↵",
         "  Hi?<|im_end|>↵",
@@ -127,7 +127,7 @@ def test_documents_of_a_packed_row_are_drawn_apart(oumi: Oumi, tmp_path: Path) -
 def test_a_long_row_is_drawn_in_part_and_told_as_truncated(oumi: Oumi, tmp_path: Path) -> None:
     name = config(tmp_path, "OUMI", write(tmp_path, "a.jsonl", LONG_CHAT))
     short = lines_of(oumi("data", "preview", "-c", name))
-    assert "  … 256 tokens left out here, 256 of them trained: see --full …" in short
+    assert "  … 256 tokens omitted, 256 of them trained: see --full …" in short
     assert short[-1] == "✂ truncated: 1,012 tokens of this row cut off"
     full = lines_of(oumi("data", "preview", "-c", name, "--full"))
     assert not any("left out" in line for line in full)

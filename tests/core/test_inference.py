@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking trained models: whole directories, adapters, and all that is not a model."""
+"""Inference with trained models: directories, adapters, and all that is not a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from oumi.core.errors import ConfigError, RefusedError, StorageError
-from oumi.core.inference import answer, load_speaker, load_untrained, make_speaker, stream_answer
+from oumi.core.inference import answer, load_chat_model, load_untrained, make_chat_model, stream_answer
 from tests.tiny import byte_tokenizer, save_tiny_model, tiny_llama
 
 QUESTIONS = [
@@ -30,71 +30,71 @@ def model_dir(tmp_path_factory):
     return save_tiny_model(tmp_path_factory.mktemp("model"), initializer_range=0.2)
 
 
-def test_answers_in_a_batch_are_those_of_plain_transformers_one_by_one(model_dir):
+def test_answers_in_a_batch_are_those_of_plain_transformers_for_each_chat(model_dir):
     model = AutoModelForCausalLM.from_pretrained(str(model_dir))
     tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
-    wanted = []
+    expected = []
     for chat in CHATS:
         prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")["input_ids"]
         output = model.generate(prompt, max_new_tokens=24, do_sample=False, eos_token_id=2, pad_token_id=3)
-        wanted.append(tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True))
-    speaker = load_speaker(model_dir)
-    assert answer(speaker, CHATS, max_new_tokens=24) == wanted
-    assert answer(speaker, CHATS, max_new_tokens=24, batch_size=2) == wanted
-    assert len(set(wanted)) == len(wanted)
+        expected.append(tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True))
+    chat_model = load_chat_model(model_dir)
+    assert answer(chat_model, CHATS, max_new_tokens=24) == expected
+    assert answer(chat_model, CHATS, max_new_tokens=24, batch_size=2) == expected
+    assert len(set(expected)) == len(expected)
 
 
 def test_answer_ends_with_the_turn(model_dir):
     model, tokenizer = tiny_llama(), byte_tokenizer()
-    speaker = make_speaker(model, tokenizer)
-    assert speaker.stops == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
-    with torch.no_grad():  # a model that says its end whatever it is asked
+    chat_model = make_chat_model(model, tokenizer)
+    assert chat_model.stops == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
+    with torch.no_grad():  # a model that ends every answer at once
         model.lm_head.weight.zero_()
         model.model.norm.weight.zero_()
-    stopped = make_speaker(_with_bias_to(model, speaker.stops[0]), tokenizer)
+    stopped = make_chat_model(_with_bias_to(model, chat_model.stops[0]), tokenizer)
     assert answer(stopped, CHATS[:2]) == ["", ""]
 
 
-def test_end_of_turn_is_found_where_it_is_not_the_end_token():
+def test_end_of_turn_may_differ_from_the_end_token():
     tokenizer = byte_tokenizer()
     tokenizer.eos_token = "<|endoftext|>"
-    stops = make_speaker(tiny_llama(), tokenizer).stops
+    stops = make_chat_model(tiny_llama(), tokenizer).stops
     assert tokenizer.convert_ids_to_tokens(list(stops)) == ["<|endoftext|>", "<|im_end|>"]
 
 
 def test_streamed_pieces_add_up_to_the_answer(model_dir):
-    speaker, pieces = load_speaker(model_dir), []
-    said = stream_answer(speaker, CHATS[1], pieces.append, max_new_tokens=24)
-    assert "".join(pieces) == said == answer(speaker, [CHATS[1]], max_new_tokens=24)[0]
+    chat_model, pieces = load_chat_model(model_dir), []
+    streamed = stream_answer(chat_model, CHATS[1], pieces.append, max_new_tokens=24)
+    assert "".join(pieces) == streamed == answer(chat_model, [CHATS[1]], max_new_tokens=24)[0]
 
 
 def test_temperature_draws_other_answers(model_dir):
-    speaker = load_speaker(model_dir)
+    chat_model = load_chat_model(model_dir)
     torch.manual_seed(0)
-    drawn = {stream_answer(speaker, CHATS[0], str, 24, temperature=5.0) for _ in range(3)}
+    drawn = {stream_answer(chat_model, CHATS[0], str, 24, temperature=5.0) for _ in range(3)}
     assert len(drawn) == 3
 
 
 def test_settings_that_the_model_ships_change_nothing(model_dir, tmp_path):
-    model, tokenizer = load_speaker(model_dir).model, byte_tokenizer()
+    model, tokenizer = load_chat_model(model_dir).model, byte_tokenizer()
     model.generation_config.update(do_sample=True, temperature=5.0, top_k=50, repetition_penalty=3.0)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    assert answer(load_speaker(tmp_path), CHATS, 24) == answer(load_speaker(model_dir), CHATS, 24)
+    assert answer(load_chat_model(tmp_path), CHATS, 24) == answer(load_chat_model(model_dir), CHATS, 24)
 
 
 def test_adapter_is_loaded_on_its_base(model_dir, tmp_path):
     adapter_dir = tmp_path / "adapter"
     adapted = _save_adapter(model_dir, adapter_dir)
     byte_tokenizer().save_pretrained(adapter_dir)
-    with_adapter = answer(load_speaker(adapter_dir), CHATS, 24)
-    assert with_adapter == answer(make_speaker(adapted.merge_and_unload(), byte_tokenizer()), CHATS, 24)
-    assert with_adapter != answer(load_speaker(model_dir), CHATS, 24)
+    with_adapter = answer(load_chat_model(adapter_dir), CHATS, 24)
+    assert with_adapter == answer(make_chat_model(adapted.merge_and_unload(), byte_tokenizer()), CHATS, 24)
+    assert with_adapter != answer(load_chat_model(model_dir), CHATS, 24)
 
 
 def test_adapter_without_tokenizer_takes_that_of_its_base(model_dir, tmp_path):
     _save_adapter(model_dir, tmp_path)
-    assert load_speaker(tmp_path).tokenizer.get_vocab() == byte_tokenizer().get_vocab()
+    assert load_chat_model(tmp_path).tokenizer.get_vocab() == byte_tokenizer().get_vocab()
 
 
 def test_adapter_whose_base_lies_beside_it_needs_no_other(model_dir, tmp_path):
@@ -103,7 +103,7 @@ def test_adapter_whose_base_lies_beside_it_needs_no_other(model_dir, tmp_path):
     byte_tokenizer().save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "gone/away"}))
-    assert answer(load_speaker(tmp_path), CHATS[:1], 4)
+    assert answer(load_chat_model(tmp_path), CHATS[:1], 4)
 
 
 def test_same_seed_gives_the_same_untrained_model_and_leaves_the_generator_alone():
@@ -112,35 +112,37 @@ def test_same_seed_gives_the_same_untrained_model_and_leaves_the_generator_alone
     torch.manual_seed(1)
     assert drawn == torch.rand(1)
     second, other = load_untrained("oumi://tiny", 5), load_untrained("oumi://tiny", 6)
-    weights = [speaker.model.lm_head.weight for speaker in (first, second, other)]
+    weights = [chat_model.model.lm_head.weight for chat_model in (first, second, other)]
     assert weights[0].equal(weights[1])
     assert not weights[0].equal(weights[2])
 
 
 def test_question_longer_than_the_model_is_refused():
-    speaker = load_untrained("oumi://tiny", 0)
-    with pytest.raises(ConfigError, match="the question has 203 tokens, and the model takes 128"):
-        answer(speaker, [[{"role": "user", "content": "x" * 200}]])
+    chat_model = load_untrained("oumi://tiny", 0)
+    with pytest.raises(ConfigError, match="the question has 203 tokens; the model can process 128"):
+        answer(chat_model, [[{"role": "user", "content": "x" * 200}]])
 
 
 def test_answer_stops_where_the_model_ends():
-    speaker = load_untrained("oumi://tiny", 0)
-    tokens = len(speaker.prompt(CHATS[0])) + len(
-        speaker.tokenizer(answer(speaker, CHATS[:1], max_new_tokens=1000)[0], add_special_tokens=False)["input_ids"]
+    chat_model = load_untrained("oumi://tiny", 0)
+    tokens = len(chat_model.prompt(CHATS[0])) + len(
+        chat_model.tokenizer(answer(chat_model, CHATS[:1], max_new_tokens=1000)[0], add_special_tokens=False)[
+            "input_ids"
+        ]
     )
-    assert tokens <= 3 * speaker.max_length  # a broken byte becomes three
+    assert tokens <= 3 * chat_model.max_length  # a broken byte becomes three
 
 
 def test_missing_directory_names_the_nearest(tmp_path):
     (tmp_path / "quickstart").mkdir()
     with pytest.raises(ConfigError, match=r"quikstart: no such directory, did you mean 'quickstart'\?"):
-        load_speaker(tmp_path / "quikstart")
+        load_chat_model(tmp_path / "quikstart")
 
 
 def test_file_is_not_a_directory(tmp_path):
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(ConfigError, match="a file; name the directory of a model"):
-        load_speaker(tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match="expected the directory of a model, got a file"):
+        load_chat_model(tmp_path / "model.safetensors")
 
 
 def test_run_that_only_has_checkpoints_names_the_latest_first(tmp_path):
@@ -148,37 +150,37 @@ def test_run_that_only_has_checkpoints_names_the_latest_first(tmp_path):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "config.json").write_text("{}")
     with pytest.raises(
-        ConfigError, match=r"holds no config.json; there is one in \S*checkpoint-100, \S*checkpoint-50$"
+        ConfigError, match=r"contains no config.json; there is one in \S*checkpoint-100, \S*checkpoint-50$"
     ):
-        load_speaker(tmp_path)
+        load_chat_model(tmp_path)
 
 
-def test_config_without_weights_is_told(tmp_path):
+def test_config_without_weights_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"holds no weights \(model.safetensors\)"):
-        load_speaker(tmp_path)
+    with pytest.raises(ConfigError, match=r"contains no weights \(model.safetensors\)"):
+        load_chat_model(tmp_path)
 
 
 def test_pickled_weights_are_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").touch()
     with pytest.raises(RefusedError, match="pickled"):
-        load_speaker(tmp_path)
+        load_chat_model(tmp_path)
 
 
-def test_broken_weights_are_told(model_dir, tmp_path):
+def test_broken_weights_are_refused(model_dir, tmp_path):
     for path in model_dir.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(StorageError, match="cannot be loaded"):
-        load_speaker(tmp_path)
+        load_chat_model(tmp_path)
 
 
-def test_tokenizer_without_chat_template_is_told():
+def test_tokenizer_without_chat_template_is_refused():
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None
     with pytest.raises(ConfigError, match="no chat template"):
-        make_speaker(tiny_llama(), tokenizer)
+        make_chat_model(tiny_llama(), tokenizer)
 
 
 def _with_bias_to(model, token):

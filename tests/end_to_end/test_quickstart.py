@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from oumi.core.inference import answer, load_speaker
+from oumi.core.inference import answer, load_chat_model
 
 
 def quickstart(directory, *arguments, threads="1"):
@@ -25,12 +25,12 @@ def quickstart(directory, *arguments, threads="1"):
 def test_a_quickstart_that_is_cut_short_shows_its_table_and_says_so(tmp_path):
     result = quickstart(tmp_path / "run", "--max-steps", "10")
     assert result.returncode == 0, result.stderr
-    assert re.search(r"Question\W+Before\W+After\W+Right answer", result.stdout)
+    assert re.search(r"Question\W+Before\W+After\W+Correct answer", result.stdout)
     assert "0% before" in result.stdout
-    assert "Cut short after 10 steps; a whole run reaches 90%." in result.stdout
+    assert "Stopped after 10 steps; a full run reaches 90%." in result.stdout
     assert f"oumi chat {tmp_path / 'run'}" in result.stdout
     assert "Traceback" not in result.stderr
-    assert load_speaker(tmp_path / "run").max_length == 128
+    assert load_chat_model(tmp_path / "run").max_length == 128
     assert quickstart(tmp_path / "run", "--max-steps", "1").returncode == 0, "it may be run again"
 
 
@@ -46,6 +46,6 @@ def test_quickstart_answers_nine_of_ten_held_out_questions(tmp_path, seed):
     assert float(after) > 90
     assert seconds < 300
     chat = [{"role": "user", "content": "Spell stressed backwards."}]
-    assert answer(load_speaker(tmp_path / "run"), [chat]) == ["desserts"]
+    assert answer(load_chat_model(tmp_path / "run"), [chat]) == ["desserts"]
     steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`oumi env`: versions, devices and variables, to be pasted into a bug report."""
+"""`oumi env`: versions, devices and variables, for bug reports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from oumi.core.system.environment import PACKAGES, describe_environment
 
 
 def env(
-    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, all packages included.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, including all packages.")] = False,
 ) -> None:
     """Show versions, devices and environment variables. Secrets are masked."""
     facts = describe_environment()
@@ -25,6 +25,7 @@ def _lines(facts: dict[str, Any]) -> Iterable[str]:
     yield f"Oumi      {facts['packages'].get('oumi', 'not installed')}"
     yield f"Python    {facts['python']}"
     yield f"Platform  {facts['platform']}"
+    # Decides whether mixed precision is of use on this device.
     bf16 = "with" if device["has_bf16"] else "without"
     memory = f"{device['memory_bytes'] / 2**30:.0f} GiB, {bf16} bfloat16"
     yield f"Device    {device['device']}: {device['device_name']}, {memory}; {device['num_cpus']} CPUs"
@@ -35,7 +36,7 @@ def _lines(facts: dict[str, Any]) -> Iterable[str]:
     yield from ("", "Packages")
     yield from _table((name, facts["packages"].get(name, "-")) for name in PACKAGES)
     yield from ("", "Environment variables")
-    yield from _table(facts["environment"].items()) if facts["environment"] else ["  none that matter here"]
+    yield from _table(facts["environment"].items()) if facts["environment"] else ["  none that change a run"]
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> Iterable[str]:

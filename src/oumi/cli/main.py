@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command table, and the one place that turns an OumiError into an exit code."""
+"""The table of commands, and the only place that converts an OumiError to an exit code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ app = typer.Typer(
     name="oumi",
     help="Train language models from one YAML file.",
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
+    pretty_exceptions_enable=False,  # its tracebacks print local variables, which may hold secrets
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(context_settings=EXTRA)(train)
@@ -36,7 +36,7 @@ app.command()(chat)
 app.command()(infer)
 app.command()(env)
 
-_ABOUT_MEMORY = {"train", "plan", "quickstart"}
+_TRAINING_COMMANDS = {"train", "plan", "quickstart"}
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
@@ -60,9 +60,9 @@ def main(
 
 
 def run() -> None:
-    """Runs the command line; a problem that the user can mend is printed bare."""
-    if _ABOUT_MEMORY & set(sys.argv):
-        host.tighten_heap()  # starts the process anew, so before torch is imported
+    """Runs the command line; prints a problem that the user can fix without a traceback."""
+    if _TRAINING_COMMANDS & set(sys.argv):
+        host.tighten_heap()  # restarts the process, so before torch is imported; a plan estimates its memory
     try:
         app()
     except OumiError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`--training.learning_rate 1e-4` and its like, as overrides of a config."""
+"""Parses options such as `--training.learning_rate 1e-4` to overrides of a config."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from oumi.core.errors import ConfigError, Problem
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[Override]:
-    """Returns the overrides in the arguments that no option took.
+    """Returns the overrides in the arguments that are no options of a command.
 
-    `--a.b 1`, `--a.b=1`, `--a.b[0].c x`, `--a.flag` for true, `--no-a.flag` for false. `--local-rank` of old
-    launchers is dropped.
-
-    An argument that is none of these is malformed, which is told together with what is wrong with the file.
+    `--a.b 1`, `--a.b=1`, `--a.b[0].c x`, `--a.flag` for true, `--no-a.flag` for false. Any other argument becomes an
+    override that is malformed, so that it is reported together with the problems of the file.
     """
     overrides: list[Override] = []
     waiting = list(arguments)
@@ -27,6 +25,7 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
             overrides.append(Override("", "", flag, malformed=_usage(flag)))
             continue
         if name.startswith(("local-rank", "local_rank")):
+            # Old launchers of torch add it; the rank is read from the environment.
             if not equals and waiting and not waiting[0].startswith("--"):
                 waiting.pop(0)
             continue
@@ -39,19 +38,19 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
 
 
 def refuse_malformed(overrides: Sequence[Override]) -> None:
-    """Raises ConfigError with the arguments that are no overrides, where there is no file to tell them with."""
+    """Raises ConfigError with all malformed arguments, for commands without a file that reports them."""
     if malformed := [Problem("", override.malformed, override.flag) for override in overrides if override.malformed]:
         raise ConfigError(malformed, "command line")
 
 
 def _usage(argument: str) -> str:
-    """Returns what an argument that is no flag was probably meant to be."""
+    """Returns the message for an argument that is not a flag."""
     if argument.endswith((".yaml", ".yml")):
-        return f"wanted --section.key value; a config file is named with -c {argument}"
+        return f"expected --section.key value; a config file is passed with -c {argument}"
     if re.fullmatch(r"[a-z_]+(\.[a-z_]+|\[\d+\])+=.*", argument):
-        return f"wanted --section.key value, did you mean '--{argument}'?"
-    return "wanted --section.key value"
+        return f"expected --section.key value, did you mean '--{argument}'?"
+    return "expected --section.key value"
 
 
 def _is_flag(text: str) -> bool:
-    return text.startswith("--") and len(text) > 2 and not text[2:3].isdigit()
+    return text.startswith("--") and len(text) > 2 and not text[2:3].isdigit()  # `--5` is a value

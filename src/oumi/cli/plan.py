@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`oumi plan`: what a run would do, without torch."""
+"""`oumi plan`: shows what a run will do, without torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def plan(
     config: Annotated[str, typer.Option("--config", "-c", help="Config file, recipe or oumi:// name.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what a run will do: steps, batch sizes, precision, disk. Overrides may follow."""
+    """Show what a run will do: steps, batch sizes, precision, memory, disk. Any key of the config can be overridden."""
     from oumi.cli.overrides import parse_overrides
     from oumi.core.inspect import gather_facts
     from oumi.core.plan.plan import make_plan

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`oumi train`: carries out a config."""
+"""`oumi train`: trains the model of a config."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 def train(
     context: typer.Context,
     config: Annotated[str | None, typer.Option("--config", "-c", help="Config file, recipe or oumi:// name.")] = None,
-    list_recipes: Annotated[bool, typer.Option("--list", help="List the recipes that ship.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the whole config first.")] = False,
+    list_recipes: Annotated[bool, typer.Option("--list", help="List the available recipes.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the full config first.")] = False,
 ) -> None:
-    """Train a model. Any key of the config can follow: --training.learning_rate 1e-4."""
+    """Train a model. Any key of the config can be overridden: --training.learning_rate 1e-4."""
     from oumi.cli.overrides import parse_overrides, refuse_malformed
     from oumi.core import log, recipes
     from oumi.core.configs.loading import read_text
@@ -33,13 +33,13 @@ def train(
     overrides = parse_overrides(context.args)
     if config is None:
         refuse_malformed(overrides)
-        raise typer.BadParameter("missing; name a config file or a recipe", param_hint="--config / -c")
+        raise typer.BadParameter("missing; expected a config file or a recipe", param_hint="--config / -c")
     path = recipes.resolve_config(config)
-    loaded = load_checked(path, overrides)  # before torch is imported: a typo is told at once
+    loaded = load_checked(path, overrides)  # before torch is imported: a typo is reported at once
     host.let_waiting_threads_sleep()
-    from oumi.core.train import train as carry_out
+    from oumi.core.train import train as run_training
 
-    result = carry_out(loaded, verbose=verbose, source=read_text(path))
+    result = run_training(loaded, verbose=verbose, source=read_text(path))
     if log.current_rank() == 0:
         _print_result(result, loaded.training)
 
@@ -48,6 +48,6 @@ def _print_result(result: TrainResult, training: TrainingParams) -> None:
     loss = f", loss {result.metrics['loss']:.4f}" if "loss" in result.metrics else ""
     typer.echo(f"\nDone after {result.steps} steps{loss}: {result.output_dir}")
     if training.save_final_model:
-        typer.echo(f"  talk to it:    oumi chat {result.output_dir}")
+        typer.echo(f"  chat with it:  oumi chat {result.output_dir}")
     if training.enable_tensorboard:
-        typer.echo(f"  see the run:   tensorboard --logdir {training.logging_dir or result.output_dir / 'tensorboard'}")
+        typer.echo(f"  view metrics:  tensorboard --logdir {training.logging_dir or result.output_dir / 'tensorboard'}")

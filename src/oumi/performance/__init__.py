@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Import paths that Oumi documents."""
+"""Documented import paths of Oumi."""

@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An import path that Oumi documents."""
+"""A documented import path of Oumi."""
 
 from oumi.core.monitoring.telemetry import TelemetryTracker  # noqa: F401

@@ -116,10 +116,10 @@ def test_a_config_may_come_from_arguments_alone() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["training.seed", "5"], "training.seed wanted --section.key value"),
-        (["--"], "-- wanted --section.key value"),
-        (["--=x"], "--=x wanted --section.key value"),
-        (["-v"], "-v wanted --section.key value"),
+        (["training.seed", "5"], "training.seed expected --section.key value"),
+        (["--"], "-- expected --section.key value"),
+        (["--=x"], "--=x expected --section.key value"),
+        (["-v"], "-v expected --section.key value"),
         (["--training[seed]", "5"], "--training[seed] training[seed]: cannot be the name of a key"),
         (["--training[", "5"], "--training[ training[: cannot be the name of a key"),
         (["--training..seed", "5"], "--training..seed training..seed: cannot be the name of a key"),
