@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks`: every table that a CPU can fill; the peers' environments are made on first use."""
+"""`python -m benchmarks`: all tables that need only a CPU; environments of the peers are created on first use."""
 
 from benchmarks import data, sft_cpu
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a file of chats to tokens: how fast each way is, and whether training has to wait for it.
+"""Tokenization of a file of chats: the speed of each implementation, and whether training has to wait for it.
 
-Each way runs as a process of its own, by turns; a time is that of the work without imports. `cold` begins with empty
-caches, `warm` finds what the cold run left. The others tokenize only; ours also finds which tokens are trained, checks
-every row and accounts for it. The second table is the whole of a run of one step, from after `import torch` to its
-end, and the peak memory of runs of twenty steps, on files of more and more rows.
+Each run is a process of its own, and implementations take turns; a time leaves out imports. `cold` starts with empty
+caches, `warm` with those of the cold run. The peers tokenize only; ours also computes which tokens are trained, checks
+every row and counts it. The second table has the time of a run of one step, without `import torch`, and the peak memory
+of a run of twenty steps, on files of increasing size.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-WAYS = ("oumi 1", "oumi 2", "TRL 1", "TRL 2", "map 1", "map 2")
+IMPLEMENTATIONS = ("oumi 1", "oumi 2", "TRL 1", "TRL 2", "map 1", "map 2")
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -34,7 +34,7 @@ rows, model, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
 tokenizer = AutoTokenizer.from_pretrained(model)
 transformers.utils.logging.set_verbosity_error()
 """
-_TELL = """
+_PRINT_RESULT = """
 seconds = time.perf_counter() - started
 print(json.dumps({"seconds": seconds, "tokens": int(tokens)}))
 """
@@ -45,19 +45,20 @@ from oumi.core.datasets import dataset_for
 from oumi.core.plan.plan import make_plan
 from oumi.core.inspect import gather_facts
 from oumi.core.data.build import TableSpec, make_table
-from oumi.core.data.tokenize.preprocessor import Tools
+from oumi.core.data.tokenize.preprocessor import Preprocessor
 config = TrainingConfig()
 config.data.train.datasets = [DatasetParams(dataset_name="text_sft", dataset_path=rows)]
 config.model.model_name = model
 plan = make_plan(config, gather_facts(config))
 from oumi.core.data.sources.jsonl import _index
+# The plan has indexed the lines already, which is a part of the work.
 _index.cache_clear()
 started = time.perf_counter()
 params, target = config.data.train.datasets[0], "all_assistant_turns"
 spec = TableSpec(params, plan.model, target, None, "data.train", 0, datetime.now())
-table = make_table(spec, dataset_for(spec.params), Tools(tokenizer), spec.ledger(), workers)
+table = make_table(spec, dataset_for(spec.params), Preprocessor(tokenizer), spec.ledger(), workers)
 tokens = table.ledger["num_tokens"]
-{_TELL}"""
+{_PRINT_RESULT}"""
 _TRL = f"""{_COMMON}
 import datasets
 from trl import SFTConfig, SFTTrainer
@@ -69,7 +70,7 @@ started = time.perf_counter()
 data = datasets.load_dataset("json", data_files=rows, split="train")
 trainer = SFTTrainer(model=network, args=settings, train_dataset=data, processing_class=tokenizer)
 seconds = time.perf_counter() - started
-tokens = sum(len(one) for one in trainer.train_dataset["input_ids"])
+tokens = sum(len(tokens) for tokens in trainer.train_dataset["input_ids"])
 print(json.dumps({{"seconds": seconds, "tokens": int(tokens)}}))
 """
 _MAP = f"""{_COMMON}
@@ -80,9 +81,9 @@ def tokenize_rows(batch):
     return {{"input_ids": tokenizer(texts, add_special_tokens=False, truncation=True, max_length=512)["input_ids"]}}
 started = time.perf_counter()
 data = datasets.load_dataset("json", data_files=rows, split="train")
-data = data.map(tokenize, batched=True, remove_columns=data.column_names, num_proc=workers)
+data = data.map(tokenize_rows, batched=True, remove_columns=data.column_names, num_proc=workers)
 seconds = time.perf_counter() - started
-tokens = sum(len(one) for one in data["input_ids"])
+tokens = sum(len(tokens) for tokens in data["input_ids"])
 print(json.dumps({{"seconds": seconds, "tokens": int(tokens)}}))
 """
 _CODE = {"oumi": _OURS, "TRL": _TRL, "map": _MAP}
@@ -100,29 +101,30 @@ print(json.dumps({"seconds": time.perf_counter() - started,
 
 @dataclass(frozen=True)
 class Timing:
-    """What one run of one way took."""
+    """Result of a run."""
 
     seconds: float
     tokens: int
 
 
 def main() -> None:
-    """Runs every way and prints the tables."""
+    """Runs every implementation and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=50_000, help="of the first table")
     parser.add_argument("--most-rows", type=int, default=1_000_000, help="of the second table")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory)
         rows = write_rows(folder / "rows.jsonl", arguments.rows)
         model = write_model(folder / "model", rows)
-        timings: dict[str, list[tuple[Timing, Timing]]] = {way: [] for way in WAYS}
+        timings: dict[str, list[tuple[Timing, Timing]]] = {name: [] for name in IMPLEMENTATIONS}
         for turn in range(arguments.repeats):
-            for way in WAYS:
-                caches = folder / f"{way.replace(' ', '-')}-{turn}"
-                timings[way].append((run(way, rows, model, caches), run(way, rows, model, caches)))
-        check_tokens(timings)
+            for name in IMPLEMENTATIONS:
+                caches = folder / f"{name.replace(' ', '-')}-{turn}"
+                # The first run leaves its caches to the second.
+                timings[name].append((run(name, rows, model, caches), run(name, rows, model, caches)))
+        check_tokens(timings)  # before any time is shown
         print(table(timings, arguments.rows, rows.stat().st_size))
         for num_rows in (arguments.most_rows // 10, arguments.most_rows):
             print(first_step(folder, model, num_rows))
@@ -130,15 +132,17 @@ def main() -> None:
 
 def write_rows(path: Path, num_rows: int) -> Path:
     """Writes chats of one to three exchanges, of uneven length, and returns the path."""
-    dice = random.Random(0)
+    generator = random.Random(0)
     letters = "etaoinshrdlucmfw"
-    words = ["".join(dice.choices(letters, k=dice.randint(2, 9))) for _ in range(5000)]
+    words = ["".join(generator.choices(letters, k=generator.randint(2, 9))) for _ in range(5000)]
     with path.open("w") as file:
         for _ in range(num_rows):
             turns = []
-            for _ in range(dice.choice((1, 1, 1, 2, 3))):
+            for _ in range(generator.choice((1, 1, 1, 2, 3))):
                 for role, most in (("user", 20), ("assistant", 60)):
-                    turns.append({"role": role, "content": " ".join(dice.choices(words, k=dice.randint(3, most)))})
+                    turns.append(
+                        {"role": role, "content": " ".join(generator.choices(words, k=generator.randint(3, most)))}
+                    )
             file.write(json.dumps({"messages": turns}) + "\n")
     return path
 
@@ -173,18 +177,18 @@ def write_model(folder: Path, rows: Path) -> Path:
     return folder
 
 
-def run(way: str, rows: Path, model: Path, caches: Path) -> Timing:
-    """Runs a way in a process of its own, with caches of its own."""
-    name, _, workers = way.partition(" ")
+def run(implementation: str, rows: Path, model: Path, caches: Path) -> Timing:
+    """Runs an implementation in a process of its own, with caches of its own."""
+    name, _, workers = implementation.partition(" ")
     environment = {**os.environ, "OUMI_CACHE_DIR": str(caches), "HF_DATASETS_CACHE": str(caches)}
-    told = _child(_CODE[name], [str(rows), str(model), workers], environment)
-    return Timing(told["seconds"], told["tokens"])
+    result = _child(_CODE[name], [str(rows), str(model), workers], environment)
+    return Timing(result["seconds"], result["tokens"])
 
 
 def first_step(folder: Path, model: Path, num_rows: int) -> str:
-    """Returns a line that tells how long a run of one step takes on so many rows, cold, and the memory of twenty."""
+    """Returns a line with the time of a run of one step on a number of rows, cold, and the memory of twenty steps."""
     rows = write_rows(folder / f"{num_rows}.jsonl", num_rows)
-    found = {}
+    results = {}
     for num_steps in (1, 20):
         config, caches = folder / "run.yaml", folder / f"caches-{num_rows}-{num_steps}"
         config.write_text(
@@ -203,27 +207,27 @@ def first_step(folder: Path, model: Path, num_rows: int) -> str:
                 }
             )
         )
-        found[num_steps] = _child(_RUN, [str(config)], {**os.environ, "OUMI_CACHE_DIR": str(caches)})
-    seconds, peak = found[1]["seconds"], found[20]["peak"] / 1e6
+        results[num_steps] = _child(_RUN, [str(config)], {**os.environ, "OUMI_CACHE_DIR": str(caches)})
+    seconds, peak = results[1]["seconds"], results[20]["peak"] / 1e6
     return f"{num_rows:>9,} rows: a run of one step takes {seconds:.2f} s; peak memory of twenty steps {peak:.0f} MB"
 
 
 def check_tokens(timings: dict[str, list[tuple[Timing, Timing]]]) -> None:
-    """Ends the benchmark if a way did not come to the same tokens."""
-    counts = {way: {one.tokens for pair in pairs for one in pair} for way, pairs in timings.items()}
+    """Ends the benchmark if implementations made different numbers of tokens."""
+    counts = {name: {timing.tokens for pair in pairs for timing in pair} for name, pairs in timings.items()}
     if len(set().union(*counts.values())) != 1:
-        sys.exit(f"the ways came to different numbers of tokens, so times say nothing: {counts}")
+        sys.exit(f"numbers of tokens differ, so times cannot be compared: {counts}")
 
 
 def table(timings: dict[str, list[tuple[Timing, Timing]]], num_rows: int, num_bytes: int) -> str:
-    """Returns medians, and how many times each way takes what the first one takes."""
-    lines = [f"{'way':<8}{'rows/s':>10}{'MB/s':>8}{'cold s':>9}{'warm s':>9}{'cold x':>9}{'warm x':>9}"]
+    """Returns medians, and their ratios to those of the first implementation."""
+    lines = [f"{'':<8}{'rows/s':>10}{'MB/s':>8}{'cold s':>9}{'warm s':>9}{'cold x':>9}{'warm x':>9}"]
     first: tuple[float, float] | None = None
-    for way, pairs in timings.items():
+    for name, pairs in timings.items():
         cold, warm = (statistics.median(pair[i].seconds for pair in pairs) for i in (0, 1))
         first = first or (cold, warm)
         lines.append(
-            f"{way:<8}{num_rows / cold:>10,.0f}{num_bytes / cold / 1e6:>8.1f}{cold:>9.2f}{warm:>9.2f}"
+            f"{name:<8}{num_rows / cold:>10,.0f}{num_bytes / cold / 1e6:>8.1f}{cold:>9.2f}{warm:>9.2f}"
             f"{cold / first[0]:>9.2f}{warm / first[1]:>9.2f}"
         )
     return "\n".join(lines)
@@ -235,8 +239,8 @@ def _child(code: str, arguments: list[str], environment: dict[str, str]) -> dict
     )
     if done.returncode:
         sys.exit(done.stderr)
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])  # libraries may print before it
+    return result
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well the peak of memory is known before a run: predicted beside measured, each run a process of its own."""
+"""Accuracy of the predicted peak memory of a run: predicted and measured, each run a process of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.sft.workload import SHAPES, make_rows, make_workload, vocabulary
 
 STEPS = 3
 LOOSE = "glibc.malloc.tcache_count=7"
-"""What glibc does by itself; said, it is left as it is. See `oumi.core.system.host.tighten_heap`."""
+"""The default of glibc; a process with any setting is left alone, see `oumi.core.system.host.tighten_heap`."""
 _NUM_OTHERS = 9
 """Tokens of the tokenizer that are no words."""
 
@@ -34,7 +34,7 @@ class Case:
     pack: bool = False
     """Documents of `text` in packed rows, instead of chats."""
     without: str = ""
-    """Means of speed that are switched off."""
+    """Optimizations that are disabled."""
 
     @property
     def name(self) -> str:
@@ -105,7 +105,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Runs the cases, and prints predicted and measured peak of each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="the cases that contain this")
-    parser.add_argument("--loose", action="store_true", help="let glibc keep small blocks aside, as from Python")
+    parser.add_argument("--loose", action="store_true", help="let glibc cache small blocks, as in a process of Python")
     parser.add_argument("--folder", type=Path, default=Path("~/.cache/oumi/benchmarks/memory"), help="for files")
     arguments = parser.parse_args(words)
     if arguments.loose:
@@ -122,6 +122,7 @@ def main(words: Sequence[str] | None = None) -> None:
 def run_case(case: Case, folder: Path) -> tuple[int, int]:
     """Returns the predicted and the measured peak of a run, in bytes."""
     output = folder / "out"
+    # A run that finds a checkpoint or tokens of another case would take less memory.
     shutil.rmtree(output, ignore_errors=True)
     config = folder / "config.json"
     write_model(case.model, folder)
@@ -168,12 +169,13 @@ def make_config(case: Case, folder: Path, output: Path) -> dict[str, Any]:
 
 
 def write_model(name: str, folder: Path) -> Path:
-    """Returns the folder of a model's config and tokenizer, written unless they are there."""
+    """Returns the folder of a model's config and tokenizer, written unless they exist."""
     target, words = folder / name, folder / "words"
     if not (target / "config.json").exists():
-        made = make_workload(words, SHAPES["14m"], 1)
+        workload = make_workload(words, SHAPES["14m"], 1)
         target.mkdir(parents=True, exist_ok=True)
-        for path in made.model.iterdir():
+        # Only its tokenizer: the weights are drawn by each run.
+        for path in workload.model.iterdir():
             if "token" in path.name or path.suffix == ".jinja":
                 shutil.copy(path, target)
         config = {"max_position_embeddings": 2048, "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 3}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The products of a training step by MKL and by oneDNN, in turns: what `oumi.core.system.matmul` chooses by."""
+"""The matrix products of a training step by MKL and by oneDNN: the basis of the choice in `oumi.core.system.matmul`."""
 
 from __future__ import annotations
 
@@ -47,17 +47,18 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def rates(left: torch.Tensor, right: torch.Tensor, flops: int, repeats: int) -> tuple[float, float]:
     """Returns the GFLOP/s of left right^T by MKL and by oneDNN: medians of turns."""
-    ways: tuple[Callable[[], torch.Tensor], ...] = (
+    libraries: tuple[Callable[[], torch.Tensor], ...] = (
         lambda: left @ right.t(),
         lambda: torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], ""),
     )
     times: tuple[list[float], ...] = ([], [])
     for _ in range(repeats):
-        for way, taken in zip(ways, times, strict=True):
+        for multiply, seconds in zip(libraries, times, strict=True):
             started = time.perf_counter()
-            way()
-            taken.append(time.perf_counter() - started)
-    mkl, onednn = (flops / median(taken[1:]) / 1e9 for taken in times)
+            multiply()
+            seconds.append(time.perf_counter() - started)
+    # The first product of a shape compiles or loads its kernel.
+    mkl, onednn = (flops / median(seconds[1:]) / 1e9 for seconds in times)
     return mkl, onednn
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tuning on a CPU: Oumi beside its peers, on the same rows, the same steps and the same losses.
+"""Fine-tuning on a CPU: Oumi and its peers on the same rows, with the same steps and the same losses.
 
-Each peer has a virtual environment of its own, made here, and each run is a process of its own. Peers take turns, in
-reverse every other round; the table shows medians. A time is that of the steps after the first five. A run beside which
-the machine was busy with other things is discarded and repeated. A peer whose loss differs from a plain PyTorch loop's
+Each peer has a virtual environment of its own, created here, and each run is a process of its own. Peers take turns, in
+reverse every other round; the table shows medians. A time is that of the steps after the first five. A run during
+which other programs used the machine is discarded and repeated. A peer whose loss differs from a plain PyTorch loop's
 by more than 0.1 % in any step is rejected, as it did other work.
 """
 
@@ -28,14 +28,14 @@ from benchmarks.sft.workload import SHAPES, make_workload
 
 RESULTS = Path(__file__).parent / "results"
 MAX_CONTENTION = 0.15
-TITLES = {"oumi": "Every token is trained", "oumi_answers": "Answers alone are trained"}
+TITLES = {"oumi": "Every token is trained", "oumi_answers": "Only answers are trained"}
 MAX_TRIES = 3
 """Of one turn of a peer."""
 
 
 def main() -> None:
     """Runs the comparison of each shape, and prints and writes its table."""
-    arguments = parsed()
+    arguments = parse_options()
     for shape in arguments.shapes:
         num_rows = arguments.rows or arguments.steps * BATCH
         folder = arguments.cache / "work" / f"{shape}-{num_rows}"
@@ -49,38 +49,40 @@ def main() -> None:
         write_results(arguments, shape, rows, outcomes, num_tokens)
 
 
-def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Returns the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", type=_names, default=["14m"], help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--peers", type=_names, help=f"of {', '.join(PEERS)}")
-    parser.add_argument("--ablate", action="store_true", help="Oumi alone, with each of its techniques off in turn")
+    parser.add_argument(
+        "--ablate", action="store_true", help="Oumi alone, with each of its techniques disabled in turn"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30, help=f"the first {NUM_SKIPPED_STEPS} are not timed")
-    parser.add_argument("--rows", type=int, help="of the file; as many as the steps take if not given")
+    parser.add_argument("--rows", type=int, help="of the file; as many as the steps need by default")
     parser.add_argument(
         "--cache", type=Path, default=Path("~/.cache/oumi/benchmarks"), help="for environments and files"
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the tables")
     parser.add_argument("--max-contention", type=float, default=MAX_CONTENTION)
-    found = parser.parse_args(words)
-    found.cache = found.cache.expanduser().absolute()
-    known = ablations() if found.ablate else PEERS
-    for given, table_of in ((found.peers or [], known), (found.shapes, SHAPES)):
-        for name in given:
+    options = parser.parse_args(words)
+    options.cache = options.cache.expanduser().absolute()
+    peers = ablations() if options.ablate else PEERS
+    for names, table_of in ((options.peers or [], peers), (options.shapes, SHAPES)):
+        for name in names:
             if name not in table_of:
-                parser.error(f"there is no '{name}', but {', '.join(table_of)}")
-    if found.steps <= NUM_SKIPPED_STEPS:
+                parser.error(f"unknown name '{name}', expected one of {', '.join(table_of)}")
+    if options.steps <= NUM_SKIPPED_STEPS:
         parser.error(f"--steps must be more than {NUM_SKIPPED_STEPS}")
-    if found.rows and found.rows < found.steps * BATCH:
-        parser.error(f"{found.steps} steps take {found.steps * BATCH} rows")
-    names = found.peers or [name for name, peer in known.items() if not peer.is_extra]
-    found.peers = {name: known[name] for name in names}
-    return found
+    if options.rows and options.rows < options.steps * BATCH:
+        parser.error(f"{options.steps} steps take {options.steps * BATCH} rows")
+    selected = options.peers or [name for name, peer in peers.items() if not peer.is_extra]
+    options.peers = {name: peers[name] for name in selected}
+    return options
 
 
 def reference_losses(task: Task, name: str, cache: Path) -> list[float]:
-    """Returns the losses of a reference: measured once for a workload, then read."""
+    """Returns the losses of a reference: measured once per workload, then read from a file."""
     path = task.work.folder / f"{name}-{task.num_steps}.json"
     if not path.exists():
         print(f"{name}: losses to compare with ...", flush=True)
@@ -91,7 +93,7 @@ def reference_losses(task: Task, name: str, cache: Path) -> list[float]:
 
 
 def run_rounds(task: Task, peers: Mapping[str, Peer], arguments: argparse.Namespace) -> dict[str, Outcome]:
-    """Lets each peer take its turns."""
+    """Runs the peers in turns."""
     outcomes = {name: Outcome(peer) for name, peer in peers.items()}
     for turn in range(arguments.repeats):
         for name in in_turn(list(peers), turn):
@@ -101,12 +103,13 @@ def run_rounds(task: Task, peers: Mapping[str, Peer], arguments: argparse.Namesp
 
 
 def in_turn(names: Sequence[str], turn: int) -> list[str]:
-    """Returns the order of a round: every other one is reversed."""
+    """Returns the order of a round: every second round is reversed."""
+    # So that neither a machine that heats up nor one that gets busier favors a peer.
     return list(names) if turn % 2 == 0 else list(reversed(names))
 
 
 def take_turn(task: Task, outcome: Outcome, arguments: argparse.Namespace) -> None:
-    """Runs a peer until a run had the machine to itself, three times at most."""
+    """Runs a peer until a run was not disturbed by other programs, at most MAX_TRIES times."""
     for _ in range(MAX_TRIES):
         try:
             run = start(task, outcome.peer, arguments.cache)
@@ -115,12 +118,12 @@ def take_turn(task: Task, outcome: Outcome, arguments: argparse.Namespace) -> No
             outcome.failure = "failed: " + str(error).splitlines()[0]
             return
         speed = (task.num_steps - NUM_SKIPPED_STEPS) / sum(run.steps.walls_s[NUM_SKIPPED_STEPS:])
-        told = f"{outcome.peer.title}: {speed:.3f} steps/s, contention {run.contention:.0%}"
+        line = f"{outcome.peer.title}: {speed:.3f} steps/s, contention {run.contention:.0%}"
         if run.contention <= arguments.max_contention:
-            print(told, flush=True)
+            print(line, flush=True)
             outcome.runs.append(run)
             return
-        print(f"{told}: discarded", flush=True)
+        print(f"{line}: discarded", flush=True)
         outcome.num_discarded += 1
 
 
@@ -129,7 +132,7 @@ def start(task: Task, peer: Peer, cache: Path) -> Run:
     if peer.environment is None:
         return run_peer(task, peer, sys.executable, ())
     environment = ENVIRONMENTS[peer.environment]
-    return run_peer(task, peer, ready_python(cache / peer.environment, environment), environment.told)
+    return run_peer(task, peer, ready_python(cache / peer.environment, environment), environment.reported)
 
 
 def write_results(
@@ -139,7 +142,7 @@ def write_results(
     outcomes: Mapping[str, Outcome],
     num_tokens: Sequence[int],
 ) -> None:
-    """Prints the tables, and writes them beside all that was measured."""
+    """Prints the tables, and writes them with all measurements."""
     kind = "ablation" if arguments.ablate else "cpu"
     facts = {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
@@ -150,19 +153,19 @@ def write_results(
         "steps": arguments.steps,
         "rows_per_step": BATCH,
         "tokens_per_step": list(num_tokens),
-        "versions": {name: dict(one.runs[0].steps.versions) for name, one in outcomes.items() if one.runs},
+        "versions": {name: dict(outcome.runs[0].steps.versions) for name, outcome in outcomes.items() if outcome.runs},
     }
     text = report(facts, rows)
     print("\n" + text)
     arguments.results.mkdir(parents=True, exist_ok=True)
     path = arguments.results / f"sft_{kind}-{shape}"
     path.with_suffix(".md").write_text(text + "\n")
-    runs = {name: [asdict(run) for run in one.runs] for name, one in outcomes.items()}
+    runs = {name: [asdict(run) for run in outcome.runs] for name, outcome in outcomes.items()}
     path.with_suffix(".json").write_text(json.dumps({**facts, "peers": rows, "runs": runs}) + "\n")
 
 
 def report(facts: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns what was compared, and a table for each base row."""
+    """Returns the report: the setting, and a table for each base row."""
     shape, tokens = facts["shape"], facts["tokens_per_step"]
     lines = [
         f"# Fine-tuning on a CPU: {shape['name']}",
@@ -178,7 +181,7 @@ def report(facts: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> s
         part = {name: row for name, row in rows.items() if bases[name] == base}
         if part:
             lines += ["", f"## {title}", "", table(part)]
-    versions = {" ".join(f"{k} {v}" for k, v in one.items()): name for name, one in facts["versions"].items()}
+    versions = {" ".join(f"{k} {v}" for k, v in packages.items()): name for name, packages in facts["versions"].items()}
     return "\n".join([*lines, "", "Versions:", "", *(f"- {name}: {text}" for text, name in versions.items())])
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long each framework takes to say what it can do, and Oumi to its first step.
+"""The time of each framework to print its help, and of Oumi to its first step.
 
 Each command runs in the environment of its peer, which `benchmarks.sft_cpu` makes, too; commands take turns, and the
 first turn, which fills the caches of files, does not count. First steps of the peers stand in the tables of
@@ -28,7 +28,7 @@ from oumi.core.system.host import describe_host
 
 
 @dataclass(frozen=True)
-class ResumePoint:
+class TimedCommand:
     """A command whose start is timed."""
 
     words: tuple[str, ...]
@@ -37,19 +37,19 @@ class ResumePoint:
 
     @property
     def title(self) -> str:
-        """Returns what the table calls it."""
+        """Returns its name in the table."""
         return f"`{' '.join(self.words)}`" + (f", {self.environment}" if self.environment else "")
 
 
 STARTS = (
-    ResumePoint(("oumi", "--help")),
-    ResumePoint(("oumi", "train", "--help")),
-    ResumePoint(("trl", "--help"), "trl"),
-    ResumePoint(("trl", "sft", "--help"), "trl"),
-    ResumePoint(("oumi", "--help"), "oumi09"),
-    ResumePoint(("oumi", "train", "--help"), "oumi09"),
-    ResumePoint(("llamafactory-cli", "help"), "llamafactory"),
-    ResumePoint(("litgpt", "finetune_full", "--help"), "litgpt"),
+    TimedCommand(("oumi", "--help")),
+    TimedCommand(("oumi", "train", "--help")),
+    TimedCommand(("trl", "--help"), "trl"),
+    TimedCommand(("trl", "sft", "--help"), "trl"),
+    TimedCommand(("oumi", "--help"), "oumi09"),
+    TimedCommand(("oumi", "train", "--help"), "oumi09"),
+    TimedCommand(("llamafactory-cli", "help"), "llamafactory"),
+    TimedCommand(("litgpt", "finetune_full", "--help"), "litgpt"),
 )
 _NUM_ROWS = 64
 
@@ -66,36 +66,36 @@ def main(words: Sequence[str] | None = None) -> None:
     cache = arguments.cache.expanduser().absolute()
     starts = [start for start in STARTS if start.environment is None or not arguments.ours]
     folders = {start: _scripts(start.environment, cache) for start in starts}
-    taken: dict[str, list[float]] = {start.title: [] for start in starts}
+    times: dict[str, list[float]] = {start.title: [] for start in starts}
     first_steps: list[float] = []
-    for turn in range(arguments.repeats + 1):
+    for turn in range(arguments.repeats + 1):  # the first one fills the caches of files
         for start in starts if turn % 2 == 0 else reversed(starts):
-            taken[start.title].append(seconds([str(folders[start] / start.words[0]), *start.words[1:]]))
+            times[start.title].append(seconds([str(folders[start] / start.words[0]), *start.words[1:]]))
         first_steps.append(seconds_to_first_step())
     host = describe_host()
     print(f"{host.device_name}, {host.num_cpus} CPUs; medians of {arguments.repeats}\n\n| | s |\n|---|---:|")
-    for title, each in {**taken, "`oumi train`, a tiny model, to its first step": first_steps}.items():
-        print(f"| {title} | {statistics.median(each[1:]):.2f} |")
+    for title, values in {**times, "`oumi train`, a tiny model, to its first step": first_steps}.items():
+        print(f"| {title} | {statistics.median(values[1:]):.2f} |")
 
 
 def seconds(command: Sequence[str]) -> float:
-    """Returns how long a command takes. Raises CalledProcessError if it fails."""
+    """Returns the duration of a command. Raises CalledProcessError if it fails."""
     started = time.monotonic()
     subprocess.run(command, env=_variables(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
     return time.monotonic() - started
 
 
 def seconds_to_first_step() -> float:
-    """Returns how long it takes from the start of the process until a step of the shipped tiny model is taken."""
+    """Returns the time from the start of a process to the end of the first step of a tiny model."""
     with tempfile.TemporaryDirectory() as name:
-        folder, told = Path(name), Path(name) / "run" / "metrics.jsonl"
-        command = [sys.executable, "-m", "oumi", "train", "-c", str(write_config(folder, told.parent))]
+        folder, metrics = Path(name), Path(name) / "run" / "metrics.jsonl"
+        command = [sys.executable, "-m", "oumi", "train", "-c", str(write_config(folder, metrics.parent))]
         started = time.monotonic()
         with subprocess.Popen(command, env=_variables(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
-            taken = wait_for(told, child) - started
-        if child.returncode or not told.exists():
+            duration = wait_for(metrics, child) - started
+        if child.returncode or not metrics.exists():
             raise subprocess.CalledProcessError(child.returncode, command)
-        return taken
+        return duration
 
 
 def write_config(folder: Path, output: Path) -> Path:
@@ -126,8 +126,8 @@ def _scripts(environment: str | None, cache: Path) -> Path:
 
 
 def _variables() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return {**kept, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return {**variables, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m benchmarks.gpu`: tokens per second, share of the GPU's peak, and memory, of Oumi and TRL on one GPU.
+"""`python -m benchmarks.gpu`: tokens per second, share of the GPU's peak, and memory of Oumi and TRL on a GPU.
 
-Needs an NVIDIA GPU that computes in bfloat16 (Ampere or newer), and for the first run a package index: TRL gets an
-environment of its own. Weights are random, and are written to the cache once (2.5 GB and 16 GB). Each run is a process
+Needs an NVIDIA GPU with bfloat16 (Ampere or newer), and for the first run a package index: TRL gets an environment of
+its own. Weights are random, and are written to the cache once (2.5 GB and 16 GB). Each run is a process
 of its own; arms take turns, in reverse every other round; the table shows medians of steps after the first ones.
 torchtitan is not compared yet: its data and its configs are its own, and need a driver.
 """
@@ -42,16 +42,16 @@ from benchmarks.sft.workload import place_rows
 from oumi.core.system.peaks import nominal_flops
 
 NUM_SKIPPED_STEPS = 5
-NEEDS = "needs one NVIDIA GPU that computes in bfloat16 (Ampere or newer) and a torch that sees it; there is none here"
+NEEDS = "needs an NVIDIA GPU with bfloat16 (Ampere or newer) and a torch with CUDA; there is none"
 TRL = Environment(
     ("transformers==5.23.0", "trl==1.16.0", "accelerate==1.15.0", "datasets==5.2.0", "peft", "liger-kernel", "kernels"),
-    told=("torch", "transformers", "trl", "liger-kernel"),
+    reported=("torch", "transformers", "trl", "liger-kernel"),
 )
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of the table."""
+    """A row of the table."""
 
     title: str
     is_ours: bool
@@ -71,7 +71,7 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Steps:
-    """What a run took."""
+    """Measurements of a run."""
 
     walls_s: tuple[float, ...]
     losses: tuple[float, ...]
@@ -80,7 +80,7 @@ class Steps:
 
 def main() -> None:
     """Runs the cells, and prints a table of each."""
-    arguments = parsed()
+    arguments = parse_options()
     import torch
 
     if not torch.cuda.is_available() or not torch.cuda.is_bf16_supported():
@@ -97,7 +97,7 @@ def main() -> None:
         print(table(cell, run_cell(cell, arguments), nominal_flops(properties.name)))
 
 
-def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Returns the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=_names, default=list(CELLS), help=f"of {', '.join(CELLS)}")
@@ -108,41 +108,42 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="of TRL, such as kernels-community/flash-attn3; with sdpa, rows are not packed",
     )
     parser.add_argument(
-        "--trl-python", type=Path, help="of an environment that has TRL and Liger, instead of a new one"
+        "--trl-python", type=Path, help="of an environment that has TRL and Liger, instead of a new environment"
     )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/oumi/benchmarks/gpu"))
-    found = parser.parse_args(words)
-    found.cache = found.cache.expanduser().absolute()
-    for given, known in ((found.cells, CELLS), (found.arms, ARMS)):
-        for name in given:
-            if name not in known:
-                parser.error(f"there is no '{name}', but {', '.join(known)}")
-    if found.steps <= NUM_SKIPPED_STEPS:
+    options = parser.parse_args(words)
+    options.cache = options.cache.expanduser().absolute()
+    for names, table_of in ((options.cells, CELLS), (options.arms, ARMS)):
+        for name in names:
+            if name not in table_of:
+                parser.error(f"unknown name '{name}', expected one of {', '.join(table_of)}")
+    if options.steps <= NUM_SKIPPED_STEPS:
         parser.error(f"--steps must be more than {NUM_SKIPPED_STEPS}")
-    return found
+    return options
 
 
 def run_cell(cell: Cell, arguments: argparse.Namespace) -> dict[str, list[Steps] | str]:
-    """Lets each arm take its turns, and returns its runs, or why there are none."""
+    """Runs the arms in turns, and returns the runs of each, or the reason of its failure."""
     arguments.cache.mkdir(parents=True, exist_ok=True)
     model = write_model(arguments.cache / cell.shape, SHAPES[cell.shape])
     rows = write_rows(arguments.cache / "rows.jsonl", arguments.steps * cell.rows)
     names = [name for name in arguments.arms if cell.recomputes or "recompute" not in ARMS[name].options]
-    found: dict[str, list[Steps] | str] = {name: [] for name in names}
+    results: dict[str, list[Steps] | str] = {name: [] for name in names}
     for turn in range(arguments.repeats):
+        # Alternating, so that a GPU that heats up favors no arm.
         for name in names if turn % 2 == 0 else reversed(names):
-            runs = found[name]
+            runs = results[name]
             if isinstance(runs, list):
                 steps = run(cell, ARMS[name], model, rows, arguments)
-                found[name] = steps if isinstance(steps, str) else [*runs, steps]
-                print(f"{ARMS[name].title}: {told_of(cell, steps)}", file=sys.stderr, flush=True)
-    return found
+                results[name] = steps if isinstance(steps, str) else [*runs, steps]
+                print(f"{ARMS[name].title}: {run_line(cell, steps)}", file=sys.stderr, flush=True)
+    return results
 
 
 def run(cell: Cell, arm: Arm, model: Path, rows: Path, arguments: argparse.Namespace) -> Steps | str:
-    """Trains once in a process of its own, and returns what it took, or the end of what it said."""
+    """Trains once in a process of its own, and returns its measurements, or the end of its error output."""
     folder = arguments.cache / "run"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -165,47 +166,47 @@ def run(cell: Cell, arm: Arm, model: Path, rows: Path, arguments: argparse.Names
     return read_metrics(folder / "out" / "metrics.jsonl") if arm.is_ours else read_result(folder / "result.json")
 
 
-def told_of(cell: Cell, steps: Steps | str) -> str:
-    """Returns a run in one line, for who waits for the table."""
+def run_line(cell: Cell, steps: Steps | str) -> str:
+    """Returns a run as one line, printed while the table is not complete."""
     if isinstance(steps, str):
         return steps
     return f"{_speed(cell, [steps]):,.0f} tokens/s, {steps.peak_bytes / 2**30:.1f} GiB"
 
 
 def read_metrics(path: Path) -> Steps:
-    """Returns what a run of this repository tells; a step ends when its update is asked for."""
+    """Returns the steps of a run of this repository; a step ends when its update was started."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    walls, losses = (tuple(one[key] for one in lines) for key in ("step_time_s", "loss"))
-    return Steps(walls, losses, max(one["peak_memory_bytes"] for one in lines))
+    walls, losses = (tuple(record[key] for record in lines) for key in ("step_time_s", "loss"))
+    return Steps(walls, losses, max(record["peak_memory_bytes"] for record in lines))
 
 
 def read_result(path: Path) -> Steps:
-    """Returns what a driver tells; nothing is known of how long its first step took."""
-    told = json.loads(path.read_text())
-    walls = (0.0, *(b - a for a, b in pairwise(told["marks"])))
-    return Steps(walls, tuple(told["losses"]), told["peak_bytes"])
+    """Returns the steps of a driver; the time of its first step is unknown and counts as 0."""
+    result = json.loads(path.read_text())
+    walls = (0.0, *(b - a for a, b in pairwise(result["marks"])))
+    return Steps(walls, tuple(result["losses"]), result["peak_bytes"])
 
 
-def table(cell: Cell, found: dict[str, list[Steps] | str], peak_flops: float | None) -> str:
-    """Returns a line for each arm, in relation to TRL if it ran; one whose losses are others did other work."""
+def table(cell: Cell, results: dict[str, list[Steps] | str], peak_flops: float | None) -> str:
+    """Returns a line for each arm, relative to TRL if it ran; arms with other losses are rejected."""
     lines = [f"{'':<42}{'tokens/s':>10}{'MFU':>8}{'peak GiB':>10}{'x TRL':>8}{'losses off':>12}"]
-    first = found.get("trl")
+    first = results.get("trl")
     base = _speed(cell, first)
-    wanted = first[0].losses if first and not isinstance(first, str) else None
-    for name, runs in found.items():
+    expected = first[0].losses if first and not isinstance(first, str) else None
+    for name, runs in results.items():
         speed = _speed(cell, runs)
         if speed is None or isinstance(runs, str):
             lines.append(f"{ARMS[name].title:<42}  {runs or 'no run'}")
             continue
         mfu = f"{speed * flops_per_token(cell) / peak_flops:.1%}" if peak_flops else "-"
-        peak = statistics.median(one.peak_bytes for one in runs) / 2**30
+        peak = statistics.median(run.peak_bytes for run in runs) / 2**30
         ratio = f"{speed / base:.2f}" if base else "-"
-        off = max(loss_difference(one.losses, wanted) for one in runs) if wanted is not None else None
+        off = max(loss_difference(run.losses, expected) for run in runs) if expected is not None else None
         if off is not None and off > MAX_DIFFERENCE:
             lines.append(f"{ARMS[name].title:<42}  rejected: losses differ by {off:.1e}")
             continue
-        told = "-" if off is None else f"{off:.1e}"
-        lines.append(f"{ARMS[name].title:<42}{speed:>10,.0f}{mfu:>8}{peak:>10.1f}{ratio:>8}{told:>12}")
+        difference = "-" if off is None else f"{off:.1e}"
+        lines.append(f"{ARMS[name].title:<42}{speed:>10,.0f}{mfu:>8}{peak:>10.1f}{ratio:>8}{difference:>12}")
     return "\n".join(lines)
 
 
@@ -213,7 +214,7 @@ def _speed(cell: Cell, runs: list[Steps] | str | None) -> float | None:
     """Returns the tokens per second of the median run, None if there is none."""
     if not runs or isinstance(runs, str):
         return None
-    step_s = statistics.median(statistics.fmean(one.walls_s[NUM_SKIPPED_STEPS:]) for one in runs)
+    step_s = statistics.median(statistics.fmean(run.walls_s[NUM_SKIPPED_STEPS:]) for run in runs)
     return cell.rows * LENGTH / step_s
 
 

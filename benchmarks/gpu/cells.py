@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is trained on a GPU: Llamas of known shapes with random weights, and texts that fill their rows to the end.
+"""The workload on a GPU: Llamas with random weights, and texts that fill their rows completely.
 
-A text has as many tokens as a row, so that whichever way rows are packed, all arms train the same ones.
+A text has as many tokens as a row, so that whichever way rows are packed, all arms train the same tokens.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One comparison."""
+    """A comparison of all arms."""
 
     title: str
     shape: str
     rows: int
-    """Of a step."""
+    """Per step."""
     has_lora: bool = False
     recomputes: bool = False
     """Activations are computed again in backward."""
@@ -105,6 +105,7 @@ def write_model(folder: Path, shape: Shape) -> Path:
         eos_token_id=0,
         pad_token_id=1,
     )
+    # On the GPU: the CPU would take minutes for 8 billion random numbers.
     with torch.device("cuda"):
         LlamaForCausalLM._from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     torch.cuda.empty_cache()
@@ -121,17 +122,17 @@ def write_tokenizer(folder: Path) -> None:
     words = ["<end>", "<pad>", *(f"w{i}" for i in range(2, VOCABULARY))]
     inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    made = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>", pad_token="<pad>")
-    made.model_max_length = LENGTH
-    made.save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>", pad_token="<pad>")
+    tokenizer.model_max_length = LENGTH
+    tokenizer.save_pretrained(folder)
 
 
 def write_rows(path: Path, num_rows: int) -> Path:
     """Writes texts of random tokens, each of which fills a row with the end that is set behind it."""
-    dice = random.Random(_SEED)
+    generator = random.Random(_SEED)
     with path.open("w") as file:
         for _ in range(num_rows):
-            words = (f"w{dice.randrange(2, VOCABULARY)}" for _ in range(LENGTH - 1))
+            words = (f"w{generator.randrange(2, VOCABULARY)}" for _ in range(LENGTH - 1))
             file.write(json.dumps({"text": " ".join(words)}) + "\n")
     return path
 
@@ -139,7 +140,7 @@ def write_rows(path: Path, num_rows: int) -> Path:
 def oumi_config(
     cell: Cell, model: Path, rows: Path, out: Path, num_steps: int, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the config of a run of this repository, with the means of speed that the options name."""
+    """Returns the config of a run of this repository, with the optimizations in the options."""
     again = options.get("recompute")
     peft = {"lora_r": LORA["r"], "lora_alpha": LORA["alpha"], "lora_target_modules": TARGETS}
     return {
@@ -175,7 +176,7 @@ def oumi_config(
 def trl_job(
     cell: Cell, model: Path, rows: Path, folder: Path, num_steps: int, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Returns what the driver of TRL is told."""
+    """Returns the job for the driver of TRL."""
     return {
         "model": str(model),
         "rows": str(rows),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is compared, in which environment, and with which reference: one table."""
+"""The table of peers: their environments, options and references."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TORCH = "torch==2.13.0"
-"""Asked for exactly and first, as a looser request may bring gigabytes of another build."""
+"""Exact, and installed first: a looser requirement may download gigabytes of another build."""
 TECHNIQUES = ("allocator", "products", "fused_loss", "fused_layers", "flat")
-"""What `OUMI_WITHOUT` can switch off."""
+"""What `OUMI_WITHOUT` can disable."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """What is installed for a peer."""
+    """The environment of a peer."""
 
     packages: tuple[str, ...]
     without_dependencies: tuple[str, ...] = ()
-    """Whose own requirements cannot be met together with this torch."""
+    """Packages whose requirements conflict with this torch."""
     removed: tuple[str, ...] = ()
-    """Brought by others, and unable to load beside this torch."""
+    """Dependencies of others that cannot be imported with this torch."""
     empty_modules: tuple[str, ...] = ()
-    """Imported by the peer, and used for sound and images alone."""
-    told: tuple[str, ...] = ("torch", "transformers")
-    """Packages whose versions the result names."""
+    """Imported by the peer, but used only for sound and images."""
+    reported: tuple[str, ...] = ("torch", "transformers")
+    """Packages whose versions are in the result."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One row of the table."""
+    """A row of the table."""
 
     title: str
     driver: str | None
@@ -40,20 +40,20 @@ class Peer:
     options: Mapping[str, Any] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
     reference: str = "plain"
-    """Whose losses its own must be."""
+    """The reference whose losses it must reproduce."""
     divides_by_labels: bool = False
     """Divides a sum over targets by all labels, the first of each row included, as transformers 5.6 to 5.9 do."""
     base: str = "oumi"
-    """To which row its times are put in relation."""
+    """The row that its times are compared with."""
     is_extra: bool = False
-    """Runs only if it is named."""
+    """Runs only if it is selected."""
     note: str = ""
 
 
 ENVIRONMENTS = {
     "trl": Environment(
         ("transformers==5.23.0", "trl==1.16.0", "accelerate==1.15.0", "datasets==5.2.0"),
-        told=("torch", "transformers", "trl", "accelerate", "datasets"),
+        reported=("torch", "transformers", "trl", "accelerate", "datasets"),
     ),
     "oumi09": Environment(
         (
@@ -64,15 +64,15 @@ ENVIRONMENTS = {
             "typer<0.25.2", "uvicorn<0.49", "wandb<0.26",
         ),
         without_dependencies=("oumi==0.9",),
-        told=("torch", "oumi", "transformers", "trl", "accelerate", "datasets"),
+        reported=("torch", "oumi", "transformers", "trl", "accelerate", "datasets"),
     ),
     "llamafactory": Environment(
         ("llamafactory==0.9.5", "transformers==5.6.0", "trl==0.24.0"),
         removed=("torchvision", "torchaudio"),
         empty_modules=("torchaudio",),
-        told=("torch", "llamafactory", "transformers", "accelerate", "datasets"),
+        reported=("torch", "llamafactory", "transformers", "accelerate", "datasets"),
     ),
-    "litgpt": Environment(("litgpt==0.5.13", "requests"), told=("torch", "litgpt", "lightning")),
+    "litgpt": Environment(("litgpt==0.5.13", "requests"), reported=("torch", "litgpt", "lightning")),
 }  # fmt: skip
 
 _TUNED = {"gradient_checkpointing": False, "padding_free": True, "max_length": None, "optim": "adamw_torch_fused"}
@@ -119,7 +119,7 @@ REFERENCES = {
 
 
 def ablations() -> dict[str, Peer]:
-    """Returns Oumi as it is, and with each of its techniques switched off."""
+    """Returns Oumi as it is, and with each of its techniques disabled."""
     peers = {"oumi": PEERS["oumi"]}
     for name in TECHNIQUES:
         peers[f"without_{name}"] = Peer(f"Oumi without {name}", None, None, variables={"OUMI_WITHOUT": name})

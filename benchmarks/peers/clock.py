@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every driver shares: its job, when each step ended, and the result. Imported by path, needs nothing installed.
+"""Shared by all drivers: the job, the end of each step, and the result. Imported by path, without dependencies.
 
 A driver is a script that the Python of a peer's own environment runs. It gets the path of a `job.json` and writes the
 file that the job names as `result`.
@@ -33,13 +33,13 @@ class Clock:
         self._marks: list[tuple[float, float, int]] = []
 
     def watch_optimizers(self) -> None:
-        """Takes the end of every optimizer's step for the end of a step."""
+        """Counts the end of an optimizer's step as the end of a step."""
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
         register_optimizer_step_post_hook(lambda *_: self.step_ended())
 
     def watch_losses(self, trainer_class: Any) -> None:
-        """Takes the losses from what a trainer class of transformers logs."""
+        """Reads the losses from the logs of a trainer class of transformers."""
         log: Callable[..., None] = trainer_class.log
 
         def logged(trainer: Any, logs: dict[str, float], *arguments: Any, **named: Any) -> None:
@@ -51,29 +51,32 @@ class Clock:
 
     def step_ended(self) -> None:
         """Notes that a step has ended now."""
-        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        cpu = sum(one.ru_utime + one.ru_stime for one in used)
-        self._marks.append((time.monotonic(), cpu, sum(one.ru_minflt for one in used)))
+        # Workers of a data loader count too.
+        usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        cpu = sum(usage.ru_utime + usage.ru_stime for usage in usages)
+        self._marks.append((time.monotonic(), cpu, sum(usage.ru_minflt for usage in usages)))
 
     def write_result(self) -> None:
-        """Writes what the run took."""
+        """Writes the measurements of the run."""
         result = {
             "marks": self._marks,
             "losses": self.losses,
             "peak_bytes": peak_bytes(),
+            # Only what was imported: an installed package need not have taken part.
             "versions": {name: version(name) for name in self.job["packages"] if name in sys.modules},
         }
         Path(self.job["result"]).write_text(json.dumps(result))
 
 
 def keep_order() -> None:
-    """Lets torch's data loaders draw rows in the order of the file where they would shuffle them."""
+    """Makes torch's data loaders return rows in the order of the file instead of shuffling them."""
     from torch.utils.data import RandomSampler
 
     RandomSampler.__iter__ = lambda self: iter(range(len(self.data_source)))  # type: ignore[method-assign]
 
 
 def peak_bytes() -> int:
-    """Returns the most memory that this process has held."""
-    line = next(one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("VmHWM:"))
+    """Returns the peak resident memory of this process."""
+    # Not getrusage, whose peak a process inherits from its parent.
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024

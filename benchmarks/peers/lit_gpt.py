@@ -50,7 +50,7 @@ def arguments(job: dict[str, Any], folder: Path) -> list[str]:
         "train.micro_batch_size": job["batch"],
         "train.global_batch_size": job["batch"],
         "train.max_steps": job["steps"],
-        "train.epochs": 2,
+        "train.epochs": 2,  # more than the steps need, so that max_steps ends the run
         "train.lr_warmup_steps": 1,
         "train.max_seq_length": job["max_length"],
         "train.log_interval": 1,
@@ -84,6 +84,7 @@ def write_checkpoint(source: Path, folder: Path) -> None:
     shape = json.loads((source / "config.json").read_text())
     (folder / "model_config.yaml").write_text(yaml.safe_dump(model_config(shape)))
     shutil.copy(source / "tokenizer.json", folder)
+    # The end of text that LitGPT appends to each answer: a line break, as in the chat template.
     names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "\n"}
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
     theirs = load_file(source / "model.safetensors")
@@ -101,7 +102,7 @@ def write_checkpoint(source: Path, folder: Path) -> None:
     for i in range(shape["num_hidden_layers"]):
         old, new = f"model.layers.{i}", f"transformer.h.{i}"
         ours |= {f"{new}.{part}.weight": theirs[f"{old}.{name}.weight"] for part, name in parts.items()}
-        ours[f"{new}.attn.qkv.weight"] = torch.cat([theirs[f"{old}.self_attn.{one}_proj.weight"] for one in "qkv"])
+        ours[f"{new}.attn.qkv.weight"] = torch.cat([theirs[f"{old}.self_attn.{part}_proj.weight"] for part in "qkv"])
     torch.save(ours, folder / "lit_model.pth")
 
 

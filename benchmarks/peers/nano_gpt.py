@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nanoGPT's recipe, written anew as one plain PyTorch loop: its model, batches, schedule and optimizer.
+"""nanoGPT's recipe, reimplemented as a plain PyTorch loop: its model, batches, schedule and optimizer.
 
 nanoGPT is no package that could be installed, so this is not its code. `fused` in the options takes the fused AdamW,
 which nanoGPT takes on a GPU only. As it does where it measures, the loop writes weights and the optimizer's state every
@@ -33,10 +33,10 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(width, width, bias=False)
 
     def forward(self, x_BTd: torch.Tensor) -> torch.Tensor:
-        """Returns what each token takes from those before it [B, T, d]."""
+        """Returns the attention output of each token [B, T, d]."""
         B, T, d = x_BTd.shape
         parts = self.c_attn(x_BTd).split(d, dim=2)
-        query_BHTE, key_BHTE, value_BHTE = (one.view(B, T, self.num_heads, -1).transpose(1, 2) for one in parts)
+        query_BHTE, key_BHTE, value_BHTE = (part.view(B, T, self.num_heads, -1).transpose(1, 2) for part in parts)
         mixed_BHTE = F.scaled_dot_product_attention(query_BHTE, key_BHTE, value_BHTE, is_causal=True)
         mixed_BTd: torch.Tensor = self.c_proj(mixed_BHTE.transpose(1, 2).contiguous().view(B, T, d))
         return mixed_BTd
@@ -85,6 +85,7 @@ class Gpt(nn.Module):
         for name, weight in self.named_parameters():
             if weight.ndim > 1:
                 scale = math.sqrt(2 * num_layers) if name.endswith("c_proj.weight") else 1
+                # Smaller where layers add up, as in GPT-2.
                 nn.init.normal_(weight, std=0.02 / scale)
 
     def forward(self, tokens_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
@@ -114,13 +115,13 @@ def main() -> None:
         walls.append(time.perf_counter() - began[0])
         cpus.append(time.process_time() - began[1])
         first_step_ended = first_step_ended or time.monotonic()
-        if (step + 1) % job["save_every"] == 0:
-            kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            torch.save(kept, Path(job["out"]) / f"checkpoint-{step + 1}.pt")
+        if (step + 1) % job["save_every"] == 0:  # after the clock was read: saving is no part of a step
+            checkpoint = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            torch.save(checkpoint, Path(job["out"]) / f"checkpoint-{step + 1}.pt")
             print(f"step {step + 1}: loss {losses[-1]:.4f}", flush=True)
-    told = {"walls_s": walls, "cpus_s": cpus, "losses": losses, "peak_bytes": peak_bytes()}
-    told |= {"first_step_ended": first_step_ended, "versions": {"torch": torch.__version__}}
-    Path(job["result"]).write_text(json.dumps(told))
+    result = {"walls_s": walls, "cpus_s": cpus, "losses": losses, "peak_bytes": peak_bytes()}
+    result |= {"first_step_ended": first_step_ended, "versions": {"torch": torch.__version__}}
+    Path(job["result"]).write_text(json.dumps(result))
 
 
 def take_step(
@@ -134,8 +135,8 @@ def take_step(
     nn.utils.clip_grad_norm_(model.parameters(), recipe["max_grad_norm"])
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    told: float = loss.item()
-    return told
+    value: float = loss.item()
+    return value
 
 
 def windows(data: np.ndarray[Any, Any], batch: int, block: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,7 +147,7 @@ def windows(data: np.ndarray[Any, Any], batch: int, block: int) -> tuple[torch.T
 
 
 def learning_rate(step: int, recipe: dict[str, Any]) -> float:
-    """Returns the learning rate of a step (from 0): a rise, then a cosine down to the lowest one."""
+    """Returns the learning rate of a step (from 0): linear warm-up, then a cosine down to the minimum."""
     highest, lowest, warmup = recipe["learning_rate"], recipe["min_learning_rate"], recipe["warmup_steps"]
     if step < warmup:
         return float(highest * (step + 1) / (warmup + 1))

@@ -30,7 +30,7 @@ def main() -> None:
     sys.argv = ["oumi", "train", "-c", str(path)]
     try:
         run()
-    except SystemExit as end:
+    except SystemExit as end:  # how its command line ends, also after success
         if end.code:
             raise
     clock.write_result()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A plain PyTorch loop over transformers' Llama and padded batches: the reference that every loss is held against.
 
-The option `answers` trains only what the assistant says. `litgpt` does what LitGPT's fine-tuning does otherwise: a head
+The option `answers` trains only the answers. `litgpt` does what LitGPT's fine-tuning does otherwise: a head
 of its own, gradients that are not clipped, one step of warm-up, and a cosine.
 """
 

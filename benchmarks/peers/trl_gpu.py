@@ -17,7 +17,7 @@ from trl import SFTConfig, SFTTrainer
 
 
 def main() -> None:
-    """Trains the job's steps; a step ends when the GPU has done it."""
+    """Trains the job's steps; a step ends when the GPU has finished it."""
     job = load_job()
     marks: list[float] = []
     losses: list[float] = []
@@ -36,12 +36,14 @@ def main() -> None:
     rows = load_dataset("json", data_files=job["rows"], split="train")
     trainer = SFTTrainer(model=job["model"], args=settings(job), train_dataset=rows, peft_config=adapter(job))
     trainer.train()
-    told = {"marks": marks, "losses": losses, "peak_bytes": torch.cuda.max_memory_allocated()}
-    Path(job["result"]).write_text(json.dumps({**told, "versions": {name: version(name) for name in job["packages"]}}))
+    result = {"marks": marks, "losses": losses, "peak_bytes": torch.cuda.max_memory_allocated()}
+    Path(job["result"]).write_text(
+        json.dumps({**result, "versions": {name: version(name) for name in job["packages"]}})
+    )
 
 
 def settings(job: dict) -> SFTConfig:
-    """Returns the job in TRL's words."""
+    """Returns the job as arguments of TRL."""
     attention = job["options"].pop("attention")
     return SFTConfig(
         output_dir=job["out"],

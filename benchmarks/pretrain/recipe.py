@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is trained: nanoGPT's setting for a CPU, and the files with which Oumi trains the same."""
+"""The workload: nanoGPT's setting for a CPU, and the files for Oumi to train the same."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ARMS = {
         "nanoGPT's recipe",
         _DRIVER,
         None,
-        note="nanoGPT is no package, so its recipe is written anew as a plain PyTorch loop, in benchmarks/peers/"
+        note="nanoGPT is no package, so its recipe is reimplemented as a plain PyTorch loop, in benchmarks/peers/"
         f"{_DRIVER}; compile off, as in its setting for a CPU",
     ),
     "nanogpt_fused": Peer(
@@ -34,7 +34,7 @@ ARMS = {
         _DRIVER,
         None,
         {"fused": True},
-        note="nanoGPT takes the fused one on a GPU only",
+        note="nanoGPT uses fused AdamW on a GPU only",
     ),
 }
 
@@ -100,7 +100,7 @@ def make_task(folder: Path, text: str, recipe: Recipe, save_every: int, num_thre
 
 
 def split(text: str) -> tuple[str, str]:
-    """Returns what is trained and what is held out."""
+    """Returns the training text and the held-out text."""
     end = int(TRAINED_SHARE * len(text))
     return text[:end], text[end:]
 
@@ -117,7 +117,7 @@ def write_model(folder: Path, letters: str, recipe: Recipe) -> None:
 
 
 def gpt2_config(num_tokens: int, recipe: Recipe) -> Any:
-    """Returns the recipe's shape in transformers' words."""
+    """Returns the recipe's shape as a config of transformers."""
     from transformers import GPT2Config
 
     return GPT2Config(
@@ -131,7 +131,7 @@ def gpt2_config(num_tokens: int, recipe: Recipe) -> Any:
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
-        bos_token_id=None,
+        bos_token_id=None,  # its default, 50256, is outside the vocabulary of characters
         eos_token_id=None,
     )
 
@@ -139,6 +139,7 @@ def gpt2_config(num_tokens: int, recipe: Recipe) -> Any:
 def oumi_config(task: Task, seed: int) -> dict[str, Any]:
     """Returns the config of a run of this repository."""
     recipe = task.recipe
+    # One token more than nanoGPT's window, as the last token of a row is only a target.
     rows = {"seq_length": recipe.block + 1, "append_concat_token": False, "add_special_tokens": False}
     data = {"dataset_name": "text", "dataset_path": str(task.trained), "dataset_kwargs": rows}
     model = {"model_name": str(task.model), "load_pretrained_weights": False, "torch_dtype_str": "float32"}
@@ -168,7 +169,7 @@ def oumi_config(task: Task, seed: int) -> dict[str, Any]:
 
 
 def write_job(task: Task, arm: Peer, seed: int) -> Path:
-    """Writes what a driver is told, or the config of a run of this repository, and returns the path."""
+    """Writes the job of a driver, or the config of a run of this repository, and returns the path."""
     path = task.run_folder / "job.json"
     if arm.driver is None:
         path.write_text(json.dumps(oumi_config(task, seed)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run of one arm in a process of its own, and the losses of what it saved, by the same code for all."""
+"""A run of an arm in a process of its own, and the losses of its checkpoints, by the same code for all arms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.sft.measure import DRIVERS, SOURCE, PeerError, Run, Steps, busy_
 
 _BLOCKS_AT_ONCE = 64
 _TRANSPOSED = ("c_attn.weight", "c_fc.weight", "c_proj.weight")
-"""Matrices that GPT-2 in transformers holds the other way round."""
+"""Matrices that GPT-2 in transformers stores transposed."""
 
 
 @dataclass(frozen=True)
@@ -32,23 +32,24 @@ class Trained:
 
 
 def train(task: Task, arm: Peer, seed: int, held_out: str) -> Trained:
-    """Trains once, and measures what was saved on the way. Raises PeerError if it fails."""
+    """Trains once, and measures the checkpoints. Raises PeerError if it fails."""
     run = run_arm(task, arm, seed)
     return Trained(run, saved_losses(task, held_out), seed)
 
 
 def run_arm(task: Task, arm: Peer, seed: int) -> Run:
-    """Trains the task's steps with an arm, and returns what they took."""
+    """Trains the task's steps with an arm, and returns their measurements."""
     shutil.rmtree(task.run_folder, ignore_errors=True)
     task.run_folder.mkdir(parents=True)
     job, log = write_job(task, arm, seed), task.run_folder / "log.txt"
     metrics = task.run_folder / "out" / "metrics.jsonl"
     command = ["-m", "oumi", "train", "-c", str(job)] if arm.driver is None else [str(DRIVERS / arm.driver), str(job)]
     with log.open("w") as file:
+        # Read just before and after the run, so that their difference is the work of all programs meanwhile.
         busy, started = busy_s(), time.monotonic()
         child = subprocess.Popen([sys.executable, *command], stdout=file, stderr=file, env=_variables(task, arm))
         first_step_ended = wait_for(metrics, child) if arm.driver is None else 0.0
-        _, status, used = os.wait4(child.pid, 0)
+        _, status, used = os.wait4(child.pid, 0)  # unlike Popen.wait, it returns the CPU time of this child alone
         child.returncode = os.waitstatus_to_exitcode(status)
         wall, busy = time.monotonic() - started, busy_s() - busy
     if child.returncode:
@@ -63,25 +64,25 @@ def run_arm(task: Task, arm: Peer, seed: int) -> Run:
 
 
 def read_metrics(path: Path, first_step_s: float) -> Steps:
-    """Returns what a run of this repository tells of its steps."""
+    """Returns the steps of a run of this repository."""
     from importlib.metadata import version
 
-    lines = [one for one in map(json.loads, path.read_text().splitlines()) if "step_time_s" in one]
+    lines = [record for record in map(json.loads, path.read_text().splitlines()) if "step_time_s" in record]
     return Steps(
-        walls_s=tuple(one["step_time_s"] for one in lines),
-        cpus_s=tuple(one["cpu_time_s"] for one in lines),
-        losses=tuple(one["loss"] for one in lines),
-        peak_bytes=max(one["peak_memory_bytes"] for one in lines),
+        walls_s=tuple(record["step_time_s"] for record in lines),
+        cpus_s=tuple(record["cpu_time_s"] for record in lines),
+        losses=tuple(record["loss"] for record in lines),
+        peak_bytes=max(record["peak_memory_bytes"] for record in lines),
         first_step_s=first_step_s,
         versions={name: version(name) for name in ("torch", "transformers")},
     )
 
 
 def read_result(path: Path, started: float) -> Steps:
-    """Returns what a driver tells of its steps."""
-    told = json.loads(path.read_text())
-    told["first_step_s"] = told.pop("first_step_ended") - started
-    return Steps(**{key: tuple(value) if isinstance(value, list) else value for key, value in told.items()})
+    """Returns the steps of a driver."""
+    result = json.loads(path.read_text())
+    result["first_step_s"] = result.pop("first_step_ended") - started
+    return Steps(**{key: tuple(value) if isinstance(value, list) else value for key, value in result.items()})
 
 
 def saved_losses(task: Task, held_out: str) -> dict[int, float]:
@@ -91,15 +92,15 @@ def saved_losses(task: Task, held_out: str) -> dict[int, float]:
     torch.set_num_threads(task.num_threads)
     places = {letter: i for i, letter in enumerate(task.letters)}
     tokens = torch.tensor([places[letter] for letter in held_out])
-    found = {}
+    losses = {}
     for path in (task.run_folder / "out").glob("checkpoint-*"):
         model = load_model(path, len(task.letters), task.recipe)
-        found[int(path.stem.rpartition("-")[2])] = held_out_loss(model, tokens, task.recipe.block)
-    return dict(sorted(found.items()))
+        losses[int(path.stem.rpartition("-")[2])] = held_out_loss(model, tokens, task.recipe.block)
+    return dict(sorted(losses.items()))
 
 
 def load_model(path: Path, num_tokens: int, recipe: Recipe) -> Any:
-    """Returns transformers' GPT-2 with the weights of a checkpoint, whosever it is."""
+    """Returns transformers' GPT-2 with the weights of a checkpoint of any arm."""
     import torch
     from safetensors.torch import load_file
     from transformers import GPT2LMHeadModel
@@ -107,24 +108,25 @@ def load_model(path: Path, num_tokens: int, recipe: Recipe) -> Any:
     model = GPT2LMHeadModel(gpt2_config(num_tokens, recipe)).eval()
     own = dict(model.transformer.named_parameters())
     if path.is_dir():
-        theirs = {name.removeprefix("transformer."): one for name, one in load_file(path / "model.safetensors").items()}
-        theirs.pop("lm_head.weight", None)
+        theirs = load_file(path / "model.safetensors")
+        theirs = {name.removeprefix("transformer."): weight for name, weight in theirs.items()}
+        theirs.pop("lm_head.weight", None)  # tied to the embedding
     else:
-        kept = torch.load(path, weights_only=True)["model"]
-        theirs = {name: one.t() if name.endswith(_TRANSPOSED) else one for name, one in kept.items()}
+        saved = torch.load(path, weights_only=True)["model"]
+        theirs = {name: weight.t() if name.endswith(_TRANSPOSED) else weight for name, weight in saved.items()}
     with torch.no_grad():
         for name, weight in own.items():
-            if name not in theirs and name.endswith(".bias"):
+            if name not in theirs and name.endswith(".bias"):  # nanoGPT has none
                 weight.zero_()
                 continue
-            given = theirs.pop(name)
-            weight[: len(given)] = given  # of positions, a window has one less than a row
+            values = theirs.pop(name)
+            weight[: len(values)] = values  # a window has one position less than a row
     assert not theirs, f"weights without a place: {', '.join(theirs)}"
     return model
 
 
 def held_out_loss(model: Any, tokens: Any, block: int) -> float:
-    """Returns the mean loss over the whole text but its first token and what fills no block: block after block."""
+    """Returns the mean loss over the text in blocks, without its first token and an incomplete last block."""
     import torch
 
     num_blocks = (len(tokens) - 1) // block

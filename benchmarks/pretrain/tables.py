@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From runs to the time that a loss takes, and to a table."""
+"""Computes from runs the time to a loss, and the table."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _COLUMNS = (
 
 @dataclass
 class Outcome:
-    """What came of one arm."""
+    """The runs of an arm."""
 
     arm: Peer
     trained: list[Trained] = field(default_factory=list)
     num_discarded: int = 0
-    """Runs beside which the machine was busy with other things."""
+    """Runs during which other programs used the machine."""
     failure: str = ""
 
 
-def target_loss(wanted: float, outcomes: Sequence[Outcome]) -> float:
-    """Returns the loss that every run reached: the one wanted, or that of the run which came least far."""
-    lowest = [min(one.losses.values()) for outcome in outcomes for one in outcome.trained]
-    return max([wanted, *lowest])
+def target_loss(published: float, outcomes: Sequence[Outcome]) -> float:
+    """Returns a loss that every run reached: the published one, or the lowest of the worst run."""
+    lowest = [min(run.losses.values()) for outcome in outcomes for run in outcome.trained]
+    return max([published, *lowest])
 
 
 def steps_to(losses: Mapping[int, float], target: float) -> float:
@@ -42,7 +42,7 @@ def steps_to(losses: Mapping[int, float], target: float) -> float:
     before: tuple[int, float] | None = None
     for step, loss in losses.items():
         if loss <= target:
-            if before is None or before[1] == loss:
+            if before is None or before[1] == loss:  # no line to interpolate on
                 return float(step)
             return before[0] + (step - before[0]) * (before[1] - target) / (before[1] - loss)
         before = (step, loss)
@@ -50,53 +50,58 @@ def steps_to(losses: Mapping[int, float], target: float) -> float:
 
 
 def spent(values: Sequence[float], num_steps: float, first: float) -> float:
-    """Returns what so many steps took, a part of the last one included.
+    """Returns the sum over a number of steps, including a part of the last step.
 
     Args:
         values: Of each step.
         num_steps: May end within a step.
         first: Counts for the first step instead of its own value.
     """
-    whole = int(num_steps)
-    rest = values[whole] * (num_steps - whole) if whole < len(values) else 0.0
-    return first + sum(values[1:whole]) + rest
+    num_full = int(num_steps)
+    rest = values[num_full] * (num_steps - num_full) if num_full < len(values) else 0.0
+    return first + sum(values[1:num_full]) + rest
 
 
-def measures(one: Trained, target: float, recipe: Recipe) -> dict[str, float]:
-    """Returns what a run took."""
-    steps = one.run.steps
-    num_steps = steps_to(one.losses, target)
+def measures(trained: Trained, target: float, recipe: Recipe) -> dict[str, float]:
+    """Returns the measurements of a run."""
+    steps = trained.run.steps
+    num_steps = steps_to(trained.losses, target)
+    # The first steps warm up and start-up is timed on its own, so an average step stands for the first one.
     wall, cpu = (statistics.fmean(values[NUM_SKIPPED_STEPS:]) for values in (steps.walls_s, steps.cpus_s))
     return {
         "s_to_loss": spent(steps.walls_s, num_steps, wall),
         "s_to_loss_with_start": spent(steps.walls_s, num_steps, steps.first_step_s),
         "cpu_s_to_loss": spent(steps.cpus_s, num_steps, cpu),
         "steps_to_loss": num_steps,
-        "last_loss": list(one.losses.values())[-1],
+        "last_loss": list(trained.losses.values())[-1],
         "tokens_per_second": recipe.targets_per_step / wall,
         "cpu_ms_per_step": 1e3 * cpu,
         "start_s": steps.first_step_s - wall,
-        "wall_s": one.run.wall_s,
-        "cpu_s": one.run.cpu_s,
+        "wall_s": trained.run.wall_s,
+        "cpu_s": trained.run.cpu_s,
         "peak_mib": steps.peak_bytes / 2**20,
     }
 
 
 def summary(outcomes: Mapping[str, Outcome], target: float, recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """Returns for each arm the medians of what its runs took, and their relation to the first arm's."""
-    found: dict[str, dict[str, Any]] = {}
+    """Returns the medians of each arm, and their ratios to those of the first arm."""
+    rows: dict[str, dict[str, Any]] = {}
     base: dict[str, Any] | None = None
-    for name, one in outcomes.items():
-        runs = [measures(run, target, recipe) for run in one.trained]
-        row: dict[str, Any] = {"title": one.arm.title, "note": one.arm.note, "num_discarded": one.num_discarded}
-        row |= {"num_runs": len(runs), "failure": one.failure}
+    for name, outcome in outcomes.items():
+        runs = [measures(run, target, recipe) for run in outcome.trained]
+        row: dict[str, Any] = {
+            "title": outcome.arm.title,
+            "note": outcome.arm.note,
+            "num_discarded": outcome.num_discarded,
+        }
+        row |= {"num_runs": len(runs), "failure": outcome.failure}
         row |= {key: statistics.median(run[key] for run in runs) for key in (runs[0] if runs else ())}
-        base = base or row
+        base = base or row  # the first row
         if runs and base["num_runs"]:
             row["time_ratio"] = row["s_to_loss"] / base["s_to_loss"]
             row["cpu_ratio"] = row["cpu_s_to_loss"] / base["cpu_s_to_loss"]
-        found[name] = row
-    return found
+        rows[name] = row
+    return rows
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -110,33 +115,33 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def curve(outcomes: Mapping[str, Outcome]) -> str:
-    """Returns the medians of the losses on the way as a table in Markdown."""
-    told = {name: one.trained for name, one in outcomes.items() if one.trained}
-    steps = list(next(iter(told.values()))[0].losses) if told else []
+    """Returns the median losses during training as a table in Markdown."""
+    trained = {name: outcome.trained for name, outcome in outcomes.items() if outcome.trained}
+    steps = list(next(iter(trained.values()))[0].losses) if trained else []
     lines = [
-        "| steps | " + " | ".join(outcomes[name].arm.title for name in told) + " |",
-        "|---:" * (len(told) + 1) + "|",
+        "| steps | " + " | ".join(outcomes[name].arm.title for name in trained) + " |",
+        "|---:" * (len(trained) + 1) + "|",
     ]
     for step in steps:
-        losses = (statistics.median(run.losses[step] for run in runs) for runs in told.values())
+        losses = (statistics.median(run.losses[step] for run in runs) for runs in trained.values())
         lines.append(f"| {step} | " + " | ".join(f"{loss:.4f}" for loss in losses) + " |")
     return "\n".join(lines)
 
 
 def check_steps(steps: Steps, losses: Mapping[int, float], recipe: Recipe) -> str:
-    """Returns what is wrong with a run, nothing if it took and saved every step."""
+    """Returns the problem of a run, empty if it took all steps and saved the last one."""
     if len(steps.walls_s) != recipe.num_steps:
         return f"took {len(steps.walls_s)} steps"
-    return "" if recipe.num_steps in losses else "saved nothing after the last step"
+    return "" if recipe.num_steps in losses else "has no checkpoint of the last step"
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     if not row["num_runs"]:
-        told = row["failure"] or f"no quiet run in {row['num_discarded']}"
-        return [told, *[""] * (len(_COLUMNS) - 1)]
+        failure = row["failure"] or f"no quiet run in {row['num_discarded']}"
+        return [failure, *[""] * (len(_COLUMNS) - 1)]
     ratios = (row.get(name) for name in ("time_ratio", "cpu_ratio"))
     return [
-        *("-" if one is None else f"{one:.2f}" for one in ratios),
+        *("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
         *(f"{row[name]:.1f}" for name in ("s_to_loss", "s_to_loss_with_start", "cpu_s_to_loss")),
         f"{row['steps_to_loss']:,.0f}",
         f"{row['last_loss']:.4f}",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A virtual environment for each peer, made once and again when what it holds changes."""
+"""A virtual environment for each peer, created once, and again after a change of its packages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.peers import TORCH, Environment
 
 
 def ready_python(folder: Path, environment: Environment) -> Path:
-    """Makes an environment, unless it is there, and returns its Python."""
+    """Creates an environment unless it exists, and returns its Python."""
     python, done = folder / "bin" / "python", folder / "installed"
     recipe = repr((TORCH, environment))
     if done.exists() and done.read_text() == recipe:
@@ -22,6 +22,7 @@ def ready_python(folder: Path, environment: Environment) -> Path:
     log.write_text("")
     _run([sys.executable, "-m", "venv", "--clear", str(folder)], log)
     pip = [str(python), "-m", "pip"]
+    # Torch first and pinned again after: pip would otherwise replace it to satisfy a peer.
     _run([*pip, "install", TORCH], log)
     _run([*pip, "install", TORCH, *environment.packages], log)
     if environment.without_dependencies:
@@ -30,7 +31,7 @@ def ready_python(folder: Path, environment: Environment) -> Path:
         _run([*pip, "uninstall", "-y", *environment.removed], log)
     for name in environment.empty_modules:
         (next((folder / "lib").glob("python*")) / "site-packages" / f"{name}.py").write_text("")
-    done.write_text(recipe)
+    done.write_text(recipe)  # last, so that an environment that failed is created again
     return python
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run of one peer, in a process of its own: what it took, and how much else the machine did meanwhile."""
+"""A run of a peer in a process of its own: its measurements, and the work of other programs meanwhile."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class PeerError(Exception):
 
 @dataclass(frozen=True)
 class Steps:
-    """What a run tells of its own steps."""
+    """The steps of a run, measured by the run itself."""
 
     walls_s: tuple[float, ...]
     """Of each step; the first holds the start-up."""
@@ -46,13 +46,13 @@ class Steps:
 
 @dataclass(frozen=True)
 class Run:
-    """A run, and what was seen of it from outside."""
+    """A run, measured from outside."""
 
     steps: Steps
     wall_s: float
     cpu_s: float
     contention: float
-    """Share of the machine's busy time that was not this run's."""
+    """Share of the machine's busy time that other programs used."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Task:
 
 
 def run_peer(task: Task, peer: Peer, python: Path | str, packages: Sequence[str]) -> Run:
-    """Trains the task's steps with a peer, and returns what they took. Raises PeerError if it fails."""
+    """Trains the task's steps with a peer, and returns their measurements. Raises PeerError if it fails."""
     shutil.rmtree(task.folder, ignore_errors=True)
     task.folder.mkdir(parents=True)
     path = task.folder / "job.json"
@@ -77,17 +77,18 @@ def run_peer(task: Task, peer: Peer, python: Path | str, packages: Sequence[str]
         path.write_text(json.dumps(_job(task, peer, packages)))
     log, first_line = task.folder / "log.txt", _first_line(task, peer)
     with log.open("w") as file:
+        # Read just before and after the run, so that their difference is the work of all programs meanwhile.
         busy, started = busy_s(), time.monotonic()
         child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=_variables(task, peer))
         first = wait_for(first_line, child) if first_line else 0.0
-        _, status, used = os.wait4(child.pid, 0)
+        _, status, used = os.wait4(child.pid, 0)  # unlike Popen.wait, it returns the CPU time of this child alone
         child.returncode = os.waitstatus_to_exitcode(status)
         wall, busy = time.monotonic() - started, busy_s() - busy
     if child.returncode:
         raise PeerError(f"ended with {child.returncode}\n" + "\n".join(_end_of(log)))
     steps = _read_metrics(first_line, first - started) if first_line else _read_result(task.folder, started)
     if len(steps.losses) != task.num_steps or len(steps.walls_s) != task.num_steps:
-        raise PeerError(f"took {len(steps.walls_s)} steps and told {len(steps.losses)} losses")
+        raise PeerError(f"took {len(steps.walls_s)} steps and reported {len(steps.losses)} losses")
     cpu = used.ru_utime + used.ru_stime
     return Run(steps, wall, cpu, contention(cpu, busy))
 
@@ -98,9 +99,9 @@ def contention(ours_s: float, busy: float) -> float:
 
 
 def busy_s(stat: str | None = None) -> float:
-    """Returns the seconds that all cores have worked since boot, those that the host took away included."""
+    """Returns the busy seconds of all cores since boot, including those that a hypervisor took."""
     line = (stat or Path("/proc/stat").read_text()).splitlines()[0]
-    user, nice, system, _idle, _waiting, irq, softirq, steal = (int(one) for one in line.split()[1:9])
+    user, nice, system, _idle, _waiting, irq, softirq, steal = (int(ticks) for ticks in line.split()[1:9])
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
@@ -109,7 +110,8 @@ def _first_line(task: Task, peer: Peer) -> Path | None:
 
 
 def wait_for(path: Path, child: subprocess.Popen[bytes]) -> float:
-    """Returns when the first line was written, or the process has ended."""
+    """Waits until a file has content or the process ends, and returns the time."""
+    # WNOWAIT leaves the child to be reaped by wait4.
     while os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         if path.exists() and path.stat().st_size:
             break
@@ -147,7 +149,7 @@ def _variables(task: Task, peer: Peer) -> dict[str, str]:
 
 
 def write_config(task: Task, peer: Peer) -> Path:
-    """Writes the config of a run of this repository, and its rows, so placed that its order makes the same steps."""
+    """Writes the config of a run of this repository, and its rows, ordered so that its steps are the same."""
     path = place_rows(task.work.rows, task.folder / "rows.jsonl", _DATA_SEED)
     only_answers = peer.options.get("answers")
     targets = {"train_target": "ALL_ASSISTANT_TURNS"} if only_answers else {"collator_name": "text_with_padding"}
@@ -171,9 +173,9 @@ def write_config(task: Task, peer: Peer) -> Path:
             "enable_tensorboard": False,
         },
     }
-    found = task.folder / "config.yaml"
-    found.write_text(json.dumps(config))
-    return found
+    config_path = task.folder / "config.yaml"
+    config_path.write_text(json.dumps(config))
+    return config_path
 
 
 def _read_metrics(path: Path, first_step_s: float) -> Steps:
@@ -181,26 +183,26 @@ def _read_metrics(path: Path, first_step_s: float) -> Steps:
 
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return Steps(
-        walls_s=tuple(one["step_time_s"] for one in lines),
-        cpus_s=tuple(one["cpu_time_s"] for one in lines),
-        losses=tuple(one["loss"] for one in lines),
-        peak_bytes=max(one["peak_memory_bytes"] for one in lines),
+        walls_s=tuple(record["step_time_s"] for record in lines),
+        cpus_s=tuple(record["cpu_time_s"] for record in lines),
+        losses=tuple(record["loss"] for record in lines),
+        peak_bytes=max(record["peak_memory_bytes"] for record in lines),
         first_step_s=first_step_s,
         versions={name: version(name) for name in ("torch", "oumi", "transformers")},
     )
 
 
 def _read_result(folder: Path, started: float) -> Steps:
-    told = json.loads((folder / "result.json").read_text())
+    result = json.loads((folder / "result.json").read_text())
     walls, cpus = [started], [0.0]
-    for wall, cpu, _faults in told["marks"]:
+    for wall, cpu, _faults in result["marks"]:
         walls.append(wall)
         cpus.append(cpu)
     return Steps(
         walls_s=tuple(b - a for a, b in pairwise(walls)),
         cpus_s=tuple(b - a for a, b in pairwise(cpus)),
-        losses=tuple(told["losses"]),
-        peak_bytes=told["peak_bytes"],
+        losses=tuple(result["losses"]),
+        peak_bytes=result["peak_bytes"],
         first_step_s=walls[1] - started,
-        versions=told["versions"],
+        versions=result["versions"],
     )

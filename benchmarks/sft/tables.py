@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From runs to medians, from medians to a table; a peer that did other work is told, not timed."""
+"""Computes medians of runs and the table; a peer with other losses is rejected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HEAD = (
 
 @dataclass(frozen=True)
 class Median:
-    """What the runs of one peer took in the middle: of each measure its own median."""
+    """The medians of a peer's runs, of each measure on its own."""
 
     step_s: float
     step_cpu_s: float
@@ -35,12 +35,12 @@ class Median:
 
 @dataclass
 class Outcome:
-    """What came of one peer."""
+    """The runs of a peer."""
 
     peer: Peer
     runs: list[Run] = field(default_factory=list)
     num_discarded: int = 0
-    """Runs beside which the machine was busy with other things."""
+    """Runs during which other programs used the machine."""
     failure: str = ""
 
 
@@ -51,6 +51,7 @@ def median(runs: Sequence[Run], num_tokens: Sequence[int]) -> Median:
         runs: Of one peer, at least one.
         num_tokens: Of each step, without padding.
     """
+    # The first steps warm up allocators and kernels.
     tokens = sum(num_tokens[NUM_SKIPPED_STEPS:])
     num_steps = len(num_tokens) - NUM_SKIPPED_STEPS
     wall = statistics.median(sum(run.steps.walls_s[NUM_SKIPPED_STEPS:]) for run in runs)
@@ -66,15 +67,16 @@ def median(runs: Sequence[Run], num_tokens: Sequence[int]) -> Median:
     )
 
 
-def loss_difference(losses: Sequence[float], wanted: Sequence[float]) -> float:
-    """Returns the largest difference of a step's loss from the one wanted, in parts of it; nan is infinitely off."""
-    assert len(losses) == len(wanted), "every step has a loss"
-    found = [abs(a - b) / abs(b) for a, b in zip(losses, wanted, strict=True)]
-    return max(found) if all(math.isfinite(one) for one in found) else math.inf
+def loss_difference(losses: Sequence[float], expected: Sequence[float]) -> float:
+    """Returns the largest relative difference from the expected loss of a step; infinity if a loss is not finite."""
+    assert len(losses) == len(expected), "every step has a loss"
+    differences = [abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True)]
+    return max(differences) if all(map(math.isfinite, differences)) else math.inf
 
 
 def corrected(losses: Sequence[float], num_tokens: Sequence[int], batch: int) -> list[float]:
-    """Returns losses that were divided by all labels, as if divided by targets: the first token of a row is none."""
+    """Returns losses that were divided by all labels, as if divided by targets."""
+    # The first token of each of the `batch` rows is a label, but nothing predicts it.
     return [loss * tokens / (tokens - batch) for loss, tokens in zip(losses, num_tokens, strict=True)]
 
 
@@ -84,28 +86,34 @@ def comparable_losses(peer: Peer, run: Run, num_tokens: Sequence[int], batch: in
 
 
 def summary(
-    outcomes: Mapping[str, Outcome], wanted: Mapping[str, Sequence[float]], work: Sequence[int], batch: int
+    outcomes: Mapping[str, Outcome], expected: Mapping[str, Sequence[float]], work: Sequence[int], batch: int
 ) -> dict[str, dict[str, Any]]:
-    """Returns for each peer its medians, its relation to its base row, and how far its losses are off.
+    """Returns the medians of each peer, their ratios to its base row, and the difference of its losses.
 
     Args:
         outcomes: By the peer's name.
-        wanted: The losses of each reference.
+        expected: The losses of each reference.
         work: Tokens of each step, without padding.
         batch: Rows of a step.
     """
-    medians = {name: median(one.runs, work) for name, one in outcomes.items() if one.runs}
-    found: dict[str, dict[str, Any]] = {}
-    for name, one in outcomes.items():
-        row: dict[str, Any] = {"title": one.peer.title, "note": one.peer.note, "num_discarded": one.num_discarded}
-        row["num_runs"], row["failure"] = len(one.runs), one.failure
-        if one.runs:
-            target = wanted[one.peer.reference]
-            off = max(loss_difference(comparable_losses(one.peer, run, work, batch), target) for run in one.runs)
+    medians = {name: median(outcome.runs, work) for name, outcome in outcomes.items() if outcome.runs}
+    rows: dict[str, dict[str, Any]] = {}
+    for name, outcome in outcomes.items():
+        row: dict[str, Any] = {
+            "title": outcome.peer.title,
+            "note": outcome.peer.note,
+            "num_discarded": outcome.num_discarded,
+        }
+        row["num_runs"], row["failure"] = len(outcome.runs), outcome.failure
+        if outcome.runs:
+            target = expected[outcome.peer.reference]
+            off = max(
+                loss_difference(comparable_losses(outcome.peer, run, work, batch), target) for run in outcome.runs
+            )
             row |= {"losses_differ_by": off, "is_rejected": off > MAX_DIFFERENCE, **vars(medians[name])}
-            row |= _relation(medians[name], medians.get(one.peer.base))
-        found[name] = row
-    return found
+            row |= _relation(medians[name], medians.get(outcome.peer.base))
+        rows[name] = row
+    return rows
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -140,7 +148,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         f"{1 / row['step_s']:.3f}",
         f"{row['tokens_per_second']:,.0f}",
         f"{row['cpu_ms_per_token']:.2f}",
-        *("-" if one is None else f"{one:.2f}" for one in ratios),
+        *("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
         f"{row['peak_mib']:,.0f}",
         f"{row['first_step_s']:.1f}",
         f"{row['wall_s']:.1f}",

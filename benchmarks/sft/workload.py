@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is trained: chats of uneven length, a tokenizer of whole words, and a Llama with random weights; all by a seed.
+"""The workload: chats of uneven length, a tokenizer of words, and a Llama with random weights; all from a seed.
 
-A word is a token, whichever way a text is cut before it is tokenized, so that every peer comes to the same tokens.
+A word is a token wherever a text is cut before it is tokenized, so every peer makes the same tokens.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TOKENS_AROUND = 5
 """Of a turn: its start, its role, two line breaks and its end."""
 _SEED = 20
 _FORMAT = 1
-"""Of the files; another number makes them anew."""
+"""Version of the files; after a change they are written again."""
 
 
 @dataclass(frozen=True)
@@ -76,32 +76,33 @@ class Workload:
 
 
 def make_workload(folder: Path, shape: Shape, num_rows: int) -> Workload:
-    """Writes model, tokenizer and rows, unless they are there, and returns where."""
+    """Writes model, tokenizer and rows unless they exist, and returns them."""
     lengths = row_lengths(num_rows, random.Random(_SEED))
     work = Workload(folder, tuple(lengths))
     stamp = json.dumps([_FORMAT, repr(shape), num_rows])
     done = folder / "done"
     if done.exists() and done.read_text() == stamp:
         return work
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed, or of an older format
     folder.mkdir(parents=True)
     words = vocabulary_words(shape.vocabulary - len(_SPECIALS) - len(_NAMES))
     write_rows(work.rows, make_rows(lengths, words))
     _write_tokenizer(work.model, [*_SPECIALS, *_NAMES, *words])
     _write_model(work.model, shape)
-    done.write_text(stamp)
+    done.write_text(stamp)  # last: it says that all files are complete
     return work
 
 
-def row_lengths(num_rows: int, dice: random.Random) -> list[int]:
-    """Returns how many tokens each chat has: log-normal, never more than the longest that is trained."""
+def row_lengths(num_rows: int, generator: random.Random) -> list[int]:
+    """Returns how many tokens each chat has: log-normal, at most MAX_LENGTH."""
+    # The mean of a log-normal distribution is exp(mu + sigma^2 / 2).
     middle = math.log(MEAN_LENGTH) - _SPREAD**2 / 2
-    drawn = (round(dice.lognormvariate(middle, _SPREAD)) for _ in range(num_rows))
-    return [min(MAX_LENGTH, max(_SHORTEST, one)) for one in drawn]
+    lengths = (round(generator.lognormvariate(middle, _SPREAD)) for _ in range(num_rows))
+    return [min(MAX_LENGTH, max(_SHORTEST, length)) for length in lengths]
 
 
 def vocabulary_words(count: int) -> list[str]:
-    """Returns so many different words, each of three syllables."""
+    """Returns `count` different words of three syllables."""
     syllables = [consonant + vowel for consonant in "bdfghklmnprstvz" for vowel in "aeiou"]
     size = len(syllables)
     chosen = random.Random(_SEED).sample(range(size**3), count)
@@ -109,27 +110,27 @@ def vocabulary_words(count: int) -> list[str]:
 
 
 def make_rows(lengths: Sequence[int], words: Sequence[str]) -> list[dict[str, list[dict[str, str]]]]:
-    """Returns a chat of one question and one answer for each length; few words are frequent, most are rare."""
-    dice = random.Random(_SEED + 1)
+    """Returns a chat of a question and an answer for each length; few words are frequent, most are rare."""
+    generator = random.Random(_SEED + 1)
     weights = list(accumulate(1 / (rank + 10) for rank in range(len(words))))
     rows = []
     for length in lengths:
         num_words = length - 2 * _TOKENS_AROUND
-        num_asked = max(1, min(num_words - 1, round(num_words * dice.uniform(0.15, 0.45))))
-        drawn = dice.choices(words, cum_weights=weights, k=num_words)
-        parts = {"user": drawn[:num_asked], "assistant": drawn[num_asked:]}
+        num_question_words = max(1, min(num_words - 1, round(num_words * generator.uniform(0.15, 0.45))))
+        drawn = generator.choices(words, cum_weights=weights, k=num_words)
+        parts = {"user": drawn[:num_question_words], "assistant": drawn[num_question_words:]}
         rows.append({"messages": [{"role": role, "content": " ".join(part)} for role, part in parts.items()]})
     return rows
 
 
 def write_rows(path: Path, rows: Sequence[object]) -> Path:
-    """Writes one row a line, and returns the path."""
+    """Writes rows as JSON lines, and returns the path."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
 def place_rows(rows: Path, path: Path, data_seed: int) -> Path:
-    """Writes the rows so that the order of this repository's runs takes them as they stand in `rows`."""
+    """Writes the rows so that a run of this repository, which shuffles, trains them in the order of `rows`."""
     lines = rows.read_text().splitlines(keepends=True)
     places = permute(np.arange(len(lines)), len(lines), data_seed, 0).tolist()
     path.write_text("".join(placed(lines, places)))
@@ -137,12 +138,12 @@ def place_rows(rows: Path, path: Path, data_seed: int) -> Path:
 
 
 def placed(rows: Sequence[str], places: Sequence[int]) -> list[str]:
-    """Returns the rows so that whoever takes place `places[0]` first, `places[1]` next and so on gets them in order."""
-    assert sorted(places) == list(range(len(rows))), "an order names every row once"
-    found = [""] * len(rows)
+    """Returns the rows rearranged so that reading index `places[0]`, `places[1]` and so on yields them in order."""
+    assert sorted(places) == list(range(len(rows))), "an order has every row exactly once"
+    ordered = [""] * len(rows)
     for row, place in zip(rows, places, strict=True):
-        found[place] = row
-    return found
+        ordered[place] = row
+    return ordered
 
 
 def _write_tokenizer(folder: Path, tokens: Sequence[str]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison on a GPU counts and says what it should; what needs the GPU itself is not tried here."""
+"""The comparison on a GPU: its files, counts and tables. Nothing here needs a GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from benchmarks.gpu.__main__ import ARMS, NUM_SKIPPED_STEPS, Steps, main, read_result, table, told_of
+from benchmarks.gpu.__main__ import ARMS, NUM_SKIPPED_STEPS, Steps, main, read_result, run_line, table
 from benchmarks.gpu.cells import (
     CELLS,
     DATA_SEED,
@@ -34,7 +34,7 @@ def steps(step_s: float) -> Steps:
     return Steps((9.0,) * NUM_SKIPPED_STEPS + (step_s,) * 2, (3.0,), 2**30)
 
 
-def test_without_a_gpu_it_says_what_it_needs(
+def test_without_a_gpu_the_requirement_is_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import torch
@@ -43,7 +43,7 @@ def test_without_a_gpu_it_says_what_it_needs(
         pytest.skip("there is a GPU")
     monkeypatch.setattr("sys.argv", ["benchmarks.gpu"])
     main()
-    assert "needs one NVIDIA GPU" in capsys.readouterr().out
+    assert "needs an NVIDIA GPU" in capsys.readouterr().out
 
 
 def test_a_text_fills_a_row_with_its_end(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_nothing_of_the_config_is_refused(name: str, tmp_path: Path) -> None:
         assert config["training"]["compile"] == ("compile" in arm.options)
 
 
-def test_weights_are_those_of_the_models_named() -> None:
+def test_shapes_have_the_weights_of_their_models() -> None:
     shape = SHAPES["llama-3.2-1b"]
     assert shape.layer_products + shape.hidden * 128_256 == pytest.approx(1.236e9, rel=1e-3)
     assert flops_per_token(CELLS["1b"]) == pytest.approx(6 * 1.236e9 + 6 * 16 * 2048 * 4096, rel=1e-3)
@@ -75,14 +75,14 @@ def test_weights_are_those_of_the_models_named() -> None:
 
 def test_the_table_relates_each_arm_to_trl() -> None:
     other = replace(steps(0.1), losses=(3.01,))
-    found = {"trl": [steps(2.0)], "oumi": [steps(1.0)], "oumi_compile": "failed: x", "oumi_fp8": [other]}
-    told = table(CELLS["1b"], found, 989e12).splitlines()
-    assert told[2].split()[-5:] == ["16,384", "13.6%", "1.0", "2.00", "0.0e+00"]
-    assert told[3].endswith("failed: x")
-    assert told[4].endswith("rejected: losses differ by 3.3e-03")
+    results = {"trl": [steps(2.0)], "oumi": [steps(1.0)], "oumi_compile": "failed: x", "oumi_fp8": [other]}
+    lines = table(CELLS["1b"], results, 989e12).splitlines()
+    assert lines[2].split()[-5:] == ["16,384", "13.6%", "1.0", "2.00", "0.0e+00"]
+    assert lines[3].endswith("failed: x")
+    assert lines[4].endswith("rejected: losses differ by 3.3e-03")
 
 
-def test_what_is_compared_with_nothing_is_not_told_equal_and_nan_is_rejected() -> None:
+def test_without_a_reference_no_difference_is_shown_and_nan_is_rejected() -> None:
     broken = replace(steps(1.0), losses=(float("nan"),))
     alone = table(CELLS["1b"], {"trl": "failed: x", "oumi": [broken]}, 989e12).splitlines()[2]
     beside = table(CELLS["1b"], {"trl": [steps(2.0)], "oumi": [broken]}, 989e12).splitlines()[2]
@@ -90,28 +90,30 @@ def test_what_is_compared_with_nothing_is_not_told_equal_and_nan_is_rejected() -
     assert beside.endswith("rejected: losses differ by inf")
 
 
-def test_who_waits_for_the_table_is_told_of_each_run() -> None:
-    assert told_of(CELLS["1b"], steps(2.0)) == "8,192 tokens/s, 1.0 GiB"
-    assert told_of(CELLS["1b"], "failed: x") == "failed: x"
+def test_each_run_is_printed_as_a_line() -> None:
+    assert run_line(CELLS["1b"], steps(2.0)) == "8,192 tokens/s, 1.0 GiB"
+    assert run_line(CELLS["1b"], "failed: x") == "failed: x"
 
 
-def test_rows_are_trained_in_the_order_in_which_trl_is_given_them(tmp_path: Path) -> None:
+def test_rows_are_trained_in_the_order_of_trl(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     tiny_llama(vocab_size=VOCABULARY, max_position_embeddings=LENGTH).save_pretrained(tmp_path)
     rows = write_rows(tmp_path / "rows.jsonl", 8)
     placed = place_rows(rows, tmp_path / "placed.jsonl", DATA_SEED)
     config = oumi_config(CELLS["1b"], tmp_path, placed, tmp_path / "out", 2, {})
     run = build(TrainingConfig.from_str(json.dumps(config)), NativeTrainer).run
-    wanted = AutoTokenizer.from_pretrained(tmp_path)([json.loads(row)["text"] for row in rows.read_text().splitlines()])
-    found = [
+    expected = AutoTokenizer.from_pretrained(tmp_path)(
+        [json.loads(row)["text"] for row in rows.read_text().splitlines()]
+    )
+    documents = [
         document.tolist()
         for _, micro_batches in zip(range(2), run.loader.from_step(0), strict=False)
         for batch in micro_batches
         for document in batch.tokens.split(LENGTH)
     ]
-    assert [one[:-1] for one in found] == wanted["input_ids"]
+    assert [document[:-1] for document in documents] == expected["input_ids"]
 
 
-def test_steps_lie_between_the_marks(tmp_path: Path) -> None:
+def test_steps_are_the_times_between_marks(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(json.dumps({"marks": [5.0, 6.0, 8.0], "losses": [3.0], "peak_bytes": 7}))
     assert read_result(tmp_path / "result.json").walls_s == (0.0, 1.0, 2.0)

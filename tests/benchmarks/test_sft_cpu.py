@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison of peers trains the same rows everywhere, and says so when it did not. No peer is needed."""
+"""The comparison of peers: the same rows for all, and a peer with other losses is rejected. No peer is needed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from benchmarks.sft.workload import (
     vocabulary_words,
     write_rows,
 )
-from benchmarks.sft_cpu import in_turn, parsed, report
+from benchmarks.sft_cpu import in_turn, parse_options, report
 from oumi.core.data.pipeline.mixture import permute
 
 NUM_STEPS = NUM_SKIPPED_STEPS + 2
@@ -56,7 +56,7 @@ def test_lengths_are_those_of_short_chats_and_the_same_each_time() -> None:
     assert abs(sum(lengths) / len(lengths) - MEAN_LENGTH) < 4
 
 
-def test_a_row_has_as_many_tokens_as_it_was_given() -> None:
+def test_a_row_has_the_expected_number_of_tokens() -> None:
     words = vocabulary_words(1000)
     assert len(set(words)) == 1000
     for length, row in zip((18, 119, 512), make_rows((18, 119, 512), words), strict=True):
@@ -66,10 +66,10 @@ def test_a_row_has_as_many_tokens_as_it_was_given() -> None:
         assert len(user) + len(assistant) + 2 * 5 == length
 
 
-def test_rows_are_so_placed_that_an_order_gives_them_in_theirs() -> None:
+def test_rows_are_rearranged_for_an_order() -> None:
     rows, order = list("abcde"), [3, 0, 4, 1, 2]
-    found = placed(rows, order)
-    assert [found[place] for place in order] == rows
+    rearranged = placed(rows, order)
+    assert [rearranged[place] for place in order] == rows
 
 
 def test_the_file_for_this_repository_makes_the_steps_of_the_reference(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_the_file_for_this_repository_makes_the_steps_of_the_reference(tmp_path:
     assert [json.loads(lines[i])["messages"][0]["content"] for i in order] == [str(i) for i in range(24)]
 
 
-def test_contention_is_what_others_worked() -> None:
+def test_contention_is_the_work_of_other_programs() -> None:
     assert contention(ours_s=9.0, busy=10.0) == pytest.approx(0.1)
     assert contention(ours_s=10.1, busy=10.0) == 0.0
     assert contention(ours_s=0.0, busy=0.0) == 0.0
@@ -94,29 +94,29 @@ def test_busy_time_is_all_but_idle_and_waiting() -> None:
 
 
 def test_medians_leave_out_the_first_steps() -> None:
-    found = median([run(1.0), run(4.0), run(2.0)], TOKENS)
-    assert (found.step_s, found.step_cpu_s) == (2.0, 4.0)
-    assert found.tokens_per_second == 50
-    assert found.cpu_ms_per_token == 40
+    medians = median([run(1.0), run(4.0), run(2.0)], TOKENS)
+    assert (medians.step_s, medians.step_cpu_s) == (2.0, 4.0)
+    assert medians.tokens_per_second == 50
+    assert medians.cpu_ms_per_token == 40
 
 
 def test_the_table_relates_each_row_to_its_base() -> None:
-    slow = Outcome(Peer("Slow", "slow.py", "slow", note="said below"), [run(2.0, peak=2**31)], num_discarded=1)
+    slow = Outcome(Peer("Slow", "slow.py", "slow", note="see below"), [run(2.0, peak=2**31)], num_discarded=1)
     text = table(rows_of({"oumi": Outcome(PEERS["oumi"], [run(1.0)]), "slow": slow})).splitlines()
     assert [cell.strip() for cell in text[3].split("|")[1:]] == [
         "Slow [1]", "0.500", "50", "40.00", "2.00", "2.00", "2.00", "2,048", "3.0", "20.0", "0.0e+00",
         "1, 1 discarded", "",
     ]  # fmt: skip
-    assert text[-1] == "[1] said below."
+    assert text[-1] == "[1] see below."
     assert len({line.count("|") for line in text[:4]}) == 1
 
 
 def test_a_peer_whose_losses_differ_is_rejected() -> None:
     off = Outcome(Peer("Other", "other.py", "other"), [run(), run(losses=[10.0] * (NUM_STEPS - 1) + [10.02])])
     near = Outcome(Peer("Near", "near.py", "near"), [run(losses=[10.005] * NUM_STEPS)])
-    found = rows_of({"off": off, "near": near})
-    assert "rejected: losses differ by 2.0e-03" in table(found)
-    assert (found["off"]["is_rejected"], found["near"]["is_rejected"]) == (True, False)
+    rows = rows_of({"off": off, "near": near})
+    assert "rejected: losses differ by 2.0e-03" in table(rows)
+    assert (rows["off"]["is_rejected"], rows["near"]["is_rejected"]) == (True, False)
 
 
 def test_losses_that_were_divided_by_all_labels_are_corrected_first() -> None:
@@ -147,21 +147,21 @@ def test_every_row_of_the_table_of_peers_can_be_run() -> None:
         assert peer.base in PEERS
 
 
-def test_an_ablation_switches_one_technique_off_at_a_time() -> None:
+def test_an_ablation_disables_a_technique_at_a_time() -> None:
     switched = [peer.variables.get("OUMI_WITHOUT") for peer in ablations().values()]
     assert switched == [None, *TECHNIQUES]
 
 
-def test_options_name_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(parsed(["--peers", "oumi,plain"]).peers) == ["oumi", "plain"]
-    assert "oumi_hf" not in parsed([]).peers
+def test_options_refuse_unknown_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(parse_options(["--peers", "oumi,plain"]).peers) == ["oumi", "plain"]
+    assert "oumi_hf" not in parse_options([]).peers
     for words in (["--peers", "nobody"], ["--shapes", "7b"], ["--steps", "5"], ["--rows", "8"]):
         with pytest.raises(SystemExit):
-            parsed(words)
-    assert "there is no 'nobody'" in capsys.readouterr().err
+            parse_options(words)
+    assert "unknown name 'nobody'" in capsys.readouterr().err
 
 
-def test_the_report_tells_both_jobs_apart() -> None:
+def test_the_report_has_a_table_for_each_job() -> None:
     outcomes = {name: Outcome(PEERS[name], [run()]) for name in ("oumi", "oumi_answers")}
     losses = [10.0] * NUM_STEPS
     rows = summary(outcomes, {"plain": losses, "plain_answers": losses}, TOKENS, 8)
@@ -171,5 +171,5 @@ def test_the_report_tells_both_jobs_apart() -> None:
         "rows_per_step": 8, "tokens_per_step": TOKENS, "versions": {"oumi": {"torch": "1"}},
     }  # fmt: skip
     text = report(facts, rows)
-    assert text.index("## Every token is trained") < text.index("## Answers alone are trained")
+    assert text.index("## Every token is trained") < text.index("## Only answers are trained")
     assert "- oumi: torch 1" in text
