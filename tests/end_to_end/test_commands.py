@@ -27,7 +27,7 @@ from oumitrain import train
 result = train(TrainingConfig.from_yaml("config.yaml"))
 import oumi.train
 from oumi import train as again
-assert callable(again), "the module that took the function's place can be called"
+assert callable(again), "the module that replaced the function can be called"
 print(result.output_dir, result.steps, result.metrics["loss"])
 """
 
@@ -73,7 +73,7 @@ def test_python_m_oumi_trains(folder: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_a_typo_is_told_with_its_place_and_no_traceback(folder: Path) -> None:
+def test_a_typo_is_reported_with_its_place_and_no_traceback(folder: Path) -> None:
     result = run(folder, "oumi", "train", "-c", "config.yaml", "--training.lerning_rate", "1")
     assert result.returncode == 2
     assert "--training.lerning_rate" in result.stderr

@@ -86,11 +86,11 @@ def examples(config: TrainingConfig) -> tuple[list[Example], Any]:
 def test_a_run_on_images_resumes_bitwise_and_saves_a_model_with_its_processor(tmp_path: Path, kind: str) -> None:
     shape = {"num_train_epochs": 3, "save_steps": 4}
     train(config_of(tmp_path, kind, **shape, output_dir=str(tmp_path / "whole")))
-    found = losses(tmp_path / "whole")
-    assert found[-1] < found[0]
+    all_losses = losses(tmp_path / "whole")
+    assert all_losses[-1] < all_losses[0]
     checkpoint = str(tmp_path / "whole" / "checkpoint-4")
     train(config_of(tmp_path, kind, **shape, output_dir=str(tmp_path / "again"), resume_from_checkpoint=checkpoint))
-    assert losses(tmp_path / "again") == found[4:]
+    assert losses(tmp_path / "again") == all_losses[4:]
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
     ).read_bytes()
@@ -105,31 +105,31 @@ def test_a_run_on_images_resumes_bitwise_and_saves_a_model_with_its_processor(tm
 
 
 @pytest.mark.parametrize("kind", SAVERS)
-def test_the_first_loss_is_that_of_the_model_on_what_its_processor_makes(tmp_path: Path, kind: str) -> None:
+def test_the_first_loss_is_that_of_the_model_on_inputs_of_its_processor(tmp_path: Path, kind: str) -> None:
     config = config_of(tmp_path, kind, num_train_epochs=1, per_device_train_batch_size=NUM_ROWS)
     config.training.gradient_accumulation_steps = 1
-    made, tools = examples(config)
+    rows, preprocessor = examples(config)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
     total, count = 0.0, 0
     with torch.no_grad():
-        for one in made:
-            items = one.images[0] if one.images else ()
-            tokens = torch.from_numpy(one.tokens.astype(np.int64))[None]
+        for row in rows:
+            items = row.images[0] if row.images else ()
+            tokens = torch.from_numpy(row.tokens.astype(np.int64))[None]
             inputs: dict[str, Any] = {"input_ids": tokens}
             if items:
-                text = tools.tokenizer.decode(one.tokens)
+                text = preprocessor.tokenizer.decode(row.tokens)
                 for item in items:
-                    run = tools.tokenizer.decode(tools.image_encoder.expansion(load_image(item)))
+                    run = preprocessor.tokenizer.decode(preprocessor.image_encoder.expansion(load_image(item)))
                     assert run in text
                     text = text.replace(run, "\0", 1)
-                text = text.replace("\0", tools.image_encoder.mark)
+                text = text.replace("\0", preprocessor.image_encoder.mark)
                 images = [load_image(item) for item in items]
-                inputs = dict(tools.image_encoder.inputs([text], [images]))
+                inputs = dict(preprocessor.image_encoder.inputs([text], [images]))
                 assert inputs["input_ids"].tolist() == tokens.tolist(), "the ids are those at inference"
             elif kind == "gemma3":
                 inputs["token_type_ids"] = torch.zeros_like(tokens)
             logits = model(**inputs).logits[0, :-1].float()
-            targets = torch.from_numpy(np.where(one.is_target, one.tokens, -100).astype(np.int64))[1:]
+            targets = torch.from_numpy(np.where(row.is_target, row.tokens, -100).astype(np.int64))[1:]
             total += torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum").item()
             count += int((targets != -100).sum())
     train(config)
@@ -137,31 +137,31 @@ def test_the_first_loss_is_that_of_the_model_on_what_its_processor_makes(tmp_pat
 
 
 def test_answers_are_trained_and_images_are_not_also_where_all_is(tmp_path: Path) -> None:
-    made, tools = examples(config_of(tmp_path, "llava"))
-    assert draw(made[1], tools.tokenizer) == (
+    rows, preprocessor = examples(config_of(tmp_path, "llava"))
+    assert draw(rows[1], preprocessor.tokenizer) == (
         "<|im_start|>user\n" + "<image>" * 8 + "What is 1?<|im_end|>\n<|im_start|>assistant\n"
         "[It is 1. Yes!<|im_end|>]\n"
     )
     config = config_of(tmp_path, "llava")
     config.data.train.collator_name = "vision_language_with_padding"
-    (whole, *_), _ = examples(config)
-    assert not whole.is_target[whole.tokens == tools.image_encoder.token_id].any()
-    assert whole.is_target[whole.tokens != tools.image_encoder.token_id].all()
+    (row, *_), _ = examples(config)
+    assert not row.is_target[row.tokens == preprocessor.image_encoder.token_id].any()
+    assert row.is_target[row.tokens != preprocessor.image_encoder.token_id].all()
 
 
 @pytest.mark.parametrize("length", range(36, 72, 3))
 @pytest.mark.parametrize("side", ["RIGHT", "LEFT"])
-def test_a_cut_never_tears_a_image_apart(tmp_path: Path, length: int, side: str) -> None:
+def test_truncation_never_cuts_an_image(tmp_path: Path, length: int, side: str) -> None:
     config = config_of(tmp_path, "llava")
     config.model.model_max_length = length
     config.data.train = type(config.data.train).model_validate(
         {**config.data.train.model_dump(), "truncation": side, "max_rejected_rows": NUM_ROWS - 1}
     )
-    made, tools = examples(config)
-    for one in made:
-        assert len(one.tokens) <= length
-        images = sum(map(len, one.images))
-        assert int((one.tokens == tools.image_encoder.token_id).sum()) == 4 * images
+    rows, preprocessor = examples(config)
+    for row in rows:
+        assert len(row.tokens) <= length
+        images = sum(map(len, row.images))
+        assert int((row.tokens == preprocessor.image_encoder.token_id).sum()) == 4 * images
     report = json.loads((tmp_path / "out" / "data_report.json").read_text())["train"][0]["rows"]
     assert report["read"] == NUM_ROWS == report["trained"] + report["truncated"] + report["rejected"]
 
@@ -175,8 +175,8 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_image_that_cannot_be_had_is_told_with_its_row(tmp_path: Path, kind: str) -> None:
-    item, told = BAD[kind]
+def test_an_image_that_cannot_be_loaded_is_reported_with_its_row(tmp_path: Path, kind: str) -> None:
+    item, message = BAD[kind]
     config = config_of(tmp_path, "llava")
     (tmp_path / "cut.png").write_bytes(image_bytes(0)[:-40])
     path = tmp_path / "rows.jsonl"
@@ -184,10 +184,10 @@ def test_a_image_that_cannot_be_had_is_told_with_its_row(tmp_path: Path, kind: s
     path.write_text(path.read_text() + "\n" + json.dumps(bad))
     with pytest.raises(DataError, match=rf"rows\.jsonl:{NUM_ROWS + 1}: .*") as refused:
         train(config)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
-def test_a_image_that_changes_after_its_row_was_tokenised_is_told(tmp_path: Path) -> None:
+def test_an_image_that_changes_after_its_row_was_tokenized_is_reported(tmp_path: Path) -> None:
     config = config_of(tmp_path, "qwen2_vl", num_train_epochs=1)
     train(config)
     (tmp_path / "0.png").write_bytes(image_bytes(0, width=64, height=64))
@@ -204,7 +204,7 @@ def test_a_model_that_sees_no_images_refuses_them(tmp_path: Path) -> None:
         train(config)
 
 
-def test_an_argument_that_the_processor_does_not_have_is_told_with_the_nearest(tmp_path: Path) -> None:
+def test_an_unknown_argument_of_the_processor_is_reported_with_the_nearest(tmp_path: Path) -> None:
     config = config_of(tmp_path, "llava", max_steps=1)
     config.model.processor_kwargs = {"patchsize": 3}
     with pytest.raises(ConfigError, match=r"processor_kwargs\.patchsize: .*did you mean 'patch_size'"):
@@ -220,12 +220,12 @@ def test_an_argument_that_the_processor_does_not_have_is_told_with_the_nearest(t
 
 def test_a_mark_of_images_in_a_text_is_text(tmp_path: Path) -> None:
     config = config_of(tmp_path, "llava", max_steps=1)
-    asked = {"role": "user", "content": "What is <image>?"}
-    row = json.dumps({"messages": [asked, {"role": "assistant", "content": "A tag."}]})
+    question = {"role": "user", "content": "What is <image>?"}
+    row = json.dumps({"messages": [question, {"role": "assistant", "content": "A tag."}]})
     (tmp_path / "rows.jsonl").write_text(f"{row}\n{row}\n")
-    made, tools = examples(config)
-    assert not (made[0].tokens == tools.image_encoder.token_id).any()
-    assert tools.tokenizer.decode(made[0].tokens).startswith("<|im_start|>user\nWhat is <image>?<|im_end|>")
+    rows, preprocessor = examples(config)
+    assert not (rows[0].tokens == preprocessor.image_encoder.token_id).any()
+    assert preprocessor.tokenizer.decode(rows[0].tokens).startswith("<|im_start|>user\nWhat is <image>?<|im_end|>")
     train(config)
 
 
@@ -241,43 +241,43 @@ def test_rows_with_images_are_packed_and_streamed(tmp_path: Path, split: dict[st
     assert losses(tmp_path / "again") == losses(tmp_path / "whole")[2:]
 
 
-def test_images_of_another_folder_are_not_those_of_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
+def test_images_of_another_folder_are_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
     for name in ("a", "b"):
         folder = tmp_path / name
         folder.mkdir()
         config = config_of(folder, "llava", max_steps=2)
         for i in range(NUM_ROWS):
-            (folder / f"{i}.png").write_bytes(image_bytes(i + 50 * len(found)))
+            (folder / f"{i}.png").write_bytes(image_bytes(i + 50 * len(runs)))
         monkeypatch.chdir(folder)
         config.data.train.datasets[0].dataset_path = "rows.jsonl"
         config.model.model_name = str(tmp_path / "a" / "model")
         train(config)
-        found.append(losses(folder / "out"))
-    assert found[0] != found[1]
+        runs.append(losses(folder / "out"))
+    assert runs[0] != runs[1]
 
 
 class Half(http.server.BaseHTTPRequestHandler):
-    """Answers with half of an image, once; then with the whole of it. Other places break the protocol."""
+    """Answers with half of an image at first, then with all of it. Other places break the protocol."""
 
-    asked = 0
+    num_requests = 0
 
     def do_GET(self) -> None:
         if self.path != "/a.png":
             self.wfile.write(b"what?\r\n\r\n")
             return
         content = image_bytes(0)
-        Half.asked += 1
+        Half.num_requests += 1
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content[: len(content) // 2] if Half.asked == 1 else content)
+        self.wfile.write(content[: len(content) // 2] if Half.num_requests == 1 else content)
 
     def log_message(self, *_: Any) -> None:
         pass
 
 
-def test_a_download_that_breaks_off_is_told_and_not_kept() -> None:
+def test_a_download_that_breaks_off_is_reported_and_not_kept() -> None:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Half)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     place = f"http://127.0.0.1:{server.server_port}"
@@ -290,14 +290,14 @@ def test_a_download_that_breaks_off_is_told_and_not_kept() -> None:
             load_image(item.model_copy(update={"content": f"{place}/a b.png"}))
     finally:
         server.shutdown()
-    assert load_image(item).size == (40, 56), "what is whole is kept"
+    assert load_image(item).size == (40, 56), "a complete image is kept"
 
 
 @pytest.mark.parametrize("streams", [False, True])
-def test_a_image_in_a_list_that_cannot_be_decoded_is_a_bad_row(tmp_path: Path, streams: bool) -> None:
+def test_an_image_in_a_list_that_cannot_be_decoded_is_a_bad_row(tmp_path: Path, streams: bool) -> None:
     config = config_of(tmp_path, "llava", max_steps=2)
-    asked = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "It."}]
-    rows = [{"messages": asked, "images": [{"bytes": image_bytes(i), "path": None}]} for i in range(4)]
+    chat = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "It."}]
+    rows = [{"messages": chat, "images": [{"bytes": image_bytes(i), "path": None}]} for i in range(4)]
     rows[2]["images"][0]["bytes"] = b"junk"  # type: ignore[index]  # it is a list
     kinds = {"messages": List({"role": Value("string"), "content": Value("string")}), "images": List(Image())}
     Dataset.from_list(rows, features=Features(kinds)).save_to_disk(tmp_path / "saved")

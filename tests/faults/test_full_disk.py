@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A disk that is full is told as that, whatever was being written."""
+"""A full disk is reported, whatever is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.runs import tiny_config
 
 @pytest.mark.parametrize("trainer", ["OUMI", "HF"])
 @pytest.mark.parametrize("name", ["plan.json", "data_report.json", "environment.json", "metrics.tmp"])
-def test_a_full_disk_is_told_with_the_file(tmp_path: Path, trainer: str, name: str) -> None:
+def test_a_full_disk_is_reported_with_the_file(tmp_path: Path, trainer: str, name: str) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).symlink_to("/dev/full")
     with pytest.raises(StorageError, match=r"No space left on device; [\d,]+ MB are free there"):

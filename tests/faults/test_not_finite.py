@@ -29,7 +29,7 @@ POISON = "~"
 
 
 def poisoned(folder: Path, lines: tuple[int, ...], **training: object) -> TrainingConfig:
-    """Returns a run whose model gives no number for one letter, and rows of which some hold it."""
+    """Returns a run whose model computes NaN for a letter, and rows of which some contain it."""
     config = tiny_config(folder, num_rows=24, num_train_epochs=1, **training)
     token = byte_tokenizer().convert_tokens_to_ids(POISON)
     path = folder / "model" / "model.safetensors"
@@ -56,9 +56,9 @@ def first_step_with(folder: Path, lines: set[int]) -> tuple[int, set[int]]:
     rows = tiny_mixture(folder, 24)
     loader = Loader(rows, StepsPlan(2, 2, 1, 1, None, 24), seed=42)
     for step in range(6):
-        found = {i + 1 for i in loader.rows_of(step)} & lines
-        if found:
-            return step + 1, found
+        broken = {i + 1 for i in loader.rows_of(step)} & lines
+        if broken:
+            return step + 1, broken
     raise AssertionError("an epoch trains every row")
 
 

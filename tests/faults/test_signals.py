@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run that is asked to stop saves itself, says how to go on, and goes on as if nothing had been."""
+"""A run that is stopped by a signal saves a checkpoint, prints how to resume, and resumes to the same weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def start(config: Path, *overrides: str) -> subprocess.Popen[str]:
 
 
 def wait_for_steps(output_dir: Path, num_steps: int) -> None:
-    """Waits until a run has told of that many steps."""
+    """Waits until a run has written the metrics of `num_steps` steps."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         path = output_dir / "metrics.jsonl"
@@ -52,19 +52,19 @@ def test_a_stopped_run_goes_on_with_the_command_that_it_names(tmp_path: Path, tr
     running = start(tmp_path / "config.yaml")
     wait_for_steps(out, 5)
     running.send_signal(number)
-    told = running.communicate(timeout=60)[1]
-    assert running.returncode == 75, told
-    assert "--training.try_resume_from_last_checkpoint true" in told
-    assert "Traceback" not in told
+    errors = running.communicate(timeout=60)[1]
+    assert running.returncode == 75, errors
+    assert "--training.try_resume_from_last_checkpoint true" in errors
+    assert "Traceback" not in errors
     (checkpoint,) = out.glob("checkpoint-*")
     assert 5 <= int(checkpoint.name.rpartition("-")[2]) < STEPS
     again = start(tmp_path / "config.yaml", "--training.try_resume_from_last_checkpoint", "true")
-    told = again.communicate(timeout=120)[1]
-    assert again.returncode == 0, told
+    errors = again.communicate(timeout=120)[1]
+    assert again.returncode == 0, errors
     assert losses(out) == pytest.approx(losses(tmp_path / "whole"), rel=0 if trainer == "OUMI" else 1e-6)
-    ours, whole = weights(out), weights(tmp_path / "whole")
+    ours, expected = weights(out), weights(tmp_path / "whole")
     same = torch.equal if trainer == "OUMI" else lambda a, b: torch.allclose(a, b, atol=1e-6)
-    assert all(same(ours[name], whole[name]) for name in whole)
+    assert all(same(ours[name], expected[name]) for name in expected)
 
 
 @pytest.mark.slow
@@ -76,8 +76,8 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
     wait_for_steps(tmp_path / "out", 1)
     running.send_signal(signal.SIGINT)
     time.sleep(0.3)
-    asked = time.monotonic()
+    signaled = time.monotonic()
     running.send_signal(signal.SIGTERM)
     running.communicate(timeout=60)
-    assert time.monotonic() - asked < 2.0
+    assert time.monotonic() - signaled < 2.0
     assert running.returncode not in (0, 75)

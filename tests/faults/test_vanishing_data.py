@@ -26,7 +26,7 @@ from tests.runs import losses, tiny_config
 
 @pytest.fixture(autouse=True)
 def is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes any file one that is trained while it is tokenized: the bound is a setting of the module."""
+    """Makes any file train while it is tokenized: the bound is a setting of the module."""
     monkeypatch.setattr(sources, "_LARGE_BYTES", 1)
     monkeypatch.setenv("OUMI_CACHE_DIR", str(tmp_path / "cache"))
 
@@ -100,7 +100,7 @@ def test_a_run_stops_with_the_path_and_goes_on_when_the_data_is_back(
     assert len(losses(tmp_path / "out")) == 60
 
 
-def test_a_file_that_is_changed_between_two_runs_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_changed_between_two_runs_is_reported(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, num_train_epochs=2, save_steps=2, try_resume_from_last_checkpoint=True)
     train(config)
     change_a_row(tmp_path / "chats.jsonl")
@@ -109,7 +109,7 @@ def test_a_file_that_is_changed_between_two_runs_is_told(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_a_file_that_goes_away_before_the_rows_are_read_is_told(tmp_path: Path, split: str) -> None:
+def test_a_file_that_goes_away_before_the_rows_are_read_is_reported(tmp_path: Path, split: str) -> None:
     config = tiny_config(tmp_path, eval_strategy="epoch")
     path = shutil.copy2(tmp_path / "chats.jsonl", tmp_path / "other.jsonl")
     params = config.data.train.datasets[0].model_copy(update={"dataset_path": str(path)})

@@ -78,7 +78,7 @@ def test_a_line_ends_with_the_metrics_of_the_method() -> None:
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])
-def test_a_terminal_shows_one_live_line_that_fits_it(tmp_path: Path, method: str) -> None:
+def test_a_terminal_shows_a_live_line_that_fits_it(tmp_path: Path, method: str) -> None:
     config = tiny_config(tmp_path, max_steps=30, logging_steps=10)
     if method == "dpo":
         config.training.method = method
