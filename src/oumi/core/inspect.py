@@ -63,7 +63,7 @@ def gather_facts(
         num_rows=_count_rows(config) if counts_rows else None,
         model=_model_facts(config.model, may_download),
         has_tight_heap=host.has_tight_heap(),
-        without=host.without(),
+        without=host.disabled_optimizations(),
         unread=tuple(
             f"data.{split}.datasets[{i}].dataset_kwargs.{key}"
             for split in ("train", "validation")

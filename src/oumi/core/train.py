@@ -58,7 +58,7 @@ def train(
         OumiError: What the user can mend, by kind: config, data, output, storage, stopped, not finite.
     """
     host.keep_freed_memory()
-    host.keep_little_code()
+    host.limit_kernel_caches()
     if not isinstance(config, TrainingConfig):
         raise ConfigError(f"train() takes a TrainingConfig, got {type(config).__name__}")
     config = config.with_kwargs(additional_model_kwargs or {}, additional_trainer_kwargs or {})

@@ -39,7 +39,7 @@ def test_waiting_threads_sleep_soon_unless_the_user_set_otherwise(monkeypatch: p
 
 def test_products_of_ever_new_sizes_do_not_fill_the_memory() -> None:
     code = (
-        "from oumi.core.system import host; host.keep_little_code(); import torch; "
+        "from oumi.core.system import host; host.limit_kernel_caches(); import torch; "
         "from oumi.core.system.matmul import product; weight = torch.zeros(256, 256)\n"
         "def peak(sizes):\n"
         "    for size in sizes: product(torch.zeros(size, 256), weight, by_onednn=True)\n"
@@ -53,10 +53,10 @@ def test_products_of_ever_new_sizes_do_not_fill_the_memory() -> None:
 
 def test_optimizations_are_disabled_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUMI_WITHOUT", "allocator,flat")
-    assert host.without() == {"allocator", "flat"}
+    assert host.disabled_optimizations() == {"allocator", "flat"}
     assert not host.keep_freed_memory()
     monkeypatch.delenv("OUMI_WITHOUT")
-    assert host.without() == set()
+    assert host.disabled_optimizations() == set()
 
 
 def test_a_training_process_starts_itself_anew_once_as_the_same_command_with_a_tight_heap(

@@ -60,7 +60,7 @@ def publish(target: Path, write: Callable[[Path], None], facts: Mapping[str, Any
 
 def seal(directory: Path, facts: Mapping[str, Any]) -> None:
     """Forces every file of a directory to disk, then adds the manifest, which marks it as complete."""
-    let_others_read(directory)
+    apply_umask(directory)
     for path in _files(directory):
         _to_disk(path)
     manifest = {"facts": dict(facts), "files": {name: _describe(directory / name) for name in _names(directory)}}
@@ -138,7 +138,7 @@ def remove(checkpoint: Path) -> None:
     shutil.rmtree(vanishing)
 
 
-def let_others_read(directory: Path) -> None:
+def apply_umask(directory: Path) -> None:
     """Gives weights the permissions of any new file; safetensors makes its files readable by their owner only."""
     mask = os.umask(0)  # it can only be read by setting it
     os.umask(mask)

@@ -93,7 +93,7 @@ def multiplies_faster_by_onednn() -> bool:
 
     Decided by the vendor and not by a measurement, so that a resumed run computes the same numbers.
     """
-    return "products" not in without() and any("AuthenticAMD" in line for line in _cpuinfo())
+    return "products" not in disabled_optimizations() and any("AuthenticAMD" in line for line in _cpuinfo())
 
 
 @lru_cache(maxsize=1)
@@ -102,7 +102,7 @@ def multiplies_twice_as_fast_by_onednn() -> bool:
     return multiplies_faster_by_onednn() and "avx512f" in cpu_flags()
 
 
-def without() -> frozenset[str]:
+def disabled_optimizations() -> frozenset[str]:
     """Returns the names of the optimizations that OUMI_WITHOUT disables, a comma-separated list. For benchmarks."""
     return frozenset(filter(None, os.environ.get("OUMI_WITHOUT", "").split(",")))
 
@@ -120,7 +120,7 @@ def keep_freed_memory() -> bool:
     A training step frees and allocates the same blocks again and again. By default glibc maps large blocks anew
     each time, with a page fault for every page. Must be called before torch allocates.
     """
-    if "allocator" in without():
+    if "allocator" in disabled_optimizations():
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -130,7 +130,7 @@ def keep_freed_memory() -> bool:
     return all(mallopt(parameter, value) == 1 for parameter, value in settings)
 
 
-def keep_little_code() -> None:
+def limit_kernel_caches() -> None:
     """Limits how many kernels oneDNN and torch keep: oneDNN compiles one for each size, about a megabyte of code.
 
     By default torch keeps 1,024 of them, so memory grows by 4 MB with each number of tokens that is new to a run.
@@ -147,7 +147,7 @@ def tighten_heap() -> None:
     by a tenth to a half. Huge pages cause far fewer page faults. glibc reads these settings only when a process
     starts. Does nothing if the user has set GLIBC_TUNABLES, under a debugger, or without glibc.
     """
-    if "allocator" in without() or "GLIBC_TUNABLES" in os.environ or sys.gettrace():
+    if "allocator" in disabled_optimizations() or "GLIBC_TUNABLES" in os.environ or sys.gettrace():
         return
     try:
         has_glibc = (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")

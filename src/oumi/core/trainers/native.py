@@ -13,7 +13,7 @@ from oumi.core.callbacks.device_memory import EmptyCache
 from oumi.core.callbacks.evaluation import Evaluation
 from oumi.core.callbacks.guards import FiniteGuard, SignalGuard, stopped_early
 from oumi.core.checkpoint.state import load_state
-from oumi.core.checkpoint.store import let_others_read, storage_errors
+from oumi.core.checkpoint.store import apply_umask, storage_errors
 from oumi.core.data.pipeline.loader import in_order
 from oumi.core.data.training_data import TrainingData
 from oumi.core.distributed.world import World, seed_everything
@@ -91,7 +91,7 @@ class NativeTrainer:
             with storage_errors(directory):
                 save_model(self.run.model.inner, directory, self.run.plan.save_mode)
                 self._data.preprocessor.save(directory)
-                let_others_read(directory)
+                apply_umask(directory)
         self.run.world.barrier()
 
     def _callbacks(self) -> list[Callback]:

@@ -18,7 +18,7 @@ from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallbac
 
 from oumi.core.batch import IGNORED
 from oumi.core.callbacks.guards import SignalGuard, not_finite, stopped_early
-from oumi.core.checkpoint.store import checkpoint_path, let_others_read, seal, storage_errors
+from oumi.core.checkpoint.store import apply_umask, checkpoint_path, seal, storage_errors
 from oumi.core.data.pipeline.loader import Loader
 from oumi.core.data.pipeline.mixture import Mixture, permute
 from oumi.core.data.training_data import TrainingData
@@ -97,7 +97,7 @@ class TrlTrainer:
             with storage_errors(directory):
                 save_model(model, directory, plan.save_mode)
                 self.tokenizer.save_pretrained(directory)
-                let_others_read(directory)
+                apply_umask(directory)
 
 
 class Bridge(TrainerCallback):
