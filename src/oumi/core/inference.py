@@ -152,13 +152,9 @@ def check_model_dir(folder: Path) -> None:
 
 def _models_below(folder: Path) -> str:
     """Returns the models below `folder`, the latest checkpoint first, as the end of a message."""
-
-    def step_of(name: str) -> int:
-        number = name.rpartition("-")[2]
-        return int(number) if number.isdigit() else -1
-
     configs = sorted([*folder.glob("*/config.json"), *folder.glob(f"*/{_ADAPTER_CONFIG}")])
-    names = sorted({config.parent.name for config in configs}, key=step_of, reverse=True)
+    steps = {config.parent.name: config.parent.name.rpartition("-")[2] for config in configs}
+    names = sorted(steps, key=lambda name: int(steps[name]) if steps[name].isdigit() else -1, reverse=True)
     return f"; there is one in {', '.join(str(folder / name) for name in names[:3])}" if names else ""
 
 

@@ -201,24 +201,19 @@ def _stored_dtype(config: dict[str, Any], tensors: dict[str, Any]) -> str | None
 
 
 def _tensors(folder: Path) -> dict[str, dict[str, Any]]:
-    """Returns the dtype and shape of every tensor in the safetensors files of a folder, from their headers."""
+    """Returns dtype, shape and offsets of every tensor in the safetensors files of a folder, from their headers."""
     tensors: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
         try:
-            tensors |= _header(path)
+            with path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                header: dict[str, dict[str, Any]] = json.loads(file.read(min(length, size)))
+            header.pop("__metadata__", None)
+            # A download that broke off has a valid header, but too few bytes.
+            if size != 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0):
+                raise ValueError("the size of the file is not that of its tensors")
         except (struct.error, ValueError, OverflowError, KeyError, TypeError) as error:
             raise ConfigError(f"{path}: not a safetensors file, or truncated") from error
+        tensors |= header
     return tensors
-
-
-def _header(path: Path) -> dict[str, dict[str, Any]]:
-    """Returns the header of a safetensors file; raises ValueError or a similar error if the file is not complete."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header: dict[str, dict[str, Any]] = json.loads(file.read(min(length, size)))
-    header.pop("__metadata__", None)
-    # A download that broke off has a valid header, but too few bytes.
-    if size != 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0):
-        raise ValueError("the size of the file is not that of its tensors")
-    return header
