@@ -10,7 +10,7 @@ import torch
 
 from oumi.core.batch import LmHead
 from oumi.core.models.adapters import below_adapter
-from oumi.core.models.equivalence import evaluating, is_close, logits_of
+from oumi.core.models.equivalence import is_close, logits_of, trial
 from oumi.core.models.tied_embedding import TiedTable, may_tie
 from oumi.core.models.twin import ordinary_tokens, plain_class
 
@@ -53,7 +53,7 @@ def makes_logits(head: ModelHead, inner: Any) -> bool:
     """Returns True if the head turns the last hidden states of its model into the model's logits."""
     base = below_adapter(inner)
     tokens = torch.tensor([ordinary_tokens(base)[:_NUM_TOKENS]], device=base.device)
-    with evaluating(base):
+    with trial(base):
         logits = logits_of(base, tokens)
         states = base.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
         current = head.current()

@@ -105,7 +105,8 @@ def _from_files(plan: ModelPlan, config: Any, weights_from: Path | None) -> Any:
             **_attention(plan),
         )
     except OSError as error:
-        if _has_pickled_weights(name):
+        files = [*Path(name).glob("*.bin"), *Path(name).glob("*.pt")] if Path(name).is_dir() else []
+        if files:  # it does not say why it found no safetensors
             raise RefusedError(
                 f"{name} holds pickled weights only (pytorch_model.bin), which can run code when loaded. "
                 "Convert them: load them where you trust them and call save_pretrained(...)."
@@ -135,8 +136,3 @@ def _check_loaded(name: str, report: Mapping[str, Any]) -> None:
 
 def _attention(plan: ModelPlan) -> dict[str, Any]:
     return {} if plan.attention is None else {"attn_implementation": plan.attention}
-
-
-def _has_pickled_weights(name: str) -> bool:
-    folder = Path(name)
-    return folder.is_dir() and bool([*folder.glob("*.bin"), *folder.glob("*.pt")])

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from oumi.core.log import logger
 from oumi.core.models.adapters import below_adapter
-from oumi.core.models.equivalence import evaluating
+from oumi.core.models.equivalence import trial
 from oumi.core.models.twin_config import levels_of, pattern_length, shrunken, size_of, special_tokens
 
 _MAX_LAYERS, _MAX_WEIGHTS, _MAX_TOKENS = 32, 16_000_000, 256
@@ -82,7 +82,7 @@ def build_twin(model: Any) -> Any:
             raise NoTrialError(f"a small {kind} is not small: its config has sizes of other names")
         with torch.random.fork_rng(devices=[]):
             twin = _build(base, config)
-        with evaluating(twin):
+        with trial(twin):
             twin(input_ids=torch.tensor([ordinary_tokens(twin)[:4]]), use_cache=False)
         return twin.eval()
     except _BUILD_ERRORS as error:

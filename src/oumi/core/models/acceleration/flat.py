@@ -15,7 +15,7 @@ from oumi.core.batch import collate
 from oumi.core.log import logger
 from oumi.core.models.adapters import below_adapter
 from oumi.core.models.attention.interface import FLAT_EAGER, FLAT_SDPA
-from oumi.core.models.equivalence import evaluating, is_close, logits_of
+from oumi.core.models.equivalence import is_close, logits_of, trial
 from oumi.core.models.language_model import LanguageModel
 from oumi.core.models.lm_head import ModelHead, find_head, makes_logits
 from oumi.core.models.twin import NoTrialError, ordinary_tokens, trial_models
@@ -79,7 +79,7 @@ def try_flat(model: Any, name: str, head: ModelHead | None, first_position: int 
     first_position = max(min(first_position, most - max(lengths)), 0)
     documents = [_document(tokens, length, 3 * i) for i, length in enumerate(lengths)]
     try:
-        with _narrow(model), evaluating(model):
+        with _narrow(model), trial(model):
             alone = torch.cat([_logits_alone(model, document, first_position) for document in documents])
             _set_attention(model, name)
             flat, results = LanguageModel(model, True, head), []
