@@ -52,6 +52,7 @@ class ModelFlops:
 
 def visible_pairs(length: int, window: int | None) -> float:
     """Returns how many pairs of tokens see each other causally in a document, counted as half of a square."""
+    # The first tokens see a triangle, those behind a full window a band.
     visible = min(length, window or length)
     return visible * length - visible * visible / 2
 

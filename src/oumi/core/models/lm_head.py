@@ -25,6 +25,7 @@ class ModelHead:
         self._module = base.get_output_embeddings()
         self._embedding = base.get_input_embeddings()
         self._tied: TiedTable | None = None
+        # Cohere multiplies logits by a number, Granite divides them, Gemma caps them.
         settings: Mapping[str, Any] = base.config.get_text_config().to_dict()
         self._softcap = settings.get("final_logit_softcapping")
         self._scale = float(settings.get("logit_scale") or 1 / (settings.get("logits_scaling") or 1))
@@ -57,4 +58,5 @@ def makes_logits(head: ModelHead, inner: Any) -> bool:
         logits = logits_of(base, tokens)
         states = base.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
         current = head.current()
+        # OPT may project the states in between, to the width of its embedding.
         return states.shape[-1] == current.weight.shape[1] and is_close(current.logits(states), logits)

@@ -65,11 +65,13 @@ def build_twin(model: Any) -> Any:
     if any(adapter.is_prompt_learning for adapter in getattr(model, "peft_config", {}).values()):
         raise NoTrialError("the adapter adds tokens")
     kind, text = base.config.model_type, base.config.get_text_config()
+    # More layers than in any pattern would only take time.
     num_layers = min(size_of(text, "layers") or 1, _MAX_LAYERS)
     depth = pattern_length(text, num_layers)
     try:
         while True:
             config = shrunken(base.config, depth)
+            # Without memory first, to see its modules and how large it would be.
             with torch.device("meta"):
                 skeleton = _build(base, config)
             missing = _missing_kinds(base, skeleton)
@@ -82,7 +84,7 @@ def build_twin(model: Any) -> Any:
             raise NoTrialError(f"a small {kind} is not small: its config has sizes of other names")
         with torch.random.fork_rng(devices=[]):
             twin = _build(base, config)
-        with trial(twin):
+        with trial(twin):  # sizes that contradict each other show when it computes
             twin(input_ids=torch.tensor([ordinary_tokens(twin)[:4]]), use_cache=False)
         return twin.eval()
     except _BUILD_ERRORS as error:
@@ -113,7 +115,7 @@ def plain_class(module: torch.nn.Module) -> type:
 
 
 def ordinary_tokens(model: Any) -> list[int]:
-    """Returns tokens that stand for text, at most 256: none that a config names for a purpose of its own."""
+    """Returns token ids of plain text, at most 256: those that no config names as special tokens."""
     vocabulary = min(model.get_input_embeddings().num_embeddings, _MAX_TOKENS)
     special = set(special_tokens(levels_of(model.config)))
     return [token for token in range(vocabulary) if token not in special]
@@ -146,6 +148,7 @@ def _missing_kinds(base: Any, skeleton: Any) -> list[str]:
 @torch.no_grad()
 def _draw_weights(twin: Any, gain: float, seed: int) -> None:
     """Gives a model weights of a size at which every part of it shows in its logits."""
+    # As transformers draws them, weights are so small that caps and gates hardly show in the logits.
     generator = torch.Generator().manual_seed(seed)
     tables = {id(module.weight) for module in twin.modules() if isinstance(module, torch.nn.Embedding)}
     for weight in twin.parameters():

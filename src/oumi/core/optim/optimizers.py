@@ -26,6 +26,7 @@ def build_optimizer(model: torch.nn.Module, plan: OptimizerPlan) -> torch.optim.
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise ConfigError("no weight is trained: everything is frozen")
+    # Decay pulls towards zero, which is no natural place for a scale or a shift.
     groups: Groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": plan.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
@@ -36,10 +37,6 @@ def build_optimizer(model: torch.nn.Module, plan: OptimizerPlan) -> torch.optim.
 
 def _adam(kind: type[torch.optim.Adam], groups: Groups, plan: OptimizerPlan) -> torch.optim.Optimizer:
     return kind(groups, lr=plan.learning_rate, betas=plan.betas, eps=plan.epsilon, fused=True)
-
-
-def _sgd(groups: Groups, plan: OptimizerPlan) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=plan.learning_rate, momentum=plan.momentum, fused=True)
 
 
 def _adafactor(groups: Groups, plan: OptimizerPlan) -> torch.optim.Optimizer:
@@ -70,6 +67,6 @@ OPTIMIZERS: dict[str, Callable[[Groups, OptimizerPlan], torch.optim.Optimizer]] 
     "paged_adamw_8bit": partial(_bitsandbytes, "PagedAdamW8bit"),
     "paged_adamw": partial(_bitsandbytes, "PagedAdamW"),
     "paged_adamw_32bit": partial(_bitsandbytes, "PagedAdamW32bit"),
-    "sgd": _sgd,
+    "sgd": lambda groups, plan: torch.optim.SGD(groups, plan.learning_rate, plan.momentum, fused=True),
     "adafactor": _adafactor,
 }

@@ -49,7 +49,7 @@ def peaks_of(device: str, device_name: str, dtype: str) -> Peaks:
 
     Args:
         device: `cpu`, `cuda` or `mps`.
-        device_name: By which another machine that shares the cache is told apart.
+        device_name: Part of the name in the cache, which machines may share.
         dtype: In which matrix products are taken.
     """
     num_cores = host.num_cores() if device == "cpu" else 1
@@ -108,7 +108,7 @@ def measure_page_fault() -> float:
 
 
 def nominal_flops(device_name: str) -> float | None:
-    """Returns what the maker says of a GPU's dense 16-bit matrix products a second, None for one that is not known."""
+    """Returns what the maker says of a GPU's dense 16-bit matrix products a second, None for an unknown one."""
     names = [name for name in NOMINAL_TFLOPS if name.lower() in device_name.lower()]
     return NOMINAL_TFLOPS[max(names, key=len)] * 1e12 if names else None
 

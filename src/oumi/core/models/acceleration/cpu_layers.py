@@ -24,7 +24,7 @@ _ROTATE = "apply_rotary_pos_emb"
 _SCALES = (1.0, 30.0)
 """Of the inputs of a trial: some activations are cut off far from zero."""
 _Form = tuple[Any, dict[str, Any]]
-"""A function that may stand for the forward of a module, and its settings."""
+"""A function in place of a module's forward, and its settings."""
 
 
 def fuse_layers(model: Any) -> Counter[str]:

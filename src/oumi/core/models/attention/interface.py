@@ -36,7 +36,7 @@ _BY_SPEED = [
     SDPBackend.MATH,
 ]
 _ASKS_FOR_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
-"""From torch 2.12 on; before, the kernel lets several queries share a key without being asked."""
+"""From torch 2.12 on; before, the kernel always lets several queries share a key."""
 FLAT_SDPA = "oumi_flat_fused"
 FLAT_EAGER = "oumi_flat_eager"
 
@@ -67,6 +67,7 @@ class Documents:
     def on_device(self, device: torch.device) -> torch.Tensor:
         """Returns the offsets as int32 on a device: sent once for all layers, and not waited for."""
         if self._on_device is None:
+            # Pinned, since a copy from other memory would make the host wait.
             self._on_device = torch.tensor(self.offsets, dtype=torch.int32).pin_memory().to(device, non_blocking=True)
         return self._on_device
 
@@ -96,7 +97,7 @@ def flat_attention(
     """
     documents = settings.get("documents")
     if documents is None:
-        raise TypeError(f"{type(module).__name__} is not told where documents begin")
+        raise TypeError(f"{type(module).__name__} was not passed `documents`")
     inputs = _in_common_dtype(query_1HTE, key_1KTE, value_1KTE)
     device, dropout, sinks_H = inputs[0].device, settings.get("dropout"), settings.get("s_aux")
     is_eager = module.config._attn_implementation == FLAT_EAGER
@@ -123,6 +124,7 @@ def flat_attention(
             return _fused(*rows, settings).transpose(1, 2).flatten(0, 1)[None], None
     if sees_all and not needs_scores and takes_cpu_kernel(*inputs):
         return DocumentAttention.apply(*inputs, documents.offsets, settings.get("scaling")), None
+    # What is left goes a document at a time, by whatever kernel the device has.
     attend = _scored if needs_scores else _fused
     split = (tensor.split(lengths, dim=2) for tensor in inputs)
     parts = [attend(*document, settings) for document in zip(*split, strict=True)]
