@@ -42,7 +42,7 @@ narrow-test:
 	$(VENV)-narrow/bin/python -m pytest -n 2 -m 'narrow and not gpu'
 
 slow-test: $(READY)
-	$(BIN)/python -m pytest -n 2 -m 'slow and not gpu and not multi_gpu and not network'
+	$(BIN)/python -m pytest -n 2 -m '(slow or sample) and not narrow and not gpu and not multi_gpu and not network'
 
 check: $(READY)
 	$(BIN)/ruff format --check .

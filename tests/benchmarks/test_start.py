@@ -18,6 +18,7 @@ def test_a_command_that_fails_is_not_timed() -> None:
         seconds([sys.executable, "-c", "raise SystemExit(1)"])
 
 
+@pytest.mark.slow
 def test_a_first_step_is_timed() -> None:
     assert 0.5 < seconds_to_first_step() < 120
 

@@ -59,6 +59,7 @@ def test_train_with_overrides_as_documented(folder: Path) -> None:
     assert (folder / "output" / "config.yaml").read_text() == (folder / "config.yaml").read_text()
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("snippet", [SNIPPET, SECOND_PACKAGE])
 def test_snippets_as_documented(folder: Path, snippet: str) -> None:
     result = run(folder, sys.executable, "-c", snippet)
@@ -66,6 +67,7 @@ def test_snippets_as_documented(folder: Path, snippet: str) -> None:
     assert (folder / "output" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_python_m_oumi_trains(folder: Path) -> None:
     result = run(folder, sys.executable, "-m", "oumi", "train", "-c", "config.yaml", "--training.max_steps=1")
     assert result.returncode == 0, result.stderr
@@ -79,6 +81,7 @@ def test_a_typo_is_told_with_its_place_and_no_traceback(folder: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_same_directory_is_refused(folder: Path) -> None:
     script = (
         "import fcntl, pathlib, subprocess, sys; pathlib.Path('output').mkdir(); f = open('output/.lock', 'w');"

@@ -63,6 +63,7 @@ def train(python) -> Callable[..., Result]:
     return lambda *overrides, **variables: python("-m", "oumi", "train", "-c", RECIPE, *overrides, **variables)
 
 
+@pytest.mark.slow
 def test_the_real_clients_take_our_hub_for_the_hub(python, hub):
     result = python(
         "-c",
@@ -114,6 +115,7 @@ def test_a_run_leaves_what_one_needs_to_trust_and_repeat_it(train, tmp_path):
         assert json.loads((output / name).read_text()), name
 
 
+@pytest.mark.slow
 @needs_train
 def test_after_one_run_the_hub_is_not_needed_any_more(train, hub):
     assert train().returncode == 0
@@ -123,6 +125,7 @@ def test_after_one_run_the_hub_is_not_needed_any_more(train, hub):
     assert hub.requests == []
 
 
+@pytest.mark.sample(1)
 @needs_train
 @pytest.mark.parametrize(
     ("mode", "told"),
@@ -139,6 +142,7 @@ def test_a_hub_that_refuses_the_model_is_told_with_what_to_do(train, hub, mode, 
     assert_told(train(), [MODEL, *told])
 
 
+@pytest.mark.slow
 @needs_train
 @pytest.mark.parametrize("mode", ["unauthorized", "gated", "missing"])
 def test_a_hub_that_refuses_the_data_set_is_told_with_its_name(train, hub, mode):
@@ -155,11 +159,13 @@ def test_a_hub_out_of_reach_is_told_with_what_to_do(train, hub):
     assert_told(train(HF_ENDPOINT=nowhere), [MODEL, nowhere, "HF_HUB_OFFLINE"])
 
 
+@pytest.mark.slow
 @needs_train
 def test_offline_without_a_copy_is_told(train):
     assert_told(train(HF_HUB_OFFLINE="1"), [MODEL, "HF_HUB_OFFLINE"])
 
 
+@pytest.mark.slow
 @needs_train
 def test_a_disk_that_cannot_take_the_download_is_told(train):
     # A limit on the size of files stands for a full disk, which only root could make.
@@ -168,6 +174,7 @@ def test_a_disk_that_cannot_take_the_download_is_told(train):
     assert_told(result, [MODEL])
 
 
+@pytest.mark.slow
 @needs_train
 def test_a_disk_that_fills_while_training_is_told(train, tmp_path):
     output = tmp_path / "work" / "out"

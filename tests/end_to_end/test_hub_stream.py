@@ -9,12 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from oumi.core.configs import DatasetParams
 from oumi.core.configs.loading import dump
 from tests.hub_server import HubServer
 from tests.runs import losses, tiny_config
 
 
+@pytest.mark.slow
 def test_a_stream_of_the_hub_goes_on_where_it_stood(tmp_path: Path) -> None:
     folder = tmp_path / "hub" / "datasets" / "me" / "texts"
     folder.mkdir(parents=True)

@@ -21,6 +21,7 @@ def quickstart(directory, *arguments, threads="1"):
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
 
 
+@pytest.mark.slow
 def test_a_quickstart_that_is_cut_short_shows_its_table_and_says_so(tmp_path):
     result = quickstart(tmp_path / "run", "--max-steps", "10")
     assert result.returncode == 0, result.stderr

@@ -126,6 +126,7 @@ def oumi(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "oumi", *arguments], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_65_and_names_the_line_with_an_excerpt(tmp_path: Path) -> None:
     line = b'{"messages": [{"role": "user", "content": "\x1b[31m' + "Ünï".encode() + b"x" * 200 + b'"'
     config_of(tmp_path, BEFORE + line + b"\n").to_yaml(tmp_path / "config.yaml")

@@ -61,6 +61,7 @@ def test_data_without_a_row_is_told_before_the_model_is_loaded(tmp_path: Path, k
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_command_says_so_with_code_65(tmp_path: Path) -> None:
     config_of(tmp_path, make(tmp_path, "an empty file")).to_yaml(tmp_path / "c.yaml")
     for command in (("train",), ("data", "validate"), ("data", "stats"), ("data", "preview")):

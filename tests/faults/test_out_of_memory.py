@@ -71,6 +71,7 @@ def run(config: TrainingConfig, name: str, limit_mib: int) -> tuple[subprocess.C
     return done, [step["loss"] for step in steps]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of address space")
 def test_a_run_short_of_memory_cuts_its_micro_batches_and_gives_the_same_losses(tmp_path: Path) -> None:
     plenty, wanted = run(long_chats(tmp_path), "plenty", 0)

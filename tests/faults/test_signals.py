@@ -36,7 +36,14 @@ def wait_for_steps(output_dir: Path, num_steps: int) -> None:
     raise AssertionError("the run takes no steps")
 
 
-@pytest.mark.parametrize(("trainer", "number"), [("OUMI", signal.SIGTERM), ("OUMI", signal.SIGINT), ("TRL_SFT", 15)])
+@pytest.mark.parametrize(
+    ("trainer", "number"),
+    [
+        ("OUMI", signal.SIGTERM),
+        pytest.param("OUMI", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("TRL_SFT", signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_run_goes_on_with_the_command_that_it_names(tmp_path: Path, trainer: str, number: int) -> None:
     shape = {"trainer_type": trainer, "max_steps": STEPS, "lr_scheduler_type": "linear"}
     train(tiny_config(tmp_path, **shape, output_dir=str(tmp_path / "whole")))
@@ -60,6 +67,7 @@ def test_a_stopped_run_goes_on_with_the_command_that_it_names(tmp_path: Path, tr
     assert all(same(ours[name], whole[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, num_rows=2000, per_device_train_batch_size=2000, gradient_accumulation_steps=1)
     config.training.num_train_epochs = 50

@@ -167,6 +167,7 @@ def start(config: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", READ, str(config)], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_table_and_both_succeed(tmp_path: Path, cache: Path) -> None:
     config = tiny_config(tmp_path, num_rows=1000)
     config.to_yaml(tmp_path / "c.yaml")

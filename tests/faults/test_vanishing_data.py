@@ -69,6 +69,7 @@ def test_a_row_of_a_changed_file_is_never_used(tmp_path: Path, harm: Callable[[P
     table._build.stop()
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("harm", [cut, Path.unlink])
 def test_a_run_stops_with_the_path_and_goes_on_when_the_data_is_back(
     tmp_path: Path, harm: Callable[[Path], None]

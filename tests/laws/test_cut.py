@@ -42,6 +42,7 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut(
     assert relative_error(found, wanted) < tolerance
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("recomputes", [False, True])
 def test_compiled_layers_give_the_gradients_of_plain_ones_however_a_step_is_cut(
     tmp_path: Path, recomputes: bool

@@ -8,6 +8,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -88,15 +89,7 @@ def test_a_key_changes_what_is_done_or_is_refused_or_told_as_not_read(key: str, 
 
 @pytest.mark.parametrize("name", [name for name in vars(parts) if name.endswith("Plan")])
 def test_every_value_of_the_plan_is_read_by_our_own_trainer(name: str) -> None:
-    methods = [spec.loss.partition(":")[0] for spec in METHODS.values() if spec.loss]
-    modules = ["oumi.core.train", "oumi.core.trainers.native", "oumi.core.monitoring.trackers", *methods]
-    read = {
-        node.attr
-        for path in imported_by(modules)
-        if "plan" not in path.parts and "configs" not in path.parts
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute)
-    }
+    read = attributes_of_our_own_trainer()
     fields = {field.name for field in dataclasses.fields(getattr(parts, name))}
     assert fields - read - TOLD.get(name, set()) == set()
 
@@ -111,6 +104,20 @@ TOLD = {
     "MemoryPlan": {"process", "weights", "gradients", "activations", "available", "is_tight", "is_bound"},
     "Plan": {"notes", "disk", "memory", "shape"},
 }
+
+
+@cache
+def attributes_of_our_own_trainer() -> set[str]:
+    """Returns the names of all attributes in the code that our own trainer imports, but for configs and plans."""
+    methods = [spec.loss.partition(":")[0] for spec in METHODS.values() if spec.loss]
+    modules = ["oumi.core.train", "oumi.core.trainers.native", "oumi.core.monitoring.trackers", *methods]
+    return {
+        node.attr
+        for path in imported_by(modules)
+        if "plan" not in path.parts and "configs" not in path.parts
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+    }
 
 
 def imported_by(modules: list[str]) -> list[Path]:

@@ -24,6 +24,7 @@ from tests.runs import build, losses, tiny_config, weights
 _SAVING = {"save_steps": 3, "save_total_limit": 2, "try_resume_from_last_checkpoint": True}
 
 
+@pytest.mark.slow
 def test_ten_kills_at_random_moments_leave_the_run_bitwise_as_it_was(tmp_path: Path) -> None:
     shape = {**_SAVING, "num_train_epochs": 40}
     train(tiny_config(tmp_path, **shape, output_dir=str(tmp_path / "whole")))
@@ -38,6 +39,7 @@ def test_ten_kills_at_random_moments_leave_the_run_bitwise_as_it_was(tmp_path: P
     assert not list((tmp_path / "killed").glob(".tmp-*"))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "training",
     [

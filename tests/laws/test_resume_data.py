@@ -63,6 +63,7 @@ def config_of(folder: Path, kind: str, **training: Any) -> TrainingConfig:
     return config
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", SPLITS)
 def test_a_run_resumed_in_any_epoch_is_bitwise_the_whole_run(tmp_path: Path, kind: str) -> None:
     num_steps = train(config_of(tmp_path, kind, save_steps=4, output_dir=str(tmp_path / "whole"))).steps
@@ -113,7 +114,7 @@ def test_a_stream_goes_on_without_reading_again_what_is_behind_it(tmp_path: Path
 
 def test_a_mixture_with_shares_has_them_within_one_percent_on_any_number_of_ranks(tmp_path: Path) -> None:
     trainer = build(config_of(tmp_path, "weighted"), NativeTrainer)
-    mixture = Mixture(trainer._rows.train.parts)  # type: ignore[union-attr]  # it is not streamed
+    mixture = Mixture(trainer._data.train.parts)  # type: ignore[union-attr]  # it is not streamed
     names = [Path(mixture[i].source.path).stem for i in range(len(mixture))]
     assert abs(names.count("set-0") / len(names) - 0.7) < 0.01
 

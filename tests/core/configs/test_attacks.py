@@ -58,6 +58,7 @@ print(json.dumps([told, seconds, grown]))
 """
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_is_refused_in_a_second_and_100_megabytes(name: str, tmp_path: Path) -> None:
     text, words = ATTACKS[name]

@@ -29,6 +29,7 @@ def rates(folder: Path, trainer: str, **training: Any) -> list[float]:
     return [json.loads(line)["learning_rate"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_is_the_same_under_every_trainer(tmp_path: Path, name: str) -> None:
     for i, warmup in enumerate(WARMUPS):

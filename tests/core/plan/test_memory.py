@@ -439,6 +439,7 @@ def test_the_limit_of_a_container_is_read(tmp_path: Path) -> None:
     assert memory_limit(path) == 4_000_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read on Linux")
 @pytest.mark.parametrize("lora", [False, True])
 def test_the_prediction_is_what_a_process_takes(tmp_path: Path, lora: bool) -> None:

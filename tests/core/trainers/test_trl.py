@@ -172,6 +172,7 @@ def test_the_same_files_are_left_as_by_our_own_trainer(tmp_path: Path, trainer: 
     assert records[0].keys() <= records[1].keys()
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("trainer", OTHERS)
 def test_the_validation_loss_is_the_mean_over_all_terms_as_in_our_own_trainer(tmp_path: Path, trainer: str) -> None:
     found = []

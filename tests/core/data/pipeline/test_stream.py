@@ -142,6 +142,7 @@ def test_a_line_of_a_stream_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     assert lenient.state()["counts"]["rejected"] == 1
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("shuffle", [None, Shuffle(7, 40)])
 def test_a_stream_goes_on_from_any_place(tmp_path: Path, kind: str, shuffle: Shuffle | None) -> None:
@@ -182,6 +183,7 @@ def test_the_order_is_another_with_another_seed(tmp_path: Path) -> None:
     assert orders[0] == orders[1] != orders[2]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("skip_last", [True, False])
 def test_joined_documents_go_on_from_any_place(tmp_path: Path, skip_last: bool) -> None:
     path = write(tmp_path, "jsonl")
@@ -221,6 +223,7 @@ def test_without_proportions_data_sets_follow_each_other(tmp_path: Path) -> None
     assert names(mixed(tmp_path, "first_exhausted", None), 160) == ("a" * 20 + "b" * 60) * 2
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.7])
 def test_shares_come_out_within_one_percent(tmp_path: Path, share: float) -> None:
     write(tmp_path, "jsonl", ["a"] * 2000, "set-0")
@@ -243,6 +246,7 @@ def test_an_epoch_ends_with_the_first_or_with_the_last_data_set(tmp_path: Path) 
         assert abs(sum(1 if text[0] == "a" else -1 for text in texts)) <= 2
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("strategy", ["first_exhausted", "all_exhausted"])
 @pytest.mark.parametrize("proportions", [None, [0.3, 0.7]])
 @pytest.mark.parametrize("packs", [False, True])

@@ -109,6 +109,7 @@ def test_a_bad_row_stops_a_run_that_has_begun(tmp_path: Path) -> None:
         train(config)
 
 
+@pytest.mark.slow
 def test_several_processes_make_the_table_of_one(tmp_path: Path, cache: Path) -> None:
     config = tiny_config(tmp_path, num_rows=3000)
     alone = read(config)

@@ -69,6 +69,7 @@ def test_every_bundled_template_is_a_family() -> None:
     assert {path.stem for path in FOLDER.glob("*.jinja")} == set(bundled.FAMILIES)
 
 
+@pytest.mark.sample(60)
 @pytest.mark.parametrize(("name", "case"), EVERY)
 def test_a_chat_is_trained_as_it_is_written_down(name: str, case: str) -> None:
     family = FAMILIES[name]
@@ -139,6 +140,7 @@ def test_an_answer_that_is_cut_is_trained_up_to_the_cut(name: str) -> None:
             assert drawn(result.examples[0], tokenizer) == expected
 
 
+@pytest.mark.sample(30)
 @pytest.mark.parametrize(("name", "case"), EXPRESSED)
 def test_the_end_of_an_answer_is_trained_though_it_pads(name: str, case: str) -> None:
     tokenizer = FAMILIES[name].tokenizer()
@@ -177,6 +179,7 @@ def shifted(row: Rendered) -> Iterator[tuple[Rendered, str, int]]:
                     )
 
 
+@pytest.mark.sample(30)
 @pytest.mark.parametrize(("name", "case"), EXPRESSED)
 def test_a_border_that_is_off_by_one_is_seen(name: str, case: str) -> None:
     row_tokenizer, row = rendered(FAMILIES[name], case)
