@@ -39,7 +39,7 @@ def gradients(
     torch.manual_seed(num_rows)
     shapes = ((num_rows, width), (vocabulary, width), (vocabulary,))
     inputs = [torch.randn(*shape, dtype=torch.float64) for shape in shapes]
-    inputs = [one.to(dtype).requires_grad_() for one in inputs[: 3 if has_bias else 2]]
+    inputs = [tensor.to(dtype).requires_grad_() for tensor in inputs[: 3 if has_bias else 2]]
     targets = torch.randint(vocabulary, (num_rows,))
     value = loss(inputs[0], LmHead(*inputs[1:], **head), targets, plan)
     return [value.detach(), *torch.autograd.grad(value * 0.5, inputs)]
@@ -52,10 +52,10 @@ def gradients(
 def test_loss_and_gradients_equal_those_of_the_logits(
     num_rows: int, has_bias: bool, head: dict[str, Any], plan: LossPlan
 ) -> None:
-    found = gradients(linear_cross_entropy, num_rows, plan, has_bias, **head)
-    wanted = gradients(plain, num_rows, plan, has_bias, **head)
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    results = gradients(linear_cross_entropy, num_rows, plan, has_bias, **head)
+    references = gradients(plain, num_rows, plan, has_bias, **head)
+    for tensor, other in zip(results, references, strict=True):
+        torch.testing.assert_close(tensor, other, rtol=1e-10, atol=1e-10)
 
 
 # By either library, where the other one is faster for large weights, and there in one block or in three.
@@ -66,11 +66,11 @@ def test_in_float32_it_is_that_of_float64_but_for_rounding(
     num_rows: int, has_bias: bool, width: int, vocabulary: int
 ) -> None:
     plan = LossPlan(0.2, 1e-2)
-    found = gradients(linear_cross_entropy, num_rows, plan, has_bias, torch.float32, width, vocabulary)
-    wanted = gradients(plain, num_rows, plan, has_bias, torch.float64, width, vocabulary)
-    for one, other in zip(found, wanted, strict=True):
-        assert one.is_contiguous()
-        torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-3)
+    results = gradients(linear_cross_entropy, num_rows, plan, has_bias, torch.float32, width, vocabulary)
+    references = gradients(plain, num_rows, plan, has_bias, torch.float64, width, vocabulary)
+    for tensor, other in zip(results, references, strict=True):
+        assert tensor.is_contiguous()
+        torch.testing.assert_close(tensor.double(), other, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch 2.12 or newer")
@@ -78,19 +78,19 @@ def test_it_equals_the_one_of_torch() -> None:
     def of_torch(states: torch.Tensor, head: LmHead, targets: torch.Tensor, _: LossPlan) -> torch.Tensor:
         return F.linear_cross_entropy(states, head.weight, targets, reduction="sum")
 
-    found, wanted = (gradients(one, 50, LossPlan()) for one in (linear_cross_entropy, of_torch))
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    results, references = (gradients(tensor, 50, LossPlan()) for tensor in (linear_cross_entropy, of_torch))
+    for tensor, other in zip(results, references, strict=True):
+        torch.testing.assert_close(tensor, other, rtol=1e-10, atol=1e-10)
 
 
 def test_a_tied_weight_gets_both_of_its_gradients() -> None:
     weight = torch.randn(VOCABULARY, 8, dtype=torch.float64, requires_grad=True)
     tokens = torch.arange(5)
-    found, wanted = (
+    results, references = (
         torch.autograd.grad(loss(F.embedding(tokens, weight), LmHead(weight), tokens + 1, LossPlan()), weight)[0]
         for loss in (linear_cross_entropy, plain)
     )
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(results, references)
 
 
 def test_a_frozen_weight_gets_no_gradient_and_none_is_taken_where_none_is_wanted() -> None:
@@ -108,15 +108,15 @@ def test_half_precision_sums_in_float32(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     states, weight = torch.randn(40, 8).to(dtype), torch.randn(VOCABULARY, 8).to(dtype)
     targets = torch.randint(VOCABULARY, (40,))
-    wide = [one.double().requires_grad_() for one in (states, weight)]
-    narrow = [one.requires_grad_() for one in (states, weight)]
-    found = linear_cross_entropy(narrow[0], LmHead(narrow[1]), targets, LossPlan())
-    wanted = plain(wide[0], LmHead(wide[1]), targets, LossPlan())
-    assert found.dtype == torch.float32
-    assert abs(found.item() / wanted.item() - 1) < 1e-3
-    for one, other in zip(torch.autograd.grad(found, narrow), torch.autograd.grad(wanted, wide), strict=True):
-        assert one.dtype == dtype
-        assert float((one - other).norm() / other.norm()) < 0.02
+    wide = [tensor.double().requires_grad_() for tensor in (states, weight)]
+    narrow = [tensor.requires_grad_() for tensor in (states, weight)]
+    results = linear_cross_entropy(narrow[0], LmHead(narrow[1]), targets, LossPlan())
+    references = plain(wide[0], LmHead(wide[1]), targets, LossPlan())
+    assert results.dtype == torch.float32
+    assert abs(results.item() / references.item() - 1) < 1e-3
+    for tensor, other in zip(torch.autograd.grad(results, narrow), torch.autograd.grad(references, wide), strict=True):
+        assert tensor.dtype == dtype
+        assert float((tensor - other).norm() / other.norm()) < 0.02
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -136,15 +136,19 @@ def test_mixed_precision_multiplies_in_its_own_dtype() -> None:
     torch.manual_seed(0)
     states, weight = torch.randn(40, 8), torch.randn(VOCABULARY, 8)
     targets = torch.randint(VOCABULARY, (40,))
-    found, wanted, wide = [], [], []
-    for loss, into, is_mixed in ((linear_cross_entropy, found, True), (plain, wanted, True), (plain, wide, False)):
-        inputs = [one.clone().requires_grad_() for one in (states, weight)]
+    results, references, wide = [], [], []
+    for loss, into, is_mixed in (
+        (linear_cross_entropy, results, True),
+        (plain, references, True),
+        (plain, wide, False),
+    ):
+        inputs = [tensor.clone().requires_grad_() for tensor in (states, weight)]
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_mixed):
             value = loss(inputs[0], LmHead(inputs[1]), targets, LossPlan())
         into += [value.detach(), *torch.autograd.grad(value, inputs)]
-    assert [one.dtype for one in found] == [torch.float32] * 3
-    for one, same, other in zip(found, wanted, wide, strict=True):
-        error, difference = (float((one - another).norm() / another.norm()) for another in (same, other))
+    assert [tensor.dtype for tensor in results] == [torch.float32] * 3
+    for tensor, same, other in zip(results, references, wide, strict=True):
+        error, difference = (float((tensor - another).norm() / another.norm()) for another in (same, other))
         assert error < 4e-3, "gradients are rounded at other places"
         assert difference > 1e-5, "float32 products would come closer"
-    assert abs(found[0] / wanted[0] - 1) < 1e-5
+    assert abs(results[0] / references[0] - 1) < 1e-5

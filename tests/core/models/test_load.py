@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models, tokenizers and adapters are what the config says, or the reason why not is told."""
+"""Models, tokenizers and adapters are what the config says, or the reason why not is reported."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def plan(folder: Path, peft: dict[str, Any] | None = None, **settings: Any) -> A
 
 
 def test_a_model_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
-    model, wanted = load(tmp_path), tiny_llama().state_dict()
-    assert all(torch.equal(weight, wanted[name]) for name, weight in model.state_dict().items())
+    model, expected = load(tmp_path), tiny_llama().state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in model.state_dict().items())
     assert not model.training
 
 
@@ -50,7 +50,9 @@ def test_trained_weights_begin_at_cache_lines_and_frozen_ones_where_they_stand_i
     settings = {"freeze_layers": ["model.layers.0"]}
     mapped = dict(load(tmp_path, **settings).named_parameters())
     for is_trained in (True, False):
-        assert any(one.data_ptr() % 64 for one in mapped.values() if one.requires_grad is is_trained), "says nothing"
+        assert any(weight.data_ptr() % 64 for weight in mapped.values() if weight.requires_grad is is_trained), (
+            "says nothing"
+        )
     for name, weight in build_model(plan(tmp_path, **settings), CPU).named_parameters():
         assert torch.equal(weight, mapped[name])
         assert weight.data_ptr() % 64 == (0 if weight.requires_grad else mapped[name].data_ptr() % 64), name
@@ -72,7 +74,7 @@ def test_random_weights_follow_the_seed_not_the_files(tmp_path: Path) -> None:
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_settings_of_the_model_can_be_changed_and_a_wrong_name_is_told(tmp_path: Path) -> None:
+def test_settings_of_the_model_can_be_changed_and_a_wrong_name_is_reported(tmp_path: Path) -> None:
     assert load(tmp_path, model_kwargs={"rms_norm_eps": 0.5}).config.rms_norm_eps == 0.5
     with pytest.raises(ConfigError, match=r"model_kwargs\.rms_norm_epsilon: .*did you mean 'rms_norm_eps'"):
         load(tmp_path, model_kwargs={"rms_norm_epsilon": 0.5})
@@ -84,7 +86,7 @@ def test_dropout_can_be_switched_off(tmp_path: Path) -> None:
     assert load(tmp_path, model_kwargs={"disable_dropout": True}).config.attention_dropout == 0.0
 
 
-def test_named_modules_are_frozen_and_a_wrong_name_is_told(tmp_path: Path) -> None:
+def test_named_modules_are_frozen_and_a_wrong_name_is_reported(tmp_path: Path) -> None:
     model = load(tmp_path, freeze_layers=["model.layers.0", "model.embed_tokens"])
     frozen = {name for name, weight in model.named_parameters() if not weight.requires_grad}
     assert "model.embed_tokens.weight" in frozen
@@ -113,14 +115,16 @@ def test_code_of_a_model_is_refused_unless_it_is_trusted(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("named", "reserved", "wanted"),
+    ("named", "reserved", "expected"),
     [
         (None, None, "<|im_end|>"),
         (None, "<|finetune_right_pad_id|>", "<|finetune_right_pad_id|>"),
         ("<|endoftext|>", None, "<|endoftext|>"),
     ],
 )
-def test_padding_is_a_token_that_is_there(tmp_path: Path, named: str | None, reserved: str | None, wanted: str) -> None:
+def test_padding_is_a_token_that_is_there(
+    tmp_path: Path, named: str | None, reserved: str | None, expected: str
+) -> None:
     tiny_config(tmp_path)
     tokenizer = byte_tokenizer()
     tokenizer.pad_token = None
@@ -133,8 +137,8 @@ def test_padding_is_a_token_that_is_there(tmp_path: Path, named: str | None, res
     text = tmp_path / "model" / "tokenizer.json"
     if not reserved:
         text.write_text(text.read_text().replace("<|pad|>", "<|other|>"))
-    found = load_tokenizer(plan(tmp_path, tokenizer_pad_token=named).model)
-    assert found.pad_token == wanted
+    loaded = load_tokenizer(plan(tmp_path, tokenizer_pad_token=named).model)
+    assert loaded.pad_token == expected
 
 
 def test_a_padding_token_without_weights_is_refused(tmp_path: Path) -> None:
@@ -143,7 +147,7 @@ def test_a_padding_token_without_weights_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("peft", "told"),
+    ("peft", "message"),
     [
         ({"lora_target_modules": ["q_porj"]}, r"lora_target_modules: .*'q_porj', did you mean 'q_proj'"),
         ({"lora_target_modules": ["q_proj", "v_porj"]}, r"lora_target_modules: .*'v_porj', did you mean 'v_proj'"),
@@ -151,10 +155,12 @@ def test_a_padding_token_without_weights_is_refused(tmp_path: Path) -> None:
         ({"lora_target_parameters": ["q_proj.wieght"]}, r"lora_target_parameters: .*'q_proj.wieght'"),
     ],
 )
-def test_a_name_of_lora_that_the_model_does_not_have_is_told(tmp_path: Path, peft: dict[str, Any], told: str) -> None:
-    made = plan(tmp_path, peft=peft)
-    with pytest.raises(ConfigError, match=told):
-        add_lora(load_model(made.model, CPU), made.lora, made.model.name)
+def test_a_name_of_lora_that_the_model_does_not_have_is_reported(
+    tmp_path: Path, peft: dict[str, Any], message: str
+) -> None:
+    planned = plan(tmp_path, peft=peft)
+    with pytest.raises(ConfigError, match=message):
+        add_lora(load_model(planned.model, CPU), planned.lora, planned.model.name)
 
 
 @pytest.mark.parametrize("mode", ["merged", "adapter_and_base_model"])
@@ -190,14 +196,14 @@ def test_an_adapter_that_is_trained_further_keeps_its_own_shape(tmp_path: Path) 
 
 @pytest.mark.parametrize(("excluded", "num_adapted"), [(None, 2), (["model.layers.0.*"], 1)])
 def test_lora_leaves_out_what_is_excluded(tmp_path: Path, excluded: list[str] | None, num_adapted: int) -> None:
-    made = plan(tmp_path, peft={"lora_target_modules": ["q_proj"], "lora_exclude_modules": excluded})
-    model = add_lora(load_model(made.model, CPU), made.lora, made.model.name)
+    planned = plan(tmp_path, peft={"lora_target_modules": ["q_proj"], "lora_exclude_modules": excluded})
+    model = add_lora(load_model(planned.model, CPU), planned.lora, planned.model.name)
     assert sum("lora_A" in name for name, _ in model.named_parameters()) == num_adapted
 
 
 def test_an_adapter_says_which_model_it_belongs_to(tmp_path: Path) -> None:
-    made = plan(tmp_path, peft={"lora_target_modules": ["q_proj", "v_proj"], "lora_r": 3})
-    save_model(add_lora(load_model(made.model, CPU), made.lora, made.model.name), tmp_path / "adapter")
+    planned = plan(tmp_path, peft={"lora_target_modules": ["q_proj", "v_proj"], "lora_r": 3})
+    save_model(add_lora(load_model(planned.model, CPU), planned.lora, planned.model.name), tmp_path / "adapter")
     saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert saved["base_model_name_or_path"] == str(tmp_path / "model")
     assert saved["r"] == 3
@@ -219,15 +225,15 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_file_of_a_model_is_told(tmp_path: Path, name: str) -> None:
-    file, content, told = BROKEN[name]
+def test_a_broken_file_of_a_model_is_reported(tmp_path: Path, name: str) -> None:
+    file, content, message = BROKEN[name]
     config = tiny_config(tmp_path)
     (tmp_path / "model" / file).write_bytes(content)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         train(config)
 
 
-def test_weights_that_were_cut_are_told_by_their_size(tmp_path: Path) -> None:
+def test_weights_that_were_cut_are_reported_by_their_size(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     path = tmp_path / "model" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
@@ -235,7 +241,7 @@ def test_weights_that_were_cut_are_told_by_their_size(tmp_path: Path) -> None:
         train(config)
 
 
-def test_a_directory_without_a_model_or_a_tokenizer_is_told(tmp_path: Path) -> None:
+def test_a_directory_without_a_model_or_a_tokenizer_is_reported(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     for file in (tmp_path / "model").glob("*token*"):
         file.unlink()
@@ -247,7 +253,7 @@ def test_a_directory_without_a_model_or_a_tokenizer_is_told(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("model_kwargs", {"hidden_size": "x"}, r"model_kwargs\.hidden_size: .* expected int, got str"),
         ("model_kwargs", {"dtype": "float16"}, r"model_kwargs\.dtype: set model\.torch_dtype_str"),
@@ -267,14 +273,16 @@ def test_a_directory_without_a_model_or_a_tokenizer_is_told(tmp_path: Path) -> N
     ],
 )
 @pytest.mark.parametrize("trainer", ["OUMI", "HF"])
-def test_a_model_that_cannot_be_made_is_told(tmp_path: Path, trainer: str, key: str, value: Any, told: str) -> None:
+def test_a_model_that_cannot_be_made_is_reported(
+    tmp_path: Path, trainer: str, key: str, value: Any, message: str
+) -> None:
     config = tiny_config(tmp_path, trainer_type=trainer)
     setattr(config.model, key, value)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         train(config)
 
 
-def test_a_model_that_cannot_compute_is_told(tmp_path: Path) -> None:
+def test_a_model_that_cannot_compute_is_reported(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     config.model.load_pretrained_weights = False
     config.model.model_kwargs = {"num_attention_heads": 5}
@@ -282,7 +290,7 @@ def test_a_model_that_cannot_compute_is_told(tmp_path: Path) -> None:
         train(config)
 
 
-def test_weights_without_a_place_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_weights_without_a_place_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("oumi").addHandler(caplog.handler)
     try:
         assert load(tmp_path, model_kwargs={"num_hidden_layers": 1}).config.num_hidden_layers == 1

@@ -27,30 +27,30 @@ PADDING = 7
 def test_gradients_are_those_of_two_uses(padding: int | None, num_micro_batches: int) -> None:
     plain = tiny_llama(tie_word_embeddings=True, pad_token_id=padding).double()
     tied = deepcopy(plain)
-    wanted = _gradients(make_flat(plain, "sdpa"), num_micro_batches)
-    found = _gradients(_tied(tied), num_micro_batches)
-    assert found.keys() == wanted.keys()
-    for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-12, atol=1e-14, msg=name)
+    expected = _gradients(make_flat(plain, "sdpa"), num_micro_batches)
+    actual = _gradients(_tied(tied), num_micro_batches)
+    assert actual.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-12, atol=1e-14, msg=name)
 
 
 def test_the_gradient_of_the_table_is_made_once() -> None:
     model = tiny_llama(tie_word_embeddings=True)
     tied = _tied(model)
-    with _Made(model.lm_head.weight) as made:
+    with _TableTensors(model.lm_head.weight) as tensors:
         next_token_loss(tied, _batch(0)).backward()
-    assert made.storages == {model.lm_head.weight.grad.untyped_storage().data_ptr()}
+    assert tensors.storages == {model.lm_head.weight.grad.untyped_storage().data_ptr()}
 
 
 def test_without_gradients_nothing_is_kept_for_the_head() -> None:
     model = tiny_llama(tie_word_embeddings=True)
-    wanted = make_flat(deepcopy(model), "sdpa")(_batch(0)).logits()
+    expected = make_flat(deepcopy(model), "sdpa")(_batch(0)).logits()
     tied = _tied(model)
     with torch.no_grad():
-        found = tied(_batch(0))
-    assert found.head is not None
-    assert found.head.weight is model.lm_head.weight
-    assert torch.equal(found.logits(), wanted)
+        actual = tied(_batch(0))
+    assert actual.head is not None
+    assert actual.head.weight is model.lm_head.weight
+    assert torch.equal(actual.logits(), expected)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ class _Scaled(torch.nn.Embedding):
         return super().forward(tokens) * 2
 
 
-class _Made(TorchDispatchMode):
+class _TableTensors(TorchDispatchMode):
     """Notes where tensors in the shape of a table lie, and holds none of them."""
 
     def __init__(self, table: torch.Tensor) -> None:
@@ -100,7 +100,7 @@ def _tied(model: Any) -> LanguageModel:
 def _gradients(model: LanguageModel, num_micro_batches: int) -> dict[str, torch.Tensor]:
     for seed in range(num_micro_batches):
         next_token_loss(model, _batch(seed)).backward()
-    return {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
 
 def _batch(seed: int) -> Batch:

@@ -61,10 +61,10 @@ REFERENCES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 @pytest.mark.parametrize("name", REFERENCES)
 def test_an_optimizer_moves_weights_as_its_reference(name: str) -> None:
     ours, theirs = layer(), layer()
-    found = moved(ours, build_optimizer(ours, plan(name)))
-    wanted = moved(theirs, REFERENCES[name](groups(theirs)))
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other)
+    actual = moved(ours, build_optimizer(ours, plan(name)))
+    expected = moved(theirs, REFERENCES[name](groups(theirs)))
+    for value, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(value, other)
 
 
 @pytest.mark.narrow
@@ -99,9 +99,11 @@ def test_states_of_8_bits_are_as_large_as_the_plan_counts(name: str, dtype: torc
     optimizer = build_optimizer(module, plan(name))
     module(torch.randn(2, 512, dtype=dtype)).sum().backward()
     optimizer.step()
-    own = {key: one for key, one in optimizer.state[module.weight].items() if "qmap" not in key}  # all weights share it
-    found = sum(one.nbytes for one in own.values() if torch.is_tensor(one))
-    assert found == pytest.approx(state_bytes(plan(name), module.weight.nbytes, dtype.itemsize), rel=0.01)
+    own = {
+        key: value for key, value in optimizer.state[module.weight].items() if "qmap" not in key
+    }  # all weights share it
+    actual = sum(value.nbytes for value in own.values() if torch.is_tensor(value))
+    assert actual == pytest.approx(state_bytes(plan(name), module.weight.nbytes, dtype.itemsize), rel=0.01)
 
 
 def test_every_name_that_a_config_may_choose_is_there() -> None:
@@ -109,7 +111,7 @@ def test_every_name_that_a_config_may_choose_is_there() -> None:
     assert REFERENCES.keys() | {"adamw_8bit", "paged_adamw_8bit", "paged_adamw", "paged_adamw_32bit"} == set(OPTIMIZERS)
 
 
-def test_a_model_of_which_nothing_moves_is_told() -> None:
+def test_a_model_of_which_nothing_moves_is_reported() -> None:
     frozen = layer().requires_grad_(False)
     with pytest.raises(ConfigError, match="no weight is trained: everything is frozen"):
         build_optimizer(frozen, plan("sgd"))

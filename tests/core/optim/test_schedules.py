@@ -50,7 +50,7 @@ def test_the_rates_of_schedules_are_as_computed_by_hand(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("trainer", ["OUMI", "TRL_SFT", "HF"])
 @pytest.mark.parametrize(
-    ("training", "key", "told"),
+    ("training", "key", "message"),
     [
         ({"lr_scheduler_type": "warmup_stable_decay"}, "lr_scheduler_kwargs", "needs num_decay_steps"),
         ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": "abc"}}, "lr_scheduler_kwargs.lr_end",
@@ -64,7 +64,7 @@ def test_the_rates_of_schedules_are_as_computed_by_hand(tmp_path: Path) -> None:
           {"num_decay_steps": 3, "decay_type": "exp"}}, "lr_scheduler_kwargs.decay_type", "wanted one of linear"),
     ],
 )  # fmt: skip
-def test_a_schedule_that_cannot_be_is_refused(trainer: str, training: dict[str, Any], key: str, told: str) -> None:
+def test_a_schedule_that_cannot_be_is_refused(trainer: str, training: dict[str, Any], key: str, message: str) -> None:
     config = TrainingConfig.model_validate(
         {
             "model": {"model_name": "m"},
@@ -74,4 +74,4 @@ def test_a_schedule_that_cannot_be_is_refused(trainer: str, training: dict[str, 
     )
     (problem,) = refusals(config)
     assert problem.key == f"training.{key}"
-    assert told in problem.message
+    assert message in problem.message

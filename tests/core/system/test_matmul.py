@@ -39,12 +39,12 @@ def test_products_are_those_of_torch_by_either_library(num_rows: int, size: int,
 def test_parts_of_tensors_are_multiplied_as_whole_ones(of_columns: slice) -> None:
     """As where a gradient comes from what a layer's result was joined to."""
     torch.manual_seed(0)
-    x, wide, one = torch.randn(30, 1024), torch.randn(30, 60), torch.randn(40, 1).expand(40, 1024)
+    x, wide, repeated = torch.randn(30, 1024), torch.randn(30, 60), torch.randn(40, 1).expand(40, 1024)
     close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-3)
     for part in (wide[:, of_columns], torch.randn(30, 1).expand(30, 40)):
         close(weight_product(part, x), part.t() @ x)
         close(weight_product(x, part), x.t() @ part)
-        close(backward_product(part, one), part @ one)
+        close(backward_product(part, repeated), part @ repeated)
 
 
 def test_a_wrong_product_is_an_error_of_either_library() -> None:

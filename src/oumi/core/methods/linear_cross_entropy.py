@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cross-entropy of a linear head without its logits: taken chunk by chunk, gradients and all, in the forward pass.
+"""Cross-entropy of a linear head without its logits: computed chunk by chunk, gradients and all, in the forward pass.
 
 Shape letters: N positions, C positions of a chunk, d hidden size, V vocabulary.
 """
@@ -27,19 +27,19 @@ def linear_cross_entropy(
 ) -> torch.Tensor:
     """Returns the cross-entropy of the head's logits against the targets, summed, in float32 or wider.
 
-    The logits of a chunk of positions live only while their part of the loss and of the gradients is taken: three
+    The logits of a chunk of positions live only while their part of the loss and of the gradients is computed: three
     matrix products a chunk, none of them done twice (as Liger does, arXiv 2410.10989). With no positions the loss
     is zero and still reaches every weight.
     """
     inputs = (states_Nd, head.weight, head.bias)
-    if not torch.is_grad_enabled():
-        inputs = tuple(one if one is None else one.detach() for one in inputs)  # then no gradients are taken
+    if not torch.is_grad_enabled():  # in evaluation, half of the work would be thrown away
+        inputs = tuple(tensor if tensor is None else tensor.detach() for tensor in inputs)
     loss: torch.Tensor = _LinearCrossEntropy.apply(*inputs, targets_N, (head, plan))
     return loss
 
 
 def chunks(num_rows: int, vocabulary: int, device: str) -> Iterator[slice]:
-    """Yields parts of one size, the last one of what is left; the logits of one keep within their share of memory."""
+    """Yields slices of one size, the last one of what is left; the logits of a slice stay within a share of memory."""
     size = chunk_rows(num_rows, vocabulary, device)
     for start in range(0, num_rows, max(size, 1)):
         yield slice(start, min(start + size, num_rows))
@@ -58,13 +58,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         device = states_Nd.device.type
         narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states_Nd.dtype
         with torch.autocast(device, enabled=False):
-            taken = _Taken((states_Nd, weight_Vd, bias_V), narrow, ctx.needs_input_grad)
-            loss = torch.zeros((), dtype=taken.wide, device=states_Nd.device)
+            # The dtypes are chosen here; mixed precision would cast once more.
+            head_pass = HeadPass((states_Nd, weight_Vd, bias_V), narrow, ctx.needs_input_grad)
+            loss = torch.zeros((), dtype=head_pass.wide, device=states_Nd.device)
             for part in chunks(len(states_Nd), len(weight_Vd), device):
-                loss += _chunk(taken, targets_N[part], part, *terms)
-        gradients = taken.gradients()
-        ctx.save_for_backward(*(one for one in gradients if one is not None))
-        ctx.has = [one is not None for one in gradients]
+                loss += _chunk(head_pass, targets_N[part], part, *terms)
+        gradients = head_pass.gradients()
+        ctx.save_for_backward(*(gradient for gradient in gradients if gradient is not None))
+        ctx.has = [gradient is not None for gradient in gradients]
         return loss
 
     @staticmethod
@@ -76,14 +77,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (*gradients, None, None)
 
 
-class _Taken:
+class HeadPass:
     """The inputs in the dtype of matrix products, and the gradients that grow chunk by chunk."""
 
     def __init__(
         self,
         inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
         narrow: torch.dtype,
-        wanted: tuple[bool, ...],
+        needs_gradient: tuple[bool, ...],
     ) -> None:
         states_Nd, weight_Vd, bias_V = inputs
         self.narrow = narrow
@@ -91,25 +92,20 @@ class _Taken:
         self.wide = torch.promote_types(narrow, torch.float32)
         self.states, self.weight = states_Nd.to(narrow), weight_Vd.to(narrow)
         self.bias = bias_V
-        self.d_states_Nd = torch.empty_like(states_Nd) if wanted[0] else None
+        self.d_states_Nd = torch.empty_like(states_Nd) if needs_gradient[0] else None
         self.d_weight_Vd: torch.Tensor | None = None
         """Of the chunks so far, None before the first one."""
-        self._wants_weight = wanted[1]
-        self.d_bias_V = torch.zeros_like(bias_V, dtype=self.wide) if bias_V is not None and wanted[2] else None
-        self.has_gradients = any(wanted)
+        self._has_weight_gradient = needs_gradient[1]
+        self.d_bias_V = torch.zeros_like(bias_V, dtype=self.wide) if bias_V is not None and needs_gradient[2] else None
+        self.has_gradients = any(needs_gradient)
         self._weight_dtype = weight_Vd.dtype
-
-    @property
-    def fits_kernel(self) -> bool:
-        """Returns True for what the kernel of a GPU computes: gradients, too, without a bias and in float32."""
-        return self.states.is_cuda and self.has_gradients and self.bias is None and self.wide == torch.float32
 
     def gradients(self) -> list[torch.Tensor | None]:
         """Returns the gradients of states, weight and bias, each in the dtype of what it is of."""
-        if self._wants_weight and self.d_weight_Vd is None:
+        if self._has_weight_gradient and self.d_weight_Vd is None:  # there was no chunk
             self.d_weight_Vd = torch.zeros_like(self.weight, dtype=self.wide)
-        found = (self.d_weight_Vd, self.d_bias_V)
-        return [self.d_states_Nd, *(None if one is None else one.to(self._weight_dtype) for one in found)]
+        of_head = (self.d_weight_Vd, self.d_bias_V)
+        return [self.d_states_Nd, *(None if sums is None else sums.to(self._weight_dtype) for sums in of_head)]
 
     def logits(self, part: slice) -> torch.Tensor:
         """Returns the head's product [C, V], in the wide dtype."""
@@ -117,17 +113,15 @@ class _Taken:
         return product_CV if self.bias is None else product_CV.add_(self.bias)
 
     def add_gradient(self, part: slice, gradient_CV: torch.Tensor) -> None:
-        """Counts the gradient of the loss by the product of a chunk."""
+        """Adds what a chunk contributes, from the gradient of the loss by the chunk's product."""
         if self.d_bias_V is not None:
             self.d_bias_V += gradient_CV.sum(0)
         narrow_CV = gradient_CV.to(self.narrow)
         if self.d_states_Nd is not None:
             self.d_states_Nd[part] = backward_product(narrow_CV, self.weight)
-        if self._wants_weight:
-            self._add_product(narrow_CV, self.states[part])
-
-    def _add_product(self, narrow_CV: torch.Tensor, states_Cd: torch.Tensor) -> None:
-        """Counts the gradient of the weight by a chunk."""
+        if not self._has_weight_gradient:
+            return
+        states_Cd = self.states[part]
         if prefers_onednn_for_gradient(self.weight, self.weight.numel()):
             self._add_blocks(narrow_CV, states_Cd)
             return
@@ -142,7 +136,7 @@ class _Taken:
             self.d_weight_Vd.add_(narrow_CV.t() @ states_Cd)
 
     def _add_blocks(self, gradient_CV: torch.Tensor, states_Cd: torch.Tensor) -> None:
-        """Does what `_add_product` does by oneDNN, which cannot add to what is there: block by block."""
+        """Adds the gradient of the weight by oneDNN, which cannot add to what is there: block by block."""
         is_first = self.d_weight_Vd is None
         sums_Vd = torch.empty_like(self.weight) if self.d_weight_Vd is None else self.d_weight_Vd
         for start in range(0, len(sums_Vd), _BLOCK_ROWS):
@@ -152,39 +146,45 @@ class _Taken:
         self.d_weight_Vd = sums_Vd
 
 
-def _chunk(taken: _Taken, targets_C: torch.Tensor, part: slice, head: LmHead, plan: LossPlan) -> torch.Tensor:
+def _chunk(head_pass: HeadPass, targets_C: torch.Tensor, part: slice, head: LmHead, plan: LossPlan) -> torch.Tensor:
     """Returns the loss of one chunk, after counting its gradients."""
-    if taken.fits_kernel and _has_triton():
-        return _chunk_by_kernel(taken, targets_C, part, head, plan)
-    logits_CV, slope = _capped(taken.logits(part), head)
+    # The kernel always writes the gradient, knows no bias, and computes in float32.
+    is_float32 = head_pass.wide == torch.float32
+    if head_pass.states.is_cuda and head_pass.has_gradients and head_pass.bias is None and is_float32 and _has_triton():
+        return _chunk_by_kernel(head_pass, targets_C, part, head, plan)
+    logits_CV, slope = capped_logits(head_pass.logits(part), head)
     column_C1 = targets_C[:, None]
     smooth, z_loss = plan.label_smoothing, plan.z_loss
-    wanted_C1 = logits_CV.gather(1, column_C1) if z_loss else None
+    target_C1 = logits_CV.gather(1, column_C1) if z_loss else None
+    # Everything is written over the logits: a chunk needs the memory of one such matrix, not of three.
     log_p_CV = torch.log_softmax(logits_CV, dim=-1, out=logits_CV)
     log_p_C1 = log_p_CV.gather(1, column_C1)
     loss = -(1 - smooth) * log_p_C1.sum()
     if smooth:
         loss -= smooth / log_p_CV.shape[1] * log_p_CV.sum()
-    if wanted_C1 is not None:
-        log_z_C1 = wanted_C1 - log_p_C1
+    if target_C1 is not None:
+        log_z_C1 = target_C1 - log_p_C1  # the normalizer follows from the target's logit alone
         loss += z_loss * log_z_C1.square().sum()
-    if not taken.has_gradients:
+    if not head_pass.has_gradients:
         return loss
-    gradient_CV = log_p_CV.exp_()
-    if wanted_C1 is not None:
+    gradient_CV = log_p_CV.exp_()  # of the cross-entropy by the logits: softmax, less one at the target
+    if target_C1 is not None:
         gradient_CV.mul_(1 + 2 * z_loss * log_z_C1)
     gradient_CV.scatter_add_(1, column_C1, torch.full_like(log_p_C1, smooth - 1))
     if smooth:
         gradient_CV.sub_(smooth / gradient_CV.shape[1])
-    taken.add_gradient(part, gradient_CV if isinstance(slope, float) and slope == 1 else gradient_CV.mul_(slope))
+    head_pass.add_gradient(part, gradient_CV if isinstance(slope, float) and slope == 1 else gradient_CV.mul_(slope))
     return loss
 
 
-def _chunk_by_kernel(taken: _Taken, targets_C: torch.Tensor, part: slice, head: LmHead, plan: LossPlan) -> torch.Tensor:
+def _chunk_by_kernel(
+    head_pass: HeadPass, targets_C: torch.Tensor, part: slice, head: LmHead, plan: LossPlan
+) -> torch.Tensor:
     """Does what `_chunk` does, without a wide copy of the logits."""
+    # Triton is there for Linux only, and is slow to import.
     from oumi.core.methods.softmax_kernel import cross_entropy_and_slope
 
-    product_CV = forward_product(taken.states[part], taken.weight)
+    product_CV = forward_product(head_pass.states[part], head_pass.weight)
     losses_C = cross_entropy_and_slope(
         product_CV,
         targets_C,
@@ -193,7 +193,7 @@ def _chunk_by_kernel(taken: _Taken, targets_C: torch.Tensor, part: slice, head: 
         label_smoothing=plan.label_smoothing,
         z_loss=plan.z_loss,
     )
-    taken.add_gradient(part, product_CV)
+    head_pass.add_gradient(part, product_CV)
     return losses_C.sum()
 
 
@@ -203,7 +203,7 @@ def _has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-def _capped(product_CV: torch.Tensor, head: LmHead) -> tuple[torch.Tensor, torch.Tensor | float]:
+def capped_logits(product_CV: torch.Tensor, head: LmHead) -> tuple[torch.Tensor, torch.Tensor | float]:
     """Returns the logits of the head's product, written over it, and their slope by it."""
     if head.scale != 1:
         product_CV.mul_(head.scale)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from oumi.core.batch import Batch, LmHead, Prediction
-from oumi.core.methods.linear_cross_entropy import _capped, _Taken, chunks
+from oumi.core.methods.linear_cross_entropy import HeadPass, capped_logits, chunks
 
 
 def document_log_probs(prediction: Prediction, batch: Batch) -> torch.Tensor:
@@ -57,10 +57,10 @@ class _LinearLogProbs(torch.autograd.Function):
         ctx.save_for_backward(states_Nd, weight_Vd, bias_V, targets_N)
         ctx.head = head
         with torch.autocast(device, enabled=False):
-            taken = _Taken((states_Nd, weight_Vd, bias_V), ctx.narrow, (False, False, False))
-            log_probs_N = torch.empty(len(states_Nd), dtype=taken.wide, device=states_Nd.device)
+            head_pass = HeadPass((states_Nd, weight_Vd, bias_V), ctx.narrow, (False, False, False))
+            log_probs_N = torch.empty(len(states_Nd), dtype=head_pass.wide, device=states_Nd.device)
             for part in chunks(len(states_Nd), len(weight_Vd), device):
-                logits_CV, _ = _capped(taken.logits(part), head)
+                logits_CV, _ = capped_logits(head_pass.logits(part), head)
                 targets_C = logits_CV.gather(1, targets_N[part, None])[:, 0]
                 log_probs_N[part] = targets_C - logits_CV.logsumexp(-1)
         return log_probs_N
@@ -71,12 +71,12 @@ class _LinearLogProbs(torch.autograd.Function):
         states_Nd, weight_Vd, bias_V, targets_N = ctx.saved_tensors
         device = states_Nd.device.type
         with torch.autocast(device, enabled=False):
-            taken = _Taken((states_Nd, weight_Vd, bias_V), ctx.narrow, ctx.needs_input_grad)
+            head_pass = HeadPass((states_Nd, weight_Vd, bias_V), ctx.narrow, ctx.needs_input_grad)
             for part in chunks(len(states_Nd), len(weight_Vd), device):
-                logits_CV, slope = _capped(taken.logits(part), ctx.head)
+                logits_CV, slope = capped_logits(head_pass.logits(part), ctx.head)
                 # The gradient of a log-probability by the logits: one at the target, less the softmax.
                 gradient_CV = torch.softmax(logits_CV, dim=-1).neg_()
                 ones_C1 = torch.ones_like(gradient_CV[:, :1])
                 gradient_CV.scatter_add_(1, targets_N[part, None], ones_C1)
-                taken.add_gradient(part, gradient_CV.mul_(coefficients_N[part, None]).mul_(slope))
-        return (*taken.gradients(), None, None)
+                head_pass.add_gradient(part, gradient_CV.mul_(coefficients_N[part, None]).mul_(slope))
+        return (*head_pass.gradients(), None, None)

@@ -49,7 +49,7 @@ def cross_entropy_and_slope(
 
 @triton.jit
 def _tanh(x):
-    return 2 * tl.sigmoid(2 * x) - 1
+    return 2 * tl.sigmoid(2 * x) - 1  # Triton's language has no tanh of its own
 
 
 @triton.jit
@@ -66,7 +66,7 @@ def _over_rows(
     HAS_CAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64)  # rows times vocabulary may exceed 32 bits
     product += row * stride
     target = tl.load(targets + row)
     largest = float("-inf")
@@ -80,6 +80,7 @@ def _over_rows(
             logits = softcap * _tanh(logits / softcap)
         sum_of_logits += tl.sum(tl.where(inside, logits, 0.0))
         logits = tl.where(inside, logits, float("-inf"))
+        # The sum so far is scaled whenever a larger logit comes, so one pass gives both.
         before = largest
         largest = tl.maximum(before, tl.max(logits))
         total = total * tl.exp(before - largest) + tl.sum(tl.exp(logits - largest))

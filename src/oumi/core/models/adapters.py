@@ -24,7 +24,7 @@ def add_lora(model: Any, plan: LoraPlan, base_name: str) -> Any:
     parameters = [name for name, _ in model.named_parameters()]
     _check_names("peft.lora_target_parameters", settings["target_parameters"], parameters)
     try:
-        wrapped = get_peft_model(model, LoraConfig(**settings))
+        wrapped = get_peft_model(model, LoraConfig(**settings))  # PEFT only says that nothing matched
     except ValueError as error:
         raise ConfigError(f"peft: {str(error).splitlines()[0]}") from error
     wrapped.peft_config["default"].base_model_name_or_path = base_name
@@ -82,6 +82,7 @@ def save_model(model: Any, directory: Path, mode: str = "ADAPTER_ONLY") -> None:
         model.save_pretrained(directory)
     elif mode == "MERGED":
         _save_adapter(model, directory / "adapter")
+        # Merging changes the model in place, so the adapter is written first.
         model.merge_and_unload(safe_merge=True).save_pretrained(directory)
     else:
         _save_adapter(model, directory)
@@ -93,4 +94,5 @@ def _save_adapter(model: Any, directory: Path) -> None:
     model.save_pretrained(directory)
     (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     path = directory / "adapter_config.json"
+    # By name, so that two adapters can be compared as text.
     path.write_text(json.dumps(json.loads(path.read_text()), indent=2, sort_keys=True) + "\n")

@@ -24,12 +24,15 @@ def build_model(plan: Plan, device: torch.device, checkpoint: Path | None = None
         raise ConfigError(f"model.attn_implementation: {plan.model.attention} trains on a GPU only; sdpa is for all")
     is_full = plan.lora is None and plan.model.adapter is None
     model = load_model(plan.model, device, weights_from=checkpoint if is_full else None)
-    adapter = checkpoint or plan.model.adapter
+    adapter = checkpoint or plan.model.adapter  # a checkpoint of an adapter holds no weights of its base
     if not is_full and adapter is not None:
         revision = None if checkpoint else plan.model.adapter_revision
         return load_adapter(model, adapter, is_trained=True, revision=revision)
     if plan.lora is None:
-        _begin_at_cache_lines(model)
+        for parameter in model.parameters():
+            # A weight lies anywhere in the file that it is mapped from; vectors read it faster from a cache line on.
+            if parameter.requires_grad and parameter.device.type == "cpu" and parameter.data_ptr() % _CACHE_LINE:
+                parameter.data = parameter.data.clone()
         return model
     # Random weights have no name; the config sees to it that they are saved.
     return add_lora(model, plan.lora, plan.model.name if plan.model.pretrained else str(plan.output_dir / "base"))
@@ -44,10 +47,3 @@ def load_weights(model: Any, plan: Plan, checkpoint: Path) -> None:
     loaded = build_model(plan, model.device, checkpoint).state_dict()
     for name, tensor in model.state_dict().items():
         tensor.copy_(loaded[name])
-
-
-def _begin_at_cache_lines(model: Any) -> None:
-    """Moves trained weights of a CPU that stand anywhere in the file they are mapped from: vectors read them faster."""
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.device.type == "cpu" and parameter.data_ptr() % _CACHE_LINE:
-            parameter.data = parameter.data.clone()

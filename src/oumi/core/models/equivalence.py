@@ -13,23 +13,15 @@ from oumi.core.errors import ConfigError
 
 
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Runs the model without dropout and without gradients in the context."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # it takes no float64
-            yield
-    finally:
-        model.train(was_training)
+def trial(model: Any, training: bool = False) -> Iterator[None]:
+    """Runs a model without gradients in the context, and without dropout unless in training.
 
-
-@contextmanager
-def as_trained(model: Any) -> Iterator[None]:
-    """Runs a model on the CPU as in training, with dropout, but without gradients; random numbers are put back."""
+    Afterwards the model and the random numbers of the CPU are as they were.
+    """
     was_training = model.training
-    model.train()
+    model.train(training)
     try:
+        # A model in float64 cannot be run in mixed precision.
         with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.random.fork_rng(devices=[]):
             yield
     finally:

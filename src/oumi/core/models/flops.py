@@ -52,6 +52,7 @@ class ModelFlops:
 
 def visible_pairs(length: int, window: int | None) -> float:
     """Returns how many pairs of tokens see each other causally in a document, counted as half of a square."""
+    # The first tokens see a triangle, those behind a full window a band.
     visible = min(length, window or length)
     return visible * length - visible * visible / 2
 
@@ -60,49 +61,40 @@ def model_flops(model: Any) -> ModelFlops:
     """Returns the work of a causal language model, with or without an adapter; of its text part only."""
     base = below_adapter(model)
     config, decoder, head = base.config.get_text_config(), base.get_decoder(), base.get_output_embeddings()
+    # A table that embeds tokens is looked up, and the head is counted by trained positions.
     skipped = {id(module.weight) for module in base.modules() if isinstance(module, torch.nn.Embedding)}
     skipped.add(id(getattr(head, "weight", None)))
+    num_experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    active_share = getattr(config, "num_experts_per_tok", 1) / num_experts if num_experts else 1.0
     forward = trained = 0.0
     for parameter in decoder.parameters():
-        if parameter.ndim < 2 or id(parameter) in skipped:
+        if parameter.ndim < 2 or id(parameter) in skipped:  # vectors take no matrix product
             continue
-        size = _size(parameter) * (_active_share(config) if parameter.ndim == 3 else 1.0)
+        # bitsandbytes packs two weights into a byte, and keeps their shape beside it.
+        state = getattr(parameter, "quant_state", None)
+        size = float(prod(parameter.shape if state is None else state.shape))
+        size *= active_share if parameter.ndim == 3 else 1.0  # all experts of a layer are one parameter
         forward += size
         trained += size if parameter.requires_grad else 0.0
     head_size = float(prod(head.weight.shape)) if head is not None else 0.0
+    num_heads = getattr(config, "num_attention_heads", None) or 0  # none in a state-space model
+    head_dim = num_heads and (getattr(config, "head_dim", None) or config.hidden_size // num_heads)
     is_head_trained = head is not None and head.weight.requires_grad
     return ModelFlops(
         token_forward=2 * forward,
         token=4 * forward + 2 * trained,
         term_forward=2 * head_size,
         term=(6 if is_head_trained else 4) * head_size,
-        pair_forward=4.0 * _attention_width(config),
+        pair_forward=4.0 * num_heads * head_dim,
         windows=_windows(config),
     )
-
-
-def _size(parameter: torch.Tensor) -> float:
-    """Returns how many numbers a weight stands for, as it is or quantised."""
-    state = getattr(parameter, "quant_state", None)
-    return float(prod(parameter.shape if state is None else state.shape))
-
-
-def _active_share(config: Any) -> float:
-    """Returns which share of its experts a token goes through."""
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    return getattr(config, "num_experts_per_tok", 1) / experts if experts else 1.0
-
-
-def _attention_width(config: Any) -> int:
-    """Returns the width of all queries of a token, 0 of a model without attention."""
-    heads: int = getattr(config, "num_attention_heads", None) or 0
-    return heads * (getattr(config, "head_dim", None) or config.hidden_size // heads) if heads else 0
 
 
 def _windows(config: Any) -> tuple[tuple[int | None, int], ...]:
     """Returns how far the layers see: those that a config calls sliding by its window, all others without end."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
+    # A config without a list of layers has layers of one kind.
     kinds = kinds if len(kinds) > 1 else kinds * (getattr(config, "num_hidden_layers", 0) or 1)
     sliding = sum(kind == "sliding_attention" for kind in kinds)
     counts = ((window, sliding), (None, len(kinds) - sliding))

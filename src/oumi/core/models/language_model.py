@@ -30,8 +30,10 @@ class LanguageModel(torch.nn.Module):
         self._head = head
         self._documents = Documents()
         self._image_token: int | None = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+        # In training, Gemma 3 demands them even where no token stands for an image.
         takes = inspect.signature(base.forward).parameters
         self._names_of_kinds = [name for name in ("token_type_ids", "mm_token_type_ids") if name in takes]
+        # Qwen's models place the parts of an image in a plane, which only the model knows to do.
         self._places = getattr(getattr(base, "model", None), "get_rope_index", None)
 
     @property
@@ -45,11 +47,11 @@ class LanguageModel(torch.nn.Module):
             self._head.tie()
 
     def forward(self, batch: Batch) -> Prediction:
-        """Returns what the model says at `batch.trained`."""
+        """Returns the model's prediction at the positions `batch.trained`."""
         inputs = self._flat(batch) if self.is_flat else self._padded(batch)
-        if self._head is not None:
+        if self._head is not None:  # the loss takes the head's product itself, in parts
             states = self._decoder[0](**inputs, use_cache=False).last_hidden_state
-        elif self.is_flat:
+        elif self.is_flat:  # transformers computes the logits where they are needed only
             return Prediction(self.inner(**inputs, use_cache=False, logits_to_keep=batch.trained).logits[0])
         else:
             states = self.inner(**inputs, use_cache=False).logits
@@ -81,7 +83,7 @@ class LanguageModel(torch.nn.Module):
         }
 
     def _image_inputs(self, batch: Batch, tokens_DS: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Returns what the model takes beside tokens: the features of images, and which tokens stand for them."""
+        """Returns the inputs beside tokens: the features of images, and which tokens are placeholders of them."""
         if self._image_token is None:
             return {}
         kinds = {name: (tokens_DS == self._image_token).long() for name in self._names_of_kinds}

@@ -10,7 +10,7 @@ import torch
 
 from oumi.core.batch import LmHead
 from oumi.core.models.adapters import below_adapter
-from oumi.core.models.equivalence import evaluating, is_close, logits_of
+from oumi.core.models.equivalence import is_close, logits_of, trial
 from oumi.core.models.tied_embedding import TiedTable, may_tie
 from oumi.core.models.twin import ordinary_tokens, plain_class
 
@@ -25,6 +25,7 @@ class ModelHead:
         self._module = base.get_output_embeddings()
         self._embedding = base.get_input_embeddings()
         self._tied: TiedTable | None = None
+        # Cohere multiplies logits by a number, Granite divides them, Gemma caps them.
         settings: Mapping[str, Any] = base.config.get_text_config().to_dict()
         self._softcap = settings.get("final_logit_softcapping")
         self._scale = float(settings.get("logit_scale") or 1 / (settings.get("logits_scaling") or 1))
@@ -53,8 +54,9 @@ def makes_logits(head: ModelHead, inner: Any) -> bool:
     """Returns True if the head turns the last hidden states of its model into the model's logits."""
     base = below_adapter(inner)
     tokens = torch.tensor([ordinary_tokens(base)[:_NUM_TOKENS]], device=base.device)
-    with evaluating(base):
+    with trial(base):
         logits = logits_of(base, tokens)
         states = base.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
         current = head.current()
+        # OPT may project the states in between, to the width of its embedding.
         return states.shape[-1] == current.weight.shape[1] and is_close(current.logits(states), logits)

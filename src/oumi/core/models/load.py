@@ -26,7 +26,7 @@ def load_model(plan: ModelPlan, device: torch.device, weights_from: Path | None 
 
     Args:
         plan: Which model, in which dtype, with which changes to its config.
-        device: Where it is to stand.
+        device: Of the model.
         weights_from: A checkpoint whose weights are taken instead of the named ones.
 
     Raises:
@@ -44,6 +44,7 @@ def load_model(plan: ModelPlan, device: torch.device, weights_from: Path | None 
                 trust_remote_code=plan.trust_remote_code,
                 **_attention(plan),
             )
+    # Before an adapter is added, whose weights stay trained.
     freeze(model, plan.freeze)
     return model.to(device).eval()
 
@@ -53,6 +54,7 @@ def load_model_config(plan: ModelPlan) -> Any:
     name = str(resolve_asset(plan.name))
     with hub_errors("model", plan.name), remote_code_refused(plan.name):
         config = AutoConfig.from_pretrained(name, revision=plan.revision, trust_remote_code=plan.trust_remote_code)
+    # Some families map a common name to their own, such as hidden_size to n_embd.
     settings = set(config.to_dict()) | set(getattr(config, "attribute_map", {}))
     for key, value in plan.config_overrides.items():
         if key == "dtype":
@@ -64,6 +66,7 @@ def load_model_config(plan: ModelPlan) -> Any:
         except StrictDataclassError as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise ConfigError(f"model.model_kwargs.{key}: {reason}") from error
+    # Families name their kinds of dropout differently; all names have this in common.
     if plan.disable_dropout:
         for key, value in config.to_dict().items():
             if "drop" in key and isinstance(value, float):
@@ -101,11 +104,12 @@ def _from_files(plan: ModelPlan, config: Any, weights_from: Path | None) -> Any:
             trust_remote_code=plan.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told below, by name
+            ignore_mismatched_sizes=True,  # reported below, by name
             **_attention(plan),
         )
     except OSError as error:
-        if _has_pickled_weights(name):
+        files = [*Path(name).glob("*.bin"), *Path(name).glob("*.pt")] if Path(name).is_dir() else []
+        if files:  # it does not say why it found no safetensors
             raise RefusedError(
                 f"{name} holds pickled weights only (pytorch_model.bin), which can run code when loaded. "
                 "Convert them: load them where you trust them and call save_pretrained(...)."
@@ -116,7 +120,7 @@ def _from_files(plan: ModelPlan, config: Any, weights_from: Path | None) -> Any:
 
 
 def _check_loaded(name: str, report: Mapping[str, Any]) -> None:
-    """Raises ConfigError if a weight of the model would be random; tells which of the files are left over."""
+    """Raises ConfigError if a weight of the model would be random; logs the weights of the files that are left over."""
     wrong = [f"{key} has the shape {tuple(saved)}, the model wants {tuple(expected)}"
              for key, saved, expected in sorted(report["mismatched_keys"])]  # fmt: skip
     wrong += [f"{key} is missing" for key in sorted(report["missing_keys"])]
@@ -126,6 +130,7 @@ def _check_loaded(name: str, report: Mapping[str, Any]) -> None:
             f"model {name}: its files do not fit the model: {'; '.join(wrong[:_MAX_LISTED])}{more}. "
             "Is it changed by model.model_kwargs?"
         )
+    # No error: a text model may be loaded from the files of one that sees images.
     if left := sorted(report["unexpected_keys"]):
         more = f" and {len(left) - _MAX_LISTED} more" if len(left) > _MAX_LISTED else ""
         logger.warning(
@@ -135,8 +140,3 @@ def _check_loaded(name: str, report: Mapping[str, Any]) -> None:
 
 def _attention(plan: ModelPlan) -> dict[str, Any]:
     return {} if plan.attention is None else {"attn_implementation": plan.attention}
-
-
-def _has_pickled_weights(name: str) -> bool:
-    folder = Path(name)
-    return folder.is_dir() and bool([*folder.glob("*.bin"), *folder.glob("*.pt")])

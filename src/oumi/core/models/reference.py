@@ -22,7 +22,7 @@ def build_reference(plan: Plan, device: torch.device, model: Any) -> Callable[[B
 
     Args:
         plan: Of the run.
-        device: Where a copy stands.
+        device: Of the copy.
         model: The model in training, as the loop calls it.
     """
     if plan.lora is not None and plan.model.adapter is None:

@@ -21,10 +21,11 @@ class TiedTable:
     def __init__(self, embedding: torch.nn.Embedding) -> None:
         self._embedding = embedding
         self._table_Vd: torch.Tensor | None = None
+        # Only the forward: the module, its weight and what is saved stay as they are.
         embedding.forward = self._rows  # type: ignore[method-assign]
 
     def take(self) -> torch.Tensor | None:
-        """Returns the table for the head and forgets it, None if no gradient is asked for."""
+        """Returns the table for the head and forgets it, None if no gradient is computed."""
         table_Vd, self._table_Vd = self._table_Vd, None
         return table_Vd
 
@@ -45,6 +46,7 @@ def may_tie(embedding: Any, head: torch.nn.Linear) -> bool:
     is_plain = isinstance(embedding, torch.nn.Embedding) and type(embedding).forward is torch.nn.Embedding.forward
     if not is_plain or embedding.weight is not weight or not weight.requires_grad:
         return False
+    # Such embeddings change their table on the way, or scale or store its gradient differently.
     is_odd = embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse
     return weight.device.type in ("cpu", "meta") and not is_odd
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -18,10 +19,12 @@ from transformers import PreTrainedModel
 
 from oumi.core.log import logger
 from oumi.core.models.adapters import below_adapter
-from oumi.core.models.equivalence import evaluating
+from oumi.core.models.equivalence import trial
 from oumi.core.models.twin_config import levels_of, pattern_length, shrunken, size_of, special_tokens
 
 _MAX_LAYERS, _MAX_WEIGHTS, _MAX_TOKENS = 32, 16_000_000, 256
+_PROBE = 48
+"""Tokens that a twin must take, to be one."""
 _GAINS = (1.0, 3.0)
 """Of the weights: numbers as a layer mostly sees them, and large ones, where caps and cuts show."""
 _LIBRARIES = ("torch.", "torchao.", "peft.", "bitsandbytes.")
@@ -54,7 +57,7 @@ def trial_models(model: Any) -> Iterator[Any]:
 
 
 def build_twin(model: Any) -> Any:
-    """Returns a small model in float64 on the CPU that has every kind of module that `model` has.
+    """Returns a small model on the CPU that has every kind of module that `model` has; in float64, if it can be.
 
     Raises:
         NoTrialError: The sizes of the config contradict each other, or have names that `SIZES` does not list.
@@ -65,13 +68,15 @@ def build_twin(model: Any) -> Any:
     if any(adapter.is_prompt_learning for adapter in getattr(model, "peft_config", {}).values()):
         raise NoTrialError("the adapter adds tokens")
     kind, text = base.config.model_type, base.config.get_text_config()
+    # More layers than in any pattern would only take time.
     num_layers = min(size_of(text, "layers") or 1, _MAX_LAYERS)
     depth = pattern_length(text, num_layers)
     try:
         while True:
             config = shrunken(base.config, depth)
+            # Without memory first, to see its modules and how large it would be.
             with torch.device("meta"):
-                skeleton = _build(base, config)
+                skeleton = _build(base, config, torch.float64)
             missing = _missing_kinds(base, skeleton)
             if not missing:
                 break
@@ -80,11 +85,9 @@ def build_twin(model: Any) -> Any:
             depth = min(2 * depth, num_layers)
         if sum(weight.numel() for weight in skeleton.parameters()) > _MAX_WEIGHTS:
             raise NoTrialError(f"a small {kind} is not small: its config has sizes of other names")
-        with torch.random.fork_rng(devices=[]):
-            twin = _build(base, config)
-        with evaluating(twin):
-            twin(input_ids=torch.tensor([ordinary_tokens(twin)[:4]]), use_cache=False)
-        return twin.eval()
+        with suppress(RuntimeError):  # a few models mix float32 into what they compute
+            return _build_on_cpu(base, config, torch.float64)
+        return _build_on_cpu(base, config, torch.float32)
     except _BUILD_ERRORS as error:
         reason = str(error).strip().partition("\n")[0]
         raise NoTrialError(f"a small {kind} cannot be built: {reason}") from error
@@ -113,17 +116,29 @@ def plain_class(module: torch.nn.Module) -> type:
 
 
 def ordinary_tokens(model: Any) -> list[int]:
-    """Returns tokens that stand for text, at most 256: none that a config names for a purpose of its own."""
+    """Returns token ids of plain text, at most 256: those that no config names as special tokens."""
     vocabulary = min(model.get_input_embeddings().num_embeddings, _MAX_TOKENS)
     special = set(special_tokens(levels_of(model.config)))
     return [token for token in range(vocabulary) if token not in special]
 
 
-def _build(base: Any, config: Any) -> Any:
+def _build_on_cpu(base: Any, config: Any, dtype: torch.dtype) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        twin = _build(base, config, dtype)
+    num_tokens = min(getattr(config.get_text_config(), "max_position_embeddings", 0) or _PROBE, _PROBE)
+    tokens = torch.tensor([ordinary_tokens(twin)[:num_tokens]])
+    with trial(twin):  # sizes that contradict each other show when it computes
+        twin(input_ids=tokens, use_cache=False)
+    if any(weight.dtype != dtype for weight in twin.parameters()):
+        raise RuntimeError("it keeps some weights in float32")
+    return twin.eval()
+
+
+def _build(base: Any, config: Any, dtype: torch.dtype) -> Any:
     own = base.config._attn_implementation
     return plain_class(base)._from_config(
         config,
-        dtype=torch.float64,
+        dtype=dtype,
         # Kernels of a GPU, for attention and for experts, take neither the CPU nor float64.
         attn_implementation=own if own in ("sdpa", "eager") else "eager",
         experts_implementation="eager",
@@ -146,6 +161,7 @@ def _missing_kinds(base: Any, skeleton: Any) -> list[str]:
 @torch.no_grad()
 def _draw_weights(twin: Any, gain: float, seed: int) -> None:
     """Gives a model weights of a size at which every part of it shows in its logits."""
+    # As transformers draws them, weights are so small that caps and gates hardly show in the logits.
     generator = torch.Generator().manual_seed(seed)
     tables = {id(module.weight) for module in twin.modules() if isinstance(module, torch.nn.Embedding)}
     for weight in twin.parameters():

@@ -66,6 +66,7 @@ def pattern_length(config: Any, num_layers: int) -> int:
 def shrunken(config: Any, depth: int) -> Any:
     """Returns a copy of a config whose sizes fit each other as they did, with `depth` layers at most."""
     config = deepcopy(config)
+    # To be loaded in fewer bits is for weights of files; here they are drawn.
     vars(config).pop("quantization_config", None)
     levels = levels_of(config)
     own_sizes = [_sizes_of_heads(level) for level in levels]
@@ -73,6 +74,7 @@ def shrunken(config: Any, depth: int) -> Any:
     widths = {old: new for sizes in own_sizes for old, new in sizes["widths"].items()}
     widths |= _sizes_of_heads(config.get_text_config())["widths"]
     vocabulary = min(size_of(config.get_text_config(), "vocabularies"), _LIMITS["vocabularies"])
+    # Tokens for images and the like keep numbers of their own, at the end of the small vocabulary.
     beyond = sorted(token for token in set(special_tokens(levels)) if token >= vocabulary)
     tokens = {token: vocabulary - 1 - i for i, token in enumerate(reversed(beyond))}
     limits = {**_LIMITS, "layers": depth, "shared layers": depth // 2}

@@ -51,14 +51,14 @@ def prefers_onednn(like: torch.Tensor, num_weights: int) -> bool:
 
 
 def product(x_Ta: torch.Tensor, weight_ab: torch.Tensor, by_onednn: bool) -> torch.Tensor:
-    """Returns x W [T, b], by oneDNN if asked and if it has the memory for its code."""
+    """Returns x W [T, b], by oneDNN if `by_onednn` and if it has memory for its code."""
     if by_onednn:
         if not (weight_ab.is_contiguous() or weight_ab.t().is_contiguous()):
             weight_ab = weight_ab.contiguous()  # oneDNN takes a thousand times as long where there are gaps
         try:
             result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_Ta, weight_ab.t(), None, "none", [], "")
             return result
-        except RuntimeError as error:
+        except RuntimeError as error:  # oneDNN keeps its code in memory of its own, which may be used up
             if "could not create a primitive" not in str(error):
                 raise
     return x_Ta @ weight_ab

@@ -49,7 +49,7 @@ def peaks_of(device: str, device_name: str, dtype: str) -> Peaks:
 
     Args:
         device: `cpu`, `cuda` or `mps`.
-        device_name: By which another machine that shares the cache is told apart.
+        device_name: Part of the name in the cache, which machines may share.
         dtype: In which matrix products are taken.
     """
     num_cores = host.num_cores() if device == "cpu" else 1
@@ -63,7 +63,7 @@ def peaks_of(device: str, device_name: str, dtype: str) -> Peaks:
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = path.with_suffix(f".{os.getpid()}")
             unfinished.write_text(json.dumps({"of": name, **asdict(peaks)}) + "\n")
-            unfinished.replace(path)
+            unfinished.replace(path)  # another process never reads half of it
     return peaks
 
 
@@ -75,11 +75,12 @@ def measure_peaks(device: str, dtype: str, num_cores: int) -> Peaks:
     left, right = (torch.randn(edge, edge, device=device).to(kind) for _ in range(2))
     result = torch.empty_like(left)
     num_threads = torch.get_num_threads()
-    wait = torch.cuda.synchronize if device == "cuda" else torch.mps.synchronize if device == "mps" else _nothing
+    wait = torch.cuda.synchronize if device == "cuda" else torch.mps.synchronize if device == "mps" else lambda: None
     # Of a CPU one core is measured, by the time that it works: others may use the machine meanwhile.
     clock = time.thread_time if device == "cpu" else time.perf_counter
     try:
         torch.set_num_threads(1)
+        # The result's memory is reused: pages that are touched first would be part of the time.
         products_s = _best(lambda: torch.mm(left, right, out=result), wait, clock)
         if device == "cpu" and host.multiplies_faster_by_onednn() and dtype == "float32":
             by_onednn = torch.ops.mkldnn._linear_pointwise
@@ -97,7 +98,7 @@ def measure_page_fault() -> float:
     """Returns the seconds of processor time that a first touch of a page takes."""
     page = mmap.PAGESIZE
     memory = mmap.mmap(-1, _FAULT_BYTES)
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # of Linux, where one fault may otherwise bring 2 MB
         memory.madvise(mmap.MADV_NOHUGEPAGE)
     started = time.thread_time()
     memory[::page] = b"\1" * (_FAULT_BYTES // page)
@@ -107,27 +108,23 @@ def measure_page_fault() -> float:
 
 
 def nominal_flops(device_name: str) -> float | None:
-    """Returns what the maker says of a GPU's dense 16-bit matrix products a second, None for one that is not known."""
+    """Returns what the maker says of a GPU's dense 16-bit matrix products a second, None for an unknown one."""
     names = [name for name in NOMINAL_TFLOPS if name.lower() in device_name.lower()]
     return NOMINAL_TFLOPS[max(names, key=len)] * 1e12 if names else None
 
 
 def _best(work: Callable[[], object], wait: Callable[[], None], clock: Callable[[], float]) -> float:
     """Returns the fewest seconds that one call takes."""
-    work()
+    work()  # the first call prepares kernels and memory
     wait()
     times: list[float] = []
     ends = time.perf_counter() + _SECONDS
-    while time.perf_counter() < ends or len(times) < 3:
+    while time.perf_counter() < ends or len(times) < 3:  # on a slow machine, one call may take all the time
         started = clock()
         work()
         wait()
         times.append(clock() - started)
     return min(times)
-
-
-def _nothing() -> None:
-    """Waits for nothing: a CPU has no queue."""
 
 
 def _read(path: Path) -> Peaks | None:

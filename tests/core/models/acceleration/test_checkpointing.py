@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers compute their activations again where they are told to, and nowhere else."""
+"""Layers compute their activations again where the settings say so, and nowhere else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def calls_of_layers(model: Any) -> list[int]:
 
         return note
 
-    layers = [one for one in model.modules() if type(one).__name__ == "LlamaMLP"]
+    layers = [module for module in model.modules() if type(module).__name__ == "LlamaMLP"]
     for index, layer in enumerate(layers):
         layer.register_forward_pre_hook(count(index))
     model.train()
@@ -36,7 +36,7 @@ def calls_of_layers(model: Any) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("settings", "wanted"),
+    ("settings", "expected"),
     [
         ({}, [2, 2, 2, 2]),
         ({"recompute_num_layers": 1}, [2, 1, 1, 1]),
@@ -45,12 +45,12 @@ def calls_of_layers(model: Any) -> list[int]:
     ],
 )
 @pytest.mark.parametrize("has_adapter", [False, True])
-def test_the_first_layers_compute_again(settings: dict[str, int], wanted: list[int], has_adapter: bool) -> None:
+def test_the_first_layers_compute_again(settings: dict[str, int], expected: list[int], has_adapter: bool) -> None:
     model = tiny_llama(num_hidden_layers=4)
     if has_adapter:
         model = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
     recompute_layers(model, {"use_reentrant": False, **settings})
-    assert calls_of_layers(model) == wanted
+    assert calls_of_layers(model) == expected
 
 
 def test_a_model_that_cannot_says_so() -> None:

@@ -43,13 +43,13 @@ def losses(folder: Path) -> list[float]:
 def test_compiled_layers_train_as_plain_ones_and_are_not_compiled_again(
     tmp_path: Path, recompute: dict[str, Any]
 ) -> None:
-    found = []
+    curves = []
     for name, compiled in (("plain", {}), ("compiled", {"compile": True, **recompute})):
         torch._dynamo.reset()
         counters.clear()
         train(tiny_config(tmp_path, max_steps=8, output_dir=str(tmp_path / name), **compiled))
-        found.append(losses(tmp_path / name))
-    assert found[1] == pytest.approx(found[0], rel=1e-5)
+        curves.append(losses(tmp_path / name))
+    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
     # Before and after attention, and what stands around; twice where a first batch has one document.
     assert 1 <= counters["stats"]["unique_graphs"] <= 8
     assert not counters["recompile_limit"]
@@ -95,7 +95,7 @@ def test_a_last_product_that_is_no_plain_one_is_compiled_with_the_rest(kind: str
     elif kind == "adapter":
         inner = get_peft_model(inner, LoraConfig(target_modules=["down_proj"]))
     compile_layers(inner, {"use_reentrant": False})
-    assert not any("forward" in vars(one) for one in layers[0].modules() if one is not layers[0])
+    assert not any("forward" in vars(module) for module in layers[0].modules() if module is not layers[0])
 
 
 def checkpointing(inner: Any) -> Any:

@@ -30,25 +30,25 @@ SMALL: dict[str, Any] = {
     "pad_token_id": 0,
 }
 ALL = {"norms", "mlps", "rotations"}
-WANTED = {
+PARTS = {
     "llama": ALL, "mistral": ALL, "qwen2": ALL, "qwen3": ALL, "gemma": ALL, "gemma2": ALL, "gemma3_text": ALL,
     "olmo2": ALL, "granite": ALL, "smollm3": ALL, "olmo": {"mlps", "rotations"}, "phi3": {"norms"},
     "cohere": {"mlps"}, "gpt_neox": set(), "gpt2": {"GELUs"},
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("model_type", "wanted"), WANTED.items())
-def test_a_model_with_fused_parts_has_the_same_loss_and_gradients(model_type: str, wanted: set[str]) -> None:
+@pytest.mark.parametrize(("model_type", "parts"), PARTS.items())
+def test_a_model_with_fused_parts_has_the_same_loss_and_gradients(model_type: str, parts: set[str]) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SMALL)).eval()
     for parameter in model.parameters():  # norms of ones would hide a wrong gradient
         parameter.data += 0.05 * torch.randn_like(parameter)
     fused = deepcopy(model)
-    assert set(fuse_layers(fused)) >= wanted
-    found, expected = _gradients(fused), _gradients(model)
-    assert found.keys() == expected.keys()
+    assert set(fuse_layers(fused)) >= parts
+    actual, expected = _gradients(fused), _gradients(model)
+    assert actual.keys() == expected.keys()
     for name, gradient in expected.items():
-        error = (found[name] - gradient).norm() / gradient.norm().clamp_min(1e-6)
+        error = (actual[name] - gradient).norm() / gradient.norm().clamp_min(1e-6)
         assert error < 2e-5, name
 
 
@@ -64,10 +64,10 @@ def test_parts_with_an_adapter_keep_their_own_way() -> None:
     fused = deepcopy(adapted)
     swapped = fuse_layers(fused)
     assert {kind: count for kind, count in swapped.items() if kind != "products"} == {"norms": 5, "rotations": 2}
-    found, expected = _gradients(fused), _gradients(adapted)
-    assert found.keys() == expected.keys()
+    actual, expected = _gradients(fused), _gradients(adapted)
+    assert actual.keys() == expected.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_products_are_exchanged_where_the_other_library_is_much_faster_and_in_their_own_dtype_alone() -> None:

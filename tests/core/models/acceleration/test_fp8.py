@@ -41,10 +41,13 @@ def gradients_of_uneven_tokens(model: LanguageModel, rows: list[Example], size: 
     model.zero_grad()
     for i, batch in enumerate(batches(rows, size)):
         weights = torch.cat(
-            [torch.full((one.num_targets,), 10.0 ** -(i * size + k)) for k, one in enumerate(batch.documents())]
+            [
+                torch.full((document.num_targets,), 10.0 ** -(i * size + k))
+                for k, document in enumerate(batch.documents())
+            ]
         )
-        logits, wanted = model(batch.to(torch.device("cpu"))).logits(), batch.targets[batch.trained]
-        (functional.cross_entropy(logits, wanted, reduction="none") * weights).sum().backward()
+        logits, targets = model(batch.to(torch.device("cpu"))).logits(), batch.targets[batch.trained]
+        (functional.cross_entropy(logits, targets, reduction="none") * weights).sum().backward()
     return torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
 
 
@@ -52,10 +55,10 @@ def gradients_of_uneven_tokens(model: LanguageModel, rows: list[Example], size: 
 def test_gradients_do_not_depend_on_how_a_step_is_cut(tmp_path: Path) -> None:
     rows = tiny_rows(tmp_path)
     model = large("rowwise_with_gw_hp")
-    whole, cut = (gradients_of_uneven_tokens(model, rows, size) for size in (8, 3))
-    assert relative_error(cut, whole) < 1e-6
+    uncut, cut = (gradients_of_uneven_tokens(model, rows, size) for size in (8, 3))
+    assert relative_error(cut, uncut) < 1e-6
     exact = gradients_of_uneven_tokens(make_flat(tiny_llama(**LARGE).train(), None), rows, 8)
-    assert 1e-3 < relative_error(whole, exact) < 0.06, "8 bits round, and no more"
+    assert 1e-3 < relative_error(uncut, exact) < 0.06, "8 bits round, and no more"
 
 
 @narrow
@@ -63,13 +66,13 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut(tmp_path: Path) -> None:
 def test_a_scale_that_tokens_share_depends_on_the_cut_as_the_plan_says(tmp_path: Path, recipe: str) -> None:
     rows = tiny_rows(tmp_path)
     model = large(recipe)
-    whole, cut = (gradients_of_uneven_tokens(model, rows, size) for size in (8, 3))
-    assert 1e-7 < relative_error(cut, whole) < SHARED[recipe]
+    uncut, cut = (gradients_of_uneven_tokens(model, rows, size) for size in (8, 3))
+    assert 1e-7 < relative_error(cut, uncut) < SHARED[recipe]
 
 
 @narrow
 @pytest.mark.parametrize("recipe", BY_ROWS)
-def test_a_document_does_not_move_another_one(tmp_path: Path, recipe: str) -> None:
+def test_a_document_does_not_move_another(tmp_path: Path, recipe: str) -> None:
     rows = tiny_rows(tmp_path)
     model = large(recipe).eval()
     with torch.no_grad():
@@ -102,7 +105,7 @@ def test_a_model_without_large_layers_is_refused() -> None:
         use_fp8(tiny_llama(), "rowwise")
 
 
-def test_a_missing_package_is_told_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao.float8", None)
     with pytest.raises(ConfigError, match=r"training.fp8_recipe: needs: pip install 'oumi\[narrow\]'"):
         use_fp8(tiny_llama(), "rowwise")

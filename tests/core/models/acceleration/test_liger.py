@@ -13,6 +13,6 @@ from tests.tiny import tiny_llama
 
 
 @pytest.mark.skipif(find_spec("liger_kernel") is not None, reason="Liger is installed")
-def test_a_missing_package_is_told() -> None:
+def test_a_missing_package_is_reported() -> None:
     with pytest.raises(ConfigError, match=r"enable_liger_kernel: needs: pip install 'oumi\[gpu\]'"):
         check_liger(tiny_llama())

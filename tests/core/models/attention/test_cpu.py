@@ -19,13 +19,13 @@ def test_each_document_attends_as_it_does_alone(dtype: torch.dtype, num_keys: in
     inputs = _inputs(num_keys, dtype=dtype)
     assert takes_cpu_kernel(*inputs)
     out = DocumentAttention.apply(*inputs, OFFSETS, scale)
-    wanted = _joined(inputs, scale)
+    expected = _joined(inputs, scale)
     upstream = torch.randn_like(out)
-    found = (out, *torch.autograd.grad(out, inputs, upstream))
-    references = (wanted, *torch.autograd.grad(wanted, inputs, upstream))
-    for one, reference in zip(found, references, strict=True):
-        assert one.dtype == dtype
-        assert torch.equal(one, reference)
+    results = (out, *torch.autograd.grad(out, inputs, upstream))
+    references = (expected, *torch.autograd.grad(expected, inputs, upstream))
+    for tensor, reference in zip(results, references, strict=True):
+        assert tensor.dtype == dtype
+        assert torch.equal(tensor, reference)
 
 
 def test_gradients_are_those_of_the_definition() -> None:
@@ -37,12 +37,14 @@ def test_gradients_are_those_of_the_definition() -> None:
 
 def test_keeps_its_output_once_and_where_the_next_layer_reads_it() -> None:
     inputs, kept = _inputs(2), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         out = DocumentAttention.apply(*inputs, OFFSETS, None)
-    beside = {one.untyped_storage().data_ptr(): one for one in kept if not any(one is given for given in inputs)}
+    beside = {
+        tensor.untyped_storage().data_ptr(): tensor for tensor in kept if all(tensor is not own for own in inputs)
+    }
     assert out.data_ptr() in beside
     num_sums = inputs[0].shape[1] * OFFSETS[-1]
-    assert sum(one.untyped_storage().nbytes() for one in beside.values()) == 4 * (out.numel() + num_sums)
+    assert sum(tensor.untyped_storage().nbytes() for tensor in beside.values()) == 4 * (out.numel() + num_sums)
 
 
 def test_leaves_what_the_kernel_does_not_take() -> None:
@@ -56,12 +58,12 @@ def _inputs(num_keys: int, size: int = 8, dtype: torch.dtype = torch.float32) ->
     generator = torch.Generator().manual_seed(0)
     shapes = [(1, OFFSETS[-1], heads, size) for heads in (6, num_keys, num_keys)]
     drawn = (torch.randn(*shape, generator=generator, dtype=dtype) for shape in shapes)
-    return tuple(one.transpose(1, 2).requires_grad_() for one in drawn)
+    return tuple(tensor.transpose(1, 2).requires_grad_() for tensor in drawn)
 
 
 def _joined(inputs: tuple[torch.Tensor, ...], scale: float | None) -> torch.Tensor:
     parts = []
     for first, end in pairwise(OFFSETS):
-        document = (one[:, :, first:end] for one in inputs)
+        document = (tensor[:, :, first:end] for tensor in inputs)
         parts.append(F.scaled_dot_product_attention(*document, is_causal=True, scale=scale, enable_gqa=True))
     return torch.cat(parts, dim=2).transpose(1, 2)

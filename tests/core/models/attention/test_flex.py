@@ -23,15 +23,15 @@ def offsets_of(lengths: tuple[int, ...]) -> tuple[int, ...]:
     return (0, *accumulate(lengths))
 
 
-def seen_one_by_one(offsets: tuple[int, ...], window: int | None) -> np.ndarray:
-    found = np.zeros((offsets[-1], offsets[-1]), dtype=np.bool_)
+def visible_pairs(offsets: tuple[int, ...], window: int | None) -> np.ndarray:
+    results = np.zeros((offsets[-1], offsets[-1]), dtype=np.bool_)
     for start, stop in pairwise(offsets):
         for query in range(start, stop):
-            found[query, max(start, 0 if window is None else query - window + 1) : query + 1] = True
-    return found
+            results[query, max(start, 0 if window is None else query - window + 1) : query + 1] = True
+    return results
 
 
-def seen_by(mask: BlockMask, length: int, *, is_turned: bool = False) -> np.ndarray:
+def visible_to(mask: BlockMask, length: int, *, is_turned: bool = False) -> np.ndarray:
     """Returns what a kernel takes into account: blocks as a whole, and blocks in part by the rule of the mask."""
     lists = (
         [(mask.q_num_blocks, mask.q_indices, False), (mask.full_q_num_blocks, mask.full_q_indices, True)]
@@ -40,17 +40,17 @@ def seen_by(mask: BlockMask, length: int, *, is_turned: bool = False) -> np.ndar
     )
     places = torch.arange(length)
     rule = mask.mask_mod(0, 0, places[:, None], places[None, :]).numpy()
-    found = np.zeros((length, length), dtype=np.bool_)
-    for counts, orders, is_whole in lists:
+    results = np.zeros((length, length), dtype=np.bool_)
+    for counts, orders, is_full in lists:
         assert counts is not None
         assert orders is not None
         for row, count in enumerate(counts[0, 0]):
             for column in orders[0, 0, row, : int(count)]:
                 query, key = (int(column), row) if is_turned else (row, int(column))
                 part = (slice(query * BLOCK, (query + 1) * BLOCK), slice(key * BLOCK, (key + 1) * BLOCK))
-                assert not found[part].any(), "a block that stands in two lists is counted twice"
-                found[part] = True if is_whole else rule[part]
-    return found
+                assert not results[part].any(), "a block that stands in two lists is counted twice"
+                results[part] = True if is_full else rule[part]
+    return results
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -58,9 +58,9 @@ def seen_by(mask: BlockMask, length: int, *, is_turned: bool = False) -> np.ndar
 def test_a_mask_shows_each_token_its_own_document_and_window(lengths: tuple[int, ...], window: int | None) -> None:
     offsets = offsets_of(lengths)
     mask = documents_mask(offsets, window, CPU)
-    wanted = seen_one_by_one(offsets, window)
-    assert (seen_by(mask, offsets[-1]) == wanted).all()
-    assert (seen_by(mask, offsets[-1], is_turned=True) == wanted).all(), "the backward pass goes by keys"
+    expected = visible_pairs(offsets, window)
+    assert (visible_to(mask, offsets[-1]) == expected).all()
+    assert (visible_to(mask, offsets[-1], is_turned=True) == expected).all(), "the backward pass goes by keys"
 
 
 def test_blocks_that_nobody_sees_are_left_out() -> None:
@@ -80,27 +80,27 @@ def test_attention_is_that_of_each_document(window: int | None, softcap: float |
     cap = None if softcap is None else torch.tensor(softcap)
     mask = documents_mask(offsets_of(lengths), window, CPU)
     attend = torch.compile(attention_of_documents, dynamic=True, fullgraph=True, backend="aot_eager")
-    found = attend(tuple(parts), sinks, mask, cap, scoring.scale)
+    results = attend(tuple(parts), sinks, mask, cap, scoring.scale)
     split = zip(*(part.split(lengths, dim=2) for part in parts), strict=True)
-    wanted = torch.cat([scored_attention(*document, sinks, scoring) for document in split], dim=2)
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    expected = torch.cat([scored_attention(*document, sinks, scoring) for document in split], dim=2)
+    torch.testing.assert_close(results, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_kernel_that_cannot_be_made_is_told_within_gradient_checkpointing_too(
+def test_a_kernel_that_cannot_be_made_is_reported_within_gradient_checkpointing_too(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     _works.cache_clear()
-    found = []
+    results = []
 
     def layer(x: torch.Tensor) -> torch.Tensor:
-        found.append(_works(16, torch.bfloat16, True, 5.0, CPU))
+        results.append(_works(16, torch.bfloat16, True, 5.0, CPU))
         return (x * x).sin()
 
     x = torch.randn(4, requires_grad=True)
     state = torch.get_rng_state()
     checkpoint(layer, x, use_reentrant=False).sum().backward()
     assert torch.equal(torch.get_rng_state(), state)
-    assert found[0] is False
+    assert results[0] is False
     assert caplog.text.count("a block of queries at a time, which takes longer: FlexAttention: ") == 1
     _works.cache_clear()
 

@@ -40,16 +40,16 @@ def inputs(dtype: torch.dtype, num_documents: int = 2, length: int = LENGTH, siz
     """Returns queries of six heads, keys and narrower values of two, and a sink for each head."""
     torch.manual_seed(0)
     heads = [torch.randn(num_documents, count, length, width) for count, width in ((6, size), (2, size), (2, size - 2))]
-    return [one.to(dtype).requires_grad_() for one in (*heads, torch.randn(6))]
+    return [tensor.to(dtype).requires_grad_() for tensor in (*heads, torch.randn(6))]
 
 
-def gradients(attend: Any, given: list[torch.Tensor], settings: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+def gradients(attend: Any, tensors: list[torch.Tensor], settings: dict[str, Any]) -> tuple[torch.Tensor, ...]:
     """Returns the attention, and the gradients of what it was given."""
-    query, key, value, sinks = given
-    taken = given if settings.get("has_sinks") else given[:3]
+    query, key, value, sinks = tensors
+    leaves = tensors if settings.get("has_sinks") else tensors[:3]
     out = attend(query, key, value, {**settings, "s_aux": sinks if settings.get("has_sinks") else None})
     torch.manual_seed(1)
-    return out, *torch.autograd.grad(out, taken, torch.randn(out.shape, dtype=out.dtype))
+    return out, *torch.autograd.grad(out, leaves, torch.randn(out.shape, dtype=out.dtype))
 
 
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.02)])
@@ -57,36 +57,36 @@ def gradients(attend: Any, given: list[torch.Tensor], settings: dict[str, Any]) 
 def test_blocks_of_queries_give_attention_and_gradients_by_definition(
     name: str, dtype: torch.dtype, close: float
 ) -> None:
-    given = inputs(dtype)
-    found = gradients(_scored, given, SETTINGS[name])
-    wanted = gradients(by_definition, given, SETTINGS[name])
-    for one, other in zip(found, wanted, strict=True):
-        assert (one - other).norm() <= close * other.norm()
+    tensors = inputs(dtype)
+    results = gradients(_scored, tensors, SETTINGS[name])
+    references = gradients(by_definition, tensors, SETTINGS[name])
+    for tensor, other in zip(results, references, strict=True):
+        assert (tensor - other).norm() <= close * other.norm()
 
 
 @pytest.mark.parametrize("scoring", [Scoring(0.5), Scoring(0.5, softcap=1.5), Scoring(0.5, 1.5, window=3)])
 def test_gradients_are_those_of_differences(scoring: Scoring) -> None:
-    given = inputs(torch.float64, 1, length=7, size=3)
-    assert torch.autograd.gradcheck(lambda *parts: scored_attention(*parts, scoring), given)
+    tensors = inputs(torch.float64, 1, length=7, size=3)
+    assert torch.autograd.gradcheck(lambda *parts: scored_attention(*parts, scoring), tensors)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_attention_that_is_computed_again_gives_the_same_gradients(name: str) -> None:
-    given = inputs(torch.float32)
-    found = gradients(partial(checkpoint, _scored, use_reentrant=False), given, SETTINGS[name])
-    wanted = gradients(_scored, given, SETTINGS[name])
-    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+    tensors = inputs(torch.float32)
+    results = gradients(partial(checkpoint, _scored, use_reentrant=False), tensors, SETTINGS[name])
+    references = gradients(_scored, tensors, SETTINGS[name])
+    assert all(torch.equal(tensor, other) for tensor, other in zip(results, references, strict=True))
 
 
 def test_nothing_larger_than_the_queries_waits_for_the_backward_pass() -> None:
     kept: list[int] = []
 
-    def keep(one: torch.Tensor) -> torch.Tensor:
-        kept.append(one.numel())
-        return one
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
 
     query, key, value, sinks = inputs(torch.float32, 1, length=1000)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         _scored(query, key, value, {"softcap": 2.0, "s_aux": sinks}).sum().backward()
     assert max(kept) == query.numel()
 
@@ -103,11 +103,11 @@ def test_a_block_of_scores_is_no_larger_than_what_is_held(device: str, window: i
 
 @pytest.mark.parametrize("window", [1, 100, 256, 300, 599, 600])
 def test_a_window_in_blocks_is_that_of_one_mask(window: int) -> None:
-    given = inputs(torch.float32, 1, length=600)
+    tensors = inputs(torch.float32, 1, length=600)
     settings = {"sliding_window": window}
-    found, wanted = (gradients(attend, given, settings) for attend in (_fused, by_definition))
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    results, references = (gradients(attend, tensors, settings) for attend in (_fused, by_definition))
+    for tensor, other in zip(results, references, strict=True):
+        torch.testing.assert_close(tensor, other, atol=1e-5, rtol=1e-4)
 
 
 def test_dropped_weights_are_drawn_anew_and_keep_their_mean() -> None:
@@ -115,6 +115,6 @@ def test_dropped_weights_are_drawn_anew_and_keep_their_mean() -> None:
     settings = {"softcap": 2.0, "dropout": 0.5}
     with torch.no_grad():
         drawn = torch.stack([_scored(query, key, value, settings) for _ in range(400)])
-        wanted = _scored(query, key, value, {"softcap": 2.0})
+        expected = _scored(query, key, value, {"softcap": 2.0})
     assert not torch.equal(drawn[0], drawn[1])
-    assert (drawn.mean(0) - wanted).norm() < 0.1 * wanted.norm()
+    assert (drawn.mean(0) - expected).norm() < 0.1 * expected.norm()

@@ -29,6 +29,7 @@ def accelerate(model: Any, plan: Plan) -> LanguageModel:
         language_model.tie()
     if plan.precision.fp8 is not None:
         use_fp8(model, plan.precision.fp8)
+    # The compiler last: what it compiled would not notice a later exchange.
     if plan.speed.compile:
         compile_layers(model, plan.gradient_checkpointing)
     return language_model

@@ -16,7 +16,7 @@ from oumi.core.plan.choices import NUM_RECOMPUTED
 def recompute_layers(model: Any, settings: Mapping[str, Any]) -> None:
     """Turns gradient checkpointing on (arXiv 1604.06174), in all layers or in the first ones.
 
-    What the last layers keep is free again when the first ones compute again, so that both never stand together.
+    What the last layers keep is freed before the first ones compute again, so the two are never in memory together.
 
     Args:
         model: Of transformers, with or without an adapter.
@@ -31,6 +31,7 @@ def recompute_layers(model: Any, settings: Mapping[str, Any]) -> None:
     layers = [module for module in base.get_decoder().modules() if isinstance(module, GradientCheckpointingLayer)]
     if not base.supports_gradient_checkpointing or (count and not layers):
         raise ConfigError(f"training.enable_gradient_checkpointing: {base.config.model_type} cannot; leave it out")
+    # transformers turns it on for all layers alike, so what is to be left out is turned off again.
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
     if count:
         for module in base.modules():

@@ -21,8 +21,8 @@ _NORMS_BEHIND = ("post_feedforward", "post_mlp")
 def compile_layers(model: Any, recompute: Mapping[str, Any] | None = None) -> None:
     """Lets each layer of the model's stack be compiled when it is first run.
 
-    Layers share what is compiled, and it holds for batches of any length: the compiler is told that lengths
-    change, and attention within documents stands outside of it.
+    Layers share what is compiled, and it holds for batches of any length: it is compiled for
+    lengths that change, and attention within documents is left out of it.
 
     Args:
         model: Of transformers, with or without an adapter.
@@ -32,17 +32,25 @@ def compile_layers(model: Any, recompute: Mapping[str, Any] | None = None) -> No
         ConfigError: The model does not say what its layers are.
     """
     base = below_adapter(model)
+    # What must stay on one device is a layer of the stack; the decoder leaves out those of images.
     kinds = set(base._no_split_modules or ())
     layers = [module for module in base.get_decoder().modules() if type(module).__name__ in kinds]
     if not layers:
         raise ConfigError(f"training.compile: {base.config.model_type} does not say what its layers are; leave it out")
     settings = {name: value for name, value in (recompute or {}).items() if name != NUM_RECOMPUTED}
-    for layer in layers:
-        if getattr(layer, "gradient_checkpointing", False):
-            _keep_last_product_out(layer, base.get_input_embeddings().weight.shape[1])
-            _compile_within(layer, settings)
-        else:
+    for layer in layers:  # one by one, so that they share what is compiled
+        if not getattr(layer, "gradient_checkpointing", False):
             layer.compile(dynamic=True)
+            continue
+        _keep_last_product_out(layer, base.get_input_embeddings().weight.shape[1])
+        forward = type(layer).forward
+        if (
+            forward.__code__.co_name == "forward_with_checkpointing"
+        ):  # around the layer's own, from transformers 5.18 on
+            forward = forward.__wrapped__  # type: ignore[attr-defined]
+        # The compiler does not see into the checkpointing of transformers, so ours takes its place.
+        layer.gradient_checkpointing = False  # type: ignore[assignment]  # a flag, of modules of transformers
+        layer.forward = partial(checkpoint, torch.compile(MethodType(forward, layer), dynamic=True), **settings)
 
 
 def _keep_last_product_out(layer: torch.nn.Module, width: int) -> None:
@@ -60,12 +68,3 @@ def _keep_last_product_out(layer: torch.nn.Module, width: int) -> None:
         return
     if last.out_features == width and last.weight.dtype in (torch.bfloat16, torch.float16):
         last.forward = torch.compiler.disable(last.forward)  # type: ignore[method-assign]
-
-
-def _compile_within(layer: torch.nn.Module, settings: Mapping[str, Any]) -> None:
-    """Compiles what a layer computes again; the compiler does not see into the checkpointing of transformers."""
-    forward = type(layer).forward
-    if forward.__code__.co_name == "forward_with_checkpointing":  # around the layer's own, from transformers 5.18 on
-        forward = forward.__wrapped__  # type: ignore[attr-defined]
-    layer.gradient_checkpointing = False  # type: ignore[assignment]  # a flag, of modules of transformers
-    layer.forward = partial(checkpoint, torch.compile(MethodType(forward, layer), dynamic=True), **settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache, partial
 from types import FunctionType, MethodType
 from typing import Any
@@ -15,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from oumi.core.log import logger
 from oumi.core.models.acceleration.cpu_ops import GELU, GELU_TANH, SILU, Activation, GatedMlp, Linear, RmsNorm, rotate
 from oumi.core.models.adapters import below_adapter
-from oumi.core.models.equivalence import as_trained, is_close
+from oumi.core.models.equivalence import is_close, trial
 from oumi.core.models.twin import NoTrialError, kind_of, plain_class, trial_models
 from oumi.core.system.matmul import prefers_onednn_for_gradient
 
@@ -23,7 +24,7 @@ _ROTATE = "apply_rotary_pos_emb"
 _SCALES = (1.0, 30.0)
 """Of the inputs of a trial: some activations are cut off far from zero."""
 _Form = tuple[Any, dict[str, Any]]
-"""A forward function of a module and its settings."""
+"""A function in place of a module's forward, and its settings."""
 
 
 def fuse_layers(model: Any) -> Counter[str]:
@@ -38,12 +39,13 @@ def fuse_layers(model: Any) -> Counter[str]:
     swapped: Counter[str] = Counter()
     forms = _proven_forms(model)
     for name, module in below_adapter(model).named_modules():
-        for part, form in (
-            *((part, forms.get((part, kind_of(name, module)))) for part, (fits, _) in _TRIED.items() if fits(module)),
-            ("rotations", _rotation(module)),
-            ("GELUs", _gelu(module)),
-            ("products", _linear(module)),
-        ):
+        candidates = {part: forms.get((part, kind_of(name, module))) for part in _parts_of(module)}
+        candidates["rotations"] = _rotation(module)
+        candidates["GELUs"] = _gelu(module)
+        weight: Any = getattr(module, "weight", None)
+        if plain_class(module) is torch.nn.Linear and prefers_onednn_for_gradient(weight, weight.numel()):
+            candidates["products"] = _onednn_product, {}
+        for part, form in candidates.items():
             if form is not None:
                 forward, settings = form
                 module.forward = MethodType(partial(forward, **settings) if settings else forward, module)
@@ -56,41 +58,46 @@ def _proven_forms(model: Any) -> dict[tuple[str, Any], _Form | None]:
     """Returns the fused forms of norms and MLPs by the kind of module, None where no form holds for all of the kind."""
     forms: dict[tuple[str, Any], _Form | None] = {}
     try:
-        for trial in trial_models(model):
-            with as_trained(trial):
-                for name, module in below_adapter(trial).named_modules():
-                    for part, (fits, find) in _TRIED.items():
-                        if fits(module):
-                            key, form = (part, kind_of(name, module)), find(module)
-                            forms[key] = form if forms.get(key, form) == form else None
+        for candidate in trial_models(model):
+            # Dropout stays on: a fused form has none, so it must not take the place of what drops.
+            with trial(candidate, training=True):
+                for name, module in below_adapter(candidate).named_modules():
+                    for part in _parts_of(module):
+                        weight: Any = module.weight if part == "norms" else module.gate_proj.weight  # type: ignore[union-attr]
+                        noise = torch.randn(1, 3, weight.shape[-1], dtype=weight.dtype)
+                        key, form = (part, kind_of(name, module)), _first_equal(module, _FORMS[part], noise)
+                        forms[key] = form if forms.get(key, form) == form else None
     except NoTrialError as error:
         logger.info("norms and MLPs stay as they are: %s", error)
     return forms
 
 
-def _is_rms_norm(module: torch.nn.Module) -> bool:
-    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    weight = getattr(module, "weight", None)
-    if not isinstance(eps, float) or not isinstance(weight, torch.nn.Parameter) or weight.ndim != 1:
-        return False
-    is_other = type(module).__module__.startswith("torch.nn") and not isinstance(module, torch.nn.RMSNorm)
-    return "Norm" in type(module).__name__ and _takes_tensor(module) and not is_other
-
-
-def _rms_norm(module: Any) -> _Form | None:
-    """Returns the fused form of an RMS norm, whose weight may be what one is added to; None if it does more."""
-    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    noise = torch.randn(3, len(module.weight), dtype=module.weight.dtype)
-    for offset in (0.0, 1.0):
-        form = _fused_norm, {"eps": eps, "offset": offset}
-        if _agrees(module, form, noise):
-            return form
+def _first_equal(module: torch.nn.Module, forms: Sequence[_Form], noise: torch.Tensor) -> _Form | None:
+    """Returns the first form that gives what the module does, for small inputs and for large ones."""
+    samples = [noise * scale for scale in _SCALES]
+    expected = [module(sample) for sample in samples]
+    if not all(isinstance(result, torch.Tensor) for result in expected):
+        return None
+    for forward, settings in forms:
+        results = (forward(module, sample, **settings) for sample in samples)
+        if all(is_close(*pair) for pair in zip(results, expected, strict=True)):
+            return forward, settings
     return None
 
 
-def _fused_norm(module: Any, x: torch.Tensor, *, eps: float, offset: float) -> torch.Tensor:
-    result: torch.Tensor = RmsNorm.apply(x, module.weight, eps, offset)
-    return result
+def _parts_of(module: torch.nn.Module) -> list[str]:
+    """Returns as what a module may have a fused form, by its class and what it holds."""
+    if not _takes_tensor(module):
+        return []
+    weight, cls = getattr(module, "weight", None), type(module)
+    is_other_of_torch = cls.__module__.startswith("torch.nn") and not isinstance(module, torch.nn.RMSNorm)
+    has_scale = isinstance(weight, torch.nn.Parameter) and weight.ndim == 1 and isinstance(_eps(module), float)
+    if has_scale and "Norm" in cls.__name__ and not is_other_of_torch:
+        return ["norms"]
+    # An adapter on one of them, or narrow weights, make it a layer of another class.
+    layers = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    linear = [layer for layer in layers if isinstance(layer, torch.nn.Linear) and plain_class(layer) is torch.nn.Linear]
+    return ["mlps"] if len(linear) == 3 and all(layer.bias is None for layer in linear) else []
 
 
 def _takes_tensor(module: torch.nn.Module) -> bool:
@@ -98,33 +105,13 @@ def _takes_tensor(module: torch.nn.Module) -> bool:
     return len(inspect.signature(type(module).forward).parameters) == 2
 
 
-def _agrees(module: Any, form: _Form, noise: torch.Tensor) -> bool:
-    """Returns True if a form gives what the module does, for small inputs and for large ones."""
-    forward, settings = form
-    for scale in _SCALES:
-        expected = module(noise * scale)
-        if not isinstance(expected, torch.Tensor):
-            return False
-        if not is_close(forward(module, noise * scale, **settings), expected):
-            return False
-    return True
+def _eps(module: Any) -> Any:
+    return getattr(module, "variance_epsilon", getattr(module, "eps", None))
 
 
-def _is_gated_mlp(module: torch.nn.Module) -> bool:
-    parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    is_plain = all(isinstance(part, torch.nn.Module) and plain_class(part) is torch.nn.Linear for part in parts)
-    return is_plain and all(part.bias is None for part in parts) and _takes_tensor(module)  # type: ignore[union-attr]
-
-
-def _gated_mlp(module: Any) -> _Form | None:
-    """Returns the fused form of a gated MLP, None if its activation is another, or drops something."""
-    weight = module.gate_proj.weight
-    noise = torch.randn(1, 3, weight.shape[1], dtype=weight.dtype)
-    for activation in (SILU, GELU_TANH, GELU):
-        form = _fused_mlp, {"activation": activation}
-        if _agrees(module, form, noise):
-            return form
-    return None
+def _fused_norm(module: Any, x: torch.Tensor, *, offset: float) -> torch.Tensor:
+    result: torch.Tensor = RmsNorm.apply(x, module.weight, _eps(module), offset)
+    return result
 
 
 def _fused_mlp(module: Any, x: torch.Tensor, *, activation: Activation) -> torch.Tensor:
@@ -133,16 +120,15 @@ def _fused_mlp(module: Any, x: torch.Tensor, *, activation: Activation) -> torch
     return result
 
 
-_TRIED = {"norms": (_is_rms_norm, _rms_norm), "mlps": (_is_gated_mlp, _gated_mlp)}
-"""Parts whose form is tried with weights: which modules come into question, and what finds their form."""
+def _fused_gelu(_: Any, x: torch.Tensor, *, approximate: str) -> torch.Tensor:
+    return F.gelu(x, approximate=approximate)
 
 
-def _linear(module: torch.nn.Module) -> _Form | None:
-    """Returns the form of a linear layer by oneDNN, None where that is not much the faster library."""
-    if plain_class(module) is not torch.nn.Linear:
-        return None
-    weight: Any = module.weight
-    return (_onednn_product, {}) if prefers_onednn_for_gradient(weight, weight.numel()) else None
+_FORMS: dict[str, Sequence[_Form]] = {
+    "norms": [(_fused_norm, {"offset": offset}) for offset in (0.0, 1.0)],  # some add one to their weight
+    "mlps": [(_fused_mlp, {"activation": activation}) for activation in (SILU, GELU_TANH, GELU)],
+    "GELUs": [(_fused_gelu, {"approximate": approximate}) for approximate in ("tanh", "none")],
+}
 
 
 def _onednn_product(module: Any, x: torch.Tensor) -> torch.Tensor:
@@ -158,31 +144,22 @@ def _gelu(module: torch.nn.Module) -> _Form | None:
         return None
     if next(module.parameters(), None) is not None:
         return None
-    for approximate in ("tanh", "none"):
-        form = _fused_gelu, {"approximate": approximate}
-        if _agrees(module, form, torch.linspace(-4, 4, 256)):
-            return form
-    return None
-
-
-def _fused_gelu(_: Any, x: torch.Tensor, *, approximate: str) -> torch.Tensor:
-    return F.gelu(x, approximate=approximate)
+    # Without weights it can be tried itself, wherever the model is; the two formulas differ most about 2.
+    return _first_equal(module, _FORMS["GELUs"], torch.linspace(-4, 4, 256))
 
 
 def _rotation(module: torch.nn.Module) -> _Form | None:
-    """Returns the form of an attention that calls `rotate` where its module's code calls its own rotation.
-
-    The module keeps its function: it belongs to all models of the class, and to those made later.
-    """
+    """Returns the form of an attention that calls `rotate` where its code calls a rotation of its own."""
     forward = inspect.unwrap(type(module).forward)
     rotation = getattr(forward, "__globals__", {}).get(_ROTATE)
     if _ROTATE not in forward.__code__.co_names or not callable(rotation) or not _turns_halves(rotation):
         return None
-    return _with_own_rotation(forward), {}
+    return _with_our_rotation(forward), {}
 
 
 @cache
-def _with_own_rotation(forward: FunctionType) -> FunctionType:
+def _with_our_rotation(forward: FunctionType) -> FunctionType:
+    # A copy: the function itself belongs to all models of the class, also to those that are made later.
     names = {**forward.__globals__, _ROTATE: rotate}
     copy = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
     copy.__kwdefaults__ = forward.__kwdefaults__

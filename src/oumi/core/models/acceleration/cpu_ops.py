@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts of a layer whose gradients are written out: fewer passes over memory, and fewer tensors kept for them.
 
-On a CPU without compilation, what stands between the matrix products is bound by memory: autograd's way reads and
+On a CPU without compilation, the operations between matrix products are bound by memory: autograd's way reads and
 writes each tensor several times. Shape letters: T tokens, d hidden size, F inner size, H heads, E head size.
 """
 
@@ -23,8 +23,10 @@ class RmsNorm(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, weight_d: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
         x_Td = x.reshape(-1, x.shape[-1])
         scale_d = weight_d if offset == 0 else weight_d + offset
+        # The norm reads x once; its square, summed by hand, would be a tensor of the size of x.
         norm_T1 = torch.linalg.vector_norm(x_Td, dim=-1, keepdim=True)
         factor_T1 = norm_T1.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        # The normalized states are not kept: the backward pass has them from x and one factor a token.
         ctx.save_for_backward(x_Td, scale_d, factor_T1)
         return torch.mul(x_Td, factor_T1).mul_(scale_d).view(x.shape)
 
@@ -33,10 +35,12 @@ class RmsNorm(torch.autograd.Function):
         x_Td, scale_d, factor_T1 = ctx.saved_tensors
         dy_Td = upstream[0].reshape(x_Td.shape)
         product_Td = x_Td * dy_Td
+        # Products of matrix and vector sum without a further tensor of the size of x.
         d_weight = torch.mv(product_Td.t(), factor_T1[:, 0]) if ctx.needs_input_grad[1] else None
         if not ctx.needs_input_grad[0]:
             return None, d_weight, None, None
         along_T1 = torch.mv(product_Td, scale_d)[:, None] * factor_T1.pow(3) / x_Td.shape[1]
+        # The product is not needed any more: its memory takes the result.
         dx_Td = torch.mul(dy_Td, scale_d, out=product_Td).mul_(factor_T1).addcmul_(x_Td, along_T1, value=-1)
         return dx_Td.view(upstream[0].shape), d_weight, None, None
 
@@ -47,6 +51,7 @@ class Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight_oi: torch.Tensor, bias_o: torch.Tensor | None) -> torch.Tensor:
         x_Ti = x.reshape(-1, x.shape[-1])
+        # Where the weight is frozen, as below an adapter, its input need not be kept.
         ctx.save_for_backward(x_Ti if ctx.needs_input_grad[1] else None, weight_oi)
         y_To = forward_product(x_Ti, weight_oi)
         return (y_To if bias_o is None else y_To.add_(bias_o)).view(*x.shape[:-1], -1)
@@ -87,6 +92,7 @@ class GatedMlp(torch.autograd.Function):
         x_Td, g_TF, u_TF, gate_Fd, up_Fd, down_dF = ctx.saved_tensors
         wants_x, wants_gate, wants_up, wants_down, _ = ctx.needs_input_grad
         dy_Td = upstream[0].reshape(-1, upstream[0].shape[-1])
+        # Activated and multiplied again: cheap next to the memory of keeping both.
         active_TF = ctx.activation.forward(g_TF)
         d_down = weight_product(dy_Td, active_TF * u_TF) if wants_down else None
         d_inner_TF = backward_product(dy_Td, down_dF)
@@ -103,7 +109,7 @@ class GatedMlp(torch.autograd.Function):
 
 
 class Activation:
-    """An elementwise function and its gradient, which may be written over what it is given."""
+    """An elementwise function and its gradient, which is written over the gradient that comes in."""
 
     def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor], gradient: Any, **settings: str) -> None:
         self.forward = forward
@@ -134,11 +140,13 @@ class Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         cos_11TE, sin_11TE = ctx.saved_tensors
+        # The inverse of a rotation is that by the negative angle.
         return _turned(upstream[0], cos_11TE, -sin_11TE), None, None
 
 
 def _turned(x_1HTE: torch.Tensor, cos_11TE: torch.Tensor, sin_11TE: torch.Tensor) -> torch.Tensor:
     turned, half = cos_11TE.shape[-1], cos_11TE.shape[-1] // 2
+    # Written half by half, without the copy of swapped halves that transformers makes.
     result = torch.empty_like(x_1HTE)
     cos, sin = cos_11TE[..., :half], sin_11TE[..., :half]
     first, second = x_1HTE[..., :half], x_1HTE[..., half:turned]

@@ -15,7 +15,7 @@ from oumi.core.batch import collate
 from oumi.core.log import logger
 from oumi.core.models.adapters import below_adapter
 from oumi.core.models.attention.interface import FLAT_EAGER, FLAT_SDPA
-from oumi.core.models.equivalence import evaluating, is_close, logits_of
+from oumi.core.models.equivalence import is_close, logits_of, trial
 from oumi.core.models.language_model import LanguageModel
 from oumi.core.models.lm_head import ModelHead, find_head, makes_logits
 from oumi.core.models.twin import NoTrialError, ordinary_tokens, trial_models
@@ -45,6 +45,7 @@ def make_flat(inner: Any, attention: str | None, speed: SpeedPlan = _FASTEST) ->
     reason = _reason_for_padding(inner, attention, speed)
     name = FLAT_EAGER if attention == "eager" else FLAT_SDPA
     try:
+        # Nothing is run where neither a head nor flat batches are in question.
         for i, model in enumerate(trial_models(inner) if head or not reason else ()):
             trial_head = find_head(model) if head else None
             if trial_head is None or not makes_logits(trial_head, model):
@@ -62,9 +63,9 @@ def make_flat(inner: Any, attention: str | None, speed: SpeedPlan = _FASTEST) ->
 def _reason_for_padding(inner: Any, attention: str | None, speed: SpeedPlan) -> str:
     """Returns why flat batches need not be tried, empty if they are to be."""
     if attention not in FLAT_ATTENTIONS:
-        return f"model.attn_implementation {attention} does not tell documents apart"
+        return f"model.attn_implementation {attention} does not separate documents"
     if not speed.flat_batches:
-        return "as OUMI_WITHOUT asks"
+        return "OUMI_WITHOUT names flat"
     if not below_adapter(inner)._supports_attention_backend:
         return f"the attention of {inner.config.model_type} cannot be exchanged"
     return ""
@@ -74,34 +75,35 @@ def try_flat(model: Any, name: str, head: ModelHead | None, first_position: int 
     """Returns why flat batches give other numbers than the model's own attention, empty if they give the same."""
     kind, own = model.config.model_type, model.config._attn_implementation
     tokens = ordinary_tokens(model)
+    # A learned table of positions ends, and a document may not be longer.
     most = getattr(model.config.get_text_config(), "max_position_embeddings", 0)
     lengths = [min(length, most or length) for length in _LENGTHS]
     first_position = max(min(first_position, most - max(lengths)), 0)
     documents = [_document(tokens, length, 3 * i) for i, length in enumerate(lengths)]
     try:
-        with _narrow(model), evaluating(model):
-            alone = torch.cat([_logits_alone(model, document, first_position) for document in documents])
+        with _narrow(model), trial(model):
+            alone = []
+            for document in documents:
+                document_1S = torch.tensor(document.tokens, dtype=torch.long, device=model.device)[None]
+                places = torch.arange(document_1S.shape[1], device=model.device)[None] + first_position
+                # As most often: without positions, where the model counts by itself.
+                inputs = {"position_ids": places} if first_position else {}
+                alone.append(logits_of(model, document_1S, **inputs)[:-1])
+            expected = torch.cat(alone)
             _set_attention(model, name)
             flat, results = LanguageModel(model, True, head), []
-            for start in (0, 11):  # another first document
+            for start in (0, 11):  # another first document, which must not move the others
                 batch = collate([_document(tokens, 5, start), *documents]).to(model.device)
                 batch = replace(batch, positions=batch.positions + first_position)
-                results.append(flat(batch).logits()[-len(alone) :])
-    except TypeError:
+                results.append(flat(batch).logits()[-len(expected) :])
+    except TypeError:  # by `flat_attention`, or by a layer that takes no further arguments
         return f"the layers of {kind} do not pass on where documents begin"
     finally:
         _set_attention(model, own)
     # Several layers with large weights make more of a rounding than a single part does.
-    if is_close(results[0], alone, _NUM_EPS) and is_close(results[0], results[1], _NUM_EPS):
+    if is_close(results[0], expected, _NUM_EPS) and is_close(results[0], results[1], _NUM_EPS):
         return ""
-    return f"{kind} lets a token see otherwise than causally within its document and window"
-
-
-def _logits_alone(model: Any, document: Example, first_position: int) -> torch.Tensor:
-    """Returns the logits of a document but for its last token, by the model's own attention."""
-    tokens = torch.from_numpy(document.tokens)[None].long().to(model.device)
-    positions = torch.arange(first_position, first_position + len(document.tokens), device=model.device)[None]
-    return logits_of(model, tokens, **({"position_ids": positions} if first_position else {}))[:-1]
+    return f"the attention of {kind} is not causal within a document and a window"
 
 
 def _set_attention(inner: Any, name: str) -> None:
@@ -128,6 +130,7 @@ def _narrow(model: Any) -> Iterator[None]:
 
 
 def _document(vocabulary: list[int], length: int, start: int) -> Example:
+    # Neighbors that differ, and repeat late: 7 has no factor in common with most vocabularies.
     places = np.arange(start, start + length) * 7 % len(vocabulary)
     tokens = np.array(vocabulary, dtype=np.int32)[places]
     return Example(tokens, np.ones(length, dtype=np.bool_), Source("", "", 0))

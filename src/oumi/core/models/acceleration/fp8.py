@@ -33,6 +33,7 @@ def use_fp8(model: Any, recipe: str) -> None:
     settings = replace(
         Float8LinearConfig.from_recipe_name(recipe), pad_inner_dim=True, emulate=model.device.type != "cuda"
     )
+    # The head is left out: its rounding would go straight into the loss.
     decoder = below_adapter(model).get_decoder()
 
     def gains(module: torch.nn.Module, name: str) -> bool:

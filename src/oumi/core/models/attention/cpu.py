@@ -18,6 +18,7 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 def takes_cpu_kernel(query_1HTE: torch.Tensor, key_1KTE: torch.Tensor, value_1KTE: torch.Tensor) -> bool:
     """Returns True where torch's kernel for CPUs takes the inputs: heads of one size, whose numbers lie together."""
     inputs = (query_1HTE, key_1KTE, value_1KTE)
+    # For heads of two sizes torch pads, and groups must be even.
     if len({tensor.shape[-1] for tensor in inputs}) > 1 or query_1HTE.shape[1] % key_1KTE.shape[1]:
         return False
     return all(tensor.device.type == "cpu" and tensor.stride(-1) == 1 for tensor in inputs)
@@ -40,12 +41,14 @@ class DocumentAttention(torch.autograd.Function):
         scale: float | None,
     ) -> torch.Tensor:
         out_1THE = torch.empty_like(query_1HTE.transpose(1, 2), memory_format=torch.contiguous_format)
+        # A document at a time: torch has no kernel for CPUs that takes several of different lengths.
         sums = []
         for first, end in pairwise(offsets):
             document = (tensor[:, :, first:end] for tensor in (query_1HTE, key_1KTE, value_1KTE))
             out, log_sum = _forward(*document, 0.0, True, scale=scale)
             out_1THE[:, first:end] = out.transpose(1, 2)
             sums.append(log_sum)
+        # With a query's log-sum, the backward pass has its weights again without their maximum and sum.
         ctx.save_for_backward(query_1HTE, key_1KTE, value_1KTE, out_1THE, *sums)
         ctx.offsets, ctx.scale = offsets, scale
         return out_1THE
@@ -54,6 +57,7 @@ class DocumentAttention(torch.autograd.Function):
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query_1HTE, key_1KTE, value_1KTE, out_1THE, *sums = ctx.saved_tensors
         inputs = (query_1HTE, key_1KTE, value_1KTE)
+        # Each document fills its own part, so nothing need be zero before.
         gradients = [torch.empty_like(tensor) for tensor in inputs]
         outward = (upstream[0].transpose(1, 2), *inputs, out_1THE.transpose(1, 2))
         for (first, end), log_sum in zip(pairwise(ctx.offsets), sums, strict=True):

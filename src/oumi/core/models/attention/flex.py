@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Soft-capped scores and attention sinks by one kernel of a GPU for all documents: FlexAttention of torch.
 
-The documents are told to it as blocks of 128 x 128 scores: which of them any token sees, and which need no mask. They
+The documents are described as blocks of 128 x 128 scores: which of them any token sees, and which need no mask. They
 follow from the offsets alone, so they are made on the host, once for all layers, and nothing waits for the device.
 
 Shape letters: T tokens, H query heads, K key heads, E head size, N blocks of tokens.
@@ -39,7 +39,7 @@ def may_take_flex(model: Any) -> bool:
 
 
 def takes_flex(inputs: Inputs, sinks_H: torch.Tensor | None, scoring: Scoring) -> bool:
-    """Returns True where the kernel is worth its making, 13 s for each kind: numbers of 16 bits, and more than a block.
+    """Returns True where the kernel is worth compiling, 13 s for each kind: numbers of 16 bits, and more than a block.
 
     On an H200, 64 heads of 64 with sinks took 5 ms for 8,808 tokens, forward and backward, and 1.7 ms for 7,281 within
     windows of 128; a block of queries at a time, they took 51 and 91 ms.
@@ -67,9 +67,10 @@ def _works(size: int, dtype: torch.dtype, has_sinks: bool, softcap: float | None
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),
         torch.enable_grad(),
-        torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is),
+        torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved),
     ):
         torch.manual_seed(0)
+        # Grouped heads, and documents whose edge lies within a block of 128 and behind it.
         drawn = [torch.randn(1, heads, sum(lengths), size, device=device, dtype=dtype) for heads in (4, 2, 2)]
         drawn += [torch.randn(4, device=device, dtype=dtype)] if has_sinks else []
         leaves = [tensor.requires_grad_() for tensor in drawn]
@@ -82,21 +83,15 @@ def _works(size: int, dtype: torch.dtype, has_sinks: bool, softcap: float | None
         try:
             out = flex_scored_attention((query, key, value), sinks, mask, scoring)
             outputs = (out, *torch.autograd.grad(out, leaves, upstream))
-            is_same = all(_is_close(*pair) for pair in zip(outputs, references, strict=True))
-            why = "" if is_same else "its numbers are others"
+            errors = [
+                float((a - b).float().norm() / b.float().norm()) for a, b in zip(outputs, references, strict=True)
+            ]
+            why = "" if all(error < _CLOSE for error in errors) else "its results differ"
         except (RuntimeError, ImportError, FailOnRecompileLimitHit) as error:  # of compilers, all are RuntimeErrors
             why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     if why:
         logger.warning("attention is computed a block of queries at a time, which takes longer: FlexAttention: %s", why)
     return not why
-
-
-def _as_it_is(saved: torch.Tensor) -> torch.Tensor:
-    return saved
-
-
-def _is_close(actual: torch.Tensor, expected: torch.Tensor) -> bool:
-    return float((actual - expected).float().norm() / expected.float().norm()) < _CLOSE
 
 
 def flex_scored_attention(
@@ -115,7 +110,7 @@ def _compiled() -> Callable[..., torch.Tensor]:
 def attention_of_documents(
     inputs: Inputs, sinks_H: torch.Tensor | None, mask: BlockMask, cap: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
-    """Returns attention [1, H, T, E] with its scores capped by a number on the device, and with sinks, where given.
+    """Returns attention [1, H, T, E] with its scores capped by a number on the device, and with sinks if given.
 
     A sink takes weight and gives no value, so it scales what a query finds by 1 - its share, which follows from what
     the query's weights sum up to.
@@ -157,6 +152,7 @@ def documents_mask(offsets: tuple[int, ...], window: int | None, device: torch.d
         window: Tokens that a token sees, itself among them, None for all.
         device: Of the mask.
     """
+    # What a token sees is without gaps, so its first key is enough.
     first_key = np.repeat(np.array(offsets[:-1], dtype=np.int32), np.diff(offsets))
     if window:
         first_key = np.maximum(first_key, np.arange(offsets[-1], dtype=np.int32) - window + 1)
@@ -166,6 +162,7 @@ def documents_mask(offsets: tuple[int, ...], window: int | None, device: torch.d
         for blocks in _visible_blocks(first_key)
         for blocks_of_kind in _listed(blocks, blocks.T)
     ]
+    # By blocks of queries for the forward pass, by blocks of keys for the backward pass.
     (part_counts, part_orders), (full_counts, full_orders) = listed[:2], listed[2:]
 
     def is_visible(_batch: Any, _head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -189,7 +186,7 @@ def documents_mask(offsets: tuple[int, ...], window: int | None, device: torch.d
 def _visible_blocks(first_key_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns which blocks of keys [column] a block of queries [row] sees in part, and which it sees as a whole.
 
-    `first_seen_T` is the first token that each token sees, which never lies before that of an earlier one.
+    `first_key_T` is the first token that each token sees, which never lies before that of an earlier one.
     """
     first = np.arange(0, len(first_key_T), BLOCK)
     last = np.minimum(first + BLOCK, len(first_key_T)) - 1

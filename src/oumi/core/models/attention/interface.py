@@ -8,6 +8,7 @@ stands the number of documents where they are of one length.
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -35,7 +36,7 @@ _BY_SPEED = [
     SDPBackend.MATH,
 ]
 _ASKS_FOR_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
-"""From torch 2.12 on; before, the kernel lets several queries share a key without being asked."""
+"""From torch 2.12 on; before, the kernel always lets several queries share a key."""
 FLAT_SDPA = "oumi_flat_fused"
 FLAT_EAGER = "oumi_flat_eager"
 
@@ -66,6 +67,7 @@ class Documents:
     def on_device(self, device: torch.device) -> torch.Tensor:
         """Returns the offsets as int32 on a device: sent once for all layers, and not waited for."""
         if self._on_device is None:
+            # Pinned, since a copy from other memory would make the host wait.
             self._on_device = torch.tensor(self.offsets, dtype=torch.int32).pin_memory().to(device, non_blocking=True)
         return self._on_device
 
@@ -95,22 +97,35 @@ def flat_attention(
     """
     documents = settings.get("documents")
     if documents is None:
-        raise TypeError(f"{type(module).__name__} is not told where documents begin")
-    attend = _scored if _needs_scores(module, settings) else _fused
+        raise TypeError(f"{type(module).__name__} was not passed `documents`")
     inputs = _in_common_dtype(query_1HTE, key_1KTE, value_1KTE)
-    if _is_for_flex(module, inputs, settings):
-        return _by_flex(inputs, documents, settings), None
-    lengths = [b - a for a, b in pairwise(documents.offsets)]
+    device, dropout, sinks_H = inputs[0].device, settings.get("dropout"), settings.get("s_aux")
+    is_eager = module.config._attn_implementation == FLAT_EAGER
+    # No kernel of SDPA alters the score matrix itself.
+    needs_scores = is_eager or settings.get("softcap") is not None or sinks_H is not None
+    if needs_scores and not is_eager and not dropout:
+        scoring = _scoring(inputs[0], settings)
+        if takes_flex(inputs, sinks_H, scoring):
+            out = flex_scored_attention(inputs, sinks_H, documents.mask(scoring.window, device), scoring)
+            return out.transpose(1, 2).contiguous(), None
+    lengths, window = [b - a for a, b in pairwise(documents.offsets)], _window(settings)
     is_even = len(set(lengths)) == 1
-    if _takes_all_at_once(module, inputs[0], settings):
-        if not is_even or not _is_for_cudnn(documents, settings):
+    sees_all = not dropout and (window is None or window >= documents.longest)
+    by_cudnn = False
+    if not needs_scores and not dropout and _has_varlen_kernel(inputs[0]):
+        # On an H200, cuDNN took 0.54 to 0.65 of FlashAttention 2's time, forward and backward, at 4,096 tokens.
+        by_cudnn = is_even and sees_all and documents.longest >= _FEWEST_FOR_CUDNN and _has_fast_cudnn()
+        if not by_cudnn:
             return _varlen(*inputs, documents, settings), None
-        attend = _by_cudnn
-    if is_even and attend is not _scored:  # as in joined texts: all documents by one call
+    if is_even and not needs_scores:  # as in joined texts: all documents by one call
         rows = (tensor.transpose(1, 2).unflatten(1, (-1, lengths[0]))[0].transpose(1, 2) for tensor in inputs)
-        return attend(*rows, settings).transpose(1, 2).flatten(0, 1)[None], None
-    if attend is _fused and _is_plain(documents, settings) and takes_cpu_kernel(*inputs):
+        # The other kernels stay allowed: cuDNN does not take heads of every size.
+        with sdpa_kernel(_BY_SPEED, set_priority=True) if by_cudnn else nullcontext():
+            return _fused(*rows, settings).transpose(1, 2).flatten(0, 1)[None], None
+    if sees_all and not needs_scores and takes_cpu_kernel(*inputs):
         return DocumentAttention.apply(*inputs, documents.offsets, settings.get("scaling")), None
+    # What is left goes a document at a time, by whatever kernel the device has.
+    attend = _scored if needs_scores else _fused
     split = (tensor.split(lengths, dim=2) for tensor in inputs)
     parts = [attend(*document, settings) for document in zip(*split, strict=True)]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
@@ -125,31 +140,15 @@ def _in_common_dtype(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
-def _takes_all_at_once(module: torch.nn.Module, query_1HTE: torch.Tensor, settings: dict[str, Any]) -> bool:
-    """Returns True where one kernel of the GPU takes all documents: Ampere or newer, 16 bits, plain scores."""
+def _has_varlen_kernel(query_1HTE: torch.Tensor) -> bool:
+    """Returns True where one kernel of the GPU takes documents of any length: Ampere or newer, and 16 bits."""
     return (
         query_1HTE.is_cuda
         and query_1HTE.dtype in (torch.bfloat16, torch.float16)
         and query_1HTE.shape[-1] % 8 == 0
         and query_1HTE.shape[-1] <= _LARGEST_HEAD
-        and not settings.get("dropout")
-        and not _needs_scores(module, settings)
         and torch.cuda.get_device_capability(query_1HTE.device) >= (8, 0)
     )
-
-
-def _is_plain(documents: Documents, settings: dict[str, Any]) -> bool:
-    """Returns True where each token sees all of its document up to itself, and nothing is dropped."""
-    window = _window(settings)
-    return not settings.get("dropout") and (window is None or window >= documents.longest)
-
-
-def _is_for_cudnn(documents: Documents, settings: dict[str, Any]) -> bool:
-    """Returns True where cuDNN's kernel, which wants documents of one length, is worth its preparation: on Hopper.
-
-    On an H200 it took 0.54 to 0.65 of FlashAttention 2's time, forward and backward, at 4,096 tokens.
-    """
-    return documents.longest >= _FEWEST_FOR_CUDNN and _is_plain(documents, settings) and _has_fast_cudnn()
 
 
 @lru_cache(maxsize=1)
@@ -181,12 +180,6 @@ def _varlen(
     )[None]
 
 
-def _needs_scores(module: torch.nn.Module, settings: dict[str, Any]) -> bool:
-    """Returns True where the score matrix itself is altered, which no kernel of SDPA does."""
-    implementation = module.config._attn_implementation
-    return implementation == FLAT_EAGER or settings.get("softcap") is not None or settings.get("s_aux") is not None
-
-
 def _fused(
     query_1HSE: torch.Tensor, key_1KSE: torch.Tensor, value_1KSE: torch.Tensor, settings: dict[str, Any]
 ) -> torch.Tensor:
@@ -216,38 +209,15 @@ def _sdpa(
     )
 
 
-def _by_cudnn(
-    query_1HSE: torch.Tensor, key_1KSE: torch.Tensor, value_1KSE: torch.Tensor, settings: dict[str, Any]
-) -> torch.Tensor:
-    """Does what `_fused` does, by cuDNN if it takes heads of this size."""
-    with sdpa_kernel(_BY_SPEED, set_priority=True):
-        return _fused(query_1HSE, key_1KSE, value_1KSE, settings)
-
-
 def _scored(
     query_1HSE: torch.Tensor, key_1KSE: torch.Tensor, value_1KSE: torch.Tensor, settings: dict[str, Any]
 ) -> torch.Tensor:
-    """Returns attention with soft-capped scores and attention sinks where asked, a block of queries at a time."""
+    """Returns attention with a layer's soft-capped scores and attention sinks, a block of queries at a time."""
     scoring = _scoring(query_1HSE, settings)
     sinks_H, dropout = settings.get("s_aux"), settings.get("dropout")
-    if dropout:
+    if dropout:  # the backward pass of blocks would have to draw the same numbers again
         return attention_by_definition(query_1HSE, key_1KSE, value_1KSE, sinks_H, scoring, dropout)
     return scored_attention(query_1HSE, key_1KSE, value_1KSE, sinks_H, scoring)
-
-
-def _is_for_flex(module: torch.nn.Module, inputs: Inputs, settings: dict[str, Any]) -> bool:
-    """Returns True where one kernel takes scores that are altered; attention that is asked to be eager stays so."""
-    needs_scores = module.config._attn_implementation != FLAT_EAGER and _needs_scores(module, settings)
-    if not needs_scores or settings.get("dropout"):
-        return False
-    return takes_flex(inputs, settings.get("s_aux"), _scoring(inputs[0], settings))
-
-
-def _by_flex(inputs: Inputs, documents: Documents, settings: dict[str, Any]) -> torch.Tensor:
-    """Does what `_scored` does, for all documents at once, and returns it as [1, T, H, E]."""
-    mask = documents.mask(_window(settings), inputs[0].device)
-    out = flex_scored_attention(inputs, settings.get("s_aux"), mask, _scoring(inputs[0], settings))
-    return out.transpose(1, 2).contiguous()
 
 
 def _scoring(query_DHSE: torch.Tensor, settings: dict[str, Any]) -> Scoring:

@@ -74,6 +74,7 @@ def attention_by_definition(
     dropout: float = 0.0,
 ) -> torch.Tensor:
     """Returns the same with all scores of a document in one matrix, and dropout of the weights."""
+    # What tests compare with, and what trains where weights are dropped.
     groups, length = query_DHSE.shape[1] // key_DKSE.shape[1], query_DHSE.shape[2]
     key_DHSE, value_DHSE = (part.repeat_interleave(groups, dim=1) for part in (key_DKSE, value_DKSE))
     scores_DHSS = query_DHSE @ key_DHSE.transpose(-1, -2) * scoring.scale
@@ -90,7 +91,7 @@ def attention_by_definition(
 
 
 class _ScoredAttention(torch.autograd.Function):
-    """Queries that share a key head stand in one matrix [D, K, H / K x B, E], so that no key is copied."""
+    """Queries that share a key head form one matrix [D, K, H / K x B, E], so that no key is copied."""
 
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any, sinks: Any, scoring: Scoring) -> torch.Tensor:
@@ -112,7 +113,9 @@ class _ScoredAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Any) -> Any:  # type: ignore[override]
         query, key, value, sinks, out, sums_DHS = ctx.saved_tensors
         scoring: Scoring = ctx.scoring
+        # As in FlashAttention: the sum over a row of weights times their gradients follows from the output.
         mean_DHS = (grad * out).sum(-1, dtype=sums_DHS.dtype)  # of the gradients of a query's weights
+        # A query belongs to one block, a key to several, whose parts are summed in wide numbers.
         grad_query = torch.empty_like(query)
         grad_key, grad_value = (torch.zeros_like(tensor, dtype=sums_DHS.dtype) for tensor in (key, value))
         for block in _blocks_of(query, scoring):
