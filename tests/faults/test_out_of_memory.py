@@ -21,6 +21,7 @@ from oumi.core.methods.next_token import NextToken
 from oumi.core.plan.memory import LargestMicroBatch
 from oumi.core.run import Run
 from oumi.core.trainers.native import NativeTrainer
+from tests.fork_server import run_python
 from tests.runs import build, tiny_config
 
 DRIVER = """
@@ -41,10 +42,10 @@ except Exception as error:
 """
 
 
-def long_chats(folder: Path, num_rows: int = 32) -> TrainingConfig:
+def long_chats(folder: Path, num_rows: int = 16) -> TrainingConfig:
     """Returns a run whose micro-batches of 16 long rows take far more memory than the model."""
-    config = tiny_config(folder, max_steps=3, per_device_train_batch_size=16, gradient_accumulation_steps=1)
-    config.model.model_kwargs = {"hidden_size": 256, "intermediate_size": 4096, "num_attention_heads": 4}
+    config = tiny_config(folder, max_steps=1, per_device_train_batch_size=16, gradient_accumulation_steps=1)
+    config.model.model_kwargs = {"hidden_size": 64, "intermediate_size": 2048, "num_attention_heads": 4}
     config.model.load_pretrained_weights = False
     rows = [
         {
@@ -63,19 +64,16 @@ def run(config: TrainingConfig, name: str, limit_mib: int) -> tuple[subprocess.C
     folder = Path(config.training.output_dir).parent
     config.training.output_dir = str(folder / name)
     config.to_yaml(folder / f"{name}.yaml")
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(folder / f"{name}.yaml"), str(limit_mib)], capture_output=True, text=True
-    )
+    done = run_python("-c", DRIVER, str(folder / f"{name}.yaml"), str(limit_mib))
     metrics = folder / name / "metrics.jsonl"
     steps = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
     return done, [step["loss"] for step in steps]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of address space")
 def test_a_run_short_of_memory_cuts_its_micro_batches_and_gives_the_same_losses(tmp_path: Path) -> None:
     plenty, wanted = run(long_chats(tmp_path), "plenty", 0)
-    short, found = run(long_chats(tmp_path), "short", 800)
+    short, found = run(long_chats(tmp_path), "short", 450)
     assert (plenty.returncode, short.returncode) == (0, 0), short.stderr
     logs = [(tmp_path / name / "logs" / "rank_0000.log").read_text() for name in ("plenty", "short")]
     assert ["each micro-batch is computed in 2 parts" in log for log in logs] == [False, True]

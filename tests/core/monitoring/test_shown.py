@@ -7,14 +7,13 @@ import json
 import os
 import pty
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from oumi.core.train import train
+from tests.fork_server import start_python
 from tests.runs import tiny_config
 
 
@@ -42,9 +41,9 @@ def test_tensorboard_holds_the_steps_that_are_told_and_the_validation(tmp_path: 
 def test_a_terminal_shows_one_live_line_that_fits_it(tmp_path: Path) -> None:
     tiny_config(tmp_path, max_steps=30, logging_steps=10).to_yaml(tmp_path / "run.yaml")
     master, slave = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
-    command = [sys.executable, "-m", "oumi", "train", "-c", str(tmp_path / "run.yaml")]
-    running = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment)
+    screen = {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
+    command = ("-m", "oumi", "train", "-c", str(tmp_path / "run.yaml"))
+    running = start_python(*command, terminal=os.ttyname(slave), **screen)
     os.close(slave)
     shown = b""
     while True:
@@ -53,7 +52,8 @@ def test_a_terminal_shows_one_live_line_that_fits_it(tmp_path: Path) -> None:
         except OSError:  # how Linux tells that the other end is closed
             break
         shown += part
-    assert running.wait() == 0
+    running.communicate()
+    assert running.returncode == 0
     os.close(master)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     live = [line for line in re.split(r"[\r\n]+", text) if line.startswith("step ")]
