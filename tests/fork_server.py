@@ -143,26 +143,32 @@ def _serve() -> list[str]:
     for line in sys.stdin:
         kind, *details = json.loads(line)
         if kind == "start":
+            arguments, folder, environment, paths = details
+            # Before the answer, so that whoever waits for the end of a terminal finds it open.
+            files = [os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOCTTY) for path in paths]
             answer = os.fork()
             if answer == 0:
-                return _become(*details)
+                _become(files, folder, environment)
+                return arguments
+            for file in files:
+                os.close(file)
         else:
             answer = os.waitstatus_to_exitcode(os.waitpid(details[0], 0)[1])
         print(answer, flush=True)
-    sys.exit()
+    os._exit(0)
 
 
-def _become(arguments: list[str], folder: str, environment: dict[str, str], paths: list[str]) -> list[str]:
-    for number, path in enumerate(paths):
-        os.dup2(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), number)
+def _become(files: list[int], folder: str, environment: dict[str, str]) -> None:
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
     sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, "rww"[number], 1) for number in range(3))
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    return arguments
 
 
-def _live(first: str, *others: str) -> None:
+def _run_to_end(first: str, *others: str) -> None:
     """Does what Python does with such arguments, and ends without taking torch apart, which takes a second."""
     code = 0
     try:
@@ -196,4 +202,4 @@ if __name__ == "__main__":
     for module in _PRELOADED:
         import_module(module)
     gc.freeze()  # so that a collection in a process does not copy every page that the server holds
-    _live(*_serve())
+    _run_to_end(*_serve())
