@@ -149,6 +149,7 @@ def test_answers_are_trained_and_images_are_not_also_where_all_is(tmp_path: Path
     assert whole.is_target[whole.tokens != tools.image_encoder.token_id].all()
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("length", range(36, 72, 3))
 @pytest.mark.parametrize("side", ["RIGHT", "LEFT"])
 def test_a_cut_never_tears_a_image_apart(tmp_path: Path, length: int, side: str) -> None:

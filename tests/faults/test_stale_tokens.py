@@ -174,6 +174,7 @@ def test_two_processes_make_one_table_and_both_succeed(tmp_path: Path, cache: Pa
     assert len(tables(cache)) == 1
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("seed", range(6))
 def test_what_a_killed_process_left_is_never_used(tmp_path: Path, cache: Path, seed: int) -> None:
     config = tiny_config(tmp_path, num_rows=3000)

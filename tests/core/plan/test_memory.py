@@ -439,12 +439,13 @@ def test_the_limit_of_a_container_is_read(tmp_path: Path) -> None:
     assert memory_limit(path) == 4_000_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read on Linux")
-@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("lora", [False, True])
 def test_the_prediction_is_what_a_process_takes(tmp_path: Path, lora: bool) -> None:
     save_tiny_model(tmp_path / "model", hidden_size=256, intermediate_size=1024, num_hidden_layers=4)
     config = tiny_config(
-        tmp_path, 400, per_device_train_batch_size=16, gradient_accumulation_steps=1, max_steps=1, use_peft=lora
+        tmp_path, 400, per_device_train_batch_size=16, gradient_accumulation_steps=1, max_steps=2, use_peft=lora
     )
     config.data.train.pack = True
     path = tmp_path / "config.json"
