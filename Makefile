@@ -35,14 +35,14 @@ quickstart: $(READY)
 	$(BIN)/oumi quickstart
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 narrow-test:
 	@$(MAKE) VENV=$(VENV)-narrow EXTRAS=dev,narrow $(VENV)-narrow/.ready
 	$(VENV)-narrow/bin/python -m pytest -n 2 -m 'narrow and not gpu'
 
 slow-test: $(READY)
-	$(BIN)/python -m pytest -n 2 -m '(slow or sample) and not narrow and not gpu and not multi_gpu and not network'
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m '(slow or sample) and not narrow and not gpu and not multi_gpu and not network'
 
 check: $(READY)
 	$(BIN)/ruff format --check .

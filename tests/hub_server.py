@@ -8,6 +8,8 @@ import json
 import re
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,6 @@ class HubServer:
             "HF_HOME": str(home),
             "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_ETAG_TIMEOUT": "2",
             "HF_HUB_DOWNLOAD_TIMEOUT": "2",
             "NO_PROXY": "127.0.0.1",
@@ -76,6 +77,16 @@ class HubServer:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    @contextmanager
+    def out_of_reach(self) -> Iterator[None]:
+        """Leaves the address without anyone who answers."""
+        self.__exit__()
+        try:
+            yield
+        finally:
+            self._server = _Listener(self, self._server.server_port)
+            self.__enter__()
 
 
 def fill(root: Path, num_rows: int = 1200) -> None:
@@ -104,8 +115,8 @@ def fill(root: Path, num_rows: int = 1200) -> None:
 class _Listener(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, hub: HubServer) -> None:
-        super().__init__(("127.0.0.1", 0), _Answer)
+    def __init__(self, hub: HubServer, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Answer)
         self.hub = hub
 
     def handle_error(self, *_: Any) -> None:

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
+
+from tests.fork_server import ForkedProcess, start_python
 
 SECONDS = 120
 
@@ -19,28 +18,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_ranks(world_size: int, *command: str, folder: Path) -> list[subprocess.Popen[str]]:
-    """Starts a Python command (`-m oumi train ...`) once for each rank; each writes to a pipe of its own."""
+def start_ranks(world_size: int, *command: str, folder: Path) -> list[ForkedProcess]:
+    """Starts a Python command (`-m oumi train ...`) once for each rank; each is a process of its own."""
     port, ranks = free_port(), []
     for rank in range(world_size):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
-        environment = {
-            **os.environ,
-            **{name: str(value) for name, value in place.items()},
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-        }
-        ranks.append(
-            subprocess.Popen(
-                [sys.executable, *command],
-                cwd=folder,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        environment = {**{name: str(value) for name, value in place.items()}, **address}
+        ranks.append(start_python(*command, folder=folder, **environment))
     return ranks
 
 
@@ -48,8 +33,8 @@ def run_ranks(world_size: int, *command: str, folder: Path) -> list[tuple[int, s
     """Returns the exit code of each rank, and what it printed."""
     ranks = start_ranks(world_size, *command, folder=folder)
     try:
-        outputs = [rank.communicate(timeout=SECONDS)[0] for rank in ranks]
+        outputs = ["".join(rank.communicate(timeout=SECONDS)) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
-    return [(rank.returncode, output) for rank, output in zip(ranks, outputs, strict=True)]
+    return [(rank.returncode or 0, output) for rank, output in zip(ranks, outputs, strict=True)]

@@ -6,10 +6,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-import subprocess
-import sys
 
 import pytest
+
+from tests.fork_server import run_python
 
 NAMES = {
     "oumi": ["train"],
@@ -76,9 +76,7 @@ def test_public_names_are_where_they_are_documented(module: str) -> None:
 
 @pytest.mark.parametrize("command", FLAGS)
 def test_flags_are_those_that_are_frozen(command: str) -> None:
-    arguments = [sys.executable, "-m", "oumi", *command.split(), "--help"]
-    environment = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1", "PATH": ""}
-    text = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment).stdout
+    text = run_python("-m", "oumi", *command.split(), "--help", COLUMNS="200", TERM="dumb", NO_COLOR="1").stdout
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) - {"--help"} >= FLAGS[command]
     shown = set(re.findall(r"^\W*\*?\s*(--[a-z][a-z-]*)", text, re.MULTILINE)) - {"--help"}
     assert shown <= FLAGS[command]

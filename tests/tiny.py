@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 CHATML = (
@@ -61,7 +65,16 @@ def tiny_llama(seed: int = 0, **overrides: Any) -> Any:
 
 def save_tiny_model(directory: Path, **overrides: Any) -> Path:
     """Writes a tiny model with its tokenizer and returns the directory."""
-    tiny_llama(**overrides).save_pretrained(directory)
+    shutil.copytree(_saved(tuple(sorted(overrides.items()))), directory, dirs_exist_ok=True)
+    return directory
+
+
+@cache
+def _saved(overrides: tuple[tuple[str, Any], ...]) -> Path:
+    """Returns a directory that lives as long as this process, with a model and its tokenizer."""
+    directory = Path(mkdtemp(prefix="oumi-test-model-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    tiny_llama(**dict(overrides)).save_pretrained(directory)
     byte_tokenizer().save_pretrained(directory)
     return directory
 

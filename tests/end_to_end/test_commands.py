@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from oumi.core.configs.loading import dump
+from tests.fork_server import run_python
 from tests.runs import tiny_config
 
 SNIPPET = """
@@ -59,17 +61,15 @@ def test_train_with_overrides_as_documented(folder: Path) -> None:
     assert (folder / "output" / "config.yaml").read_text() == (folder / "config.yaml").read_text()
 
 
-@pytest.mark.sample(1)
 @pytest.mark.parametrize("snippet", [SNIPPET, SECOND_PACKAGE])
 def test_snippets_as_documented(folder: Path, snippet: str) -> None:
-    result = run(folder, sys.executable, "-c", snippet)
+    result = run_python("-c", snippet, folder=folder)
     assert result.returncode == 0, result.stderr
     assert (folder / "output" / "model.safetensors").is_file()
 
 
-@pytest.mark.slow
 def test_python_m_oumi_trains(folder: Path) -> None:
-    result = run(folder, sys.executable, "-m", "oumi", "train", "-c", "config.yaml", "--training.max_steps=1")
+    result = run_python("-m", "oumi", "train", "-c", "config.yaml", "--training.max_steps=1", folder=folder)
     assert result.returncode == 0, result.stderr
 
 
@@ -81,13 +81,11 @@ def test_a_typo_is_reported_with_its_place_and_no_traceback(folder: Path) -> Non
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.slow
 def test_a_second_run_in_the_same_directory_is_refused(folder: Path) -> None:
-    script = (
-        "import fcntl, pathlib, subprocess, sys; pathlib.Path('output').mkdir(); f = open('output/.lock', 'w');"
-        "fcntl.flock(f, fcntl.LOCK_EX); sys.exit(subprocess.run(['oumi', 'train', '-c', 'config.yaml']).returncode)"
-    )
-    result = run(folder, sys.executable, "-c", script)
+    (folder / "output").mkdir()
+    with (folder / "output" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = run_python("-m", "oumi", "train", "-c", "config.yaml", folder=folder)
     assert result.returncode == 73, result.stderr
     assert "in use" in result.stderr
 

@@ -81,7 +81,7 @@ def examples(config: TrainingConfig) -> tuple[list[Example], Any]:
     return [rows.train[i] for i in range(len(rows.train))], rows.preprocessor  # type: ignore[union-attr,index]
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", SAVERS)
 def test_a_run_on_images_resumes_bitwise_and_saves_a_model_with_its_processor(tmp_path: Path, kind: str) -> None:
     shape = {"num_train_epochs": 3, "save_steps": 4}
@@ -149,6 +149,7 @@ def test_answers_are_trained_and_images_are_not_also_where_all_is(tmp_path: Path
     assert row.is_target[row.tokens != preprocessor.image_encoder.token_id].all()
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("length", range(36, 72, 3))
 @pytest.mark.parametrize("side", ["RIGHT", "LEFT"])
 def test_truncation_never_cuts_an_image(tmp_path: Path, length: int, side: str) -> None:
@@ -229,7 +230,7 @@ def test_a_mark_of_images_in_a_text_is_text(tmp_path: Path) -> None:
     train(config)
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("split", [{"pack": True}, {"stream": True}, {"stream": True, "pack": True}])
 def test_rows_with_images_are_packed_and_streamed(tmp_path: Path, split: dict[str, bool]) -> None:
     config = config_of(tmp_path, "qwen2_vl", max_steps=4, save_steps=2, output_dir=str(tmp_path / "whole"))

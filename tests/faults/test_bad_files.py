@@ -16,6 +16,7 @@ from oumi.core.configs import TrainingConfig
 from oumi.core.data.sources.jsonl import MAX_ROW_BYTES
 from oumi.core.errors import ConfigError, DataError
 from oumi.core.train import train
+from tests.fork_server import run_python
 from tests.runs import tiny_config
 
 
@@ -123,10 +124,9 @@ def test_an_odd_file_is_read_as_it_stands(tmp_path: Path, kind: str) -> None:
 
 
 def oumi(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "oumi", *arguments], capture_output=True, text=True, check=False)
+    return run_python("-m", "oumi", *arguments)
 
 
-@pytest.mark.slow
 def test_the_command_ends_with_65_and_names_the_line_with_an_excerpt(tmp_path: Path) -> None:
     line = b'{"messages": [{"role": "user", "content": "\x1b[31m' + "Ünï".encode() + b"x" * 200 + b'"'
     config_of(tmp_path, BEFORE + line + b"\n").to_yaml(tmp_path / "config.yaml")

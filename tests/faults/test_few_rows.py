@@ -61,7 +61,6 @@ def test_data_without_a_row_is_told_before_the_model_is_loaded(tmp_path: Path, k
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-@pytest.mark.slow
 def test_the_command_says_so_with_code_65(tmp_path: Path) -> None:
     config_of(tmp_path, make(tmp_path, "an empty file")).to_yaml(tmp_path / "c.yaml")
     for command in (("train",), ("data", "validate"), ("data", "stats"), ("data", "preview")):
@@ -71,6 +70,7 @@ def test_the_command_says_so_with_code_65(tmp_path: Path) -> None:
         assert "Traceback" not in said.stderr
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("num_rows", [1, 3, 4, 5])
 @pytest.mark.parametrize("trainer", ["OUMI", "TRL_SFT"])
 def test_fewer_rows_than_a_step_takes_are_all_trained(tmp_path: Path, trainer: str, num_rows: int) -> None:

@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,15 +11,14 @@ import pytest
 import torch
 
 from oumi.core.train import train
+from tests.fork_server import ForkedProcess, start_python
 from tests.runs import losses, tiny_config, weights
 
-STEPS = 240
+STEPS = 120
 
 
-def start(config: Path, *overrides: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "oumi", "train", "-c", str(config), *overrides]
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+def start(config: Path, *overrides: str) -> ForkedProcess:
+    return start_python("-m", "oumi", "train", "-c", str(config), *overrides)
 
 
 def wait_for_steps(output_dir: Path, num_steps: int) -> None:
@@ -67,7 +63,6 @@ def test_a_stopped_run_goes_on_with_the_command_that_it_names(tmp_path: Path, tr
     assert all(same(ours[name], expected[name]) for name in expected)
 
 
-@pytest.mark.slow
 def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, num_rows=2000, per_device_train_batch_size=2000, gradient_accumulation_steps=1)
     config.training.num_train_epochs = 50

@@ -27,6 +27,7 @@ from oumi.core.data.training_data import TrainingData, read_training_data
 from oumi.core.errors import DataError
 from oumi.core.inspect import gather_facts
 from oumi.core.plan.plan import make_plan
+from tests.fork_server import start_python
 from tests.runs import tiny_config
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -163,21 +164,17 @@ print(len(rows.train), rows.train.lengths().sum(), flush=True)
 """
 
 
-def start(config: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", READ, str(config)], stdout=subprocess.PIPE, text=True)
-
-
-@pytest.mark.slow
 def test_two_processes_make_one_table_and_both_succeed(tmp_path: Path, cache: Path) -> None:
     config = tiny_config(tmp_path, num_rows=1000)
     config.to_yaml(tmp_path / "c.yaml")
-    processes = [start(tmp_path / "c.yaml") for _ in range(2)]
+    processes = [start_python("-c", READ, str(tmp_path / "c.yaml")) for _ in range(2)]
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert outputs[0] == outputs[1]
     assert len(tables(cache)) == 1
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("seed", range(6))
 def test_what_a_killed_process_left_is_never_used(tmp_path: Path, cache: Path, seed: int) -> None:
     config = tiny_config(tmp_path, num_rows=3000)

@@ -55,7 +55,12 @@ HARMFUL = {
 }
 
 
-@pytest.mark.sample(10)
+@pytest.fixture(autouse=True)
+def is_hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stops templates early: the time that they may take is a setting of the module."""
+    monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.5)
+
+
 @pytest.mark.parametrize("kind", HARMFUL)
 def test_a_template_that_means_harm_is_stopped(kind: str) -> None:
     started = time.monotonic()
@@ -67,7 +72,7 @@ def test_a_template_that_means_harm_is_stopped(kind: str) -> None:
 def test_a_template_that_was_stopped_does_not_stop_the_next() -> None:
     tokenizer = byte_tokenizer()
     for _ in range(2):
-        with pytest.raises(TemplateError, match="takes more than 2 s"):
+        with pytest.raises(TemplateError, match=r"takes more than 0\.5 s"):
             Template(tokenizer, HARMFUL["no end"]).render(ASKED)
         assert Template(tokenizer, CHATML).render(ASKED) == "<|im_start|>user\nHi?<|im_end|>\n"
     time.sleep(0.2)
@@ -100,7 +105,7 @@ REFUSED = {
     "an error within": ("{{ messages[0].content + 1 }}", "the chat template refuses it: TypeError"),
     "no end": (
         HARMFUL["no end"],
-        r"model\.chat_template: it takes more than 2 s, or too much memory, as for 2 chats before",
+        r"model\.chat_template: it takes more than 0\.5 s, or too much memory, as for 2 chats before",
     ),
     "too much": (HARMFUL["a gigabyte of one text"], "the chat template refuses it: it writes more than 10,000,000"),
     "nothing": ("", "the chat template drops the text of the user"),
@@ -139,7 +144,7 @@ def test_a_run_with_a_template_that_cannot_be_trusted_does_not_start(tmp_path: P
     started = time.monotonic()
     with pytest.raises((ConfigError, DataError), match=told):
         train(config)
-    assert time.monotonic() - started < 4 * sandbox.MAX_SECONDS
+    assert time.monotonic() - started < sandbox.MAX_SECONDS + 6
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 

@@ -29,10 +29,11 @@ def attempt(config: TrainingConfig, seconds: float | None) -> int:
 
 
 def main() -> None:
-    """Kills ten attempts at moments drawn from a seed, then lets one finish; prints how many were killed."""
+    """Kills attempts at moments drawn from a seed, then lets one finish; prints how many were killed."""
     config = TrainingConfig.from_yaml(sys.argv[1])
     rng = random.Random(int(sys.argv[2]))
-    killed = sum(attempt(config, rng.uniform(0.3, 2.5)) == signal.SIGKILL for _ in range(10))
+    num_kills, last_moment_s = int(sys.argv[3]), float(sys.argv[4])
+    killed = sum(attempt(config, rng.uniform(0.3, last_moment_s)) == signal.SIGKILL for _ in range(num_kills))
     assert attempt(config, None) == 0
     print(killed)
 

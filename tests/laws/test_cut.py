@@ -31,6 +31,7 @@ PATHS: dict[str, Callable[[Any], object]] = {
 }
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])

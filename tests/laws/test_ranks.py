@@ -85,7 +85,6 @@ def test_a_checkpoint_of_two_ranks_goes_on_in_one(folder: Path, name: str) -> No
     assert_close(weights(two), before)
 
 
-@pytest.mark.slow
 def test_a_rank_that_cannot_train_stops_all(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, max_steps=2)
     config.to_yaml(tmp_path / "ranks.yaml")

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +17,26 @@ from oumi.core.errors import ConfigError, DataError, OutputError, StorageError
 from oumi.core.plan.trajectory import differences, trajectory
 from oumi.core.train import train
 from oumi.core.trainers.native import NativeTrainer
+from tests.fork_server import run_python
 from tests.runs import build, losses, tiny_config, weights
 
 _SAVING = {"save_steps": 3, "save_total_limit": 2, "try_resume_from_last_checkpoint": True}
 
 
-@pytest.mark.slow
-def test_ten_kills_at_random_moments_leave_the_run_bitwise_as_it_was(tmp_path: Path) -> None:
-    shape = {**_SAVING, "num_train_epochs": 40}
+@pytest.mark.parametrize(
+    ("num_kills", "num_epochs", "last_moment_s"), [(3, 15, 1.2), pytest.param(10, 40, 2.5, marks=pytest.mark.slow)]
+)
+def test_kills_at_random_moments_leave_the_run_bitwise_as_it_was(
+    tmp_path: Path, num_kills: int, num_epochs: int, last_moment_s: float
+) -> None:
+    shape = {**_SAVING, "num_train_epochs": num_epochs}
     train(tiny_config(tmp_path, **shape, output_dir=str(tmp_path / "whole")))
     killed = tiny_config(tmp_path, **shape, output_dir=str(tmp_path / "killed"))
     killed.to_yaml(tmp_path / "killed.yaml")
     driver = Path(__file__).with_name("kill_driver.py")
-    command = [sys.executable, str(driver), str(tmp_path / "killed.yaml"), "7"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    result = run_python(str(driver), str(tmp_path / "killed.yaml"), "7", str(num_kills), str(last_moment_s))
     assert result.returncode == 0, result.stderr[-3000:]
-    assert int(result.stdout.split()[-1]) >= 3, "most attempts are killed while they train"
+    assert int(result.stdout.split()[-1]) >= num_kills // 3, "many attempts are killed while they train"
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
     assert not list((tmp_path / "killed").glob(".tmp-*"))
 
@@ -208,7 +210,9 @@ def test_other_logging_goes_on(tmp_path: Path) -> None:
     assert train(tiny_config(tmp_path, **other)).steps == 7
 
 
-@pytest.mark.parametrize("harm", ["cut", "flip", "missing", "no manifest"])
+@pytest.mark.parametrize(
+    "harm", ["flip", "no manifest", *(pytest.param(harm, marks=pytest.mark.slow) for harm in ("cut", "missing"))]
+)
 def test_a_broken_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path: Path, harm: str) -> None:
     shape = {**_SAVING, "num_train_epochs": 2}
     train(tiny_config(tmp_path, **shape, output_dir=str(tmp_path / "whole")))

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from oumi.core.datasets import DATASETS, BasePretrainingDataset
 from oumi.core.errors import DataError
 from oumi.core.train import train
 from oumi.core.trainers.native import NativeTrainer
+from tests.fork_server import run_python
 from tests.laws.test_resume import assert_same_run
 from tests.runs import build, losses, tiny_config
 from tests.tiny import write_chats
@@ -31,7 +30,7 @@ SPLITS: dict[str, dict[str, Any]] = {
     "joined": {"dataset_name": "tests/texts"},
 }
 
-NUM_STEPS = {"weighted": 60, "streamed, weighted and packed": 160}
+NUM_STEPS = {**dict.fromkeys(SPLITS, 20), "weighted": 32, "streamed, weighted and packed": 80}
 """So many that each goes through two epochs, or two blocks of packed rows."""
 
 
@@ -57,37 +56,43 @@ def config_of(folder: Path, kind: str, **training: Any) -> TrainingConfig:
                 "shuffle_buffer_size": 16,
             }
         )
-    config = tiny_config(folder, max_steps=NUM_STEPS.get(kind, 36), **training)
+    config = tiny_config(folder, max_steps=NUM_STEPS[kind], per_device_train_batch_size=4, **training)
     config.model.model_max_length = 128
     config.data.train = type(config.data.train).model_validate({"datasets": datasets, **split})
     return config
 
 
-@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", SPLITS)
-def test_a_run_resumed_in_any_epoch_is_bitwise_the_whole_run(tmp_path: Path, kind: str) -> None:
-    num_steps = train(config_of(tmp_path, kind, save_steps=4, output_dir=str(tmp_path / "whole"))).steps
+@pytest.mark.parametrize("quarter", [2, *(pytest.param(quarter, marks=pytest.mark.slow) for quarter in (1, 3))])
+def test_a_run_resumed_in_any_epoch_is_bitwise_the_whole_run(tmp_path: Path, kind: str, quarter: int) -> None:
+    every = NUM_STEPS[kind] // 4
+    train(config_of(tmp_path, kind, save_steps=every, output_dir=str(tmp_path / "whole")))
     epochs = [json.loads(line)["epoch"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert epochs[-1] >= 2, "the run goes through two epochs and more"
-    for step in (4, num_steps // 2 // 4 * 4, num_steps - 4):
-        out = tmp_path / f"from-{step}"
-        checkpoint = str(tmp_path / "whole" / f"checkpoint-{step}")
-        train(config_of(tmp_path, kind, save_steps=4, output_dir=str(out), resume_from_checkpoint=checkpoint))
-        assert losses(out) == losses(tmp_path / "whole")[step:]
-        assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    step = quarter * every
+    out = tmp_path / "again"
+    checkpoint = str(tmp_path / "whole" / f"checkpoint-{step}")
+    train(config_of(tmp_path, kind, save_steps=every, output_dir=str(out), resume_from_checkpoint=checkpoint))
+    assert losses(out) == losses(tmp_path / "whole")[step:]
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
 
 
-def test_kills_leave_a_streamed_run_bitwise_as_it_was(tmp_path: Path) -> None:
-    kind = "streamed, weighted and packed"
+@pytest.mark.parametrize(
+    ("kind", "num_kills", "last_moment_s"),
+    [("streamed", 3, 1.0), pytest.param("streamed, weighted and packed", 10, 2.5, marks=pytest.mark.slow)],
+)
+def test_kills_leave_a_streamed_run_bitwise_as_it_was(
+    tmp_path: Path, kind: str, num_kills: int, last_moment_s: float
+) -> None:
     shape = {"save_steps": 3, "save_total_limit": 2, "try_resume_from_last_checkpoint": True}
     whole = config_of(tmp_path, kind, **shape, output_dir=str(tmp_path / "whole"))
     killed = config_of(tmp_path, kind, **shape, output_dir=str(tmp_path / "killed"))
     train(whole)
     killed.to_yaml(tmp_path / "killed.yaml")
-    command = [sys.executable, str(Path(__file__).with_name("kill_driver.py")), str(tmp_path / "killed.yaml"), "3"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    driver = Path(__file__).with_name("kill_driver.py")
+    result = run_python(str(driver), str(tmp_path / "killed.yaml"), "3", str(num_kills), str(last_moment_s))
     assert result.returncode == 0, result.stderr[-3000:]
-    assert int(result.stdout.split()[-1]) >= 3, "most attempts are killed while they train"
+    assert int(result.stdout.split()[-1]) >= num_kills // 3, "many attempts are killed while they train"
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
@@ -128,6 +133,8 @@ def test_a_stream_without_a_row_to_train_on_is_told_before_the_first_step(tmp_pa
 
 
 def test_the_share_of_empty_places_of_a_packed_stream_is_told(tmp_path: Path) -> None:
-    train(config_of(tmp_path, "streamed, weighted and packed"))
+    config = config_of(tmp_path, "streamed, weighted and packed")
+    config.training.max_steps = 4
+    train(config)
     log = (tmp_path / "out" / "logs" / "rank_0000.log").read_text()
     assert re.search(r"packed into \d+ rows so far, \d+\.\d% empty", log)

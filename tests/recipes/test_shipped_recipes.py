@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 import yaml
 
 from oumi.core.recipes import Recipe, configs_dir, list_recipes
+from tests.fork_server import run_python
 
 RECIPES = {recipe.path.relative_to(configs_dir()).as_posix(): recipe for recipe in list_recipes()}
 TRAINING = [name for name, recipe in RECIPES.items() if recipe.kind == "training"]
@@ -96,6 +95,5 @@ def test_a_job_recipe_is_checked(name):
 @needs_command
 @pytest.mark.parametrize("kind", ["training", "job"])
 def test_the_schema_that_ships_is_current(kind):
-    command = [sys.executable, "-m", "oumi", "config", "schema", "--kind", kind]
-    fresh = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    fresh = run_python("-m", "oumi", "config", "schema", "--kind", kind).stdout
     assert json.loads((configs_dir() / "schema" / f"{kind}.json").read_text()) == json.loads(fresh), "run `make schema`"

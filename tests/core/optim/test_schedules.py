@@ -29,14 +29,17 @@ def rates(folder: Path, trainer: str, **training: Any) -> list[float]:
     return [json.loads(line)["learning_rate"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample
+@pytest.mark.parametrize("trainer", ["TRL_SFT", "HF"])
+@pytest.mark.parametrize("warmup", WARMUPS)
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_schedule_is_the_same_under_every_trainer(tmp_path: Path, name: str) -> None:
-    for i, warmup in enumerate(WARMUPS):
-        shape = {"lr_scheduler_type": name, "lr_scheduler_kwargs": ARGUMENTS.get(name, {}), **warmup}
-        ours, trl, hf = (rates(tmp_path / str(i), trainer, **shape) for trainer in ("OUMI", "TRL_SFT", "HF"))
-        assert len(ours) == STEPS
-        assert ours == trl == hf
+def test_a_schedule_is_the_same_under_every_trainer(
+    tmp_path: Path, name: str, warmup: dict[str, Any], trainer: str
+) -> None:
+    shape = {"lr_scheduler_type": name, "lr_scheduler_kwargs": ARGUMENTS.get(name, {}), **warmup}
+    ours, theirs = (rates(tmp_path, kind, **shape) for kind in ("OUMI", trainer))
+    assert len(ours) == STEPS
+    assert ours == theirs
 
 
 def test_the_rates_of_schedules_are_as_computed_by_hand(tmp_path: Path) -> None:

@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,6 @@ from oumi.core.plan.plan import make_plan
 from oumi.core.plan.trainer_kwargs import OWN_KEYS, REFUSED
 from oumi.core.train import train
 from oumi.core.trainers.trl_methods import METHODS, NEWER_NAMES, arguments
-from tests.hub_server import HubServer
 from tests.runs import losses, tiny_config
 
 OTHERS = ["TRL_SFT", "HF"]
@@ -172,12 +168,11 @@ def test_the_same_files_are_left_as_by_our_own_trainer(tmp_path: Path, trainer: 
     assert records[0].keys() <= records[1].keys()
 
 
-@pytest.mark.sample(1)
 @pytest.mark.parametrize("trainer", OTHERS)
 def test_the_validation_loss_is_the_mean_over_all_terms_as_in_our_own_trainer(tmp_path: Path, trainer: str) -> None:
     found = []
     for name in ("OUMI", trainer):
-        config = tiny_config(tmp_path, trainer_type=name, max_steps=60, eval_strategy="steps", eval_steps=30)
+        config = tiny_config(tmp_path, trainer_type=name, max_steps=20, eval_strategy="steps", eval_steps=10)
         config.training.output_dir = str(tmp_path / name)
         config.training.per_device_eval_batch_size = 5
         config.data.train.train_target = "ALL_ASSISTANT_TURNS"
@@ -185,19 +180,5 @@ def test_the_validation_loss_is_the_mean_over_all_terms_as_in_our_own_trainer(tm
         train(config)
         records = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         found.append({one["step"]: one["eval_loss"] for one in records if "eval_loss" in one})
-    assert found[0].keys() == {30, 60}
+    assert found[0].keys() == {10, 20}
     assert found[1] == pytest.approx(found[0], rel=1e-6)
-
-
-def test_nobody_is_told_of_a_run(tmp_path: Path) -> None:
-    tiny_config(tmp_path, trainer_type="TRL_SFT", max_steps=1).to_yaml(tmp_path / "run.yaml")
-    # The report leaves in a thread of its own, which the end of the process would cut.
-    driver = "import sys, time\nfrom oumi.cli.main import run\ntry:\n    run()\nfinally:\n    time.sleep(1)"
-    with HubServer(tmp_path / "hub") as hub:
-        environment = {**os.environ, **hub.environment(tmp_path / "home")}
-        for name in ("CI", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK"):
-            environment.pop(name, None)
-        command = [sys.executable, "-c", driver, "train", "-c", str(tmp_path / "run.yaml")]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert not [request for request in hub.requests if "telemetry" in request]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ def describe_environment(command: Sequence[str] | None = None) -> dict[str, Any]
     }
 
 
+@cache  # some hundred files are read, a tenth of a second
 def installed_packages() -> dict[str, str]:
     """Returns the version of every installed distribution, by name in alphabetical order."""
     packages = {}

@@ -22,6 +22,7 @@ from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import refusals
 from oumi.core.types.conversation import Conversation, Message
 from oumi.core.types.example import RejectedRow, Row
+from tests.fork_server import run_python
 from tests.hub_server import HubServer
 from tests.runs import tiny_config
 
@@ -234,8 +235,7 @@ def test_a_data_set_of_ones_own_is_trained_on(tmp_path: Path, monkeypatch: pytes
     )
     (tmp_path / "config.yaml").write_text(dump(config))
     monkeypatch.setenv("OUMI_EXTRA_DEPS_FILE", str(tmp_path / "extra.txt"))
-    command = [sys.executable, "-m", "oumi", "train", "-c", str(tmp_path / "config.yaml")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = run_python("-m", "oumi", "train", "-c", str(tmp_path / "config.yaml"))
     assert result.returncode == 0, result.stderr
     log = (tmp_path / "out" / "logs" / "rank_0000.log").read_text()
     assert "[Me. (sly)<|im_end|>]" in log

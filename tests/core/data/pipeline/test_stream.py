@@ -30,6 +30,7 @@ from oumi.core.types.example import Example, Row
 from tests.tiny import byte_tokenizer
 
 TEXTS = [f"{i:03d} " + "word " * (i % 7) for i in range(150)]
+TOKENIZER = byte_tokenizer()
 FORMATS = ["jsonl", "json", "jsonl.gz", "parquet", "csv"]
 
 
@@ -73,9 +74,7 @@ def texts_of(example: Example | None) -> tuple[str, ...] | None:
     """Returns the documents of an example as text, each with its line."""
     if example is None:
         return None
-    return tuple(
-        f"{document.source.line}:{byte_tokenizer().decode(document.tokens)}" for document in example.documents()
-    )
+    return tuple(f"{document.source.line}:{TOKENIZER.decode(document.tokens)}" for document in example.documents())
 
 
 def drawn(stream: Any, count: int) -> list[Any]:
@@ -142,7 +141,6 @@ def test_a_line_of_a_stream_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     assert lenient.state()["counts"]["rejected"] == 1
 
 
-@pytest.mark.sample(4)
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("shuffle", [None, Shuffle(7, 40)])
 def test_a_stream_goes_on_from_any_place(tmp_path: Path, kind: str, shuffle: Shuffle | None) -> None:
@@ -183,7 +181,6 @@ def test_the_order_is_another_with_another_seed(tmp_path: Path) -> None:
     assert orders[0] == orders[1] != orders[2]
 
 
-@pytest.mark.sample(1)
 @pytest.mark.parametrize("skip_last", [True, False])
 def test_joined_documents_go_on_from_any_place(tmp_path: Path, skip_last: bool) -> None:
     path = write(tmp_path, "jsonl")
@@ -246,7 +243,7 @@ def test_an_epoch_ends_with_the_first_or_with_the_last_data_set(tmp_path: Path) 
         assert abs(sum(1 if text[0] == "a" else -1 for text in texts)) <= 2
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample
 @pytest.mark.parametrize("strategy", ["first_exhausted", "all_exhausted"])
 @pytest.mark.parametrize("proportions", [None, [0.3, 0.7]])
 @pytest.mark.parametrize("packs", [False, True])

@@ -83,6 +83,7 @@ def test_training_while_rows_are_tokenised_is_bitwise_training_after(tmp_path: P
     assert json.loads((tmp_path / "kept" / "data_report.json").read_text())["train"] == report
 
 
+@pytest.mark.slow  # what is trained meanwhile is that of the test above
 @pytest.mark.usefixtures("is_large")
 def test_a_table_that_grows_is_the_one_that_is_kept(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
