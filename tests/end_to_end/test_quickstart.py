@@ -20,7 +20,7 @@ def test_a_quickstart_that_is_cut_short_shows_its_table_and_says_so(tmp_path):
     command = ("-m", "oumi", "quickstart", "--output-dir", str(tmp_path / "run"), "--max-steps", "10")
     result = run_python(*command, COLUMNS="100")
     assert result.returncode == 0, result.stderr
-    assert re.search(r"Question\W+Before\W+After\W+Right answer", result.stdout)
+    assert re.search(r"Question\W+Before\W+After\W+Correct answer", result.stdout)
     assert "0% before" in result.stdout
     assert "Cut short after 10 steps; a whole run reaches 90%." in result.stdout
     assert f"oumi chat {tmp_path / 'run'}" in result.stdout
