@@ -22,7 +22,7 @@ def test_a_quickstart_that_is_cut_short_shows_its_table_and_says_so(tmp_path):
     assert result.returncode == 0, result.stderr
     assert re.search(r"Question\W+Before\W+After\W+Correct answer", result.stdout)
     assert "0% before" in result.stdout
-    assert "Cut short after 10 steps; a whole run reaches 90%." in result.stdout
+    assert "Stopped after 10 steps; a full run reaches 90%." in result.stdout
     assert f"oumi chat {tmp_path / 'run'}" in result.stdout
     assert "Traceback" not in result.stderr
     assert load_chat_model(tmp_path / "run").max_length == 128
