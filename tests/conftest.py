@@ -13,6 +13,7 @@ from tempfile import mkdtemp
 
 import pytest
 
+gc.disable()  # until all is imported, of which nothing can be freed
 # Two workers of pytest-xdist share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
@@ -57,5 +58,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Leaves what was imported out of later collections, which cost most in forked processes: each copies its pages."""
-    gc.collect()
     gc.freeze()
+    gc.enable()

@@ -199,7 +199,9 @@ def _run(first: str, *others: str) -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()
     for module in _PRELOADED:
         import_module(module)
+    gc.enable()
     gc.freeze()  # so that a collection in a process does not copy every page that the server holds
     _run_to_end(*_serve())

@@ -69,7 +69,7 @@ model.generate(ids, max_new_tokens=4)
 
 
 @needs_train
-def test_a_run_leaves_what_one_needs_to_trust_and_repeat_it(train, tmp_path):
+def test_a_run_writes_the_files_that_describe_it(train, tmp_path):
     assert train("--training.output_dir", "out").returncode == 0
     output = tmp_path / "work" / "out"
     steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -80,7 +80,7 @@ def test_a_run_leaves_what_one_needs_to_trust_and_repeat_it(train, tmp_path):
 
 
 @needs_train
-def test_after_one_run_the_hub_is_not_needed_any_more(train, hub, tmp_path):
+def test_after_a_run_the_hub_is_no_longer_needed(train, hub, tmp_path):
     assert train().returncode == 0
     hub.requests.clear()
     offline = ("--training.output_dir", str(tmp_path / "again"))
@@ -91,7 +91,7 @@ def test_after_one_run_the_hub_is_not_needed_any_more(train, hub, tmp_path):
 
 @needs_train
 @pytest.mark.parametrize(
-    ("mode", "told"),
+    ("mode", "words"),
     [
         ("unauthorized", ["hf auth login"]),
         ("gated", [f"/{MODEL},", "hf auth login"]),
@@ -100,35 +100,35 @@ def test_after_one_run_the_hub_is_not_needed_any_more(train, hub, tmp_path):
         pytest.param("slow", ["HF_HUB_OFFLINE"], marks=pytest.mark.slow),
     ],
 )
-def test_a_hub_that_refuses_the_model_is_told_with_what_to_do(train, hub, mode, told):
+def test_a_hub_that_refuses_the_model_is_reported_with_advice(train, hub, mode, words):
     hub.mode = mode
-    assert_told(train(), [MODEL, *told])
+    assert_fails_with(train(), [MODEL, *words])
 
 
 @needs_train
 @pytest.mark.parametrize("mode", ["unauthorized", "gated", "missing"])
-def test_a_hub_that_refuses_the_data_set_is_told_with_its_name(train, hub, mode):
+def test_a_hub_that_refuses_the_data_set_is_reported_with_its_name(train, hub, mode):
     assert train("--training.max_steps", "1").returncode == 0
     hub.refused_repo = DATASET
     hub.mode = mode
     shutil.rmtree(HOME / "datasets")
-    assert_told(train("--training.output_dir", "again"), [DATASET])
+    assert_fails_with(train("--training.output_dir", "again"), [DATASET])
 
 
 @needs_train
-def test_a_hub_out_of_reach_is_told_with_what_to_do(train, hub):
+def test_a_hub_out_of_reach_is_reported_with_advice(train, hub):
     with hub.out_of_reach():
-        assert_told(train(), [MODEL, hub.url, "HF_HUB_OFFLINE"])
+        assert_fails_with(train(), [MODEL, hub.url, "HF_HUB_OFFLINE"])
 
 
 @needs_train
-def test_offline_without_a_copy_is_told(tmp_path):
+def test_offline_without_a_copy_is_reported(tmp_path):
     shutil.rmtree(HOME, ignore_errors=True)
-    assert_told(run_python("-m", "oumi", "train", "-c", RECIPE, folder=tmp_path), [MODEL, "HF_HUB_OFFLINE"])
+    assert_fails_with(run_python("-m", "oumi", "train", "-c", RECIPE, folder=tmp_path), [MODEL, "HF_HUB_OFFLINE"])
 
 
 @needs_train
-def test_a_disk_that_cannot_take_the_download_is_told(python):
+def test_a_disk_too_small_for_the_download_is_reported(python):
     # A limit on the size of files stands for a full disk, which only root could make; the weights have 249,552 bytes.
     limited = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
@@ -136,20 +136,20 @@ def test_a_disk_that_cannot_take_the_download_is_told(python):
     )
     result = python("-c", limited, "train", "-c", RECIPE)
     assert result.returncode == 74, result.stdout + result.stderr
-    assert_told(result, [MODEL])
+    assert_fails_with(result, [MODEL])
 
 
 @needs_train
-def test_a_disk_that_fills_while_training_is_told(train, tmp_path):
+def test_a_disk_that_fills_while_training_is_reported(train, tmp_path):
     output = tmp_path / "work" / "out"
     output.mkdir(parents=True)
     (output / "metrics.tmp").symlink_to("/dev/full")
     result = train("--training.output_dir", "out")
     assert result.returncode == 74, result.stdout + result.stderr
-    assert_told(result, ["metrics.jsonl", "No space left"])
+    assert_fails_with(result, ["metrics.jsonl", "No space left"])
 
 
-def test_nobody_is_told_of_a_run(python, hub, tmp_path):
+def test_no_usage_is_reported_to_the_hub(python, hub, tmp_path):
     tiny_config(tmp_path, trainer_type="TRL_SFT", max_steps=1).to_yaml(tmp_path / "run.yaml")
     # The report leaves in a thread of its own, which the end of the process would cut.
     driver = "import sys, time\nfrom oumi.cli.main import run\ntry:\n    run()\nfinally:\n    time.sleep(1)"
@@ -158,9 +158,9 @@ def test_nobody_is_told_of_a_run(python, hub, tmp_path):
     assert not [request for request in hub.requests if "telemetry" in request]
 
 
-def assert_told(result: Result, wanted: list[str]) -> None:
-    """Asserts that a run failed as a problem of the user: told in a few lines, with no traceback."""
+def assert_fails_with(result: Result, words: list[str]) -> None:
+    """Asserts that a run failed as a problem of the user: in a few lines, without a traceback."""
     assert result.returncode in (2, 65, 74), result.stdout + result.stderr
     assert "Traceback" not in result.stderr + result.stdout
-    for word in wanted:
+    for word in words:
         assert word in result.stderr, result.stderr

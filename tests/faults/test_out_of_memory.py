@@ -72,15 +72,15 @@ def run(config: TrainingConfig, name: str, limit_mib: int) -> tuple[subprocess.C
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of address space")
 def test_a_run_short_of_memory_cuts_its_micro_batches_and_gives_the_same_losses(tmp_path: Path) -> None:
-    plenty, wanted = run(long_chats(tmp_path), "plenty", 0)
-    short, found = run(long_chats(tmp_path), "short", 450)
+    plenty, expected = run(long_chats(tmp_path), "plenty", 0)
+    short, losses = run(long_chats(tmp_path), "short", 450)
     assert (plenty.returncode, short.returncode) == (0, 0), short.stderr
     logs = [(tmp_path / name / "logs" / "rank_0000.log").read_text() for name in ("plenty", "short")]
     assert ["each micro-batch is computed in 2 parts" in log for log in logs] == [False, True]
-    assert found == pytest.approx(wanted, rel=1e-6)
+    assert losses == pytest.approx(expected, rel=1e-6)
 
 
-def test_memory_that_ran_out_is_told_from_other_errors() -> None:
+def test_a_lack_of_memory_is_distinguished_from_other_errors() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60)
     assert is_out_of_memory(caught.value)
@@ -115,13 +115,13 @@ def gradient(run: Run, batches: list[Batch]) -> torch.Tensor:
     return torch.cat([weight.grad.flatten() for weight in run.model.parameters() if weight.grad is not None])
 
 
-def test_a_step_in_smaller_parts_has_the_same_gradient_and_the_next_ones_begin_so(tmp_path: Path) -> None:
+def test_a_step_in_smaller_parts_has_the_same_gradient_and_later_steps_start_so(tmp_path: Path) -> None:
     plenty = short_run(tmp_path, "plenty", 1 << 20)
     batches = next(plenty.loader.from_step(0))
-    longest = max(one.num_tokens for batch in batches for one in batch.documents())
-    wanted = gradient(plenty, batches)
+    longest = max(document.num_tokens for batch in batches for document in batch.documents())
+    expected = gradient(plenty, batches)
     run = short_run(tmp_path, "short", longest)  # uneven documents are cut until the longest stands alone
-    torch.testing.assert_close(gradient(run, batches), wanted, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(gradient(run, batches), expected, rtol=1e-5, atol=1e-7)
     assert run.state.parts > 1
     before = run.state.parts
     run.model.zero_grad()
@@ -131,11 +131,11 @@ def test_a_step_in_smaller_parts_has_the_same_gradient_and_the_next_ones_begin_s
 
 def test_the_largest_micro_batch_is_tried_without_a_trace_but_the_cut(tmp_path: Path) -> None:
     run = short_run(tmp_path, "short", 100)
-    weights, random = [one.clone() for one in run.model.parameters()], torch.get_rng_state()
+    weights, random = [weight.clone() for weight in run.model.parameters()], torch.get_rng_state()
     try_largest_micro_batch(run, LargestMicroBatch(250, 60))
     assert run.state.parts == 4, "documents of 60 tokens, two in a part"
     assert torch.equal(torch.get_rng_state(), random)
-    assert all(one.grad is None for one in run.model.parameters())
+    assert all(weight.grad is None for weight in run.model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(weights, run.model.parameters(), strict=True))
     with pytest.raises(ConfigError, match=r"step 1: out of memory with one row at a time; the largest .* 101 tokens"):
         try_largest_micro_batch(run, LargestMicroBatch(101, 101))

@@ -7,8 +7,6 @@ import json
 import os
 import pty
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from oumi.core.monitoring.console import step_line
 from oumi.core.train import train
+from tests.fork_server import start_python
 from tests.runs import tiny_config
 from tests.tiny import write_pairs
 
@@ -86,9 +85,9 @@ def test_a_terminal_shows_a_live_line_that_fits_it(tmp_path: Path, method: str) 
         config.data.train.datasets[0].dataset_path = str(write_pairs(tmp_path / "pairs.jsonl"))
     config.to_yaml(tmp_path / "run.yaml")
     master, slave = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
-    command = [sys.executable, "-m", "oumi", "train", "-c", str(tmp_path / "run.yaml")]
-    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment)
+    screen = {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
+    command = ("-m", "oumi", "train", "-c", str(tmp_path / "run.yaml"))
+    process = start_python(*command, terminal=os.ttyname(slave), **screen)
     os.close(slave)
     output = b""
     while True:
@@ -97,7 +96,8 @@ def test_a_terminal_shows_a_live_line_that_fits_it(tmp_path: Path, method: str) 
         except OSError:  # how Linux reports that the other end is closed
             break
         output += part
-    assert process.wait() == 0
+    process.communicate()
+    assert process.returncode == 0
     os.close(master)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode())
     live = [line for line in re.split(r"[\r\n]+", text) if line.startswith("step ")]
