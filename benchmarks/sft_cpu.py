@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import ENVIRONMENTS, PEERS, REFERENCES, Peer, ablations
+from benchmarks.peers import ENVIRONMENTS, PEERS, REFERENCES, Peer, ablations, before_and_now
 from benchmarks.sft.environments import ready_python
 from benchmarks.sft.measure import BATCH, PeerError, Run, Task, run_peer
 from benchmarks.sft.tables import NUM_SKIPPED_STEPS, Outcome, summary, table
@@ -65,9 +65,14 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the tables")
     parser.add_argument("--max-contention", type=float, default=MAX_CONTENTION)
+    parser.add_argument(
+        "--before", type=Path, metavar="CHECKOUT", help="compare with an older checkout of this repository instead"
+    )
     options = parser.parse_args(words)
     options.cache = options.cache.expanduser().absolute()
-    peers = ablations() if options.ablate else PEERS
+    if options.before and not (options.before / "src/oumi").is_dir():
+        parser.error(f"--before {options.before}: expected a checkout of this repository")
+    peers = before_and_now(options.before) if options.before else ablations() if options.ablate else PEERS
     for names, table_of in ((options.peers or [], peers), (options.shapes, SHAPES)):
         for name in names:
             if name not in table_of:
@@ -143,7 +148,7 @@ def write_results(
     num_tokens: Sequence[int],
 ) -> None:
     """Prints the tables, and writes them with all measurements."""
-    kind = "ablation" if arguments.ablate else "cpu"
+    kind = "before" if arguments.before else "ablation" if arguments.ablate else "cpu"
     facts = {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "commit": commit(),
@@ -176,9 +181,8 @@ def report(facts: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> s
         f"the first {NUM_SKIPPED_STEPS} not timed. Medians; 'x' is how many times what Oumi takes. Padding "
         "counts as no token.",
     ]
-    bases = {name: PEERS[name].base if name in PEERS else "oumi" for name in rows}
     for base, title in TITLES.items():
-        part = {name: row for name, row in rows.items() if bases[name] == base}
+        part = {name: row for name, row in rows.items() if row["base"] == base}
         if part:
             lines += ["", f"## {title}", "", table(part)]
     versions = {" ".join(f"{k} {v}" for k, v in packages.items()): name for name, packages in facts["versions"].items()}

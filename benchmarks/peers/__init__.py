@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 TORCH = "torch==2.13.0"
@@ -124,3 +125,11 @@ def ablations() -> dict[str, Peer]:
     for name in TECHNIQUES:
         peers[f"without_{name}"] = Peer(f"Oumi without {name}", None, None, variables={"OUMI_WITHOUT": name})
     return peers
+
+
+def before_and_now(checkout: Path) -> dict[str, Peer]:
+    """Returns Oumi as it is, and the source of an older checkout in the same environment."""
+    older = Peer("Oumi (older checkout)", None, None, variables={"PYTHONPATH": str(checkout.absolute() / "src")})
+    answers = replace(older, options={"answers": True}, reference="plain_answers", base="oumi_answers")
+    now = {name: PEERS[name] for name in ("oumi", "oumi_answers")}
+    return {"oumi": now["oumi"], "before": older, "oumi_answers": now["oumi_answers"], "before_answers": answers}

@@ -102,6 +102,7 @@ def summary(
         row: dict[str, Any] = {
             "title": outcome.peer.title,
             "note": outcome.peer.note,
+            "base": outcome.peer.base,
             "num_discarded": outcome.num_discarded,
         }
         row["num_runs"], row["failure"] = len(outcome.runs), outcome.failure

@@ -152,6 +152,16 @@ def test_an_ablation_disables_a_technique_at_a_time() -> None:
     assert switched == [None, *TECHNIQUES]
 
 
+def test_an_older_checkout_runs_with_its_own_source(tmp_path: Path) -> None:
+    (tmp_path / "src/oumi").mkdir(parents=True)
+    peers = parse_options(["--before", str(tmp_path)]).peers
+    sources = [peer.variables.get("PYTHONPATH") for peer in peers.values()]
+    assert sources == [None, str(tmp_path / "src"), None, str(tmp_path / "src")]
+    assert [peer.base for peer in peers.values()] == ["oumi", "oumi", "oumi_answers", "oumi_answers"]
+    with pytest.raises(SystemExit):
+        parse_options(["--before", str(tmp_path / "src")])
+
+
 def test_options_refuse_unknown_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(parse_options(["--peers", "oumi,plain"]).peers) == ["oumi", "plain"]
     assert "oumi_hf" not in parse_options([]).peers

@@ -86,16 +86,15 @@ def _run(plan: Plan, world: World, source: str | None) -> TrainResult:
         data = load_training_data(plan, resume_point.began, writes=world.is_main)
     if resume_point.is_finished(plan, data.fingerprint):
         complete = resume_point.identity
-        print(f"already complete after step {complete.finished_step}: {plan.output_dir}", file=sys.stderr)
+        if world.is_main:
+            print(f"already complete after step {complete.finished_step}: {plan.output_dir}", file=sys.stderr)
         return TrainResult(plan.output_dir, complete.finished_step or 0, complete.metrics or {})
     resume_point.check_rows(data.fingerprint)
     plan = with_rows(plan, data.num_rows, data.largest)  # refused here if memory is short
-    if world.is_main:
-        claim(plan, resume_point)
-        write_records(plan, source)
+    world.on_main(lambda: claim(plan, resume_point))
+    world.on_main(lambda: write_records(plan, source))
     trainer = TRAINERS.get(plan.trainer).build(plan, world, data, resume_point)
-    if world.is_main:
-        write_plan(trainer.run.plan)
+    world.on_main(lambda: write_plan(trainer.run.plan))
     try:
         trainer.train()
     finally:
@@ -103,6 +102,5 @@ def _run(plan: Plan, world: World, source: str | None) -> TrainResult:
         if world.is_main:
             write_report(plan.output_dir, data.ledgers, data.duplicates)
     trainer.save(plan.output_dir)
-    if world.is_main:
-        mark_finished(trainer.run, resume_point, data.fingerprint)
+    world.on_main(lambda: mark_finished(trainer.run, resume_point, data.fingerprint))
     return TrainResult(plan.output_dir, trainer.run.state.step, dict(trainer.run.metrics))

@@ -46,11 +46,12 @@ class Checkpointing(Callback):
             self._write_model(directory)
             save_state(run, directory, random_states)
 
-        if run.world.is_main:
+        def publish_and_keep_last() -> None:
             # After a step back its checkpoints are written anew.
             publish(target, write, {**self._facts, "step": run.state.step})
             self._saved = keep_last([*self._saved, target], run.plan.checkpoints.keep)
-        run.world.barrier()
+
+        run.world.on_main(publish_and_keep_last)  # where the disk is full, all ranks stop
         run.callbacks.saved(run, target)
 
     def _is_due(self, run: Run) -> bool:

@@ -64,7 +64,7 @@ class TableSpec:
     """What is learned from the rows, which decides what they may stand for."""
     takes_images: bool = True
     tool_results: tuple[str, str] | None = None
-    """What opens and closes the results of preprocessor within answers."""
+    """What opens and closes the results of tools within answers."""
 
     def dataset(self, is_streamed: bool = False) -> BaseMapDataset:
         """Returns the data set; where its rows may be read in several ways, as those that the method takes.
@@ -253,7 +253,7 @@ def inputs_of(spec: TableSpec, dataset: BaseMapDataset, preprocessor: Preprocess
             {"text": template.text, "day": str(spec.began) if template.writes_date else None}
         ),
         "train_target": spec.train_on,
-        "results of preprocessor": spec.tool_results,
+        "results of tools": spec.tool_results,
         "model_max_length": spec.max_length(dataset),
         "truncation": spec.truncation,
         "method": spec.method,

@@ -16,7 +16,7 @@ import torch
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from oumi.core.errors import ConfigError, OtherRankError, OumiError
+from oumi.core.errors import ConfigError, OtherRankError
 from oumi.core.system import host
 
 Result = TypeVar("Result")
@@ -125,26 +125,23 @@ class World:
         distributed.all_gather_object(values, value)
         return values
 
-    def barrier(self) -> None:
-        """Waits until every rank is here."""
-        self.agree(0)
-
     def on_main(self, function: Callable[[], Result]) -> Result:
         """Returns on every rank what a function returns on the main one, where alone it is called.
 
         Raises:
-            OtherRankError: On the other ranks, if the function raised an OumiError; the main one raises that.
+            OtherRankError: On the other ranks, if the function raised; the main one raises what it raised.
         """
         if self.size == 1:
             return function()
-        outcome: list[Any] = [None, None]
+        outcome: list[Any] = [None, "it was interrupted"]
         try:
             if self.is_main:
-                outcome[0] = function()
-        except OumiError as error:
-            outcome[1] = str(error)
+                outcome = [function(), None]
+        except Exception as error:
+            outcome[1] = str(error) or type(error).__name__
             raise
         finally:
+            # Whatever happened: the other ranks would wait for ever.
             distributed.broadcast_object_list(outcome, src=0)
         if outcome[1] is not None:
             raise OtherRankError(f"rank 0 stopped: {outcome[1]}")

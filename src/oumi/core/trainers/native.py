@@ -87,12 +87,15 @@ class NativeTrainer:
 
     def save(self, directory: Path) -> None:
         """Writes the trained model and its tokenizer, on the main rank."""
-        if self.run.plan.checkpoints.final_model and self.run.world.is_main:
+
+        def write() -> None:
             with storage_errors(directory):
                 save_model(self.run.model.inner, directory, self.run.plan.save_mode)
                 self._data.preprocessor.save(directory)
                 apply_umask(directory)
-        self.run.world.barrier()
+
+        if self.run.plan.checkpoints.final_model:
+            self.run.world.on_main(write)
 
     def _callbacks(self) -> list[Callback]:
         plan, world, data = self.run.plan, self.run.world, self._data
