@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from oumi.core.configs import TrainingConfig
 from oumi.core.train import train
 from tests.laws.test_preference import dpo_config
-from tests.ranks import free_port, run_ranks
+from tests.ranks import SECONDS, free_port, run_ranks, start_ranks
 from tests.runs import records, tiny_config, weights
 
 DRIVER = Path(__file__).with_name("ranks_driver.py")
@@ -96,6 +98,35 @@ def test_a_rank_that_cannot_train_stops_all(tmp_path: Path) -> None:
     assert other != 0
     assert "rank 0 stopped" in message
     assert "Traceback" not in text + message
+
+
+def test_ranks_with_different_plans_do_not_train(tmp_path: Path) -> None:
+    config = tmp_path / "ranks.yaml"
+    tiny_config(tmp_path, max_steps=2).to_yaml(config)
+    config.write_text(re.sub(r"\n  seed: \d+\n", "\n  seed: ${oc.env:RANK}\n", config.read_text()))
+    ranks = run_ranks(2, "-m", "oumi", "train", "-c", str(config), folder=tmp_path)
+    for code, text in ranks:
+        assert code == 2, text
+        assert "ranks 0 and 1 would train different runs" in text
+        assert "\n  seed: 0 -> 1\n" in text
+
+
+def test_a_rank_whose_peer_is_killed_says_so(tmp_path: Path) -> None:
+    tiny_config(tmp_path, max_steps=100_000).to_yaml(tmp_path / "ranks.yaml")
+    main, other = start_ranks(2, "-m", "oumi", "train", "-c", str(tmp_path / "ranks.yaml"), folder=tmp_path)
+    try:
+        metrics = tmp_path / "out" / "metrics.jsonl"
+        deadline = time.monotonic() + SECONDS
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        other.kill()
+        text = "".join(main.communicate(timeout=SECONDS))
+    finally:
+        main.kill()
+        other.kill()
+    assert main.returncode == 1
+    assert "another rank ended" in text
+    assert "Traceback" not in text
 
 
 def assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 1e-5) -> None:

@@ -23,6 +23,7 @@ from oumi.core.plan.parts import Plan
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import check
 from oumi.core.plan.render import plan_text
+from oumi.core.plan.trajectory import check_same_on_ranks, shared_values
 from oumi.core.run_directory import write_plan, write_records
 from oumi.core.system import host
 from oumi.core.trainers.resume import claim, find_resume_point, mark_finished
@@ -69,8 +70,8 @@ def train(
         facts = gather_facts(config, may_download=True, local_size=world.local_size)
         plan = make_plan(config, facts, world.size)  # pure: every number decided
         if world.is_main:
-            text = dump(config, hides_secrets=True) + plan_text(plan) if verbose else plan_text(plan)
-            print(text, file=sys.stderr, flush=True)
+            text = dump(config, hides_secrets=True) if verbose else ""
+            print(text + plan_text(plan), file=sys.stderr, flush=True)
         with (
             world.held_by_main(lock_output_dir(plan.output_dir)),
             storage_errors(plan.output_dir),
@@ -84,13 +85,13 @@ def _run(plan: Plan, world: World, source: str | None) -> TrainResult:
     resume_point = world.on_main(lambda: find_resume_point(plan))
     with world.run_first():  # the main rank makes tokens of the rows, the others read them
         data = load_training_data(plan, resume_point.began, writes=world.is_main)
-    if resume_point.is_finished(plan, data.fingerprint):
-        complete = resume_point.identity
-        if world.is_main:
-            print(f"already complete after step {complete.finished_step}: {plan.output_dir}", file=sys.stderr)
-        return TrainResult(plan.output_dir, complete.finished_step or 0, complete.metrics or {})
+    if world.on_main(lambda: resume_point.is_finished(plan, data.fingerprint)):
+        step = resume_point.identity.finished_step or 0
+        world.on_main(lambda: print(f"already complete after step {step}: {plan.output_dir}", file=sys.stderr))
+        return TrainResult(plan.output_dir, step, resume_point.identity.metrics or {})
     resume_point.check_rows(data.fingerprint)
     plan = with_rows(plan, data.num_rows, data.largest)  # refused here if memory is short
+    check_same_on_ranks(world.gather(shared_values(plan, data.fingerprint)))
     world.on_main(lambda: claim(plan, resume_point))
     world.on_main(lambda: write_records(plan, source))
     trainer = TRAINERS.get(plan.trainer).build(plan, world, data, resume_point)

@@ -18,13 +18,16 @@ def test_a_place_that_is_no_number_is_told(monkeypatch: pytest.MonkeyPatch, name
 
 def test_a_place_that_cannot_be_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match=r"WORLD_SIZE is 2 .* MASTER_ADDR and MASTER_PORT are not set"), World.start():
+    missing = "RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set"
+    with pytest.raises(ConfigError, match=f"WORLD_SIZE is 2 .* {missing}"), World.start():
         pass
     monkeypatch.setenv("RANK", "2")
     with pytest.raises(ConfigError, match=r"RANK is 2 .* below WORLD_SIZE, 2"), World.start():
         pass
 
 
-def test_one_process_is_the_whole_world() -> None:
+@pytest.mark.parametrize("text", ["", "1"])
+def test_one_process_is_the_whole_world(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("WORLD_SIZE", text)  # job scripts leave variables empty
     with World.start() as world:
         assert (world.rank, world.size) == (0, 1)

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import os
 import random
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -48,6 +50,7 @@ class World:
 
         Raises:
             ConfigError: The launcher's variables contradict each other, or another rank cannot be reached.
+            OtherRankError: Another rank is gone while this one waits for it.
         """
         rank, size, local_rank, local_size = _read_environment()
         device = torch.device(host.describe_host().device)
@@ -72,6 +75,13 @@ class World:
         try:
             mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("data",))
             yield cls(rank, size, local_rank, local_size, device, mesh)
+        except RuntimeError as error:
+            if not _is_of_collective(error):
+                raise
+            reason = str(error).partition("\n")[0]
+            raise OtherRankError(
+                f"rank {rank}: another rank ended or does not answer; its own messages say why ({reason})"
+            ) from error
         finally:
             distributed.destroy_process_group()
 
@@ -179,20 +189,29 @@ class World:
 
 def _read_environment() -> tuple[int, int, int, int]:
     """Returns rank, size, local rank and local size, as a launcher set them."""
-    names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
-    for name in names:
-        if not os.environ.get(name, "0").isdecimal():
-            raise ConfigError(f"{name} is '{os.environ[name]}' in the environment: expected a number, or not set")
-    rank, size, local_rank, local_size = (int(os.environ.get(name, default)) for name, default in names.items())
-    size = max(size, 1)
+    defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    # Job scripts leave variables empty that they do not use.
+    texts = {name: os.environ.get(name) or str(default) for name, default in defaults.items()}
+    for name, text in texts.items():
+        least = 1 if name.endswith("SIZE") else 0
+        if not text.isdecimal() or int(text) < least:
+            raise ConfigError(f"{name} is '{text}' in the environment: expected a number >= {least}, or not set")
+    rank, size, local_rank, local_size = map(int, texts.values())
     if rank >= size:
         raise ConfigError(f"RANK is {rank} in the environment: expected a number below WORLD_SIZE, {size}")
-    if size > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if size > 1 and missing:
         raise ConfigError(
-            f"WORLD_SIZE is {size} in the environment, but MASTER_ADDR and MASTER_PORT are not set: start the ranks "
-            "with a launcher such as torchrun"
+            f"WORLD_SIZE is {size} in the environment, but {', '.join(missing)} not set: start the ranks with a "
+            "launcher such as torchrun"
         )
-    return rank, size, local_rank, max(local_size, 1)
+    return rank, size, local_rank, local_size
+
+
+def _is_of_collective(error: BaseException) -> bool:
+    """Returns True if an error was raised within torch's communication between ranks."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, distributed.DistError) or "torch/distributed/" in Path(frame.f_code.co_filename).as_posix()
 
 
 def _sum_bucket(gradients: list[torch.Tensor]) -> None:

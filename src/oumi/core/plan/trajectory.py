@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from oumi.core.errors import ConfigError
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.render import plan_json
 
@@ -50,6 +51,25 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
         for name in names
         if before.get(name, "null") != now.get(name, "null")
     ]
+
+
+def shared_values(plan: Plan, data: str) -> dict[str, str]:
+    """Returns what every rank must have alike: what decides the weights, and the steps at which ranks act together."""
+    record = plan_json(plan)
+    parts = {name: record[name] for name in ("steps", "checkpoints", "evaluation")}
+    return {**trajectory(plan), **dict(_flat(parts, "")), "data": json.dumps(data)}
+
+
+def check_same_on_ranks(values: Sequence[Mapping[str, str]]) -> None:
+    """Raises ConfigError if ranks have different plans or rows; takes the `shared_values` of each rank."""
+    for rank, values_of_rank in enumerate(values):
+        if changed := differences(values[0], values_of_rank):
+            raise ConfigError(
+                f"ranks 0 and {rank} would train different runs (rank 0 -> rank {rank}):\n  "
+                + "\n  ".join(changed)
+                + "\nStart all ranks with the same config, overrides and data. Where a value is 'auto', and their "
+                "machines differ, set it."
+            )
 
 
 def _flat(value: Any, prefix: str) -> Iterator[tuple[str, str]]:
