@@ -131,15 +131,14 @@ class HubReader:
         self._rows = rows
         self._dataset = dataset
         self._name = name
-        self._row = 0
-        if place is not None and place["row"]:
-            self._row = place["row"]
-            rows.load_state_dict(place["stream"])
+        self._place = place or {"row": 0, "stream": None}
+        if self._place["row"]:
+            rows.load_state_dict(self._place["stream"])
         self._values = iter(rows)
 
     def take(self, count: int) -> list[Row | RejectedRow]:
         """Returns the next rows."""
-        first = self._row
+        first = self._place["row"]
         with hub_errors("data set", self._dataset):
             try:
                 values = list(islice(self._values, count))
@@ -148,14 +147,16 @@ class HubReader:
                 raise DataError(
                     f"{self._name}:{first}: cannot be read at this row or soon after it: {reason}"
                 ) from error
-        self._row += len(values)
+        # Until it yields a row, `state_dict` of a restored stream is that of its beginning, not the restored one.
+        if values:
+            self._place = {"row": first + len(values), "stream": self._rows.state_dict()}
         return [
             row_of(without_nulls(value), Source(self._dataset, self._name, i)) for i, value in enumerate(values, first)
         ]
 
     def place(self) -> Place:
         """Returns how many rows were read, and what `datasets` needs to go on."""
-        return {"row": self._row, "stream": self._rows.state_dict() if self._row else None}
+        return self._place
 
 
 def size_of(path: Path) -> int | None:
