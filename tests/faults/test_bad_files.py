@@ -195,5 +195,5 @@ def test_a_compressed_file_that_breaks_off_is_told_with_the_line(tmp_path: Path,
     packed = gzip.compress(rows) if suffix == ".gz" else pyarrow.compress(rows, codec="zstd", asbytes=True)
     config = config_of(tmp_path, packed, f"data.jsonl{suffix}", max_rejected_rows=5000)
     harm(tmp_path / f"data.jsonl{suffix}")
-    with pytest.raises(DataError, match=rf"data\.jsonl{re.escape(suffix)}:\d+: not a \w+ file, or it breaks off"):
+    with pytest.raises(DataError, match=rf"data\.jsonl{re.escape(suffix)}:\d+: not a valid \w+ file, or truncated"):
         train(config)

@@ -40,8 +40,8 @@ def make(folder: Path, kind: str) -> str:
 
 EMPTY = {
     "an empty file": "data.jsonl: empty",
-    "an empty directory": "data: no data file; one ends in .jsonl",
-    "a directory without data": "data: no data file; one ends in .jsonl",
+    "an empty directory": "data: no data file; expected a name that ends in .jsonl",
+    "a directory without data": "data: no data file; expected a name that ends in .jsonl",
     "blank lines": "there is no row to train on",
     "an empty list": "there is no row to train on",
     "a BOM": "there is no row to train on",

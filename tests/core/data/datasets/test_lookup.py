@@ -81,7 +81,7 @@ def test_of_splits_that_datasets_saved_together_the_named_one_is_read(tmp_path: 
 
 
 def test_another_directory_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no data file; one ends in"):
+    with pytest.raises(DataError, match="no data file; expected a name that ends in"):
         rows_of(dataset_name="text_sft", dataset_path=str(tmp_path))
 
 

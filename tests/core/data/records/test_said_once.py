@@ -192,7 +192,7 @@ def test_of_a_directory_only_the_split_is_read_that_is_asked_for(tmp_path: Path,
 def test_a_split_that_no_file_of_a_directory_names_is_told(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text(json.dumps({"text": "c"}))
     params = DatasetParams(dataset_name="text", dataset_path=str(tmp_path))
-    with pytest.raises(DataError, match="no file of split 'train'; by their names there are test"):
+    with pytest.raises(DataError, match="no file of split 'train'; the file names contain test"):
         list(dataset_for(params).raw_rows())
     (tmp_path / "test.jsonl").rename(tmp_path / "contest.jsonl")
     assert len(list(dataset_for(params).raw_rows())) == 1

@@ -104,16 +104,20 @@ def test_parquet_rows_are_read_with_their_index_across_row_groups(tmp_path: Path
     ("name", "content", "told"),
     [
         ("x.jsonl", b"", "x.jsonl: empty"),
-        ("x.parquet", b"PAR1", "not a Parquet file, or a broken one"),
-        ("x.xml", b"a,b", "cannot be read; a data file ends in .jsonl, .json, .parquet, .csv, .tsv, .txt"),
-        ("x.json", b"[", "x.json:1: not valid JSON: the list breaks off here"),
-        ("x.json", b'[\n{"a": 1},\n', "x.json:3: not valid JSON: the list breaks off here"),
+        ("x.parquet", b"PAR1", "not a valid Parquet file"),
+        (
+            "x.xml",
+            b"a,b",
+            "unknown file format; expected a name that ends in .jsonl, .json, .parquet, .csv, .tsv, .txt",
+        ),
+        ("x.json", b"[", "x.json:1: not valid JSON: the list is truncated here"),
+        ("x.json", b'[\n{"a": 1},\n', "x.json:3: not valid JSON: the list is truncated here"),
         ("x.json", b'[\n{"a": 1},\n{"a": 2', "x.json:3: not valid JSON: Expecting ',' delimiter"),
-        ("x.json", b'[\n{"a": 1}\n', "x.json:3: not valid JSON: the list breaks off here"),
+        ("x.json", b'[\n{"a": 1}\n', "x.json:3: not valid JSON: the list is truncated here"),
         ("x.json", b'[{"a": 1}]\n[{"a": 2}]', 'x.json:1: text after the end of the list: [{"a": 2}]'),
         ("x.json", b'[{"a": 1}] trailing', "text after the end of the list: trailing"),
-        ("x.json", b'[\n{"a": 1}\n{"a": 2}]', "x.json:3: not valid JSON: a comma stands between two rows"),
-        ("x.json", b'[,{"a": 1}]', "a comma stands between two rows"),
+        ("x.json", b'[\n{"a": 1}\n{"a": 2}]', "x.json:3: not valid JSON: no comma between two rows"),
+        ("x.json", b'[,{"a": 1}]', "unexpected comma before the first row"),
         ("x.json", b'[{"a": 1},,{"a": 1}]', "x.json:1: not valid JSON: Expecting value: ,"),
         ("x.json", b'[\n{"a": 1},\nnope]', "x.json:3: not valid JSON: Expecting value: nope]"),
         ("x.json", b'[{"a": NaN}]', "x.json:1: not valid JSON: NaN is not JSON"),
@@ -139,7 +143,7 @@ def test_a_file_is_known_by_its_ending_in_any_case(tmp_path: Path) -> None:
 
 def test_an_object_over_several_lines_is_told_once(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"data": [{"a": 1}], "b": 2}, indent=2))
-    with pytest.raises(DataError, match=r"a\.json: one object over several lines; wanted a list of rows"):
+    with pytest.raises(DataError, match=r"a\.json: one object over several lines; expected a list"):
         list(read_rows(tmp_path / "a.json", "d"))
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from oumi.core.data.records.fields import UnusableValue
 from oumi.core.data.records.schemas import detect_shape, to_value
 from oumi.core.data.sources.jsonl import shown
 from oumi.core.data.sources.memory import LimitedSource, MemorySource
-from oumi.core.data.sources.reader import Place, RepeatedReader, RowReader
+from oumi.core.data.sources.reader import IteratorReader, Place, RowReader
 from oumi.core.data.sources.source import IndexedRows, RowSource, open_source
 from oumi.core.data.sources.tabular import digest_of
 from oumi.core.errors import ConfigError, DataError, did_you_mean
@@ -125,7 +126,11 @@ class BaseMapDataset:
 
     def reader(self, place: Place | None) -> RowReader:
         """Returns a reader of the rows that goes on at a place; `value_of` says what each stands for."""
-        return self.stored.reader(place) if self.is_stored else RepeatedReader(self.rows(), place)
+        if self.is_stored:
+            return self.stored.reader(place)
+        # Code of the class has no place to resume at, so it yields the rows before it again.
+        first = place["row"] if place else 0
+        return IteratorReader(islice(self.rows(), first, None), first)
 
     @property
     def is_in_memory(self) -> bool:

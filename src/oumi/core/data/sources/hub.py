@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of a data set on the Hub: a split that is fetched whole, or read while it is used. Imports no torch."""
+"""Reads a split of a data set on the Hub: downloaded first, or streamed during training. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oumi.core.data.sources.reader import HubReader, ListReader, Place
+from oumi.core.data.sources.reader import HubReader, IteratorReader, Place
 from oumi.core.data.sources.tabular import digest_of, without_nulls
 from oumi.core.errors import DataError
 from oumi.core.hub import hub_errors
@@ -18,19 +18,21 @@ if TYPE_CHECKING:
     from oumi.core.data.sources.source import IndexedRows
 
 LARGE_ROWS = 20_000
+"""Rows that take several processes seconds to tokenize. Bytes are not known without reading them."""
 
 
 class HubSource:
-    """The records of a split that the library `datasets` has loaded."""
+    """The records of a split that `datasets` has loaded."""
 
     def __init__(self, rows: Any, dataset: str, place: str) -> None:
-        """Takes what `datasets` loaded, and where it stands."""
+        """Sets the data set of `datasets`, its name, and what messages name as its path."""
         self._rows = _undecoded(rows)
         self._dataset = dataset
         self._place = place
+        self.is_large = len(rows) > LARGE_ROWS
 
     def __iter__(self) -> Iterator[Row | RejectedRow]:
-        for i, value in enumerate(self._rows):
+        for i, value in enumerate(self._rows):  # reads in batches, unlike one index after the other
             yield row_of(without_nulls(value), Source(self._dataset, self._place, i))
 
     def __len__(self) -> int:
@@ -40,40 +42,37 @@ class HubSource:
         return row_of(without_nulls(self._rows[index]), Source(self._dataset, self._place, index))
 
     def count(self) -> int | None:
-        """Returns how many there are."""
+        """Returns the number of records."""
         return len(self._rows)
 
     def content(self) -> dict[str, str]:
-        """Returns the digest of each file of the split, and which rows of them are taken."""
+        """Returns the digest of each cached file of the split, and its name with the number of its rows."""
+        # A split expression such as `train[:100]` shares its files with others; its name and rows tell them apart.
         files = {Path(file["filename"]) for file in self._rows.cache_files}
         digests = {f"{i} {file.name}": digest_of(file) for i, file in enumerate(sorted(files))}
         return digests | {"rows": f"{self._place} {len(self._rows)}"}
 
     def indexed(self) -> IndexedRows | None:
-        """Returns itself."""
+        """Returns the source itself, which has random access."""
         return self
 
-    def reader(self, place: Place | None) -> ListReader:
-        """Returns a reader that goes on at a place."""
-        return ListReader(len(self), self.__getitem__, place)
+    def reader(self, place: Place | None) -> IteratorReader:
+        """Returns a reader that starts at a place, or at the first record."""
+        first = place["row"] if place else 0
+        return IteratorReader(map(self.__getitem__, range(first, len(self))), first)
 
     def sizes(self) -> dict[str, str]:
-        """Returns how many rows there are."""
+        """Returns the name of the split with the number of its rows."""
         return {"rows": f"{self._place} {len(self)}"}
-
-    @property
-    def is_large(self) -> bool:
-        """Returns True for many rows."""
-        return len(self._rows) > LARGE_ROWS
 
 
 class HubStreamSource:
-    """The records of a split that is read from the Hub while it is used."""
+    """The records of a split that is streamed from the Hub."""
 
-    is_large = False
+    is_large = False  # a stream is tokenized during training, so no processes do it before
 
     def __init__(self, open_rows: Callable[[], Any], dataset: str, place: str) -> None:
-        """Takes what opens a stream of `datasets`, each with a position of its own, and where the rows stand."""
+        """Sets the function that opens a new stream of `datasets`, the name of the data set, and that of its split."""
         self._open = open_rows
         self._dataset = dataset
         self._place = place
@@ -83,27 +82,28 @@ class HubStreamSource:
             yield row_of(without_nulls(value), Source(self._dataset, self._place, i))
 
     def count(self) -> int | None:
-        """Returns None: only reading would tell."""
+        """Returns None: the number of records is known only after reading them."""
         return None
 
     def content(self) -> dict[str, str]:
-        """Returns the name alone; what it stands for is not read before it is used."""
+        """Returns the name of the split alone, since its content is not downloaded."""
         return self.sizes()
 
     def indexed(self) -> IndexedRows | None:
-        """Returns None: rows come in order."""
+        """Returns None: a stream has no random access."""
         return None
 
     def reader(self, place: Place | None) -> HubReader:
-        """Returns a reader that goes on at a place."""
+        """Returns a reader that starts at a place, or at the first record."""
         return HubReader(_undecoded(self._open()), self._dataset, self._place, place)
 
     def sizes(self) -> dict[str, str]:
-        """Returns the name."""
+        """Returns the name of the split."""
         return {"stream": self._place}
 
 
 def load_hub_rows(name: str, subset: str | None, split: str, is_streamed: bool) -> HubSource | HubStreamSource:
+    """Returns a split of a data set on the Hub; raises DataError if there is no such subset or split."""
     place = f"{name}[{split}]"
 
     def load() -> Any:
@@ -113,6 +113,7 @@ def load_hub_rows(name: str, subset: str | None, split: str, is_streamed: bool) 
             try:
                 return load_dataset(name, name=subset, split=split, streaming=is_streamed)
             except ValueError as error:
+                # `datasets` raises a plain ValueError for an unknown split or config, with a list of the valid ones.
                 if "split" in str(error) or "config" in str(error).lower():
                     raise DataError(f"data set {name}: {str(error).splitlines()[0]}") from error
                 raise
@@ -121,15 +122,18 @@ def load_hub_rows(name: str, subset: str | None, split: str, is_streamed: bool) 
 
 
 def _undecoded(rows: Any) -> Any:
-    """Returns rows whose images stay bytes: whether one can be decoded is told for its row."""
-    if not rows.features:
+    """Returns rows whose images stay bytes.
+
+    Otherwise `datasets` decodes them while it reads, and a broken image fails without the row that contains it.
+    """
+    if not rows.features:  # of some streams, columns are known only after reading rows
         return rows
     features = {name: _without_decoding(kind) for name, kind in rows.features.items()}
     return rows.cast(type(rows.features)(features)) if features != dict(rows.features) else rows
 
 
 def _without_decoding(kind: Any) -> Any:
-    """Returns the type of a column with its images, also those in lists and structs, as bytes."""
+    """Returns the type of a column with all images in it, also within lists and structs, as bytes."""
     from datasets import Image, LargeList, List
 
     if isinstance(kind, Image):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON and JSON Lines as rows, and the index by which any line of a file is found at once. Imports no torch."""
+"""Reads rows of JSON and JSON Lines, in order or, by an index of lines, in any order. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,55 +22,70 @@ from oumi.core.errors import DataError
 from oumi.core.types.example import RejectedRow, Row, Source, printable, row_of
 
 MAX_ROW_BYTES = 16_000_000
-"""A longer row is no row: its tokens alone would take gigabytes of memory."""
+"""Longer rows are rejected: their tokens alone would take gigabytes of memory."""
 MAX_DEPTH = 100
-"""Of lists and objects within each other."""
+"""Levels of nested lists and objects in a row."""
+BOM = b"\xef\xbb\xbf"
+CHANGED = "the file was changed or removed during the run; restore it and resume, or start a new run"
+_CHUNK_BYTES = 1 << 24
+_MAX_BLANK_BYTES = 64
+"""Longer lines are never blank, so that an index reads only short ones again. If of white space, they are rejected."""
 _EXCERPT_LENGTH = 80
-_TOO_DEEP = f"not valid JSON: nested too deep, in more than {MAX_DEPTH} lists and objects"
+_TOO_DEEP = f"not valid JSON: nested too deep, more than {MAX_DEPTH} lists and objects"
 _GAP = re.compile(r"\s*(,?)\s*")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def begins_list(path: Path) -> bool:
-    """Returns True if a file of JSON is a list, not a row a line."""
+    """Returns True if a JSON file is one list, not one row per line."""
     with opened(path) as file:
         return file.read(4096).removeprefix(BOM).lstrip().startswith(b"[")
 
 
 def read_lines(path: Path, dataset: str) -> Iterator[Row | RejectedRow]:
-    """Yields the row in each line of a file."""
+    """Yields the row of each line that is not blank; raises DataError if compressed data is truncated."""
     number = 0
     try:
         with opened(path) as file:
-            for number, line in iterate(file):
-                yield parse_line(line, Source(dataset, str(path), number))
+            for number, line in enumerate(file, 1):
+                content = content_of(line, is_first=number == 1)
+                if content is not None:
+                    yield parse_line(content, Source(dataset, str(path), number))
     except BrokenFileError as error:
         raise DataError(f"{path}:{number + 1}: {error.reason}") from None
 
 
+def content_of(line: bytes, is_first: bool) -> bytes | None:
+    """Returns a line without its line break, and the first one without its byte order mark; None for a blank line."""
+    content = (line.removeprefix(BOM) if is_first else line).rstrip(b"\r\n")
+    return content if len(line) > _MAX_BLANK_BYTES or content.strip() else None
+
+
 def check_lines(path: Path) -> None:
-    """Raises DataError if the first line of a `.json` file begins a value that goes on below it."""
+    """Raises DataError if a `.json` file is one object that spans several lines."""
     with opened(path) as file:
         lines = (line.removeprefix(BOM).rstrip().decode("utf-8", "replace") for line in file)
         first = next(filter(None, lines), "")
-        goes_on = next(filter(None, lines), None) is not None
+        continues = next(filter(None, lines), None) is not None
     try:
         json.loads(first)
     except json.JSONDecodeError as error:
-        if error.pos >= len(first) and goes_on:
-            raise DataError(f"{path}: one object over several lines; wanted a list of rows, or a row a line") from None
+        # Only an incomplete line is meant here. An invalid one is rejected later, with its number.
+        if error.pos >= len(first) and continues:
+            raise DataError(f"{path}: one object over several lines; expected a list, or one row per line") from None
 
 
 def parse_line(data: bytes, source: Source) -> Row | RejectedRow:
-    """Returns the record in a line of JSON, or why there is none."""
+    """Returns the record of a line of JSON, or the reason why it cannot be used."""
     if len(data) > MAX_ROW_BYTES:
-        shown = excerpt(data[: 4 * _EXCERPT_LENGTH].decode("utf-8", "replace"))
-        return RejectedRow(source, f"longer than {MAX_ROW_BYTES:,} bytes: it has {len(data):,}", shown)
+        # A character has up to 4 bytes. Cut before decoding, since the line may be very long.
+        start = excerpt(data[: 4 * _EXCERPT_LENGTH].decode("utf-8", "replace"))
+        return RejectedRow(source, f"longer than {MAX_ROW_BYTES:,} bytes: it has {len(data):,}", start)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         return RejectedRow(source, f"not UTF-8: byte {error.start}", excerpt(data.decode("utf-8", "replace")))
-    if "\0" in text:
+    if "\0" in text:  # a crash during a write leaves such bytes; the JSON error would not name them
         return RejectedRow(source, "holds a NUL byte", excerpt(text))
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
@@ -82,19 +97,26 @@ def parse_line(data: bytes, source: Source) -> Row | RejectedRow:
 
 
 def _checked(value: Any, text: str, source: Source) -> Row | RejectedRow:
-    """Returns the record that a text of JSON says, or why it cannot be used."""
+    """Returns the record that was parsed from `text`, or the reason why it cannot be used."""
+    # The number of brackets bounds the depth, so that the values of most rows need no look.
     if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
         return RejectedRow(source, _TOO_DEEP, excerpt(text))
-    if _SURROGATE.search(text) and not _is_text(value):
-        return RejectedRow(source, "holds half of a character (a lone surrogate)", excerpt(text))
+    if _SURROGATE.search(text):
+        # Tokenizers cannot encode a lone surrogate. Two that form a character are valid; encoding tells them apart.
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            return RejectedRow(source, "holds half of a character (a lone surrogate)", excerpt(text))
     return row_of(value, source)
 
 
 def read_list(path: Path, dataset: str) -> Iterator[Row | RejectedRow]:
-    """Yields the rows of a list.
+    """Yields the rows of a JSON list, each with the line on which it begins.
+
+    The rows are parsed one by one, since `json.load` would tell no lines and hold all rows in memory.
 
     Raises:
-        DataError: The list breaks off, or is not JSON.
+        DataError: The list is truncated, or not valid JSON.
     """
     try:
         with opened(path) as file:
@@ -105,8 +127,9 @@ def read_list(path: Path, dataset: str) -> Iterator[Row | RejectedRow]:
     at, line, counted = text.index("[") + 1, 1, 0
     is_first = True
     while True:
+        # Skip white space and the comma between two rows; line breaks are counted once each.
         gap = _GAP.match(text, at)
-        assert gap is not None, "the pattern matches nothing, too"
+        assert gap is not None, "the pattern matches the empty string"
         at = gap.end()
         line += text.count("\n", counted, at)
         counted = at
@@ -116,30 +139,31 @@ def read_list(path: Path, dataset: str) -> Iterator[Row | RejectedRow]:
                 raise DataError(f"{source}: text after the end of the list: {excerpt(text[at + 1 :].strip())}")
             return
         try:
+            # At the end of the text, the decoder fails below with the better message.
             if at < len(text) and is_first == bool(gap[1]):
-                raise ValueError("a comma stands between two rows, and nowhere else")
+                raise ValueError("unexpected comma before the first row" if is_first else "no comma between two rows")
             value, end = decoder.raw_decode(text, at)
         except RecursionError:
             raise DataError(f"{source}: {_TOO_DEEP}: {excerpt(text[at : at + _EXCERPT_LENGTH])}") from None
         except ValueError as error:
-            reason = "the list breaks off here" if at >= len(text) - 1 else str(error).split(": line")[0]
+            reason = "the list is truncated here" if at >= len(text) - 1 else str(error).split(": line")[0]
             raise DataError(f"{source}: not valid JSON: {reason}: {excerpt(text[at : at + _EXCERPT_LENGTH])}") from None
         if end - at > MAX_ROW_BYTES:
-            shown = excerpt(text[at : at + 2 * _EXCERPT_LENGTH])
-            yield RejectedRow(source, f"longer than {MAX_ROW_BYTES:,} bytes: it has {end - at:,} characters", shown)
+            start = excerpt(text[at : at + 2 * _EXCERPT_LENGTH])
+            yield RejectedRow(source, f"longer than {MAX_ROW_BYTES:,} bytes: it has {end - at:,} characters", start)
         else:
             yield _checked(value, text[at:end], source)
         at, is_first = end, False
 
 
 def excerpt(text: str) -> str:
-    """Returns the beginning of a text, 80 characters at most, with those written out that do not print."""
-    shown = printable(text[: _EXCERPT_LENGTH + 1])
-    return shown if len(shown) <= _EXCERPT_LENGTH else shown[:_EXCERPT_LENGTH] + "..."
+    """Returns the first 80 characters of a text, with those escaped that do not print."""
+    escaped = printable(text[: _EXCERPT_LENGTH + 1])  # cut first: a text may have megabytes
+    return escaped if len(escaped) <= _EXCERPT_LENGTH else escaped[:_EXCERPT_LENGTH] + "..."
 
 
 def shown(value: Any) -> str:
-    """Returns the beginning of a record, as it may stand in a file."""
+    """Returns the first 80 characters of a record as JSON, or as Python prints it if JSON cannot represent it."""
     try:
         return excerpt(json.dumps(value, ensure_ascii=False))
     except (TypeError, ValueError, RecursionError):
@@ -147,13 +171,14 @@ def shown(value: Any) -> str:
 
 
 def _refuse_constant(name: str) -> NoReturn:
+    # Python parses NaN and Infinity, which JSON does not have.
     raise ValueError(f"{name} is not JSON")
 
 
 def _is_deep(value: Any) -> bool:
-    """Returns True if lists and objects stand deeper within each other than they may."""
+    """Returns True if lists and objects are nested more than MAX_DEPTH levels deep."""
     layer = [value]
-    for _ in range(MAX_DEPTH):
+    for _ in range(MAX_DEPTH):  # level by level: recursion could itself go too deep
         layer = [
             inner
             for item in layer
@@ -165,31 +190,16 @@ def _is_deep(value: Any) -> bool:
     return True
 
 
-def _is_text(value: Any) -> bool:
-    """Returns False if a string in the value holds half of a character."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-BOM = b"\xef\xbb\xbf"
-CHANGED = "the file was changed or removed while it is read; bring it back as it was and go on, or start anew"
-_CHUNK_BYTES = 1 << 24
-_MAX_BLANK_BYTES = 64
-"""A line of white space longer than that is not blank, but wrong."""
-
-
 class LineIndex:
-    """Where each line of a file begins that is not blank."""
+    """The lines of a file that are not blank, with random access."""
 
     def __init__(self, path: Path) -> None:
-        """Reads the file once."""
+        """Reads the file once, to find its lines and its digest."""
         self.path = path
         digest = hashlib.sha256()
         starts = [np.zeros(1, dtype=np.int64)]
         size = 0
+        # Hashing releases the interpreter lock, so a thread does it while numpy finds the line breaks.
         with path.open("rb") as file, ThreadPoolExecutor(1) as thread:
             while chunk := file.read(_CHUNK_BYTES):
                 hashed = thread.submit(digest.update, chunk)
@@ -197,76 +207,59 @@ class LineIndex:
                 size += len(chunk)
                 hashed.result()
         bounds = np.concatenate(starts)
-        if bounds[-1] != size:
+        if bounds[-1] != size:  # the last line has no line break
             bounds = np.append(bounds, size)
         self.digest = digest.hexdigest()
         """SHA-256 of the content."""
+        # The file stays open, so that its rows remain those of the index if another file takes its name.
         self._file = os.open(path, os.O_RDONLY)
         self._state = _state(os.fstat(self._file))
-        self._starts, self._ends, self._numbers = self._without_blanks(bounds)
+        # Drop blank lines. Only short ones can be blank, so the others are not read again.
+        self._starts, self._ends = bounds[:-1], bounds[1:]
+        blank = []
+        for i in np.flatnonzero(self._ends - self._starts <= _MAX_BLANK_BYTES).tolist():
+            start, end = int(self._starts[i]), int(self._ends[i])
+            if content_of(os.pread(self._file, end - start, start), is_first=i == 0) is None:
+                blank.append(i)
+        self._numbers: npt.NDArray[np.int64] | None = None  # line i has number i + 1
+        if blank:
+            kept = np.delete(np.arange(len(self._starts)), blank)
+            self._starts, self._ends, self._numbers = self._starts[kept], self._ends[kept], kept + 1
 
     def __del__(self) -> None:
-        if hasattr(self, "_file"):
+        if hasattr(self, "_file"):  # not if the file could not be opened
             os.close(self._file)
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def __getitem__(self, index: int) -> tuple[int, bytes]:
-        """Returns the number of a line (from 1), and its bytes without the line's end."""
+        """Returns the number of a line (from 1) and its content; raises DataError if the file has changed."""
         start = int(self._starts[index])
         number = int(self._numbers[index]) if self._numbers is not None else index + 1
-        data = os.pread(self._file, int(self._ends[index]) - start, start)
-        if _state(os.fstat(self._file)) != self._state:
+        # Not seek and read: forked processes share the position of an open file.
+        line = os.pread(self._file, int(self._ends[index]) - start, start)
+        if _state(os.fstat(self._file)) != self._state:  # after reading, so that no change in between is missed
             raise DataError(f"{self.path}:{number}: {CHANGED}")
-        return number, (data.removeprefix(BOM) if start == 0 else data).rstrip(b"\r\n")
-
-    def _without_blanks(
-        self, bounds: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
-        starts, ends = bounds[:-1], bounds[1:]
-        short = np.flatnonzero(ends - starts <= _MAX_BLANK_BYTES)
-        blank = [
-            i for i in short.tolist() if is_blank(os.pread(self._file, int(ends[i] - starts[i]), int(starts[i])), i)
-        ]
-        if not blank:
-            return starts, ends, None
-        kept = np.delete(np.arange(len(starts)), blank)
-        return starts[kept], ends[kept], kept + 1
+        # Blank only if it was changed within one tick of the file system's clock; then it is not valid JSON.
+        return number, content_of(line, is_first=start == 0) or b""
 
 
 def _state(stat: os.stat_result) -> tuple[int, int, bool]:
-    return stat.st_size, stat.st_mtime_ns, stat.st_nlink > 0
-
-
-def is_blank(line: bytes, index: int) -> bool:
-    """Returns True for a line that holds no row; `index` is 0 for the first of a file."""
-    content = line.removeprefix(BOM) if index == 0 else line
-    return len(line) <= _MAX_BLANK_BYTES and not content.strip()
-
-
-def index_lines(path: Path) -> LineIndex:
-    """Returns the index of a file; that of a file which has not changed is kept."""
-    stat = path.stat()
-    with _LOCK:  # a second thread waits for the first one's index
-        return _index(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    return stat.st_size, stat.st_mtime_ns, stat.st_nlink > 0  # without links, the file was removed or replaced
 
 
 _LOCK = threading.Lock()
 
 
+def index_lines(path: Path) -> LineIndex:
+    """Returns the index of a file, which is built once and again only when the file has changed."""
+    stat = path.stat()
+    with _LOCK:  # a second thread waits for the first one's index
+        return _index(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
 @lru_cache(maxsize=64)
 def _index(path: Path, *_: int) -> LineIndex:
+    # The other arguments are the state of the file, so that a changed file misses the cache.
     return LineIndex(path)
-
-
-def iterate(file: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Yields the number (from 1) and the bytes of each line that is not blank."""
-    for index, line in enumerate(file):
-        if not is_blank(line, index):
-            yield index + 1, without_mark(line, index)
-
-
-def without_mark(line: bytes, index: int) -> bytes:
-    """Returns a line without its end, and the first of a file without the mark of its encoding."""
-    return (line.removeprefix(BOM) if index == 0 else line).rstrip(b"\r\n")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records that are in memory already, and the first of some records. Imports no torch."""
+"""Records in memory, and the first records of another source. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from itertools import islice
 from typing import Any
 
 from oumi.core.data.sources.hub import LARGE_ROWS
-from oumi.core.data.sources.reader import ListReader, Place, RowReader
+from oumi.core.data.sources.reader import IteratorReader, Place, RowReader
 from oumi.core.data.sources.source import IndexedRows, RowSource
 from oumi.core.types.example import RejectedRow, Row, Source
 
 
 class MemorySource:
-    """Records in memory: a list of mappings, or a table of pandas."""
+    """Records in memory: a list of mappings, or a pandas data frame."""
+
+    is_large = False  # what fits in memory is tokenized quickly enough by one process
 
     def __init__(self, records: Any, dataset: str, place: str) -> None:
-        """Takes the records, the name of the data set, and what stands for a file's name."""
+        """Sets the records, the name of the data set, and what messages name as its path."""
         self._length = len(records)
+        # Indexing a data frame selects a column, only `iloc` a row.
         self._records = records.iloc if hasattr(records, "iloc") else records
         self._dataset = dataset
         self._place = place
@@ -35,11 +38,11 @@ class MemorySource:
         return Row(self._records[index], Source(self._dataset, self._place, index))
 
     def count(self) -> int | None:
-        """Returns how many there are."""
+        """Returns the number of records."""
         return self._length
 
     def content(self) -> dict[str, str] | None:
-        """Returns the digest of the records, None if they are more than plain values."""
+        """Returns the digest of the records, None if JSON cannot represent them."""
         try:
             text = json.dumps(list(self._records), sort_keys=True)
         except (TypeError, ValueError):
@@ -47,28 +50,24 @@ class MemorySource:
         return {self._place: hashlib.sha256(text.encode()).hexdigest()}
 
     def indexed(self) -> IndexedRows | None:
-        """Returns itself."""
+        """Returns the source itself, which has random access."""
         return self
 
-    def reader(self, place: Place | None) -> ListReader:
-        """Returns a reader that goes on at a place."""
-        return ListReader(len(self), self.__getitem__, place)
+    def reader(self, place: Place | None) -> IteratorReader:
+        """Returns a reader that starts at a place, or at the first record."""
+        first = place["row"] if place else 0
+        return IteratorReader(map(self.__getitem__, range(first, len(self))), first)
 
     def sizes(self) -> dict[str, str]:
-        """Returns how many there are."""
+        """Returns the number of records."""
         return {self._place: str(self._length)}
-
-    @property
-    def is_large(self) -> bool:
-        """Returns False: what is in memory is no burden."""
-        return False
 
 
 class LimitedSource:
-    """The first of some records."""
+    """The first records of another source."""
 
     def __init__(self, rows: RowSource, limit: int) -> None:
-        """Takes the records, and how many of them there are to be at most."""
+        """Sets the source, and the maximum number of its records."""
         self._rows = rows
         self._limit = limit
 
@@ -76,36 +75,36 @@ class LimitedSource:
         return islice(iter(self._rows), self._limit)
 
     def count(self) -> int | None:
-        """Returns how many there are, None where only reading would tell."""
+        """Returns the number of records, None if it is known only after reading them."""
         count = self._rows.count()
         return None if count is None else min(count, self._limit)
 
     def content(self) -> dict[str, str] | None:
-        """Returns what all the records are, and how many of them are taken."""
+        """Returns the content of the whole source, and the limit."""
         content = self._rows.content()
         return None if content is None else {**content, "limit": str(self._limit)}
 
     def indexed(self) -> IndexedRows | None:
-        """Returns the records as a list, if all of them are one."""
+        """Returns the records with random access, None if the source can only be read in order."""
         indexed = self._rows.indexed()
-        return None if indexed is None else _First(indexed, self._limit)
+        return None if indexed is None else _LimitedRows(indexed, self._limit)
 
     def reader(self, place: Place | None) -> RowReader:
-        """Returns a reader that goes on at a place."""
-        return _FirstOf(self._rows.reader(place), self._limit, place["taken"] if place else 0)
+        """Returns a reader that starts at a place, or at the first record."""
+        return _LimitedReader(self._rows.reader(place), self._limit, place["taken"] if place else 0)
 
     def sizes(self) -> dict[str, str]:
-        """Returns what is known of all the records, and how many of them are taken."""
+        """Returns the sizes of the whole source, and the limit."""
         return {**self._rows.sizes(), "limit": str(self._limit)}
 
     @property
     def is_large(self) -> bool:
-        """Returns True if there are many, and most are taken."""
+        """Returns True if the source is large and the limit many records."""
         return self._limit > LARGE_ROWS and self._rows.is_large
 
 
-class _First:
-    """The beginning of a list."""
+class _LimitedRows:
+    """The first records of a source with random access."""
 
     def __init__(self, rows: IndexedRows, limit: int) -> None:
         self._rows = rows
@@ -115,13 +114,13 @@ class _First:
         return self._length
 
     def __getitem__(self, index: int) -> Row | RejectedRow:
-        if not 0 <= index < self._length:
+        if not 0 <= index < self._length:  # the source itself may have more rows
             raise IndexError(index)
         return self._rows[index]
 
 
-class _FirstOf:
-    """Reads until so many rows were taken."""
+class _LimitedReader:
+    """Reads rows up to a limit."""
 
     def __init__(self, reader: RowReader, limit: int, num_read: int) -> None:
         self._reader = reader

@@ -1,133 +1,123 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows in order, from any place that was noted. Imports no torch."""
+"""Reads rows in order, from the first one or from a saved place. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from oumi.core.data.sources.jsonl import is_blank, parse_line, without_mark
+from oumi.core.data.sources.jsonl import content_of, parse_line
 from oumi.core.data.sources.tabular import is_lines, read_rows, without_nulls
 from oumi.core.errors import DataError
 from oumi.core.hub import hub_errors
 from oumi.core.types.example import RejectedRow, Row, Source, row_of
 
 Place = dict[str, Any]
-"""Where a reader stands, as JSON values."""
+"""The position of a reader, as JSON values: checkpoints contain it."""
 
 
 class RowReader(Protocol):
-    """Reads rows in order, and knows where it stands."""
+    """Reads rows in order, from a place that can be saved."""
 
     def take(self, count: int) -> list[Row | RejectedRow]:
-        """Returns the next rows, fewer than `count` only at the end."""
+        """Returns the next `count` rows, fewer only at the end."""
         ...
 
     def place(self) -> Place:
-        """Returns where the next row stands."""
+        """Returns the place of the next row."""
         ...
 
 
 class FileReader:
-    """The records of files, one file after the other.
+    """Reads the records of files, one file after the other.
 
-    In a file of lines that is not compressed any place is found at once; in another one what stands before it in
-    that file is read over.
+    In an uncompressed file of lines, a place is found directly. In any other file, the rows before it are read again.
     """
 
     def __init__(
         self, files: Sequence[Path], sizes: Sequence[int | None], dataset: str, sample_by: str, place: Place | None
     ) -> None:
-        """Takes files, their sizes as they are to stay, and where to go on."""
+        """Opens files at a place, or at the first row.
+
+        Args:
+            files: The files, in order.
+            sizes: Expected size of each file in bytes; None is not checked.
+            dataset: Name of the data set, for messages.
+            sample_by: Unit of a text file that is one row.
+            place: Place of the first row to read.
+        """
         self._files = files
         self._sizes = sizes
         self._dataset = dataset
         self._sample_by = sample_by
         self._place = place or {"file": 0, "row": 0, "byte": 0}
-        self._rows = self._opened()
+        self._rows = self._open()
 
     def take(self, count: int) -> list[Row | RejectedRow]:
-        """Returns the next rows; raises DataError if a file has changed meanwhile."""
+        """Returns the next `count` rows, fewer only at the end; raises DataError if a file has changed."""
         rows_read: list[Row | RejectedRow] = []
         while len(rows_read) < count and self._place["file"] < len(self._files):
             next_row = next(self._rows, None)
             if next_row is None:
-                self._check_unchanged()
+                self._check_unchanged()  # a file that was truncated ends early, and looks complete
                 self._place = {"file": self._place["file"] + 1, "row": 0, "byte": 0}
-                self._rows = self._opened()
+                self._rows = self._open()
                 continue
             row, number, byte = next_row
+            # A new mapping: callers keep the old one as the place of an earlier row.
             self._place = {**self._place, "row": number, "byte": byte}
             rows_read.append(row)
         return rows_read
 
     def place(self) -> Place:
-        """Returns the file, the rows or lines of it that were read, and their bytes."""
+        """Returns the index of the file, and the number of its rows (or lines) and bytes before the next row."""
         return self._place
 
-    def _opened(self) -> Iterator[tuple[Row | RejectedRow, int, int]]:
+    def _open(self) -> Iterator[tuple[Row | RejectedRow, int, int]]:
+        """Returns the rows of the current file from the current place on, each with the place after it."""
         if self._place["file"] == len(self._files):
             return iter(())
-        path, first = self._files[self._place["file"]], self._place["row"]
         self._check_unchanged()
+        path, first = self._files[self._place["file"]], self._place["row"]
         if is_lines(path):
             return _lines(path, self._dataset, first, self._place["byte"])
         rows = read_rows(path, self._dataset, self._sample_by)
-        return ((row, i, 0) for i, row in enumerate(islice(rows, first, None), first + 1))
+        return ((row, number, 0) for number, row in enumerate(islice(rows, first, None), first + 1))
 
     def _check_unchanged(self) -> None:
-        which = self._place["file"]
-        path, size = self._files[which], self._sizes[which]
-        now = size_of(path)
-        if size is not None and now != size:
-            state = "is gone" if now is None else f"has {now:,} bytes"
+        path, size = self._files[self._place["file"]], self._sizes[self._place["file"]]
+        current_size = size_of(path)
+        if size is not None and current_size != size:
+            state = "is gone" if current_size is None else f"has {current_size:,} bytes"
             raise DataError(f"{path}:{self._place['row']}: the file changed: it had {size:,} bytes, and {state} now")
 
 
-class ListReader:
-    """Rows of which any is found at once."""
+class IteratorReader:
+    """Reads rows from an iterator."""
 
-    def __init__(self, length: int, row_of: Callable[[int], Row | RejectedRow], place: Place | None) -> None:
-        self._length = length
-        self._row_of = row_of
-        self._row = place["row"] if place else 0
-
-    def take(self, count: int) -> list[Row | RejectedRow]:
-        """Returns the next rows."""
-        rows = range(self._row, min(self._row + count, self._length))
-        self._row = rows.stop
-        return [self._row_of(i) for i in rows]
-
-    def place(self) -> Place:
-        """Returns how many rows were read."""
-        return {"row": self._row}
-
-
-class RepeatedReader:
-    """Rows that code makes, always the same; those before a place are made again."""
-
-    def __init__(self, rows: Iterator[Row | RejectedRow], place: Place | None) -> None:
-        self._row = place["row"] if place else 0
-        self._rows = islice(rows, self._row, None)
+    def __init__(self, rows: Iterator[Row | RejectedRow], first: int) -> None:
+        """Sets the iterator, and the index of the row that it yields first."""
+        self._rows = rows
+        self._row = first
 
     def take(self, count: int) -> list[Row | RejectedRow]:
-        """Returns the next rows."""
-        rows_read = list(islice(self._rows, count))
-        self._row += len(rows_read)
-        return rows_read
+        """Returns the next `count` rows, fewer only at the end."""
+        rows = list(islice(self._rows, count))
+        self._row += len(rows)
+        return rows
 
     def place(self) -> Place:
-        """Returns how many rows were read."""
+        """Returns the index of the next row."""
         return {"row": self._row}
 
 
 class HubReader:
-    """The records of a split that `datasets` streams; it finds its shard at once, and reads over what stands before."""
+    """Reads a split that `datasets` streams. It resumes in the shard of its place, after its earlier rows there."""
 
     def __init__(self, rows: Any, dataset: str, name: str, place: Place | None) -> None:
-        """Takes a stream of `datasets`, the name of the data set and that of its split."""
+        """Sets a stream of `datasets`, the name of the data set, that of its split, and the place to start at."""
         self._rows = rows
         self._dataset = dataset
         self._name = name
@@ -137,16 +127,15 @@ class HubReader:
         self._values = iter(rows)
 
     def take(self, count: int) -> list[Row | RejectedRow]:
-        """Returns the next rows."""
+        """Returns the next `count` rows, fewer only at the end; raises DataError if they cannot be read."""
         first = self._place["row"]
         with hub_errors("data set", self._dataset):
             try:
                 values = list(islice(self._values, count))
             except (ValueError, TypeError, UnicodeError) as error:
                 reason = str(error).strip().partition("\n")[0]
-                raise DataError(
-                    f"{self._name}:{first}: cannot be read at this row or soon after it: {reason}"
-                ) from error
+                # The stream does not say which of the rows failed.
+                raise DataError(f"{self._name}:{first}: cannot read this row or one soon after it: {reason}") from error
         # Until it yields a row, `state_dict` of a restored stream is that of its beginning, not the restored one.
         if values:
             self._place = {"row": first + len(values), "stream": self._rows.state_dict()}
@@ -155,22 +144,25 @@ class HubReader:
         ]
 
     def place(self) -> Place:
-        """Returns how many rows were read, and what `datasets` needs to go on."""
+        """Returns the index of the next row, and the state of the stream before it."""
         return self._place
 
 
 def size_of(path: Path) -> int | None:
-    """Returns how many bytes a file has, None if there is none."""
+    """Returns the number of bytes of a file, None if it does not exist."""
     return path.stat().st_size if path.is_file() else None
 
 
 def _lines(path: Path, dataset: str, number: int, byte: int) -> Iterator[tuple[Row | RejectedRow, int, int]]:
-    """Yields the rows of a file from a line on, each with the number and the place of the end of its line."""
+    """Yields the rows of a file after `number` lines of `byte` bytes, each with the lines and bytes up to its end.
+
+    Unlike a `LineIndex`, it does not read the file before the first row.
+    """
     with path.open("rb") as file:
         file.seek(byte)
         for line in file:
             byte += len(line)
             number += 1
-            if not is_blank(line, number - 1):
-                row = parse_line(without_mark(line, number - 1), Source(dataset, str(path), number))
-                yield row, number, byte
+            content = content_of(line, is_first=number == 1)
+            if content is not None:
+                yield parse_line(content, Source(dataset, str(path), number)), number, byte

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where rows come from: files, a directory that `datasets` saved, or the Hub. Imports no torch."""
+"""Opens the rows of files, of a directory saved by `datasets`, or of the Hub. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from oumi.core.configs.data import is_pattern
-from oumi.core.data.sources.files import files_of, is_compressed, of_split
+from oumi.core.data.sources.files import files_of, is_compressed
 from oumi.core.data.sources.hub import HubSource, load_hub_rows
 from oumi.core.data.sources.jsonl import LineIndex, index_lines, parse_line
 from oumi.core.data.sources.reader import FileReader, Place, RowReader, size_of
@@ -21,44 +21,43 @@ from oumi.core.errors import DataError, did_you_mean
 from oumi.core.types.example import RejectedRow, Row, Source
 
 _LARGE_BYTES = 16_000_000
-LARGE_ROWS = 20_000
-_RATIO = 4
-"""Of a text to the file in which it is compressed, roughly."""
+_COMPRESSION_RATIO = 4
+"""A typical ratio for text, good enough to decide whether a file is large."""
 
 
 class RowSource(Protocol):
-    """The records of a data set, as they are stored."""
+    """The stored records of a data set."""
 
     def __iter__(self) -> Iterator[Row | RejectedRow]: ...
 
     def count(self) -> int | None:
-        """Returns how many there are, None where only reading would tell."""
+        """Returns the number of records, None if it is known only after reading them."""
         ...
 
     def content(self) -> Mapping[str, str] | None:
-        """Returns a digest of each file, by name; None if the records are more than plain values."""
+        """Returns a digest of each file by name, None if the records are not plain values."""
         ...
 
     def indexed(self) -> IndexedRows | None:
-        """Returns the records as a list of which any is found at once, None where there is none."""
+        """Returns the records with random access, None if they can only be read in order."""
         ...
 
     def reader(self, place: Place | None) -> RowReader:
-        """Returns a reader that goes on at a place; None is the beginning."""
+        """Returns a reader that starts at a place, or at the first record."""
         ...
 
     def sizes(self) -> Mapping[str, str]:
-        """Returns what is known of the files without reading them, by name."""
+        """Returns what identifies the files without reading them, such as their sizes, by name."""
         ...
 
     @property
     def is_large(self) -> bool:
-        """Returns True if it takes several processes seconds to tokenize them."""
+        """Returns True if tokenizing the records is worth several processes."""
         ...
 
 
 class IndexedRows(Protocol):
-    """Records of which any is found at once."""
+    """Records with random access."""
 
     def __len__(self) -> int: ...
 
@@ -69,8 +68,8 @@ class FileSource:
     """The records of one or more files."""
 
     def __init__(self, path: Path, dataset: str, sample_by: str = "document", split: str = "train") -> None:
-        """Takes a file, a directory or a pattern; see `read_rows` for `sample_by`, and `of_split` for `split`."""
-        self._files = of_split(files_of(path), path, split) if path.is_dir() else files_of(path)
+        """Finds the files of a path; see `files_of` for `path` and `split`, and `read_rows` for `sample_by`."""
+        self._files = files_of(path, split)
         self._dataset = dataset
         self._sample_by = sample_by
 
@@ -78,44 +77,46 @@ class FileSource:
         return chain.from_iterable(read_rows(path, self._dataset, self._sample_by) for path in self._files)
 
     def count(self) -> int | None:
-        """Returns how many there are, None where only reading would tell."""
+        """Returns the number of records, None if it is known only after reading them."""
         counts = [count_rows(path) for path in self._files]
-        return None if None in counts else sum(path or 0 for path in counts)
+        return None if None in counts else sum(count or 0 for count in counts)
 
     def content(self) -> dict[str, str]:
         """Returns the SHA-256 of each file, by name."""
+        # Files in different folders may have the same name; their number tells them apart.
         digests = {f"{i} {path.name}": digest_of(path) for i, path in enumerate(self._files)}
         return digests | {"sample_by": self._sample_by}
 
     def indexed(self) -> IndexedRows | None:
-        """Returns the records as a list, if all files are JSON Lines."""
-        return _Lines([index_lines(path) for path in self._files], self._dataset) if self._are_lines() else None
+        """Returns the records with random access if all files are uncompressed JSON Lines."""
+        if not all(is_lines(path) for path in self._files):
+            return None
+        return _Lines([index_lines(path) for path in self._files], self._dataset)
 
     def reader(self, place: Place | None) -> FileReader:
-        """Returns a reader that goes on at a place."""
+        """Returns a reader that starts at a place, or at the first record."""
         return FileReader(self._files, self._sizes, self._dataset, self._sample_by, place)
 
     @cached_property
     def _sizes(self) -> list[int | None]:
-        """Returns how many bytes each file had when the first reader began."""
+        """Returns the number of bytes of each file when the first reader was opened, so that all find a change."""
         return [size_of(path) for path in self._files]
 
     def sizes(self) -> dict[str, str]:
-        """Returns the size of each file, by name."""
+        """Returns the current size of each file in bytes, by name."""
         sizes = {f"{i} {path.name}": str(size_of(path)) for i, path in enumerate(self._files)}
         return sizes | {"sample_by": self._sample_by}
 
     @property
     def is_large(self) -> bool:
-        """Returns True for files of many megabytes."""
-        return sum(path.stat().st_size * (_RATIO if is_compressed(path) else 1) for path in self._files) > _LARGE_BYTES
-
-    def _are_lines(self) -> bool:
-        return all(is_lines(path) for path in self._files)
+        """Returns True if the files have many megabytes, uncompressed."""
+        ratios = [_COMPRESSION_RATIO if is_compressed(path) else 1 for path in self._files]
+        sizes = [path.stat().st_size for path in self._files]
+        return sum(size * ratio for size, ratio in zip(sizes, ratios, strict=True)) > _LARGE_BYTES
 
 
 class _Lines:
-    """The lines of several files as one list."""
+    """The lines of several files, with random access."""
 
     def __init__(self, files: list[LineIndex], dataset: str) -> None:
         self._files = files
@@ -126,9 +127,9 @@ class _Lines:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Row | RejectedRow:
-        which = bisect_right(self._ends, index)
-        file = self._files[which]
-        number, line = file[index - (self._ends[which - 1] if which else 0)]
+        file_index = bisect_right(self._ends, index)  # the first file that ends after `index`, so never an empty one
+        file = self._files[file_index]
+        number, line = file[index - (self._ends[file_index - 1] if file_index else 0)]
         return parse_line(line, Source(self._dataset, str(file.path), number))
 
 
@@ -140,36 +141,31 @@ def open_source(
     sample_by: str = "document",
     is_streamed: bool = False,
 ) -> RowSource:
-    """Returns the records of a local path, or of a data set on the Hub or in its cache.
+    """Returns the records of a local path, or of a data set on the Hub.
 
     Args:
-        name: Of the data set.
-        path: A file, a directory or a pattern; None is the Hub.
+        name: Name of the data set; its id if it is on the Hub.
+        path: A file, a directory or a pattern; None reads the Hub.
         subset: Config of a data set on the Hub.
-        split: Split of it.
-        sample_by: What is one row of a text file.
-        is_streamed: Read a data set of the Hub while it is used, instead of fetching it whole before.
+        split: Split to read.
+        sample_by: Unit of a text file that is one row.
+        is_streamed: Read a data set of the Hub during training, instead of downloading it first.
 
     Raises:
         DataError: There is no such split, or nothing to read.
     """
     if path is None:
         return load_hub_rows(name, subset, split, is_streamed)
-    folder = _of_split(path, split)
-    if not is_pattern(str(folder)) and folder.is_dir() and (folder / "dataset_info.json").is_file():
+    # `DatasetDict.save_to_disk` writes one folder per split and lists them in a file.
+    listing = path / "dataset_dict.json"
+    if listing.is_file():
+        splits = json.loads(listing.read_text())["splits"]
+        if split not in splits:
+            hint = did_you_mean(split, splits) or f"; there are {', '.join(splits)}"
+            raise DataError(f"{path}: unknown split '{split}'{hint}")
+        path = path / split
+    if not is_pattern(str(path)) and (path / "dataset_info.json").is_file():
         from datasets import load_from_disk
 
-        return HubSource(load_from_disk(str(folder)), name, str(folder))
-    return FileSource(folder, name, sample_by, split)
-
-
-def _of_split(path: Path, split: str) -> Path:
-    """Returns the directory of a split, if `datasets` saved several together, else the path itself."""
-    listing = path / "dataset_dict.json"
-    if not listing.is_file():
-        return path
-    splits = json.loads(listing.read_text())["splits"]
-    if split not in splits:
-        hint = did_you_mean(split, splits) or f"; there are {', '.join(splits)}"
-        raise DataError(f"{path}: unknown split '{split}'{hint}")
-    return path / split
+        return HubSource(load_from_disk(str(path)), name, str(path))
+    return FileSource(path, name, sample_by, split)

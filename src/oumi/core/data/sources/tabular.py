@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files as rows, each with the line where it stands. Imports no torch."""
+"""Reads the rows of a file of any format, each with its line. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,22 @@ from oumi.core.errors import DataError
 from oumi.core.types.example import RejectedRow, Row, Source, row_of
 
 SAMPLES = ("document", "paragraph", "line")
-"""What may be one row of a text file."""
+"""The units of a text file that can be one row."""
 _PARQUET_ROWS = 1024
+"""Rows that are converted to Python objects together."""
 _CHUNK_BYTES = 1 << 24
 
 
 def read_rows(path: Path, dataset: str, sample_by: str = "document") -> Iterator[Row | RejectedRow]:
-    """Yields the records of a file in order: JSON, JSON Lines, CSV, Parquet or text, perhaps compressed.
+    """Yields the records of a file in order: JSON, JSON Lines, CSV, Parquet or text, compressed or not.
 
     Args:
-        path: The file; its suffix tells how it is read.
+        path: The file; its suffix determines its format.
         dataset: Name of the data set, for messages.
-        sample_by: What is one row of a text file, one of SAMPLES.
+        sample_by: Unit of a text file that is one row, one of SAMPLES.
 
     Raises:
-        DataError: No such file, an empty one, another kind, or a JSON list that breaks off.
+        DataError: The file is missing, empty, of an unknown format, or broken.
     """
     kind = check_file(path)
     if kind == ".parquet":
@@ -50,7 +52,7 @@ def read_rows(path: Path, dataset: str, sample_by: str = "document") -> Iterator
 
 
 def count_rows(path: Path) -> int | None:
-    """Returns how many rows a file holds, None if that cannot be told before reading it."""
+    """Returns the number of rows of a file, None if it is known only after reading them."""
     kind = check_file(path)
     if kind == ".parquet":
         return int(_opened_parquet(path).metadata.num_rows)
@@ -58,6 +60,7 @@ def count_rows(path: Path) -> int | None:
         return len(index_lines(path))
     if is_compressed(path) or kind != ".json":
         return None
+    # A list in one JSON file is small enough to parse twice. If it is broken, reading it reports where.
     try:
         return len(json.loads(path.read_bytes()))
     except (ValueError, RecursionError):
@@ -65,34 +68,32 @@ def count_rows(path: Path) -> int | None:
 
 
 def is_lines(path: Path) -> bool:
-    """Returns True for a file of which any row is found at once: a line each, not compressed."""
+    """Returns True for a file with random access to its rows: one per line, and not compressed."""
     kind = check_file(path)
     return not is_compressed(path) and (kind == ".jsonl" or (kind == ".json" and not begins_list(path)))
 
 
 def _text(path: Path, dataset: str, sample_by: str) -> Iterator[Row | RejectedRow]:
-    """Yields the lines, the paragraphs (between blank lines) or the whole of a text, white space around it kept."""
+    """Yields the lines, the paragraphs (separated by blank lines) or all of a text file, with their white space."""
     with opened(path) as file:
-        waiting: list[str] = []
-        first = number = 1
-        for number, line in enumerate(_decoded(file, path), 1):
-            ends = sample_by == "line" or (sample_by == "paragraph" and not line.strip())
-            waiting.append(line)
-            if ends:
-                yield from _passage(waiting, dataset, path, first)
-                waiting, first = [], number + 1
-        yield from _passage(waiting, dataset, path, first)
-
-
-def _passage(lines: list[str], dataset: str, path: Path, number: int) -> Iterator[Row | RejectedRow]:
-    text = "".join(lines)
-    if text.strip():
-        source = Source(dataset, str(path), number)
-        yield RejectedRow(source, "holds a NUL byte", excerpt(text)) if "\0" in text else Row({"text": text}, source)
+        lines: list[str] = []
+        first = 1
+        for number, line in enumerate(chain(_decoded(file, path), [None]), 1):  # None ends the last row
+            if line is not None:
+                lines.append(line)
+                if not (sample_by == "line" or (sample_by == "paragraph" and not line.strip())):
+                    continue
+            text, source = "".join(lines), Source(dataset, str(path), first)
+            if "\0" in text:
+                yield RejectedRow(source, "holds a NUL byte", excerpt(text))
+            elif text.strip():
+                yield Row({"text": text}, source)
+            lines, first = [], number + 1
 
 
 def _table(path: Path, dataset: str, delimiter: str) -> Iterator[Row | RejectedRow]:
-    csv.field_size_limit(sys.maxsize)
+    """Yields the rows of CSV or TSV, with the names of the first line as keys."""
+    csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is less than a long document
     with opened(path) as file:
         reader = csv.reader(_decoded(file, path), delimiter=delimiter, strict=True)
         try:
@@ -100,7 +101,7 @@ def _table(path: Path, dataset: str, delimiter: str) -> Iterator[Row | RejectedR
             if repeated := sorted({name for name in names if names.count(name) > 1}):
                 raise DataError(f"{path}:1: two columns have the same name: {', '.join(repeated)}")
             while True:
-                number = reader.line_num + 1
+                number = reader.line_num + 1  # before the row is read: a quoted field may span several lines
                 values = next(reader, None)
                 if values is None:
                     return
@@ -109,7 +110,7 @@ def _table(path: Path, dataset: str, delimiter: str) -> Iterator[Row | RejectedR
                     yield RejectedRow(source, "holds a NUL byte", excerpt(delimiter.join(values)))
                 elif len(values) == len(names):
                     yield row_of({name: _cell(value) for name, value in zip(names, values, strict=True)}, source)
-                elif values:
+                elif values:  # the parser returns an empty list for a blank line
                     reason = f"has another number of fields than the first line: {len(values)}, not {len(names)}"
                     yield RejectedRow(source, reason, excerpt(delimiter.join(values)))
         except csv.Error as error:
@@ -117,7 +118,7 @@ def _table(path: Path, dataset: str, delimiter: str) -> Iterator[Row | RejectedR
 
 
 def _cell(value: str) -> Any:
-    """Returns what a cell holds: turns or calls written as JSON, else its text."""
+    """Returns the value of a cell: a list of objects, such as messages, if it is one in JSON, else its text."""
     if value.startswith("[{") and value.endswith("}]"):
         try:
             return json.loads(value)
@@ -127,14 +128,15 @@ def _cell(value: str) -> Any:
 
 
 def _decoded(file: Any, path: Path) -> Iterator[str]:
-    """Yields lines of text; raises DataError, with the line, where they are not UTF-8."""
+    """Yields lines of text; raises DataError with the line if they are not UTF-8."""
+    # "utf-8-sig" drops a byte order mark; with newline="" line breaks within quoted fields stay as they are.
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     number = 0
     try:
         for line in text:
             yield line
             number += 1
-    except UnicodeDecodeError as error:
+    except UnicodeDecodeError as error:  # a block of many lines is decoded before its first one is yielded
         raise DataError(f"{path}: not UTF-8, at or after line {number + 1}: {error.reason}") from None
 
 
@@ -148,11 +150,14 @@ def _parquet(path: Path, dataset: str) -> Iterator[Row | RejectedRow]:
                 yield row_of(value, Source(dataset, str(path), number))
                 number += 1
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a Parquet file, or a broken one: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{path}: not a valid Parquet file: {str(error).splitlines()[0]}") from None
 
 
 def without_nulls(value: Any) -> Any:
-    """Returns a row of Arrow without the keys that only other rows have: there each has the keys of all."""
+    """Returns a row of Arrow without the nulls inside its columns.
+
+    In Arrow, every object of a column has the keys of all others, with null where it had none.
+    """
     return {key: _without_nulls_inside(item) for key, item in value.items()}
 
 
@@ -169,7 +174,7 @@ def _opened_parquet(path: Path) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: not a Parquet file, or a broken one: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{path}: not a valid Parquet file: {str(error).splitlines()[0]}") from None
 
 
 def digest_of(path: Path) -> str:
@@ -182,6 +187,7 @@ def digest_of(path: Path) -> str:
 
 @lru_cache(maxsize=4096)
 def _digest(path: Path, *_: int) -> str:
+    # The other arguments are the state of the file, so that a changed file misses the cache.
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -190,5 +196,5 @@ def _digest(path: Path, *_: int) -> str:
 
 
 def is_data_lines(path: Path) -> bool:
-    """Returns True for a file that is indexed by lines, and so has been read whole."""
+    """Returns True for a file with an index of its lines, which holds its digest too."""
     return path.suffix.lower() in (".jsonl", ".json") and path.stat().st_size > 0 and is_lines(path)
