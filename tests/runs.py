@@ -14,7 +14,6 @@ from oumi.core.batch import Batch, collate
 from oumi.core.configs import TrainingConfig
 from oumi.core.data.ledger import Counts, Ledger
 from oumi.core.data.pipeline.mixture import Mixture, Part
-from oumi.core.data.records.schemas import to_values
 from oumi.core.data.sources.tabular import read_rows
 from oumi.core.data.store.token_table import TokenTable, tokenize_rows
 from oumi.core.data.tokenize.chat_template import Template
@@ -29,6 +28,7 @@ from oumi.core.trainers.native import NativeTrainer
 from oumi.core.trainers.resume import find_resume_point
 from oumi.core.trainers.trl import TrlTrainer
 from oumi.core.types.example import Example
+from tests.shown import to_values
 from tests.tiny import byte_tokenizer, save_tiny_model, write_chats
 
 Built = TypeVar("Built", NativeTrainer, TrlTrainer)

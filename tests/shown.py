@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from oumi.core.datasets import ShapedDataset
 from oumi.core.types.conversation import Conversation, Message
-from oumi.core.types.example import Completion, Judged, Preference, Prompt, Text
+from oumi.core.types.example import Completion, Judged, Preference, Prompt, RejectedRow, Row, Text
 
 
 def shown(value: Any) -> Any:
@@ -32,3 +34,10 @@ def said(message: Message) -> str:
         for one in message.content_items
     ]
     return f"{message.role}: {''.join(map(str, parts))}"
+
+
+def to_values(rows: Iterable[Row | RejectedRow], shape: str | None = None) -> Iterator[Row | RejectedRow]:
+    """Yields rows as a data set converts them whose shape is `shape`, else that of the first row."""
+    dataset = ShapedDataset(data=[])
+    dataset.shape = shape
+    return map(dataset.value_of, rows)

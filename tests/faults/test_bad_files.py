@@ -57,7 +57,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "nested 10k": (deep(10_000), "not valid JSON: nested too deep"),
     "nested 100k": (b'{"a":' * 100_000, "not valid JSON: nested too deep"),
     "nested with half a character": (deep(900).replace(b'"a"', b'"\\ud800"'), "not valid JSON: nested too deep"),
-    "a number": (b"17", "a row is an object with keys, got a number"),
+    "a number": (b"17", "a row must be an object, got a number"),
     "too long": (chat("a" * MAX_ROW_BYTES), f"longer than {MAX_ROW_BYTES:,} bytes"),
 }
 # Bytes of a file, and how many of its rows are trained whole and truncated.

@@ -15,7 +15,6 @@ from oumi.core.configs import DatasetParams
 from oumi.core.data.checks.duplicates import repeated_rows
 from oumi.core.data.checks.supervision import draw
 from oumi.core.data.ledger import Ledger
-from oumi.core.data.records.schemas import to_values
 from oumi.core.data.sources.jsonl import read_list
 from oumi.core.data.sources.source import FileSource
 from oumi.core.data.store.token_table import tokenize_rows
@@ -26,6 +25,7 @@ from oumi.core.datasets import BaseSftDataset, dataset_for
 from oumi.core.errors import DataError
 from oumi.core.types.conversation import Conversation, Message, Role
 from oumi.core.types.example import Judged, Preference, RejectedRow, Row, Source
+from tests.shown import to_values
 from tests.tiny import CHATML, byte_tokenizer
 
 USER, ASSISTANT, SYSTEM = (

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from oumi.core.data.records.schemas import detect_shape, to_values
+from oumi.core.data.records.schemas import detect_shape
 from oumi.core.types.conversation import ContentItem, Conversation, Type
 from oumi.core.types.example import Completion, Judged, Preference, RejectedRow, Row, Source, Text
+from tests.shown import to_values
 
 USER, ASSISTANT, SYSTEM = ("user", "Hi?"), ("assistant", "Yo."), ("system", "Be kind.")
 
@@ -103,8 +104,8 @@ def test_a_row_of_another_shape_than_the_first_is_refused() -> None:
 @pytest.mark.parametrize(
     ("record", "told"),
     [
-        ([1], "a row is an object with keys, got a list"),
-        ("text", "a row is an object with keys, got text"),
+        ([1], "a row must be an object, got a list"),
+        ("text", "a row must be an object, got text"),
         ({"question": "a", "answer": "b"}, "no known shape: its keys are question, answer"),
         ({}, "no known shape: its keys are none"),
         ({"messages": "Hi"}, "'messages' must be a list of turns, got text"),
@@ -115,8 +116,8 @@ def test_a_row_of_another_shape_than_the_first_is_refused() -> None:
         ({"messages": turns(USER)}, "no turn of the assistant"),
         ({"messages": turns(USER, ("assistant", ""))}, "the assistant says nothing"),
         ({"messages": [{"role": 3, "content": "x"}]}, "turn 0: unknown role 3"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "names image 0, but the row has 0"),
-        ({"messages": turns(ASSISTANT), "images": ["a.png"]}, "has 1 images, of which the turns name 0"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "refers to image 0, but the row has 0"),
+        ({"messages": turns(ASSISTANT), "images": ["a.png"]}, "has 1 images, but the turns refer to 0"),
         ({"messages": turns(USER, ASSISTANT), "images": [3]}, "an image must be a path, a URL or bytes, got int"),
         (
             {"messages": turns(USER, ASSISTANT), "images": [{"x": 1}]},
@@ -134,7 +135,7 @@ def test_a_row_of_another_shape_than_the_first_is_refused() -> None:
         ({"messages": [*turns(USER), {**turns(ASSISTANT)[0], "tool_calls": [{}]}]}, "turn 1: a tool call must be an"),
         ({"messages": [{**turns(USER)[0], "tool_calls": [{"name": "f"}]}]}, "turn 0: 'tool_calls' of user; only the"),
         ({"messages": [*turns(USER), {"role": "assistant", "content": None}]}, "turn 1: the content must be text, got"),
-        ({"messages": turns(SYSTEM, USER, SYSTEM, ASSISTANT)}, "turn 2: a second turn of the system"),
+        ({"messages": turns(SYSTEM, USER, SYSTEM, ASSISTANT)}, "turn 2: a second system turn"),
         ({"chosen": "a", "rejected": "b"}, "'chosen' and 'rejected' begin differently"),
         ({"prompt": "q", "chosen": "a", "rejected": "a"}, "'chosen' and 'rejected' are the same"),
         ({"prompt": "q", "chosen": 3, "rejected": "a"}, "'chosen' must be text or turns, got a number"),
@@ -150,8 +151,8 @@ def test_a_row_of_another_shape_than_the_first_is_refused() -> None:
         ({"prompt": "Hi?", "completion": turns(ASSISTANT)}, "'completion' must be text, got a list"),
         ({"conversation": "Hi"}, "'conversation' must be a list of turns, got text"),
         ({"conversation": {"mesages": []}}, "has no 'messages', did you mean 'mesages'?"),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "turn 0: a part of kind 'text'"),
-        ({"messages": [{"role": "user", "content": ["Hi"]}]}, "turn 0: a part of kind None"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "turn 0: a part of type 'text'"),
+        ({"messages": [{"role": "user", "content": ["Hi"]}]}, "turn 0: a part of type None"),
         ({"messages": [{"role": "User", "content": "x"}]}, "turn 0: unknown role 'User', did you mean 'user'?"),
     ],
 )
@@ -238,8 +239,8 @@ def test_a_history_comes_before_the_instruction() -> None:
     [
         ({"messages": CHAT, "system": {"a": 1}}, "'system' must be text, got an object"),
         ({"messages": [{"role": "system", "content": "T"}, *CHAT], "system": "S"}, "and they differ"),
-        ({"messages": CHAT, "history": [["q", "a"]]}, "has 'history', which only stands beside instruction and output"),
-        ({"prompt": "Q", "completion": "A", "system": "S"}, "'system', for which a prompt of plain text has no place"),
+        ({"messages": CHAT, "history": [["q", "a"]]}, "has 'history', which is only read with instruction and output"),
+        ({"prompt": "Q", "completion": "A", "system": "S"}, "'system', but a prompt of plain text has no system turn"),
         ({"prompt": "Q", "completion": "A", "history": [["q", "a"]]}, "has 'history'"),
         ({"instruction": "Q", "output": "A", "history": ["q"]}, "'history' must be a list of pairs of text"),
         ({"instruction": "Q", "output": "A", "history": "q"}, "'history' must be a list of pairs, got text"),

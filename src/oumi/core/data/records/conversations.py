@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A list of turns, as people write them, as a conversation."""
+"""Turns a list of turns, in any common spelling, into a conversation."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from oumi.core.data.records.fields import UnusableValue, kind_of, says_nothing
@@ -27,26 +27,31 @@ _ROLES = {
     "bot": Role.ASSISTANT, "function_call": Role.ASSISTANT,
     "tool": Role.TOOL, "function": Role.TOOL, "observation": Role.TOOL, "ipython": Role.TOOL,
 }  # fmt: skip
+# A turn of role `function_call` has the call as its content, so it is never plain.
 _PLAIN_ROLES = {name: role for name, role in _ROLES.items() if name != "function_call"}
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-_FLAGS = ("train", "weight", "loss")
-_UNBUILT = ("images", "videos", "audios")
-"""What would change the text of a turn, and is not built."""
+_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+_TRAIN_KEYS = ("train", "weight", "loss")
+_MEDIA_KEYS = ("images", "videos", "audios")
+"""Keys of a turn that would change its text, and are rejected rather than ignored."""
 
 
 def chat_of(turns: Sequence[Any], record: Mapping[str, Any]) -> Conversation:
-    """Returns turns as a conversation, with the tools and images that stand beside them in the record.
+    """Returns turns as a conversation, with the tools and images of the record.
 
-    A turn names its speaker and its words by `role` and `content`, or by `from` and `value`.
+    The keys of a turn are `role` and `content`, or `from` and `value`.
+
+    Raises:
+        UnusableValue: A turn, a tool or an image is invalid.
     """
     if not turns:
         raise UnusableValue("the conversation is empty")
     images = _Images(record)
     messages = [_message(turn, i, images) for i, turn in enumerate(turns)]
-    images.check_used()
+    if images.num_used < len(images.items):
+        raise UnusableValue(f"has {len(images.items)} images, but the turns refer to {images.num_used}")
     systems = [i for i, message in enumerate(messages) if message.role == Role.SYSTEM]
     if len(systems) > 1:
-        raise UnusableValue(f"turn {systems[1]}: a second turn of the system")
+        raise UnusableValue(f"turn {systems[1]}: a second system turn")
     conversation_id = record.get("conversation_id")
     return Conversation(
         messages=messages,
@@ -56,12 +61,12 @@ def chat_of(turns: Sequence[Any], record: Mapping[str, Any]) -> Conversation:
 
 
 def role_of(name: Any) -> Role | None:
-    """Returns the role that a name means, None if it means none."""
-    return _ROLES.get(name) if isinstance(name, str) else None
+    """Returns the role of a name, None if it is unknown."""
+    return _ROLES.get(name) if isinstance(name, str) else None  # a list cannot be looked up
 
 
 def taught(chat: Conversation) -> Conversation:
-    """Returns a chat of which something can be learned; raises Unusable for any other."""
+    """Returns a chat that has something to train on, and raises UnusableValue for any other."""
     answers = [answer for answer in chat.messages if answer.role == Role.ASSISTANT]
     if not answers:
         raise UnusableValue("no turn of the assistant, so there is nothing to learn")
@@ -71,7 +76,7 @@ def taught(chat: Conversation) -> Conversation:
 
 
 def tools_of(value: Any) -> list[ToolDefinition] | None:
-    """Returns the functions that a row offers: a list of schemas, or such a list as JSON text."""
+    """Returns the tools of a row: a list of function schemas, or such a list as JSON text; None if there are none."""
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
@@ -81,38 +86,39 @@ def tools_of(value: Any) -> list[ToolDefinition] | None:
         return None
     if not isinstance(value, list):
         raise UnusableValue(f"'tools' must be a list of functions, got {kind_of(value)}")
-    return [_tool(tool) for tool in value]
-
-
-def _tool(value: Any) -> ToolDefinition:
-    if isinstance(value, str):
-        value = _parsed(value, "a tool")
-    function = value.get("function", value) if isinstance(value, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise UnusableValue(f"a tool must be an object with a 'name', got {str(value)[:40]}")
-    return ToolDefinition(function=dict(function))
+    definitions = []
+    for tool in value:
+        schema = _parsed(tool, "a tool")
+        # Some rows have the function itself, without the `{"type": "function"}` around it.
+        function = schema.get("function", schema) if isinstance(schema, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise UnusableValue(f"a tool must be an object with a 'name', got {str(schema)[:40]}")
+        definitions.append(ToolDefinition(function=dict(function)))
+    return definitions
 
 
 def _message(turn: Any, index: int, images: _Images) -> Message:
+    """Returns a turn as a message."""
     if not isinstance(turn, Mapping):
         raise UnusableValue(f"turn {index}: must be an object, got {kind_of(turn)}")
     role_key, content_key = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
-    if len(turn) == 2 and images.is_empty and isinstance(turn.get(content_key), str):
+    # Most turns have only a role and text. They skip the checks below, which all turns of a data set would pay for.
+    if len(turn) == 2 and not images.items and isinstance(turn.get(content_key), str):
         name = turn.get(role_key)
-        plain = _PLAIN_ROLES.get(name) if isinstance(name, str) else None  # most turns are no more than that
-        if plain is not None:
-            return Message(role=plain, content=turn[content_key])
+        plain_role = _PLAIN_ROLES.get(name) if isinstance(name, str) else None
+        if plain_role is not None:
+            return Message(role=plain_role, content=turn[content_key])
     calls = _calls(turn, index)
-    for key in (role_key,) if calls else (role_key, content_key):
+    for key in (role_key,) if calls else (role_key, content_key):  # a turn that calls a tool may have no content
         if key not in turn:
             raise UnusableValue(f"turn {index}: has no '{key}'{did_you_mean(key, map(str, turn))}")
     name = turn[role_key]
     role = role_of(name)
     if role is None:
         raise UnusableValue(f"turn {index}: unknown role {name!r}{did_you_mean(str(name), _ROLES)}")
-    for key in _UNBUILT:
+    for key in _MEDIA_KEYS:
         if not says_nothing(turn.get(key)):
-            raise UnusableValue(f"turn {index}: has '{key}', which stands beside the turns: 'images' of the row")
+            raise UnusableValue(f"turn {index}: has '{key}'; only images are read, from 'images' of the row")
     content = turn.get(content_key)
     if name == "function_call":
         content, calls = None, [_call(call, index) for call in _as_list(_parsed(content, f"turn {index}"))]
@@ -120,18 +126,22 @@ def _message(turn: Any, index: int, images: _Images) -> Message:
         raise UnusableValue(f"turn {index}: 'tool_calls' of {role}; only the assistant calls tools")
     if content is None and not calls:
         raise UnusableValue(f"turn {index}: the content must be text, got null")
+    flag_key = next((key for key in _TRAIN_KEYS if turn.get(key) is not None), None)
+    if flag_key is not None and turn[flag_key] not in (0, 1):  # False and True are equal to these
+        raise UnusableValue(f"turn {index}: '{flag_key}' must be true or false, 1 or 0, got {turn[flag_key]!r}")
     return Message(
         role=role,
         content=None if content is None else _content(content, index, role, images),
         name=_optional_text(turn, "name", index),
         tool_calls=calls or None,
         tool_call_id=_optional_text(turn, "tool_call_id", index),
-        reasoning_content=next(filter(None, (_optional_text(turn, key, index) for key in _THOUGHTS)), None),
-        train=_flag(turn, index),
+        reasoning_content=next(filter(None, (_optional_text(turn, key, index) for key in _REASONING_KEYS)), None),
+        train=None if flag_key is None else bool(turn[flag_key]),
     )
 
 
 def _calls(turn: Mapping[str, Any], index: int) -> list[ToolCall]:
+    """Returns the tool calls of a turn: a list, the same as JSON text, or the older single `function_call`."""
     calls = turn.get("tool_calls")
     if says_nothing(calls):
         calls = [] if says_nothing(turn.get("function_call")) else [turn["function_call"]]
@@ -147,26 +157,17 @@ def _call(value: Any, index: int) -> ToolCall:
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise UnusableValue(f"turn {index}: a tool call must be an object with a 'name', got {str(value)[:40]}")
     call_id = value.get("id")
-    arguments = function.get("arguments", function.get("parameters"))
+    arguments = function.get("arguments", function.get("parameters"))  # Llama's templates say `parameters`
     return ToolCall(
         id=str(call_id) if call_id is not None else None,
         function=FunctionCall(name=function["name"], arguments=arguments),
     )
 
 
-def _flag(turn: Mapping[str, Any], index: int) -> bool | None:
-    for key in _FLAGS:
-        value = turn.get(key)
-        if value is None:
-            continue
-        if value not in (0, 1):  # false and true, too
-            raise UnusableValue(f"turn {index}: '{key}' must be true or false, 1 or 0, got {value!r}")
-        return bool(value)
-    return None
-
-
 def _content(content: Any, index: int, role: Role, images: _Images) -> str | list[ContentItem]:
+    """Returns the content of a turn: text, or parts if there is an image among them."""
     if isinstance(content, str):
+        # Only users show images; in another turn the mark is plain text.
         return images.placed(content) if role == Role.USER else content
     if not isinstance(content, list):
         raise UnusableValue(f"turn {index}: the content must be text, got {kind_of(content)}")
@@ -177,16 +178,18 @@ def _content(content: Any, index: int, role: Role, images: _Images) -> str | lis
 
 
 def _part(part: Any, index: int, images: _Images) -> ContentItem:
+    """Returns a part of a content: text, an image, or the next image of the row if the part names none."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text":
-        text = next((candidate for candidate in (part.get("text"), part.get("content")) if candidate is not None), None)
+        text = part.get("text") if part.get("text") is not None else part.get("content")
         if isinstance(text, str):
             return ContentItem(type=Type.TEXT, content=text)
     elif isinstance(kind, str) and kind.startswith("image"):
+        # OpenAI, Transformers, Oumi and others each use another key.
         values = [part.get(key) for key in (kind, "image", "url", "path", "content", "binary", "bytes")]
         image = next((candidate for candidate in values if not says_nothing(candidate)), None)
         return images.take(part.get("index")) if image is None else image_item(image, kind)
-    raise UnusableValue(f"turn {index}: a part of kind {kind!r} without text; there are text and images")
+    raise UnusableValue(f"turn {index}: a part of type {kind!r} without text; expected text or an image")
 
 
 def _optional_text(turn: Mapping[str, Any], key: str, index: int) -> str | None:
@@ -199,10 +202,11 @@ def _optional_text(turn: Mapping[str, Any], key: str, index: int) -> str | None:
 
 
 def _parsed(value: Any, where: str) -> Any:
+    """Returns the value of JSON text, and any other value as it is."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError:
-        raise UnusableValue(f"{where}: wanted JSON, got {value[:40]}") from None
+        raise UnusableValue(f"{where}: expected JSON, got {value[:40]}") from None
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -210,46 +214,34 @@ def _as_list(value: Any) -> list[Any]:
 
 
 class _Images:
-    """The images that stand beside the turns, each taken by its place in the text."""
+    """The images of a row, in the order in which its turns refer to them."""
 
     _MARK = "<image>"
 
     def __init__(self, record: Mapping[str, Any]) -> None:
         value = record.get("images") if not says_nothing(record.get("images")) else record.get("image")
-        values = [] if says_nothing(value) else _as_list(value)
-        self._all = [image_item(image) for image in values]
-        self._next = 0
-
-    @property
-    def is_empty(self) -> bool:
-        """Returns True if the row has none beside its turns."""
-        return not self._all
+        self.items = [] if says_nothing(value) else [image_item(image) for image in _as_list(value)]
+        self.num_used = 0
 
     def take(self, index: Any = None) -> ContentItem:
-        """Returns the image at an index, else the next one."""
-        at = index if isinstance(index, int) else self._next
-        if not 0 <= at < len(self._all):
-            raise UnusableValue(f"names image {at}, but the row has {len(self._all)}")
-        self._next = max(self._next, at + 1)
-        return self._all[at]
+        """Returns the image at an index, or the next one; raises UnusableValue if the row has no such image."""
+        position = index if isinstance(index, int) else self.num_used
+        if not 0 <= position < len(self.items):
+            raise UnusableValue(f"refers to image {position}, but the row has {len(self.items)}")
+        self.num_used = max(self.num_used, position + 1)
+        return self.items[position]
 
     def placed(self, text: str) -> str | list[ContentItem]:
-        """Returns a text with the images that it marks; without marks, the row's images come first."""
-        if not self._all:
+        """Returns a text with an image in place of each mark; without marks, all remaining images come first."""
+        if not self.items:
             return text
         if self._MARK not in text:
-            rest = [self.take() for _ in self._all[self._next :]]
-            return [*rest, ContentItem(type=Type.TEXT, content=text)] if rest else text
-        return list(self._split(text))
-
-    def _split(self, text: str) -> Iterator[ContentItem]:
+            remaining = [self.take() for _ in self.items[self.num_used :]]
+            return [*remaining, ContentItem(type=Type.TEXT, content=text)] if remaining else text
+        parts: list[ContentItem] = []
         for i, part in enumerate(text.split(self._MARK)):
-            if i:
-                yield self.take()
+            if i:  # a mark is before every part but the first
+                parts.append(self.take())
             if part:
-                yield ContentItem(type=Type.TEXT, content=part)
-
-    def check_used(self) -> None:
-        """Raises Unusable if an image has no place in the chat."""
-        if self._next < len(self._all):
-            raise UnusableValue(f"has {len(self._all)} images, of which the turns name {self._next}")
+                parts.append(ContentItem(type=Type.TEXT, content=part))
+        return parts

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fields of a record, each checked as it is taken."""
+"""Reads fields of a record, and checks their types."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 from oumi.core.errors import did_you_mean
 
 
-class UnusableValue(Exception):  # noqa: N818  it says what a row is
-    """A record that does not have the shape."""
+class UnusableValue(Exception):  # noqa: N818  the message becomes the reason of a RejectedRow
+    """A record that cannot be used, with the reason."""
 
 
 def field_of(record: Mapping[str, Any], key: str) -> Any:
-    """Returns a field; raises Unusable, with the nearest name, if there is none."""
+    """Returns a field; raises UnusableValue with the nearest name if it is missing."""
     if key not in record:
         raise UnusableValue(f"has no '{key}'{did_you_mean(key, map(str, record))}")
     return record[key]
 
 
 def list_of(record: Mapping[str, Any], key: str) -> list[Any]:
-    """Returns a field that must be a list of turns."""
+    """Returns a field that must be a list of turns; raises UnusableValue otherwise."""
     value = field_of(record, key)
     if not isinstance(value, list):
         raise UnusableValue(f"'{key}' must be a list of turns, got {kind_of(value)}")
@@ -29,7 +29,7 @@ def list_of(record: Mapping[str, Any], key: str) -> list[Any]:
 
 
 def text_of(record: Mapping[str, Any], key: str) -> str:
-    """Returns a field that must be text."""
+    """Returns a field that must be text; raises UnusableValue otherwise."""
     value = field_of(record, key)
     if not isinstance(value, str):
         raise UnusableValue(f"'{key}' must be text, got {kind_of(value)}")
@@ -37,12 +37,12 @@ def text_of(record: Mapping[str, Any], key: str) -> str:
 
 
 def says_nothing(value: Any) -> bool:
-    """Returns True for what a column holds in rows that do not use it."""
+    """Returns True for the values of a column in rows that do not use it: null, empty text, an empty list."""
     return value is None or value == "" or (isinstance(value, list) and not value)
 
 
 def kind_of(value: Any) -> str:
-    """Returns what a value is, in the words of JSON."""
+    """Returns the JSON type of a value, for messages."""
     names = {
         type(None): "null",
         bool: "true or false",

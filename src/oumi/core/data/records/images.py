@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image as rows hold it: a path, a URL, bytes or base64."""
+"""Reads the images of rows: paths, URLs, bytes, base64 or Pillow images."""
 
 from __future__ import annotations
 
@@ -14,36 +14,41 @@ from oumi.core.types.conversation import ContentItem, Type
 
 
 def image_item(value: Any, kind: str = "image") -> ContentItem:
-    """Returns an image: text is a path, a URL or a data URL; with `kind` image_binary it is base64.
+    """Returns an image as a part of a message.
 
-    An object names it by `bytes`, `path` or `url`, as data sets of the Hub do; anything with `save` is an image
-    of Pillow.
+    Args:
+        value: A path, a URL, a data URL, bytes, a Pillow image, or an object with `bytes`, `path` or `url`.
+        kind: Type of the part; the text of an `image_binary` is base64.
+
+    Raises:
+        UnusableValue: It is none of these, or cannot be decoded.
     """
     if isinstance(value, Mapping):
-        content_of_object = next((value[key] for key in ("bytes", "path", "url") if value.get(key)), None)
-        if content_of_object is None:
-            raise UnusableValue(
-                f"an image must have bytes, a path or a url, got {', '.join(map(str, value)) or 'nothing'}"
-            )
-        return image_item(content_of_object)
+        # Bytes first: `datasets` keeps the original file name in `path`, where there is no file any more.
+        content = next((value[key] for key in ("bytes", "path", "url") if value.get(key)), None)
+        if content is None:
+            keys = ", ".join(map(str, value)) or "nothing"
+            raise UnusableValue(f"an image must have bytes, a path or a url, got {keys}")
+        return image_item(content)
     if isinstance(value, bytes) and value:
         return ContentItem(type=Type.IMAGE_BINARY, binary=value)
     if isinstance(value, str) and value:
-        return _of_text(value, kind)
-    if hasattr(value, "save"):
+        return _image_of_text(value, kind)
+    if hasattr(value, "save"):  # a Pillow image; Pillow is not imported for rows without images
         buffer = io.BytesIO()
         try:
-            value.convert("RGB").save(buffer, format="PNG")
+            value.convert("RGB").save(buffer, format="PNG")  # lossless, so the pixels stay the same
         except (OSError, ValueError) as error:
             raise UnusableValue(f"an image that cannot be decoded: {error}") from None
         return ContentItem(type=Type.IMAGE_BINARY, binary=buffer.getvalue())
     raise UnusableValue(f"an image must be a path, a URL or bytes, got {type(value).__name__}")
 
 
-def _of_text(value: str, kind: str) -> ContentItem:
+def _image_of_text(value: str, kind: str) -> ContentItem:
     is_data_url = value.startswith("data:")
     if is_data_url or kind == "image_binary":
         try:
+            # Encoders wrap base64 into lines, which strict decoding refuses.
             encoded = value.partition(",")[2] if is_data_url else value
             content = b64decode("".join(encoded.split()), validate=True)
         except (Base64Error, ValueError):
@@ -51,9 +56,8 @@ def _of_text(value: str, kind: str) -> ContentItem:
         if not content:
             raise UnusableValue("an image without bytes")
         return ContentItem(type=Type.IMAGE_BINARY, binary=content)
-    place = value.removeprefix("file://")
-    if not place:
+    location = value.removeprefix("file://")
+    if not location:
         raise UnusableValue("an image without a path")
-    return ContentItem(
-        type=Type.IMAGE_URL if value.startswith(("http://", "https://")) else Type.IMAGE_PATH, content=place
-    )
+    is_url = value.startswith(("http://", "https://"))
+    return ContentItem(type=Type.IMAGE_URL if is_url else Type.IMAGE_PATH, content=location)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shapes in which people keep chats, texts and preferences, and what each becomes."""
+"""The common shapes of rows, and the conversion of each: to a chat, a text, a preference and so on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from oumi.core.data.records.conversations import chat_of, role_of, taught
@@ -16,19 +17,20 @@ Value = Conversation | Completion | Text | Preference | Judged | Prompt
 
 _SCHEMAS_IN_WORDS = "messages; conversations; instruction, output; prompt, completion; chosen, rejected; text; prompt"
 
-_NAMES = (("role", "from"), ("content", "value"))
-"""How turns call their speaker and their words."""
+_TURN_KEYS = (("role", "from"), ("content", "value"))
+"""The keys of a turn, in either spelling."""
 
 _WEAK = ("text", "prompt")
-"""Shapes of one key, which may stand in a row of another shape."""
+"""Shapes that are detected by one common key, which rows of other shapes may have too."""
 _LOOKS_LIKE = {"kto": ("prompt_completion",), "prompt": ("prompt_completion", "kto", "preference")}
-"""What a row of a shape is taken for when a field is wrong, or when it has more of them."""
+"""Shapes that are detected for a row of this shape if a field is invalid, or if it has further fields."""
 
 
 def detect_shape(record: Any) -> str | None:
-    """Returns the name of the record's shape, None if it has none that is known."""
+    """Returns the name of a record's shape, None if it has no known shape."""
     if not isinstance(record, Mapping):
         return None
+    # The most specific shapes first: a preference may also have `messages` or `prompt`.
     if "chosen" in record and "rejected" in record:
         return "preference"
     if "messages" in record:
@@ -46,47 +48,38 @@ def detect_shape(record: Any) -> str | None:
     return next((name for name in ("text", "prompt") if name in record), None)
 
 
-def to_values(rows: Iterable[Row | RejectedRow], shape: str | None = None) -> Iterator[Row | RejectedRow]:
-    """Yields the rows with their records as conversations, completions, texts, preferences or prompts.
-
-    The shape is that of the first row unless one is named; a row of another shape is a bad row.
-    """
-    for row in rows:
-        if isinstance(row, RejectedRow):
-            yield row
-            continue
-        schema = detect_shape(row.value)
-        shape = shape or schema
-        yield to_value(row, shape, schema)
-
-
 def to_value(row: Row, shape: str | None, schema: str | None = None) -> Row | RejectedRow:
-    """Returns one row of a shape as what it stands for, or why it is not of that shape."""
+    """Returns a row converted from its stored shape, or the reason why it cannot be.
+
+    Args:
+        row: The stored row.
+        shape: Shape of the data set; None rejects the row.
+        schema: Shape that was detected for this row, if it is to be compared with that of the data set.
+    """
+    record = row.value
     try:
-        return Row(_value(row.value, shape, schema), row.source)
-    except (UnusableValue, ValueError, TypeError) as error:  # of pydantic, too
-        return RejectedRow(row.source, str(error), shown(row.value))
-
-
-def _value(record: Any, shape: str | None, schema: str | None) -> Value:
-    if not isinstance(record, Mapping):
-        raise UnusableValue(f"a row is an object with keys, got {kind_of(record)}")
-    if shape is None:
-        keys = ", ".join(map(str, record)) or "none"
-        raise UnusableValue(f"no known shape: its keys are {keys}; known are {_SCHEMAS_IN_WORDS}")
-    may_be = schema in (None, *_WEAK) or SHAPES[shape] is SHAPES[str(schema)] or schema in _LOOKS_LIKE.get(shape, ())
-    if not may_be:
-        raise UnusableValue(f"has the shape '{schema}', the rows before it '{shape}'")
-    for key in ("videos", "audios"):
-        if not says_nothing(record.get(key)):
-            raise UnusableValue(f"the row: has '{key}', which is not built yet")
-    if shape != "alpaca" and not says_nothing(record.get("history")):
-        raise UnusableValue(f"has 'history', which only stands beside instruction and output; this is '{shape}'")
-    return led_by_system(SHAPES[shape](record), record)
+        if not isinstance(record, Mapping):
+            raise UnusableValue(f"a row must be an object, got {kind_of(record)}")
+        if shape is None:
+            keys = ", ".join(map(str, record)) or "none"
+            raise UnusableValue(f"no known shape: its keys are {keys}; known are {_SCHEMAS_IN_WORDS}")
+        # A mixture of shapes is more likely a mistake than meant. Shapes that share a converter are the same.
+        is_compatible = schema in (None, *_WEAK, *_LOOKS_LIKE.get(shape, ())) or SHAPES[shape] is SHAPES[str(schema)]
+        if not is_compatible:
+            raise UnusableValue(f"has the shape '{schema}', the rows before it '{shape}'")
+        for key in ("videos", "audios"):
+            if not says_nothing(record.get(key)):
+                raise UnusableValue(f"the row: has '{key}', which is not built yet")
+        if shape != "alpaca" and not says_nothing(record.get("history")):
+            raise UnusableValue(f"has 'history', which is only read with instruction and output; this is '{shape}'")
+        return Row(led_by_system(SHAPES[shape](record), record), row.source)
+    except (UnusableValue, ValueError, TypeError) as error:  # pydantic raises ValueErrors
+        return RejectedRow(row.source, str(error), shown(record))
 
 
 def led_by_system(value: Any, record: Mapping[str, Any]) -> Any:
-    """Returns the value with what a column `system` says as its first turn."""
+    """Returns the value with the text of a column `system` as its first turn."""
+    # A document has no turns. A prompt keeps its columns for the reward, and `system` may be one.
     if says_nothing(record.get("system")) or isinstance(value, (Text, Prompt)):
         return value
     system = text_of(record, "system")
@@ -99,44 +92,44 @@ def led_by_system(value: Any, record: Mapping[str, Any]) -> Any:
 
 def _led_by(value: Conversation | Completion, system: str) -> Conversation:
     if isinstance(value, Completion):
-        raise UnusableValue("has 'system', for which a prompt of plain text has no place")
+        raise UnusableValue("has 'system', but a prompt of plain text has no system turn")
     first = value.messages[0]
     if first.role != Role.SYSTEM:
-        return value.model_copy(
-            update={"messages": [Message(role=Role.SYSTEM, content=system), *value.messages]},
-        )
+        messages = [Message(role=Role.SYSTEM, content=system), *value.messages]
+        return value.model_copy(update={"messages": messages})
     if first.content != system:
-        raise UnusableValue("has a column 'system' and a first turn of the system, and they differ")
+        raise UnusableValue("has a column 'system' and a system turn, and they differ")
     return value
 
 
-def _messages(record: Mapping[str, Any]) -> Conversation:
-    return taught(chat_of(list_of(record, "messages"), record))
+def _chat(key: str, record: Mapping[str, Any]) -> Conversation:
+    return taught(chat_of(list_of(record, key), record))
+
+
+_conversations = partial(_chat, "conversations")
 
 
 def _conversation(record: Mapping[str, Any]) -> Conversation:
-    inside = field_of(record, "conversation")
-    if isinstance(inside, Mapping):
-        return taught(chat_of(list_of(inside, "messages"), {**record, **inside}))
-    return taught(chat_of(list_of(record, "conversation"), record))
-
-
-def _conversations(record: Mapping[str, Any]) -> Conversation:
-    return taught(chat_of(list_of(record, "conversations"), record))
+    inner = field_of(record, "conversation")
+    if isinstance(inner, Mapping):  # a whole conversation as `Conversation.to_dict` writes it
+        return taught(chat_of(list_of(inner, "messages"), {**record, **inner}))
+    return _chat("conversation", record)
 
 
 def _alpaca(record: Mapping[str, Any]) -> Conversation:
-    exchanges = [*_history(record), (_instruction(record), text_of(record, "output"))]
-    return taught(
-        chat_of(
-            [
-                {"role": role, "content": text}
-                for exchange in exchanges
-                for role, text in zip(("user", "assistant"), exchange, strict=True)
-            ],
-            record,
-        )
-    )
+    # `history`, as LLaMA-Factory writes it, has the exchanges before this one.
+    history = [] if says_nothing(record.get("history")) else record["history"]
+    if not isinstance(history, list):
+        raise UnusableValue(f"'history' must be a list of pairs, got {kind_of(history)}")
+    for pair in history:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+            raise UnusableValue("'history' must be a list of pairs of text: question, answer")
+    turns = [
+        {"role": role, "content": text}
+        for exchange in [*history, (_instruction(record), text_of(record, "output"))]
+        for role, text in zip(("user", "assistant"), exchange, strict=True)
+    ]
+    return taught(chat_of(turns, record))
 
 
 def _instruction(record: Mapping[str, Any]) -> str:
@@ -144,22 +137,10 @@ def _instruction(record: Mapping[str, Any]) -> str:
     return f"{text_of(record, 'instruction')}\n\n{text}".strip()
 
 
-def _history(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns the exchanges of question and answer that came before."""
-    history = record.get("history")
-    if says_nothing(history):
-        return []
-    if not isinstance(history, list):
-        raise UnusableValue(f"'history' must be a list of pairs, got {kind_of(history)}")
-    for pair in history:
-        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
-            raise UnusableValue("'history' must be a list of pairs of text: question, answer")
-    return [(question, answer) for question, answer in history]
-
-
 def _prompt_completion(record: Mapping[str, Any]) -> Conversation | Completion:
     key = "response" if "response" in record and "completion" not in record else "completion"
     prompt, completion = field_of(record, "prompt"), field_of(record, key)
+    # Turns pass through the chat template; plain text is trained without one.
     if isinstance(prompt, list) and isinstance(completion, list):
         return taught(chat_of(_joined(prompt, completion), record))
     if not text_of(record, key):
@@ -175,8 +156,8 @@ def _kto(record: Mapping[str, Any]) -> Judged:
 
 
 def judgement_of(label: Any) -> bool | None:
-    """Returns what a label says: true or false, 1 or 0, as a value or, from a table, as text; None if nothing."""
-    if isinstance(label, str):
+    """Returns a label as a bool: true or false, 1 or 0, as a value or as text; None for anything else."""
+    if isinstance(label, str):  # CSV has no other type
         return {"true": True, "1": True, "false": False, "0": False}.get(label.strip().lower())
     return bool(label) if isinstance(label, (bool, int)) and label in (0, 1) else None
 
@@ -197,25 +178,30 @@ def _prompt(record: Mapping[str, Any]) -> Prompt:
 def _preference(record: Mapping[str, Any]) -> Preference:
     chosen = turns_of(field_of(record, "chosen"), "assistant", "chosen")
     rejected = turns_of(field_of(record, "rejected"), "assistant", "rejected")
-    begins = _beginning(record)
-    pair = [taught(chat_of(_joined(begins, end), record)) for end in (chosen, rejected)]
+    # The turns before both answers; none if each of them is a whole chat.
+    keys = ("prompt", "conversations", "messages", "question")
+    prompt_key = next((key for key in keys if not says_nothing(record.get(key))), None)
+    prompt: list[Any] = []
+    if prompt_key is not None:
+        prompt = turns_of(record[prompt_key], "user", prompt_key)
+    elif "instruction" in record:
+        prompt = [{"role": "user", "content": _instruction(record)}]
+    pair = [taught(chat_of(_joined(prompt, answer), record)) for answer in (chosen, rejected)]
     if pair[0].messages == pair[1].messages:
         raise UnusableValue("'chosen' and 'rejected' are the same, so there is nothing to learn")
     if pair[0].messages[0] != pair[1].messages[0]:
-        raise UnusableValue("'chosen' and 'rejected' begin differently, so they do not answer the same")
+        raise UnusableValue("'chosen' and 'rejected' begin differently, so they do not answer the same prompt")
     return Preference(*pair)
 
 
-def _beginning(record: Mapping[str, Any]) -> list[Any]:
-    """Returns the turns that both answers follow; none where each of them is a whole chat."""
-    for key in ("prompt", "conversations", "messages", "question"):
-        if not says_nothing(record.get(key)):
-            return turns_of(record[key], "user", key)
-    return [{"role": "user", "content": _instruction(record)}] if "instruction" in record else []
-
-
 def turns_of(value: Any, role: str, key: str) -> list[Any]:
-    """Returns what may be a text, one turn, a list of turns or an object that holds such a list."""
+    """Returns a list of turns: from text, a turn, a list of turns, or an object with `messages`.
+
+    Args:
+        value: The field.
+        role: Role of the turn if the field is text.
+        key: Name of the field, for messages.
+    """
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     if isinstance(value, Mapping):
@@ -225,34 +211,36 @@ def turns_of(value: Any, role: str, key: str) -> list[Any]:
     raise UnusableValue(f"'{key}' must be text or turns, got {kind_of(value)}")
 
 
-def _joined(begins: list[Any], end: list[Any]) -> list[Any]:
-    """Returns the turns of a beginning and an end that may itself repeat the beginning, with its system or without."""
-    begins_spoken, end_spoken = ([_spoken(turn) for turn in turns] for turns in (begins, end))
-    if not begins_spoken:
-        return end
-    has_system, leads = begins_spoken[0][0] == Role.SYSTEM, bool(end_spoken) and end_spoken[0][0] == Role.SYSTEM
-    if end_spoken[: len(begins_spoken)] == begins_spoken or (
-        leads and end_spoken[1 : 1 + len(begins_spoken)] == begins_spoken
-    ):
-        return end
-    if has_system and len(begins_spoken) > 1 and end_spoken[: len(begins_spoken) - 1] == begins_spoken[1:]:
-        return [begins[0], *end]
-    before = next((i for i, (role, _) in enumerate(end_spoken) if role == Role.ASSISTANT), len(end_spoken))
-    if any(role == Role.USER for role, _ in end_spoken[:before]):
+def _joined(prompt: list[Any], answer: list[Any]) -> list[Any]:
+    """Returns the turns of a prompt and an answer; the answer may repeat the prompt, with or without a system turn."""
+    prompt_turns, answer_turns = ([_normalized(turn) for turn in turns] for turns in (prompt, answer))
+    if not prompt_turns:
+        return answer
+    # The answer begins with the whole prompt, perhaps after a system turn that the prompt lacks.
+    first = int(bool(answer_turns) and answer_turns[0][0] == Role.SYSTEM)
+    if prompt_turns in (answer_turns[: len(prompt)], answer_turns[first : first + len(prompt)]):
+        return answer
+    # The answer begins with all of the prompt but its system turn.
+    has_system = prompt_turns[0][0] == Role.SYSTEM
+    if has_system and len(prompt) > 1 and answer_turns[: len(prompt) - 1] == prompt_turns[1:]:
+        return [prompt[0], *answer]
+    # The answer does not repeat the prompt, so a question in it would be another one.
+    num_before = next((i for i, (role, _) in enumerate(answer_turns) if role == Role.ASSISTANT), len(answer_turns))
+    if any(role == Role.USER for role, _ in answer_turns[:num_before]):
         raise UnusableValue("an answer begins with a question that is not the prompt")
-    return [*begins, *end]
+    return [*prompt, *answer]
 
 
-def _spoken(turn: Any) -> tuple[Any, Any]:
-    """Returns who speaks in a turn, and what, without white space around it."""
+def _normalized(turn: Any) -> tuple[Any, Any]:
+    """Returns the role and the content of a turn in either spelling, without surrounding white space."""
     if not isinstance(turn, Mapping):
-        return None, turn
-    role, content = (next((turn[key] for key in keys if key in turn), None) for keys in _NAMES)
+        return None, turn  # `chat_of` reports it with its index
+    role, content = (next((turn[key] for key in keys if key in turn), None) for keys in _TURN_KEYS)
     return role_of(role), content.strip() if isinstance(content, str) else content
 
 
 SHAPES: dict[str, Callable[[Mapping[str, Any]], Value]] = {
-    "messages": _messages,
+    "messages": partial(_chat, "messages"),
     "conversation": _conversation,
     "conversations": _conversations,
     "sharegpt": _conversations,
