@@ -195,6 +195,17 @@ def test_a_rubric_that_lacks_something_is_told(lacking: str) -> None:
     assert row.reason == "rubric 0 must have a name, a description and a weight"
 
 
+def test_ones_own_code_may_change_the_rows_that_the_class_loads(path: str) -> None:
+    class Last(AlpacaDataset):
+        def _load_data(self) -> Any:
+            return super()._load_data()[-1:]
+
+    assert shown(Last(dataset_path=path, include_system_prompt=False).conversation(0)) == [
+        "user: Add 2.",
+        "assistant: 2",
+    ]
+
+
 class NpzDataset(BaseMapDataset):
     """Images and classes of a file of numpy, as the documentation reads them."""
 

@@ -118,7 +118,13 @@ class BaseMapDataset:
 
     def _load_data(self) -> Any:
         """Returns the rows: mappings in a list, or a table of pandas. Override it where no file holds them."""
-        return self.stored
+        rows = []
+        # Not `self.stored`, which would call the method of a subclass that calls this one.
+        for row in self._read():
+            if isinstance(row, RejectedRow):
+                raise DataError(str(row))
+            rows.append(row.value)
+        return rows
 
     def _read(self) -> RowSource:
         split, sample_by = self.split or "train", self.sample_by
