@@ -12,7 +12,7 @@ from oumi.core.data.datasets.texts import BasePretrainingDataset
 from oumi.core.registry import DATASETS
 
 TRAINABLE = ("chats", "texts")
-"""What rows of supervised training may hold."""
+"""Kinds of rows that supervised training accepts, see `BaseMapDataset.holds`."""
 
 __all__ = [
     "DATASETS",

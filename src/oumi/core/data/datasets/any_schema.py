@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets whose rows tell themselves what they are."""
+"""Data sets whose shape is detected."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from oumi.core.data.datasets.chats import BaseSftDataset
 from oumi.core.data.records.schemas import detect_shape, to_value
 from oumi.core.types.example import RejectedRow, Row
 
-_HELD = {"preference": "preferences", "kto": "judged completions", "prompt": "prompts", "text": "texts"}
+_KINDS = {"preference": "preferences", "kto": "judged completions", "prompt": "prompts", "text": "texts"}
 
 
 class ShapedDataset(BaseSftDataset):
-    """Rows whose shape is found by looking at them: that of the first row is the shape of all."""
+    """Rows of any known shape. The shape of the first row is that of the data set."""
 
     shape: str | None = None
 
     def value_of(self, row: Row | RejectedRow) -> Row | RejectedRow:
-        """Returns a row as what it stands for, or as one that cannot be used."""
+        """Returns a row converted, or the reason why it cannot be used."""
         if isinstance(row, RejectedRow) or isinstance(row.value, VALUES):
             return row
         schema = detect_shape(row.value)
@@ -27,13 +27,13 @@ class ShapedDataset(BaseSftDataset):
         return to_value(row, self.shape, schema)
 
     @property
-    def holds(self) -> str:  # type: ignore[override]  # found out, not declared
-        """Returns which kind of value the rows stand for; from here on all must be of it."""
+    def holds(self) -> str:  # type: ignore[override]  # detected, not declared
+        """Returns the kind of the converted rows; reading it fixes the shape of the data set."""
         if self.shape is None:
             rows = (row for row in self.raw_rows() if isinstance(row, Row))
             self.shape = next(filter(None, (detect_shape(row.value) for row in rows)), None)
-        return _HELD.get(self.shape or "", "chats")
+        return _KINDS.get(self.shape or "", "chats")
 
     def transform_conversation(self, example: Any) -> Any:
-        """Returns the row itself: its shape says what it is."""
+        """Returns the row itself, which is converted by its shape."""
         return example

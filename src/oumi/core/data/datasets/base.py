@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows by their place: what every data set has, and the class for rows of any kind."""
+"""The base classes of data sets, for rows of any kind."""
 
 from __future__ import annotations
 
@@ -25,35 +25,41 @@ from oumi.core.types.conversation import Conversation
 from oumi.core.types.example import Completion, Judged, Preference, Prompt, RejectedRow, Row, Text
 
 VALUES = (Conversation, Completion, Text, Preference, Judged, Prompt)
-"""What a row may stand for."""
+"""The types of converted rows, which a run can tokenize."""
+
+_ROW_ERRORS = (
+    TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError, UnusableValue,
+)  # fmt: skip
+"""Errors of user code that reject a row. Others, such as OSError, are not about the row and stop the run."""
 
 
 class BaseMapDataset:
-    """RowSource, each of which stands for something to learn.
+    """A data set with random access.
 
-    Override `transform`, and `_load_data` where the rows are neither in files nor on the Hub.
+    Override `transform`, and `_load_data` if the rows are neither in files nor on the Hub.
     """
 
     default_dataset: str | None = None
-    """Id on the Hub, when the config names no other."""
+    """Id on the Hub, unless the config names another."""
     default_subset: str | None = None
-    """Subset on the Hub, when the config names none."""
+    """Subset on the Hub, unless the config names another."""
     is_local = False
-    """There is nothing on the Hub: a path or the rows themselves must be given."""
+    """It is not on the Hub, so a path or the rows themselves are required."""
     sample_by = "document"
-    """What is one row of a text file."""
+    """Unit of a text file that is one row."""
     limit: int | None = None
-    """Take only so many of the first rows."""
+    """Maximum number of rows; the first ones are taken."""
     is_streamed = False
-    """Rows of the Hub are read while they are used."""
+    """Rows of the Hub are streamed during training."""
     concatenation: Concatenation | None = None
-    """Not None: documents are joined end to end, and cut into rows of one length."""
+    """If set, documents are joined end to end and cut into rows of one length."""
     holds = "chats"
-    """Which kind of value the rows stand for."""
+    """Kind of the converted rows, in words; the method of a run requires one."""
     of_elements: frozenset[str] = frozenset()
-    """Arguments that decide what `self[i]` is, which no run reads."""
+    """Arguments that change only the elements `self[i]`, which user code reads but no run."""
     _shape: str | None = None
-    """The shape of mappings that `transform` returns; None finds it by looking."""
+    """Shape of the mappings that `transform` returns; None detects it."""
+    # The method that users override and the type that it must return, for messages.
     _hook = "transform"
     _expected = "a Conversation"
 
@@ -68,16 +74,19 @@ class BaseMapDataset:
         trust_remote_code: bool = False,
         transform_num_workers: int | str | None = None,
     ) -> None:
-        """Takes which rows to read, as the config names them, or the rows themselves.
+        """Sets which rows to read. No file is opened before they are used.
 
         Args:
             dataset_name: Id on the Hub, or a name for messages.
             dataset_path: File, directory or pattern.
-            split: Part of the data set.
+            split: Split of the data set.
             subset: Config name of a data set on the Hub.
-            data: RowSource, instead of a path.
-            trust_remote_code: Of a processor; no data set runs code of the Hub.
-            transform_num_workers: Taken for the sake of old code: a run says how many processes make its tokens.
+            data: The rows themselves, instead of a path.
+            trust_remote_code: Allow a processor to run code of the Hub. No data set does.
+            transform_num_workers: Not used, kept for compatibility: a run sets its number of processes.
+
+        Raises:
+            ConfigError: There are both rows and a path, or neither for a local data set.
         """
         self.dataset_name = dataset_name or self.default_dataset or ""
         self.dataset_path = Path(dataset_path).expanduser() if dataset_path else None
@@ -93,22 +102,23 @@ class BaseMapDataset:
             raise ConfigError(f"data set '{name}': needs dataset_path, a file, a directory or a pattern")
 
     def transform(self, sample: Mapping[str, Any]) -> Any:
-        """Returns what a row stands for: one of VALUES, or a mapping of a shape that is known."""
+        """Returns a row converted to one of VALUES, or to a mapping of a known shape."""
         raise NotImplementedError(f"{type(self).__name__} must define transform")
 
     def rows(self) -> Iterator[Row | RejectedRow]:
-        """Yields each row as what it stands for, or as one that cannot be used."""
+        """Yields each row converted, or with the reason why it cannot be used."""
         for row in self.raw_rows():
             yield self.value_of(row)
 
     def raw_rows(self) -> Iterator[Row | RejectedRow]:
-        """Yields the rows of the local files, or of the data set on the Hub."""
+        """Yields the rows as they are stored, in order."""
         return iter(self.stored)
 
     @cached_property
     def stored(self) -> RowSource:
-        """Returns the rows as they are stored."""
+        """Returns the source of the stored rows, with the limit."""
         if self.is_in_memory:
+            # `__init__` of a subclass may load the rows to `_data` already, so they are not loaded again.
             records = self._records if self._records is not None else vars(self).get("_data")
             place = f"{self.dataset_name or type(self).__name__}[{self.split or 'train'}]"
             rows: RowSource = MemorySource(self._load_data() if records is None else records, self.dataset_name, place)
@@ -117,7 +127,7 @@ class BaseMapDataset:
         return rows if self.limit is None else LimitedSource(rows, self.limit)
 
     def _load_data(self) -> Any:
-        """Returns the rows: mappings in a list, or a table of pandas. Override it where no file holds them."""
+        """Returns the rows: a list of mappings, or a pandas data frame. Override it to load or change them in code."""
         rows = []
         # Not `self.stored`, which would call the method of a subclass that calls this one.
         for row in self._read():
@@ -127,29 +137,30 @@ class BaseMapDataset:
         return rows
 
     def _read(self) -> RowSource:
+        """Opens the files or the data set on the Hub."""
         split, sample_by = self.split or "train", self.sample_by
         return open_source(self.dataset_name, self.dataset_path, self.subset, split, sample_by, self.is_streamed)
 
     def reader(self, place: Place | None) -> RowReader:
-        """Returns a reader of the rows that goes on at a place; `value_of` says what each stands for."""
+        """Returns a reader of the stored rows that starts at a place, or at the first row."""
         if self.is_stored:
             return self.stored.reader(place)
-        # Code of the class has no place to resume at, so it yields the rows before it again.
+        # A generator of the class cannot start at a place, so the rows before it are generated again.
         first = place["row"] if place else 0
         return IteratorReader(islice(self.rows(), first, None), first)
 
     @property
     def is_in_memory(self) -> bool:
-        """Returns True if the rows are in memory: given, or returned by `_load_data`."""
+        """Returns True if the rows are passed as `data`, or loaded by a `_load_data` of the class."""
         return self._records is not None or type(self)._load_data is not BaseMapDataset._load_data
 
     @property
     def is_stored(self) -> bool:
-        """Returns True if the rows are read, not made one by one by code of the class."""
+        """Returns True unless the class generates the rows by its own `raw_rows` or `rows`."""
         return type(self).raw_rows is BaseMapDataset.raw_rows and type(self).rows is BaseMapDataset.rows
 
     def value_of(self, row: Row | RejectedRow) -> Row | RejectedRow:
-        """Returns a row as what it stands for, or as one that cannot be used."""
+        """Returns a row converted, or the reason why it cannot be used."""
         if isinstance(row, RejectedRow) or isinstance(row.value, VALUES):
             return row
         try:
@@ -160,42 +171,38 @@ class BaseMapDataset:
                 return to_value(Row(value, row.source), self._shape or detect_shape(value))
             reason = f"{self._hook} returned {type(value).__name__}, not {self._expected}"
         except KeyError as error:
-            reason = f"has no column {error}{_near(error, row.value)}"
+            # `transform` may also raise it without a name, or for a mapping within the row.
+            name = error.args[0] if error.args else None
+            has_hint = isinstance(name, str) and isinstance(row.value, Mapping)
+            reason = f"has no column {error}{did_you_mean(name, map(str, row.value)) if has_hint else ''}"
         except ValidationError as error:
             first = error.errors()[0]
             reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        except (
-            TypeError,
-            ValueError,
-            AttributeError,
-            LookupError,
-            ArithmeticError,
-            AssertionError,
-            UnusableValue,
-        ) as error:
+        except _ROW_ERRORS as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
         return RejectedRow(row.source, reason, shown(row.value))
 
     def count(self) -> int | None:
-        """Returns how many rows there are, None where only reading would tell."""
-        is_here = (self.dataset_path is not None or self.is_in_memory) and self.concatenation is None
-        return self.stored.count() if is_here and self.is_stored else None
+        """Returns the number of rows, None if it is known only after reading, downloading or joining them."""
+        is_local = self.dataset_path is not None or self.is_in_memory
+        return self.stored.count() if is_local and self.concatenation is None and self.is_stored else None
 
     def content(self) -> dict[str, str] | None:
-        """Returns digests of all that decides what the rows are, None where that is more than files."""
+        """Returns digests of the files of the rows and of the code that converts them, None if rows have no files."""
         if not self.is_stored:
             return None
         stored = self.stored.sizes() if self.is_streamed else self.stored.content()
         if stored is None:
             return None
+        # The last class of the order is `object`.
         try:
             code = {class_.__module__: digest_of(Path(inspect.getfile(class_))) for class_ in type(self).__mro__[:-1]}
-        except (TypeError, OSError):  # written at a prompt or in a notebook
+        except (TypeError, OSError):  # a class of a prompt or a notebook has no file
             return None
         return {**stored, **code}
 
     def indexed(self) -> IndexedRows | None:
-        """Returns the stored rows as a list of which any is found at once, None where there is none."""
+        """Returns the stored rows with random access, None if they can only be read in order."""
         return self.stored.indexed() if self.is_stored else None
 
     def __len__(self) -> int:
@@ -214,7 +221,7 @@ class BaseMapDataset:
             yield self[index]
 
     def to_hf(self, return_iterable: bool = False) -> Any:
-        """Returns the elements as a data set of the library `datasets`: a table, or one that is read in order."""
+        """Returns the elements as a `datasets.Dataset`, or as an `IterableDataset` that computes them on the fly."""
         from datasets import Dataset, IterableDataset
 
         if return_iterable:
@@ -222,11 +229,11 @@ class BaseMapDataset:
         return Dataset.from_list(list(self.as_generator()))
 
     def element(self, row: Row) -> Any:
-        """Returns what `self[i]` is: the row after `transform`, as the kind of the data set has it."""
+        """Returns the element `self[i]` of a stored row: the row after `transform`. Subclasses tokenize it."""
         return self.transform(row.value)
 
     def value_at(self, index: int) -> Any:
-        """Returns what a row stands for; raises DataError if it cannot be used."""
+        """Returns a row converted; raises DataError if it cannot be used."""
         return self._checked(self._row_at(index)).value
 
     def _checked(self, row: Row) -> Row:
@@ -236,22 +243,23 @@ class BaseMapDataset:
         return value
 
     def _row_at(self, index: int) -> Row:
-        row = self._listed[range(len(self))[index]]
+        row = self._listed[range(len(self))[index]]  # the range handles negative indices, and raises IndexError
         if isinstance(row, RejectedRow):
             raise DataError(str(row))
         return row
 
     @cached_property
     def _listed(self) -> IndexedRows:
+        # Without random access, all rows are read once and kept.
         indexed = self.indexed()
         return list(self.raw_rows()) if indexed is None else indexed
 
 
 class BaseIterableDataset(BaseMapDataset):
-    """Rows that are read in order. Override `transform`."""
+    """A data set that is read in order. Override `transform`."""
 
     def __init__(self, *, stream: bool = True, **named: Any) -> None:
-        """Takes `stream` for the sake of old code: rows are read as they are needed in any case."""
+        """Accepts `stream` for compatibility only: rows are always read as they are needed."""
         super().__init__(**named)
         self.stream = stream
 
@@ -264,8 +272,3 @@ class BaseIterableDataset(BaseMapDataset):
             if isinstance(row, RejectedRow):
                 raise DataError(str(row))
             yield self.element(row)
-
-
-def _near(error: KeyError, row: Any) -> str:
-    name = error.args[0] if error.args else None
-    return did_you_mean(name, map(str, row)) if isinstance(name, str) and isinstance(row, Mapping) else ""

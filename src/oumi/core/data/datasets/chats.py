@@ -21,9 +21,9 @@ FORMATS = ("json", "dict")
 
 
 class BaseSftDataset(BaseMapDataset):
-    """Rows that become conversations. Override `transform_conversation`.
+    """A data set of conversations. Override `transform_conversation`.
 
-    What a run trains on are the conversations; the arguments below decide what `self[i]` is.
+    A run trains on the conversations. The arguments change only the elements `self[i]`, which user code reads.
     """
 
     of_elements = frozenset(
@@ -48,23 +48,31 @@ class BaseSftDataset(BaseMapDataset):
         return_conversations_format: str = "json",
         **named: Any,
     ) -> None:
-        """Takes what an element is; the rest as every data set does.
+        """Sets the form of the elements.
 
         Args:
-            tokenizer: With its chat template; elements are token ids.
-            task: `generation` ends the text where the answer would begin; `sft` and `auto` write the whole chat.
-            return_tensors: Token ids are tensors, not lists.
-            text_col: Under which key `tokenize` finds or puts text.
-            assistant_only: Elements have labels: the assistant's tokens, -100 elsewhere.
-            response_template: Not needed: the chat template tells where an answer begins.
-            instruction_template: Not needed either.
-            return_conversations: Elements are chats, not token ids.
+            tokenizer: Tokenizer with a chat template, which makes elements token ids.
+            task: `generation` ends the text where the answer begins; `sft` and `auto` use the whole chat.
+            return_tensors: Return token ids as tensors instead of lists.
+            text_col: Key of the text that `tokenize` reads or returns.
+            assistant_only: Add labels: the tokens of the assistant, and -100 elsewhere.
+            response_template: Not used: the chat template determines where an answer begins.
+            instruction_template: Not used either.
+            return_conversations: Return conversations instead of token ids.
             return_conversations_format: `json` for JSON text below `conversation_json`, `dict` for plain values.
-            named: See BaseMapDataset.
+            named: Arguments of BaseMapDataset.
+
+        Raises:
+            ConfigError: `task` or `return_conversations_format` is unknown.
         """
         super().__init__(**named)
-        _check("task", task, TASKS)
-        _check("return_conversations_format", return_conversations_format, FORMATS)
+        for key, value, choices in (
+            ("task", task, TASKS),
+            ("return_conversations_format", return_conversations_format, FORMATS),
+        ):
+            if value not in choices:
+                hint = did_you_mean(value, choices) or f"; known: {', '.join(choices)}"
+                raise ConfigError(f"dataset_kwargs.{key}: unknown '{value}'{hint}")
         self.task = task
         self.return_tensors = return_tensors
         self.text_col = text_col
@@ -84,26 +92,26 @@ class BaseSftDataset(BaseMapDataset):
         raise NotImplementedError(f"{type(self).__name__} must define transform_conversation")
 
     def conversation(self, idx: int) -> Conversation:
-        """Returns the chat in a row."""
+        """Returns the conversation of a row; raises ConfigError for another kind, DataError if it cannot be used."""
         value = self.value_at(idx)
         if not isinstance(value, Conversation):
             raise ConfigError(f"data set '{self.dataset_name}': row {idx} is a {type(value).__name__}, not a chat")
         return value
 
     def conversations(self) -> Iterator[Conversation]:
-        """Yields the chat in each row."""
+        """Yields the conversation of each row."""
         return (self.conversation(index) for index in range(len(self)))
 
     def prompt(self, idx: int) -> str:
-        """Returns the text of a row, as the chat template writes it."""
+        """Returns the text of a row, formatted with the chat template."""
         return self._writer.text(self.value_at(idx), self.task == "generation")
 
     def tokenize(self, sample: Any, tokenize: bool = True) -> dict[str, Any]:
-        """Returns a chat as token ids, or as text.
+        """Returns a conversation as token ids, or as text.
 
         Args:
-            sample: A conversation, a mapping with `messages`, or one with text below `text_col`.
-            tokenize: False returns the text below `text_col`.
+            sample: A conversation, a mapping with `messages`, or a mapping with text below `text_col`.
+            tokenize: If False, return the text below `text_col`.
         """
         value: Conversation | Text
         if isinstance(sample, Conversation):
@@ -112,13 +120,13 @@ class BaseSftDataset(BaseMapDataset):
             value = Conversation(messages=[Message.model_validate(message) for message in sample["messages"]])
         else:
             value = Text(sample[self.text_col])
-        asks = self.task == "generation"
+        is_prompt = self.task == "generation"
         if not tokenize:
-            return {self.text_col: self._writer.text(value, asks)}
-        return self._writer.tokens(Row(value, Source(self.dataset_name, "sample", 0)), asks, self.return_tensors)
+            return {self.text_col: self._writer.text(value, is_prompt)}
+        return self._writer.tokens(Row(value, Source(self.dataset_name, "sample", 0)), is_prompt, self.return_tensors)
 
     def element(self, row: Row) -> Any:
-        """Returns a row as token ids, or as a chat where that was asked for."""
+        """Returns a row as token ids, as a conversation, or as plain columns if it is neither a chat nor text."""
         checked = self._checked(row)
         value = checked.value
         if self.return_conversations and isinstance(value, Conversation):
@@ -132,13 +140,14 @@ class BaseSftDataset(BaseMapDataset):
 
     @cached_property
     def _writer(self) -> ElementWriter:
+        # Only elements need a tokenizer, so a run does not fail without one, nor import torch and transformers here.
         from oumi.core.data.datasets.elements import ElementWriter
 
         return ElementWriter(self._tokenizer, self.assistant_only)
 
 
 class VisionLanguageSftDataset(BaseSftDataset):
-    """Rows that become conversations with images. Override `transform_conversation`."""
+    """A data set of conversations with images. Override `transform_conversation`."""
 
     of_elements = BaseSftDataset.of_elements | {"processor_name", "processor_kwargs", "model_revision"}
 
@@ -153,16 +162,19 @@ class VisionLanguageSftDataset(BaseSftDataset):
         max_images: int | None = None,
         **named: Any,
     ) -> None:
-        """Takes which rows and images are kept; the rest as BaseSftDataset does.
+        """Sets the processor of the elements, and how many rows and images are kept.
 
         Args:
-            processor: Makes features of elements. A run takes that of its model, so it does not read these four.
-            processor_name: Which one to load, where none is given.
-            processor_kwargs: With which arguments.
-            model_revision: In which revision.
-            limit: Take only so many of the first rows.
-            max_images: Keep only so many of the first images of a row; none keeps all, and so does a negative number.
-            named: See BaseSftDataset.
+            processor: Processor of the elements. A run uses that of its model instead.
+            processor_name: Name or path of the processor to load if `processor` is None.
+            processor_kwargs: Arguments to load it with.
+            model_revision: Revision to load.
+            limit: Maximum number of rows; the first ones are kept.
+            max_images: Maximum number of images of a row; the first ones are kept, all if None or negative.
+            named: Arguments of BaseSftDataset.
+
+        Raises:
+            ConfigError: `limit` is less than 1.
         """
         super().__init__(**named)
         if limit is not None and limit < 1:
@@ -175,14 +187,14 @@ class VisionLanguageSftDataset(BaseSftDataset):
         self.max_images = max_images if max_images is not None and max_images >= 0 else None
 
     def value_of(self, row: Any) -> Any:
-        """Returns a row as a chat that holds no more images than are wanted, or as one that cannot be used."""
+        """Returns a row converted, with at most `max_images` images, or the reason why it cannot be used."""
         limited = super().value_of(row)
         if self.max_images is None or not isinstance(limited, Row) or not isinstance(limited.value, Conversation):
             return limited
         return Row(with_fewer_images(limited.value, self.max_images), limited.source)
 
     def element(self, row: Row) -> Any:
-        """Returns a row as the features that the processor makes of it, or as a chat where that was asked for."""
+        """Returns a row with images as the output of the processor, any other as BaseSftDataset does."""
         value = self._checked(row).value
         has_images = isinstance(value, Conversation) and value.contains_images()
         if self.return_conversations or not has_images:
@@ -197,22 +209,16 @@ class VisionLanguageSftDataset(BaseSftDataset):
 
 
 def with_fewer_images(chat: Conversation, max_images: int) -> Conversation:
-    """Returns a chat with only the first images, the others left out."""
-    messages, left = [], max_images
+    """Returns a conversation with only its first `max_images` images."""
+    messages, num_left = [], max_images
     for message in chat.messages:
         if not isinstance(message.content, list):
             messages.append(message)
             continue
         kept = []
         for item in message.content:
-            if item.is_text() or left > 0:
+            if item.is_text() or num_left > 0:
                 kept.append(item)
-            left -= item.is_image()
+            num_left -= item.is_image()
         messages.append(message.model_copy(update={"content": kept}))
     return chat.model_copy(update={"messages": messages})
-
-
-def _check(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        hint = did_you_mean(value, choices) or f"; known: {', '.join(choices)}"
-        raise ConfigError(f"dataset_kwargs.{key}: unknown '{value}'{hint}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the name in a config to its data set: one of the table, one of the user's own, or any other of the Hub."""
+"""Finds the data set of a name in a config: one that ships, one of the user, or any other on the Hub."""
 
 from __future__ import annotations
 
@@ -20,27 +20,32 @@ from oumi.core.log import logger
 from oumi.core.registry import DATASETS
 
 EXTRA_MODULE = "oumi_extra_"
-"""Before the name of a module of the user's."""
+"""Prefix of the module names of user files."""
 
 DATASETS.add({name: named.part for name, named in NAMES.items()})
+# Names match in any case; an id on the Hub keeps the spelling of the table.
 _BY_LOWER = {name.lower(): (name, named) for name, named in NAMES.items()}
 
 
 def dataset_for(params: DatasetParams, is_streamed: bool = False) -> BaseMapDataset:
-    """Returns the data set that a config names: a registered one, or any other of the Hub by its shape.
+    """Returns the data set of a config: a registered one, or any other, whose shape is detected.
 
     Args:
-        params: What the config says of it.
-        is_streamed: Rows of the Hub are read while they are used.
+        params: The data set in the config.
+        is_streamed: Stream rows of the Hub during training.
 
     Raises:
-        ConfigError: An argument that the data set does not take.
+        ConfigError: The data set does not accept an argument, or has no rows to train on.
     """
     name, class_ = _class_of(params)
     if not (isinstance(class_, type) and issubclass(class_, BaseMapDataset)):
-        raise ConfigError(f"data set '{name}': has no rows to train on: {class_.__name__} is no class of a data set")
+        raise ConfigError(f"data set '{name}': has no rows to train on: {class_.__name__} is not a BaseMapDataset")
     kwargs = dict(params.dataset_kwargs)
-    hub_name = kwargs.pop("dataset_name_override", None) or _hub_name(params.dataset_name, class_)
+    hub_name = kwargs.pop("dataset_name_override", None)
+    if not hub_name and params.dataset_name.lower() in _BY_LOWER:
+        canonical, named = _BY_LOWER[params.dataset_name.lower()]
+        hub_name = named.hub_name or canonical
+    hub_name = hub_name or class_.default_dataset or params.dataset_name  # a class of the user may name its own id
     arguments = _arguments(class_)
     for key in kwargs:
         if key not in arguments:
@@ -57,7 +62,7 @@ def dataset_for(params: DatasetParams, is_streamed: bool = False) -> BaseMapData
                 "dataset_path": params.dataset_path,
                 "split": params.split,
                 "subset": params.subset,
-                **preset.arguments,
+                **preset.arguments,  # before those of the config, which override them
                 **kwargs,
             }
         )
@@ -68,39 +73,31 @@ def dataset_for(params: DatasetParams, is_streamed: bool = False) -> BaseMapData
 
 
 def unread_arguments(params: DatasetParams) -> list[str]:
-    """Returns the arguments in a config that decide what an element is in code of one's own, which no run reads."""
+    """Returns the arguments in a config that change only the elements that user code reads, not the run."""
     _, class_ = _class_of(params)
     return sorted(params.dataset_kwargs.keys() & getattr(class_, "of_elements", frozenset()))
 
 
 def _class_of(params: DatasetParams) -> tuple[str, type[BaseMapDataset]]:
-    """Returns the name under which a data set is registered, that of its subset first, and its class."""
+    """Returns the registered name of a data set, that of its subset if there is one, and its class."""
     import_extra_files()
     full_name = f"{params.dataset_name}/{params.subset}"
     name = full_name if full_name in DATASETS else params.dataset_name
     return name, DATASETS.get(name) if name in DATASETS else ShapedDataset
 
 
-def _hub_name(name: str, class_: type[BaseMapDataset]) -> str:
-    """Returns the id on the Hub of a data set: of the user's own it is what the class says."""
-    if name.lower() in _BY_LOWER:
-        canonical, named = _BY_LOWER[name.lower()]
-        return named.hub_name or canonical
-    return class_.default_dataset or name
-
-
-@cache
+@cache  # so that each name is reported once
 def _warn_of_script(name: str) -> None:
     logger.warning(
-        "%s: deprecated: it was read by a script of the Hub, which `datasets` no longer runs; what stands there as "
-        "files is read",
+        "%s: deprecated: its rows came from a script on the Hub, which `datasets` no longer runs; the data files there "
+        "are read instead",
         name,
     )
 
 
 @lru_cache(maxsize=1)
 def import_extra_files() -> None:
-    """Imports the Python files listed in OUMI_EXTRA_DEPS_FILE, which register parts of the user's own."""
+    """Imports the Python files listed in OUMI_EXTRA_DEPS_FILE, which register data sets and other parts of the user."""
     listing = os.environ.get("OUMI_EXTRA_DEPS_FILE")
     if not listing:
         return
@@ -112,13 +109,13 @@ def import_extra_files() -> None:
         path = Path(line).expanduser()
         if not path.is_file():
             raise ConfigError(f"{listing}: no file {line}")
-        # A name of its own, so that a file `datasets.py` does not stand for the library.
+        # A unique name, so that a file `datasets.py` does not replace the library. The digest tells folders apart.
         name = f"{EXTRA_MODULE}{path.stem}_{zlib.crc32(str(path.absolute()).encode()):08x}"
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None, "a path has a spec"
         assert spec.loader is not None, "a path has a loader"
         module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
+        sys.modules[spec.name] = module  # before it runs: pickling and dataclasses look classes up by their module
         try:
             spec.loader.exec_module(module)
         except (SyntaxError, ImportError, AttributeError, NameError) as error:
@@ -131,12 +128,13 @@ _NOT_IN_A_CONFIG = {
     "dataset_name", "dataset_path", "split", "subset", "trust_remote_code", "transform_num_workers", "tokenizer",
     "processor",
 }  # fmt: skip
-"""What stands beside `dataset_kwargs`, or is no plain value."""
+"""Keys that the config has beside `dataset_kwargs`, and objects that a config cannot contain."""
 
 
 def _arguments(kind: type[BaseMapDataset]) -> set[str]:
-    """Returns the arguments of a data set's class beyond those that every data set takes."""
+    """Returns the arguments of a class that may be in `dataset_kwargs`, inherited ones included."""
     named: set[str] = set()
+    # Each `__init__` passes the arguments that it does not know on to the next one, so all of them count.
     for class_ in kind.__mro__:
         if class_ is not object and "__init__" in vars(class_):
             named |= {

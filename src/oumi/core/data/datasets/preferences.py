@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets of answers of which one is better, or that are good or bad."""
+"""Data sets of preferences, and of completions that are judged good or bad."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class BaseDpoDataset(BaseMapDataset):
-    """Rows that become preferences. Override `transform_preference`, unless they have a known shape already."""
+    """A data set of preferences. Override `transform_preference`, unless the rows have a known shape."""
 
     holds = "preferences"
     of_elements = frozenset({"return_tensors"})
@@ -27,7 +27,7 @@ class BaseDpoDataset(BaseMapDataset):
     _expected = "a mapping with prompt, chosen and rejected"
 
     def __init__(self, *, tokenizer: Any = None, return_tensors: bool = False, **named: Any) -> None:
-        """Takes what makes token ids of an element, and whether they are tensors."""
+        """Sets the tokenizer of the elements, and whether their token ids are tensors."""
         super().__init__(**named)
         self.return_tensors = return_tensors
         self._tokenizer = tokenizer
@@ -35,14 +35,15 @@ class BaseDpoDataset(BaseMapDataset):
     def transform(self, sample: Mapping[str, Any]) -> Any:
         """Returns a row as a preference."""
         preference = self.transform_preference(sample)
+        # An override may return a Preference, which has no items.
         return {key: _plain(value) for key, value in preference.items()} if hasattr(preference, "items") else preference
 
     def transform_preference(self, sample: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns a row as `prompt`, `chosen` and `rejected`, each a text or turns."""
+        """Returns a row as `prompt`, `chosen` and `rejected`, each of them text or turns."""
         return sample
 
     def element(self, row: Row) -> Any:
-        """Returns a row as token ids of the prompt, the better answer and the worse one."""
+        """Returns a row as token ids of the prompt, the chosen and the rejected answer."""
         return self._writer.pair(self._checked(row), self.return_tensors)
 
     @cached_property
@@ -53,7 +54,7 @@ class BaseDpoDataset(BaseMapDataset):
 
 
 class VisionLanguageDpoDataset(BaseDpoDataset):
-    """Rows that become preferences with images."""
+    """A data set of preferences with images."""
 
     of_elements = BaseDpoDataset.of_elements | {"processor_name", "processor_kwargs", "model_revision", "max_size"}
 
@@ -71,19 +72,19 @@ class VisionLanguageDpoDataset(BaseDpoDataset):
         images_key: str = "images",
         **named: Any,
     ) -> None:
-        """Takes how the columns are called, and what makes features of an element.
+        """Sets the processor of the elements, and the names of the columns.
 
         Args:
-            processor: Makes features of elements. A run takes that of its model, so it does not read these five.
-            processor_name: Which one to load, where none is given.
-            processor_kwargs: With which arguments.
-            model_revision: In which revision.
-            max_size: Images are shrunk until their longer edge has no more pixels.
+            processor: Processor of the elements. A run uses that of its model instead.
+            processor_name: Name or path of the processor to load if `processor` is None.
+            processor_kwargs: Arguments to load it with.
+            model_revision: Revision to load.
+            max_size: Maximum length of the longer edge of an image of an element, in pixels.
             prompt_key: Column of the prompt.
-            chosen_key: Column of the better answer.
-            rejected_key: Column of the worse one.
+            chosen_key: Column of the chosen answer.
+            rejected_key: Column of the rejected answer.
             images_key: Column of the images.
-            named: See BaseDpoDataset.
+            named: Arguments of BaseDpoDataset.
         """
         super().__init__(**named)
         self.processor = processor
@@ -94,12 +95,13 @@ class VisionLanguageDpoDataset(BaseDpoDataset):
         self._keys = {"prompt": prompt_key, "chosen": chosen_key, "rejected": rejected_key, "images": images_key}
 
     def transform_preference(self, sample: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns a row with its columns as they are called everywhere."""
+        """Returns a row with its columns renamed to `prompt`, `chosen`, `rejected` and `images`."""
+        # Rows without images are allowed, any other missing column is reported.
         named = {name: sample.get(key) if name == "images" else sample[key] for name, key in self._keys.items()}
         return {**{key: value for key, value in sample.items() if key not in self._keys.values()}, **named}
 
     def element(self, row: Row) -> Any:
-        """Returns a row as token ids of the prompt and both answers, with the images as the processor has them."""
+        """Returns a row as token ids of the prompt and both answers, with the processed images."""
         value = self._checked(row).value
         has_images = isinstance(value.chosen, Conversation) and value.chosen.contains_images()
         return self._image_writer.pair(value, self.return_tensors) if has_images else super().element(row)
@@ -112,7 +114,7 @@ class VisionLanguageDpoDataset(BaseDpoDataset):
 
 
 class BaseExperimentalKtoDataset(BaseMapDataset):
-    """Rows that become a completion and whether it is a good one. Override `transform_kto`, or `transform`."""
+    """A data set of completions, each judged good or bad. Override `transform_kto`, or `transform`."""
 
     holds = "judged completions"
     _shape = "kto"
@@ -124,7 +126,7 @@ class BaseExperimentalKtoDataset(BaseMapDataset):
         return self.transform_kto(sample)
 
     def transform_kto(self, sample: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns a row as `prompt`, `completion` and `label`; where one is a list of turns, both become one."""
+        """Returns a row as `prompt`, `completion` and `label`; if one of the first two is turns, both become turns."""
         prompt, completion, label = (_plain(sample[key]) for key in ("prompt", "completion", "label"))
         if not (isinstance(prompt, str) and isinstance(completion, str)):
             prompt = turns_of(prompt, "user", "prompt")
@@ -132,12 +134,12 @@ class BaseExperimentalKtoDataset(BaseMapDataset):
         return {**sample, "prompt": prompt, "completion": completion, "label": label}
 
     def element(self, row: Row) -> Any:
-        """Returns a row as prompt, completion and label: texts, or turns where the row has turns."""
+        """Returns a row as prompt, completion and label: texts, or turns if the row has turns."""
         from oumi.core.data.datasets.elements import plain
 
         return plain(self._checked(row).value)
 
 
 def _plain(value: Any) -> Any:
-    """Returns a list or a number of numpy, as pandas reads them of Parquet files, as one of Python."""
+    """Returns a numpy array or number as plain Python; pandas reads lists in Parquet files as arrays."""
     return value.tolist() if hasattr(value, "tolist") else value

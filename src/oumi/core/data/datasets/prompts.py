@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets of prompts, whose answers a reward judges."""
+"""Data sets of prompts, whose answers are scored by a reward."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from oumi.core.types.example import Prompt
 
 
 class BaseExperimentalGrpoDataset(BaseMapDataset):
-    """Rows that become prompts, with whatever a reward needs beside them. Override `transform`."""
+    """A data set of prompts, with the columns that a reward reads. Override `transform`."""
 
     holds = "prompts"
     _shape = "prompt"
     _expected = "a mapping with a prompt"
 
     def transform(self, sample: Mapping[str, Any]) -> Any:
-        """Returns a row as a mapping with `prompt`, white space around texts taken off."""
+        """Returns a row as a mapping with `prompt`; `prompt` and `completion` are stripped if they are text."""
         stripped = {key: text.strip() for key in ("prompt", "completion") if isinstance(text := sample.get(key), str)}
         return {**sample, **stripped}
 
     def transform_conversation(self, sample: Mapping[str, Any]) -> Conversation:
-        """Returns the prompt in a row as a chat that waits for its answer, the other columns as its metadata."""
+        """Returns the prompt of a row as a conversation without an answer; the other columns become its metadata."""
         prompt = to_prompt(self.transform(sample))
         return Conversation(messages=list(prompt.messages), metadata=dict(prompt.columns))
 
     def conversation(self, idx: int) -> Conversation:
-        """Returns the prompt in a row as a chat."""
+        """Returns the prompt of a row as a conversation."""
         return self.transform_conversation(self.raw(idx))
 
     def conversations(self) -> Iterator[Conversation]:
-        """Yields the prompt in each row as a chat."""
+        """Yields the prompt of each row as a conversation."""
         return (self.conversation(index) for index in range(len(self)))
 
 
 class BaseRubricDataset(BaseExperimentalGrpoDataset):
-    """Prompts whose answers are judged by rubrics: `name`, `description` and `weight` of each."""
+    """Prompts whose answers are scored by rubrics, each with `name`, `description` and `weight`."""
 
     def transform(self, sample: Mapping[str, Any]) -> Any:
-        """Returns a row as a prompt, led by its `system_prompt`; raises ValueError if a rubric lacks something."""
+        """Returns a row as a prompt, after its `system_prompt`; raises ValueError if a rubric is incomplete."""
         for i, rubric in enumerate(sample["rubrics"]):
             if not isinstance(rubric, Mapping) or not {"name", "description", "weight"} <= rubric.keys():
                 raise ValueError(f"rubric {i} must have a name, a description and a weight")
@@ -56,7 +56,7 @@ class BaseRubricDataset(BaseExperimentalGrpoDataset):
 
 
 def to_prompt(sample: Any) -> Prompt:
-    """Returns a mapping with `prompt`, a text or turns, as a prompt; raises Unusable for any other."""
+    """Returns a mapping with `prompt`, text or turns, as a Prompt; raises UnusableValue for any other."""
     prompt = sample if isinstance(sample, Prompt) else SHAPES["prompt"](sample)
-    assert isinstance(prompt, Prompt), "its shape says so"
+    assert isinstance(prompt, Prompt), "the converter of prompts returns nothing else"
     return prompt

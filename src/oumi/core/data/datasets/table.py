@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data sets that ship, by name: the class of each, and its arguments where they are not those of the class."""
+"""The data sets that ship, by name: the class of each, and the arguments that differ from its defaults."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class Named:
     """A row of the table."""
 
     part: str
-    """`module:class`."""
+    """`module:class`, imported only when it is used."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """What the name says to the class; a config may say otherwise."""
+    """Arguments of the class; those of a config override them."""
     hub_name: str | None = None
-    """Id on the Hub, if it is not the name itself."""
+    """Id on the Hub, if it differs from the name."""
     is_script: bool = False
-    """On the Hub stands a script, which `datasets` no longer runs."""
+    """The Hub has a loading script, which `datasets` no longer runs."""
 
 
 _SFT, _VISION, _GRPO = "oumi.datasets.sft", "oumi.datasets.vision_language", "oumi.datasets.grpo"
@@ -31,7 +31,7 @@ _CAULDRON = f"{_VISION}.cauldron:CauldronDataset"
 
 
 def _text(column: str = "text", hub_name: str | None = None, is_script: bool = False) -> Named:
-    """Returns a data set of documents that stand in a column."""
+    """Returns a data set of documents in a column."""
     part = "oumi.core.data.datasets.texts:BasePretrainingDataset"
     return Named(part, {"dataset_text_field": column}, hub_name, is_script)
 
@@ -124,6 +124,6 @@ NAMES: dict[str, Named] = {
     "rar-medicine": Named(f"{_GRPO}.rar:RarDataset", hub_name="anisha2102/RaR-Medicine"),
     "rar-science": Named(f"{_GRPO}.rar:RarDataset", hub_name="anisha2102/RaR-Science"),
     "oumi-rlvr-rubric": Named(f"{_GRPO}.local:RubricRowsDataset"),
-    # Tensors, for tests
+    # Tensors, for tests. The name is misspelled upstream, and configs use it.
     "debug_classfication": Named("oumi.datasets.debug_classification:DebugClassificationDataset"),
 }

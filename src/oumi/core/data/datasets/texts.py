@@ -13,11 +13,11 @@ from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.types.example import Text
 
 _SHORTEST_ROW = 2
-"""Tokens of a row: one that is read, and one that is learned."""
+"""Tokens of a row: one to read, and one to predict."""
 
 
 class BasePretrainingDataset(BaseIterableDataset):
-    """Documents, all of which are learned."""
+    """A data set of documents, which are trained on completely."""
 
     holds = "texts"
     dataset_text_field = "text"
@@ -35,17 +35,20 @@ class BasePretrainingDataset(BaseIterableDataset):
         skip_last: bool = True,
         **named: Any,
     ) -> None:
-        """Takes where the texts are, and how they are joined.
+        """Sets the column of the texts, and how documents are joined.
 
         Args:
-            tokenizer: Taken for the sake of old code; a run has its own.
-            dataset_text_field: Column that holds the text; None takes that of the class, else `text`.
-            sample_by: What is one row of a text file, one of SAMPLES.
-            seq_length: Tokens of a row that is cut from documents end to end; None keeps each document by itself.
-            append_concat_token: The token that ends a text stands after each document.
-            add_special_tokens: What the tokenizer puts around a text stands around each document.
-            skip_last: What is left at the end, shorter than a row, is dropped.
-            **named: What every data set takes.
+            tokenizer: Not used, kept for compatibility: a run has its own.
+            dataset_text_field: Column of the text; None uses that of the class, `text` by default.
+            sample_by: Unit of a text file that is one row, one of SAMPLES.
+            seq_length: Tokens of a row. Documents are joined end to end and cut; None keeps them apart.
+            append_concat_token: Add the end token after each document.
+            add_special_tokens: Add the special tokens of the tokenizer to each document.
+            skip_last: Drop the last row if it is shorter than `seq_length`.
+            **named: Arguments of BaseIterableDataset.
+
+        Raises:
+            ConfigError: `sample_by` is unknown, or `seq_length` too small.
         """
         super().__init__(**named)
         if sample_by not in SAMPLES:
@@ -61,7 +64,7 @@ class BasePretrainingDataset(BaseIterableDataset):
         self._has_specials = add_special_tokens
 
     def transform(self, sample: Mapping[str, Any]) -> Any:
-        """Returns a row as a document."""
+        """Returns a row as a document; raises ValueError if it has no text."""
         text = sample[self.dataset_text_field]
         if not isinstance(text, str) or not text:
             raise ValueError(f"'{self.dataset_text_field}' must be text, and not empty")
