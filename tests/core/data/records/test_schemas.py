@@ -127,7 +127,7 @@ def test_a_row_of_another_shape_than_the_first_is_refused() -> None:
             {"messages": turns(USER, ASSISTANT), "images": ["data:image/png;base64,*"]},
             "an image in base64 that cannot",
         ),
-        ({"messages": turns(USER, ASSISTANT), "videos": ["a.mp4"]}, "the row: has 'videos', which is not built yet"),
+        ({"messages": turns(USER, ASSISTANT), "videos": ["a.mp4"]}, "has 'videos', which is not built yet"),
         ({"messages": turns(USER, ASSISTANT), "tools": [{"f": 1}]}, "a tool must be an object with a 'name'"),
         ({"messages": turns(USER, ASSISTANT), "tools": "{nope"}, "'tools' is text, but not JSON: {nope"),
         ({"messages": turns(USER, ASSISTANT), "tools": 3}, "'tools' must be a list of functions, got a number"),

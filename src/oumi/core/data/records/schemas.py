@@ -69,7 +69,7 @@ def to_value(row: Row, shape: str | None, schema: str | None = None) -> Row | Re
             raise UnusableValue(f"has the shape '{schema}', the rows before it '{shape}'")
         for key in ("videos", "audios"):
             if not says_nothing(record.get(key)):
-                raise UnusableValue(f"the row: has '{key}', which is not built yet")
+                raise UnusableValue(f"has '{key}', which is not built yet")
         if shape != "alpaca" and not says_nothing(record.get("history")):
             raise UnusableValue(f"has 'history', which is only read with instruction and output; this is '{shape}'")
         return Row(led_by_system(SHAPES[shape](record), record), row.source)
