@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Named data sets, reached through `oumi.core.datasets.DATASETS` or by their classes."""
+"""The data sets that ship, available by name in `oumi.core.datasets.DATASETS`, and by class here."""
 
 from importlib import import_module
 from typing import Any
@@ -48,6 +48,7 @@ _CLASSES = {
 
 
 def __getattr__(name: str) -> Any:
+    # Classes are imported when they are used: some import torch.
     if name not in _CLASSES:
         raise AttributeError(f"module 'oumi.datasets' has no attribute {name!r}")
     return getattr(import_module(f"oumi.datasets.{_CLASSES[name]}"), name)

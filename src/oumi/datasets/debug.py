@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets that are made, not read: the same rows each time, to try a run with."""
+"""Small generated data sets, with the same rows each time, to try out a run."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ _NAMES = ("Ada", "Bo", "Cleo", "Dan", "Eve")
 
 
 class DebugSftDataset(BaseSftDataset):
-    """Greetings."""
+    """Conversations of a greeting and its answer."""
 
     default_dataset = "debug_sft"
 
     def __init__(self, *, dataset_size: int = 5, **named: Any) -> None:
-        """Takes how many there are."""
+        """Sets the number of rows."""
         super().__init__(**named)
-        self.dataset_size = checked(dataset_size)
+        self.dataset_size = _checked_size(dataset_size)
 
     def _load_data(self) -> list[dict[str, Any]]:
-        return [{"question": _question(i), "answer": _answer(i)} for i in range(self.dataset_size)]
+        greetings = map(_greeting, range(self.dataset_size))
+        return [{"question": question, "answer": answer} for question, answer in greetings]
 
     def transform_conversation(self, example: Any) -> Conversation:
         """Returns a greeting and its answer."""
@@ -41,59 +42,55 @@ class DebugPretrainingDataset(BasePretrainingDataset):
     default_dataset = "debug_pretraining"
 
     def __init__(self, *, dataset_size: int = 1000, **named: Any) -> None:
-        """Takes how many there are."""
+        """Sets the number of rows."""
         super().__init__(**named)
-        self.dataset_size = checked(dataset_size)
+        self.dataset_size = _checked_size(dataset_size)
 
     def _load_data(self) -> list[dict[str, Any]]:
-        return [
-            {self.dataset_text_field: f"Document {i}. {_question(i)} {_answer(i)}"} for i in range(self.dataset_size)
-        ]
+        greetings = map(_greeting, range(self.dataset_size))
+        return [{self.dataset_text_field: f"Document {i}. {' '.join(texts)}"} for i, texts in enumerate(greetings)]
 
 
 class DebugDpoDataset(BaseDpoDataset):
-    """Greetings, and what would be a poor answer."""
+    """Greetings, each with a chosen and a rejected answer."""
 
     default_dataset = "debug_dpo"
 
     def __init__(self, *, dataset_size: int = 5, **named: Any) -> None:
-        """Takes how many there are."""
+        """Sets the number of rows."""
         super().__init__(**named)
-        self.dataset_size = checked(dataset_size)
+        self.dataset_size = _checked_size(dataset_size)
 
     def _load_data(self) -> list[dict[str, Any]]:
-        return [
-            {"prompt": _question(i), "chosen": _answer(i), "rejected": "Go away."} for i in range(self.dataset_size)
-        ]
+        greetings = map(_greeting, range(self.dataset_size))
+        return [{"prompt": prompt, "chosen": chosen, "rejected": "Go away."} for prompt, chosen in greetings]
 
 
 class DebugKtoDataset(BaseExperimentalKtoDataset):
-    """Greetings with good answers and poor ones, in turns."""
+    """Greetings with good and bad answers, alternating."""
 
     default_dataset = "debug_kto"
 
     def __init__(self, *, dataset_size: int = 5, **named: Any) -> None:
-        """Takes how many there are."""
+        """Sets the number of rows."""
         super().__init__(**named)
-        self.dataset_size = checked(dataset_size)
+        self.dataset_size = _checked_size(dataset_size)
 
     def _load_data(self) -> list[dict[str, Any]]:
         return [
-            {"prompt": _question(i), "completion": _answer(i) if i % 2 == 0 else "Go away.", "label": i % 2 == 0}
-            for i in range(self.dataset_size)
+            {"prompt": prompt, "completion": answer if i % 2 == 0 else "Go away.", "label": i % 2 == 0}
+            for i, (prompt, answer) in enumerate(map(_greeting, range(self.dataset_size)))
         ]
 
 
-def checked(dataset_size: Any) -> int:
-    """Returns a number of rows; raises ConfigError if it is none."""
+def _checked_size(dataset_size: Any) -> int:
+    """Returns the number of rows; raises ConfigError unless it is an integer > 0."""
     if not isinstance(dataset_size, int) or dataset_size < 1:
         raise ConfigError(f"dataset_kwargs.dataset_size: got {dataset_size!r}, must be a whole number, 1 or more")
     return dataset_size
 
 
-def _question(i: int) -> str:
-    return f"Hello, I am {_NAMES[i % len(_NAMES)]} number {i}."
-
-
-def _answer(i: int) -> str:
-    return f"Hello {_NAMES[i % len(_NAMES)]} number {i}, nice to meet you."
+def _greeting(i: int) -> tuple[str, str]:
+    """Returns a greeting and its answer."""
+    name = f"{_NAMES[i % len(_NAMES)]} number {i}"  # the number makes each row unique
+    return f"Hello, I am {name}.", f"Hello {name}, nice to meet you."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random vectors with classes, to try a loop of one's own with."""
+"""Random vectors with classes, to try out a custom training loop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 
 class DebugClassificationDataset(Dataset[dict[str, torch.Tensor]]):
-    """Features `[F]` and a class; the same for the same arguments."""
+    """Random features of shape [F] and a class; the same for the same arguments."""
 
     def __init__(
         self,
@@ -20,8 +20,16 @@ class DebugClassificationDataset(Dataset[dict[str, torch.Tensor]]):
         num_classes: int = 10,
         preprocessing_time_ms: float = 0,
     ) -> None:
-        """Takes how many there are, and how long it takes to fetch one."""
-        generator = torch.Generator().manual_seed(0)
+        """Generates the vectors.
+
+        Args:
+            dataset_size: Number of vectors.
+            feature_dim: Length F of a vector.
+            data_type: Name of a torch dtype.
+            num_classes: Number of classes.
+            preprocessing_time_ms: Time to sleep for each item, which simulates slow preprocessing.
+        """
+        generator = torch.Generator().manual_seed(0)  # leaves the global seed of the run alone
         self.features = torch.randn(dataset_size, feature_dim, generator=generator).to(getattr(torch, data_type))
         self.labels = torch.randint(num_classes, (dataset_size,), generator=generator)
         self.preprocessing_time_ms = preprocessing_time_ms

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What passes between the parts."""
+"""The types that the parts of Oumi exchange. Imports no torch."""
 
 from oumi.core.types.conversation import (
     ContentItem,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A chat: messages in order, each with the role that speaks."""
+"""Conversations: messages in order, each with the role of its speaker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import Base64Bytes, BaseModel, ConfigDict, field_serializer, field
 
 
 class Role(StrEnum):
-    """Who speaks."""
+    """Role of the speaker of a message."""
 
     SYSTEM = "system"
     USER = "user"
@@ -21,7 +21,7 @@ class Role(StrEnum):
 
 
 class Type(StrEnum):
-    """What a part of a message is."""
+    """Type of a part of a message."""
 
     TEXT = "text"
     IMAGE_PATH = "image_path"
@@ -30,12 +30,12 @@ class Type(StrEnum):
 
     @property
     def is_image(self) -> bool:
-        """Returns True for an image, wherever its bytes are."""
+        """Returns True for an image, given by path, URL or bytes."""
         return self != Type.TEXT
 
 
 class ContentItem(BaseModel):
-    """A part of a message: a text, or an image by path, URL or bytes."""
+    """A part of a message: text, or an image given by path, URL or bytes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,8 +43,9 @@ class ContentItem(BaseModel):
     content: str | None = None
     """The text, the path or the URL."""
     binary: bytes | None = None
-    """Bytes of an image; base64 in JSON."""
+    """Bytes of an image, base64 in JSON."""
 
+    # Not `Base64Bytes` itself: it decodes bytes too, so those of an image could not be passed as they are.
     @field_validator("binary", mode="before")
     @classmethod
     def _decode(cls, value: Any) -> Any:
@@ -59,15 +60,15 @@ class ContentItem(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> ContentItem:
         if self.type == Type.TEXT and (self.content is None or self.binary is not None):
-            raise ValueError("a part of type text has 'content', and no 'binary'")
+            raise ValueError("a part of type text must have 'content' and no 'binary'")
         if self.type == Type.IMAGE_BINARY and not self.binary:
-            raise ValueError("a part of type image_binary has 'binary', and it is not empty")
+            raise ValueError("a part of type image_binary must have a 'binary' that is not empty")
         if self.type in (Type.IMAGE_PATH, Type.IMAGE_URL) and not self.content and not self.binary:
-            raise ValueError(f"a part of type {self.type} has 'content', and it is not empty")
+            raise ValueError(f"a part of type {self.type} must have a 'content' that is not empty")
         return self
 
     def is_text(self) -> bool:
-        """Returns True for a text."""
+        """Returns True for text."""
         return self.type == Type.TEXT
 
     def is_image(self) -> bool:
@@ -80,22 +81,23 @@ class _FromBase64(BaseModel):
 
 
 class FunctionCall(BaseModel):
-    """Which function is called, and its arguments as JSON text."""
+    """The function of a tool call, and its arguments as JSON text."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow")  # OpenAI and others add keys, which templates may read
 
     name: str
     arguments: str = "{}"
 
     @field_validator("arguments", mode="before")
     @classmethod
-    def _spell(cls, value: Any) -> Any:
+    def _to_json(cls, value: Any) -> Any:
+        # Rows have arguments as text, as OpenAI does, or as an object, as many templates do.
         if value is None:
             return "{}"
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
     def values(self) -> Any:
-        """Returns the arguments as values, or as text where they are not JSON."""
+        """Returns the arguments as values, or as text if they are not JSON."""
         try:
             return json.loads(self.arguments)
         except ValueError:
@@ -103,7 +105,7 @@ class FunctionCall(BaseModel):
 
 
 class ToolCall(BaseModel):
-    """A call that the assistant makes."""
+    """A tool call of the assistant."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -113,7 +115,7 @@ class ToolCall(BaseModel):
 
 
 class ToolDefinition(BaseModel):
-    """A function that the assistant may call: the schema of OpenAI's interface."""
+    """A function that the assistant may call, in the format of the OpenAI API."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -122,7 +124,7 @@ class ToolDefinition(BaseModel):
 
 
 class Message(BaseModel):
-    """What one of them says."""
+    """A message of a conversation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -130,24 +132,24 @@ class Message(BaseModel):
     content: str | list[ContentItem] | None = None
     id: str | None = None
     name: str | None = None
-    """Of the speaker, or of the tool whose result this is."""
+    """Name of the speaker, or of the tool that returned this result."""
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
-    """Which call this is the result of."""
+    """Id of the tool call that returned this result."""
     reasoning_content: str | None = None
-    """What the assistant thought before it spoke."""
+    """Reasoning of the assistant before its answer."""
     train: bool | None = None
-    """Whether a turn of the assistant is trained; None leaves it to the run."""
+    """Whether the message is trained on; None leaves it to the run."""
 
     @model_validator(mode="after")
     def _check(self) -> Message:
         if self.content is None and not self.tool_calls:
-            raise ValueError("a message has 'content' or 'tool_calls'")
+            raise ValueError("a message must have 'content' or 'tool_calls'")
         return self
 
     @property
     def text(self) -> str:
-        """Returns the text of the message, its parts joined."""
+        """Returns the text of the message; its text parts are joined without a separator."""
         if isinstance(self.content, list):
             return "".join(item.content or "" for item in self.content if item.is_text())
         return self.content or ""
@@ -170,26 +172,26 @@ class Message(BaseModel):
         return [item for item in self.content_items if item.is_image()]
 
     def contains_images(self) -> bool:
-        """Returns True if there is an image."""
+        """Returns True if a part is an image."""
         return isinstance(self.content, list) and any(item.is_image() for item in self.content)
 
     def contains_text(self) -> bool:
-        """Returns True if there is a text."""
+        """Returns True if a part is text."""
         return bool(self.text_content_items)
 
     def compute_flattened_text_content(self, separator: str = " ") -> str:
-        """Returns the texts of the message, joined."""
+        """Returns the text parts of the message, joined by a separator."""
         return separator.join(item.content or "" for item in self.text_content_items)
 
 
 class Conversation(BaseModel):
-    """A chat."""
+    """A conversation."""
 
     model_config = ConfigDict(extra="forbid")
 
     messages: list[Message]
     conversation_id: str | None = None
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}  # pydantic copies the default for each instance
     tools: list[ToolDefinition] | None = None
     """Functions that the assistant may call."""
 
@@ -197,17 +199,17 @@ class Conversation(BaseModel):
         return self.messages[index]
 
     def first_message(self, role: Role | None = None) -> Message | None:
-        """Returns the first message, of `role` if one is named."""
+        """Returns the first message, that of `role` if set; None if there is none."""
         return next(iter(self.filter_messages(role)), None)
 
     def last_message(self, role: Role | None = None) -> Message | None:
-        """Returns the last message, of `role` if one is named."""
+        """Returns the last message, that of `role` if set; None if there is none."""
         return next(reversed(self.filter_messages(role)), None)
 
     def filter_messages(
         self, role: Role | None = None, filter_fn: Callable[[Message], bool] | None = None
     ) -> list[Message]:
-        """Returns the messages of a role that a function accepts."""
+        """Returns the messages of `role` for which `filter_fn` returns True; None accepts all."""
         return [
             message
             for message in self.messages
@@ -215,27 +217,27 @@ class Conversation(BaseModel):
         ]
 
     def contains_images(self) -> bool:
-        """Returns True if a message holds an image."""
+        """Returns True if a message contains an image."""
         return any(message.contains_images() for message in self.messages)
 
     def append_id_to_string(self, text: str) -> str:
-        """Returns the text, followed by the id of the chat if it has one."""
+        """Returns the text, followed by `_` and the id of the conversation if it has one."""
         return f"{text}_{self.conversation_id}" if self.conversation_id else text
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain values."""
+        """Returns the conversation as plain values, without fields that are None."""
         return self.model_dump(mode="json", exclude_none=True, exclude_defaults=False)
 
     def to_json(self) -> str:
-        """Returns JSON text."""
+        """Returns the conversation as JSON text."""
         return json.dumps(self.to_dict(), ensure_ascii=False)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Conversation:
-        """Returns the conversation in plain values."""
+        """Returns a conversation from plain values; raises pydantic's ValidationError if they are invalid."""
         return cls.model_validate(data)
 
     @classmethod
     def from_json(cls, data: str) -> Conversation:
-        """Returns the conversation in JSON text."""
+        """Returns a conversation from JSON text; raises pydantic's ValidationError if it is invalid."""
         return cls.model_validate_json(data)

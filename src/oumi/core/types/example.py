@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A row on its way to a batch, and where it came from."""
+"""Rows on their way to a batch, each with its source."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 from oumi.core.types.conversation import ContentItem, Conversation, Message
 
-if TYPE_CHECKING:  # a plan knows these classes, and is made without numpy
+if TYPE_CHECKING:  # plans use these classes, and do not import numpy
     import numpy as np
     import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a row stands, so that every refusal can name it."""
+    """The location of a row, which every message about the row names."""
 
     dataset: str
-    """Name of the data set, as the config gives it."""
+    """Name of the data set, as in the config."""
     path: str
     """File, or `name[split]` of a Hub data set."""
     line: int
-    """Line in the file (from 1); of a Parquet file or a split of the Hub, the index of the row (from 0)."""
+    """Line in the file (from 1), or index of the row (from 0) in a Parquet file or a split of the Hub."""
     id: str | None = None
-    """What the row calls itself, in its column `conversation_id` or `id`."""
+    """Id of the row, from its column `conversation_id` or `id`."""
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}"
@@ -34,45 +34,48 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One record as it was read."""
+    """A record, as it was read or converted."""
 
     value: Any
     source: Source
 
 
 def row_of(value: Any, source: Source) -> Row:
-    """Returns a record with what it calls itself in its source."""
+    """Returns a record as a Row, with its own id in the source."""
     if isinstance(value, Mapping):
-        name = value.get("conversation_id", value.get("id"))
-        if isinstance(name, str | int) and name != "":
-            return Row(value, Source(source.dataset, source.path, source.line, str(name)))
+        row_id = value.get("conversation_id", value.get("id"))
+        if isinstance(row_id, str | int) and row_id != "":
+            return Row(value, Source(source.dataset, source.path, source.line, str(row_id)))
     return Row(value, source)
 
 
 @dataclass(frozen=True, slots=True)
 class RejectedRow:
-    """A record that cannot be used, and why."""
+    """A record that cannot be used, and the reason."""
 
     source: Source
     reason: str
-    """What is wrong; what is wrong with this row alone stands after a colon."""
+    """The problem. Details of this row alone follow a colon, so that a report counts rows with the same problem."""
     excerpt: str = ""
-    """The first characters of the record, control characters escaped."""
+    """The first characters of the record, with control characters escaped."""
     num_tokens: int = 0
-    """Of the record, where it was found out only as tokens."""
+    """Tokens of the record, if it was rejected after tokenization."""
     num_targets: int = 0
+    """Trained tokens among them."""
 
     def __str__(self) -> str:
         reason = printable(self.reason)
-        shown = reason if len(reason) <= _MAX_REASON else reason[:_MAX_REASON] + "..."
-        return f"{self.source}: {shown}" + (f": {self.excerpt}" if self.excerpt else "")
+        if len(reason) > _MAX_REASON:
+            reason = reason[:_MAX_REASON] + "..."
+        return f"{self.source}: {reason}" + (f": {self.excerpt}" if self.excerpt else "")
 
 
 _MAX_REASON = 300
+"""Characters of a reason in a message; errors of libraries and user code may be long."""
 
 
 def printable(text: str) -> str:
-    """Returns a text in which whatever does not print, or could steer a terminal, is written out."""
+    """Returns a text with all characters escaped that do not print, such as those that control a terminal."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
@@ -80,35 +83,35 @@ def printable(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Token ids `[T]` of one or more documents, which of them are trained, and where they came from."""
+    """Token ids of shape [T] of one or more documents, which of them are trained, and their sources."""
 
     tokens: npt.NDArray[np.int32]
     is_target: npt.NDArray[np.bool_]
-    """True where the token itself is to be predicted (from the tokens before it)."""
+    """True if the token itself is to be predicted from the tokens before it."""
     source: Source
     starts: tuple[int, ...] = (0,)
-    """Where each document begins: none sees another."""
+    """Index of the first token of each document. Documents do not attend to each other."""
     others: tuple[Source, ...] = ()
-    """Where the documents after the first came from, if not from `source`."""
+    """Sources of the documents after the first, if they differ from `source`."""
     num_cut: int = 0
-    """Tokens of its row that were cut off."""
+    """Tokens of the row that were truncated."""
     images: tuple[tuple[ContentItem, ...], ...] = ()
-    """Those of each document, in order; empty if there are none at all."""
+    """Images of each document, in order; empty if no document has any."""
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """JSON values that a method needs beside tokens, by name, such as the label of a judged completion."""
+    """Further JSON values that a method needs, by name, such as the label of a judged completion."""
 
     @property
     def lengths(self) -> list[int]:
-        """Returns the tokens of each document."""
+        """Returns the number of tokens of each document."""
         return [end - start for start, end in pairwise([*self.starts, len(self.tokens)])]
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """Returns where each document came from."""
+        """Returns the source of each document."""
         return (self.source, *self.others) if self.others else (self.source,) * len(self.starts)
 
     def documents(self) -> list[Example]:
-        """Returns each document as an example of its own."""
+        """Returns each document as a separate example."""
         if len(self.starts) == 1:
             return [self]
         ends = (*self.starts[1:], len(self.tokens))
@@ -122,7 +125,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A prompt and what is to follow it, both as plain text."""
+    """A prompt and its completion, both as plain text."""
 
     prompt: str
     completion: str
@@ -130,18 +133,18 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A document, all of which is learned."""
+    """A document, which is trained on completely."""
 
     text: str
     has_end: bool = True
-    """The token that ends a text stands after it."""
+    """Add the end token after it."""
     has_specials: bool = True
-    """What the tokenizer puts around a text, such as a start token, stands around it."""
+    """Add the special tokens of the tokenizer, such as a start token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Two ways to go on from the same beginning, of which one is better: chats, or plain text."""
+    """A chosen and a rejected answer to the same prompt: conversations, or plain text."""
 
     chosen: Conversation | Completion
     rejected: Conversation | Completion
@@ -149,7 +152,7 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """A chat or a completion, and whether it is a good one (KTO, Ethayarajh et al. 2024)."""
+    """A conversation or a completion, judged good or bad (KTO, Ethayarajh et al. 2024)."""
 
     value: Conversation | Completion
     is_good: bool
@@ -157,7 +160,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is asked, and whatever a reward function may need to judge the answer."""
+    """A prompt, and what a reward function may need to score the answer."""
 
     messages: tuple[Message, ...]
     columns: Mapping[str, Any]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BerryBench: how often each letter stands in a word."""
+"""BerryBench: count how often each letter occurs in a word."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ INSTRUCTION = (
 
 
 class BerryBenchGrpoDataset(BaseExperimentalGrpoDataset):
-    """A question, and `metadata` with what answers it."""
+    """Questions, with the answer in `metadata`."""
 
     default_dataset = "oumi-ai/berrybench-v0.1.1"
 
     def transform(self, sample: Mapping[str, Any]) -> Any:
-        """Returns the question, led by how to answer it, and `metadata`."""
+        """Returns the question after the instruction, and `metadata`."""
         return {"prompt": led_by(INSTRUCTION, sample), "metadata": field_of(sample, "metadata")}

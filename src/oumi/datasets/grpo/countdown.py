@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Countdown: reach a number with others, as rows that verl reads."""
+"""Countdown: combine numbers to reach a target, in the row format of verl."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ INSTRUCTION = (
 
 
 class CountdownGrpoDataset(BaseExperimentalGrpoDataset):
-    """Some numbers, and the one to reach."""
+    """Numbers, and the target to reach with them."""
 
     default_dataset = "d1shs0ap/countdown"
 
     def transform(self, sample: Mapping[str, Any]) -> Any:
-        """Returns the task; what it is judged by are both the target and the numbers."""
+        """Returns the prompt, with the target and the numbers as ground truth of the reward."""
         numbers, target = field_of(sample, "nums"), field_of(sample, "target")
         if not isinstance(numbers, list) or not all(isinstance(number, int) for number in [*numbers, target]):
             raise UnusableValue(f"'nums' must be a list of whole numbers and 'target' one, got {kind_of(numbers)}")

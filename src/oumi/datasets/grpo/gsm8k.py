@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GSM8K: word problems, as rows that verl reads."""
+"""GSM8K: math word problems, in the row format of verl."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ INSTRUCTION = 'Reason step by step, and write the final answer after "####".'
 
 
 class Gsm8kGrpoDataset(BaseExperimentalGrpoDataset):
-    """A problem, and the number that solves it."""
+    """Word problems with a number as their answer."""
 
     default_dataset = "openai/gsm8k"
     default_subset = "main"
 
     def transform(self, sample: Mapping[str, Any]) -> Any:
-        """Returns the problem with the number behind the `####` of its solution."""
+        """Returns the problem, with the number after `####` in its solution as ground truth."""
         question, solution = text_of(sample, "question"), text_of(sample, "answer")
+        # The last mark, since a solution may contain others.
         _, mark, answer = solution.rpartition("####")
         if not mark or not answer.strip():
             raise UnusableValue("'answer' has no number after '####'")
@@ -28,6 +29,7 @@ class Gsm8kGrpoDataset(BaseExperimentalGrpoDataset):
             "data_source": self.default_dataset,
             "prompt": [{"role": "user", "content": f"{question} {INSTRUCTION}"}],
             "ability": "math",
+            # Thousands separators and currency are no part of the number.
             "reward_model": {"style": "rule", "ground_truth": answer.strip().replace(",", "").replace("$", "")},
             "extra_info": {"split": self.split, "question": question, "answer": solution},
         }

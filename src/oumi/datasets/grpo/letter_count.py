@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often a letter stands in a word."""
+"""Count how often a letter occurs in a word."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ INSTRUCTION = r"End with the answer: a whole number, written in digits inside \b
 
 
 class LetterCountGrpoDataset(BaseExperimentalGrpoDataset):
-    """A question, and the count that answers it."""
+    """Questions, with the count as their answer."""
 
     default_dataset = "oumi-ai/oumi-letter-count"
 
     def transform(self, sample: Mapping[str, Any]) -> Any:
-        """Returns the question, led by how to answer it, and `letter_count`."""
-        count = sample["letter_count"] if "letter_count" in sample else _counted(field_of(sample, "metadata"))
+        """Returns the question after the instruction, and `letter_count`."""
+        if "letter_count" in sample:
+            count = sample["letter_count"]
+        else:  # on the Hub, the count is within the metadata
+            metadata = field_of(sample, "metadata")
+            if not isinstance(metadata, Mapping):
+                raise UnusableValue("'metadata' must be an object with 'letter_count_integer'")
+            count = field_of(metadata, "letter_count_integer")
         if not isinstance(count, int):
             raise UnusableValue(f"'letter_count' must be a whole number, got {count!r}")
         return {"prompt": led_by(INSTRUCTION, sample), "letter_count": count}
 
 
 def led_by(instruction: str, sample: Mapping[str, Any]) -> list[Any]:
-    """Returns the turns of a row, or its prompt as one, after a turn of the system."""
+    """Returns a system turn with an instruction, and the turns or the prompt of a row after it."""
     turns = sample.get("messages") or field_of(sample, "prompt")
     if isinstance(turns, str):
         turns = [{"role": "user", "content": turns}]
     return [{"role": "system", "content": instruction}, *turns]
-
-
-def _counted(metadata: Any) -> Any:
-    if not isinstance(metadata, Mapping):
-        raise UnusableValue("'metadata' must be an object with 'letter_count_integer'")
-    return field_of(metadata, "letter_count_integer")

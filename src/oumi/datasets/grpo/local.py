@@ -7,7 +7,7 @@ from oumi.core.datasets import BaseExperimentalGrpoDataset, BaseRubricDataset
 
 
 class PromptsDataset(BaseExperimentalGrpoDataset):
-    """Rows with `prompt`, a text or turns; a reward reads the other columns."""
+    """Rows with `prompt`, text or turns; a reward reads the other columns."""
 
     is_local = True
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rubrics as Rewards: questions of medicine and science, with what a good answer must do."""
+"""Rubrics as Rewards: questions about medicine and science, with rubrics for a good answer."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from oumi.core.datasets import BaseRubricDataset
 
 
 class RarDataset(BaseRubricDataset):
-    """A question and its rubrics; the reference answer stands in `metadata`."""
+    """Questions with rubrics, and the reference answer in `metadata`."""
 
     default_dataset = "anisha2102/RaR-Medicine"
 
     def transform(self, sample: Mapping[str, Any]) -> Any:
-        """Returns the question with its rubrics, each called by its title."""
+        """Returns the question with its rubrics, whose `title` becomes their `name`."""
         rubrics = [
             {("name" if key == "title" else key): value for key, value in rubric.items()}
             for rubric in list_of(sample, "rubric")

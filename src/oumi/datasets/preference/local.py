@@ -7,12 +7,12 @@ from oumi.core.datasets import BaseDpoDataset, BaseExperimentalKtoDataset
 
 
 class PreferencePairsDataset(BaseDpoDataset):
-    """Rows of `prompt`, `chosen` and `rejected`, each a text or turns."""
+    """Rows with `prompt`, `chosen` and `rejected`, each of them text or turns."""
 
     is_local = True
 
 
 class KtoRowsDataset(BaseExperimentalKtoDataset):
-    """Rows of `prompt`, `completion` and `label`."""
+    """Rows with `prompt`, `completion` and `label`."""
 
     is_local = True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mixture of preferences by mlabonne."""
+"""ORPO-DPO-mix-40k by mlabonne, a mixture of preference data sets."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from oumi.core.datasets import BaseDpoDataset
 
 
 class OrpoDpoMixDataset(BaseDpoDataset):
-    """Pairs of whole chats: each holds the prompt already, so the column of that name is not read."""
+    """Pairs of whole conversations."""
 
     default_dataset = "mlabonne/orpo-dpo-mix-40k"
 
     def transform_preference(self, sample: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns both chats."""
+        """Returns both conversations, without the column `prompt`: each of them begins with it."""
         return {"chosen": sample["chosen"], "rejected": sample["rejected"]}

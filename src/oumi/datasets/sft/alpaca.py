@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets of instruction, input and output."""
+"""Alpaca: instructions with an optional input, and their outputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from oumi.core.data.records.fields import text_of
 from oumi.core.datasets import BaseSftDataset
 from oumi.core.types.conversation import Conversation, Message, Role
 
-# The sentences that the Alpaca project put before every instruction.
+# The original prompts of the Alpaca project.
 _WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request."
@@ -21,21 +21,22 @@ _WITHOUT_INPUT = (
 
 
 class AlpacaDataset(BaseSftDataset):
-    """Alpaca and its descendants."""
+    """Alpaca, and data sets in its format."""
 
     default_dataset = "tatsu-lab/alpaca"
 
     def __init__(self, *, include_system_prompt: bool = True, **named: Any) -> None:
-        """Takes whether the sentence of the Alpaca project goes before each instruction."""
+        """Sets whether a conversation begins with the prompt of the Alpaca project, as a system turn."""
         super().__init__(**named)
         self.include_system_prompt = include_system_prompt
 
     def transform_conversation(self, example: Mapping[str, Any]) -> Conversation:
-        """Returns a row as question and answer; an input follows the instruction below a heading."""
+        """Returns a row as a question and an answer; an input follows the instruction, below a heading."""
         question, extra, output = example["instruction"], example.get("input") or "", example["output"]
         for name, text in (("instruction", question), ("output", output)):
             if not isinstance(text, str):
                 raise ValueError(f"'{name}' must be text")
+        # Dropping them would train on half of a conversation.
         for name in ("system", "history"):
             if example.get(name):
                 raise ValueError(f"has '{name}', which this data set does not read; text_sft does")
@@ -51,12 +52,12 @@ class AlpacaDataset(BaseSftDataset):
 
 
 class AlpacaEvalDataset(BaseSftDataset):
-    """Instructions that wait for an answer."""
+    """AlpacaEval: instructions without an answer, to evaluate a model."""
 
     default_dataset = "tatsu-lab/alpaca_eval"
 
     def __init__(self, *, include_system_prompt: bool = False, **named: Any) -> None:
-        """Takes whether the sentence of the Alpaca project goes before each instruction."""
+        """Sets whether a conversation begins with the prompt of the Alpaca project, as a system turn."""
         super().__init__(**named)
         self.include_system_prompt = include_system_prompt
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dolly, as Argilla curated it."""
+"""Dolly, in the version curated by Argilla."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from oumi.core.types.conversation import Conversation, Message, Role
 
 
 class DollyDataset(BaseSftDataset):
-    """Instructions with their answers, some with a context."""
+    """Instructions with answers, some of them with a context."""
 
     default_dataset = "argilla/databricks-dolly-15k-curated-en"
 
     def __init__(self, *, use_new_fields: bool = True, **named: Any) -> None:
-        """Takes whether the curated columns are read, or the original ones."""
+        """Sets whether the curated or the original columns are read."""
         super().__init__(**named)
         self._prefix = "new" if use_new_fields else "original"
 
     def transform_conversation(self, example: Mapping[str, Any]) -> Conversation:
-        """Returns a row as question and answer; a context follows the instruction."""
+        """Returns a row as a question and an answer; a context follows the instruction."""
         question, answer = (self._text(example, name) for name in ("instruction", "response"))
         if f"{self._prefix}-context" in example and (context := self._text(example, "context")):
             question = f"{question}\n\nContext: {context}"
@@ -33,7 +33,7 @@ class DollyDataset(BaseSftDataset):
         )
 
     def _text(self, example: Mapping[str, Any], name: str) -> str:
-        """Returns a column: text, or the first of the values that the annotators gave."""
+        """Returns the text of a column; curated columns have a list of annotations, of which the first is taken."""
         key = f"{self._prefix}-{name}"
         value = field_of(example, key)
         if isinstance(value, Mapping):

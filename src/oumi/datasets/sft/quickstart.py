@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions about words, made from a seed: what the embedded model learns in `oumi quickstart`.
+"""Questions about words, generated from a seed: the data of `oumi quickstart`.
 
-A word belongs to one split only, by its digest. So a question of the test split asks about a word that no
-training row holds, whatever the seeds.
+A word belongs to one split only, by its checksum. So a question of the test split is about a word that no training
+row contains, for any seed.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ Turn = tuple[str, str]
 """A question and its answer."""
 
 _SHARES = {"train": range(0, 90), "validation": range(90, 95), "test": range(95, 100)}
-"""Which of a hundred digests belong to a split."""
+"""Checksums modulo 100 of the words of each split."""
 
 _LENGTHS = (3, 4, 5, 6, 6, 7, 7, 8, 8, 8)
-"""Letters of a word; long ones are harder, so there are more of them."""
+"""Numbers of letters to choose from; long words are harder, so they are more frequent."""
 
 _MAX_TURNS = 3
 _LETTERS, _VOWELS, _CONSONANTS = "abcdefghijklmnopqrstuvwxyz", "aeiou", "bcdfghjklmnpqrstvwxyz"
 
 
 class QuickstartDataset(BaseSftDataset):
-    """Chats of one to three questions each: spell a word backwards, count its letters."""
+    """Conversations of one to three questions: spell a word backwards, or count its letters."""
 
     default_dataset = "oumi/quickstart"
 
     def __init__(self, *, num_rows: int = 14_400, seed: int = 0, **named: Any) -> None:
-        """Takes how many chats to make, and from which seed; the rest as every data set does."""
+        """Sets the number of conversations and the seed; see BaseSftDataset for the other arguments."""
         super().__init__(**named)
         for name, value, least in (("num_rows", num_rows, 1), ("seed", seed, 0)):
             if not isinstance(value, int) or value < least:
@@ -46,13 +46,13 @@ class QuickstartDataset(BaseSftDataset):
         self.seed = seed
 
     def raw_rows(self) -> Iterator[Row]:
-        """Yields the turns of each chat, with its index as its line."""
+        """Yields the questions and answers of each conversation, with its index as the line."""
         split = self.split or "train"
         for i, turns in enumerate(make_chats(split, self.num_rows, self.seed)):
             yield Row(turns, Source(self.dataset_name, f"{self.dataset_name}[{split}]", i))
 
     def transform_conversation(self, example: Any) -> Conversation:
-        """Returns turns as a conversation."""
+        """Returns questions and answers as a conversation."""
         roles = (Role.USER, Role.ASSISTANT)
         return Conversation(
             messages=[
@@ -61,20 +61,20 @@ class QuickstartDataset(BaseSftDataset):
         )
 
     def count(self) -> int:
-        """Returns how many chats there are."""
+        """Returns the number of conversations."""
         return self.num_rows
 
 
 def make_chats(split: str, num_rows: int, seed: int) -> Iterator[list[Turn]]:
-    """Yields `num_rows` chats of one to three turns about words of `split`, the same for the same seed."""
+    """Yields `num_rows` conversations of one to three questions about words of `split`; a seed determines them."""
     check_split(split)
-    rng = random.Random(f"chats {split} {seed}")
+    rng = random.Random(f"chats {split} {seed}")  # a text as seed gives the same numbers in every process
     for _ in range(num_rows):
         yield [_make_turn(rng, split) for _ in range(rng.randint(1, _MAX_TURNS))]
 
 
 def make_questions(split: str, num_questions: int, seed: int = 0) -> list[Turn]:
-    """Returns different questions with their answers, about words that belong to `split`."""
+    """Returns distinct questions with their answers, about words of `split`."""
     check_split(split)
     rng = random.Random(f"questions {split} {seed}")
     questions: dict[str, str] = {}
@@ -85,29 +85,28 @@ def make_questions(split: str, num_questions: int, seed: int = 0) -> list[Turn]:
 
 
 def split_of(word: str) -> str:
-    """Returns the split that a word belongs to."""
-    share = zlib.crc32(word.encode()) % 100
+    """Returns the split of a word."""
+    share = zlib.crc32(word.encode()) % 100  # `hash` of a text differs between processes
     return next(split for split, shares in _SHARES.items() if share in shares)
 
 
 def check_split(split: str) -> None:
-    """Raises ConfigError unless there is such a split."""
+    """Raises ConfigError if the split is unknown."""
     if split not in _SHARES:
         hint = did_you_mean(split, _SHARES) or f"; there are {', '.join(_SHARES)}"
         raise ConfigError(f"oumi/quickstart: unknown split '{split}'{hint}")
 
 
 def _make_turn(rng: random.Random, split: str) -> Turn:
-    word = _make_word(rng)
-    while split_of(word) != split:
-        word = _make_word(rng)
+    while split_of(word := _make_word(rng)) != split:  # words of other splits are drawn again
+        pass
     if rng.random() < 0.5:
         return f"Spell {word} backwards.", word[::-1]
     return f"How many letters are in {word}?", str(len(word))
 
 
 def _make_word(rng: random.Random) -> str:
-    """Returns a word: one time in two one that could be spoken, else any letters."""
+    """Returns a word: random letters, or with probability 0.5 alternating vowels and consonants."""
     length = rng.choice(_LENGTHS)
     if rng.random() < 0.5:
         return "".join(rng.choices(_LETTERS, k=length))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chats in a local file, of any known shape."""
+"""Conversations of any known shape, in local files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FORMATS = {
     "oumi": "messages",
     "messages": "messages",
     "conversation": "conversation",
-    "conversations": None,
+    "conversations": None,  # detected: turns may have either spelling
     "sharegpt": "sharegpt",
     "alpaca": "alpaca",
     "prompt_completion": "prompt_completion",
@@ -20,12 +20,12 @@ _FORMATS = {
 
 
 class TextSftDataset(ShapedDataset):
-    """Local files, or rows in memory; the shape is that of the first row, or `format`."""
+    """Local files, or rows in memory; their shape is `format`, or that of the first row."""
 
     is_local = True
 
     def __init__(self, *, format: str | None = None, **named: Any) -> None:
-        """Takes the name of the shape, if it is not to be found out."""
+        """Sets the name of the shape; None detects it."""
         super().__init__(**named)
         if format is not None and format not in _FORMATS:
             hint = did_you_mean(format, _FORMATS) or f"; known: {', '.join(_FORMATS)}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets of images with what they show."""
+"""Data sets of images with captions."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ REQUEST = "Describe this image."
 
 
 class CaptionDataset(VisionLanguageSftDataset):
-    """A column of images and one of captions; of several captions the first is learned."""
+    """A column of images and one of captions; of several captions, the first is used."""
 
     def __init__(self, *, image_column: str = "image", caption_column: str = "caption", **named: Any) -> None:
-        """Takes how the columns are called."""
+        """Sets the names of the columns."""
         super().__init__(**named)
         self.image_column = image_column
         self.caption_column = caption_column
@@ -28,7 +28,7 @@ class CaptionDataset(VisionLanguageSftDataset):
         caption = field_of(example, self.caption_column)
         if isinstance(caption, list) and caption:
             caption = caption[0]
-        if isinstance(caption, Mapping):
+        if isinstance(caption, Mapping):  # COCO has objects with the text in `raw`
             caption = caption.get("raw")
         if not isinstance(caption, str) or not caption:
             raise UnusableValue(f"'{self.caption_column}' must be text, and not empty")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Cauldron, and what has its columns."""
+"""The Cauldron, and data sets with its columns."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from oumi.core.types.conversation import Conversation
 
 
 class CauldronDataset(VisionLanguageSftDataset):
-    """Images, and exchanges of `user` and `assistant` about them."""
+    """Images, and questions with answers about them."""
 
     default_dataset = "HuggingFaceM4/the_cauldron"
 
     def transform_conversation(self, example: Mapping[str, Any]) -> Conversation:
-        """Returns the exchanges as a chat, all images before the first question."""
+        """Returns the exchanges as a conversation, with all images before the first question."""
         turns = [
             {"role": role, "content": exchange[role]}
             for exchange in list_of(example, "texts")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Geometry3K: problems of geometry, each with its drawing."""
+"""Geometry3K: geometry problems, each with a drawing."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ INSTRUCTION = (
 
 
 class Geometry3kDataset(VisionLanguageSftDataset):
-    """A problem, its drawing, and the answer."""
+    """Geometry problems with a drawing and an answer."""
 
     default_dataset = "hiyouga/geometry3k"
 
     def __init__(self, *, add_system_instruction: bool = False, **named: Any) -> None:
-        """Takes whether the system asks for reasoning, or the user, after the problem."""
+        """Sets whether the instruction is a system turn, or follows the problem."""
         super().__init__(**named)
         self.add_system_instruction = add_system_instruction
 
     def transform_conversation(self, example: Mapping[str, Any]) -> Conversation:
-        """Returns the drawing with the problem, and the answer."""
+        """Returns a question of drawing and problem, and the answer."""
         images = list_of(example, "images")
         if len(images) != 1:
-            raise UnusableValue(f"has {len(images)} images, a problem has one")
+            raise UnusableValue(f"has {len(images)} images, expected 1")
+        # The mark stands for the drawing, which is a part of its own here.
         problem = text_of(example, "problem").replace("<image>", "").strip()
         if self.add_system_instruction:
             return question_chat(images, problem, text_of(example, "answer"), INSTRUCTION)

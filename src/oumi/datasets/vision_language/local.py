@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chats and preferences with images, in local files or as turns."""
+"""Conversations and preferences with images, in known shapes."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from oumi.core.datasets import VisionLanguageDpoDataset, VisionLanguageSftDatase
 
 
 class ImagedTurnsDataset(VisionLanguageSftDataset):
-    """Chats of any known shape, whose images stand in the turns or beside them in `images`."""
+    """Conversations of any known shape, with images in the turns or in a column `images`."""
 
     def transform_conversation(self, example: Mapping[str, Any]) -> Any:
-        """Returns the row itself: its shape says what it is."""
+        """Returns the row itself, which is converted by its shape."""
         return example
 
 
 class VLJsonlinesDataset(ImagedTurnsDataset):
-    """Local files of such chats."""
+    """Local files of such conversations."""
 
     is_local = True
 
 
 class VisionDpoJsonlinesDataset(VisionLanguageDpoDataset):
-    """Local files of `prompt`, `images`, `chosen` and `rejected`."""
+    """Local files of rows with `prompt`, `images`, `chosen` and `rejected`."""
 
     is_local = True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PixMo: questions that were made of captions."""
+"""PixMo: questions that were generated from captions."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ _SPEAKER = re.compile(r"\s*\[(USER|ASSISTANT)\]\s*")
 
 
 class PixmoCapQaDataset(VisionLanguageSftDataset):
-    """An image, turns in one text with `[USER]` and `[ASSISTANT]` before each, and the last answer."""
+    """Images, a text of turns marked with `[USER]` and `[ASSISTANT]`, and the last answer."""
 
     default_dataset = "allenai/pixmo-cap-qa"
 
     def transform_conversation(self, example: Mapping[str, Any]) -> Conversation:
-        """Returns the turns and the answer."""
+        """Returns the turns with the image, and the answer."""
+        # Splitting yields speakers and texts in turn, after the text before the first mark, usually an empty one.
         first, *rest = _SPEAKER.split(text_of(example, "question").strip())
         spoken = [("USER", first), *zip(rest[::2], rest[1::2], strict=True)]
         turns = [{"role": speaker.lower(), "content": text} for speaker, text in spoken if text]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets of one question about items."""
+"""Data sets of questions about images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from oumi.datasets.sft.turns import named_by
 
 
 class ImageQuestionDataset(VisionLanguageSftDataset):
-    """A column of items, one of questions, and perhaps one of answers."""
+    """A column of images, one of questions, and optionally one of answers."""
 
     def __init__(
         self,
@@ -27,7 +27,19 @@ class ImageQuestionDataset(VisionLanguageSftDataset):
         system_prompt_column: str | None = None,
         **named: Any,
     ) -> None:
-        """Takes how the columns are called, and what the system says: the same in each row, or a column."""
+        """Sets the columns and the system turn.
+
+        Args:
+            image_column: Column of an image, or of a list of images.
+            question_column: Column of the question.
+            answer_column: Column of the answer; None for a data set without answers.
+            system_prompt: System turn of every row.
+            system_prompt_column: Column of the system turn, instead of the same one for every row.
+            named: Arguments of VisionLanguageSftDataset.
+
+        Raises:
+            ConfigError: Both forms of the system turn are set.
+        """
         super().__init__(**named)
         if system_prompt and system_prompt_column:
             raise ConfigError("dataset_kwargs: system_prompt and system_prompt_column exclude each other")
@@ -38,7 +50,7 @@ class ImageQuestionDataset(VisionLanguageSftDataset):
         self.system_prompt_column = system_prompt_column
 
     def transform_conversation(self, example: Mapping[str, Any]) -> Conversation:
-        """Returns the items with the question, and the answer if the data set has any."""
+        """Returns the images with the question, and the answer if the data set has answers."""
         system = text_of(example, self.system_prompt_column) if self.system_prompt_column else self.system_prompt
         answer = text_of(example, self.answer_column) if self.answer_column else None
         if answer == "":
@@ -49,12 +61,12 @@ class ImageQuestionDataset(VisionLanguageSftDataset):
 
 
 class HuggingFaceVisionDataset(ImageQuestionDataset):
-    """Any data set of the Hub with such columns."""
+    """Any data set on the Hub with such columns."""
 
     def __init__(
         self, *, hf_dataset_path: str = "", image_column: str = "", question_column: str = "", **named: Any
     ) -> None:
-        """Takes its id on the Hub, and the columns; the rest as ImageQuestionDataset does."""
+        """Sets the id on the Hub and the required columns; see ImageQuestionDataset for the other arguments."""
         for key, value in (("image_column", image_column), ("question_column", question_column)):
             if not value:
                 raise ConfigError(f"dataset_kwargs.{key}: required: the name of a column")
@@ -62,13 +74,13 @@ class HuggingFaceVisionDataset(ImageQuestionDataset):
 
 
 def question_chat(images: Any, question: str, answer: str | None, system: str | None = None) -> Conversation:
-    """Returns a question about items, with its answer if there is one.
+    """Returns a question about images as a conversation; raises UnusableValue if there is no image.
 
     Args:
-        images: An image, or a list of them: an image of Pillow, bytes, a path, a URL, or an object that holds one.
-        question: What is asked.
-        answer: What is to be learned; None waits for it.
-        system: What the system says before.
+        images: An image or a list of images, in any form that `image_item` accepts.
+        question: The question, which follows the images.
+        answer: The answer; None for a question alone.
+        system: Text of a system turn.
     """
     items = [image_item(image) for image in (images if isinstance(images, list) else [images])]
     if not items:

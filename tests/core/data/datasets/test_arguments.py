@@ -103,7 +103,7 @@ def test_geometry_asks_for_reasoning_as_the_system_where_told_so() -> None:
     row = {"images": ["a.png"], "problem": "<image>Find x.", "answer": "3"}
     told = shown_row("hiyouga/geometry3k", row, add_system_instruction=True)
     assert told == [f"system: {geometry3k.INSTRUCTION}", "user: [image_path a.png]Find x.", "assistant: 3"]
-    assert shown_row("hiyouga/geometry3k", {**row, "images": []}) == "has 0 images, a problem has one"
+    assert shown_row("hiyouga/geometry3k", {**row, "images": []}) == "has 0 images, expected 1"
 
 
 def image() -> Any:
