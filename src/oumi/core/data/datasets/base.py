@@ -173,8 +173,10 @@ class BaseMapDataset:
         except KeyError as error:
             # `transform` may also raise it without a name, or for a mapping within the row.
             name = error.args[0] if error.args else None
-            has_hint = isinstance(name, str) and isinstance(row.value, Mapping)
-            reason = f"has no column {error}{did_you_mean(name, map(str, row.value)) if has_hint else ''}"
+            hint = ""
+            if isinstance(name, str) and isinstance(row.value, Mapping):
+                hint = did_you_mean(name, map(str, row.value))
+            reason = f"has no column {error}{hint}"
         except ValidationError as error:
             first = error.errors()[0]
             reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
@@ -188,10 +190,10 @@ class BaseMapDataset:
         return self.stored.count() if is_local and self.concatenation is None and self.is_stored else None
 
     def content(self) -> dict[str, str] | None:
-        """Returns digests of the files of the rows and of the code that converts them, None if rows have no files."""
+        """Returns digests of the files of the rows and of the code that converts them, None if they depend on more."""
         if not self.is_stored:
             return None
-        stored = self.stored.sizes() if self.is_streamed else self.stored.content()
+        stored = self.stored.content(self.is_streamed)
         if stored is None:
             return None
         # The last class of the order is `object`.

@@ -45,12 +45,15 @@ class HubSource:
         """Returns the number of records."""
         return len(self._rows)
 
-    def content(self) -> dict[str, str]:
-        """Returns the digest of each cached file of the split, and its name with the number of its rows."""
+    def content(self, is_streamed: bool = False) -> dict[str, str]:
+        """Returns the name of the split with the number of its rows and, unless `is_streamed`, digests of its files."""
         # A split expression such as `train[:100]` shares its files with others; its name and rows tell them apart.
+        rows = {"rows": f"{self._place} {len(self._rows)}"}
+        if is_streamed:
+            return rows
         files = {Path(file["filename"]) for file in self._rows.cache_files}
         digests = {f"{i} {file.name}": digest_of(file) for i, file in enumerate(sorted(files))}
-        return digests | {"rows": f"{self._place} {len(self._rows)}"}
+        return digests | rows
 
     def indexed(self) -> IndexedRows | None:
         """Returns the source itself, which has random access."""
@@ -60,10 +63,6 @@ class HubSource:
         """Returns a reader that starts at a place, or at the first record."""
         first = place["row"] if place else 0
         return IteratorReader(map(self.__getitem__, range(first, len(self))), first)
-
-    def sizes(self) -> dict[str, str]:
-        """Returns the name of the split with the number of its rows."""
-        return {"rows": f"{self._place} {len(self)}"}
 
 
 class HubStreamSource:
@@ -85,9 +84,9 @@ class HubStreamSource:
         """Returns None: the number of records is known only after reading them."""
         return None
 
-    def content(self) -> dict[str, str]:
-        """Returns the name of the split alone, since its content is not downloaded."""
-        return self.sizes()
+    def content(self, is_streamed: bool = True) -> dict[str, str]:
+        """Returns the name of the split alone, since its files are not downloaded."""
+        return {"stream": self._place}
 
     def indexed(self) -> IndexedRows | None:
         """Returns None: a stream has no random access."""
@@ -96,10 +95,6 @@ class HubStreamSource:
     def reader(self, place: Place | None) -> HubReader:
         """Returns a reader that starts at a place, or at the first record."""
         return HubReader(_undecoded(self._open()), self._dataset, self._place, place)
-
-    def sizes(self) -> dict[str, str]:
-        """Returns the name of the split."""
-        return {"stream": self._place}
 
 
 def load_hub_rows(name: str, subset: str | None, split: str, is_streamed: bool) -> HubSource | HubStreamSource:

@@ -41,8 +41,10 @@ class MemorySource:
         """Returns the number of records."""
         return self._length
 
-    def content(self) -> dict[str, str] | None:
-        """Returns the digest of the records, None if JSON cannot represent them."""
+    def content(self, is_streamed: bool = False) -> dict[str, str] | None:
+        """Returns the digest of the records, or their number if `is_streamed`; None if JSON cannot represent them."""
+        if is_streamed:
+            return {self._place: str(self._length)}
         try:
             text = json.dumps(list(self._records), sort_keys=True)
         except (TypeError, ValueError):
@@ -57,10 +59,6 @@ class MemorySource:
         """Returns a reader that starts at a place, or at the first record."""
         first = place["row"] if place else 0
         return IteratorReader(map(self.__getitem__, range(first, len(self))), first)
-
-    def sizes(self) -> dict[str, str]:
-        """Returns the number of records."""
-        return {self._place: str(self._length)}
 
 
 class LimitedSource:
@@ -79,9 +77,9 @@ class LimitedSource:
         count = self._rows.count()
         return None if count is None else min(count, self._limit)
 
-    def content(self) -> dict[str, str] | None:
+    def content(self, is_streamed: bool = False) -> dict[str, str] | None:
         """Returns the content of the whole source, and the limit."""
-        content = self._rows.content()
+        content = self._rows.content(is_streamed)
         return None if content is None else {**content, "limit": str(self._limit)}
 
     def indexed(self) -> IndexedRows | None:
@@ -92,10 +90,6 @@ class LimitedSource:
     def reader(self, place: Place | None) -> RowReader:
         """Returns a reader that starts at a place, or at the first record."""
         return _LimitedReader(self._rows.reader(place), self._limit, place["taken"] if place else 0)
-
-    def sizes(self) -> dict[str, str]:
-        """Returns the sizes of the whole source, and the limit."""
-        return {**self._rows.sizes(), "limit": str(self._limit)}
 
     @property
     def is_large(self) -> bool:

@@ -34,8 +34,11 @@ class RowSource(Protocol):
         """Returns the number of records, None if it is known only after reading them."""
         ...
 
-    def content(self) -> Mapping[str, str] | None:
-        """Returns a digest of each file by name, None if the records are not plain values."""
+    def content(self, is_streamed: bool = False) -> Mapping[str, str] | None:
+        """Returns what identifies the records, by name: digests, or sizes if `is_streamed`, when nothing is read ahead.
+
+        None if the records are not plain values.
+        """
         ...
 
     def indexed(self) -> IndexedRows | None:
@@ -44,10 +47,6 @@ class RowSource(Protocol):
 
     def reader(self, place: Place | None) -> RowReader:
         """Returns a reader that starts at a place, or at the first record."""
-        ...
-
-    def sizes(self) -> Mapping[str, str]:
-        """Returns what identifies the files without reading them, such as their sizes, by name."""
         ...
 
     @property
@@ -81,11 +80,14 @@ class FileSource:
         counts = [count_rows(path) for path in self._files]
         return None if None in counts else sum(count or 0 for count in counts)
 
-    def content(self) -> dict[str, str]:
-        """Returns the SHA-256 of each file, by name."""
+    def content(self, is_streamed: bool = False) -> dict[str, str]:
+        """Returns the SHA-256 of each file by name, or its size in bytes if `is_streamed`."""
         # Files in different folders may have the same name; their number tells them apart.
-        digests = {f"{i} {path.name}": digest_of(path) for i, path in enumerate(self._files)}
-        return digests | {"sample_by": self._sample_by}
+        content = {
+            f"{i} {path.name}": str(size_of(path)) if is_streamed else digest_of(path)
+            for i, path in enumerate(self._files)
+        }
+        return content | {"sample_by": self._sample_by}
 
     def indexed(self) -> IndexedRows | None:
         """Returns the records with random access if all files are uncompressed JSON Lines."""
@@ -101,11 +103,6 @@ class FileSource:
     def _sizes(self) -> list[int | None]:
         """Returns the number of bytes of each file when the first reader was opened, so that all find a change."""
         return [size_of(path) for path in self._files]
-
-    def sizes(self) -> dict[str, str]:
-        """Returns the current size of each file in bytes, by name."""
-        sizes = {f"{i} {path.name}": str(size_of(path)) for i, path in enumerate(self._files)}
-        return sizes | {"sample_by": self._sample_by}
 
     @property
     def is_large(self) -> bool:
