@@ -59,6 +59,7 @@ class ContentItem(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> ContentItem:
+        # An image given by path or URL may have its bytes too.
         if self.type == Type.TEXT and (self.content is None or self.binary is not None):
             raise ValueError("a part of type text must have 'content' and no 'binary'")
         if self.type == Type.IMAGE_BINARY and not self.binary:
@@ -126,7 +127,7 @@ class ToolDefinition(BaseModel):
 class Message(BaseModel):
     """A message of a conversation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid")  # a misspelled key must not be dropped silently
 
     role: Role
     content: str | list[ContentItem] | None = None
@@ -143,7 +144,7 @@ class Message(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Message:
-        if self.content is None and not self.tool_calls:
+        if self.content is None and not self.tool_calls:  # an assistant that calls tools may say nothing
             raise ValueError("a message must have 'content' or 'tool_calls'")
         return self
 
@@ -173,6 +174,7 @@ class Message(BaseModel):
 
     def contains_images(self) -> bool:
         """Returns True if a part is an image."""
+        # Not `content_items`, which would build a part for each plain text.
         return isinstance(self.content, list) and any(item.is_image() for item in self.content)
 
     def contains_text(self) -> bool:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # plans use these classes, and do not import numpy
     import numpy.typing as npt
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)  # slots save memory, since every row has one
 class Source:
     """The location of a row, which every message about the row names."""
 
@@ -76,7 +76,7 @@ _MAX_REASON = 300
 
 def printable(text: str) -> str:
     """Returns a text with all characters escaped that do not print, such as those that control a terminal."""
-    if text.isprintable():
+    if text.isprintable():  # almost always, and much faster than a look at each character
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
@@ -113,7 +113,7 @@ class Example:
     def documents(self) -> list[Example]:
         """Returns each document as a separate example."""
         if len(self.starts) == 1:
-            return [self]
+            return [self]  # with `columns` and `num_cut`, which belong to a whole row
         ends = (*self.starts[1:], len(self.tokens))
         parts = [slice(start, end) for start, end in zip(self.starts, ends, strict=True)]
         images_of_documents = self.images or ((),) * len(parts)

@@ -25,7 +25,9 @@ class CountdownGrpoDataset(BaseExperimentalGrpoDataset):
         """Returns the prompt, with the target and the numbers as ground truth of the reward."""
         numbers, target = field_of(sample, "nums"), field_of(sample, "target")
         if not isinstance(numbers, list) or not all(isinstance(number, int) for number in [*numbers, target]):
-            raise UnusableValue(f"'nums' must be a list of whole numbers and 'target' one, got {kind_of(numbers)}")
+            raise UnusableValue(
+                f"'nums' must be a list of whole numbers and 'target' a whole number, got {kind_of(numbers)}"
+            )
         shown = ", ".join(map(str, numbers))
         return {
             "data_source": "countdown",

@@ -39,4 +39,5 @@ class DollyDataset(BaseSftDataset):
         if isinstance(value, Mapping):
             values = field_of(value, "value")
             value = (values[0] if values else "") if isinstance(values, list) else values
+        # A context may be null; for any other column, `text_of` reports it.
         return text_of({key: "" if value is None and name == "context" else value}, key)

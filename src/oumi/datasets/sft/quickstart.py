@@ -77,7 +77,7 @@ def make_questions(split: str, num_questions: int, seed: int = 0) -> list[Turn]:
     """Returns distinct questions with their answers, about words of `split`."""
     check_split(split)
     rng = random.Random(f"questions {split} {seed}")
-    questions: dict[str, str] = {}
+    questions: dict[str, str] = {}  # drops repeated questions, and keeps the order
     while len(questions) < num_questions:
         question, answer = _make_turn(rng, split)
         questions[question] = answer

@@ -67,6 +67,7 @@ class HuggingFaceVisionDataset(ImageQuestionDataset):
         self, *, hf_dataset_path: str = "", image_column: str = "", question_column: str = "", **named: Any
     ) -> None:
         """Sets the id on the Hub and the required columns; see ImageQuestionDataset for the other arguments."""
+        # Their defaults let this error name the key of the config, unlike a missing argument.
         for key, value in (("image_column", image_column), ("question_column", question_column)):
             if not value:
                 raise ConfigError(f"dataset_kwargs.{key}: required: the name of a column")

@@ -22,7 +22,7 @@ class ShapedDataset(BaseSftDataset):
         """Returns a row converted, or the reason why it cannot be used."""
         if isinstance(row, RejectedRow) or isinstance(row.value, VALUES):
             return row
-        schema = detect_shape(row.value)
+        schema = detect_shape(row.value)  # of each row: one of another shape is rejected
         self.shape = self.shape or schema
         return to_value(row, self.shape, schema)
 
@@ -30,6 +30,7 @@ class ShapedDataset(BaseSftDataset):
     def holds(self) -> str:  # type: ignore[override]  # detected, not declared
         """Returns the kind of the converted rows; reading it fixes the shape of the data set."""
         if self.shape is None:
+            # Broken rows have no shape. No more rows are read than it takes to find one.
             rows = (row for row in self.raw_rows() if isinstance(row, Row))
             self.shape = next(filter(None, (detect_shape(row.value) for row in rows)), None)
         return _KINDS.get(self.shape or "", "chats")

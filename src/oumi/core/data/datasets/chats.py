@@ -188,14 +188,16 @@ class VisionLanguageSftDataset(BaseSftDataset):
 
     def value_of(self, row: Any) -> Any:
         """Returns a row converted, with at most `max_images` images, or the reason why it cannot be used."""
-        limited = super().value_of(row)
-        if self.max_images is None or not isinstance(limited, Row) or not isinstance(limited.value, Conversation):
-            return limited
-        return Row(with_fewer_images(limited.value, self.max_images), limited.source)
+        converted = super().value_of(row)
+        if self.max_images is None or not isinstance(converted, Row) or not isinstance(converted.value, Conversation):
+            return converted
+        # Only now: the conversion rejects a row whose turns do not refer to all of its images.
+        return Row(with_fewer_images(converted.value, self.max_images), converted.source)
 
     def element(self, row: Row) -> Any:
         """Returns a row with images as the output of the processor, any other as BaseSftDataset does."""
         value = self._checked(row).value
+        # A row without images needs no processor.
         has_images = isinstance(value, Conversation) and value.contains_images()
         if self.return_conversations or not has_images:
             return super().element(row)

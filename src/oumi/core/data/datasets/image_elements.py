@@ -53,10 +53,11 @@ class ImageElementWriter:
         """
         turns = chat.messages[:-1] if is_prompt and chat.messages[-1].role == Role.ASSISTANT else chat.messages
         features = dict(self._processed(turns, is_prompt))
-        ids = features["input_ids"][0]
+        ids = features["input_ids"][0]  # the processor returns a batch
         is_target = self._assistant_mask(turns, ids.tolist()) if self._assistant_only else [True] * len(ids)
         pairs = zip(ids.tolist(), is_target, strict=True)
         labels = [token if trained and token not in self._image_tokens else IGNORED for token, trained in pairs]
+        # With a batch dimension, as the other features have.
         features |= {"labels": ids.new_tensor(labels)[None]}
         for name in ("input_ids", "attention_mask", "labels"):
             features[name] = features[name][0] if as_tensors else features[name][0].tolist()
@@ -73,6 +74,7 @@ class ImageElementWriter:
             labels = features.pop("labels")
             ids = features.pop("input_ids")
             both.append((list(map(int, ids)), [label != IGNORED for label in labels]))
+        # Both conversations have the same images, so those of the last one are returned.
         features.pop("attention_mask")  # of one whole text, so it fits none of the parts
         lists: dict[str, Any] = dict(cut_pair(*both))
         if as_tensors:
@@ -98,13 +100,14 @@ class ImageElementWriter:
         """Returns a part of a message in the form that `apply_chat_template` of processors reads."""
         if item.is_text():
             return {"type": "text", "text": item.content}
-        if item.binary is None and self._max_size is None:
+        if item.binary is None and self._max_size is None:  # the processor loads the image
             return {"type": "image", "url" if item.type == Type.IMAGE_URL else "path": item.content}
         from PIL import Image
         from transformers.image_utils import load_image
 
         image = Image.open(io.BytesIO(item.binary)) if item.binary else load_image(item.content)
         if self._max_size is not None:
+            # Shrinks in place and keeps the aspect ratio; smaller images stay as they are.
             image.thumbnail((self._max_size, self._max_size))
         return {"type": "image", "image": image.convert("RGB")}
 

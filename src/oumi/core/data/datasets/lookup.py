@@ -66,7 +66,7 @@ def dataset_for(params: DatasetParams, is_streamed: bool = False) -> BaseMapData
                 **kwargs,
             }
         )
-    except TypeError as error:
+    except TypeError as error:  # those of the config are checked above, so it is about the other arguments
         raise ConfigError(f"data set '{name}': {class_.__name__}.__init__ must take **kwargs: {error}") from error
     dataset.is_streamed = is_streamed
     return dataset
@@ -81,6 +81,7 @@ def unread_arguments(params: DatasetParams) -> list[str]:
 def _class_of(params: DatasetParams) -> tuple[str, type[BaseMapDataset]]:
     """Returns the registered name of a data set, that of its subset if there is one, and its class."""
     import_extra_files()
+    # A subset may be registered as a data set of its own.
     full_name = f"{params.dataset_name}/{params.subset}"
     name = full_name if full_name in DATASETS else params.dataset_name
     return name, DATASETS.get(name) if name in DATASETS else ShapedDataset
@@ -95,7 +96,7 @@ def _warn_of_script(name: str) -> None:
     )
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=1)  # so that each file runs once per process
 def import_extra_files() -> None:
     """Imports the Python files listed in OUMI_EXTRA_DEPS_FILE, which register data sets and other parts of the user."""
     listing = os.environ.get("OUMI_EXTRA_DEPS_FILE")

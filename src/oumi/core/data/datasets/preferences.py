@@ -103,6 +103,7 @@ class VisionLanguageDpoDataset(BaseDpoDataset):
     def element(self, row: Row) -> Any:
         """Returns a row as token ids of the prompt and both answers, with the processed images."""
         value = self._checked(row).value
+        # Both answers have the same prompt, and the images are in it.
         has_images = isinstance(value.chosen, Conversation) and value.chosen.contains_images()
         return self._image_writer.pair(value, self.return_tensors) if has_images else super().element(row)
 

@@ -46,6 +46,7 @@ class BaseRubricDataset(BaseExperimentalGrpoDataset):
         for i, rubric in enumerate(sample["rubrics"]):
             if not isinstance(rubric, Mapping) or not {"name", "description", "weight"} <= rubric.keys():
                 raise ValueError(f"rubric {i} must have a name, a description and a weight")
+        # Turns may have a system turn of their own, so only text gets one.
         if not sample.get("system_prompt") or not isinstance(sample.get("prompt"), str):
             return sample
         turns = [

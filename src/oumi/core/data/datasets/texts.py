@@ -57,6 +57,7 @@ class BasePretrainingDataset(BaseIterableDataset):
         if seq_length is not None and (not isinstance(seq_length, int) or seq_length < _SHORTEST_ROW):
             raise ConfigError(f"dataset_kwargs.seq_length: got {seq_length!r}, must be a whole number, 2 or more")
         self.tokenizer = tokenizer
+        # A subclass may set the column as a class attribute.
         self.dataset_text_field = dataset_text_field or type(self).dataset_text_field
         self.sample_by = sample_by
         self.concatenation = None if seq_length is None else Concatenation(seq_length, skip_last)

@@ -113,7 +113,7 @@ def _checked(value: Any, text: str, source: Source) -> Row | RejectedRow:
 def read_list(path: Path, dataset: str) -> Iterator[Row | RejectedRow]:
     """Yields the rows of a JSON list, each with the line on which it begins.
 
-    The rows are parsed one by one, since `json.load` would tell no lines and hold all rows in memory.
+    The rows are parsed one by one, since `json.load` would give no line numbers and keep all rows in memory.
 
     Raises:
         DataError: The list is truncated, or not valid JSON.
