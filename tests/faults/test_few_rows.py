@@ -42,10 +42,10 @@ EMPTY = {
     "an empty file": "data.jsonl: empty",
     "an empty directory": "data: no data file; expected a name that ends in .jsonl",
     "a directory without data": "data: no data file; expected a name that ends in .jsonl",
-    "blank lines": "there is no row to train on",
-    "an empty list": "there is no row to train on",
-    "a BOM": "there is no row to train on",
-    "no usable row": "there is no row to train on: 3 of 3 rows cannot be used, the first: ",
+    "blank lines": "there are no rows to train on",
+    "an empty list": "there are no rows to train on",
+    "a BOM": "there are no rows to train on",
+    "no usable row": "there are no rows to train on: 3 of 3 rows cannot be used, the first: ",
 }
 
 

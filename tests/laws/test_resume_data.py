@@ -128,7 +128,7 @@ def test_a_stream_without_a_row_to_train_on_is_told_before_the_first_step(tmp_pa
     config = config_of(tmp_path, "streamed and joined")
     config.data.train.datasets[1].dataset_kwargs = {"seq_length": 128}
     Path(config.data.train.datasets[1].dataset_path or "").write_text('{"text": "short"}\n')
-    with pytest.raises(DataError, match=r"set-1\.jsonl has no row to train on; do its documents fill one row"):
+    with pytest.raises(DataError, match=r"set-1\.jsonl has no rows to train on; do its documents fill one row"):
         train(config)
 
 

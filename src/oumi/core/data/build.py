@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of tokens of one data set: found where it was kept, or made, here or in a process beside the training."""
+"""Opens the token table of a data set: from the cache, or by tokenizing its rows here or in a second process."""
 
 from __future__ import annotations
 
@@ -36,18 +36,19 @@ from oumi.core.types.conversation import Conversation
 from oumi.core.types.example import Judged, Preference, Prompt, Text
 
 _SCHEMAS: dict[type, str] = {Preference: "preference", Judged: "kto", Prompt: "prompt"}
-"""The schema in which rows that can be read in several ways are read, by what they are to stand for."""
+"""The schema for rows that fit several schemas, by the type of example that the method trains on."""
 _HOLDS: dict[type, str] = {
     Conversation: "chats", Text: "texts", Preference: "preferences", Judged: "judged completions", Prompt: "prompts",
 }  # fmt: skip
-"""What data sets call what their rows stand for."""
+"""Values of `BaseMapDataset.holds`, by the type of example."""
 _MAX_WORKERS = 8
 _NICENESS = 10
+"""Added to the priority value of the second process: the system schedules the training first."""
 
 
 @dataclass(frozen=True)
 class TableSpec:
-    """All that decides what is in a table, and how its rows may fail."""
+    """All settings that decide the content of a table. It is pickled and sent to the process that tokenizes."""
 
     params: DatasetParams
     model: ModelPlan
@@ -57,20 +58,20 @@ class TableSpec:
     """The split's section of the config."""
     max_rejected: int
     began: datetime
-    """The date and time that chat templates tell."""
+    """The date and time that chat templates write."""
     may_grow: bool = True
-    """Rows may be trained before all of them are known."""
+    """Training may start before all rows are tokenized."""
     method: str = "next_token"
-    """What is learned from the rows, which decides what they may stand for."""
+    """The training method, which decides the types of rows that are allowed."""
     takes_images: bool = True
     tool_results: tuple[str, str] | None = None
-    """What opens and closes the results of tools within answers."""
+    """Strings that open and close the results of tools within answers."""
 
     def dataset(self, is_streamed: bool = False) -> BaseMapDataset:
-        """Returns the data set; where its rows may be read in several ways, as those that the method takes.
+        """Returns the data set; rows that fit several schemas are read with the schema of the method.
 
         Raises:
-            DataError: It holds rows of another kind.
+            DataError: The method does not train on rows of this type.
         """
         dataset = dataset_for(self.params, is_streamed)
         rows = METHODS[self.method].rows
@@ -83,23 +84,24 @@ class TableSpec:
         return dataset
 
     def tokenize_spec(self, dataset: BaseMapDataset) -> TokenizeSpec:
-        """Returns what is asked of the rows of a data set."""
+        """Returns how the rows of a data set are tokenized."""
         return TokenizeSpec(self.train_on, self.max_length(dataset), self.truncation, self.tool_results)
 
     def supervision(self, dataset: BaseMapDataset) -> TokenizeSpec:
-        """Returns what the rows of a data set are to teach: texts are learned whole, whatever is asked of chats."""
+        """Returns which tokens the rows of a data set should train."""
+        # `train_on` is about the turns of a chat; plain texts have none, and train all of their tokens.
         spec = self.tokenize_spec(dataset)
         return replace(spec, train_on="all") if dataset.holds == "texts" else spec
 
     def ledger(self) -> Ledger:
-        """Returns an account that nothing is in yet."""
+        """Returns an empty ledger for this data set."""
         return Ledger(self.params.dataset_path or self.params.dataset_name, self.key, self.max_rejected)
 
     def max_length(self, dataset: BaseMapDataset) -> int | None:
-        """Returns how many tokens a row may have, None for documents that are cut when they are joined.
+        """Returns the largest number of tokens of a row, None for documents that are cut when they are concatenated.
 
         Raises:
-            ConfigError: Joined rows would be longer than the model takes, or are to be truncated.
+            ConfigError: Concatenated rows would exceed the model's length, or `truncation` is set for them.
         """
         limit = self.model.max_length
         if dataset.concatenation is None:
@@ -110,18 +112,18 @@ class TableSpec:
                 f"{dataset.concatenation.length}, the model takes {limit} tokens"
             )
         if self.truncation is not None:
-            raise ConfigError(f"{self.key}.truncation: documents that are joined (seq_length) are not truncated")
+            raise ConfigError(f"{self.key}.truncation: documents that are concatenated (seq_length) are not truncated")
         return None
 
     def row_tokenizer(self, dataset: BaseMapDataset, preprocessor: Preprocessor) -> RowTokenizer:
-        """Returns what makes tokens of the rows of a data set."""
+        """Returns the tokenizer for the rows of a data set."""
         template = Template(preprocessor.tokenizer, preprocessor.tokenizer.chat_template, self.began)
         image_encoder = preprocessor.image_encoder if self.takes_images else None
         return RowTokenizer(preprocessor.tokenizer, template, self.tokenize_spec(dataset), image_encoder)
 
 
 def specs_of(plan: Plan, split: str, began: datetime) -> list[TableSpec]:
-    """Returns the table of each data set of a split, `train` or `validation`."""
+    """Returns the spec of each data set of a split, `train` or `validation`, in the order of the config."""
     mixed = plan.data.train if split == "train" else plan.data.validation
     return [
         TableSpec(
@@ -132,7 +134,8 @@ def specs_of(plan: Plan, split: str, began: datetime) -> list[TableSpec]:
             key=f"data.{split}",
             max_rejected=mixed.max_rejected_rows,
             began=began,
-            may_grow=may_grow(plan.data) and plan.steps.world_size == 1,  # one rank makes the tokens for all
+            # With several ranks, the main one tokenizes first, and the others read its tables from the cache.
+            may_grow=may_grow(plan.data) and plan.steps.world_size == 1,
             method=plan.method.name,
             takes_images=plan.is_native,
             tool_results=plan.data.tool_results,
@@ -143,66 +146,71 @@ def specs_of(plan: Plan, split: str, began: datetime) -> list[TableSpec]:
 
 @dataclass(frozen=True)
 class IdentifiedTable:
-    """A table, and what it is known by when a run is resumed."""
+    """A table, with the digest by which a resumed run recognizes its rows."""
 
     table: TokenTable | LazyTable | ConcatenatedTable
     identity: str
     supervision: TokenizeSpec
-    """What its rows are to teach."""
+    """Which tokens its rows should train."""
 
 
 def open_table(spec: TableSpec, preprocessor: Preprocessor, ledger: Ledger) -> IdentifiedTable:
-    """Returns the table of a data set, and enters what became of its rows in a ledger.
+    """Returns the table of a data set, and counts its rows in a ledger.
 
-    What was tokenized before is read. A large data set is tokenized by processes of its own; where any of its rows
-    is found at once, the training begins meanwhile.
+    The table is read from the cache if it is there. A large data set is tokenized by a second process; if its rows have
+    random access, training starts before that process ends.
 
     Raises:
-        DataError: More rows cannot be used than the split allows.
+        DataError: More rows are rejected than the split allows.
     """
     dataset = spec.dataset()
-    opened = _open(spec, dataset, preprocessor, ledger)
+    opened = _open_rows(spec, dataset, preprocessor, ledger)
     table, concatenation = opened.table, dataset.concatenation
     if concatenation is None:
         return opened
-    assert isinstance(table, TokenTable), "what grows is not joined"
+    assert isinstance(table, TokenTable), "a table that grows is not concatenated"
     try:
-        joined = ConcatenatedTable(table, concatenation)
+        concatenated = ConcatenatedTable(table, concatenation)
     except DataError as error:
         raise DataError(f"{ledger.dataset}: {error}") from None
-    ledger.counts = joined.account(ledger.counts)
+    ledger.counts = concatenated.account(ledger.counts)
     return replace(
         opened,
-        table=joined,
+        table=concatenated,
         identity=digest_of_values({"rows": opened.identity, "concatenation": asdict(concatenation)}),
     )
 
 
-def _open(spec: TableSpec, dataset: BaseMapDataset, preprocessor: Preprocessor, ledger: Ledger) -> IdentifiedTable:
+def _open_rows(spec: TableSpec, dataset: BaseMapDataset, preprocessor: Preprocessor, ledger: Ledger) -> IdentifiedTable:
     inputs = inputs_of(spec, dataset, preprocessor)
     supervision = spec.supervision(dataset)
     if inputs is None:
         table = tokenize_rows(dataset.rows(), spec.row_tokenizer(dataset, preprocessor), ledger)
         return IdentifiedTable(table, table.digest, supervision)
     folder, identity = token_cache(), identity_of(inputs)
-    kept = find_table(folder, inputs)
-    if kept is None:
+    cached = find_table(folder, inputs)
+    if cached is None:
         logger.info("%s is tokenized: %s", ledger.dataset, why_missed(folder, inputs))
-        if _is_worth_processes(spec, dataset):
-            making = _TableProcess(spec, folder, inputs, ledger)
-            if _may_grow(spec, dataset):
-                indexed = dataset.indexed()
-                assert indexed is not None, "any row is found at once"
-                growing = LazyTable(
-                    indexed, dataset.value_of, spec.row_tokenizer(dataset, preprocessor), making, ledger
-                )
+        # The second process looks up the class of the data set by name: it must be ours, or in a file that it imports.
+        is_importable = type(dataset).__module__.startswith(("oumi.", EXTRA_MODULE))
+        is_requested = spec.params.transform_num_workers is not None and _num_workers(spec) > 1
+        if is_importable and (is_requested or dataset.stored.is_large):
+            build = _TableProcess(spec, folder, inputs, ledger)
+            # Training may start early only if each row becomes exactly one example. By default, long texts are split.
+            splitting = ("split",) if dataset.holds == "chats" else (None, "split")
+            is_single = spec.truncation not in splitting and spec.max_rejected == 0 and dataset.concatenation is None
+            indexed = dataset.indexed() if spec.may_grow and is_single else None
+            if indexed is not None:
+                row_tokenizer = spec.row_tokenizer(dataset, preprocessor)
+                growing = LazyTable(indexed, dataset.value_of, row_tokenizer, build, ledger)
                 return IdentifiedTable(growing, identity, supervision)
-            kept = making.wait()
+            cached = build.wait()
         else:
-            kept = make_table(spec, dataset, preprocessor, ledger)
-    ledger.counts = Counts.from_state(kept.ledger)
+            cached = make_table(spec, dataset, preprocessor, ledger)
+    # The table has the counts of the run that wrote it, whose limit may have been another.
+    ledger.counts = Counts.from_state(cached.ledger)
     ledger.close()
-    return IdentifiedTable(kept, identity, supervision)
+    return IdentifiedTable(cached, identity, supervision)
 
 
 def make_table(
@@ -213,39 +221,46 @@ def make_table(
     num_workers: int = 1,
     parent: int | None = None,
 ) -> TokenTable:
-    """Returns the table of a data set, which is made now, unless another process has made it meanwhile.
+    """Tokenizes a data set into the cache, unless another process has done so meanwhile, and returns its table.
 
     Args:
-        spec: What is to be in it.
-        dataset: Whose rows.
-        preprocessor: Of the run.
-        ledger: The account of its rows.
-        num_workers: Processes that do the work.
-        parent: The process that waits for the table; once it is gone the work ends.
+        spec: Settings of the table.
+        dataset: Its rows are tokenized.
+        preprocessor: The tokenizer and the processor of the run.
+        ledger: Counts the rows.
+        num_workers: Number of processes that tokenize.
+        parent: Id of the process that waits for the table; this process exits when that one has ended.
+
+    Raises:
+        DataError: More rows are rejected than the spec allows, or the files were changed meanwhile.
     """
     inputs, folder = inputs_of(spec, dataset, preprocessor), token_cache()
-    assert inputs is not None, "only stored rows are kept"
+    assert inputs is not None, "only data sets from files are cached"
     with lock_table(folder, inputs):
-        kept = find_table(folder, inputs)
-        if kept is not None:
-            return kept
+        # Another process may have written the table while this one waited for the lock.
+        cached = find_table(folder, inputs)
+        if cached is not None:
+            return cached
         indexed = dataset.indexed() if num_workers > 1 else None
         raw = None if indexed is not None else dataset.raw_rows()
         chunks = chunks_of(raw, indexed, dataset.value_of, spec.row_tokenizer(dataset, preprocessor), num_workers)
-        unchanged = _if_unchanged(_until_parent_ends(chunks, parent), dataset, ledger)
-        return keep_table(folder, inputs, unchanged, ledger)
+        return keep_table(folder, inputs, _guard(chunks, dataset, ledger, parent), ledger)
 
 
 def inputs_of(spec: TableSpec, dataset: BaseMapDataset, preprocessor: Preprocessor) -> Inputs | None:
-    """Returns all that decides what is in a table, None where code that is no file decides it."""
+    """Returns all that decides the content of a table, by name; None if the rows do not come from files."""
     content = dataset.content()
     if content is None:
         return None
     template = spec.row_tokenizer(dataset, preprocessor).renderer.template
     params = spec.params
+    # Relative paths of images start at the working directory or at the data.
+    image_roots = [os.getcwd(), str(Path(params.dataset_path or "").expanduser().absolute())]
+    # A resumed run compares the digest of these names and values, so both must stay as they are. `why_missed` shows the
+    # names to the user.
     return {
         "dataset": [params.dataset_name, params.dataset_path, params.subset, params.split],
-        "place of images": _place_of(params) if preprocessor.image_encoder is not None else None,
+        "place of images": image_roots if preprocessor.image_encoder is not None else None,
         "arguments of the data set": params.dataset_kwargs,
         "content of the data": content,
         "tokenizer": preprocessor.digest,
@@ -261,65 +276,51 @@ def inputs_of(spec: TableSpec, dataset: BaseMapDataset, preprocessor: Preprocess
     }
 
 
-def _place_of(params: DatasetParams) -> list[str]:
-    """Returns what relative paths of images are relative to: where the process runs, and where the data stands."""
-    return [os.getcwd(), str(Path(params.dataset_path or "").expanduser().absolute())]
-
-
 class _TableProcess:
-    """A process that makes a table beside this one."""
+    """A second process that writes a table into the cache, a `TableBuild`."""
 
     def __init__(self, spec: TableSpec, folder: Path, inputs: Inputs, ledger: Ledger) -> None:
         self._folder, self._inputs, self._ledger = folder, inputs, ledger
+        # A new interpreter, since a fork would copy the locks that other threads of this process hold.
         command = [sys.executable, "-m", "oumi.core.data.build"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)  # the training goes before it
+        os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
         assert self._process.stdin is not None, "it is a pipe"
         self._process.stdin.write(pickle.dumps(spec))
         self._process.stdin.close()
 
     def poll(self) -> TokenTable | None:
-        """Returns the table once it is complete; raises DataError if rows cannot be used."""
-        return None if self._process.poll() is None else self._result()
+        """Returns the table if it is complete, otherwise None; raises as `wait` does."""
+        return None if self._process.poll() is None else self.wait()
 
     def wait(self) -> TokenTable:
-        """Returns the table when it is complete; raises as `poll` does."""
-        return self._result()
+        """Waits for the table and returns it.
 
-    def stop(self) -> None:
-        """Ends the work."""
-        if self._process.poll() is None:
-            self._process.terminate()
-            self._process.wait()
-
-    def _result(self) -> TokenTable:
+        Raises:
+            DataError: Rows cannot be used, or the files were changed meanwhile.
+            StorageError: The process ended without a table.
+        """
         assert self._process.stdout is not None, "it is a pipe"
+        # Read before the wait: a process that fills the pipe does not end until it is read.
         output = self._process.stdout.read()
         status = self._process.wait()
         if output:
             failure = json.loads(output)
             self._ledger.counts = Counts.from_state(failure["counts"])
             raise DataError(failure["error"])
-        table = find_table(self._folder, self._inputs) if status == 0 else None
-        if table is None and status == 0:
-            raise DataError(f"{self._ledger.dataset}: {CHANGED}")
-        if table is None:
+        if status:
             raise StorageError(f"{self._folder}: the process that tokenizes ended with status {status}; see above")
+        table = find_table(self._folder, self._inputs)
+        # It computed the inputs itself, so with other files it has written a table under another name.
+        if table is None:
+            raise DataError(f"{self._ledger.dataset}: {CHANGED}")
         return table
 
-
-def _is_worth_processes(spec: TableSpec, dataset: BaseMapDataset) -> bool:
-    is_requested = spec.params.transform_num_workers is not None and _num_workers(spec) > 1
-    is_importable = type(dataset).__module__.startswith(("oumi.", EXTRA_MODULE))
-    return is_importable and (is_requested or dataset.stored.is_large)
-
-
-def _may_grow(spec: TableSpec, dataset: BaseMapDataset) -> bool:
-    """Returns True if each row is sure to come to one example, and any of them is found at once."""
-    if dataset.concatenation is not None:
-        return False
-    is_single = spec.truncation != "split" if dataset.holds == "chats" else spec.truncation not in (None, "split")
-    return is_single and spec.may_grow and spec.max_rejected == 0 and dataset.indexed() is not None
+    def stop(self) -> None:
+        """Ends the process if it is still running."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait()
 
 
 def _num_workers(spec: TableSpec) -> int:
@@ -327,22 +328,21 @@ def _num_workers(spec: TableSpec) -> int:
     return num_workers if isinstance(num_workers, int) else min(_MAX_WORKERS, os.cpu_count() or 1)
 
 
-def _until_parent_ends(chunks: Iterator[Chunk], parent: int | None) -> Iterator[Chunk]:
+def _guard(chunks: Iterator[Chunk], dataset: BaseMapDataset, ledger: Ledger, parent: int | None) -> Iterator[Chunk]:
+    """Yields chunks; exits once the parent process has ended, and raises DataError if the files have changed."""
+    before = dataset.content()
     for chunk in chunks:
+        # An orphan gets another parent. Without this check, it would tokenize on after the run was killed.
         if parent is not None and os.getppid() != parent:
             raise SystemExit(1)
         yield chunk
-
-
-def _if_unchanged(chunks: Iterator[Chunk], dataset: BaseMapDataset, ledger: Ledger) -> Iterator[Chunk]:
-    """Yields chunks; raises DataError if the files are others by then, so that none is kept under a wrong name."""
-    before = dataset.content()
-    yield from chunks
+    # Raised before the table is cached, so that no rows are stored under the digest of other files.
     if dataset.content() != before:
         raise DataError(f"{ledger.dataset}: {CHANGED}")
 
 
 def _main() -> None:
+    """Writes the table of the spec on standard input into the cache; prints a failure as JSON, otherwise nothing."""
     spec: TableSpec = pickle.loads(sys.stdin.buffer.read())
     ledger = spec.ledger()
     try:

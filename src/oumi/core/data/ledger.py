@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of every row: read = trained + truncated + rejected."""
+"""Counts what happens to every row: read = trained + truncated + rejected."""
 
 from __future__ import annotations
 
@@ -12,61 +12,65 @@ from typing import Any
 from oumi.core.errors import DataError
 from oumi.core.types.example import Example, RejectedRow, printable
 
-_MOST_KEPT, _MOST_SHOWN = 1000, 20
-"""Of the rejected rows: those in the report, and those in the message that stops a run."""
-_MOST_REASONS = 50
+_MAX_IN_REPORT, _MAX_IN_MESSAGE = 1000, 20
+"""Rejected rows that the report lists, and those that the error message lists."""
+_MAX_REASONS = 50
+"""Different reasons that are counted by name; all others are counted together."""
 _TURN = re.compile(r"^turn \d+: ")
 
 
 @dataclass
 class Counts:
-    """How many rows and tokens went where."""
+    """Numbers of rows, examples and tokens of a data set."""
 
     read: int = 0
     trained: int = 0
-    """Rows that are trained whole."""
+    """Rows that are trained in full."""
     truncated: int = 0
     """Rows that are trained, but cut at the model's length."""
     rejected: int = 0
     split: int = 0
-    """Rows among the trained that came to several examples or documents."""
+    """Trained or truncated rows that became several examples or documents."""
     examples: int = 0
     num_tokens: int = 0
     num_target_tokens: int = 0
     cut_tokens: int = 0
     cut_target_tokens: int = 0
     rejected_tokens: int = 0
-    """Of rejected rows that were tokenized before they were found to be of no use."""
+    """Tokens of rows that were rejected after they were tokenized."""
     rejected_target_tokens: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
-    """Why rows were rejected."""
+    """Number of rejected rows by reason."""
     shown: list[str] = field(default_factory=list)
     """The first rejected rows, each with its reason."""
+    # `to_state` writes the names of these fields into cached tables and checkpoints, so they must stay.
 
     def reject(self, row: RejectedRow) -> None:
-        """Notes a row that cannot be used."""
+        """Counts a rejected row."""
         self.read += 1
         self.rejected += 1
         self.rejected_tokens += row.num_tokens
         self.rejected_target_tokens += row.num_targets
+        # Without the number of the turn, and what follows the colon, which is about this row alone.
         self._count_reason(printable(_TURN.sub("", row.reason).partition(":")[0]), 1)
-        if len(self.shown) < _MOST_KEPT:
+        if len(self.shown) < _MAX_IN_REPORT:
             self.shown.append(str(row))
 
     def accept(self, examples: Sequence[Example], cut_tokens: int, cut_targets: int) -> None:
-        """Notes a row that is trained, and what was cut off it."""
+        """Counts a trained row, and the tokens that were cut off it."""
         self.read += 1
         self.truncated += cut_tokens > 0
         self.trained += cut_tokens == 0
         self.split += sum(len(example.starts) for example in examples) > 1
         self.examples += len(examples)
         self.num_tokens += sum(len(example.tokens) for example in examples)
-        self.num_target_tokens += sum(int(one.is_target.sum()) for one in examples)
+        self.num_target_tokens += sum(int(example.is_target.sum()) for example in examples)
         self.cut_tokens += cut_tokens
         self.cut_target_tokens += cut_targets
 
     def cut(self, num_rows: int, num_tokens: int) -> None:
-        """Notes that the ends of some rows, all of which were to be trained, are not."""
+        """Counts trained rows as truncated, which lose `num_tokens` trained tokens in all."""
+        # Used for documents that are concatenated, which train each of their tokens: tokens and targets are equal.
         self.trained -= num_rows
         self.truncated += num_rows
         self.num_tokens -= num_tokens
@@ -75,32 +79,32 @@ class Counts:
         self.cut_target_tokens += num_tokens
 
     def add(self, other: Counts) -> None:
-        """Adds what became of more rows."""
+        """Adds the counts of more rows."""
         for column in fields(self):
             if column.name not in ("shown", "reasons"):
                 setattr(self, column.name, getattr(self, column.name) + getattr(other, column.name))
         for reason, number in other.reasons.items():
             self._count_reason(reason, number)
-        self.shown = [*self.shown, *other.shown][:_MOST_KEPT]
+        self.shown = [*self.shown, *other.shown][:_MAX_IN_REPORT]
 
     def _count_reason(self, reason: str, number: int) -> None:
-        is_new = reason not in self.reasons and len(self.reasons) >= _MOST_REASONS
-        self.reasons["other reasons" if is_new else reason] += number
+        is_over = reason not in self.reasons and len(self.reasons) >= _MAX_REASONS
+        self.reasons["other reasons" if is_over else reason] += number
 
     def to_state(self) -> dict[str, Any]:
-        """Returns all of it as JSON values."""
+        """Returns the counts as JSON values."""
         values = {column.name: getattr(self, column.name) for column in fields(self)}
         return {**values, "reasons": dict(self.reasons), "shown": list(self.shown)}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Counts:
-        """Returns what `to_state` gave."""
+        """Returns the counts that `to_state` wrote."""
         return cls(**{**state, "reasons": Counter(state["reasons"])})
 
 
 @dataclass
 class Ledger:
-    """The account of one data set."""
+    """The counts of one data set, and how many of its rows may be rejected."""
 
     dataset: str
     key: str = "data.train"
@@ -108,17 +112,17 @@ class Ledger:
     max_rejected: int = 0
     counts: Counts = field(default_factory=Counts)
     drawn: int | None = None
-    """Examples of an epoch that are drawn from this data set, where a mixture takes fewer or more than there are."""
+    """Examples that an epoch draws from this data set, fewer or more than it has; None if not decided yet."""
 
     def close(self) -> None:
-        """Checks that the account adds up; raises DataError if more rows were rejected than the config allows."""
+        """Raises DataError, with the first rejected rows, if more rows were rejected than the config allows."""
         counts = self.counts
         assert counts.read == counts.trained + counts.truncated + counts.rejected, "every row is counted once"
         if not self.is_over:
             return
-        shown = "\n".join(f"  {row}" for row in counts.shown[:_MOST_SHOWN])
-        more = counts.rejected - _MOST_SHOWN
-        rest = f"\n  ... and {more} more" if more > 0 else ""
+        shown = "\n".join(f"  {row}" for row in counts.shown[:_MAX_IN_MESSAGE])
+        num_more = counts.rejected - _MAX_IN_MESSAGE
+        rest = f"\n  ... and {num_more} more" if num_more > 0 else ""
         raise DataError(
             f"{self.dataset}: {counts.rejected} of {counts.read} rows cannot be used\n{shown}{rest}\n{self.advice}"
         )
@@ -130,11 +134,11 @@ class Ledger:
 
     @property
     def advice(self) -> str:
-        """Returns what one may do about rejected rows."""
-        return f"Mend them, or leave them out with {self.key}.max_rejected_rows: {self.counts.rejected}"
+        """Returns how to deal with the rejected rows."""
+        return f"Fix them, or leave them out with {self.key}.max_rejected_rows: {self.counts.rejected}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the account as JSON values."""
+        """Returns the section of this data set in `data_report.json`."""
         counts = self.counts
         drawn = {} if self.drawn is None else {"drawn": self.drawn}
         return {

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of a run, read, rendered, tokenized and accounted for; the same for every trainer."""
+"""Reads, tokenizes and checks the rows of a run, in the same way for every trainer."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from oumi.core.data.build import IdentifiedTable, open_table, specs_of
+from oumi.core.data.build import open_table, specs_of
 from oumi.core.data.build_stream import StreamedRows, open_stream
 from oumi.core.data.checks.duplicates import check_duplicates, count_duplicates, warn_of_duplicates
 from oumi.core.data.checks.supervision import check_supervision, draw, spread
@@ -32,43 +32,45 @@ from oumi.core.system.libraries import quiet_libraries
 from oumi.core.types.example import Example
 
 Epoch = Mixture | Packed | SeparateDocuments
-"""What an epoch draws, in the form that a trainer takes."""
+"""The rows of an epoch, in the form that the trainer supports."""
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What is trained and what is measured."""
+    """The training rows and the validation rows of a run."""
 
     train: Epoch | StreamedRows
     validation: Epoch
     preprocessor: Preprocessor
-    """What makes batches of rows, the tokenizer with the chat template of the plan."""
+    """Turns rows into batches. Its tokenizer has the chat template of the plan."""
     fingerprint: str
-    """Digest of the training rows."""
+    """Digest of the training rows and their order."""
     ledgers: Mapping[str, Sequence[Ledger]]
-    """The account of each data set, by split."""
+    """The ledger of each data set, by split."""
     duplicates: dict[str, Any]
-    """Which rows stand in the data more than once, as JSON values; empty until all rows are known."""
+    """Rows that occur more than once, as JSON values; empty until all rows are tokenized."""
 
     @property
     def num_rows(self) -> int | None:
-        """Returns the rows of an epoch of training, None for a stream."""
+        """Returns the number of rows of a training epoch, None for a stream."""
         return None if isinstance(self.train, StreamedRows) else len(self.train)
 
     def loader(self, plan: Plan, rank: int = 0) -> StepSource:
-        """Returns what cuts the training rows into steps."""
+        """Returns the loader that cuts the training rows into optimizer steps."""
         if isinstance(self.train, StreamedRows):
             return self.train.loader(plan.steps, rank, self.preprocessor.collate)
         return Loader(self.train, plan.steps, plan.data.seed, rank, self.preprocessor.collate)
 
     def largest(self, plan: Plan) -> LargestMicroBatch | None:
-        """Returns the largest micro-batch of training, None where lengths are only known as the rows are trained."""
+        """Returns the size of the largest micro-batch of training, None if not all lengths are known in advance."""
         train = self.train
-        if plan.data.train.pack and not plan.speed.flat_batches:  # each document of a packed row is padded
+        # Without flat batches, each document of a packed row is padded, so lengths of rows say nothing.
+        if plan.data.train.pack and not plan.speed.flat_batches:
             return None
-        if isinstance(train, StreamedRows | SeparateDocuments) or any(
-            isinstance(p.table, LazyTable) for p in train.parts
-        ):
+        if isinstance(train, StreamedRows | SeparateDocuments):
+            return None
+        # A lazy table would wait here until all of its rows are tokenized.
+        if any(isinstance(part.table, LazyTable) for part in train.parts):
             return None
         longest = max(int(part.table.lengths().max()) for part in train.parts if len(part))
         return LargestMicroBatch(
@@ -88,51 +90,55 @@ class TrainingData:
     def check_vocabulary(self, model: Any) -> None:
         """Raises ConfigError if a token of the rows has no embedding."""
         num_embeddings = model.get_input_embeddings().num_embeddings
+        # `highest_token` waits for a table that is still being written, so it is read only if it decides.
         if len(self.preprocessor.tokenizer) <= num_embeddings:
             return
         highest = max(self.train.highest_token, self.validation.highest_token)
         if highest >= num_embeddings:
             token = self.preprocessor.tokenizer.convert_ids_to_tokens(highest)
             raise ConfigError(
-                f"model.tokenizer_name: token {highest} ('{token}') of the rows has no embedding: the model knows "
-                f"{num_embeddings} tokens. Is this the tokenizer of the model?"
+                f"model.tokenizer_name: token {highest} ('{token}') of the rows has no embedding: the model has "
+                f"{num_embeddings} embeddings. Is this the tokenizer of the model?"
             )
 
     def close(self, may_wait: bool = False) -> None:
-        """Ends what is still being tokenized, or waits for it, and enters what became of the rows that were read."""
+        """Stops processes that still tokenize, or waits for them, and completes ledgers and duplicates.
+
+        Args:
+            may_wait: Wait until all rows are tokenized. Otherwise, ledgers count the rows that were trained so far.
+        """
+        splits = {"validation": self.validation.parts}
         if isinstance(self.train, StreamedRows):
-            self.train.tell()
+            self.train.log_packing()
+        else:
+            splits = {"train": self.train.parts, **splits}
+        # Before the tables are closed: one that was stopped is never complete.
         if not self.duplicates:
-            self.duplicates.update(count_duplicates({split: epoch.parts for split, epoch in self._kept()}, may_wait))
+            self.duplicates.update(count_duplicates(splits, may_wait))
             warn_of_duplicates(self.duplicates)
-        for split, epoch in self._kept():
-            for part, ledger in zip(epoch.parts, self.ledgers[split], strict=True):
+        for split, parts in splits.items():
+            for part, ledger in zip(parts, self.ledgers[split], strict=True):
                 if isinstance(part.table, LazyTable):
                     ledger.counts = part.table.close(may_wait)
 
-    def _kept(self) -> Iterator[tuple[str, Epoch]]:
-        """Yields the splits whose rows are kept, with their rows."""
-        if not isinstance(self.train, StreamedRows):
-            yield "train", self.train
-        yield "validation", self.validation
-
 
 def load_training_data(plan: Plan, began: datetime, writes: bool = True) -> TrainingData:
-    """Returns the rows of a plan, and writes the ledger of what became of each to `data_report.json`.
+    """Returns the rows of a plan, and writes their ledgers and duplicates to `data_report.json`.
 
     Args:
-        plan: Of the run.
-        began: The date and time that chat templates tell.
-        writes: This is the process of the run that writes files.
+        plan: Plan of the run.
+        began: The date and time that chat templates write.
+        writes: Write the report; True for the main rank alone.
 
     Raises:
-        DataError: Rows that cannot be used, more than the plan allows, or rows that teach the wrong thing.
+        DataError: More rows are rejected than the plan allows, or rows train the wrong tokens.
     """
     ledgers: dict[str, list[Ledger]] = {"train": [], "validation": []}
     duplicates: dict[str, Any] = {}
     try:
         rows = read_training_data(plan, began, ledgers, duplicates)
     finally:
+        # Also if the rows are refused: the report then says why.
         if writes:
             write_report(plan.output_dir, ledgers, duplicates)
     warn_of_duplicates(duplicates)
@@ -149,17 +155,26 @@ def read_training_data(
     ledgers: dict[str, list[Ledger]] | None = None,
     duplicates: dict[str, Any] | None = None,
 ) -> TrainingData:
-    """Returns the rows of a plan, each accounted for in the ledger of its data set; raises as `load_training_data`."""
+    """Returns the rows of a plan; raises as `load_training_data`.
+
+    Args:
+        plan: Plan of the run.
+        began: The date and time that chat templates write.
+        ledgers: Empty lists for `train` and `validation`, to which the ledgers are appended even if this raises.
+        duplicates: An empty dict for the duplicates, filled even if they are refused.
+    """
     ledgers = {"train": [], "validation": []} if ledgers is None else ledgers
     duplicates = {} if duplicates is None else duplicates
     quiet_libraries(plan.logs.dependency_level, plan.device)
     preprocessor = load_preprocessor(plan.model)
     tokenizer = preprocessor.tokenizer
     check_landmarks(Template(tokenizer, tokenizer.chat_template, began), plan.data.landmarks)
+    # The validation split first: it is usually the smaller one, so its problems show soon.
     validation, _ = _mixture(plan, "validation", preprocessor, began, ledgers["validation"])
     if plan.data.validation.datasets:
         check_rows_left("validation", len(validation), ledgers["validation"])
     if plan.data.train.stream:
+        # The rows of a stream are not known before the training, so only the validation split is compared.
         stream = open_stream(plan, preprocessor, began, ledgers["train"])
         duplicates.update(count_duplicates({"validation": validation.parts}))
         check_duplicates(duplicates, plan.data)
@@ -174,31 +189,40 @@ def read_training_data(
 def _mixture(
     plan: Plan, split: str, preprocessor: Preprocessor, began: datetime, ledgers: list[Ledger]
 ) -> tuple[Epoch, str]:
-    """Returns what an epoch draws of a split, and a digest of all rows and of the order in which they are joined."""
+    """Returns the epoch of a split, and a digest of its rows and their order."""
     mixed: MixturePlan = plan.data.train if split == "train" else plan.data.validation
     opened = []
     for spec in specs_of(plan, split, began):
+        # Appended first, so that the report has the ledger of a data set that is refused.
         ledgers.append(spec.ledger())
         opened.append(open_table(spec, preprocessor, ledgers[-1]))
+    # How many examples an epoch draws from each data set.
     tables = [identified.table for identified in opened]
     counts = [params.sample_count for params in mixed.datasets]
     lengths = [len(table) if count is None else count for table, count in zip(tables, counts, strict=True)]
     for params, table, length in zip(mixed.datasets, tables, lengths, strict=True):
         if not len(table) and (length or params.mixture_proportion):
-            raise DataError(f"data.{split}: {params.dataset_name} has no row to draw from")
+            raise DataError(f"data.{split}: {params.dataset_name} has no rows to draw from")
     draws = draws_of(lengths, mixed.proportions, mixed.strategy)
     parts = []
     for params, table, ledger, num_draws in zip(mixed.datasets, tables, ledgers, draws, strict=True):
         seed = params.seed if params.seed is not None else plan.data.seed
         parts.append(Part(table, seed if params.shuffle else None, num_draws))
         ledger.drawn = num_draws
+    # Checkpoints store this digest of the rows and their order, so its text must not change.
+    lines = [
+        f"{identified.identity} {part.shuffle_seed} {len(part)}\n"
+        for identified, part in zip(opened, parts, strict=True)
+    ]
+    identity = hashlib.sha256("".join(lines).encode()).hexdigest()
     for identified, part in zip(opened, parts, strict=True):
         if len(part):
             check_supervision(spread(identified.table), preprocessor.tokenizer, identified.supervision)
-    mixture, identity = Mixture(parts), _fingerprint(opened, parts)
+    mixture = Mixture(parts)
     if not mixed.pack:
-        is_taken_apart = not plan.is_native and plan.method.spec.is_per_token
-        return SeparateDocuments(mixture) if is_taken_apart else mixture, identity
+        # Other trainers support one document a row. Documents that belong together, such as a pair, are not separated.
+        is_separated = not plan.is_native and plan.method.spec.is_per_token
+        return SeparateDocuments(mixture) if is_separated else mixture, identity
     packed = Packed(mixture, plan.data.row_length(split, plan.model.max_length))
     logger.info(
         "data.%s: %d examples in %d rows, %.1f%% empty", split, len(mixture), len(packed), 100 * packed.empty_share
@@ -207,26 +231,24 @@ def _mixture(
 
 
 def check_rows_left(split: str, num_rows: int, ledgers: Sequence[Ledger]) -> None:
-    """Raises DataError, with the first reason, if nothing is drawn from the data sets of a split."""
+    """Raises DataError, with the reason of the first rejected row, if an epoch of a split has no rows."""
     if num_rows:
         return
-    purpose = "train on" if split == "train" else "measure"
-    bad = next((ledger.counts for ledger in ledgers if ledger.counts.shown), None)
-    why = f": {bad.rejected} of {bad.read} rows cannot be used, the first: {bad.shown[0]}" if bad else ""
+    purpose = "train on" if split == "train" else "evaluate"
+    counts = next((ledger.counts for ledger in ledgers if ledger.counts.shown), None)
+    reason = ""
+    if counts is not None:
+        reason = f": {counts.rejected} of {counts.read} rows cannot be used, the first: {counts.shown[0]}"
     names = ", ".join(ledger.dataset for ledger in ledgers)
-    raise DataError(f"data.{split}: {names}: there is no row to {purpose}{why}")
-
-
-def _fingerprint(opened: Sequence[IdentifiedTable], parts: Sequence[Part]) -> str:
-    """Returns a digest of all rows and of the order in which they are joined."""
-    lines = [f"{table.identity} {part.shuffle_seed} {len(part)}\n" for table, part in zip(opened, parts, strict=True)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    raise DataError(f"data.{split}: {names}: there are no rows to {purpose}{reason}")
 
 
 def write_report(output_dir: Path, ledgers: Mapping[str, Sequence[Ledger]], duplicates: Mapping[str, Any]) -> None:
-    """Writes the ledger of every data set, and which rows repeat others, to `data_report.json`."""
+    """Writes the ledger of every data set, and the duplicate rows, to `data_report.json`."""
     report: dict[str, Any] = {
-        split: [ledger.to_dict() for ledger in of_split] for split, of_split in ledgers.items() if of_split
+        split: [ledger.to_dict() for ledger in split_ledgers]
+        for split, split_ledgers in ledgers.items()
+        if split_ledgers
     }
     report["duplicates"] = duplicates or "not counted: rows of a stream are not kept, others were not all tokenized"
     (output_dir / "data_report.json").write_text(json.dumps(report, indent=1) + "\n")

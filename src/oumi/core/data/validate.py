@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that is wrong with the rows of a run, whichever data set it is in."""
+"""Finds all problems with the rows of a run, in every data set."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from oumi.core.system.libraries import quiet_libraries
 
 
 def problems_of(plan: Plan, began: datetime, ledgers: Mapping[str, list[Ledger]]) -> list[str]:
-    """Returns everything for which a run would not start on its rows, and enters what became of each in the ledgers.
+    """Returns every problem with the rows that would stop a run, and appends the ledger of each data set.
 
     Args:
-        plan: Of the run.
-        began: The date and time that chat templates tell.
-        ledgers: An empty list for each of `train` and `validation`.
+        plan: Plan of the run.
+        began: The date and time that chat templates write.
+        ledgers: Empty lists for `train` and `validation`.
     """
     quiet_libraries(plan.logs.dependency_level, plan.device)
     preprocessor = load_preprocessor(plan.model)
     problems = []
-    for split, of_split in ledgers.items():
+    for split, split_ledgers in ledgers.items():
         for spec in specs_of(plan, split, began):
-            of_split.append(spec.ledger())
-            problems += _problems_of_dataset(spec, preprocessor, of_split[-1])
+            split_ledgers.append(spec.ledger())
+            problems += _problems_of_dataset(spec, preprocessor, split_ledgers[-1])
     if problems:
         return problems
+    # The data sets are good on their own. What is left are problems of the mixture: no rows at all, or duplicates.
     try:
         read_training_data(plan, began).close(may_wait=True)
-    except DataError as error:  # of the mixture: no row at all, or rows that repeat others
+    except DataError as error:
         return [str(error)]
     return []
 
@@ -45,13 +46,15 @@ def _problems_of_dataset(spec: TableSpec, preprocessor: Preprocessor, ledger: Le
     try:
         opened = open_table(spec, preprocessor, ledger)
         table = opened.table
+        # Waits until every row is read, where a run would already train.
         if isinstance(table, LazyTable):
             ledger.counts = table.close(may_wait=True)
         if len(table):
             check_supervision(spread(table), preprocessor.tokenizer, opened.supervision)
     except DataError as error:
         counts = ledger.counts
-        if ledger.is_over:  # each row stands in the ledger
+        # Without the list of rows, which the caller prints from the ledger.
+        if ledger.is_over:
             return [f"{ledger.dataset}: {counts.rejected} of {counts.read} rows cannot be used\n{ledger.advice}"]
         return [str(error)]
     return []

@@ -184,5 +184,5 @@ def test_a_sample_of_a_data_set_without_rows_is_told(tmp_path: Path) -> None:
     (tmp_path / "chats.jsonl").write_text("{nope\n")
     config.data.train.datasets[0].sample_count = 5
     config.data.train.max_rejected_rows = 1
-    with pytest.raises(DataError, match="text_sft has no row to draw from"):
+    with pytest.raises(DataError, match="text_sft has no rows to draw from"):
         train(config)

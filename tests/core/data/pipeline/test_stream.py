@@ -296,7 +296,7 @@ def test_a_data_set_gives_as_many_examples_as_are_asked_for(tmp_path: Path) -> N
 def test_a_stream_of_no_rows_is_told(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n\n")
-    with pytest.raises(DataError, match="set has no row to draw from"):
+    with pytest.raises(DataError, match="set has no rows to draw from"):
         LimitedStream(stream_of(path), None, "set").next()
 
 

@@ -220,7 +220,7 @@ class LimitedStream:
         example = self._stream.next()
         if example is None:
             if not self._since_restart:  # a restart would go on forever
-                raise DataError(f"{self._name} has no row to draw from")
+                raise DataError(f"{self._name} has no rows to draw from")
             if self._count is None:
                 return None
             self._since_restart = 0
