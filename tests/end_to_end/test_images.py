@@ -169,7 +169,7 @@ def test_truncation_never_cuts_an_image(tmp_path: Path, length: int, side: str) 
 
 BAD = {
     "gone": ({"type": "image_path", "content": "none.png"}, "no image at none.png"),
-    "no image": ({"type": "image_path", "content": "rows.jsonl"}, "rows.jsonl is no image in a known format"),
+    "no image": ({"type": "image_path", "content": "rows.jsonl"}, "rows.jsonl is not an image in a known format"),
     "cut": ({"type": "image_path", "content": "cut.png"}, "cut.png cannot be decoded"),
     "no server": ({"type": "image_url", "content": "http://127.0.0.1:9/a.png"}, "http://127.0.0.1:9/a.png: "),
 }
@@ -193,7 +193,7 @@ def test_an_image_that_changes_after_its_row_was_tokenized_is_reported(tmp_path:
     train(config)
     (tmp_path / "0.png").write_bytes(image_bytes(0, width=64, height=64))
     config.training.output_dir = str(tmp_path / "again")
-    with pytest.raises(DataError, match="another size than when it was tokenized"):
+    with pytest.raises(DataError, match="changed its size since it was tokenized"):
         train(config)
 
 

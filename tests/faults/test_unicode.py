@@ -177,7 +177,7 @@ def test_the_marks_that_guard_texts_cannot_be_written(mark: str, role: str) -> N
     turns.insert(at, message(role, f"x{mark}y"))
     result = encode(Conversation(messages=turns), byte_tokenizer())
     assert isinstance(result, RejectedRow)
-    assert result.reason == "holds U+FDD0 or U+FDD1, which are no characters"
+    assert result.reason == "holds U+FDD0 or U+FDD1, which are not characters"
 
 
 def test_marks_in_texts_and_completions_are_text() -> None:

@@ -245,7 +245,7 @@ def test_a_directory_without_a_model_or_a_tokenizer_is_reported(tmp_path: Path) 
     config = tiny_config(tmp_path)
     for file in (tmp_path / "model").glob("*token*"):
         file.unlink()
-    with pytest.raises(ConfigError, match=r"model\.tokenizer_name: .* holds no tokenizer"):
+    with pytest.raises(ConfigError, match=r"model\.tokenizer_name: .* contains no tokenizer"):
         train(config)
     (tmp_path / "model" / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"contains no config\.json, so it is not a model"):

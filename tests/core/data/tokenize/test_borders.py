@@ -176,7 +176,7 @@ def test_chats_and_completions_keep_their_order() -> None:
     [
         (Completion("", "Yo."), "every token is trained: nothing stands before the answer"),
         (Conversation(messages=[]), "the conversation is empty"),
-        (chat(("user", "Hi?")), "no turn of it is to be trained"),
+        (chat(("user", "Hi?")), "has no turn to train"),
         (chat(("user", "\ud800"), ("assistant", "Yo.")), "holds half of a character (a lone surrogate)"),
         (Completion("\ud800", "Yo."), "holds half of a character (a lone surrogate)"),
     ],

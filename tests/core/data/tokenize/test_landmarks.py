@@ -54,12 +54,12 @@ def test_what_stands_elsewhere_is_told_with_what_stands_there(at: int) -> None:
     (problem,) = refused.value.problems
     assert problem.key == f"data.train.collator_kwargs.{NAMES[at]}"
     where = ("before an answer", "before a question", "after an answer")[at]
-    assert problem.message.startswith(f"'<|assistant|>' does not stand {where}: the chat template writes '")
+    assert problem.message.startswith(f"expected '<|assistant|>' {where}, but the chat template writes '")
     assert RIGHT["chat_ml"][at].strip() in problem.message
 
 
 def test_a_header_of_the_user_is_none_of_the_assistant() -> None:
-    with pytest.raises(ConfigError, match="does not stand before an answer"):
+    with pytest.raises(ConfigError, match="before an answer, but the chat template writes"):
         check_landmarks(template_of("chat_ml"), {"response_template": "<|im_start|>user\n"})
 
 
@@ -73,7 +73,7 @@ def test_a_run_whose_response_template_is_of_another_model_does_not_start(tmp_pa
     config = tiny_config(tmp_path)
     config.data.train.collator_name = "text_completions_only_with_padding"
     config.data.train.collator_kwargs = {"response_template": "### Response:"}
-    with pytest.raises(ConfigError, match="'### Response:' does not stand before an answer"):
+    with pytest.raises(ConfigError, match="expected '### Response:' before an answer"):
         train(config)
 
 

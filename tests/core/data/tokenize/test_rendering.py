@@ -124,7 +124,7 @@ def test_a_flag_says_whether_a_turn_is_trained(kind: str) -> None:
 def test_a_chat_of_which_no_turn_is_to_be_trained_is_refused() -> None:
     result = encode(chat(message("user", "A?"), message("assistant", "a", train=False)))
     assert isinstance(result, RejectedRow)
-    assert result.reason == "no turn of it is to be trained"
+    assert result.reason == "has no turn to train"
 
 
 def test_a_image_is_never_dropped_unseen() -> None:

@@ -21,6 +21,7 @@ from oumi.core.system.cache import digest_of_values
 
 _UNFINISHED = ".unfinished-"
 _LIBRARIES = ("tokenizers", "transformers", "jinja2")
+"""Libraries whose version may change the tokens of a row."""
 
 Inputs = Mapping[str, Any]
 """All that decides the content of a table, by name."""
@@ -28,6 +29,7 @@ Inputs = Mapping[str, Any]
 
 def identity_of(inputs: Inputs) -> str:
     """Returns a digest of all inputs except the version of the code, which identifies the rows of a run."""
+    # With the code, no run could be resumed after an update of Oumi.
     return digest_of_values({name: value for name, value in inputs.items() if name != "code"})
 
 
@@ -78,7 +80,7 @@ def why_missed(folder: Path, inputs: Inputs) -> str:
 
 @contextmanager
 def lock_table(folder: Path, inputs: Inputs) -> Iterator[None]:
-    """Locks the place of a table, so that one process writes it while others wait."""
+    """Locks a table of the cache, so that one process writes it while others wait."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{digest_of_values(inputs)}.lock").open("w") as file:
         # The system releases it even if the process is killed.
@@ -92,16 +94,18 @@ def keep_table(folder: Path, inputs: Inputs, chunks: Iterable[Chunk], ledger: Le
     The caller holds `lock_table`.
 
     Raises:
-        DataError: More rows cannot be used than the ledger allows; nothing is cached.
+        DataError: More rows are rejected than the ledger allows; nothing is cached.
     """
     directory = folder / digest_of_values(inputs)
-    for leftover in folder.glob(f"{_UNFINISHED}{directory.name}-*"):  # of a process that was killed: the lock is ours
+    # Left by a process that was killed: no other one writes here, since we hold the lock.
+    for leftover in folder.glob(f"{_UNFINISHED}{directory.name}-*"):
         shutil.rmtree(leftover)
     unfinished = folder / f"{_UNFINISHED}{directory.name}-{os.getpid()}"
     try:
         write_table(chunks, ledger, unfinished, {"inputs": inputs})
         if directory.exists():  # incomplete, or `find_table` would have returned it
             shutil.rmtree(directory)
+        # Atomic: a reader finds the directory with all files, or no directory.
         unfinished.rename(directory)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

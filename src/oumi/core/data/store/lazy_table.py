@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A table that another process is still writing, while its rows are trained already."""
+"""A table whose rows can be read while another process is still writing it."""
 
 from __future__ import annotations
 
@@ -65,6 +65,7 @@ class LazyTable:
             return table[index]
         (encoded,) = self._row_tokenizer.make([self._value_of(self._rows[index])])
         if isinstance(encoded, RejectedRow):
+            # The other process would only report the same row later.
             self._build.stop()
             self._counts.reject(encoded)
             self._ledger.counts = self._counts

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of a data set as tokens, on disk, so that memory does not grow with their number."""
+"""The tokens of a data set on disk, so that memory does not grow with the number of rows."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from oumi.core.types.example import Example, RejectedRow, Row, Source
 
 BATCH_SIZE = 512
 """Rows that are tokenized together."""
+# `TableWriter` and `TokenTable` share the format below. A change of this file changes `code_version`, so that the cache
+# never returns a table of another format.
 _STARTS = np.int32(1 << 30)
 """Added to the first token of a document that is not the first of its row; ids are smaller."""
 _ROW = np.dtype(
@@ -35,6 +37,7 @@ _ROW = np.dtype(
 )  # fmt: skip
 """Facts of a row. Those that end in `end` are cumulative, so that a row is located by its record and the one before."""
 _READ_ROWS = 1 << 16
+"""Records that `TokenTable.column` reads at once."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Chunk:
     """Tokens that were cut off each row."""
     sources: list[Source]
     extras: list[bytes]
-    """Images and columns of each row, as `_extras` writes them."""
+    """Images and columns of each row, as `_extras_of` writes them."""
     is_first: list[bool]
     """False for the second and later examples of a row that was split."""
     counts: Counts
@@ -56,11 +59,11 @@ class Chunk:
     def of(cls, examples: Sequence[Example], counts: Counts, is_first: list[bool] | None = None) -> Chunk:
         """Returns examples as a chunk, each from a row of its own if `is_first` is None."""
         return cls(
-            tokens=_packed(examples),
+            tokens=_pack(examples),
             lengths=np.array([len(example.tokens) for example in examples], dtype=np.int64),
             cuts=np.array([example.num_cut for example in examples], dtype=np.int64),
             sources=[example.source for example in examples],
-            extras=[_extras(example) for example in examples],
+            extras=[_extras_of(example) for example in examples],
             is_first=[True] * len(examples) if is_first is None else is_first,
             counts=counts,
         )
@@ -111,9 +114,13 @@ class TokenTable:
 
     def __getitem__(self, index: int) -> Example:
         before, row = self._row(index)
-        example = _unpacked(self._read(int(before["end"]), int(row["end"])), self._source(row), int(row["cut"]))
+        packed = self._read(int(before["end"]), int(row["end"]))
+        is_target = packed >= 0
+        tokens = np.where(is_target, packed, ~packed)
+        starts = (0, *np.flatnonzero(tokens >= _STARTS).tolist())
+        example = Example(tokens & (_STARTS - 1), is_target, self._source(row), starts, num_cut=int(row["cut"]))
         start, end = int(before["extras_end"]), int(row["extras_end"])
-        if start == end:
+        if start == end:  # most rows have no extras
             return example
         extras = json.loads(os.pread(self._extras, end - start, start))
         images = tuple(tuple(ContentItem.model_validate(image) for image in images) for images in extras["images"])
@@ -135,7 +142,7 @@ class TokenTable:
         # The first document may begin before the span.
         starts = (0, *(ends[documents.start : documents.stop - 1] - first).tolist())
         sources = [self._source(row) for row in rows]
-        return Example(_ids(packed), packed >= 0, sources[0], starts, tuple(sources[1:]))
+        return Example(_unpack_ids(packed), packed >= 0, sources[0], starts, tuple(sources[1:]))
 
     def _read(self, first: int, last: int) -> npt.NDArray[np.int32]:
         return np.frombuffer(os.pread(self._tokens, 4 * (last - first), 4 * first), np.int32)
@@ -195,6 +202,7 @@ class TableWriter:
 
     def add(self, chunk: Chunk) -> None:
         """Appends the rows of a chunk."""
+        # Where each row ends among all tokens, and where it came from.
         ends = np.cumsum(chunk.lengths) + self._end
         rows = np.zeros(len(ends), dtype=_ROW)
         rows["end"] = ends
@@ -204,6 +212,7 @@ class TableWriter:
         rows["row"] = np.cumsum(chunk.is_first, dtype=np.int64) + self._num_sources
         self._num_sources += sum(chunk.is_first)
         rows["dataset"] = [self._number(source.dataset) for source in chunk.sources]
+        # Targets of each row, and a digest of its tokens and extras, by which duplicates are found.
         starts = ends - chunk.lengths - self._end
         if len(starts):  # reduceat takes no empty list
             rows["targets"] = np.add.reduceat(chunk.tokens >= 0, starts, dtype=np.int64)
@@ -211,6 +220,7 @@ class TableWriter:
         bounds = zip((4 * starts).tolist(), (4 * (ends - self._end)).tolist(), strict=True)
         with_extras = zip(bounds, chunk.extras, strict=True)
         rows["digest"] = [_digest_of(data[first:last], extras) for (first, last), extras in with_extras]
+        # Extras and ids vary in length, so they have files of their own.
         rows["extras_end"] = np.cumsum([len(extras) for extras in chunk.extras], dtype=np.int64) + self._extras_end
         self._extras.write(b"".join(chunk.extras))
         self._extras_end += sum(map(len, chunk.extras))
@@ -227,7 +237,7 @@ class TableWriter:
         self._num_rows += len(ends)
         self._end += int(chunk.lengths.sum())
         if len(chunk.tokens):
-            self._highest = max(self._highest, int(_ids(chunk.tokens).max()))
+            self._highest = max(self._highest, int(_unpack_ids(chunk.tokens).max()))
 
     def finish(self, ledger: Ledger, facts: dict[str, Any]) -> None:
         """Completes the table; everything is on the disk when this returns."""
@@ -258,10 +268,10 @@ class TableWriter:
 
 
 def tokenize_rows(rows: Iterable[Row | RejectedRow], row_tokenizer: RowTokenizer, ledger: Ledger) -> TokenTable:
-    """Returns the rows as tokens, counted in the ledger; the files of the table are deleted, but stay open.
+    """Returns the rows as tokens, and counts them in a ledger; the files of the table are deleted, but stay open.
 
     Raises:
-        DataError: More rows cannot be used than the ledger allows.
+        DataError: More rows are rejected than the ledger allows.
     """
     remaining = iter(rows)
     folder = Path(tempfile.mkdtemp(prefix="oumi-tokens-"))
@@ -272,24 +282,26 @@ def tokenize_rows(rows: Iterable[Row | RejectedRow], row_tokenizer: RowTokenizer
         )
         write_table(chunks, ledger, folder, {})
         return TokenTable(folder)
+    # The system frees the space of a deleted file when the last process closes it, even one that is killed.
     finally:
         shutil.rmtree(folder)
 
 
 def write_table(chunks: Iterable[Chunk], ledger: Ledger, directory: Path, facts: dict[str, Any]) -> None:
-    """Writes a table of chunks; raises DataError if more rows cannot be used than the ledger allows."""
+    """Writes a table of chunks; raises DataError if more rows are rejected than the ledger allows."""
     writer = TableWriter(directory)
     for chunk in chunks:
         writer.add(chunk)
         ledger.counts.add(chunk.counts)
+    # Only now, so that the error lists the bad rows of the whole data set.
     ledger.close()
     writer.finish(ledger, facts)
 
 
-def _packed(examples: Sequence[Example]) -> npt.NDArray[np.int32]:
-    """Returns examples as they are stored [T]: a token that is not trained is inverted, the first of a document marked.
+def _pack(examples: Sequence[Example]) -> npt.NDArray[np.int32]:
+    """Returns examples as they are stored [T]: `~id` if a token is not trained, `_STARTS` added at a document's start.
 
-    So one file of 4 bytes a token holds ids, targets and boundaries.
+    So one file with 4 bytes per token holds ids, targets and boundaries.
     """
     if not examples:
         return np.zeros(0, dtype=np.int32)
@@ -308,7 +320,7 @@ def _digest_of(data: bytes | memoryview, more: bytes = b"") -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def _extras(example: Example) -> bytes:
+def _extras_of(example: Example) -> bytes:
     """Returns the images of each document of a row and its columns as JSON, nothing if it has neither."""
     if not example.images and not example.columns:
         return b""
@@ -320,12 +332,5 @@ def _extras(example: Example) -> bytes:
     return json.dumps({"images": images, "columns": dict(example.columns)}, default=str).encode()
 
 
-def _ids(packed: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+def _unpack_ids(packed: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     return np.where(packed < 0, ~packed, packed) & (_STARTS - 1)
-
-
-def _unpacked(packed: npt.NDArray[np.int32], source: Source, num_cut: int) -> Example:
-    is_target = packed >= 0
-    tokens = np.where(is_target, packed, ~packed)
-    starts = np.flatnonzero(tokens >= _STARTS).tolist()
-    return Example(tokens & (_STARTS - 1), is_target, source, (0, *starts), num_cut=num_cut)

@@ -39,9 +39,10 @@ def chunks_of(
         raw: The stored rows; not read if `indexed` is not None.
         indexed: The same rows with random access; each process reads its own part of them.
         value_of: Returns a stored row as the record that it holds.
-        row_tokenizer: Turns records into tokens.
+        row_tokenizer: Tokenizes records.
         num_workers: Number of processes; 1 uses this process alone.
     """
+    # A process that can read any row gets the range of its rows, so that no rows are sent between processes.
     if indexed is not None:
         batches: Iterator[Any] = (
             range(first, min(first + BATCH_SIZE, len(indexed))) for first in range(0, len(indexed), BATCH_SIZE)
@@ -56,17 +57,10 @@ def chunks_of(
     def encode(rendered: list[Rendered | RejectedRow]) -> Chunk:
         return make_chunk(rendered, row_tokenizer)
 
-    if num_workers == 1:
-        return _in_thread(render, encode, batches)
-    return _in_processes(lambda batch: encode(render(batch)), batches, num_workers)
-
-
-def _in_thread(
-    render: Callable[[Any], list[Rendered | RejectedRow]],
-    encode: Callable[[list[Rendered | RejectedRow]], Chunk],
-    batches: Iterator[Any],
-) -> Iterator[Chunk]:
-    """Yields chunks; while a thread encodes a batch, which does not hold the interpreter lock, the next is rendered."""
+    if num_workers > 1:
+        yield from _in_processes(lambda batch: encode(render(batch)), batches, num_workers)
+        return
+    # While a thread encodes a batch, which does not hold the interpreter lock, the next one is rendered.
     with ThreadPoolExecutor(1) as thread:
         # One at a time, so that the chunks stay in order.
         pending: Future[Chunk] | None = None
@@ -80,6 +74,7 @@ def _in_thread(
 
 
 def _in_processes(work: Callable[[Any], Chunk], batches: Iterator[Any], num_workers: int) -> Iterator[Chunk]:
+    # Set before the fork, which copies it.
     global _work
     _work = work
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads in each process would compete for the same cores

@@ -18,8 +18,8 @@ from oumi.core.types.conversation import FunctionCall, Message, Role, ToolCall, 
 FOLDER = Path(__file__).parent / "chat_templates"
 _MAX_OVERRUNS = 3
 """Renderings that may exceed the limits before the template is rejected."""
-# Content of the probes: words that no template writes by itself.
 _NAME, _KEY, _VALUE = "probe_name", "probe_key", "probe_value"
+"""Content of the probes: words that no template writes by itself."""
 _SCHEMA = {"type": "object", "properties": {_KEY: {"type": "string"}}}
 
 
@@ -32,7 +32,7 @@ def chat_template_for(tokenizer: Any, name: str | None) -> str:
             tokenizer's; any other value is a bundled name or the path of a `.jinja` file.
 
     Raises:
-        ConfigError: No such template, or `auto` with a tokenizer that has none.
+        ConfigError: There is no such template, or the name is `auto` and the tokenizer has none.
     """
     if name is None or name == "auto":
         if tokenizer.chat_template is not None:
@@ -83,8 +83,10 @@ class Template:
             raise ConfigError(f"model.chat_template: line {error.lineno}: {error.message}") from None
         except TemplateError as error:
             raise ConfigError(f"model.chat_template: {error}") from None
+        # Templates write `{{ bos_token }}` and the like; transformers passes the same variables.
         special_tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
         self._variables = {**self._template.globals, **special_tokens, "documents": None}
+        # Found by probes when they are first needed; None until then.
         self._tool_spelling: tuple[bool, str | None] | None = None
         self._reads_parts_only: bool | None = None
         self._num_overruns = 0
@@ -120,8 +122,13 @@ class Template:
         schemas = [tool.model_dump() for tool in tools or ()] or None
         # Probed only if the first chat loses its text: most templates need no probe.
         if self._reads_parts_only is None:
-            self._reads_parts_only = self._is_lost(messages, plain, schemas) and (
-                not self._writes_content(_VALUE) and self._writes_content(_as_parts(_VALUE))
+            try:
+                text = self._render(plain, False, schemas)
+                is_lost = not any(message.text.strip() in text for message in messages)
+            except UndefinedError:  # a string has none of the keys of a part
+                is_lost = True
+            self._reads_parts_only = (
+                is_lost and not self._writes_content(_VALUE) and self._writes_content(_as_parts(_VALUE))
             )
         if self._reads_parts_only:
             plain = [{**message, "content": _as_parts(message["content"])} for message in plain]
@@ -136,20 +143,14 @@ class Template:
         try:
             return render(self._template, {**self._variables, **chat})
         except Overrun as error:
+            # One slow chat is the fault of the chat; several are the fault of the template.
             self._num_overruns += 1
             if self._num_overruns < _MAX_OVERRUNS:
                 raise
             raise ConfigError(f"model.chat_template: {error}, as for {_MAX_OVERRUNS - 1} chats before") from None
+        # What the Python code behind an expression of a template may raise.
         except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
             raise TemplateError(f"{type(error).__name__}: {error}") from error
-
-    def _is_lost(self, messages: Sequence[Message], plain: list[dict[str, Any]], tools: Any) -> bool:
-        """Returns True if no content of the chat is in its text, or a string fails where a list of parts is read."""
-        try:
-            text = self._render(plain, False, tools)
-        except UndefinedError:
-            return True
-        return not any(message.text.strip() in text for message in messages)
 
     def _writes_content(self, content: Any) -> bool:
         """Returns True if the template writes `_VALUE` from a content of this form."""
@@ -208,18 +209,17 @@ def _plain(message: Message, as_values: bool = True, empty: str | None = None) -
     if message.reasoning_content is not None:  # templates read it under either name
         plain |= {"reasoning_content": message.reasoning_content, "thinking": message.reasoning_content}
     if message.tool_calls:
-        plain["tool_calls"] = [_plain_call(call, as_values) for call in message.tool_calls]
+        plain["tool_calls"] = []
+        for call in message.tool_calls:
+            arguments = call.function.values() if as_values else call.function.arguments
+            plain_call = {"type": call.type, "function": {"name": call.function.name, "arguments": arguments}}
+            # No key, rather than None, if there is no id: a template may test whether it is defined.
+            plain["tool_calls"].append(plain_call if call.id is None else {"id": call.id, **plain_call})
     return plain
 
 
 def _as_parts(content: Any) -> Any:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
-def _plain_call(call: ToolCall, as_values: bool) -> dict[str, Any]:
-    arguments = call.function.values() if as_values else call.function.arguments
-    plain = {"type": call.type, "function": {"name": call.function.name, "arguments": arguments}}
-    return plain if call.id is None else {"id": call.id, **plain}
 
 
 __all__ = ["FOLDER", "Template", "TemplateError", "bundled_template", "chat_template_for"]

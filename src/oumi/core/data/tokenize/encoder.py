@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rendered rows as tokens, cut to the length of the model."""
+"""Tokenizes rendered rows, and cuts them to the length of the model."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Encoded:
     cut_tokens: int
     """Tokens beyond the model's length, which are in no example."""
     cut_targets: int
-    """How many of them would be trained."""
+    """Number of them that would be trained."""
 
 
 class Encoder:
@@ -76,7 +76,7 @@ class Encoder:
         if not tokenizer.is_fast:
             raise ConfigError(f"{tokenizer.name_or_path}: only fast tokenizers report which text a token covers")
         self._backend = tokenizer.backend_tokenizer
-        # The file of a tokenizer may switch both on; the length is ours to decide.
+        # The file of a tokenizer may switch both on, but rows are cut in `_fit`, and not padded here.
         self._backend.no_truncation()
         self._backend.no_padding()
         self._control = control_tokens(tokenizer)
@@ -96,18 +96,16 @@ class Encoder:
             tokens = self._tokens([document for row in rows for document in row.documents], has_specials)
             documents |= {id(row): [next(tokens) for _ in row.documents] for row in rows}
         for row in batch:
-            try:
-                yield self._fitted(row, self._with_images(row, documents[id(row)]))
-            except BadImage as error:
-                yield RejectedRow(row.source, str(error))
-
-    def _with_images(self, row: Rendered, documents: list[Tokens]) -> list[Tokens]:
-        """Returns the documents of a row with the tokens of each image in the place of its mark."""
-        items = row.documents[0].images
-        if self._image_encoder is None or not items:
-            return documents
-        images = RowImages(self._image_encoder, items, Path(row.source.path))
-        return [Tokens(*images.expand(document.ids, document.is_target)) for document in documents]
+            row_documents, items = documents[id(row)], row.documents[0].images
+            # Replace the mark of each image by its tokens, before the length of the row is measured.
+            if self._image_encoder is not None and items:
+                try:
+                    images = RowImages(self._image_encoder, items, Path(row.source.path))
+                except BadImage as error:
+                    yield RejectedRow(row.source, str(error))
+                    continue
+                row_documents = [Tokens(*images.expand(tokens.ids, tokens.is_target)) for tokens in row_documents]
+            yield self._fit(row, row_documents)
 
     def _tokens(self, documents: Sequence[Document], has_specials: bool) -> Iterator[Tokens]:
         # A chat template writes every special token itself, at inference too.
@@ -115,6 +113,7 @@ class Encoder:
             [document.text for document in documents], add_special_tokens=not has_specials
         )
         for document, encoding in zip(documents, encodings, strict=True):
+            # Marked text is encoded again, piece by piece; it is rare.
             if has_specials and MARKS[0] in document.text:
                 yield self._guarded(document)
             else:
@@ -134,12 +133,13 @@ class Encoder:
         for first, last in document.spans:
             if first >= last:
                 continue
+            # Two searches per span, which is faster than to compare the offsets of all tokens.
             begin, end = encoding.char_to_token(first), encoding.char_to_token(last - 1)
-            # White space at an edge belongs to no token's offsets; then all offsets are compared, which is slower.
+            # White space at an edge may belong to no token's offsets.
             if begin is None or end is None:
                 return covered(without_gaps(encoding.offsets), document.spans)
             while end + 1 < length and (chars := encoding.token_to_chars(end + 1)) and chars[0] < last:
-                end += 1  # more bytes of the last character
+                end += 1  # byte-level tokenizers may split one character into several tokens
             is_target[begin : end + 1] = True
         return is_target
 
@@ -155,7 +155,7 @@ class Encoder:
                 continue
             plain = piece.replace(MARKS[0], "").replace(MARKS[1], "")
             places = np.flatnonzero([char not in MARKS for char in piece]) + start  # of each character that is left
-            for token, (first, last) in self._as_text(plain):
+            for token, (first, last) in self._encode_as_text(plain):
                 ids.append(token)
                 offsets.append((int(places[first]), int(places[last - 1]) + 1) if last > first else (start, start))
         tokens = np.array(ids, dtype=np.int32)
@@ -163,11 +163,12 @@ class Encoder:
             return Tokens(tokens, np.ones(len(tokens), dtype=np.bool_))
         return Tokens(tokens, covered(np.array(offsets).reshape(-1, 2), document.spans))
 
-    def _as_text(self, text: str) -> list[tuple[int, list[int]]]:
-        """Returns the tokens of a text and the characters of each; control tokens in it are spelled out.
+    def _encode_as_text(self, text: str) -> list[tuple[int, list[int]]]:
+        """Returns the tokens of a text and the characters of each; what looks like a control token is encoded as text.
 
-        The text is encoded behind a newline, since many tokenizers treat the beginning of a text differently.
+        The text is encoded after a newline, since many tokenizers treat the beginning of a text differently.
         """
+        # The backend is shared, and elsewhere control tokens must be recognized. So it is reset in any case.
         self._backend.encode_special_tokens = True
         try:
             encoding = self._backend.encode("\n" + text, add_special_tokens=False)
@@ -180,8 +181,8 @@ class Encoder:
         offsets = without_gaps(encoding.offsets)[skipped:] - 1
         return list(zip(encoding.ids[skipped:], offsets.clip(min=0).tolist(), strict=True))
 
-    def _fitted(self, row: Rendered, documents: list[Tokens]) -> Encoded | RejectedRow:
-        """Returns the row within the model's length, or the reason why nothing can be learned from it."""
+    def _fit(self, row: Rendered, documents: list[Tokens]) -> Encoded | RejectedRow:
+        """Returns a row cut to the model's length, or the reason why it cannot be trained."""
         # A prompt ends with its question, so it is cut at its beginning.
         default = "left" if self._trains_nothing else "split" if row.may_split else "right"
         limit, policy = self._max_length, self._truncation or default
@@ -200,6 +201,7 @@ class Encoder:
             return Encoded((_joined(documents, row),), 0, 0)
         if policy == "reject":
             return rejected(f"longer than model_max_length {limit}: {longest} tokens")
+        # Cut the documents at the limit: into parts that are rows of their own, or at one end.
         if policy == "split":
             if any(document.images for document in documents):
                 return rejected(f"longer than model_max_length {limit}, and rows with images are not split")
@@ -213,6 +215,7 @@ class Encoder:
             starts = [max(len(document.ids) - limit, 0) if policy == "left" else 0 for document in documents]
             cut = [document.part(start, start + limit) for document, start in zip(documents, starts, strict=True)]
             kept = [document for document in cut if self._is_of_use(document)]
+            # The loss of a pair compares its answers, so both must be left, and must differ.
             if row.is_pair and len(kept) < 2:
                 return rejected(f"every trained token of an answer lies beyond model_max_length {limit}")
             if row.is_pair and np.array_equal(kept[0].ids, kept[1].ids):
@@ -222,17 +225,18 @@ class Encoder:
             return rejected(f"every trained token lies beyond model_max_length {limit}")
         left = sum(len(example.tokens) for example in examples)
         left_targets = sum(int(example.is_target.sum()) for example in examples)
-        # Noted on one example, so that the sum over a data set is right.
+        # On one example only, so that the sum over a data set is right.
         examples = (*examples[:-1], replace(examples[-1], num_cut=num_tokens - left))
         return Encoded(examples, num_tokens - left, num_targets - left_targets)
 
     def _is_of_use(self, document: Tokens) -> bool:
-        """Returns True if a document has a target to learn; its first token is never predicted."""
+        """Returns True if a document can be trained; its first token is never predicted."""
+        # Prompts have no targets: a method such as GRPO trains on the answers that it samples.
         return self._trains_nothing or bool(document.is_target[1:].any())
 
 
 class RowTokenizer:
-    """Turns rows into examples: renders, then encodes."""
+    """Renders rows as text, then tokenizes them."""
 
     def __init__(
         self, tokenizer: Any, template: Template, spec: TokenizeSpec, image_encoder: ImageEncoder | None = None
@@ -248,6 +252,7 @@ class RowTokenizer:
 
     def encode(self, rendered: Sequence[Rendered | RejectedRow]) -> Iterator[Encoded | RejectedRow]:
         """Yields the tokens of each rendered row; a rejected row stays as it is."""
+        # One iterator over the rows that are left, merged with the rejected ones in order.
         encoded = self.encoder.encode([row for row in rendered if isinstance(row, Rendered)])
         for row in rendered:
             yield row if isinstance(row, RejectedRow) else next(encoded)
@@ -260,7 +265,7 @@ class RowTokenizer:
 def without_gaps(offsets: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
     """Returns the characters that each token covers [T, 2], with the white space before it.
 
-    Tokenizers like GPT-2's leave it out, so that a token of white space seems to cover nothing.
+    Tokenizers like GPT-2's trim it from the offsets, so that a token of white space seems to cover nothing.
     """
     chars = np.array(offsets, dtype=np.int64).reshape(-1, 2)
     chars[1:, 0] = np.minimum(chars[1:, 0], np.maximum.accumulate(chars[:, 1])[:-1])
@@ -276,7 +281,7 @@ def covered(offsets: npt.NDArray[np.int64], spans: Sequence[tuple[int, int]]) ->
 
 
 def _pieces(text: str, control: re.Pattern[str]) -> Iterator[tuple[str, int, bool]]:
-    """Yields each control token of a marked text and the text between them: piece, start, and whether it is a token."""
+    """Yields the control tokens of a marked text and the text between them: piece, start, and whether it is a token."""
     # Alternatives are tried in order, so what is marked is consumed before it can match as a token.
     marked_or_token = re.compile(f"{MARKS[0]}[^{MARKS[1]}]*{MARKS[1]}|({control.pattern})")
     start = 0

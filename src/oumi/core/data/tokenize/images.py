@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of a row as tokens, and as the inputs that a model takes besides tokens."""
+"""Tokens and features of images, from the processor of a model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from oumi.core.system.cache import cache_home
 from oumi.core.types.conversation import ContentItem, Type
 
 _MAX_BYTES = 64_000_000
+"""Size of a downloaded image."""
 _TIMEOUT_S = 20.0
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-"""Outputs of a processor that are about tokens, which we make ourselves."""
+"""Outputs of a processor that describe tokens. They are left out, since our batches have their own."""
 
 
 class BadImage(Exception):  # noqa: N818  a row, not a run, fails
@@ -32,10 +33,10 @@ class BadImage(Exception):  # noqa: N818  a row, not a run, fails
 
 
 class ImageEncoder:
-    """Tokens and features of images, from the processor of a model."""
+    """Computes tokens and features of images with the processor of a model."""
 
     def __init__(self, processor: Any) -> None:
-        """Takes a processor of transformers."""
+        """Sets the processor, one of transformers."""
         self._processor = processor
         # Gemma 3's templates write a token that begins an image; others write the image token itself.
         self.mark: str = getattr(processor, "boi_token", None) or processor.image_token
@@ -58,6 +59,7 @@ class ImageEncoder:
 
     def inputs(self, texts: Sequence[str], images: Sequence[Sequence[Any]]) -> Any:
         """Returns the outputs of the processor for texts and the images that are marked in each."""
+        # Without a start token, which `expansion` would take for a token of the image.
         return self._processor(
             text=list(texts),
             images=[list(of_text) for of_text in images],
@@ -72,12 +74,12 @@ class ImageSpan:
 
     first: int
     last: int
-    """The one after the last."""
+    """Index after the last token."""
     item: ContentItem
 
 
 class RowImages:
-    """The images of a row, to be put into each of its documents."""
+    """The images of a row, whose tokens replace the marks in each of its documents."""
 
     def __init__(self, image_encoder: ImageEncoder, items: Sequence[ContentItem], data_file: Path) -> None:
         """Loads the images of a row of `data_file`; raises BadImage if one of them cannot be used."""
@@ -135,7 +137,7 @@ def load_image(item: ContentItem) -> Any:
     """Returns an upright RGB image of Pillow; raises BadImage if it cannot be read or decoded."""
     if item.binary is not None:
         return _decode(item.binary, "an image")
-    assert item.content is not None, "it has bytes, a path or a URL"
+    assert item.content is not None, "an image has bytes, a path or a URL"
     if item.type == Type.IMAGE_URL:
         return _decode(_fetch(item.content), item.content)
     try:
@@ -152,9 +154,10 @@ def _decode(content: bytes, name: str) -> Any:
         with warnings.catch_warnings():
             # Pillow only warns of an image that would fill the memory.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # Cameras store the sensor's pixels and a rotation, which processors would ignore.
             return ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
     except UnidentifiedImageError:
-        raise BadImage(f"{name} is no image in a known format") from None
+        raise BadImage(f"{name} is not an image in a known format") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadImage(f"{name} has more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
     except (OSError, SyntaxError, ValueError) as error:
@@ -166,6 +169,7 @@ def _fetch(url: str) -> bytes:
     cached = cache_home() / "images" / hashlib.sha256(url.encode()).hexdigest()
     if cached.is_file():
         return cached.read_bytes()
+    # Quotes white space and letters beyond ASCII, and leaves what is quoted already as it is.
     quoted = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
     try:
         with urllib.request.urlopen(quoted, timeout=_TIMEOUT_S) as response:
@@ -180,7 +184,7 @@ def _fetch(url: str) -> bytes:
         raise BadImage(f"{url}: breaks off, {missing:,} bytes are missing")
     _decode(content, url)  # an error page is not an image, and must not be cached
     cached.parent.mkdir(parents=True, exist_ok=True)
-    # Written aside and renamed, since other processes may read or fetch it now.
+    # Written to another file and renamed, since other processes may read or download the same image now.
     with tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as unfinished:
         unfinished.write(content)
     Path(unfinished.name).replace(cached)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows as text, and which characters of it are trained."""
+"""Renders rows as text, and marks which characters of it are trained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from oumi.core.types.conversation import ContentItem, Conversation, Role
 from oumi.core.types.example import Completion, Judged, Preference, RejectedRow, Row, Source, Text
 
 MARKS = ("\ufdd0", "\ufdd1")
-"""Put around what looks like a control token but is text. They are noncharacters of Unicode: no text uses them."""
+"""Written around text that looks like a control token. They are noncharacters of Unicode: no text should use them."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Document:
     text: str
     spans: tuple[Span, ...]
     images: tuple[ContentItem, ...] = ()
-    """Of the whole chat; the text marks the first of them, or all."""
+    """All images of the chat; an earlier turn's text has marks for the first of them only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +51,18 @@ class Rendered:
     has_specials: bool
     """The text contains every special token, as chat templates write them; the tokenizer adds none."""
     may_split: bool = False
-    """A text of any length, which is learned in parts."""
+    """The text may be longer than the model's length, and is then trained in parts."""
     is_pair: bool = False
-    """Two answers to compare, neither of which is of use alone."""
+    """The documents are two answers to compare, which must stay together."""
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """JSON values that go with the row to its method, by name."""
+    """JSON values that the training method needs beside the text, by name."""
 
 
 class Renderer:
-    """Renders rows as text, and marks what of it is trained.
+    """Renders rows as text, and marks which parts of it are trained.
 
-    In a chat, only the assistant can say control tokens: in other messages, what looks like one is text. In completions
-    and plain texts it is what the tokenizer takes it for, because people write whole chats into those.
+    In a chat, only the assistant can write control tokens: in other messages, a string that looks like one is text. In
+    completions and plain texts it is a control token, because people write whole chats into those.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Renderer:
         tool_results: tuple[str, str] | None = None,
         image_mark: str | None = None,
     ) -> None:
-        """Sets how rows are rendered, and what of them is trained.
+        """Sets how rows are rendered, and which parts of them are trained.
 
         Args:
             tokenizer: Its control tokens and end-of-text token are used.
@@ -92,7 +92,7 @@ class Renderer:
         self._writes_tools = False
 
     def render(self, row: Row) -> Rendered | RejectedRow:
-        """Returns a row as text with the spans that are trained."""
+        """Returns a row as text with the spans that are trained, or the reason why it cannot be trained."""
         try:
             rendered = self._render(row.value, row.source)
             for document in rendered.documents:
@@ -127,6 +127,7 @@ class Renderer:
             return replace(self._render(value.value, source), columns={"label": value.is_good})
         if self.train_on != "nothing":
             raise UnusableRow("a prompt without an answer, so there is nothing to learn")
+        # What is left is a prompt, which the method answers itself.
         prompt = Conversation(messages=list(value.messages))
         guarded = _guarded(prompt, self._control) if self._control else prompt
         text = self.template.render(guarded.messages, add_generation_prompt=True)
@@ -141,21 +142,23 @@ class Renderer:
         if isinstance(value.chosen, Completion) and isinstance(value.rejected, Completion):
             pair = (self._completion(value.chosen), self._completion(value.rejected))
             return Rendered(pair, source, has_specials=False, is_pair=True)
-        assert isinstance(value.chosen, Conversation), "both are of one kind"
-        assert isinstance(value.rejected, Conversation), "both are of one kind"
+        assert isinstance(value.chosen, Conversation), "both answers have the same type"
+        assert isinstance(value.rejected, Conversation), "both answers have the same type"
         pairs = zip(value.chosen.messages, value.rejected.messages, strict=False)
         # Earlier answers are the same in both, so they say nothing about which is better.
         shared = next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
         documents = []
         for chat in (value.chosen, value.rejected):
             turns = [i for i, message in enumerate(chat.messages) if message.role == Role.ASSISTANT and i >= shared]
+            # The last document of a chat is the one that contains its last turn.
             documents += self._chat(chat, turns[-1:])[-1:]
         return Rendered(tuple(documents), source, has_specials=True, is_pair=True)
 
     def _chat(self, chat: Conversation, turns: Sequence[int]) -> tuple[Document, ...]:
         """Returns a chat as one document, or as several if the template rewrites earlier turns.
 
-        A turn that is rewritten later is trained as it was when the model said it: at the end of the chat so far.
+        Some templates drop the thoughts of earlier turns, for instance. Such a turn is trained in its own document,
+        which ends with it, since that is the text that the model sees at inference.
         """
         if not chat.messages:
             raise UnusableRow("the conversation is empty")
@@ -163,7 +166,8 @@ class Renderer:
             if self._image_mark is None and message.contains_images():
                 raise UnusableRow(f"turn {turn}: holds an image, which the model or this trainer does not support")
         if not turns and self.train_on != "all":
-            raise UnusableRow("no turn of it is to be trained")
+            raise UnusableRow("has no turn to train")
+        # Render it once as a whole, and verify that the template wrote everything.
         guarded = _guarded(chat, self._control) if self._control else chat
         renderer = ChatRenderer(self.template, guarded, self._end_tokens)
         text = renderer.full_text()
@@ -177,8 +181,9 @@ class Renderer:
         self._check_images(text, images)
         if self.train_on == "all":
             return (Document(text, tuple(self._all_but_flagged(renderer, chat, text)), images),)
+        # Find the document and the span of each turn that is trained.
         texts, spans = [text], {text: list[Span]()}
-        # From the last turn back, so that a turn is put into the longest text that still contains it.
+        # From the last turn back, so that each turn is trained in the longest text that contains it.
         for turn in reversed(turns):
             upto = renderer.upto(turn)
             home = next((text for text in texts if text.startswith(upto)), None)
@@ -188,6 +193,7 @@ class Renderer:
             span = renderer.span(turn, upto)
             parts = [span] if self._tool_results is None else without_tool_results(home, span, self._tool_results)
             spans[home] = [*parts, *spans[home]]
+        # In the order of the turns; a text without a target, such as the whole chat may be, is dropped.
         texts = [text for text in reversed(texts) if spans[text]]
         assert all(a[1] <= b[0] for text in texts for a, b in pairwise(spans[text])), "turns follow each other"
         return tuple(Document(text, tuple(spans[text]), images) for text in texts)
@@ -199,7 +205,7 @@ class Renderer:
             if message.train is False:
                 upto = renderer.upto(turn)
                 if not text.startswith(upto):
-                    raise UnusableRow(f"turn {turn}: is not to be trained, but the chat template rewrites it")
+                    raise UnusableRow(f"turn {turn}: has `train: false`, but the chat template rewrites it")
                 first, last = renderer.span(turn, upto)
                 yield start, first
                 start = last
@@ -209,7 +215,7 @@ class Renderer:
         """Raises UnusableRow if a text contains other marks than ours, or the template changed ours."""
         if not is_guarded and MARKS[0] not in text and MARKS[1] not in text:
             return
-        control = self._control.pattern if self._control is not None else "(?!)"
+        control = self._control.pattern if self._control is not None else "(?!)"  # matches nothing
         rest = re.sub(f"{MARKS[0]}(?:{control}){MARKS[1]}", "", text)
         # The assistant's own words get no marks from us: a pair there looks like ours, but is the row's.
         for message in chat.messages:
@@ -217,7 +223,8 @@ class Renderer:
                 calls = "".join(call.function.arguments for call in message.tool_calls or ())
                 rest += f"{message.text}{message.reasoning_content}{calls}"
         if MARKS[0] in rest or MARKS[1] in rest:
-            raise UnusableRow("holds U+FDD0 or U+FDD1, which are no characters")
+            raise UnusableRow("holds U+FDD0 or U+FDD1, which are not characters")
+        # `tojson` may write a mark as an escape, which the encoder would not see.
         if is_guarded and re.search(rf"\\ufdd0(?:{control})\\ufdd1", rest):
             raise UnusableRow("the chat template escapes what looks like a control token")
 
@@ -225,7 +232,7 @@ class Renderer:
         """Raises UnusableRow unless the text has as many image marks as the chat has images."""
         if self._image_mark is None:
             return
-        # Behind one of our marks it is a user's text that looks like an image mark.
+        # After one of our marks, it is text of a user that looks like an image mark.
         count = len(re.findall(rf"(?<!{MARKS[0]}){re.escape(self._image_mark)}", text))
         if count != len(images):
             raise UnusableRow(f"the chat template marks {count} images as {self._image_mark}: of {len(images)}")
@@ -235,7 +242,7 @@ def control_tokens(tokenizer: Any) -> re.Pattern[str] | None:
     """Returns a pattern of the special tokens of a tokenizer, None if it has none."""
     added = tokenizer.added_tokens_decoder.values()
     names = {str(token) for token in added if token.special} | set(tokenizer.all_special_tokens)
-    # The longest first: in an alternation the first match wins, and one token may begin as another does.
+    # The longest first: in an alternation the first match wins, and one token may be the beginning of another.
     longest_first = sorted(filter(None, names), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
@@ -243,8 +250,8 @@ def control_tokens(tokenizer: Any) -> re.Pattern[str] | None:
 def _guarded(chat: Conversation, control: re.Pattern[str]) -> Conversation:
     """Returns the chat with marks around control tokens that are not the assistant's own.
 
-    The words of system, user and tools, and the definitions of tools, are text. In the assistant's answers, thoughts
-    and calls a control token is one: the model says it, and data sets write thoughts and calls with such tokens.
+    Messages of system, user and tools, and the definitions of tools, are text. In the assistant's answers, thoughts and
+    calls, a control token stays one: the model writes it, and data sets write thoughts and calls with such tokens.
     """
     messages = [
         message.model_copy(update={"content": _marked(message.content, control)})

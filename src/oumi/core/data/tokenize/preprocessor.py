@@ -26,16 +26,17 @@ class Preprocessor:
     tokenizer: Any
     """Its chat template is the one of the plan."""
     processor: Any = None
-    """None for a model that takes text alone."""
+    """None for a model without images."""
 
     @cached_property
     def image_encoder(self) -> ImageEncoder | None:
-        """Returns the encoder of images, None for a model that takes none."""
+        """Returns the encoder of images, None for a model without images."""
         return None if self.processor is None else ImageEncoder(self.processor)
 
     @cached_property
     def digest(self) -> str:
         """Returns a digest of all that decides the tokens of a text or an image."""
+        # The chat template is not part of it: the cache has an input for it, with the date that it writes.
         return digest_of_values(
             {
                 "vocabulary": self.tokenizer.backend_tokenizer.to_str(),
@@ -60,12 +61,13 @@ class Preprocessor:
                 images += [load_image(item) for items in example.images for item in items]
             except BadImage as error:
                 raise DataError(f"{example.source}: {error}") from None
+        # The model needs as many image tokens as features. The tokens may be from the cache; the image is read now.
         token_id = self.image_encoder.token_id
         num_expected = sum(int((self.image_encoder.expansion(image) == token_id).sum()) for image in images)
         if num_expected != int((batch.tokens == token_id).sum()):
             names = ", ".join(str(example.source) for example in examples)
             raise DataError(
-                f"an image of these rows has another size than when it was tokenized: {names}\n"
+                f"an image of these rows has changed its size since it was tokenized: {names}\n"
                 f"Restore it, or delete the cached tokens in {token_cache()}"
             )
         return replace(batch, features=self.image_encoder.features(images), num_images=tuple(counts))
@@ -84,7 +86,7 @@ def load_preprocessor(plan: ModelPlan) -> Preprocessor:
     """Returns the tokenizer and the processor of a plan.
 
     Raises:
-        ConfigError: No such tokenizer, processor or chat template.
+        ConfigError: There is no such tokenizer, processor or chat template.
     """
     tokenizer = load_tokenizer(plan)
     processor = None
@@ -93,8 +95,10 @@ def load_preprocessor(plan: ModelPlan) -> Preprocessor:
         from oumi.core.data.tokenize.processor import load_processor
 
         processor = load_processor(plan, tokenizer)
+        # Some models store the chat template with the processor alone.
         tokenizer.chat_template = tokenizer.chat_template or processor.chat_template
     tokenizer.chat_template = chat_template_for(tokenizer, plan.chat_template)
+    # It is saved with the model, and inference should use the template of the training.
     if processor is not None:
         processor.chat_template = tokenizer.chat_template
     return Preprocessor(tokenizer, processor)

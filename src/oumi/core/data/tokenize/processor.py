@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processor of a plan, which turns images into features and their marks in a text into tokens."""
+"""Loads and saves the processor of a plan, which computes the features of images and their tokens."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _LLAVA_DEFAULTS = {"patch_size": 14, "vision_feature_select_strategy": "default"
 
 
 def load_processor(plan: ModelPlan, tokenizer: Any) -> Any:
-    """Returns the processor of a model that takes images, with `tokenizer` as its tokenizer.
+    """Returns the processor of a model that supports images, with `tokenizer` as its tokenizer.
 
     Raises:
-        ConfigError: The model has none, a library that it needs is not installed, or an argument of the config is
-            unknown to it.
+        ConfigError: The model has no processor, a package that it needs is not installed, or it does not have an
+            argument of the config.
     """
     name = str(resolve_asset(plan.processor_name or plan.name))
     try:
@@ -40,10 +40,11 @@ def load_processor(plan: ModelPlan, tokenizer: Any) -> Any:
     except ImportError as error:
         message = " ".join(str(error).split())
         raise ConfigError(f"the processor of {plan.name} needs a package that is not installed: {message}") from error
-    # A model for text alone loads, too: as its tokenizer.
+    # For a model without images, `AutoProcessor` returns the tokenizer.
     if not isinstance(processor, ProcessorMixin) or not hasattr(processor, "image_processor"):
-        raise ConfigError(f"model {plan.name}: has no processor for images, so it cannot be trained on them")
-    if not plan.trust_remote_code:  # what remote code reads cannot be told from signatures
+        raise ConfigError(f"model {plan.name}: has no processor for images, so it cannot be trained on images")
+    # Remote code may read arguments that no signature declares.
+    if not plan.trust_remote_code:
         _check_arguments(processor, tokenizer, plan.processor_kwargs)
     for key, value in _LLAVA_DEFAULTS.items():
         if getattr(processor, key, value) is None:
@@ -60,7 +61,8 @@ def save_processor(processor: Any, directory: Path) -> None:
 
 
 def _check_arguments(processor: Any, tokenizer: Any, arguments: Mapping[str, Any]) -> None:
-    """Raises ConfigError for an argument that neither the processor nor a part of it has: transformers ignores it."""
+    """Raises ConfigError for an argument that neither the processor nor a part of it has."""
+    # transformers would ignore it without a warning.
     images = processor.image_processor
     names = {
         *vars(processor),
@@ -89,7 +91,7 @@ def _load(name: str, plan: ModelPlan, tokenizer: Any) -> Any:
     except (ImportError, OSError) as error:
         if not any(sign in str(error).lower() for sign in ("torchvision", "video processor")):
             raise
-    # Only its part for videos cannot be loaded, and we train on none.
+    # Only its part for videos cannot be loaded, and no method trains on videos. So it is built without that part.
     kind = AutoConfig.from_pretrained(name, revision=revision).model_type
     original = getattr(transformers, PROCESSOR_MAPPING_NAMES[kind])
     # The name stays, since it is written to the saved files.
@@ -101,7 +103,7 @@ def _load(name: str, plan: ModelPlan, tokenizer: Any) -> Any:
 
 
 def _video_settings(name: str, revision: str | None) -> dict[str, Any] | None:
-    # Newer models keep them in a section of the processor's file.
+    # Newer models have these settings in a section of the processor's file.
     for file, section in ((_VIDEO_FILE, None), ("processor_config.json", "video_processor")):
         path = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
         settings = json.loads(Path(path).read_text()) if path else {}

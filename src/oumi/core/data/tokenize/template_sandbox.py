@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs chat templates, which are foreign code, in a sandbox with limits of time and memory.
+"""Runs chat templates, which are untrusted code, in a sandbox with limits of time and memory.
 
-Jinja's own sandbox keeps templates away from attributes and files. It does not limit what they compute, so three guards
-stand here: a thread stops a rendering that takes too long or too much memory; the output is limited; and a single call,
-which no thread can stop midway, is checked before it is made.
+Jinja's own sandbox keeps templates away from attributes and files, but does not limit what they compute. So there are
+three limits here: a thread stops a rendering that takes too much time or memory; the size of the output is limited; and
+a single call, which a thread cannot interrupt, is checked before it is made.
 """
 
 from __future__ import annotations
@@ -32,16 +32,19 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_SECONDS = 2.0
 MAX_CHARACTERS = 10_000_000
-"""Of a rendered chat, in addition to `_MAX_REPEATS` times the input."""
+"""Size of a rendered chat, in addition to `_MAX_REPEATS` times the input."""
 _MAX_REPEATS = 4
 _MAX_GROWTH_BYTES = 512_000_000
+"""Growth of the process's memory during a rendering."""
 _MAX_NUMBER = 10_000_000
+"""Largest constant in a template, and largest size of a sequence that is repeated with `*`."""
 _MAX_CALL_CHARACTERS = 100_000_000
 """Characters, or items, that a single call may return."""
 _MAX_INDENT = 100
 _MAX_DIGITS = 12
-"""Digits that are read of a column's width."""
+"""Digits of a column's width that are read; a number with more is too large in any case."""
 _PIECES_AT_ONCE = 512
+"""Pieces of the output after which its size is checked."""
 _POLL_SECONDS = 0.05
 _PADDING = ("batch", "center", "expandtabs", "indent", "ljust", "rjust", "slice", "zfill")
 _FORMATTING = ("format", "format_map", "%")
@@ -50,14 +53,15 @@ _SIZED = (*_PADDING, *_FORMATTING, "join", "replace")
 
 
 class Overrun(TemplateError):  # noqa: N818  not an error of the template's author
-    """A rendering took more time, or more memory, than any chat needs."""
+    """A rendering exceeded the limit of time or memory."""
 
-    def __init__(self) -> None:  # without arguments, since Python raises it by its class in the thread that renders
+    # Without arguments, since `PyThreadState_SetAsyncExc` raises a class, which Python then calls.
+    def __init__(self) -> None:
         super().__init__(f"it takes more than {MAX_SECONDS:g} s, or too much memory")
 
 
 def compile_template(text: str, now: Callable[[], datetime]) -> Template:
-    """Returns a chat template, ready to be rendered.
+    """Compiles a chat template.
 
     Args:
         text: The template.
@@ -67,6 +71,7 @@ def compile_template(text: str, now: Callable[[], datetime]) -> Template:
         TemplateSyntaxError: `text` is not a template.
         TemplateError: It contains a number larger than `_MAX_NUMBER`.
     """
+    # The options, extensions and globals with which transformers renders chat templates.
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _to_json
     for name in _SIZED:
@@ -86,10 +91,10 @@ def render(template: Template, variables: Mapping[str, Any]) -> str:
 
     Args:
         template: Made by `compile_template`.
-        variables: What it may read, its own globals included: Jinja would merge them anew for each chat.
+        variables: Its variables, with its globals: `Template.render` would merge those again for each chat.
 
     Raises:
-        TemplateError: It raises an exception, or exceeds a limit.
+        TemplateError: The template raises an exception, or exceeds a limit.
     """
     text = ""
     try:
@@ -139,14 +144,14 @@ def _check_size(name: str, args: Sequence[Any]) -> None:
         separator = max((len(arg) for arg in args if isinstance(arg, str)), default=0)
         size = sum(len(part) if isinstance(part, str) else 1 for part in parts) + separator * len(parts)
     if size > _MAX_CALL_CHARACTERS:
-        raise TemplateError(f"{name} makes something that is too long")
+        raise TemplateError(f"{name} would return more than {_MAX_CALL_CHARACTERS:,} characters or items")
 
 
 def _concat(parts: Iterable[Any]) -> str:
     """Returns parts as one text; raises TemplateError if it is too long."""
     texts = [str(part) for part in parts]
     if sum(map(len, texts)) > _MAX_CALL_CHARACTERS:
-        raise TemplateError("it joins parts to something that is too long")
+        raise TemplateError(f"it joins parts to more than {_MAX_CALL_CHARACTERS:,} characters")
     return "".join(texts)
 
 
@@ -154,7 +159,7 @@ class _Generator(CodeGenerator):
     """Compiles `~` to a call of the sandbox: Jinja intercepts other operators, but not this one."""
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802  name of Jinja
-        """Writes the call."""
+        """Writes a call of `_Sandbox.concat`."""
         self.write("environment.concat((")
         for part in node.nodes:
             self.visit(part, frame)
@@ -167,6 +172,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     concat = staticmethod(_concat)  # also joins the pieces of macros and blocks
     intercepted_binops = frozenset(["*", "**", "%", "+"])
 
+    # Python mangles these names, so that no keyword argument of a template can have the same one.
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805  names of Jinja
         """Calls a function, unless its result would be too long."""
         name = getattr(__obj, "__name__", "")
@@ -182,25 +188,25 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         elif operator == "+":
             are_parts = isinstance(left, (str, list, tuple)) and isinstance(right, type(left))
             if are_parts and len(left) + len(right) > _MAX_CALL_CHARACTERS:
-                raise TemplateError("adds up to something that is too long")
+                raise TemplateError(f"a sum of more than {_MAX_CALL_CHARACTERS:,} characters or items")
         elif operator == "**":
             if not (isinstance(left, (int, float)) and isinstance(right, (int, float)) and abs(right) < 64):
                 raise TemplateError("a power that is too large")
-        else:
+        else:  # `*`, in either order
             for value, times in ((left, right), (right, left)):
                 is_sequence = isinstance(value, (str, list, tuple)) and isinstance(times, int)
                 if is_sequence and len(value) * times > _MAX_NUMBER:
-                    raise TemplateError("repeats something too often")
+                    raise TemplateError(f"repeats a text or list to more than {_MAX_NUMBER:,} characters or items")
         return super().call_binop(context, operator, left, right)
 
 
 class _Generation(Extension):
-    """Accepts `{% generation %}`, with which transformers finds the answers; ours are found without it."""
+    """Accepts `{% generation %}`, which transformers uses to locate answers; `turns.py` locates them without it."""
 
     tags = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        """Returns the content of the block."""
+        """Returns the content of the block, as if the tags around it were absent."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
@@ -208,7 +214,8 @@ class _Generation(Extension):
 def _to_json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """Returns JSON as transformers writes it: Jinja's filter escapes HTML and sorts keys."""
+    """Returns JSON as transformers writes it: Jinja's own filter escapes HTML and sorts keys."""
+    # A large indent would be written on each line.
     if isinstance(indent, int) and indent > _MAX_INDENT:
         raise TemplateError(f"tojson indents by {indent}; at most {_MAX_INDENT} is allowed")
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
@@ -252,6 +259,7 @@ class _Watchdog:
                         pages = int(Path("/proc/self/statm").read_text().split()[1])
                         num_bytes = pages * os.sysconf("SC_PAGE_SIZE")
                     has_grown = begin_bytes and num_bytes - begin_bytes > _MAX_GROWTH_BYTES
+                    # The exception is raised in the thread that renders, at its next bytecode.
                     if time.monotonic() > deadline or has_grown:
                         del self._running[thread_id]
                         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(Overrun))
@@ -261,5 +269,5 @@ class _Watchdog:
 
 
 _WATCHDOG = _Watchdog()
-# A forked process has no thread but its own, and perhaps a lock that is held.
+# In a forked process, the thread does not run, and the lock may be held forever. So both are created anew.
 os.register_at_fork(after_in_child=_WATCHDOG.__init__)  # type: ignore[misc]  # of the same object

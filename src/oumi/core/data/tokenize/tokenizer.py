@@ -13,21 +13,21 @@ from oumi.core.hub import hub_errors, remote_code_refused
 from oumi.core.plan.parts import ModelPlan
 from oumi.core.recipes import resolve_asset
 
-# Tokens that vocabularies reserve for padding without declaring a pad token.
 _RESERVED_PADS = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]")
+"""Tokens that vocabularies reserve for padding without declaring a pad token."""
 
 
 def load_tokenizer(plan: ModelPlan) -> Any:
     """Returns the tokenizer of the plan, with a pad token and the plan's length; its chat template is unchanged.
 
     Raises:
-        ConfigError: No such tokenizer, or a pad token that is not in its vocabulary.
+        ConfigError: There is no such tokenizer, or its vocabulary does not have the pad token.
     """
     name = str(resolve_asset(plan.tokenizer_name))
     # transformers would return an empty tokenizer for a folder without one.
     if (folder := Path(name).expanduser()).is_dir() and not [*folder.glob("*token*"), *folder.glob("vocab*")]:
         raise ConfigError(
-            f"model.tokenizer_name: {folder} holds no tokenizer; name the one that the model was trained with"
+            f"model.tokenizer_name: {folder} contains no tokenizer; name the one that the model was trained with"
         )
     with hub_errors("tokenizer", plan.tokenizer_name), remote_code_refused(plan.tokenizer_name):
         tokenizer = AutoTokenizer.from_pretrained(
@@ -44,7 +44,7 @@ def load_tokenizer(plan: ModelPlan) -> Any:
             )
         tokenizer.pad_token = plan.pad_token
     elif tokenizer.pad_token is None:
-        # The end token does as well: padding is masked, and never trained.
+        # Without such a token, the end token will do: padding is masked, and never trained.
         vocabulary = tokenizer.get_vocab()
         reserved = (token for token in _RESERVED_PADS if token in vocabulary)
         tokenizer.pad_token = next(reserved, tokenizer.eos_token)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns in a rendered chat: where each answer begins and ends, and which strings a template writes around it.
+"""Locates turns in a rendered chat: where each answer begins and ends, and what a template writes around it.
 
-Nothing is searched for that a message could also contain: the place of an answer follows from rendering the chat up to
-it, with and without the prompt of inference.
+The text is not searched for headers of turns, which a message could contain, too. Instead, the chat is rendered up to
+each answer, with and without the prompt of inference, and the texts are compared.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from oumi.core.log import logger
 from oumi.core.types.conversation import Conversation, FunctionCall, Message, Role, ToolCall, ToolDefinition
 
 Span = tuple[int, int]
-"""First character, and the one after the last."""
+"""Index of the first character, and index after the last."""
 
 _MAX_TOKEN_LENGTH = 200
-"""Characters of the longest control token; more of a text's end need not be searched."""
+"""Characters of the longest control token, so that only the end of a text is searched."""
 _QUESTIONS, _ANSWERS = ("first question", "second question"), ("first answer", "second answer")
 _LANDMARKS = {
     "response_template": "before an answer",
     "instruction_template": "before a question",
     "end_of_turn_template": "after an answer",
 }
-"""Keys of `data.train.collator_kwargs`, and where the chat template must write their strings."""
+"""Keys of `data.train.collator_kwargs`, and where the chat template should write their strings."""
 
 
 class UnusableRow(Exception):  # noqa: N818  a row, not a run, fails
@@ -34,7 +34,7 @@ class UnusableRow(Exception):  # noqa: N818  a row, not a run, fails
 
 
 class EndTokens:
-    """The control tokens that end an answer, and the one that ends a text."""
+    """Recognizes the control tokens that end an answer, and the one that ends a text."""
 
     def __init__(self, control: re.Pattern[str] | None, eos: str) -> None:
         self._control = control
@@ -61,7 +61,7 @@ class EndTokens:
 
 
 class ChatRenderer:
-    """Renders one chat, whole and in part, each part once."""
+    """Renders one chat, as a whole and up to each turn; each rendering is cached."""
 
     def __init__(self, template: Template, chat: Conversation, end_tokens: EndTokens) -> None:
         self._template = template
@@ -72,11 +72,12 @@ class ChatRenderer:
         self._upto: dict[int, str] = {}
 
     def full_text(self) -> str:
-        """Returns the text of the chat, ending with the end of its last answer even if the template omits that."""
+        """Returns the text of the chat, with the end token of its last answer even if the template omits that."""
         last = len(self._messages) - 1
         text = self._render(last + 1)
         if self._messages[last].role != Role.ASSISTANT:
             return text
+        # `upto` may add the end token, or drop an end-of-text token, which the whole chat keeps.
         return max(text, self.upto(last), key=len)
 
     def check_written(self, text: str) -> None:
@@ -84,7 +85,7 @@ class ChatRenderer:
         for i, message in enumerate(self._messages):
             if message.role == Role.ASSISTANT or message.text.strip() in text:
                 continue
-            # The template may write a text in another form: it is dropped if leaving it out changes nothing.
+            # The template may write the text in another form. It drops it if a chat without the message looks the same.
             others = [*self._messages[:i], *self._messages[i + 1 :]]
             try:
                 is_dropped = text == self._template.render(others, tools=self._tools)
@@ -96,8 +97,9 @@ class ChatRenderer:
     def writes_tools(self, text: str) -> bool:
         """Returns True if the definitions of the tools change the text of the chat."""
         try:
+            # `startswith`, since `full_text` may have added an end token.
             return not text.startswith(self._template.render(self._messages))
-        except TemplateError:
+        except TemplateError:  # it needs them
             return True
 
     def upto(self, turn: int) -> str:
@@ -125,9 +127,10 @@ class ChatRenderer:
     def _with_plain_answer(self, turn: int) -> tuple[str, str]:
         """Returns the chat up to an answer ".", without and with a turn after it; twice "" if that fails.
 
-        Templates rewrite earlier answers, for instance without their thoughts: a plain one stays as it is.
+        Templates may rewrite earlier answers, for instance without their thoughts; one without them stays the same.
         """
         answer = self._messages[turn].model_copy(update={"content": ".", "reasoning_content": None})
+        # The turn that follows in the chat, or one that may follow: some templates refuse any other order of roles.
         next_messages = self._messages[turn + 1 : turn + 2]
         if not next_messages and answer.tool_calls:
             call = answer.tool_calls[-1]
@@ -149,7 +152,7 @@ class ChatRenderer:
             upto: The chat up to its end, as `upto` returns it.
 
         Raises:
-            UnusableRow: The template does not write the answer as it is, or gives no prompt for it.
+            UnusableRow: The template changes the answer, or writes no prompt that the chat begins with.
         """
         start = self._start(turn, upto)
         message = self._messages[turn]
@@ -161,9 +164,11 @@ class ChatRenderer:
         if message.reasoning_content:
             parts.insert(0, ("reasoning_content", message.reasoning_content))
         for name, part in parts:
-            if not _contains(upto[start:], part):  # from the start: tools are named where they are defined, too
+            # Only after the start, since the definition of a tool contains its name, too.
+            if not _contains(upto[start:], part):
                 raise UnusableRow(f"turn {turn}: the chat template does not write its {name}")
-        return start, max(len(upto.rstrip()), start)  # the model stops before the white space
+        # The model stops at the end token, before the white space that the template writes after it.
+        return start, max(len(upto.rstrip()), start)
 
     def _render(self, num_messages: int, add_generation_prompt: bool = False) -> str:
         key = (num_messages, add_generation_prompt)
@@ -191,6 +196,7 @@ class ChatRenderer:
         tag = upto.rfind("<", len(before), common)
         if tag >= 0 and ">" not in upto[tag:common]:
             common = tag
+        # The answer may begin with the words with which the prompt ends; they are part of the answer.
         answer = upto.rfind(self._messages[turn].text.strip())
         return min(common, answer) if answer >= len(before) else common
 
@@ -207,7 +213,7 @@ def without_tool_results(text: str, span: Span, marks: tuple[str, str]) -> list[
         text: Text of the chat.
         span: The answer in it.
         marks: Strings that open and close a result. A result that is not closed extends to the end of the answer; an
-            opening at the very end is how the model asks for a result, and is kept.
+            opening at the very end is the model's request for a result, and is kept.
     """
     opening, closing = marks
     parts = list[Span]()
@@ -235,13 +241,14 @@ def check_landmarks(template: Template, landmarks: Mapping[str, str]) -> None:
     problems = [
         Problem(
             f"{key}.{name}",
-            f"{text!r} does not stand {_LANDMARKS[name]}: the chat template writes {surroundings[name]!r}",
+            f"expected {text!r} {_LANDMARKS[name]}, but the chat template writes {surroundings[name]!r}",
         )
         for name, text in expected.items()
         if name in surroundings and text not in surroundings[name]
     ]
     if problems:
         raise ConfigError(problems, "config")
+    # The others are marks of tool results, which a template may leave to the text of an answer.
     for name in sorted(landmarks.keys() - _LANDMARKS.keys()):
         if landmarks[name] not in _with_tool_result(template):
             logger.warning(
@@ -263,6 +270,7 @@ def _surroundings(template: Template) -> dict[str, str]:
             text = template.render(messages)
         except TemplateError:
             continue
+        # Each text occurs once in the chat, so what stands between them is what the template writes.
         starts = [text.find(message.text) for message in chat]
         if min(starts) < 0:
             continue
