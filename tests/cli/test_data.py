@@ -201,7 +201,7 @@ def test_statistics_tell_lengths_shares_losses_and_repeats(oumi: Oumi, tmp_path:
     assert "✂ a.jsonl: 1,012 tokens cut off (64.1%), 1,011 of them targets (67.0% of all\n  targets)" in text
     assert "✗ a.jsonl: 1 x not valid JSON" in text
     assert "! rows that repeat another, token by token: 1\n    a.jsonl:3 repeats a.jsonl:1" in text
-    assert "! rows that stand in the training set, too: 1\n    b.jsonl:1 is also b.jsonl:1" in text
+    assert "! rows that are in the training set, too: 1\n    b.jsonl:1 is also b.jsonl:1" in text
     assert "tokens a row: min 27  p50 " in text
 
 

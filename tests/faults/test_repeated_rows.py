@@ -72,7 +72,7 @@ def test_they_are_counted_warned_of_and_named(
     }
     assert f"data.train: rows that repeat another, token by token: 2\n  {a}:3 repeats {a}:1" in caplog.text
     assert f"data.train: rows with the id of another: 1\n  {a}:4 has the id 'x' of {a}:2" in caplog.text
-    assert f"data.validation: rows that stand in the training set, too: 1\n  {c}:2 is also {b}:3" in caplog.text
+    assert f"data.validation: rows that are in the training set, too: 1\n  {c}:2 is also {b}:3" in caplog.text
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
@@ -83,7 +83,7 @@ def test_they_stop_the_run_where_the_config_says_so(tmp_path: Path, planted: Tra
     message = str(stopped.value)
     assert f"data.{split}: " in message
     assert ("that repeat another" in message) == (split == "train")
-    assert ("stand in the training set, too" in message) == (split == "validation")
+    assert ("are in the training set, too" in message) == (split == "validation")
     assert message.endswith("on_duplicates: WARN")
     assert duplicates_of(tmp_path)["train"]["rows"]["rows"] == 2
     assert not (tmp_path / "out" / "model.safetensors").exists()

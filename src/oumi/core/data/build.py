@@ -14,7 +14,6 @@ from datetime import datetime
 from pathlib import Path
 
 from oumi.core.configs import DatasetParams
-from oumi.core.data.checks.duplicates import may_grow
 from oumi.core.data.datasets import EXTRA_MODULE, BaseMapDataset, ShapedDataset, dataset_for
 from oumi.core.data.ledger import Counts, Ledger
 from oumi.core.data.pipeline.concatenate import ConcatenatedTable
@@ -125,6 +124,9 @@ class TableSpec:
 def specs_of(plan: Plan, split: str, began: datetime) -> list[TableSpec]:
     """Returns the spec of each data set of a split, `train` or `validation`, in the order of the config."""
     mixed = plan.data.train if split == "train" else plan.data.validation
+    # Training may start early, unless it is refused for duplicates, which are not known before all rows are tokenized.
+    # With several ranks, the main one tokenizes first, and the others read its tables from the cache.
+    duplicates_allowed = "error" not in (plan.data.train.on_duplicates, plan.data.validation.on_duplicates)
     return [
         TableSpec(
             params=params,
@@ -134,8 +136,7 @@ def specs_of(plan: Plan, split: str, began: datetime) -> list[TableSpec]:
             key=f"data.{split}",
             max_rejected=mixed.max_rejected_rows,
             began=began,
-            # With several ranks, the main one tokenizes first, and the others read its tables from the cache.
-            may_grow=may_grow(plan.data) and plan.steps.world_size == 1,
+            may_grow=duplicates_allowed and plan.steps.world_size == 1,
             method=plan.method.name,
             takes_images=plan.is_native,
             tool_results=plan.data.tool_results,

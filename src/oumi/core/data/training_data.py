@@ -16,7 +16,7 @@ from oumi.core.data.build_stream import StreamedRows, open_stream
 from oumi.core.data.checks.duplicates import check_duplicates, count_duplicates, warn_of_duplicates
 from oumi.core.data.checks.supervision import check_supervision, draw, spread
 from oumi.core.data.ledger import Ledger
-from oumi.core.data.pipeline.loader import Loader, most_tokens
+from oumi.core.data.pipeline.loader import Epoch, Loader, most_tokens
 from oumi.core.data.pipeline.mixture import Mixture, Part, SeparateDocuments, draws_of
 from oumi.core.data.pipeline.packing import Packed
 from oumi.core.data.store.lazy_table import LazyTable
@@ -30,9 +30,6 @@ from oumi.core.plan.parts import MixturePlan, Plan
 from oumi.core.run import StepSource
 from oumi.core.system.libraries import quiet_libraries
 from oumi.core.types.example import Example
-
-Epoch = Mixture | Packed | SeparateDocuments
-"""The rows of an epoch, in the form that the trainer supports."""
 
 
 @dataclass(frozen=True)

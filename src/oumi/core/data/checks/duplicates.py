@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Duplicate rows: they are found by a digest of each row, counted, reported, and refused if the config says so."""
+"""Finds duplicate rows by a digest of each row, reports them, and refuses them if the config says so."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from oumi.core.plan.parts import DataPlan
 DUPLICATE_KINDS = {
     "rows": "rows that repeat another, token by token",
     "ids": "rows with the id of another",
-    "trained": "rows that stand in the training set, too",
+    "trained": "rows that are in the training set, too",
 }
 """Kinds of duplicates, and their descriptions."""
 _MAX_LISTED = 10
 """Duplicates that are listed in a report."""
 _MAX_LOGGED = 3
 """Duplicates that are listed in a warning."""
+# `data_report.json` contains the keys of `DUPLICATE_KINDS` and of `Duplicates.to_dict`, so they must stay.
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,6 @@ class Duplicates:
         return {"rows": self.num_rows, "first": list(self.listed)}
 
 
-def may_grow(data: DataPlan) -> bool:
-    """Returns True if the training may start before all duplicates are found."""
-    return "error" not in (data.train.on_duplicates, data.validation.on_duplicates)
-
-
 def count_duplicates(splits: Mapping[str, Sequence[Part]], may_wait: bool = False) -> dict[str, Any]:
     """Returns the duplicates of each split by their kind, as JSON values.
 
@@ -59,19 +55,19 @@ def count_duplicates(splits: Mapping[str, Sequence[Part]], may_wait: bool = Fals
     for split, parts in splits.items():
         tables[split] = []
         for part in parts:
-            # Documents are compared before they are cut into rows, where the same text begins at another offset.
+            # Whole documents are compared, since the rows they are cut into begin anywhere in them.
             table = part.table.documents if isinstance(part.table, ConcatenatedTable) else part.table
             if isinstance(table, LazyTable):
                 complete = table.complete() if may_wait else table.if_complete()
                 if complete is None:
                     return {}
                 table = complete
-            assert isinstance(table, TokenTable), "there are two kinds of tables"
+            assert isinstance(table, TokenTable), "it is complete, and not concatenated"
             tables[split].append(table)
     duplicates = {
-        split: {"rows": repeated_rows(of_split).to_dict(), "ids": repeated_ids(of_split).to_dict()}
-        for split, of_split in tables.items()
-        if of_split
+        split: {"rows": repeated_rows(split_tables).to_dict(), "ids": repeated_ids(split_tables).to_dict()}
+        for split, split_tables in tables.items()
+        if split_tables
     }
     if tables.get("train") and tables.get("validation"):
         duplicates["validation"]["trained"] = shared_rows(tables["train"], tables["validation"]).to_dict()
@@ -81,29 +77,29 @@ def count_duplicates(splits: Mapping[str, Sequence[Part]], may_wait: bool = Fals
 def warn_of_duplicates(duplicates: Mapping[str, Any]) -> None:
     """Logs the number of duplicates of each kind, and the first of them."""
     for split, kinds in duplicates.items():
-        for kind, counted in kinds.items():
-            if counted["rows"]:
-                logger.warning("%s", _describe(split, kind, counted, _MAX_LOGGED))
+        for kind, counts in kinds.items():
+            if counts["rows"]:
+                logger.warning("%s", _describe(split, kind, counts, _MAX_LOGGED))
 
 
 def check_duplicates(duplicates: Mapping[str, Any], data: DataPlan) -> None:
     """Raises DataError if there are duplicates in a split whose config does not allow them."""
     problems = [
-        _describe(split, kind, counted)
+        _describe(split, kind, counts)
         for split, mixture in (("train", data.train), ("validation", data.validation))
         if mixture.on_duplicates == "error"
-        for kind, counted in duplicates.get(split, {}).items()
-        if counted["rows"]
+        for kind, counts in duplicates.get(split, {}).items()
+        if counts["rows"]
     ]
     if problems:
-        advice = "Leave them out, or go on with them: data.{train,validation}.on_duplicates: WARN"
+        advice = "Remove them, or train with them: data.{train,validation}.on_duplicates: WARN"
         raise DataError("\n".join([*problems, advice]))
 
 
-def _describe(split: str, kind: str, counted: Mapping[str, Any], max_listed: int | None = None) -> str:
-    listed = counted["first"][:max_listed]
-    lines = [f"data.{split}: {DUPLICATE_KINDS[kind]}: {counted['rows']:,}", *(f"  {line}" for line in listed)]
-    if num_more := counted["rows"] - len(listed):
+def _describe(split: str, kind: str, counts: Mapping[str, Any], max_listed: int | None = None) -> str:
+    listed = counts["first"][:max_listed]
+    lines = [f"data.{split}: {DUPLICATE_KINDS[kind]}: {counts['rows']:,}", *(f"  {line}" for line in listed)]
+    if num_more := counts["rows"] - len(listed):
         lines.append(f"  ... and {num_more:,} more")
     return "\n".join(lines)
 
@@ -121,13 +117,15 @@ def repeated_rows(tables: Sequence[TokenTable]) -> Duplicates:
 
 def repeated_ids(tables: Sequence[TokenTable]) -> Duplicates:
     """Returns the rows that have the id of an earlier row of their data set."""
+    # Table by table: two data sets may number their rows in the same way.
     num_rows, listed = 0, list[str]()
     for table in tables:
         ids, numbers = table.column("id"), table.column("row")
         # The parts of a row that was split share its id: only the first of them counts.
         is_first = np.diff(numbers, prepend=-1) != 0
         rows = np.flatnonzero((ids != 0) & is_first)
-        repeats, firsts = (rows[places] for places in _find_repeats(ids[rows]))
+        # Digests of ids are compared; 0 means that a row has none.
+        repeats, firsts = (rows[indices] for indices in _find_repeats(ids[rows]))
         num_rows += len(repeats)
         for repeat, first in _listed(repeats, firsts):
             source = table.source(repeat)
@@ -135,13 +133,14 @@ def repeated_ids(tables: Sequence[TokenTable]) -> Duplicates:
     return Duplicates(num_rows, tuple(listed[:_MAX_LISTED]))
 
 
-def shared_rows(trained: Sequence[TokenTable], measured: Sequence[TokenTable]) -> Duplicates:
+def shared_rows(trained: Sequence[TokenTable], validation: Sequence[TokenTable]) -> Duplicates:
     """Returns the rows of the validation set that are in the training set, too."""
-    trained_digests, digests = _join_column(trained, "digest"), _join_column(measured, "digest")
+    trained_digests, digests = _join_column(trained, "digest"), _join_column(validation, "digest")
     shared = np.flatnonzero(np.isin(digests, trained_digests))
-    order = np.argsort(trained_digests, kind="stable")  # stable, so that the search below finds the first of each
+    # Only the rows that are listed are searched. The sort is stable, so that the search finds the first of each digest.
+    order = np.argsort(trained_digests, kind="stable")
     firsts = order[np.searchsorted(trained_digests, digests[shared[:_MAX_LISTED]], sorter=order)]
-    trained_rows, rows = _Rows(trained), _Rows(measured)
+    trained_rows, rows = _Rows(trained), _Rows(validation)
     listed = [f"{rows.name(row)} is also {trained_rows.name(first)}" for row, first in _listed(shared, firsts)]
     return Duplicates(len(shared), tuple(listed))
 
@@ -163,6 +162,7 @@ class _Rows:
         """Returns a number for each row, the same for the parts of a row that was split."""
         numbers, highest = [np.zeros(0, dtype=np.int64)], 0
         for table in self._tables:
+            # Numbers of a table begin at 1 again, so those of the tables before are added.
             numbers.append(table.column("row") + highest)
             highest = int(numbers[-1].max(initial=highest))
         return np.concatenate(numbers)
@@ -175,10 +175,12 @@ def _find_repeats(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.
     begins = np.append(True, values[order][1:] != values[order][:-1])[: len(values)]
     firsts = order[begins][np.cumsum(begins) - 1]
     repeats = np.sort(order[~begins])
+    # The inverse of `order` returns the first occurrences to the places of their values.
     return repeats, firsts[np.argsort(order, kind="stable")][repeats]
 
 
 def _join_column(tables: Sequence[TokenTable], name: str) -> npt.NDArray[Any]:
+    # The empty array is for a split without tables, of which there is nothing to concatenate.
     return np.concatenate([np.zeros(0, dtype=np.uint64), *(table.column(name) for table in tables)])
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of an epoch: rows, tokens, targets and lengths of a mixture, or of one of its data sets."""
+"""Computes statistics of an epoch: rows, tokens, targets and lengths of a mixture, or of one of its data sets."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +20,7 @@ _LONG_TAIL = 2.0
 
 @dataclass(frozen=True)
 class Statistics:
-    """The rows of an epoch."""
+    """Lengths and targets of the rows of an epoch."""
 
     lengths: npt.NDArray[np.int64]
     """Tokens of each row [R]."""
@@ -85,22 +86,16 @@ def histogram(values: npt.NDArray[np.int64]) -> list[Bin]:
     # One very long row would otherwise put all others into the first bin.
     usual = int(np.percentile(values, 99, method="nearest"))
     has_tail = high > _LONG_TAIL * max(usual, 1)
-    width = _round_width((usual if has_tail else high) - low + 1)
+    span = (usual if has_tail else high) - low + 1
+    # The smallest of 1, 2, 5, 10, 20, 50... that is wide enough. One bin less, since the first may begin below `low`.
+    widths = (step * 10**exponent for exponent in itertools.count() for step in (1, 2, 5))
+    width = next(width for width in widths if span <= width * (_NUM_BINS - 1))
     first = low // width
-    places = (values // width) - first
+    indices = (values // width) - first
+    # The open bin comes after the one that contains the 99th percentile.
     last = usual // width - first + 1 if has_tail else high // width - first
-    counts = np.bincount(np.minimum(places, last), minlength=last + 1).tolist()
+    counts = np.bincount(np.minimum(indices, last), minlength=last + 1).tolist()
     bins = [Bin((first + i) * width, (first + i + 1) * width - 1, count) for i, count in enumerate(counts)]
     if has_tail:
         bins[-1] = replace(bins[-1], high=None)
     return bins
-
-
-def _round_width(span: int) -> int:
-    """Returns the smallest of 1, 2, 5, 10, 20, 50... with which `_NUM_BINS` bins cover a span from any start."""
-    scale = 1
-    while True:
-        for step in (1, 2, 5):
-            if span <= step * scale * (_NUM_BINS - 1):
-                return step * scale
-        scale *= 10

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks which tokens of the rows are trained, before the first step."""
+"""Verifies which tokens of the rows are trained, before the first step."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def check_supervision(examples: Iterable[Example], tokenizer: Any, spec: Tokeniz
 
     Args:
         examples: The rows.
-        tokenizer: Its special tokens end an answer.
+        tokenizer: The tokenizer of the rows. An answer should end with one of its special tokens.
         spec: Which tokens the rows should train.
 
     Raises:
-        DataError: A row has no target, trains its prompt though answers alone should be trained, does not end an
-            answer, or begins twice.
+        DataError: A row has no target, trains its prompt though only answers should be trained, has an answer without
+            an end token, or begins with two start tokens.
     """
     for document in (document for example in examples for document in example.documents()):
         # A text that is split may leave one token at its end, which nothing predicts.
@@ -47,6 +47,7 @@ def check_supervision(examples: Iterable[Example], tokenizer: Any, spec: Tokeniz
 
 def draw(example: Example, tokenizer: Any) -> str:
     """Returns a row as text, with the tokens that are trained in brackets."""
+    # Split where trained tokens begin or end, and decode each part as a whole: a character may have several tokens.
     edges = np.flatnonzero(np.diff(example.is_target.astype(np.int8))) + 1
     parts = np.split(np.arange(len(example.tokens)), edges)
     texts = [tokenizer.decode(example.tokens[part].tolist()) for part in parts]
@@ -55,7 +56,7 @@ def draw(example: Example, tokenizer: Any) -> str:
 
 def _problem_of(example: Example, tokenizer: Any, spec: TokenizeSpec) -> str:
     tokens, is_target, train_on = example.tokens, example.is_target, spec.train_on
-    # The prompt may have been cut off.
+    # With these, a row may begin in the middle of an answer.
     may_begin_anywhere = spec.truncation in ("left", "split")
     if not is_target[1:].any():
         return "no token is trained"
@@ -68,8 +69,10 @@ def _problem_of(example: Example, tokenizer: Any, spec: TokenizeSpec) -> str:
     # A row that was cut at the model's length need not end its answer.
     was_cut = len(tokens) == spec.max_length
     ends = np.flatnonzero(is_target & ~np.append(is_target[1:], was_cut))
-    if spec.tool_results is not None:  # they stand between parts of an answer
+    # Results of tools interrupt the targets of an answer, so only the last end is sure to be that of an answer.
+    if spec.tool_results is not None:
         ends = ends[-1:]
+    # Some tokenizers do not mark the token that ends a turn as special, but it is an added token in any case.
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} if train_on != "all" else set()
     if train_on != "all" and not special.issuperset(tokens[ends].tolist()):
         return (

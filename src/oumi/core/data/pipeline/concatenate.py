@@ -36,6 +36,7 @@ class ConcatenatedTable:
         self.documents = table
         """The documents before they are cut into rows."""
         self._length = concatenation.length
+        # Where each document ends in the concatenation.
         self._ends = np.cumsum(table.lengths())
         total = int(self._ends[-1]) if len(self._ends) else 0
         self._num_tokens = total - total % concatenation.length if concatenation.skip_last else total
@@ -46,7 +47,7 @@ class ConcatenatedTable:
             )
 
     def __len__(self) -> int:
-        return -(-self._num_tokens // self._length)
+        return -(-self._num_tokens // self._length)  # rounded up: the last row may be shorter
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
@@ -65,7 +66,7 @@ class ConcatenatedTable:
         return lengths
 
     def targets(self) -> npt.NDArray[np.int64]:
-        """Returns the number of trained tokens of each row [R]: documents train all of theirs."""
+        """Returns the number of trained tokens of each row [R]; documents train all tokens."""
         return self.lengths()
 
     @property

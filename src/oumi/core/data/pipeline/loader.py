@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The micro-batches of each optimizer step; any step is found at once."""
+"""Cuts an epoch into optimizer steps and micro-batches, with random access to any step."""
 
 from __future__ import annotations
 
@@ -7,46 +7,39 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from oumi.core.batch import Batch, collate, empty_batch
-from oumi.core.data.pipeline.mixture import permute
+from oumi.core.data.pipeline.mixture import Mixture, SeparateDocuments, permute
+from oumi.core.data.pipeline.packing import Packed
 from oumi.core.plan.parts import StepsPlan
 from oumi.core.types.example import Example
 
 Item = TypeVar("Item")
 Rows = TypeVar("Rows")
+Epoch = Mixture | Packed | SeparateDocuments
+"""The rows of an epoch, each with one or more examples, in the form that the trainer supports."""
 Collate = Callable[[Sequence[Example]], Batch]
-"""Makes a batch of examples."""
-_MOST_ORDERED = 1 << 20
-"""Rows whose order is worked out to find the largest micro-batch."""
+"""Returns examples as one batch."""
+_MAX_ORDERED = 1 << 20
+"""Rows of a run up to which `most_tokens` computes their order."""
 _STEPS_AHEAD = 2
-"""Steps whose micro-batches are made while another one is trained."""
-
-
-class Groups(Protocol):
-    """The rows of an epoch, each of one example or several."""
-
-    def __len__(self) -> int: ...
-
-    def group(self, index: int) -> list[Example]:
-        """Returns the examples of a row."""
-        ...
+"""Steps that are read while another one is trained."""
 
 
 class Loader:
     """Cuts the shuffled rows of each epoch into optimizer steps, and those into micro-batches.
 
-    The last step of an epoch takes the rows that are left, so every row is trained once an epoch. Which rows a
-    step trains does not depend on how many ranks there are; each takes its micro-batches of them in turn.
+    The last step of an epoch takes the rows that are left, so every row is trained once per epoch. The rows of a step
+    do not depend on the number of ranks: each rank takes every `world_size`-th micro-batch of them.
     """
 
-    def __init__(self, rows: Groups, steps: StepsPlan, seed: int, rank: int = 0, collate: Collate = collate) -> None:
-        """Takes the rows, how they are cut into steps, the seed of their order, whose part this is, and what joins."""
-        assert steps.per_epoch is not None, "the plan knows the rows by now"
+    def __init__(self, rows: Epoch, steps: StepsPlan, seed: int, rank: int = 0, collate: Collate = collate) -> None:
+        """Sets the rows, how they are cut into steps, the seed of their order, the rank, and the collate function."""
+        assert steps.per_epoch is not None, "the plan has the number of rows"
         self.rank = rank
         self.rows = rows
         self.steps = steps
@@ -55,20 +48,19 @@ class Loader:
         self._collate = collate
 
     def from_step(self, step: int) -> Generator[list[Batch], None, None]:
-        """Yields the micro-batches of step `step` (from 0), then of those after it, epoch after epoch."""
+        """Yields this rank's micro-batches of step `step` (from 0), then of those after it, epoch after epoch."""
         steps = count(step)
-        return read_ahead(lambda: self._batches_of(next(steps)))
 
-    def _batches_of(self, step: int) -> list[Batch]:
-        size, rows = self.steps.micro_batch_rows, self.rows_of(step)
-        batches = [rows[a : a + size] for a in range(0, len(rows), size)]
-        return [
-            self._collate(_examples(self.rows, indices)) if indices else empty_batch()
-            for indices in share_of(batches, self.rank, self.steps.world_size)
-        ]
+        def next_step() -> list[Batch]:
+            size, rows = self.steps.micro_batch_rows, self.rows_of(next(steps))
+            micro_batches = [rows[i : i + size] for i in range(0, len(rows), size)]
+            share = share_of(micro_batches, self.rank, self.steps.world_size)
+            return [_batch(self.rows, indices, self._collate) for indices in share]
+
+        return read_ahead(next_step)
 
     def rows_of(self, step: int) -> list[int]:
-        """Returns the rows that step `step` trains, in order."""
+        """Returns the indices of the rows that step `step` trains, in order."""
         epoch, step_of_epoch = divmod(step, self._per_epoch)
         first = step_of_epoch * self.steps.rows_per_step
         positions = np.arange(first, min(first + self.steps.rows_per_step, len(self.rows)))
@@ -76,60 +68,64 @@ class Loader:
         return order
 
     def epoch(self, step: int) -> float:
-        """Returns how many epochs lie behind after `step` steps."""
+        """Returns the number of epochs that are over after `step` steps, with a fraction."""
         return step / self._per_epoch
 
     def ends_epoch(self, step: int) -> bool:
-        """Returns True if an epoch is over after `step` steps."""
+        """Returns True if `step` steps are a whole number of epochs."""
         return step % self._per_epoch == 0
 
     def state(self) -> dict[str, Any]:
-        """Returns nothing: the number of the step tells its rows."""
+        """Returns an empty state: the rows of a step follow from its number."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Does nothing: the number of the step tells its rows."""
+        """Does nothing: the rows of a step follow from its number."""
 
 
 def share_of(batches: Sequence[list[Rows]], rank: int, world_size: int) -> list[list[Rows]]:
-    """Returns the batches of a rank, which takes them in turn with the others; each gets as many, the last empty."""
+    """Returns every `world_size`-th batch, beginning with that of index `rank`."""
+    # Filled up with empty batches, since all ranks must run the same number of passes to meet in collective calls.
     num_missing = -len(batches) % world_size
     return [*batches, *([] for _ in range(num_missing))][rank::world_size]
 
 
 def in_order(
-    rows: Groups, batch_size: int, collate: Collate = collate, rank: int = 0, world_size: int = 1
+    rows: Epoch, batch_size: int, collate: Collate = collate, rank: int = 0, world_size: int = 1
 ) -> Iterator[Batch]:
     """Yields a rank's share of all rows once, in order, `batch_size` at a time."""
-    places = range(len(rows))
-    batches = [list(places[first : first + batch_size]) for first in range(0, len(rows), batch_size)]
-    for indices in share_of(batches, rank, world_size):
-        yield collate(_examples(rows, indices)) if indices else empty_batch()
+    indices = range(len(rows))
+    batches = [list(indices[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
+    for batch in share_of(batches, rank, world_size):
+        yield _batch(rows, batch, collate)
 
 
 def most_tokens(lengths: npt.NDArray[np.int64], steps: StepsPlan, seed: int) -> int:
-    """Returns the tokens of the largest micro-batch of a run, or of the longest rows where its order is long.
+    """Returns the number of tokens of the largest micro-batch of a run, or an upper bound for a long run.
 
     Args:
-        lengths: Tokens of each row [R].
-        steps: How the rows are cut.
-        seed: Of their order.
+        lengths: Number of tokens of each row [R].
+        steps: How the rows are cut into steps.
+        seed: Seed of their order.
     """
     num_rows, size = len(lengths), steps.micro_batch_rows
-    assert steps.total is not None, "the plan knows the rows by now"
-    places = steps.total * steps.rows_per_step
-    if places > _MOST_ORDERED:
+    assert steps.total is not None, "the plan has the number of rows"
+    num_positions = steps.total * steps.rows_per_step
+    # The bound: the longest rows of all in one micro-batch.
+    if num_positions > _MAX_ORDERED:
         return int(np.sort(lengths)[-size:].sum())
     most = 0
     for epoch in range(-(-steps.total // (steps.per_epoch or 1))):
-        left = min(num_rows, places - epoch * (steps.per_epoch or 1) * steps.rows_per_step)
-        order = permute(np.arange(left), num_rows, seed, epoch)
-        most = max(most, int(np.add.reduceat(lengths[order], np.arange(0, left, size)).max()))
+        # The last epoch may end early.
+        num_left = min(num_rows, num_positions - epoch * (steps.per_epoch or 1) * steps.rows_per_step)
+        order = permute(np.arange(num_left), num_rows, seed, epoch)
+        most = max(most, int(np.add.reduceat(lengths[order], np.arange(0, num_left, size)).max()))
     return most
 
 
 def read_ahead(make: Callable[[], Item]) -> Generator[Item, None, None]:
-    """Yields what `make` returns, call after call; a thread makes the next ones meanwhile."""
+    """Yields the results of calls of `make`, which a thread calls ahead of the caller."""
+    # One thread, so that the calls stay in order.
     thread = ThreadPoolExecutor(1, "reads-ahead")
     waiting: deque[Future[Item]] = deque()
     try:
@@ -137,9 +133,10 @@ def read_ahead(make: Callable[[], Item]) -> Generator[Item, None, None]:
             while len(waiting) < _STEPS_AHEAD:
                 waiting.append(thread.submit(make))
             yield waiting.popleft().result()
+    # When the caller closes the generator, or a call raises.
     finally:
         thread.shutdown(wait=True, cancel_futures=True)
 
 
-def _examples(rows: Groups, indices: Sequence[int]) -> list[Example]:
-    return [example for i in indices for example in rows.group(i)]
+def _batch(rows: Epoch, indices: Sequence[int], collate: Collate) -> Batch:
+    return collate([example for i in indices for example in rows.group(i)]) if indices else empty_batch()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order in which rows are trained: a pure function of (seed, epoch, position)."""
+"""Mixes and shuffles data sets. The order of the rows is a pure function of (seed, epoch, position)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from oumi.core.types.example import Example
 
 _NUM_ROUNDS = 6
+"""Rounds of the permutation. It decides the order of every run, so no constant of it may change."""
 _MIN_HALF_BITS = 4
 """With fewer bits in each half, the permutations of a small data set are not random enough."""
 
@@ -21,7 +22,7 @@ def permute(positions: npt.NDArray[np.int64], length: int, seed: int, epoch: int
     """Returns the row at each position of an epoch, by a permutation of `range(length)` that is not stored.
 
     A Feistel network permutes the numbers below the next power of four; a result that is not below `length` is permuted
-    again until it is ("cycle walking", Black and Rogaway 2002). So any step of any epoch is found in the same time.
+    again until it is ("cycle walking", Black and Rogaway 2002). So any step of any epoch is computed in the same time.
 
     Args:
         positions: Positions in the epoch [P], each in `range(length)`.
@@ -88,7 +89,7 @@ def draws_of(lengths: Sequence[int], proportions: Sequence[float] | None, strate
 
 @dataclass(frozen=True)
 class Part:
-    """One data set of a mixture."""
+    """A data set of a mixture."""
 
     table: Table
     shuffle_seed: int | None
@@ -103,10 +104,10 @@ class Part:
         """Returns the row of each draw [D]; a data set that is used up starts again, in another order if shuffled."""
         if self.shuffle_seed is None:
             return draws % len(self.table)
-        rounds, places = np.divmod(draws, len(self.table))
+        rounds, positions = np.divmod(draws, len(self.table))
         rows = np.empty_like(draws)
         for i in np.unique(rounds).tolist():
-            rows[rounds == i] = permute(places[rounds == i], len(self.table), self.shuffle_seed, i)
+            rows[rounds == i] = permute(positions[rounds == i], len(self.table), self.shuffle_seed, i)
         return rows
 
 
@@ -122,6 +123,7 @@ class Mixture:
         return int(self._ends[-1]) if self.parts else 0
 
     def __getitem__(self, index: int) -> Example:
+        # "right": the index at which a part ends is in the next part that has draws.
         i = int(np.searchsorted(self._ends, index, side="right"))
         part = self.parts[i]
         draw = index - (int(self._ends[i - 1]) if i else 0)
@@ -140,12 +142,12 @@ class Mixture:
         return self._by_draw([part.table.targets() for part in self.parts])
 
     def _by_draw(self, values: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
-        drawn = [
-            of_part[part.rows(np.arange(len(part)))]
-            for of_part, part in zip(values, self.parts, strict=True)
+        draws = [
+            part_values[part.rows(np.arange(len(part)))]
+            for part_values, part in zip(values, self.parts, strict=True)
             if len(part)
         ]
-        return np.concatenate([np.zeros(0, dtype=np.int64), *drawn])  # it needs an array even without parts
+        return np.concatenate([np.zeros(0, dtype=np.int64), *draws])  # it needs an array even without parts
 
     @property
     def highest_token(self) -> int:
@@ -157,7 +159,7 @@ class SeparateDocuments:
     """The documents of a mixture, one a row, for trainers that do not support several."""
 
     def __init__(self, mixture: Mixture) -> None:
-        """Reads every row of a mixture once, to count its documents."""
+        """Reads every row of a mixture once to count its documents."""
         self.parts = mixture.parts
         self._mixture = mixture
         self._places = [(row, i) for row in range(len(mixture)) for i in range(len(mixture[row].starts))]
@@ -184,12 +186,9 @@ def _feistel(values: npt.NDArray[np.uint64], keys: npt.NDArray[np.uint64], half_
     left, right = values >> shift, values & mask
     # A round only adds a function of one half to the other, so it can be undone: the whole is a permutation.
     for key in keys:
-        left, right = right, left ^ (_scramble(right ^ key) & mask)
+        # The function is the finalizer of splitmix64 (Steele et al. 2014). Products wrap around at 64 bits.
+        mixed = right ^ key
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(31))) & mask)
     return (left << shift) | right
-
-
-def _scramble(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Returns each value with its bits well mixed, by the finalizer of splitmix64 (Steele et al. 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

@@ -14,7 +14,7 @@ from oumi.core.types.example import Example
 
 
 def best_fit(lengths: Sequence[int] | npt.NDArray[np.int64], capacity: int) -> list[list[int]]:
-    """Returns the items of each row, as `rows_of_items` distributes them."""
+    """Returns the indices of the items of each row, as `rows_of_items` distributes them."""
     rows = rows_of_items(lengths, capacity)
     if not len(rows):
         return []
@@ -23,16 +23,16 @@ def best_fit(lengths: Sequence[int] | npt.NDArray[np.int64], capacity: int) -> l
 
 
 def rows_of_items(lengths: Sequence[int] | npt.NDArray[np.int64], capacity: int) -> npt.NDArray[np.int32]:
-    """Returns the row of each item [N]: from the longest item on, the row in which it leaves the least room.
+    """Returns the row of each item [N]. Items are placed from the longest on, each where it leaves the least room.
 
     "Best fit decreasing" (Johnson 1973) needs at most 11/9 of the smallest possible number of rows.
 
     Args:
         lengths: Tokens of each item [N].
-        capacity: Tokens of a row; a longer item is an error of the caller.
+        capacity: Tokens of a row; no item may be longer.
     """
     sizes = np.asarray(lengths)
-    assert not len(sizes) or sizes.max() <= capacity, "items are cut to the capacity before"
+    assert not len(sizes) or sizes.max() <= capacity, "an item is longer than a row"
     row_of = np.empty(len(sizes), dtype=np.int32)
     rows_by_room: dict[int, list[int]] = defaultdict(list)
     # Bit r of `rooms`: some row has room for r tokens. So the search does not depend on the number of rows.
@@ -40,6 +40,7 @@ def rows_of_items(lengths: Sequence[int] | npt.NDArray[np.int64], capacity: int)
     # Stable, so that items of one length keep their order on every machine.
     for item in np.argsort(-sizes, kind="stable"):
         length = int(sizes[item])
+        # Bit r of `fitting`: some row has r tokens more room than the item needs.
         fitting = rooms >> length
         if fitting:
             room = length + ((fitting & -fitting).bit_length() - 1)  # the lowest bit
@@ -56,7 +57,7 @@ def rows_of_items(lengths: Sequence[int] | npt.NDArray[np.int64], capacity: int)
 
 
 class Packed:
-    """A mixture whose examples are packed into rows, the same rows in every epoch."""
+    """A mixture whose examples are packed into rows, which are the same in every epoch."""
 
     def __init__(self, mixture: Mixture, capacity: int) -> None:
         """Packs an epoch's examples into rows of at most `capacity` tokens."""
@@ -80,6 +81,7 @@ class Packed:
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """Returns the number of tokens of each row [R]."""
+        # The items are sorted by row, so the sum of each row is that of a slice.
         starts = np.concatenate([[0], self._ends[:-1]]).astype(np.int64)
         lengths: npt.NDArray[np.int64] = np.add.reduceat(self._mixture.lengths()[self._items], starts)
         return lengths

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Streams of one data set: rows are read and tokenized during training, and not stored.
 
-A stream yields examples until its round is over, then starts another round. Its state is a few numbers. To resume, a
-stream reads at most the block of rows again in which it was.
+A stream yields examples until its round is over, then starts another round. Its state is a few numbers. To resume, it
+reads at most the current block of rows again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ State = dict[str, Any]
 _ROWS_AT_ONCE = 64
 """Rows that are tokenized together."""
 _MAX_BLOCKS = 1 << 40
-"""Blocks of a round: more than there can be, so that no two blocks of any rounds are shuffled with the same key."""
+"""More blocks than a round can have, so that no two blocks of any rounds are shuffled with the same key."""
 
 
 class DatasetRows(Protocol):
@@ -63,7 +63,7 @@ class _Block:
 
 
 class ExampleStream:
-    """The examples of a data set, row by row. It is shuffled block by block, so that any position is found directly."""
+    """The examples of a data set, row by row. Rows are shuffled block by block, so that resuming reads one block."""
 
     def __init__(self, rows: DatasetRows, row_tokenizer: RowTokenizer, ledger: Ledger, shuffle: Shuffle | None) -> None:
         """Sets the rows, their tokenizer, the ledger that counts them, and their shuffle, if there is one."""
@@ -72,25 +72,26 @@ class ExampleStream:
         self._ledger = ledger
         self._shuffle = shuffle
         self._round = 0
-        self._open(None, 0)
+        self._load(rows.reader(None), 0)
 
     def next(self) -> Example | None:
         """Returns the next example, None at the end of a round.
 
         Raises:
-            DataError: More rows cannot be used than the ledger allows.
+            DataError: More rows are rejected than the ledger allows.
         """
         while (block := self._block).rows:  # an empty block ends the round
             if self._row == len(block.rows):
-                self._load(block.number + 1)
+                self._load(self._reader, block.number + 1)
                 continue
             if self._row not in block.encoded:
-                # The rows behind it come along, since a batch is faster to tokenize.
+                # With the rows after it, since tokenizing a batch is faster.
                 batch = block.rows[self._row : self._row + _ROWS_AT_ONCE]
                 results = self._row_tokenizer.make([self._dataset.value_of(row) for row in batch])
                 block.encoded = dict(enumerate(results, self._row))
             encoded = block.encoded[self._row]
-            is_counted = self._round > 0 or self._num_yielded > 0  # later rounds hold the same rows
+            # Later rounds have the same rows, and a row that was split is counted with its first example.
+            is_counted = self._round > 0 or self._num_yielded > 0
             if isinstance(encoded, RejectedRow):
                 if not is_counted:
                     self._ledger.counts.reject(encoded)
@@ -112,10 +113,11 @@ class ExampleStream:
     def restart(self) -> None:
         """Starts the next round at the first row, in another order if there is a shuffle."""
         self._round += 1
-        self._open(None, 0)
+        self._load(self._dataset.reader(None), 0)
 
     def state(self) -> State:
         """Returns the round, the block, the position in it, and the counts so far."""
+        # Checkpoints contain these keys, so they must stay.
         return {
             "round": self._round,
             "place": self._block.place,
@@ -128,18 +130,14 @@ class ExampleStream:
     def restore(self, state: State) -> None:
         """Returns to the position of `state`; the rows of one block are read again."""
         self._round = state["round"]
-        self._open(state["place"], state["block"])
+        self._load(self._dataset.reader(state["place"]), state["block"])
         self._row, self._num_yielded = state["row"], state["taken"]
         self._ledger.counts = Counts.from_state(state["counts"])
 
-    def _open(self, place: Place | None, number: int) -> None:
-        self._reader = self._dataset.reader(place)
-        self._load(number)
-
-    def _load(self, number: int) -> None:
-        """Reads the next block of rows, an empty one at the end of the data."""
-        place = self._reader.place()
-        rows = self._reader.take(self._shuffle.buffer_size if self._shuffle else _ROWS_AT_ONCE)
+    def _load(self, reader: RowReader, number: int) -> None:
+        """Reads block `number` of the round from a reader at its start; the block after the last row is empty."""
+        self._reader, place = reader, reader.place()
+        rows = reader.take(self._shuffle.buffer_size if self._shuffle else _ROWS_AT_ONCE)
         if self._shuffle and rows:
             key = self._round * _MAX_BLOCKS + number
             order = permute(np.arange(len(rows)), len(rows), self._shuffle.seed, key)
@@ -156,7 +154,7 @@ class ConcatenatedStream:
         self._documents = documents
         self._concatenation = concatenation
         self._state_before = documents.state()
-        """Of the documents, before the current one: a position is that document and an offset in it."""
+        """State of the documents before the current one; the position is that state and an offset in the document."""
         self._document: Example | None = None
         self._offset = 0
 
@@ -177,7 +175,7 @@ class ConcatenatedStream:
             missing -= len(pieces[-1].tokens)
         if missing and self._concatenation.skip_last:
             self._documents.drop(pieces)
-            # Taken again, since the counts have changed.
+            # `drop` has changed the counts, which are part of the state.
             self._state_before = self._documents.state()
             return None
         return join_pieces(pieces) if pieces else None
@@ -203,7 +201,7 @@ class LimitedStream:
     """A stream whose rounds have a fixed number of examples; a shorter one is repeated."""
 
     def __init__(self, stream: ExampleStream | ConcatenatedStream, count: int | None, name: str) -> None:
-        """Sets the stream, the examples of a round (None for all that there are), and the name of the data set."""
+        """Sets the stream, the number of examples of a round (None for all), and the name of the data set."""
         self._stream = stream
         self._count = count
         self._name = name
@@ -219,7 +217,7 @@ class LimitedStream:
             return None
         example = self._stream.next()
         if example is None:
-            if not self._since_restart:  # a restart would go on forever
+            if not self._since_restart:  # it would restart forever
                 raise DataError(f"{self._name} has no rows to draw from")
             if self._count is None:
                 return None

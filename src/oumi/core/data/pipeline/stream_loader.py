@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streams mixed into one, packed, and cut into the micro-batches of each step.
+"""Mixes streams, packs their examples, and cuts them into the micro-batches of each step.
 
 `Mixture`, `Packed` and `Loader` do the same for tables: they permute a whole epoch, since they can read any row. A
 stream reads only the next rows, so its order is another function of seed and position.
@@ -42,10 +42,11 @@ class MixedStream:
             proportions: Their shares, which sum to 1; None draws one data set after the other.
             strategy: `first_exhausted` ends an epoch when the first data set is used up; `all_exhausted` when the
                 last one is, and repeats the others.
-            seed: Of the draws.
+            seed: Seed of the draws.
         """
         self._parts = parts
         self._ends = None if proportions is None else np.cumsum(proportions)
+        # Indices of the data sets that are drawn from.
         self._drawn = [i for i in range(len(parts)) if proportions is None or proportions[i] > 0]
         self._ends_with_first = strategy == "first_exhausted"
         self._seed = seed
@@ -53,20 +54,30 @@ class MixedStream:
         self._used_up: set[int] = set()
 
     def next(self) -> Example:
-        """Returns the next example; there is always one."""
+        """Returns the next example; epochs follow each other without end."""
         while True:
-            index = self._choose_part()
+            # Choose the data set of this draw.
+            if self._ends is None:
+                index = next(i for i in self._drawn if i not in self._used_up)
+            else:
+                # Each epoch starts at another place, so that the order of the draws differs.
+                start = int(np.random.SeedSequence([self._seed, self.epoch]).generate_state(1, np.uint64)[0])
+                place = (start + self._draw * _GOLDEN) % (1 << 64) / (1 << 64)
+                # The shares may sum to a little less than 1.
+                index = min(int(np.searchsorted(self._ends, place, "right")), self._drawn[-1])
             example = self._parts[index].next()
             if example is not None:
                 self._draw += 1
                 return example
             self._used_up.add(index)
             is_over = len(self._used_up) == len(self._drawn) or (self._ends is not None and self._ends_with_first)
+            # The loop then repeats the draw, in the next epoch or after the data set has started again.
             if is_over:
                 self.epoch, self._draw, self._used_up = self.epoch + 1, 0, set()
                 for i in self._drawn:
                     self._parts[i].restart()
-            elif self._ends is not None:  # without proportions, it waits for the next epoch
+            # Without proportions, the next data set follows, and this one waits for the next epoch.
+            elif self._ends is not None:
                 self._parts[index].restart()
 
     def next_group(self) -> list[Example]:
@@ -75,6 +86,7 @@ class MixedStream:
 
     def state(self) -> State:
         """Returns the epoch, the draw, and the state of each data set."""
+        # Checkpoints contain these keys, so they must stay.
         return {
             "epoch": self.epoch,
             "draw": self._draw,
@@ -88,15 +100,6 @@ class MixedStream:
         for part, part_state in zip(self._parts, state["parts"], strict=True):
             part.restore(part_state)
 
-    def _choose_part(self) -> int:
-        if self._ends is None:
-            return next(i for i in self._drawn if i not in self._used_up)
-        # Each epoch has a start of its own, or all would draw in the same order.
-        start = int(np.random.SeedSequence([self._seed, self.epoch]).generate_state(1, np.uint64)[0])
-        place = (start + self._draw * _GOLDEN) % (1 << 64) / (1 << 64)
-        # The shares may sum to a little less than 1.
-        return min(int(np.searchsorted(self._ends, place, "right")), self._drawn[-1])
-
 
 class PackedStream:
     """A mixture packed into rows of at most a fixed length, `_WINDOW` examples at a time."""
@@ -108,11 +111,11 @@ class PackedStream:
         self._seed = seed
         self._window = -1
         self._state_before: State = {}
-        """Of the mixture, before the current window; empty before the first."""
+        """State of the mixture before the current window; empty before the first."""
         self._rows: list[list[Example]] = []
         self._row = 0
         self.num_rows = self.num_tokens = 0
-        """Rows that were filled, and their tokens."""
+        """Rows that were packed, and their tokens."""
 
     @property
     def empty_share(self) -> float:
@@ -147,6 +150,7 @@ class PackedStream:
         self.num_rows, self.num_tokens = state["filled"]
 
     def _fill(self, window: int) -> None:
+        # A window is packed as a whole, so its state is that of the mixture before it, and a number of rows.
         self._state_before, self._window = self._mixture.state(), window
         examples = [self._mixture.next() for _ in range(_WINDOW)]
         rows = best_fit([len(example.tokens) for example in examples], self._capacity)
@@ -173,6 +177,7 @@ class StreamLoader:
         self._steps = steps
         self._rank = rank
         self._collate = collate
+        # The position of the training; the stream itself is some steps ahead.
         self._state = rows.state()
 
     def from_step(self, step: int) -> Generator[list[Batch], None, None]:
