@@ -75,7 +75,7 @@ def open_stream(plan: Plan, preprocessor: Preprocessor, began: datetime, ledgers
         stream = ConcatenatedStream(examples, dataset.concatenation) if dataset.concatenation else examples
         _check_first(stream, preprocessor, spec, spec.supervision(dataset))
         parts.append(LimitedStream(stream, params.sample_count, params.dataset_name))
-        # Rows that do not come from files have no content to digest; their class and its arguments stand for it.
+        # Rows that do not come from files have no content to digest; their class and its arguments replace it.
         inputs = inputs_of(spec, dataset, preprocessor) or {"code of": [type(dataset).__name__, params.dataset_kwargs]}
         order = [params.shuffle, params.seed, params.shuffle_buffer_size, params.sample_count, dataset.concatenation]
         identities.append(digest_of_values({"rows": identity_of(inputs), "order": order}))

@@ -174,7 +174,7 @@ def test_chats_and_completions_keep_their_order() -> None:
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (Completion("", "Yo."), "every token is trained: nothing stands before the answer"),
+        (Completion("", "Yo."), "every token is trained: there is no prompt before the answer"),
         (Conversation(messages=[]), "the conversation is empty"),
         (chat(("user", "Hi?")), "has no turn to train"),
         (chat(("user", "\ud800"), ("assistant", "Yo.")), "holds half of a character (a lone surrogate)"),

@@ -112,11 +112,12 @@ class Part:
 
 
 class Mixture:
-    """The examples of an epoch: the draws from several tables, end to end."""
+    """The examples of an epoch: the draws from several tables, one table after the other."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
         assert all(len(part.table) or not len(part) for part in parts), "an empty table has no draws"
         self.parts = list(parts)
+        # Shuffled as a whole by the loader, so the tables need not be interleaved here.
         self._ends = np.cumsum([len(part) for part in self.parts])
 
     def __len__(self) -> int:

@@ -71,7 +71,7 @@ class ExampleStream:
         self._row_tokenizer = row_tokenizer
         self._ledger = ledger
         self._shuffle = shuffle
-        self._round = 0
+        self._round = self._row = self._num_yielded = 0
         self._load(rows.reader(None), 0)
 
     def next(self) -> Example | None:

@@ -258,10 +258,10 @@ class TableWriter:
             "sizes": sizes,
             **facts,
         }
-        with (self._directory / "table.json").open("w") as file:
-            json.dump(table, file)
-            file.flush()
-            os.fsync(file.fileno())
+        with (self._directory / "table.json").open("w") as table_file:
+            json.dump(table, table_file)
+            table_file.flush()
+            os.fsync(table_file.fileno())
 
     def _number(self, name: str) -> int:
         return self._names.setdefault(name, len(self._names))

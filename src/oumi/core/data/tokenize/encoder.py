@@ -21,7 +21,7 @@ from oumi.core.types.example import Example, RejectedRow, Row
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A document: ids [T], which of them are trained [T], and which stand for its images."""
+    """A document: ids [T], which of them are trained [T], and the spans of its images."""
 
     ids: npt.NDArray[np.int32]
     is_target: npt.NDArray[np.bool_]
@@ -196,7 +196,7 @@ class Encoder:
         if not any(self._is_of_use(document) for document in documents):
             return rejected("no token is trained")
         if not self._trains_all and not row.may_split and any(document.is_target.all() for document in documents):
-            return rejected("every token is trained: nothing stands before the answer")
+            return rejected("every token is trained: there is no prompt before the answer")
         if limit is None or longest <= limit:
             return Encoded((_joined(documents, row),), 0, 0)
         if policy == "reject":

@@ -70,7 +70,7 @@ class ImageEncoder:
 
 @dataclass(frozen=True, slots=True)
 class ImageSpan:
-    """An image, and the tokens of its document that stand for it."""
+    """An image, and the tokens of its document that its features replace."""
 
     first: int
     last: int

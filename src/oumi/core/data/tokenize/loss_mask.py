@@ -147,7 +147,7 @@ class Renderer:
         pairs = zip(value.chosen.messages, value.rejected.messages, strict=False)
         # Earlier answers are the same in both, so they say nothing about which is better.
         shared = next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
-        documents = []
+        documents = list[Document]()
         for chat in (value.chosen, value.rejected):
             turns = [i for i, message in enumerate(chat.messages) if message.role == Role.ASSISTANT and i >= shared]
             # The last document of a chat is the one that contains its last turn.

@@ -270,7 +270,7 @@ def _surroundings(template: Template) -> dict[str, str]:
             text = template.render(messages)
         except TemplateError:
             continue
-        # Each text occurs once in the chat, so what stands between them is what the template writes.
+        # Each text occurs once in the chat, so the template has written what is between them.
         starts = [text.find(message.text) for message in chat]
         if min(starts) < 0:
             continue
