@@ -80,7 +80,7 @@ def test_recipes_are_listed_by_the_name_that_train_takes(oumi: Callable[..., Out
         (["train", "-c", "tiny.yml"], "did you mean 'tiny.yaml'?"),
         (["train", "-c", "smolm-135m"], "did you mean 'smollm-135m'?"),
         (["train", "-c", "."], "is a directory; it contains tiny.yaml"),
-        (["train", "-c", "tiny.yaml", "--training.trainer_type", "TRL_DPO"], "TRL_DPO is not built yet"),
+        (["train", "-c", "tiny.yaml", "--training.trainer_type", "TRL_DPO"], "TRL_DPO is not supported yet"),
         (["plan", "-c", "tiny.yaml", "--training.sede", "1"], "did you mean 'seed'?"),
         (["config", "show", "nothing.yaml"], "no such file"),
         (["config", "schema", "--kind", "jobs"], "must be training or job"),
@@ -124,7 +124,7 @@ def test_a_trainer_that_is_not_built_does_not_pass_the_check(
     (tmp_path / "dpo.yaml").write_text(TINY.replace("OUMI", "TRL_DPO"))
     output = oumi("config", "check", "dpo.yaml")
     assert output.code == 2
-    assert "dpo.yaml:9:3 training.trainer_type: TRL_DPO is not built yet" in output.err
+    assert "dpo.yaml:9:3 training.trainer_type: TRL_DPO is not supported yet" in output.err
 
 
 FOUR = """\
@@ -142,7 +142,7 @@ def test_problems_of_every_kind_are_reported_at_once(oumi: Callable[..., Output]
     (tmp_path / "four.yaml").write_text(FOUR)
     problems = """\
 four.yaml: 4 problems
-  four.yaml:4:3 training.trainer_type: TRL_DPO is not built yet; there are OUMI, TRL_SFT, HF
+  four.yaml:4:3 training.trainer_type: TRL_DPO is not supported yet; available: OUMI, TRL_SFT, HF
   four.yaml:5:3 training.optimizer: unknown optimizer 'adamw_trch', did you mean 'adamw_torch'?
   four.yaml:6:3 training.learning_rate: got 'fast', must be a number
   four.yaml:7:3 training.max_stesp: unknown key, did you mean 'max_steps'?

@@ -262,8 +262,8 @@ def test_all_else_of_a_config_is_checked_though_its_trainer_is_not_built(oumi: O
     name = config(tmp_path, "TRL_DPO", write(tmp_path, "a.jsonl", PAIR), truncation="SPLIT")
     said = oumi("data", "preview", "-c", name)
     assert said.code == 2
-    assert "data.train.truncation: SPLIT would part rows that TRL_DPO compares" in said.err
-    assert "not built" not in said.err
+    assert "data.train.truncation: SPLIT would separate the parts of a row that TRL_DPO compares" in said.err
+    assert "not supported" not in said.err
     assert oumi("data", "preview", "-c", name, "--training.sede", "1").code == 2
 
 

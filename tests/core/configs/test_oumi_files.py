@@ -13,7 +13,7 @@ from oumi.core.errors import ConfigError
 
 FOLDER = Path(__file__).with_name("oumi_files")
 TRAIN_PATH, VALIDATION_PATH = "data.train.datasets[0].dataset_path", "data.validation.datasets[0].dataset_path"
-NO_FILE, NOT_BUILT = "no such file or directory", "not built yet"
+NO_FILE, NOT_BUILT = "no such file or directory", "not supported yet"
 
 PROBLEMS = {
     "coalm_8b_lora_train": {TRAIN_PATH: NO_FILE, VALIDATION_PATH: NO_FILE, "fsdp.enable_fsdp": NOT_BUILT},
@@ -24,7 +24,7 @@ PROBLEMS = {
     "grpo_tldr_train": {"training.trainer_type": NOT_BUILT},
     "letter_counting_grpo_train": {"training.trainer_type": NOT_BUILT},
     "qwen2_5_vl_openr1_train": {
-        "data.train.collator_name": "TRL_SFT is not given images yet",
+        "data.train.collator_name": "TRL_SFT does not support images yet",
         "training.output_dir": "environment variable SCRATCH_OF_THE_CLUSTER is not set",
         "fsdp.enable_fsdp": NOT_BUILT,
     },

@@ -167,7 +167,7 @@ def test_a_name_of_lora_that_the_model_does_not_have_is_reported(
 def test_a_model_of_random_weights_below_an_adapter_is_saved_whole(tmp_path: Path, mode: str) -> None:
     config = tiny_config(tmp_path, use_peft=True, max_steps=3)
     config.model.load_pretrained_weights = False
-    with pytest.raises(ConfigError, match=r"peft_save_mode: ADAPTER_ONLY would lose the random weights"):
+    with pytest.raises(ConfigError, match=r"peft_save_mode: ADAPTER_ONLY would lose the random base weights"):
         train(config)
     config.peft.peft_save_mode = mode
     result = train(config)
@@ -190,7 +190,7 @@ def test_an_adapter_that_is_trained_further_keeps_its_own_shape(tmp_path: Path) 
     again = tiny_config(tmp_path, use_peft=True, max_steps=1)
     again.model.adapter_model = str(tmp_path / "first")
     again.peft.lora_r = 64
-    with pytest.raises(ConfigError, match=r"peft\.lora_r: the adapter of model\.adapter_model brings its own"):
+    with pytest.raises(ConfigError, match=r"peft\.lora_r: the adapter of model\.adapter_model has its own"):
         train(again)
 
 

@@ -57,14 +57,14 @@ def test_the_rates_of_schedules_are_as_computed_by_hand(tmp_path: Path) -> None:
     [
         ({"lr_scheduler_type": "warmup_stable_decay"}, "lr_scheduler_kwargs", "needs num_decay_steps"),
         ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": "abc"}}, "lr_scheduler_kwargs.lr_end",
-         "'abc': wanted a number"),
+         "got 'abc', must be a number >= 0"),
         ({"lr_scheduler_type": "polynomial", "learning_rate": 5e-8}, "lr_scheduler_kwargs", "lr_end, 1e-07, must be"),
         ({"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-5, "min_lr_rate": 0.1}},
-         "lr_scheduler_kwargs", "give one of them"),
+         "lr_scheduler_kwargs", "leave one of them out"),
         ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycle": 1}}, "lr_scheduler_kwargs.num_cycle",
          "did you mean 'num_cycles'?"),
         ({"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs":
-          {"num_decay_steps": 3, "decay_type": "exp"}}, "lr_scheduler_kwargs.decay_type", "wanted one of linear"),
+          {"num_decay_steps": 3, "decay_type": "exp"}}, "lr_scheduler_kwargs.decay_type", "must be one of linear"),
     ],
 )  # fmt: skip
 def test_a_schedule_that_cannot_be_is_refused(trainer: str, training: dict[str, Any], key: str, message: str) -> None:

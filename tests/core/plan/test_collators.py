@@ -152,14 +152,14 @@ def test_end_marks_may_be_named_for_a_target() -> None:
 
 def test_arguments_without_a_collator_are_told_as_not_read() -> None:
     notes = plan(None, {"response_template": "<a>", "max_length": 7}).notes
-    reason = "data.train.collator_name names none that reads them"
+    reason = "no collator is set, see data.train.collator_name"
     keys = "data.train.collator_kwargs.response_template, data.train.collator_kwargs.max_length"
     assert f"not read: {keys}: {reason}" in notes
     assert plan(None, {"max_length": 7}).model.max_length == 1024
 
 
 def test_a_plan_says_that_assistant_turns_are_trained_where_nothing_asks_for_it() -> None:
-    told = "targets: assistant turns only; name `data.train.train_target` for another choice"
+    told = "targets: assistant turns only; set `data.train.train_target` to change it"
     assert told in plan(None, {}).notes
     assert told in plan(COMPLETIONS_ONLY, {}).notes
     assert told not in plan(COMPLETIONS_ONLY, {**ANSWER, **END}).notes

@@ -321,8 +321,8 @@ def test_what_is_left_to_a_plan_that_knows_no_memory_is_told(plan: Plan) -> None
     unknown = make_plan(plan.config, replace(facts, model=replace(facts.model, shape=None)))
     assert unknown.memory is None
     assert unknown.gradient_checkpointing == {"use_reentrant": False}
-    wanted = "training.gradient_checkpointing_kwargs.recompute_num_layers: all layers, as nothing tells what would fit"
-    assert wanted in unknown.notes
+    key = "training.gradient_checkpointing_kwargs.recompute_num_layers"
+    assert f"{key}: all layers, since the memory of this run cannot be predicted" in unknown.notes
 
 
 def test_a_run_without_memory_is_refused_with_the_cheapest_changes_that_fit(plan: Plan) -> None:
@@ -379,8 +379,8 @@ def test_a_plan_notes_that_memory_may_be_short(tmp_path: Path, plan: Plan, share
 @pytest.mark.parametrize(
     ("share", "settings", "told"),
     [
-        (10.0, {}, "0 of 16 layers at most are computed again, and a step takes about 0.75 of the time"),
-        (1.3, {}, "{} of 16 layers at most are computed again"),
+        (10.0, {}, "at most 0 of 16 layers are recomputed, and a step takes about 0.75 of the time"),
+        (1.3, {}, "at most {} of 16 layers are recomputed"),
         (1.0, {}, ""),
         (1.1, {}, ""),
         (10.0, {"recompute_num_layers": 16}, ""),

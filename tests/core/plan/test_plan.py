@@ -58,7 +58,7 @@ def test_steps_are_open_until_the_rows_are_counted() -> None:
     uncounted = plan(Facts("cpu", "CPU", False, 2, 1, 1), per_device_train_batch_size=8, num_train_epochs=2)
     assert uncounted.steps.total is None
     assert uncounted.with_num_rows(17).num_steps == 6
-    assert "counted on reading" in plan_text(uncounted)
+    assert "counted when read" in plan_text(uncounted)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +139,11 @@ def test_a_plan_tells_what_no_reader_would_expect() -> None:
         assert any(key in note for note in notes), key
 
 
+def test_the_notes_of_a_plan_do_not_end_with_a_trainer_that_trains_no_prompts() -> None:
+    notes = plan(trainer_type="TRL_GKD", max_steps=3, num_train_epochs=9).notes
+    assert any("max_steps decides" in note for note in notes)
+
+
 @pytest.mark.parametrize("trainer", ["TRL_SFT", "HF"])
 @pytest.mark.parametrize("target", [None, "FINAL_ASSISTANT_TURN"])
 def test_a_plan_says_when_prompts_are_trained(trainer: str, target: str | None) -> None:
@@ -180,10 +185,10 @@ def test_an_argument_of_gradient_checkpointing_that_is_none_is_refused() -> None
 @pytest.mark.parametrize(
     ("value", "trainer", "told"),
     [
-        (0, "OUMI", "expected a number of layers, 1 or more, or auto; found 0"),
-        (True, "OUMI", "found True"),
-        ("most", "OUMI", "found 'most'"),
-        (2, "TRL_SFT", "TRL_SFT computes all layers again or none; only trainer OUMI reads it"),
+        (0, "OUMI", "got 0, must be a number of layers >= 1, or auto"),
+        (True, "OUMI", "got True"),
+        ("most", "OUMI", "got 'most'"),
+        (2, "TRL_SFT", "TRL_SFT recomputes all layers or none; only trainer OUMI reads it"),
         (2, "OUMI", ""),
         ("auto", "OUMI", ""),
     ],
@@ -246,8 +251,8 @@ def test_products_in_8_bits_are_planned_where_the_device_has_them() -> None:
     made = plan(replace(H100, model=ModelFacts(num_parameters=8_000_000_000)), **FP8)
     assert made.precision.fp8 == "tensorwise"
     told = "\n".join(made.notes)
-    assert "fp8: all tokens of a product share one scale, so how a step is cut moves its gradients" in told
-    assert "fp8: the share of the peak is told of bfloat16's products" in told
+    assert "fp8: all tokens of a micro-batch share a scale, so its size affects the gradients" in told
+    assert "fp8: the logged share of the peak is that of bfloat16 products" in told
     assert "below about 3B" not in told
     elsewhere = plan(CPU, **FP8)
     assert elsewhere.precision.fp8 is None
@@ -283,13 +288,17 @@ def test_products_in_8_bits_want_a_layer_that_gains(recipe: str, name: str, shap
 
 
 def test_products_in_8_bits_beside_float32_are_refused() -> None:
-    with pytest.raises(ConfigError, match="beside bfloat16, and the rest of this run is computed in float32"):
+    with pytest.raises(ConfigError, match="needs bfloat16 for the rest of the computation, got float32"):
         plan(replace(H100, model=ModelFacts(stored_dtype="float32")), **{**FP8, "mixed_precision_dtype": "NONE"})
 
 
 @pytest.mark.parametrize(
     ("trainer", "compile", "told"),
-    [("OUMI", True, ""), ("OUMI", False, "needs training.compile: true"), ("TRL_SFT", True, "TRL_SFT has none")],
+    [
+        ("OUMI", True, ""),
+        ("OUMI", False, "needs training.compile: true"),
+        ("TRL_SFT", True, "not supported by TRL_SFT"),
+    ],
 )
 def test_products_in_8_bits_want_our_trainer_and_compiled_layers(trainer: str, compile: bool, told: str) -> None:
     config = TrainingConfig()

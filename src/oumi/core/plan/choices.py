@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names that a config may choose among, where they are not an enum of the config itself."""
+"""The valid names of optimizers, schedules and attentions, which are text in a config and not an enum."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from oumi.core.configs.trainers import TrainerType
 from oumi.core.errors import did_you_mean
 
+# TRL and transformers are not imported for these lists, since both import torch.
 OPTIMIZERS = (
     "adam",
     "adamw",
@@ -21,7 +22,7 @@ OPTIMIZERS = (
     "sgd",
     "adafactor",
 )
-"""Optimizers of our own trainer."""
+"""Optimizers of trainer OUMI."""
 
 TRANSFORMERS_OPTIMIZERS = (
     "adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adamw_torch_4bit",
@@ -32,10 +33,10 @@ TRANSFORMERS_OPTIMIZERS = (
     "galore_adamw_8bit_layerwise", "galore_adafactor_layerwise", "apollo_adamw", "apollo_adamw_layerwise", "lomo",
     "adalomo", "grokadamw", "schedule_free_radam", "schedule_free_adamw", "schedule_free_sgd", "stable_adamw",
 )  # fmt: skip
-"""Optimizers of transformers; a test holds them to the installed version."""
+"""Optimizers of transformers; a test compares them with the installed version."""
 
 RENAMED_OPTIMIZERS = {"adamw": "adamw_torch", "paged_adamw": "paged_adamw_32bit"}
-"""Names of our own trainer that transformers does not know -> its own."""
+"""Names of trainer OUMI that transformers does not have -> those of transformers."""
 
 SCHEDULES: Mapping[str, frozenset[str]] = {
     "linear": frozenset(),
@@ -50,49 +51,52 @@ SCHEDULES: Mapping[str, frozenset[str]] = {
         {"num_decay_steps", "num_stable_steps", "warmup_type", "decay_type", "min_lr_ratio", "num_cycles"}
     ),
 }
-"""Schedules, and what `lr_scheduler_kwargs` may hold for each."""
+"""Schedules, and the valid keys of `lr_scheduler_kwargs` for each."""
 
 TRANSFORMERS_SCHEDULES = ("reduce_lr_on_plateau", "cosine_warmup_with_min_lr", "greedy")
-"""Those that only transformers has; a test holds them to the installed version."""
+"""Schedules that only transformers has; a test compares them with the installed version."""
 
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
-"""What `model.attn_implementation` may be, beside kernels of the Hub by their id."""
+"""Values of `model.attn_implementation`, beside the ids of kernels on the Hub."""
 FLAT_ATTENTIONS = (None, "sdpa", "eager")
-"""Those with which documents may stand end to end: ours compute the same."""
+"""Those with which documents can be concatenated without padding: our attention computes the same result."""
 
 NUM_RECOMPUTED = "recompute_num_layers"
-"""Of `training.gradient_checkpointing_kwargs`: how many layers compute again, the first ones; Megatron has the word."""
+"""Key of `training.gradient_checkpointing_kwargs`: how many of the first layers are recomputed; named as in Megatron.
+"""
 CHECKPOINTING = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
-"""The rest of it: what torch.utils.checkpoint takes."""
+"""The other keys: the arguments of torch.utils.checkpoint."""
 
 NO_LARGE_LAYER = "training.fp8_recipe: no layer of this model is large enough to gain by it; leave it out"
 
 _SHAPES = {"warmup_type": ("linear", "cosine", "1-sqrt"), "decay_type": ("linear", "cosine", "1-sqrt")}
 _LR_END = 1e-7
-"""Where `polynomial` ends, if nothing is said."""
+"""Default of `lr_end`, the final learning rate of `polynomial`, as in transformers."""
 
 
 def gains_by_fp8(shape: Sequence[int], recipe: str) -> bool:
     """Returns True if a layer multiplies faster in 8 bits, by torchao's measurements on an H100.
 
     Args:
-        shape: Of its weight.
-        recipe: Of torchao.
+        shape: Shape of its weight, (outputs, inputs).
+        recipe: Name of a recipe of torchao.
     """
     num_outputs, num_inputs = shape
-    if num_outputs % 16 or num_inputs % 16:  # which the kernels ask for
+    if num_outputs % 16 or num_inputs % 16:  # the kernels need multiples of 16
         return False
+    # Row-wise scales cost more than a single one, so they pay only in larger layers.
     if recipe == "tensorwise":
         return num_outputs > 1024 or num_inputs > 4096
     return num_outputs > 2048 and num_inputs > 1024 and (num_outputs > 4096 or num_inputs > 2048)
 
 
 def wrong_optimizer(name: str, trainer: TrainerType) -> str:
-    """Returns what is wrong with the name of an optimizer, or an empty string."""
+    """Returns what is wrong with the name of an optimizer, an empty string if nothing is."""
     theirs = (*TRANSFORMERS_OPTIMIZERS, *RENAMED_OPTIMIZERS)
     names, others = (OPTIMIZERS, theirs) if trainer.spec.is_native else (theirs, OPTIMIZERS)
     if name in names:
         return ""
+    # A name of the other kind of trainers is no typing error, so the message says who lacks it.
     if name in others:
         return f"{trainer.name} has no optimizer '{name}'{did_you_mean(name, names)}"
     nearest = did_you_mean(name, names) or f"; {trainer.name} has {', '.join(names)}"
@@ -102,7 +106,8 @@ def wrong_optimizer(name: str, trainer: TrainerType) -> str:
 def wrong_schedule(
     name: str, kwargs: Mapping[str, Any], learning_rate: float, trainer: TrainerType
 ) -> Iterator[tuple[str, str]]:
-    """Yields what is wrong with a schedule and its arguments: the key, and what about it."""
+    """Yields the problems of a schedule and its arguments, as pairs of key and message."""
+    # Other trainers pass the arguments of these on to transformers, which checks them.
     if name in TRANSFORMERS_SCHEDULES:
         if trainer.spec.is_native:
             yield (
@@ -114,28 +119,28 @@ def wrong_schedule(
         hint = did_you_mean(name, SCHEDULES) or "; known: " + ", ".join(SCHEDULES)
         yield "training.lr_scheduler_type", f"unknown schedule '{name}'{hint}"
         return
+    arguments = SCHEDULES[name]
     for key, value in kwargs.items():
-        if message := _wrong_argument(name, key, value):
-            yield f"training.lr_scheduler_kwargs.{key}", message
+        place = f"training.lr_scheduler_kwargs.{key}"
+        if key not in arguments:
+            takes = f"; it takes {', '.join(sorted(arguments))}" if arguments else "; it takes no arguments"
+            yield place, f"'{name}' has no argument '{key}'{did_you_mean(key, arguments) or takes}"
+        elif key in _SHAPES:
+            if value not in _SHAPES[key]:
+                yield place, f"got '{value}', must be one of {', '.join(_SHAPES[key])}"
+        elif not is_number(value) or value < 0:
+            yield place, f"got {value!r}, must be a number >= 0"
+    # Checks of several arguments together.
     if name == "warmup_stable_decay" and "num_decay_steps" not in kwargs:
         yield "training.lr_scheduler_kwargs", f"'{name}' needs num_decay_steps"
     if {"min_lr", "min_lr_rate"} <= kwargs.keys():
-        yield "training.lr_scheduler_kwargs", "min_lr and min_lr_rate say the same: give one of them"
+        yield "training.lr_scheduler_kwargs", "min_lr and min_lr_rate set the same value: leave one of them out"
     lowest = kwargs.get("lr_end", _LR_END)
     if name == "polynomial" and is_number(lowest) and not lowest < learning_rate:
         yield "training.lr_scheduler_kwargs", f"lr_end, {lowest:g}, must be below training.learning_rate"
 
 
-def _wrong_argument(name: str, key: str, value: Any) -> str:
-    arguments = SCHEDULES[name]
-    if key not in arguments:
-        takes = f"; it takes {', '.join(sorted(arguments))}" if arguments else "; it takes no arguments"
-        return f"'{name}' has no argument '{key}'{did_you_mean(key, arguments) or takes}"
-    if key in _SHAPES:
-        return "" if value in _SHAPES[key] else f"'{value}': wanted one of {', '.join(_SHAPES[key])}"
-    return "" if is_number(value) and value >= 0 else f"{value!r}: wanted a number, 0 or more"
-
-
 def is_number(value: Any) -> bool:
-    """Returns True for a whole number or a fraction; a flag is none."""
+    """Returns True for an int or a float."""
+    # bool is a subclass of int, but `true` in a config is no number.
     return isinstance(value, int | float) and not isinstance(value, bool)

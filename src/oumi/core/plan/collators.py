@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the collators of a config mean here: which turns they train, and which of their arguments are read.
+"""Translates the collator of a config: which tokens it trains, and which of its arguments are read.
 
-No batch is padded by a collator here, and no text is searched for templates: what is trained is found by rendering.
-What a collator's name and arguments ask for is kept.
+Collators of other trainers pad batches and search the text for templates. Here, trained tokens are found by rendering
+the conversation, with the result that the collator's name and arguments describe.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LANDMARKS = (
     "response_template", "instruction_template", "end_of_turn_template", "tool_response_template",
     "end_of_tool_response_template",
 )  # fmt: skip
-"""Strings that a config names around turns: the chat template must write them."""
+"""Arguments that name strings around turns, which the chat template must contain."""
 ARGUMENTS: dict[str, dict[str, str]] = {
     "text_with_padding": _OF_TEXT,
     COMPLETIONS_ONLY: {
@@ -48,25 +48,24 @@ ARGUMENTS: dict[str, dict[str, str]] = {
         "pad_to_multiple_of": "count",
     },
 }  # fmt: skip
-"""The arguments that each collator takes."""
+"""The arguments that each collator takes, with the kind of their values."""
 _NOT_READ = {
-    "label_ignore_index": "what is not trained is marked beside the tokens, not by a label",
-    "ignore_index": "what is not trained is marked beside the tokens, not by a label",
-    "max_variable_sized_dims": "rows of tokens have no other dimension that varies",
-    "truncation": "what is too long is cut, or as data.train.truncation says",
-    "process_individually": "every row is processed alone",
+    "label_ignore_index": "a mask marks the trained tokens, not a label",
+    "ignore_index": "a mask marks the trained tokens, not a label",
+    "max_variable_sized_dims": "only the length of rows varies",
+    "truncation": "rows that are too long are always truncated, unless data.train.truncation is set",
+    "process_individually": "rows are always processed one by one",
     "main_image_feature": "the processor of the model names its features",
     "trust_remote_code": "model.trust_remote_code decides",
     "model_revision": "model.model_revision decides",
 }
+"""Arguments that are accepted and change nothing -> why."""
 
 
 def train_on(config: TrainingConfig) -> str:
-    """Returns which tokens are trained.
+    """Returns which tokens are trained: `all`, `all_assistant_turns`, `final_assistant_turn` or `nothing`.
 
-    `train_target` decides. Without it a collator does: completions alone by which of its templates are named, any
-    other one every token. Without a collator, our own trainer takes assistant turns, and any other every token.
-    Methods that compare answers take the last one, and those whose answers are the model's own take nothing.
+    The method decides first, then `train_target`, then the collator, and at last the default of the trainer.
     """
     split, trainer = config.data.train, config.training.trainer_type.spec
     if (of_method := METHODS[method_of(config.training)].train_on) is not None:
@@ -74,11 +73,10 @@ def train_on(config: TrainingConfig) -> str:
     kwargs = split.collator_kwargs
     if split.train_target is not None:
         return str(split.train_target.value)
+    # With a start but no end of answers, these collators train from the last start to the end of the row.
     if split.collator_name == COMPLETIONS_ONLY:
-        every_turn = (
-            "response_template" not in kwargs or {"end_of_turn_template", "instruction_template"} & kwargs.keys()
-        )
-        return "all_assistant_turns" if every_turn else "final_assistant_turn"
+        has_ends = "response_template" not in kwargs or {"end_of_turn_template", "instruction_template"} & kwargs.keys()
+        return "all_assistant_turns" if has_ends else "final_assistant_turn"
     if split.collator_name == VISION_SFT and kwargs.get("train_on_completions_only"):
         return "all_assistant_turns" if "instruction_template" in kwargs else "final_assistant_turn"
     if split.collator_name is not None:
@@ -87,7 +85,7 @@ def train_on(config: TrainingConfig) -> str:
 
 
 def landmarks(split: DatasetSplitParams) -> dict[str, str]:
-    """Returns the strings that the config names around turns."""
+    """Returns the strings around turns that the config names, by argument."""
     arguments = ARGUMENTS.get(split.collator_name or "", {})
     return {
         name: split.collator_kwargs[name] for name in LANDMARKS if name in split.collator_kwargs and name in arguments
@@ -95,13 +93,13 @@ def landmarks(split: DatasetSplitParams) -> dict[str, str]:
 
 
 def max_length(split: DatasetSplitParams) -> int | None:
-    """Returns how many tokens of a row the collator keeps, None if it does not say."""
+    """Returns the `max_length` of the collator in tokens, None if it has none."""
     length: int | None = split.collator_kwargs.get("max_length") if split.collator_name is not None else None
     return length
 
 
 def truncation(split: DatasetSplitParams) -> str | None:
-    """Returns what becomes of rows that are too long; None leaves it to the kind of row."""
+    """Returns how rows that are too long are truncated; None leaves it to the kind of row."""
     if split.truncation is not None:
         return split.truncation.value
     side: str | None = split.collator_kwargs.get("truncation_side") if split.collator_name == VISION_SFT else None
@@ -109,14 +107,14 @@ def truncation(split: DatasetSplitParams) -> str | None:
 
 
 def processor(config: TrainingConfig) -> tuple[str | None, dict[str, Any]]:
-    """Returns the name of the processor, None for that of the model, and its arguments."""
+    """Returns the name of the processor, None for that of the model, and its keyword arguments."""
     split = config.data.train
     kwargs = split.collator_kwargs if split.collator_name == VISION_SFT else {}
     return kwargs.get("processor_name"), {**config.model.processor_kwargs, **(kwargs.get("processor_kwargs") or {})}
 
 
 def shows_example(config: TrainingConfig) -> bool:
-    """Returns True if the first row is to be shown as it is trained."""
+    """Returns True if the first row is logged with its trained tokens."""
     split = config.data.train
     return config.training.log_examples or (
         split.collator_name is not None and bool(split.collator_kwargs.get("debug"))
@@ -124,7 +122,8 @@ def shows_example(config: TrainingConfig) -> bool:
 
 
 def wrong_arguments(split: DatasetSplitParams) -> Iterator[tuple[str, str]]:
-    """Yields the arguments that cannot be, each with the reason."""
+    """Yields the problems of the collator's arguments, as pairs of key and message."""
+    # Without a collator, the arguments of every one are valid; `unread_arguments` notes that they have no effect.
     every = {name: kind for arguments in ARGUMENTS.values() for name, kind in arguments.items()}
     arguments_of_collator = ARGUMENTS.get(split.collator_name or "", every)
     for name, value in split.collator_kwargs.items():
@@ -141,20 +140,22 @@ def wrong_arguments(split: DatasetSplitParams) -> Iterator[tuple[str, str]]:
 
 
 def _wrong_value(name: str, kind: str, value: Any) -> str:
-    """Returns what a value must be, nothing if it is that."""
+    """Returns the expected value if `value` is not valid, an empty string if it is."""
     type_, expected = _KINDS[kind]
     if name == "truncation_side" and value not in ("left", "right"):
         return "left or right"
-    is_right = isinstance(value, type_) and (type_ is bool or not isinstance(value, bool))
-    if is_right and ((kind == "count" and value < 1) or (kind == "text" and not value)):
-        is_right = False
-    return "" if is_right else expected
+    # bool is a subclass of int.
+    is_valid = isinstance(value, type_) and (type_ is bool or not isinstance(value, bool))
+    if is_valid and ((kind == "count" and value < 1) or (kind == "text" and not value)):
+        is_valid = False
+    return "" if is_valid else expected
 
 
 def _wrong_together(split: DatasetSplitParams) -> Iterator[tuple[str, str]]:
+    """Yields the problems of arguments that contradict what is always done, or need another one."""
     kwargs = split.collator_kwargs
     if kwargs.get("allow_multi_image_inputs") is False:
-        yield f"{_KEY}.allow_multi_image_inputs", "a row is trained with all of its images; leave this out"
+        yield f"{_KEY}.allow_multi_image_inputs", "rows are always trained with all of their images; leave this out"
     if kwargs.get("truncation") is False:
         yield (
             f"{_KEY}.truncation",
@@ -175,14 +176,14 @@ def _wrong_together(split: DatasetSplitParams) -> Iterator[tuple[str, str]]:
 
 
 def unread_arguments(config: TrainingConfig) -> dict[tuple[str, ...], str]:
-    """Returns the arguments that change nothing, each with the reason."""
+    """Returns the arguments without an effect, as groups of keys with the reason."""
     split, is_ours = config.data.train, config.training.trainer_type.spec.is_native
     names = list(split.collator_kwargs)
     off: dict[tuple[str, ...], str] = {}
     if "pad_to_multiple_of" in names and is_ours:
-        off[(f"{_KEY}.pad_to_multiple_of",)] = "it is for padded batches, and these are flat"
+        off[(f"{_KEY}.pad_to_multiple_of",)] = "batches are not padded"
     if split.collator_name is None and (rest := [name for name in names if name != "pad_to_multiple_of"]):
-        off[tuple(f"{_KEY}.{name}" for name in rest)] = "data.train.collator_name names none that reads them"
+        off[tuple(f"{_KEY}.{name}" for name in rest)] = "no collator is set, see data.train.collator_name"
         return off
     for name, reason in _NOT_READ.items():
         if name in names:

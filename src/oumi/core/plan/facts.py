@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a plan takes from the world. Imports no torch."""
+"""What a plan depends on beside the config: machine, data and model. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from oumi.core.plan.shapes import ModelShape
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of a model before it is loaded; None where it is not known."""
+    """Facts about a model from its files, before it is loaded; None where a fact is unknown."""
 
     are_available: bool = False
-    """The files are here."""
+    """The config of the model is on this machine."""
     num_parameters: int | None = None
     matrices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Shape of every weight that is a matrix."""
+    """Shape of every two-dimensional weight, by name."""
     stored_dtype: str | None = None
     max_positions: int | None = None
     tokenizer_length: int | None = None
     adapter_of: str | None = None
-    """The files are an adapter's: the model that it belongs to."""
+    """The base model if the files are those of an adapter."""
     commit: str | None = None
-    """Of the Hub: exactly which version of the model is meant."""
+    """Commit of the model on the Hub."""
     digest: str | None = None
-    """Of the weights in a local directory."""
+    """Digest of the weights in a local directory."""
     sees_images: bool = False
     shape: ModelShape | None = None
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a plan takes from the world: the machine, the data and the model as they are."""
+    """Facts about the machine, the data and the model."""
 
     device: str
     device_name: str
@@ -41,15 +41,15 @@ class Facts:
     num_cpus: int
     memory_bytes: int
     free_bytes: int
-    """On the file system of the output directory."""
+    """Free space on the file system of the output directory."""
     has_fp8: bool = False
-    """The device multiplies 8-bit floating point in hardware."""
+    """The device multiplies 8-bit floats in hardware."""
     has_tight_heap: bool = False
-    """Freed memory is used again without holes, see `host.has_tight_heap`."""
+    """Freed memory is reused without fragmentation, see `host.has_tight_heap`."""
     num_rows: int | None = None
     """Rows of the training set, None if they are only known after reading it."""
     model: ModelFacts = field(default_factory=ModelFacts)
     without: frozenset[str] = frozenset()
-    """Means of speed that are switched off, to measure what each brings."""
+    """Optimizations that are disabled, to measure their effect."""
     unread: tuple[str, ...] = ()
-    """Keys in `dataset_kwargs` that the class of the data set takes, but no run reads."""
+    """Keys in `dataset_kwargs` that the class of the data set accepts, but no run reads."""

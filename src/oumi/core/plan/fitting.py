@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a run fits into memory, and what would make it fit. Imports no torch."""
+"""Checks whether a run fits into memory, and finds changes with which it would. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,79 +18,81 @@ from oumi.core.plan.sections import recompute_settings
 
 _MAX_LISTED = 3
 _RECOMPUTE = 1 / 3
-"""Of the time of a step: a forward pass, beside which backward takes two."""
+"""Time of a forward pass as a share of a step: the backward pass takes twice as long."""
 _ADAPTER = 0.75
-"""Time of a step without the gradients of the weights below an adapter."""
+"""Time of a step with an adapter, which needs no gradients of the base weights, as a share of a full one."""
 _SHORTEST = 128
-"""Tokens that rows are cut to, at least."""
+"""Smallest model_max_length that is suggested, in tokens."""
 _SINGLE_TOKEN = LargestMicroBatch(1, 1)
+"""The smallest possible micro-batch: a run that is short of memory with it cannot fit whatever its rows are."""
 _AUTO_SHARE = 0.85
-"""Of the memory, what micro-batches that are chosen here may fill, as a prediction may be a tenth off."""
+"""Share of the memory that `auto` may fill; a prediction may be off by a tenth."""
 LargestOf = Callable[[Plan], LargestMicroBatch | None]
-"""Gives the largest micro-batch of a plan, None where lengths are only known as the rows are trained."""
+"""Returns the largest micro-batch of a plan, None where lengths are only known during training (a stream)."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A change of the config, and what it brings."""
+    """A change of the config, and its effect."""
 
     text: str
     plan: Plan
     largest: LargestMicroBatch
     slowdown: float = 1.0
     keeps_result: bool = True
-    """False if other weights come out of it than by rounding."""
+    """False if the trained weights differ by more than rounding."""
 
     @property
     def memory(self) -> MemoryPlan:
-        """Returns what the changed run needs."""
-        plan = memory_of(self.plan, self.largest)
-        assert plan is not None, "a change makes nothing unknown"
-        return plan
+        """Returns the memory of the changed run."""
+        memory = memory_of(self.plan, self.largest)
+        assert memory is not None, "no change makes the memory unknown"
+        return memory
 
 
 def memory_of(plan: Plan, largest: LargestMicroBatch | None) -> MemoryPlan | None:
-    """Returns what a plan needs with a largest micro-batch, on the machine of the plan; None: as large as it may be."""
+    """Returns the memory of a plan on its machine, None if it is unknown.
+
+    Without `largest`, every row counts as long as it may be.
+    """
     if plan.memory is None:
         return None
     return plan_memory(plan, plan.memory.available, plan.memory.is_tight, largest)
 
 
 def with_what_fits(plan: Plan, largest_of: LargestOf) -> Plan:
-    """Returns the plan with what its config leaves to us: the largest micro-batches and the fewest layers computed
-    again with which it fits.
+    """Returns the plan with a value for each `auto`: the largest micro-batches, and the fewest recomputed layers, with
+    which it fits.
 
-    Smaller micro-batches cost less than layers that are computed again. The rows of a step stay the same, and so does
-    its result.
+    Smaller micro-batches are tried first, since they cost less time than recomputed layers. The rows of a step stay the
+    same, and so does its result.
     """
     if plan.memory is None:
         return plan
-    leaves_layers = _leaves_layers(plan.config.training)
-    if leaves_layers:
+    is_recompute_auto = _is_recompute_auto(plan.config.training)
+    if is_recompute_auto:
         plan = replace(plan, gradient_checkpointing=None)
-    for cut in _cuts(plan):
-        plan = replace(cut, memory=memory_of(cut, largest_of(cut)))
-        if plan.memory is not None and _leaves_room(plan.memory):
-            return plan
-    if leaves_layers:
-        plan = _with_fewest_recomputed(plan, largest_of(plan), _leaves_room)
-    return replace(plan, memory=memory_of(plan, largest_of(plan)))
-
-
-def _cuts(plan: Plan) -> Iterator[Plan]:
-    """Yields what micro-batches may be, the largest first; only the plan itself if the config says it."""
+    # Only divisors of the rows of a step, so that all micro-batches of a step are equally large.
     rows = plan.steps.micro_batch_rows * plan.steps.accumulation
-    parts = [plan.steps.accumulation]
+    accumulations = [plan.steps.accumulation]
     if plan.config.training.per_device_train_batch_size == "auto":
-        parts = [count for count in range(1, rows + 1) if rows % count == 0]
-    for count in parts:
-        yield replace(plan, steps=replace(plan.steps, micro_batch_rows=rows // count, accumulation=count))
+        accumulations = [count for count in range(1, rows + 1) if rows % count == 0]
+    for accumulation in accumulations:
+        steps = replace(plan.steps, micro_batch_rows=rows // accumulation, accumulation=accumulation)
+        plan = replace(plan, steps=steps)
+        plan = replace(plan, memory=memory_of(plan, largest_of(plan)))
+        if plan.memory is not None and _has_room(plan.memory):
+            return plan
+    # Not even the smallest micro-batches fit.
+    if is_recompute_auto:
+        plan = _with_fewest_recomputed(plan, largest_of(plan), _has_room)
+    return replace(plan, memory=memory_of(plan, largest_of(plan)))
 
 
 def _with_fewest_recomputed(
     plan: Plan, largest: LargestMicroBatch | None, is_enough: Callable[[MemoryPlan], bool]
 ) -> Plan:
-    """Returns the plan with as few layers more computed again as are enough; if none are, with what takes least."""
+    """Returns the plan with the fewest more recomputed layers that are enough, else with those that need least."""
     settings = recompute_settings(plan.config.training)
     num_layers = plan.shape.layers if plan.shape else 1
 
@@ -101,44 +103,47 @@ def _with_fewest_recomputed(
         memory = memory_of(recomputing(count), largest)
         return math.inf if memory is None else memory.total
 
-    def will_do(count: int) -> bool:
+    def fits(count: int) -> bool:
         memory = memory_of(recomputing(count), largest)
         return memory is not None and is_enough(memory)
 
-    # Each layer more takes less memory, but for the last few, which need room to compute again.
+    # Memory falls with each recomputed layer, so bisection finds the fewest. The last few layers are tried one by one:
+    # recomputing them may need more memory than they save.
     first = num_recomputed(plan.gradient_checkpointing, num_layers) + 1
-    even = max(num_layers - LAYERS_AGAIN, first)
-    fewest = first + bisect_left(range(first, even), True, key=will_do)
+    monotonic_end = max(num_layers - LAYERS_AGAIN, first)
+    fewest = first + bisect_left(range(first, monotonic_end), True, key=fits)
     last = range(fewest, num_layers + 1)
-    return recomputing(next((count for count in last if will_do(count)), min(last, key=total)))
+    return recomputing(next((count for count in last if fits(count)), min(last, key=total)))
 
 
-def _leaves_room(memory: MemoryPlan) -> bool:
+def _has_room(memory: MemoryPlan) -> bool:
     return memory.total <= _AUTO_SHARE * memory.available
 
 
-def _leaves_layers(training: TrainingParams) -> bool:
-    """Returns True if the config leaves to us which layers compute again."""
+def _is_recompute_auto(training: TrainingParams) -> bool:
+    """Returns True if the config leaves the number of recomputed layers to the plan."""
     return (
         training.enable_gradient_checkpointing and training.gradient_checkpointing_kwargs.get(NUM_RECOMPUTED) == "auto"
     )
 
 
 def with_rows(plan: Plan, num_rows: int | None, largest_of: LargestOf) -> Plan:
-    """Returns the same plan for the rows that are really there.
+    """Returns the plan updated for the actual rows.
 
     Args:
-        plan: Of the run.
+        plan: Plan of the run.
         num_rows: Rows of an epoch, None for a stream.
-        largest_of: Tells the largest micro-batch.
+        largest_of: Returns the largest micro-batch of a plan.
 
     Raises:
-        ConfigError: The run needs more memory than there is, with what would fit; of unknown rows, with any row.
+        ConfigError: The run needs more memory than there is; names changes with which it would fit. A stream is refused
+            only if it needs more with rows of any length.
     """
     plan = with_what_fits(plan.with_num_rows(num_rows), largest_of)
     if plan.memory is None:
         return plan
     largest = largest_of(plan)
+    # Rows of a stream may all be short, so only what no row can make fit is an error.
     least = memory_of(plan, largest or _SINGLE_TOKEN)
     if least is not None and least.is_short:
         raise ConfigError(_refusal(plan, least, largest or _SINGLE_TOKEN))
@@ -146,61 +151,64 @@ def with_rows(plan: Plan, num_rows: int | None, largest_of: LargestOf) -> Plan:
 
 
 def memory_notes(plan: Plan) -> tuple[str, ...]:
-    """Returns what a reader of the plan should know of its memory."""
-    memory = plan.memory
+    """Returns the notes of a plan about its memory: values of `auto`, layers recomputed without need, a shortage."""
+    memory, training = plan.memory, plan.config.training
     if memory is None:
-        return tuple(f"{key}: {value}, as nothing tells what would fit" for key, value in _chosen(plan).items())
+        # Values that were chosen for `auto` without knowing whether they fit.
+        chosen: dict[str, Any] = {}
+        if training.per_device_train_batch_size == "auto":
+            chosen["training.per_device_train_batch_size"] = plan.steps.micro_batch_rows
+        if _is_recompute_auto(training) and plan.gradient_checkpointing is not None:
+            chosen[f"training.gradient_checkpointing_kwargs.{NUM_RECOMPUTED}"] = "all layers"
+        return tuple(
+            f"{key}: {value}, since the memory of this run cannot be predicted" for key, value in chosen.items()
+        )
     if not memory.is_short:
         return _spare_notes(plan)
     least = memory_of(plan, _SINGLE_TOKEN)
     if least is not None and least.is_short:
-        return ("memory: there is not enough; the run will be refused before its weights are loaded",)
+        return ("memory: not enough; the run will be refused before its weights are loaded",)
     return (
-        f"memory: there is not enough where rows are as long as they may be; if those that are read need more than "
+        f"memory: not enough if rows are as long as they may be; if the actual rows need more than "
         f"{memory.available / 1e9:,.1f} GB, the run is refused before its weights are loaded",
     )
 
 
 def _spare_notes(plan: Plan) -> tuple[str, ...]:
-    """Returns what layers are computed again for no need; a number that the config names is taken as meant."""
+    """Returns a note if memory allows to recompute fewer layers."""
     shape, settings = plan.shape, plan.gradient_checkpointing
+    # A number of layers in the config is the user's own choice, so it gets no note.
     if shape is None or settings is None or NUM_RECOMPUTED in settings:
         return ()
+    # The same plan with `auto` shows how many layers are needed.
     training = plan.config.training
-    left = training.model_copy(
+    auto = training.model_copy(
         update={"gradient_checkpointing_kwargs": {**training.gradient_checkpointing_kwargs, NUM_RECOMPUTED: "auto"}}
     )
-    fitted = with_what_fits(replace(plan, config=plan.config.model_copy(update={"training": left})), lambda _: None)
+    fitted = with_what_fits(replace(plan, config=plan.config.model_copy(update={"training": auto})), lambda _: None)
     count = num_recomputed(fitted.gradient_checkpointing, shape.layers)
-    if count == shape.layers or fitted.memory is None or not _leaves_room(fitted.memory):
+    if count == shape.layers or fitted.memory is None or not _has_room(fitted.memory):
         return ()
     return (
-        f"memory has room: with training.gradient_checkpointing_kwargs.{NUM_RECOMPUTED}: auto, {count} of "
-        f"{shape.layers} layers at most are computed again, and a step takes about "
+        f"memory has room: with training.gradient_checkpointing_kwargs.{NUM_RECOMPUTED}: auto, at most {count} of "
+        f"{shape.layers} layers are recomputed, and a step takes about "
         f"{_time_of(plan, count) / _time_of(plan, shape.layers):.2f} of the time",
     )
 
 
 def _time_of(plan: Plan, num_recomputed_layers: int) -> float:
-    """Returns the time of a step, as a multiple of one in which all weights are trained and nothing is done twice."""
+    """Returns the time of a step, as a multiple of one that trains all weights and recomputes nothing."""
     assert plan.shape is not None
     return (1 if plan.lora is None else _ADAPTER) + _RECOMPUTE * num_recomputed_layers / plan.shape.layers
 
 
-def _chosen(plan: Plan) -> dict[str, Any]:
-    """Returns what the plan took for each `auto`."""
-    training = plan.config.training
-    chosen: dict[str, Any] = {}
-    if training.per_device_train_batch_size == "auto":
-        chosen["training.per_device_train_batch_size"] = plan.steps.micro_batch_rows
-    if _leaves_layers(training) and plan.gradient_checkpointing is not None:
-        chosen[f"training.gradient_checkpointing_kwargs.{NUM_RECOMPUTED}"] = "all layers"
-    return chosen
-
-
 def changes_that_fit(plan: Plan, largest: LargestMicroBatch) -> list[Change]:
-    """Returns the cheapest changes with which the run fits: those first that keep its result, then by time."""
-    return sorted(_changes(plan, largest), key=lambda change: (not change.keeps_result, change.slowdown))[:_MAX_LISTED]
+    """Returns the cheapest changes with which the run fits: those that keep its result first, then by time."""
+    changes = [*_fewer_rows(Change("", plan, largest))]
+    for change in (*_kinds(plan, largest), *_shorter(plan, largest)):
+        # A change that is not enough alone may be with smaller micro-batches.
+        changes += _fewer_rows(change) if change.memory.is_short else [change]
+    return sorted(changes, key=lambda change: (not change.keeps_result, change.slowdown))[:_MAX_LISTED]
 
 
 def _refusal(plan: Plan, memory: MemoryPlan, largest: LargestMicroBatch) -> str:
@@ -210,7 +218,7 @@ def _refusal(plan: Plan, memory: MemoryPlan, largest: LargestMicroBatch) -> str:
         for change in changes
     ]
     help_ = (
-        f"What would fit:{''.join(fits)}" if fits else "No change of the config would make it fit; take a smaller model"
+        f"What would fit:{''.join(fits)}" if fits else "No change of the config would make it fit; use a smaller model"
     )
     return (
         f"memory: the run needs {memory.total / 1e9:,.1f} GB at its peak, and {plan.device_name} has "
@@ -218,18 +226,8 @@ def _refusal(plan: Plan, memory: MemoryPlan, largest: LargestMicroBatch) -> str:
     )
 
 
-def _changes(plan: Plan, largest: LargestMicroBatch) -> Iterator[Change]:
-    """Yields changes that fit: of each kind alone if that will do, else with smaller micro-batches."""
-    yield from _fewer_rows(Change("", plan, largest))
-    for change in (*_kinds(plan, largest), *_shorter(plan, largest)):
-        if change.memory.is_short:
-            yield from _fewer_rows(change)
-        else:
-            yield change
-
-
 def _kinds(plan: Plan, largest: LargestMicroBatch) -> Iterator[Change]:
-    """Yields changes of what is kept and what is trained."""
+    """Yields changes of recomputed layers, optimizer and trained weights, whether or not they fit."""
     yield from _fewest_recomputed(Change("", plan, largest))
     for name in ("adafactor", "sgd"):
         if plan.optimizer.name != name:
@@ -240,16 +238,17 @@ def _kinds(plan: Plan, largest: LargestMicroBatch) -> Iterator[Change]:
         text = "training.use_peft: true"
         change = Change(text, adapted, largest, _ADAPTER, keeps_result=False)
         yield change
-        yield from _fewest_recomputed(change)
+        yield from _fewest_recomputed(change)  # an adapter alone may not be enough
 
 
 def _fewest_recomputed(change: Change) -> Iterator[Change]:
-    """Yields a change with as few layers computed again as let it fit, with all of them if none does."""
+    """Yields a change with the fewest recomputed layers that fit, with those that need least memory if none fit."""
     shape, training = change.plan.shape, change.plan.config.training
     if shape is None or num_recomputed(change.plan.gradient_checkpointing, shape.layers) == shape.layers:
         return
     plan = _with_fewest_recomputed(change.plan, change.largest, lambda memory: not memory.is_short)
     before, count = (num_recomputed(run_plan.gradient_checkpointing, shape.layers) for run_plan in (change.plan, plan))
+    # The shortest text that gives `count`: all layers are the default once checkpointing is on.
     key = f"training.gradient_checkpointing_kwargs.{NUM_RECOMPUTED}: {count}"
     text = key if before else "training.enable_gradient_checkpointing: true"
     if not before and (count < shape.layers or NUM_RECOMPUTED in training.gradient_checkpointing_kwargs):
@@ -264,7 +263,7 @@ def _fewest_recomputed(change: Change) -> Iterator[Change]:
 
 
 def _shorter(plan: Plan, largest: LargestMicroBatch) -> Iterator[Change]:
-    """Yields the longest cut of the rows that fits."""
+    """Yields the largest model_max_length that fits, by halving the longest row."""
     length = largest.longest // 2
     while length >= _SHORTEST:
         cut = LargestMicroBatch(min(largest.tokens, plan.steps.micro_batch_rows * length), length)
@@ -276,7 +275,7 @@ def _shorter(plan: Plan, largest: LargestMicroBatch) -> Iterator[Change]:
 
 
 def _fewer_rows(change: Change) -> Iterator[Change]:
-    """Yields a change with the largest micro-batches that fit, the rows of a step being the same."""
+    """Yields a change with the largest micro-batches that fit; the rows of a step stay the same."""
     steps, largest = change.plan.steps, change.largest
     for parts in range(2, steps.micro_batch_rows + 1):
         if steps.micro_batch_rows % parts:
@@ -290,6 +289,7 @@ def _fewer_rows(change: Change) -> Iterator[Change]:
             change,
             text=f"{change.text}, {text}" if change.text else text,
             plan=replace(change.plan, steps=cut),
+            # No micro-batch is smaller than its longest row.
             largest=LargestMicroBatch(max(largest.longest, -(-largest.tokens // parts)), largest.longest),
         )
         if not smaller.memory.is_short:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of methods: what each learns from, and where its loss is. Imports no torch.
+"""The table of training methods: their rows, their loss and its arguments. Imports no torch.
 
-A new method is a row here, and a file in `core/methods` where our own trainer carries it out.
+A new method is an entry here, and a file in `core/methods` if trainer OUMI supports it.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from oumi.core.types.example import Completion, Judged, Preference, Prompt, Text
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """What a method learns from, as far as a plan and the data must know it."""
+    """The properties of a method that the plan and the data depend on."""
 
     rows: frozenset[type]
-    """What a row may stand for."""
+    """Types of rows that it can train on."""
     term: str
-    """What its loss is a mean of: `token`, `pair`, `completion`, `rollout`."""
+    """What its loss averages over: `token`, `pair`, `completion` or `rollout`."""
     train_on: str | None = None
     """Which tokens of a row are trained; None leaves it to the config."""
     documents_per_row: int = 1
-    """Documents that a row has at least: a pair has two, which no micro-batch parts."""
+    """Documents of a row; a pair has two, which stay in the same micro-batch."""
     has_reference: bool = False
-    """Compares with the model as it was before the training."""
+    """Needs the log-probabilities of the model before training."""
     settings: type[Params] = NoSettings
-    """Its arguments in `training.trainer_kwargs`, where our own trainer carries it out."""
+    """Its arguments in `training.trainer_kwargs` of trainer OUMI."""
     loss: str | None = None
-    """Where its loss is, None where our own trainer does not have it."""
+    """`module:attribute` of its loss, None if trainer OUMI does not support it."""
 
     @property
     def is_per_token(self) -> bool:
-        """Returns True if each token is learned alone; else the parts of a row are of no use without each other."""
+        """Returns True if each token has a loss of its own, so that rows may be split or packed."""
         return self.term == "token"
 
 
@@ -63,11 +63,11 @@ METHODS: Mapping[str, MethodSpec] = {
 
 
 def method_of(training: TrainingParams) -> str:
-    """Returns the name of the method that a config asks for."""
+    """Returns the name of the method: that of the config, else the default of its trainer."""
     return training.method or training.trainer_type.spec.method
 
 
 def methods_of(trainer: TrainerType) -> list[str]:
-    """Returns every method that a trainer can carry out."""
+    """Returns the methods that a trainer supports."""
     native = [name for name, spec in METHODS.items() if spec.loss is not None]
     return native if trainer.spec.is_native else [trainer.spec.method]

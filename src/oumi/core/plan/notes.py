@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a reader of the plan should be told: where the run differs from what one may expect."""
+"""The notes of a plan: where the run differs from what the config suggests, and which of its keys are not read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 from oumi.core.configs import DatasetParams, TrainingConfig
 from oumi.core.configs.loading import leaves
+from oumi.core.configs.model import DTYPES
 from oumi.core.configs.problems import shown
 from oumi.core.plan import collators
 from oumi.core.plan.choices import FLAT_ATTENTIONS
@@ -24,45 +25,47 @@ _GROUPS = (
     "training.verl_config_overrides*",
     "training.reward_function*",
 )
+"""Keys of single methods, none of which is supported yet."""
 _FP8_GAINS_FROM = 3e9
-"""Parameters; nanochat's smaller models became slower."""
-_QUANTISATION = (
+"""Parameters from which on 8-bit products pay; nanochat's smaller models became slower."""
+_QUANTIZATION = (
     "peft.q_lora_bits",
     "peft.bnb_4bit_*",
     "peft.llm_int8_skip_modules",
     "peft.use_bnb_nested_quant",
 )
 
+# Patterns of keys -> why they are not read. `[[]]` matches `[]`, since fnmatch reads a bracket as a set of characters.
 _NEVER_READ: dict[tuple[str, ...], str] = {
     ("data.test.*",): "training reads no test split",
     (
         "data.*.datasets[[]].trust_remote_code",
-    ): "no data set runs code of the Hub; model.trust_remote_code decides for tokenizer and processor",
+    ): "no data set runs code of the Hub; model.trust_remote_code is for tokenizer and processor",
     ("data.*.target_col",): "deprecated, targets come from the rendered conversation",
-    ("data.*.use_torchdata",): "deprecated, rows are read as they are needed in any case",
-    ("data.validation.stream",): "the validation rows are kept, since each measure needs them all",
-    ("data.validation.seed",): "the validation set is taken in order",
+    ("data.*.use_torchdata",): "deprecated, rows are always read when they are needed",
+    ("data.validation.stream",): "the validation rows are stored, since every evaluation reads all of them",
+    ("data.validation.seed",): "the validation set is read in order",
     (
         "data.validation.collator_name",
         "data.validation.collator_kwargs*",
         "data.validation.train_target",
-    ): "data.train decides for both splits",
+    ): "those of data.train are used for both splits",
     (
         "model.chat_template_kwargs*",
         "model.shard_for_eval",
         "model.tool_call_parser",
     ): "training does not read it",
-    ("model.device_map",): "one process holds the whole model on its device",
-    ("training.ddp_find_unused_parameters",): "gradients are summed for every parameter, used or not",
+    ("model.device_map",): "each process holds the whole model on its device",
+    ("training.ddp_find_unused_parameters",): "gradients are summed for all parameters, used or not",
     _GROUPS: "this method does not read it",
 }
-_NOT_READ_BY_OURS: dict[tuple[str, ...], str] = {
-    ("training.dataloader_*",): "batches are cut from tokens in memory, which needs no workers",
+_NOT_READ_BY_NATIVE: dict[tuple[str, ...], str] = {
+    ("training.dataloader_*",): "batches are made from tokens in memory, which needs no workers",
     ("training.label_ignore_index",): "only trained positions reach the loss",
     ("training.include_alternative_mfu_metrics",): "it repeats include_performance_metrics",
 }
 _NOT_READ_BY_OTHER_METHODS: dict[tuple[str, ...], str] = {
-    ("training.label_smoothing", "training.z_loss"): "they belong to the cross-entropy of next_token",
+    ("training.label_smoothing", "training.z_loss"): "only the cross-entropy of next_token has them",
     ("data.train.train_target",): "the method decides which tokens are trained",
 }
 _NOT_READ_BY_ADAPTER: dict[tuple[str, ...], str] = {
@@ -75,66 +78,69 @@ _NOT_READ_BY_ADAPTER: dict[tuple[str, ...], str] = {
 def plan_notes(
     config: TrainingConfig, facts: Facts, steps: StepsPlan, dtype: str, precision: PrecisionPlan, disk: DiskPlan
 ) -> tuple[str, ...]:
-    """Returns one sentence for everything that a reader of the config might not expect."""
+    """Returns the notes of a plan, a sentence each; those about memory come from `fitting.memory_notes`."""
     return (
         *_surprises(config, facts, precision),
         *_never_due(config, steps),
         *_limits(config, facts.model, dtype, disk),
-        *_unread(config),
-        *_unread_alone(config, steps),
-        *(f"not read: {key}: it decides what an element is in code of one's own" for key in facts.unread),
+        *_unread(config, steps),
+        *(f"not read: {key}: it only changes the elements that your own code reads" for key in facts.unread),
     )
 
 
 def argument_notes(config: TrainingConfig) -> tuple[str, ...]:
-    """Returns one sentence for each key that is decided by an argument of `trainer_kwargs`."""
+    """Returns a note for each key that an argument in `trainer_kwargs` sets."""
     arguments = mapped_arguments(config)
     return tuple(f"{argument.key}: {shown(argument.value)}, as {argument.place} says" for argument in arguments)
 
 
 def changed_keys(config: TrainingConfig) -> list[str]:
-    """Returns the dotted keys whose value is not the default."""
+    """Returns the dotted keys whose value is not the default, in the order of the config."""
     defaults = leaves(TrainingConfig())
+    # A list has no entries by default, so those of a data set are compared with an empty one.
     row_defaults = leaves(DatasetParams(dataset_name="-"))
     changed = []
     for key, value in leaves(config).items():
-        of_row = re.fullmatch(r"data\.\w+\.datasets\[\d+\]\.(.+)", key)
-        expected = row_defaults if of_row else defaults
-        name = of_row[1] if of_row else key
+        match = re.fullmatch(r"data\.\w+\.datasets\[\d+\]\.(.+)", key)
+        expected, name = (row_defaults, match[1]) if match else (defaults, key)
         if name not in expected or expected[name] != value:
             changed.append(key)
     return changed
 
 
+def matches_key(key: str, pattern: str) -> bool:
+    """Returns True if a pattern matches a dotted key, whatever the indices of its lists."""
+    return fnmatchcase(re.sub(r"\[\d+\]", "[]", key), pattern)
+
+
 def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -> Iterator[str]:
-    training, train = config.training, config.data.train
-    on_cpu = facts.device == "cpu" and not facts.has_bf16
-    asks_for_less = training.mixed_precision_dtype.name != "NONE" or config.model.torch_dtype_str.lower() not in (
-        "auto", "float32", "f32", "float", "float64", "f64", "double",
+    training, train, spec = config.training, config.data.train, config.training.trainer_type.spec
+    # Numbers: the precision, and how batches are laid out.
+    is_narrow = training.mixed_precision_dtype.name != "NONE" or DTYPES[config.model.torch_dtype_str.lower()] in (
+        "bfloat16", "float16",
     )  # fmt: skip
-    if on_cpu and asks_for_less:
-        yield f"precision: {precision.reason}, instead of what the config asks for"
+    if facts.device == "cpu" and not facts.has_bf16 and is_narrow:
+        yield f"precision: {precision.reason}, instead of what the config sets"
     attention = config.model.attn_implementation
-    if training.trainer_type.spec.is_native and attention not in FLAT_ATTENTIONS:
-        yield f"batches are padded, since {attention} does not tell documents apart; sdpa does, by one kernel on a GPU"
-    if METHODS[method_of(training)].train_on is not None:
-        pass  # the method decides what is trained
-    elif training.trainer_type.spec.is_native:
-        says_nothing = train.collator_name is None or not collators.landmarks(train)
-        if train.train_target is None and collators.train_on(config) != "all" and says_nothing:
-            yield "targets: assistant turns only; name `data.train.train_target` for another choice"
-    elif not training.trainer_type.spec.trains_prompts:
-        return
-    elif train.train_target is None and collators.train_on(config) == "all":
-        yield "targets: every token, prompts included; set `data.train.train_target` to train on answers only"
+    if spec.is_native and attention not in FLAT_ATTENTIONS:
+        yield f"batches are padded, since {attention} cannot separate documents; sdpa can, in one kernel on a GPU"
+    # Targets: what is trained by default, unless the method or the config decides it.
+    if METHODS[method_of(training)].train_on is None and train.train_target is None:
+        trains_all = collators.train_on(config) == "all"
+        has_landmarks = train.collator_name is not None and collators.landmarks(train)
+        if spec.is_native and not trains_all and not has_landmarks:
+            yield "targets: assistant turns only; set `data.train.train_target` to change it"
+        elif spec.trains_prompts and trains_all:
+            yield "targets: every token, prompts included; set `data.train.train_target` to train on answers only"
     if config.model.processor_kwargs and facts.model.are_available and not facts.model.sees_images:
         yield "not read: model.processor_kwargs: a text model has no processor"
-    if training.compile and facts.device == "cpu" and training.trainer_type.spec.is_native:
-        yield "compile: half a minute and more before the first step; on a CPU our own layers are about as fast without"
-    if facts.device == "cuda" and training.trainer_type.spec.is_native:
-        yield from _of_gpu(config)
+    if training.compile and facts.device == "cpu" and spec.is_native:
+        yield "compile: the first step waits half a minute or more; on a CPU, our fused layers are about as fast"
+    if facts.device == "cuda" and spec.is_native:
+        yield from _gpu_notes(config)
     if training.fp8_recipe is not None:
-        yield from _of_fp8(training.fp8_recipe, facts)
+        yield from _fp8_notes(training.fp8_recipe, facts)
+    # Keys that others take precedence over.
     if training.max_steps > 0 and "training.num_train_epochs" in changed_keys(config):
         yield "not read: training.num_train_epochs: max_steps decides"
     if training.save_steps > 0 and training.save_epoch:
@@ -146,15 +152,15 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
     if training.empty_device_cache_steps is not None and facts.device == "cpu":
         yield "not read: training.empty_device_cache_steps: a CPU has no such cache"
     if training.optimizer == "adamw_torch_fused" and facts.device == "cpu":
-        yield "optimizer: adamw_torch_fused computes as adamw_torch on a CPU"
+        yield "optimizer: adamw_torch_fused is the same as adamw_torch on a CPU"
     if training.optimizer.startswith("paged"):
-        where = "pages nothing on a CPU"
+        effect = "does not page on a CPU"
         if facts.device != "cpu":
-            where = "has states that move to the host's memory where the GPU's is full, and are not counted in it"
-        yield f"optimizer: {training.optimizer} {where}"
+            effect = "moves its states to the host's memory if the GPU's is full; the plan does not count them"
+        yield f"optimizer: {training.optimizer} {effect}"
 
 
-def _of_gpu(config: TrainingConfig) -> Iterator[str]:
+def _gpu_notes(config: TrainingConfig) -> Iterator[str]:
     training = config.training
     if not training.compile and not config.model.enable_liger_kernel:
         yield "layers are not fused: a 1B on an H200 took 0.81 of the time with training.compile, 0.86 with Liger"
@@ -163,27 +169,28 @@ def _of_gpu(config: TrainingConfig) -> Iterator[str]:
         yield "resume: a GPU adds in no fixed order; training.use_deterministic makes resumed runs bitwise equal"
 
 
-def _of_fp8(recipe: str, facts: Facts) -> Iterator[str]:
+def _fp8_notes(recipe: str, facts: Facts) -> Iterator[str]:
     if not facts.has_fp8:
         yield f"not read: training.fp8_recipe: {facts.device_name} does not multiply 8-bit floats"
         return
     if (facts.model.num_parameters or _FP8_GAINS_FROM) < _FP8_GAINS_FROM:
         yield "fp8: a model below about 3B gains little or nothing by products in 8 bits"
-    shared = {
-        "tensorwise": "all tokens of a product share one scale",
-        "rowwise": "tokens share one in weights' gradients",
+    shared_scales = {
+        "tensorwise": "all tokens of a micro-batch share a scale",
+        "rowwise": "in the gradients of weights, all tokens of a micro-batch share a scale",
     }
-    if recipe in shared:
-        yield f"fp8: {shared[recipe]}, so how a step is cut moves its gradients; rowwise_with_gw_hp has none in common"
-    yield "fp8: the share of the peak is told of bfloat16's products"
+    if recipe in shared_scales:
+        yield f"fp8: {shared_scales[recipe]}, so its size affects the gradients; with rowwise_with_gw_hp it does not"
+    yield "fp8: the logged share of the peak is that of bfloat16 products"
 
 
 def _never_due(config: TrainingConfig, steps: StepsPlan) -> Iterator[str]:
     training = config.training
-    every = {"training.save_steps": training.save_steps}
+    intervals = {"training.save_steps": training.save_steps}
     if training.eval_strategy == "steps":
-        every["training.eval_steps"] = training.eval_steps
-    for key, num_steps in every.items():
+        intervals["training.eval_steps"] = training.eval_steps
+    for key, num_steps in intervals.items():
+        # The default interval is beyond the end of many short runs, which needs no note.
         if steps.total is not None and num_steps > steps.total and key in changed_keys(config):
             yield f"{key}: {num_steps:,} is beyond the run's {steps.total:,} steps, so it is never due"
 
@@ -195,71 +202,68 @@ def _limits(config: TrainingConfig, model: ModelFacts, dtype: str, disk: DiskPla
             "`training.mixed_precision_dtype: BF16` keeps them, for twice the memory of the weights"
         )
     if disk.is_short:
-        yield "disk: not enough is free; the run will be refused before its first step"
+        yield "disk: not enough free space; the run will be refused before its first step"
     length, max_positions = config.model.model_max_length, model.max_positions
     if length and max_positions and length > max_positions:
         yield f"length: model_max_length {length:,} is beyond the {max_positions:,} positions of the model"
     if model.adapter_of and any(key.startswith("peft.lora_") for key in changed_keys(config)):
-        yield "not read: peft.lora_*: model.model_name is an adapter, which brings its own"
+        yield "not read: peft.lora_*: model.model_name is an adapter, which has its own"
     if not model.are_available:
-        yield "model: its files are not here yet; what they decide (dtype, length, disk) is known once they are"
+        yield "model: not downloaded yet; dtype, length and disk space depend on its files"
 
 
-def _unread(config: TrainingConfig) -> Iterator[str]:
+def _unread(config: TrainingConfig, steps: StepsPlan) -> Iterator[str]:
     training = config.training
-    ours = training.trainer_type.spec.is_native
-    table: dict[tuple[str, ...], str] = {
-        **_NEVER_READ,
-        **(_NOT_READ_BY_OURS if ours else _NOT_READ_BY_ADAPTER),
-        **({} if method_of(training) == "next_token" else _NOT_READ_BY_OTHER_METHODS),
-        **_of_choices(config),
-    }
     changed = changed_keys(config)
-    yield from _of_files(config, changed)
+    yield from _unread_of_files(config, changed)
     for keys, reason in collators.unread_arguments(config).items():
         yield f"not read: {', '.join(keys)}: {reason}"
-    for patterns, reason in table.items():
-        keys_unread = [key for key in changed if any(_matches(key, pattern) for pattern in patterns)]
-        if keys_unread:
-            yield f"not read: {', '.join(keys_unread)}: {reason}"
+    # A key is noted only if its value differs from the default.
+    reasons: dict[tuple[str, ...], str] = {
+        **_NEVER_READ,
+        **(_NOT_READ_BY_NATIVE if training.trainer_type.spec.is_native else _NOT_READ_BY_ADAPTER),
+        **({} if method_of(training) == "next_token" else _NOT_READ_BY_OTHER_METHODS),
+        **_switched_off(config),
+    }
+    for patterns, reason in reasons.items():
+        unread_keys = [key for key in changed if any(matches_key(key, pattern) for pattern in patterns)]
+        if unread_keys:
+            yield f"not read: {', '.join(unread_keys)}: {reason}"
+    if training.nccl_default_timeout_minutes is not None and steps.world_size == 1:
+        yield "not read: training.nccl_default_timeout_minutes: the run is a single process"
 
 
-def _unread_alone(config: TrainingConfig, steps: StepsPlan) -> Iterator[str]:
-    if config.training.nccl_default_timeout_minutes is not None and steps.world_size == 1:
-        yield "not read: training.nccl_default_timeout_minutes: the run is one process"
-
-
-def _of_files(config: TrainingConfig, changed: list[str]) -> Iterator[str]:
+def _unread_of_files(config: TrainingConfig, changed: list[str]) -> Iterator[str]:
     for split in ("train", "validation"):
         for i, params in enumerate(getattr(config.data, split).datasets):
             for name in ("split", "subset") if params.is_file else ():
                 key = f"data.{split}.datasets[{i}].{name}"
                 if key in changed:
-                    yield f"not read: {key}: {params.dataset_path} is a file, which is read whole"
+                    yield f"not read: {key}: {params.dataset_path} is a single file, all of which is read"
 
 
-def _of_choices(config: TrainingConfig) -> dict[tuple[str, ...], str]:
-    """Returns the keys that another key has switched off."""
+def _switched_off(config: TrainingConfig) -> dict[tuple[str, ...], str]:
+    """Returns patterns of the keys that another key switches off, each with the reason."""
     training = config.training
     off: dict[tuple[str, ...], str] = {}
     if config.data.train.stream:
-        off["data.train.datasets[[]].transform_num_workers",] = "a stream is read by a thread beside the training"
+        off["data.train.datasets[[]].transform_num_workers",] = "a stream is read by a single thread"
     else:
         off["data.train.datasets[[]].shuffle_buffer_size",] = "only streams have a shuffle buffer"
     off["data.validation.datasets[[]].shuffle_buffer_size",] = "only streams have a shuffle buffer"
     for split in ("train", "validation"):
         if all(params.mixture_proportion is None for params in getattr(config.data, split).datasets):
-            off[(f"data.{split}.mixture_strategy",)] = "only a mixture with proportions reads it"
+            off[(f"data.{split}.mixture_strategy",)] = "only mixtures with proportions read it"
     if not training.use_peft:
         off[("peft.*",)] = "training.use_peft is false"
     elif not config.peft.q_lora:
-        off[_QUANTISATION] = "peft.q_lora is false"
+        off[_QUANTIZATION] = "peft.q_lora is false"
     if not config.fsdp.enable_fsdp:
         off[("fsdp.*",)] = "fsdp.enable_fsdp is false"
     if not config.deepspeed.enable_deepspeed:
         off[("deepspeed.*",)] = "deepspeed.enable_deepspeed is false"
     if training.optimizer != "sgd":
-        off[("training.sgd_momentum",)] = "only sgd has a momentum"
+        off[("training.sgd_momentum",)] = "only sgd has momentum"
     if training.optimizer in ("sgd", "adafactor"):
         off[("training.adam_*",)] = f"{training.optimizer} has no such setting"
     if not training.enable_gradient_checkpointing:
@@ -277,7 +281,3 @@ def _of_choices(config: TrainingConfig) -> dict[tuple[str, ...], str]:
     if not training.enable_tensorboard:
         off[("training.logging_dir",)] = "training.enable_tensorboard is false"
     return off
-
-
-def _matches(key: str, pattern: str) -> bool:
-    return fnmatchcase(re.sub(r"\[\d+\]", "[]", key), pattern)

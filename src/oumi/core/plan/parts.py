@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of a plan: what will be done, every value decided. Imports no torch."""
+"""The parts of a plan: what a run will do, with every value decided. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from oumi.core.plan.methods import METHODS, MethodSpec
 from oumi.core.plan.shapes import ModelShape
 
 _MEMORY_MARGIN = 0.05
-"""Share of the memory that is left to the system."""
+"""Share of the memory that is reserved for the system."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class ModelPlan:
     name: str
     revision: str | None
     digest: str | None
-    """Of weights in a local directory, by which others under the same name are noticed."""
+    """Digest of the weights in a local directory, which detects other weights under the same name."""
     pretrained: bool
-    """False: random weights."""
+    """False for random weights."""
     trust_remote_code: bool
     dtype: str
-    """`float32`, `bfloat16`, ...; `auto` only when the file's own dtype is not known yet."""
+    """`float32`, `bfloat16`, ...; `auto` only if the dtype of the files is not known yet."""
     attention: str | None
     config_overrides: Mapping[str, Any]
     disable_dropout: bool
@@ -45,30 +45,31 @@ class ModelPlan:
     adapter_revision: str | None
     sees_images: bool
     processor_name: str | None
-    """What makes features of images, None for the model's own."""
+    """Name of the image processor, None for that of the model."""
     processor_kwargs: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class LoraPlan:
-    """A LoRA adapter, and what is saved of it."""
+    """A LoRA adapter, and how it is saved."""
 
     settings: Mapping[str, Any]
     """Arguments of peft.LoraConfig."""
     save_mode: str
+    """Name of a PeftSaveMode."""
 
 
 @dataclass(frozen=True)
 class MixturePlan:
-    """Data sets that are read together, and how."""
+    """A mixture of data sets, and how it is read."""
 
     datasets: tuple[DatasetParams, ...]
     strategy: str
-    """`first_exhausted` or `all_exhausted`, where there are proportions."""
+    """`first_exhausted` or `all_exhausted`, for mixtures with proportions."""
     pack: bool
-    """Fill rows of the model's length with several examples."""
+    """Fill rows of the model's length with several documents."""
     stream: bool
-    """Rows are read while others are trained, and not kept."""
+    """Read rows during training instead of storing them."""
     truncation: str | None
     max_rejected_rows: int
     on_duplicates: str
@@ -76,9 +77,9 @@ class MixturePlan:
 
     @property
     def proportions(self) -> tuple[float, ...] | None:
-        """Returns the share of each data set, None where each is taken whole."""
+        """Returns the share of each data set, None if all rows of each are used."""
         shares = [params.mixture_proportion for params in self.datasets]
-        return None if None in shares or not shares else tuple(params or 0.0 for params in shares)
+        return None if None in shares or not shares else tuple(share or 0.0 for share in shares)
 
 
 @dataclass(frozen=True)
@@ -88,53 +89,54 @@ class DataPlan:
     train: MixturePlan
     validation: MixturePlan
     train_on: str
-    """`all`, `all_assistant_turns` or `final_assistant_turn`; `nothing` of rows that are only prompts."""
+    """`all`, `all_assistant_turns` or `final_assistant_turn`; `nothing` for rows that are only prompts."""
     seed: int
-    """Of the order of the rows."""
+    """Seed of the order of the rows."""
     landmarks: dict[str, str]
-    """Strings that the config names around turns, which the chat template must write."""
+    """Strings around turns that the config names and the chat template must contain, by argument."""
 
     @property
     def tool_results(self) -> tuple[str, str] | None:
-        """Returns what opens and closes results of tools within answers, which are not trained; None if not named."""
-        both = (self.landmarks.get("tool_response_template"), self.landmarks.get("end_of_tool_response_template"))
-        return (both[0], both[1]) if both[0] is not None and both[1] is not None else None
+        """Returns the delimiters of tool results within answers, which are not trained; None if the config has none."""
+        start = self.landmarks.get("tool_response_template")
+        end = self.landmarks.get("end_of_tool_response_template")
+        return (start, end) if start is not None and end is not None else None
 
     def row_length(self, split: str, max_length: int | None) -> int:
-        """Returns how long a packed row of a split is; raises ConfigError if nothing tells."""
+        """Returns the length of a packed row of a split in tokens; raises ConfigError if it is not known."""
         if max_length is None:
             raise ConfigError(
-                f"data.{split}.pack: neither model nor tokenizer tells how long a row is: set model.model_max_length"
+                f"data.{split}.pack: neither model nor tokenizer has a maximum length: set model.model_max_length"
             )
         return max_length
 
 
 @dataclass(frozen=True)
 class MethodPlan:
-    """What is learned from the rows, and the arguments of its loss."""
+    """The training method, and the arguments of its loss."""
 
     name: str
     settings: Mapping[str, Any]
 
     @property
     def spec(self) -> MethodSpec:
-        """Returns the row of the method in the table of methods."""
+        """Returns the properties of the method."""
         return METHODS[self.name]
 
 
 @dataclass(frozen=True)
 class LossPlan:
-    """What is added to the cross-entropy of the next token."""
+    """Terms that are added to the cross-entropy of the next token."""
 
     label_smoothing: float = 0.0
     """Share of each target that is spread over the whole vocabulary."""
     z_loss: float = 0.0
-    """Weight of the squared logarithm of the softmax's sum, which keeps logits near zero."""
+    """Weight of the squared log-sum-exp of the logits, which keeps them near zero."""
 
 
 @dataclass(frozen=True)
 class OptimizerPlan:
-    """How the weights move."""
+    """The optimizer and its settings."""
 
     name: str
     learning_rate: float
@@ -143,11 +145,12 @@ class OptimizerPlan:
     epsilon: float
     momentum: float
     max_grad_norm: float | None
+    """Gradients are clipped to this norm, None for no clipping."""
 
 
 @dataclass(frozen=True)
 class SchedulePlan:
-    """How the learning rate moves, in the terms of transformers.get_scheduler."""
+    """The learning rate schedule, as arguments of transformers.get_scheduler."""
 
     name: str
     warmup_steps: int | None
@@ -155,63 +158,68 @@ class SchedulePlan:
     kwargs: Mapping[str, Any]
 
     def num_warmup_steps(self, num_steps: int) -> int:
-        """Returns the steps of warmup in a run of `num_steps`."""
+        """Returns the number of warmup steps in a run of `num_steps`."""
         if self.warmup_steps is not None:
             return self.warmup_steps
-        return math.ceil((self.warmup_ratio or 0.0) * num_steps)
+        return math.ceil((self.warmup_ratio or 0.0) * num_steps)  # rounded up, as in transformers
 
 
 @dataclass(frozen=True)
 class PrecisionPlan:
-    """In which number formats the run computes."""
+    """The number formats of the computation."""
 
     autocast: str | None
-    """`bfloat16` or `float16`: dtype of matrix products while weights stay float32."""
+    """`bfloat16` or `float16`: dtype of matrix products, with float32 weights."""
     reason: str
+    """The precision and its reason, for users."""
     fp8: str | None = None
-    """Recipe by which large layers multiply in 8 bits."""
+    """Recipe for 8-bit products in large layers, None for none."""
 
 
 @dataclass(frozen=True)
 class SpeedPlan:
-    """By which means the model is computed faster, without changing what is computed."""
+    """Optimizations, none of which changes the result by more than rounding."""
 
     flat_batches: bool = True
-    """Documents stand end to end, without padding, where the model allows it."""
+    """Concatenate documents without padding, if the model allows it."""
     fused_loss: bool = True
-    """The head's logits are taken in chunks and never kept."""
+    """Compute logits and loss in chunks, and never keep all logits."""
     fused_layers: bool = False
-    """Norms, gated MLPs, rotations and GELUs in our own form, for CPUs without compilation."""
+    """Use our own norms, gated MLPs, rotary embeddings and GELUs, for CPUs without compilation."""
     compile: bool = False
-    """Each layer is compiled before its first step."""
+    """Compile each layer before its first step."""
     liger: bool = False
-    """Liger's kernels, on a GPU."""
+    """Use Liger's kernels, on a GPU."""
 
 
 @dataclass(frozen=True)
 class CheckpointPlan:
-    """When the state of the run is saved, and what is kept."""
+    """When checkpoints are saved, and from which one the run resumes."""
 
     every_steps: int | None
     every_epoch: bool
     keep: int | None
+    """Number of checkpoints to keep, None for all."""
     final_model: bool
+    """Save the model at the end."""
     resume_from: Path | None
     resume_last: bool
+    """Resume from the newest checkpoint in the output directory, if there is one."""
 
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """When the validation set is measured."""
+    """When the validation loss is computed."""
 
     every_steps: int | None
     every_epoch: bool
     batch_size: int
+    """Rows of a batch."""
 
 
 @dataclass(frozen=True)
 class LogPlan:
-    """What is told, where, and how often."""
+    """What is logged, where and how often."""
 
     every_steps: int | None
     first_step: bool
@@ -229,16 +237,16 @@ class LogPlan:
 
 @dataclass(frozen=True)
 class SavedSize:
-    """What of a model is saved: all of it, or its adapter."""
+    """The size of what is saved of a model: all weights or an adapter."""
 
     num_bytes: int
-    """Of all weights that are saved."""
+    """Bytes of the weights in a checkpoint."""
     trained_bytes: int
-    """Of those among them that are trained, for which the optimizer keeps a state."""
+    """Bytes of the trained weights among them, for which the optimizer has a state."""
     base_bytes: int = 0
-    """Of the weights below an adapter that are written at the end, in the adapter's mode of saving."""
+    """Bytes of the base weights that are saved with an adapter at the end of the run."""
     number_bytes: int = 4
-    """Of one number that is trained."""
+    """Bytes of a single trained number."""
 
 
 @dataclass(frozen=True)
@@ -246,30 +254,32 @@ class DiskPlan:
     """Bytes that the run will write."""
 
     checkpoint_bytes: int | None
+    """Bytes of a checkpoint, None if the size of the model is not known yet."""
     num_checkpoints: int
-    """Checkpoints that stand at the same time, at most."""
+    """Checkpoints that exist at the same time, at most."""
     final_bytes: int | None
+    """Bytes of the model at the end of the run."""
     free_bytes: int
 
     @property
     def total_bytes(self) -> int | None:
-        """Returns the bytes that stand at the end, None if the model's size is not known yet."""
+        """Returns the bytes of all files, None if the size of the model is not known yet."""
         if self.checkpoint_bytes is None or self.final_bytes is None:
             return None
         return self.checkpoint_bytes * self.num_checkpoints + self.final_bytes
 
     @property
     def is_short(self) -> bool:
-        """Returns True if more will be written than there is room for."""
+        """Returns True if the run writes more than there is free space."""
         return self.total_bytes is not None and self.total_bytes > self.free_bytes
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes that the training process holds at the moment of its peak, by what they are for."""
+    """Bytes of the training process at its peak, by purpose."""
 
     process: int
-    """Of Python, torch and the rows, before there is a model; on a GPU, of its context."""
+    """Python, torch and the rows, before there is a model; on a GPU, its context."""
     weights: int
     gradients: int
     optimizer: int
@@ -279,45 +289,49 @@ class MemoryPlan:
     """Logits and the gradients of the head."""
     available: int
     is_tight: bool
-    """Freed blocks are used again without holes between them."""
+    """Freed memory is reused without fragmentation, see `host.has_tight_heap`."""
     is_bound: bool
-    """The rows are not read yet: each was taken for as long as it may be."""
+    """An upper bound: the rows are not read yet, and each counts as long as it may be."""
 
     @property
     def total(self) -> int:
-        """Returns the bytes in all."""
+        """Returns the sum of all bytes."""
         return self.process + self.weights + self.gradients + self.optimizer + self.activations + self.loss
 
     @property
     def is_short(self) -> bool:
-        """Returns True if that is more than there is."""
+        """Returns True if the run needs more than is available, less the share of the system."""
         return self.total > self.available * (1 - _MEMORY_MARGIN)
 
 
 @dataclass(frozen=True)
 class StepsPlan:
-    """How the rows are cut into optimizer steps."""
+    """How the rows are divided into optimizer steps."""
 
     micro_batch_rows: int
     accumulation: int
+    """Micro-batches of a step on each rank."""
     world_size: int
     num_epochs: int
     max_steps: int | None
     num_rows: int | None = None
+    """Rows of the training set, None until they are counted."""
 
     @property
     def rows_per_step(self) -> int:
-        """Returns the rows of one optimizer step over all ranks."""
+        """Returns the rows of an optimizer step over all ranks."""
         return self.micro_batch_rows * self.accumulation * self.world_size
 
     @property
     def per_epoch(self) -> int | None:
-        """Returns the optimizer steps of one epoch; the last one takes the rows that are left."""
+        """Returns the optimizer steps of an epoch, None until the rows are counted."""
+        # Rounded up: the last step of an epoch trains the remaining rows.
         return None if self.num_rows is None else math.ceil(self.num_rows / self.rows_per_step)
 
     @property
     def total(self) -> int | None:
         """Returns the optimizer steps of the run, None until the rows are counted."""
+        # `max_steps` takes precedence; the rows are repeated as often as it needs.
         if self.max_steps is not None:
             return self.max_steps
         return None if self.per_epoch is None else self.per_epoch * self.num_epochs
@@ -325,10 +339,10 @@ class StepsPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run, decided: acting code reads its values here and has no defaults of its own."""
+    """A run with every value decided. Code that acts reads its values here and has no defaults of its own."""
 
     config: TrainingConfig
-    """As given: for the adapter to other trainers, and for the records of the run."""
+    """The config, for the adapter to other trainers and for the records of the run."""
     trainer: str
     method: MethodPlan
     output_dir: Path
@@ -353,28 +367,29 @@ class Plan:
     logs: LogPlan
     disk: DiskPlan
     shape: ModelShape | None
-    """Of the model, None where its files do not tell it."""
+    """Shape of the model, None if its family is unknown."""
     memory: MemoryPlan | None
-    """None where it is not known."""
+    """None if it cannot be predicted."""
     notes: tuple[str, ...]
-    """Where the run differs from what one may expect, and why."""
+    """Where the run differs from what the config suggests, and why."""
 
     @property
     def is_native(self) -> bool:
-        """Returns True if our own trainer carries the plan out."""
+        """Returns True if trainer OUMI carries the plan out."""
         return TrainerType[self.trainer].spec.is_native
 
     @property
     def num_steps(self) -> int:
-        """Returns the optimizer steps of the run, which must be known by now."""
-        assert self.steps.total is not None, "the rows are counted before anything acts"
+        """Returns the optimizer steps of the run; only valid once the rows are counted."""
+        assert self.steps.total is not None, "the rows are counted before training starts"
         return self.steps.total
 
     @property
     def save_mode(self) -> str:
-        """Returns what is saved of a model with an adapter; one that was trained further is saved alone."""
+        """Returns how a model with an adapter is saved."""
+        # Without new LoRA settings it is the adapter of the config that was trained further; its base exists already.
         return self.lora.save_mode if self.lora else "ADAPTER_ONLY"
 
     def with_num_rows(self, num_rows: int | None) -> Plan:
-        """Returns the same plan for the rows that the training set really has; None for a stream."""
+        """Returns the plan with the actual number of rows of the training set, None for a stream."""
         return replace(self, steps=replace(self.steps, num_rows=num_rows))

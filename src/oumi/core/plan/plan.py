@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a config to a plan: pure, every number final, no torch."""
+"""Makes a plan from a config: a pure function that decides every value of the run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from oumi.core.plan.trainer_kwargs import as_run
 
 def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan:
     """Returns what a run of `config` will do on the machine, data and model that `facts` describe."""
-    notes_on_arguments, config = argument_notes(config), as_run(config)
+    notes_on_arguments, config = argument_notes(config), as_run(config)  # as_run() drops the arguments that are noted
     training = config.training
     output_dir = Path(training.output_dir).expanduser()
     dtype, precision = sections.plan_precision(config, facts)
@@ -58,5 +58,5 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan
         notes=(*notes_on_arguments, *plan_notes(config, facts, steps, dtype, precision, disk)),
     )
     plan = replace(plan, memory=plan_memory(plan, facts.memory_bytes, facts.has_tight_heap))
-    plan = with_what_fits(plan, lambda _: None)
+    plan = with_what_fits(plan, lambda _: None)  # no row is read yet, so each counts as long as it may be
     return replace(plan, notes=(*plan.notes, *memory_notes(plan)))

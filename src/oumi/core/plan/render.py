@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plan as text for people and as JSON for programs."""
+"""Renders a plan as text and as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from oumi.core.system.redact import redact
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """Returns the plan as JSON values without secrets; the config itself is recorded beside it, not in it."""
+    """Returns the plan as JSON values, with secrets masked."""
+    # The config is left out: a run writes it to a file of its own.
     record = {field.name: _plain(getattr(plan, field.name)) for field in fields(plan) if field.name != "config"}
     steps = plan.steps
     record["steps"] |= {
@@ -29,18 +30,24 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 
 def plan_text(plan: Plan) -> str:
-    """Returns the plan as a few aligned lines, then its notes."""
+    """Returns the plan as aligned lines, then its notes."""
+    # The usual method and no evaluation get no line.
+    settings = "".join(f", {name} {value}" for name, value in plan.method.settings.items())
+    method = "" if plan.method.name == "next_token" else f"{plan.method.name}{settings}"
+    evaluation = "after each epoch" if plan.evaluation.every_epoch else ""
+    if plan.evaluation.every_steps:
+        evaluation = f"every {plan.evaluation.every_steps} steps"
     lines = {
         "model": _model(plan),
         "data": _data(plan),
-        "method": _method(plan),
+        "method": method,
         "steps": _steps(plan),
         "optimizer": _optimizer(plan),
         "precision": plan.precision.reason,
         "device": f"{plan.device}, {plan.device_name}",
         "memory": _memory(plan),
         "recompute": _recompute(plan),
-        "evaluation": _evaluation(plan),
+        "evaluation": evaluation,
         "checkpoints": _checkpoints(plan),
         "output": str(plan.output_dir),
     }
@@ -57,22 +64,14 @@ def _model(plan: Plan) -> str:
 
 def _data(plan: Plan) -> str:
     names = ", ".join(data.dataset_path or data.dataset_name for data in plan.data.train.datasets)
-    rows = "rows counted on reading" if plan.steps.num_rows is None else f"{plan.steps.num_rows:,} rows"
+    rows = "rows counted when read" if plan.steps.num_rows is None else f"{plan.steps.num_rows:,} rows"
     rows = "streamed" if plan.data.train.stream else rows
     return f"{names}: {rows}, trained on {plan.data.train_on.replace('_', ' ')}"
 
 
-def _method(plan: Plan) -> str:
-    """Returns the method and its arguments; of the usual one nothing."""
-    if plan.method.name == "next_token":
-        return ""
-    settings = "".join(f", {name} {value}" for name, value in plan.method.settings.items())
-    return f"{plan.method.name}{settings}"
-
-
 def _steps(plan: Plan) -> str:
     steps = plan.steps
-    total = "counted on reading" if steps.total is None else f"{steps.total:,}"
+    total = "counted when read" if steps.total is None else f"{steps.total:,}"
     auto = " (auto)" if plan.config.training.per_device_train_batch_size == "auto" else ""
     processes = "process" if steps.world_size == 1 else "processes"
     size = f"{steps.micro_batch_rows} rows{auto} x {steps.accumulation} x {steps.world_size} {processes}"
@@ -92,6 +91,7 @@ def _optimizer(plan: Plan) -> str:
 def _memory(plan: Plan) -> str:
     memory = plan.memory
     if memory is None:
+        # Memory of other trainers is never predicted, so a line would say nothing.
         return "not known before the run" if plan.is_native else ""
     parts = {name: getattr(memory, name) for name in ("weights", "gradients", "optimizer", "activations", "loss")}
     listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in {**parts, "process": memory.process}.items())
@@ -111,16 +111,10 @@ def _recompute(plan: Plan) -> str:
     return f"{num_recomputed(settings, plan.shape.layers)} of {plan.shape.layers} layers{auto}"
 
 
-def _evaluation(plan: Plan) -> str:
-    if plan.evaluation.every_steps:
-        return f"every {plan.evaluation.every_steps} steps"
-    return "after each epoch" if plan.evaluation.every_epoch else ""
-
-
 def _checkpoints(plan: Plan) -> str:
     saving = plan.checkpoints
     when = f"every {saving.every_steps} steps" if saving.every_steps else ""
-    when = "after each epoch" if saving.every_epoch else when or "none on the way"
+    when = "after each epoch" if saving.every_epoch else when or "none during training"
     kept = f", the last {saving.keep} kept" if saving.keep is not None else ""
     disk = plan.disk
     if disk.checkpoint_bytes is None:
@@ -148,6 +142,6 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if hasattr(value, "model_dump"):
+    if hasattr(value, "model_dump"):  # a section of the config
         return value.model_dump(mode="json")
     return value

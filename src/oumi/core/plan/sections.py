@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each section of a config comes to in the plan. Imports no torch."""
+"""Plans each section of a config. Imports no torch."""
 
 from __future__ import annotations
 
@@ -39,25 +39,27 @@ from oumi.core.plan.parts import (
 )
 
 _ROWS_OF_AUTO = 8
-"""Before it is known which fit; times the accumulation, the rows of a step."""
+"""Rows of a micro-batch for `auto`, until it is known how many fit. Times the accumulation: the rows of a step."""
 
 
 def plan_precision(config: TrainingConfig, facts: Facts) -> tuple[str, PrecisionPlan]:
-    """Returns the dtype of the weights, and in what the run computes and why.
+    """Returns the dtype of the weights, and the precision of the computation with its reason.
 
     Raises:
-        ConfigError: Products in 8 bits are asked for, but no layer is large enough, or the rest would not be computed
-            in bfloat16.
+        ConfigError: `fp8_recipe` is set, but no layer is large enough, or the rest is not computed in bfloat16.
     """
-    dtype, precision = _without_fp8(config, facts)
-    recipe, computed = config.training.fp8_recipe, precision.autocast or dtype
+    dtype, precision = _precision_without_fp8(config, facts)
+    recipe, compute_dtype = config.training.fp8_recipe, precision.autocast or dtype
+    # A device without 8-bit products trains without them; `notes` says so.
     if recipe is None or not facts.has_fp8:
         return dtype, precision
-    if computed not in ("bfloat16", "auto"):
+    # torchao's kernels return bfloat16. `auto` is the dtype of files that are not downloaded yet.
+    if compute_dtype not in ("bfloat16", "auto"):
         raise ConfigError(
-            f"training.fp8_recipe: {recipe} stands beside bfloat16, and the rest of this run is computed in "
-            f"{computed}; set training.mixed_precision_dtype: BF16, or model.torch_dtype_str: bfloat16"
+            f"training.fp8_recipe: {recipe} needs bfloat16 for the rest of the computation, got "
+            f"{compute_dtype}; set training.mixed_precision_dtype: BF16, or model.torch_dtype_str: bfloat16"
         )
+    # The embeddings and the head are never converted to 8 bits.
     layers = [shape for name, shape in facts.model.matrices.items() if not any(part in name for part in EMBEDDINGS)]
     if layers and not any(gains_by_fp8(shape, recipe) for shape in layers):
         raise ConfigError(NO_LARGE_LAYER)
@@ -65,19 +67,19 @@ def plan_precision(config: TrainingConfig, facts: Facts) -> tuple[str, Precision
     return dtype, replace(precision, reason=reason, fp8=recipe)
 
 
-def _without_fp8(config: TrainingConfig, facts: Facts) -> tuple[str, PrecisionPlan]:
-    named = DTYPES[config.model.torch_dtype_str.lower()]
+def _precision_without_fp8(config: TrainingConfig, facts: Facts) -> tuple[str, PrecisionPlan]:
+    dtype = DTYPES[config.model.torch_dtype_str.lower()]
     mixed = config.training.mixed_precision_dtype
+    # Such a CPU emulates bfloat16 and float16, many times slower than float32.
     if facts.device == "cpu" and not facts.has_bf16:
-        why = "this CPU has no bfloat16 instructions"
-        if named == "float64":
-            return named, PrecisionPlan(None, "float64 as configured")
-        return "float32", PrecisionPlan(None, f"float32, since {why}")
+        if dtype == "float64":
+            return dtype, PrecisionPlan(None, "float64 as configured")
+        return "float32", PrecisionPlan(None, "float32, since this CPU has no bfloat16 instructions")
     if mixed != MixedPrecisionDtype.NONE:
         autocast = "bfloat16" if mixed == MixedPrecisionDtype.BF16 else "float16"
         return "float32", PrecisionPlan(autocast, f"float32 weights, {autocast} matrix products, as configured")
-    if named != "auto":
-        return named, PrecisionPlan(None, f"{named} as configured")
+    if dtype != "auto":
+        return dtype, PrecisionPlan(None, f"{dtype} as configured")
     if not config.model.load_pretrained_weights:
         return "float32", PrecisionPlan(None, "float32, as random weights are drawn")
     stored = facts.model.stored_dtype
@@ -85,8 +87,9 @@ def _without_fp8(config: TrainingConfig, facts: Facts) -> tuple[str, PrecisionPl
 
 
 def plan_speed(config: TrainingConfig, dtype: str, precision: PrecisionPlan, facts: Facts) -> SpeedPlan:
-    """Returns by which means the model is computed faster."""
+    """Returns which optimizations are on; `facts.without` disables some to measure their effect."""
     training = config.training
+    # The fused layers are for plain float32 or float64; autocast would change the dtypes inside them.
     on_cpu = facts.device == "cpu" and precision.autocast is None and dtype in ("float32", "float64")
     return SpeedPlan(
         flat_batches="flat" not in facts.without and config.model.attn_implementation in FLAT_ATTENTIONS,
@@ -98,16 +101,23 @@ def plan_speed(config: TrainingConfig, dtype: str, precision: PrecisionPlan, fac
 
 
 def plan_model(config: TrainingConfig, dtype: str, facts: ModelFacts) -> ModelPlan:
-    """Returns which model and tokenizer are loaded, and how."""
+    """Returns which model and tokenizer are loaded, and how.
+
+    Raises:
+        ConfigError: The collator is for images, and the model has no image input.
+    """
     model, collator = config.model, config.data.train.collator_name
     if collator in collators.VISION and facts.are_available and not facts.sees_images:
-        raise ConfigError(f"data.train.collator_name: {collator} is for images, of which {model.model_name} sees none")
+        raise ConfigError(f"data.train.collator_name: {collator} is for images, but {model.model_name} takes only text")
     overrides = dict(model.model_kwargs)
     name = facts.adapter_of or model.model_name
     tokenizer_name = model.tokenizer_name or model.model_name
-    own_revision = None if facts.adapter_of else model.model_revision  # an adapter's is not its base's
+    # `model_revision` belongs to the repository that the config names: of an adapter, not of its base model.
+    own_revision = None if facts.adapter_of else model.model_revision
+    # The commit is preferred to a branch, which may move before the run is resumed.
     revision = facts.commit or own_revision
-    of_tokenizer = {name: revision, model.model_name: model.model_revision if facts.adapter_of else revision}
+    # A tokenizer of any other name has no revision.
+    tokenizer_revisions = {name: revision, model.model_name: model.model_revision if facts.adapter_of else revision}
     lengths = (facts.tokenizer_length, overrides.get("max_position_embeddings", facts.max_positions))
     processor_name, processor_kwargs = collators.processor(config)
     max_length = collators.max_length(config.data.train) or model.model_max_length
@@ -123,7 +133,7 @@ def plan_model(config: TrainingConfig, dtype: str, facts: ModelFacts) -> ModelPl
         config_overrides=overrides,
         freeze=tuple(model.freeze_layers),
         tokenizer_name=tokenizer_name,
-        tokenizer_revision=of_tokenizer.get(tokenizer_name),
+        tokenizer_revision=tokenizer_revisions.get(tokenizer_name),
         tokenizer_kwargs=model.tokenizer_kwargs,
         pad_token=model.tokenizer_pad_token,
         max_length=max_length or min(filter(None, lengths), default=None),
@@ -137,16 +147,17 @@ def plan_model(config: TrainingConfig, dtype: str, facts: ModelFacts) -> ModelPl
 
 
 def plan_lora(peft: PeftParams) -> LoraPlan:
-    """Returns the adapter in the terms of PEFT."""
+    """Returns the adapter as arguments of PEFT."""
     return LoraPlan(settings=peft.lora_settings(), save_mode=peft.peft_save_mode.name)
 
 
 def plan_data(config: TrainingConfig) -> DataPlan:
-    """Returns which rows are read, and what of them is trained."""
+    """Returns which rows are read, and which of their tokens are trained."""
+    # Without evaluation, the validation set is not read at all.
     validation = config.data.validation if config.training.eval_strategy != "no" else DatasetSplitParams()
     return DataPlan(
         train=_plan_mixture(config.data.train, config.data.train.stream),
-        validation=_plan_mixture(validation, is_streamed=False),  # it is measured again and again
+        validation=_plan_mixture(validation, is_streamed=False),  # every evaluation reads it again
         train_on=collators.train_on(config),
         landmarks=collators.landmarks(config.data.train),
         seed=config.data.train.seed if config.data.train.seed is not None else config.training.data_seed,
@@ -166,21 +177,22 @@ def _plan_mixture(split: DatasetSplitParams, is_streamed: bool) -> MixturePlan:
 
 
 def plan_method(training: TrainingParams) -> MethodPlan:
-    """Returns what is learned and the arguments of its loss; an adapter passes on those of other trainers."""
+    """Returns the method and the arguments of its loss."""
     trainer, name = training.trainer_type.spec, method_of(training)
+    # Other trainers take `trainer_kwargs` as arguments of their own config class.
     settings = METHODS[name].settings.model_validate(training.trainer_kwargs) if trainer.is_native else NoSettings()
     return MethodPlan(name, settings.model_dump())
 
 
 def plan_steps(training: TrainingParams, world_size: int, num_rows: int | None) -> StepsPlan:
-    """Returns how rows are cut into steps.
+    """Returns how rows are divided into optimizer steps.
 
     Raises:
-        ConfigError: The run has several processes, and its trainer takes one.
+        ConfigError: The run has several processes, and its trainer supports only one.
     """
     if world_size > 1 and not training.trainer_type.spec.is_native:
         name = training.trainer_type.name
-        raise ConfigError(f"training.trainer_type: {name} trains in one process yet; OUMI trains in several")
+        raise ConfigError(f"training.trainer_type: {name} supports only one process; use OUMI for several")
     rows = training.per_device_train_batch_size
     return StepsPlan(
         micro_batch_rows=_ROWS_OF_AUTO if rows == "auto" else rows,
@@ -193,7 +205,7 @@ def plan_steps(training: TrainingParams, world_size: int, num_rows: int | None) 
 
 
 def plan_optimizer(training: TrainingParams) -> OptimizerPlan:
-    """Returns how the weights move."""
+    """Returns the optimizer and its settings."""
     return OptimizerPlan(
         name=training.optimizer,
         learning_rate=training.learning_rate,
@@ -201,12 +213,12 @@ def plan_optimizer(training: TrainingParams) -> OptimizerPlan:
         betas=(training.adam_beta1, training.adam_beta2),
         epsilon=training.adam_epsilon,
         momentum=training.sgd_momentum,
-        max_grad_norm=training.max_grad_norm or None,
+        max_grad_norm=training.max_grad_norm or None,  # 0 means no clipping, as in transformers
     )
 
 
 def plan_schedule(training: TrainingParams) -> SchedulePlan:
-    """Returns how the learning rate moves."""
+    """Returns the learning rate schedule and its settings."""
     return SchedulePlan(
         name=training.lr_scheduler_type,
         warmup_steps=training.warmup_steps,
@@ -216,21 +228,23 @@ def plan_schedule(training: TrainingParams) -> SchedulePlan:
 
 
 def plan_gradient_checkpointing(training: TrainingParams) -> dict[str, Any] | None:
-    """Returns how activations are computed again in the backward pass, None if they are kept."""
+    """Returns the arguments of gradient checkpointing, None if all activations are kept."""
     return recompute_settings(training) if training.enable_gradient_checkpointing else None
 
 
 def recompute_settings(training: TrainingParams) -> dict[str, Any]:
-    """Returns the arguments of gradient checkpointing, for a run that has it."""
+    """Returns the arguments of gradient checkpointing, whether or not the config enables it."""
+    # torch recommends the non-reentrant variant; the reentrant one cannot be compiled.
     settings = {"use_reentrant": False, **training.gradient_checkpointing_kwargs}
     if settings.get(NUM_RECOMPUTED) == "auto":
-        del settings[NUM_RECOMPUTED]  # all of them, until it is known what fits
+        del settings[NUM_RECOMPUTED]  # all layers, until it is known what fits
     return settings
 
 
 def plan_checkpoints(training: TrainingParams) -> CheckpointPlan:
-    """Returns when the run is saved, and what is kept."""
+    """Returns when checkpoints are saved, how many are kept, and from which one the run resumes."""
     resume_from = training.resume_from_checkpoint
+    # `save_steps` takes precedence over `save_epoch`.
     return CheckpointPlan(
         every_steps=training.save_steps if training.save_steps > 0 else None,
         every_epoch=training.save_epoch and training.save_steps <= 0,
@@ -242,7 +256,7 @@ def plan_checkpoints(training: TrainingParams) -> CheckpointPlan:
 
 
 def plan_evaluation(config: TrainingConfig) -> EvaluationPlan:
-    """Returns when the validation set is measured."""
+    """Returns when the validation loss is computed."""
     training = config.training
     return EvaluationPlan(
         every_steps=training.eval_steps if training.eval_strategy == "steps" else None,
@@ -252,7 +266,7 @@ def plan_evaluation(config: TrainingConfig) -> EvaluationPlan:
 
 
 def plan_logs(config: TrainingConfig, output_dir: Path) -> LogPlan:
-    """Returns what is told, where and how often."""
+    """Returns what is logged, where and how often."""
     training = config.training
     telemetry = training.telemetry.telemetry_dir
     tensorboard = Path(training.logging_dir) if training.logging_dir else output_dir / "tensorboard"

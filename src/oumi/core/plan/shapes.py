@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shape of a language model as its `config.json` tells it, and the sizes that follow. Imports no torch."""
+"""The shape of a language model by its `config.json`, and its sizes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 _WITH_HEAD_NORMS = ("qwen3",)
-"""Families that norm queries and keys, head by head."""
+"""Families that normalize queries and keys per head."""
 _WITH_NORMS_AFTER = ("gemma2",)
-"""Families that norm what attention and MLP give, too."""
+"""Families that also normalize the outputs of attention and MLP."""
 _WITH_SCALED_EMBEDDING = ("gemma", "gemma2")
-"""Families whose embedding multiplies its rows itself."""
+"""Families whose embedding scales its output."""
 _TIED = ("gemma", "gemma2")
-"""Families whose head shares the embedding's weights where their files do not say."""
+"""Families that tie head and embedding by default."""
 FAMILIES = ("llama", "mistral", "qwen2", *_WITH_HEAD_NORMS, *_TIED)
-"""Those that are known well enough to say what a training step keeps: RMS norms, rotations, gated MLPs."""
+"""Families whose memory can be predicted: RMS norms, rotary embeddings, gated MLPs."""
 _NAMES = {"layers": "num_hidden_layers", "hidden": "hidden_size", "heads": "num_attention_heads",
           "inner": "intermediate_size", "vocabulary": "vocab_size"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes of a decoder of gated MLPs."""
+    """The sizes of a decoder with gated MLPs."""
 
     family: str
     layers: int
@@ -35,14 +35,14 @@ class ModelShape:
     """Width of the MLPs."""
     vocabulary: int
     is_tied: bool
-    """The head shares the embedding's weights."""
+    """Head and embedding share their weights."""
     has_softcap: bool = False
-    """Scores of attention are capped, which no fused kernel does."""
+    """Attention scores are capped, which no fused kernel supports."""
     caps_logits: bool = False
     has_window: bool = False
-    """Attention looks back within a window."""
+    """Attention is limited to a sliding window."""
     drops_weights: bool = False
-    """Attention drops some of its weights at random."""
+    """Attention has dropout."""
 
     @property
     def queries(self) -> int:
@@ -51,27 +51,27 @@ class ModelShape:
 
     @property
     def keys(self) -> int:
-        """Returns the width of all keys of a token, which is that of its values."""
+        """Returns the width of all keys of a token, which is also that of its values."""
         return self.kv_heads * self.head_size
 
     @property
     def has_head_norms(self) -> bool:
-        """Returns True if queries and keys are normed."""
+        """Returns True if queries and keys are normalized."""
         return self.family in _WITH_HEAD_NORMS
 
     @property
     def has_norms_after(self) -> bool:
-        """Returns True if what attention and MLP give is normed."""
+        """Returns True if the outputs of attention and MLP are normalized."""
         return self.family in _WITH_NORMS_AFTER
 
     @property
     def scales_embedding(self) -> bool:
-        """Returns True if the embedding multiplies its rows, so that it is no plain table."""
+        """Returns True if the embedding scales its output, so that it is no plain table."""
         return self.family in _WITH_SCALED_EMBEDDING
 
     @property
     def matrices(self) -> Mapping[str, tuple[int, int]]:
-        """Returns the linear modules of a layer, each with the width of what it takes and gives."""
+        """Returns the linear modules of a layer as (inputs, outputs), by name."""
         hidden, queries, keys, inner = self.hidden, self.queries, self.keys, self.inner
         return {
             "q_proj": (hidden, queries),
@@ -85,24 +85,26 @@ class ModelShape:
 
     @property
     def embedding(self) -> int:
-        """Returns how many numbers the embedding has, and so the head."""
+        """Returns the number of parameters of the embedding, which is also that of the head."""
         return self.vocabulary * self.hidden
 
     @property
     def num_parameters(self) -> int:
-        """Returns how many numbers the model has; biases are left out, which are few."""
+        """Returns the number of parameters of the model, without the few of biases."""
         vectors = self.hidden * (4 if self.has_norms_after else 2) + 2 * self.head_size * self.has_head_norms
         layer = sum(a * b for a, b in self.matrices.values()) + vectors
         return self.layers * layer + self.embedding * (1 if self.is_tied else 2) + self.hidden
 
 
 def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
-    """Returns the shape that the values of a `config.json` tell, None of a family that is not known or incomplete."""
+    """Returns the shape that a `config.json` describes, None if its family is unknown or a size is missing."""
     family = config.get("model_type")
     sizes: dict[str, int] = {name: config.get(key) or 0 for name, key in _NAMES.items()}
     values = [*sizes.values(), config.get("num_key_value_heads") or 1, config.get("head_dim") or 1]
+    # A number that is wrong gets no error here: transformers reports it when the model is built.
     if family not in FAMILIES or not all(isinstance(size, int) and size > 0 for size in values):
-        return None  # what is wrong with a number is told where the model is made
+        return None
+    # The defaults of both caps in transformers; `null` in the file switches them off.
     has_softcap = family == "gemma2" and config.get("attn_logit_softcapping", 50.0) is not None
     return ModelShape(
         family=family,
@@ -111,14 +113,8 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
         head_size=config.get("head_dim") or sizes["hidden"] // sizes["heads"],
         is_tied=bool(config.get("tie_word_embeddings", family in _TIED)),
         has_softcap=has_softcap,
-        has_window=_has_window(config),
+        # Qwen files name a window that is not used unless `use_sliding_window` is true.
+        has_window=bool(config.get("sliding_window")) and bool(config.get("use_sliding_window", "qwen" not in family)),
         drops_weights=bool(config.get("attention_dropout")),
         caps_logits=family == "gemma2" and config.get("final_logit_softcapping", 30.0) is not None,
-    )
-
-
-def _has_window(config: Mapping[str, Any]) -> bool:
-    """Returns True if attention looks back within a window."""
-    return bool(config.get("sliding_window")) and bool(
-        config.get("use_sliding_window", "qwen" not in config["model_type"])
     )

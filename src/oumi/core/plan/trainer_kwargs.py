@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arguments of TRL and transformers in `trainer_kwargs` that the plan decides.
 
-One that means the same as a key of ours is taken as that key. One that would contradict the plan, or do nothing since
-rows come read, rendered, cut and in order, is refused with the reason. Every other argument of their config classes is
-passed on and acts; a test holds the two apart.
+An argument that means the same as a key of the config sets that key. One that would contradict the plan, or have no
+effect since rows arrive tokenized and in order, is refused with the reason. Every other argument of their config
+classes is passed on; a test sorts all of them, so that a new version of TRL cannot add an unnoticed one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from oumi.core.configs import TrainerType, TrainingConfig, TrainingParams
+from oumi.core.configs import TrainingConfig, TrainingParams
 from oumi.core.configs.base import DEFAULT
 from oumi.core.configs.problems import shown
 from oumi.core.errors import ConfigError
@@ -23,7 +23,7 @@ SAME_NAME = (
     "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "eval_strategy", "eval_steps", "full_determinism",
     "dataloader_persistent_workers", "ddp_find_unused_parameters", "seed", "data_seed", "save_total_limit",
 )  # fmt: skip
-"""Keys of `training` that transformers calls the same."""
+"""Keys of `training` that have the same name in transformers."""
 
 _OTHER_NAME = {
     "training.optimizer": ("optim",),
@@ -39,14 +39,14 @@ _OTHER_NAME = {
     "data.train.pack": ("packing",),
     "data.validation.pack": ("eval_packing",),
 }
-"""Key of ours -> arguments that mean the same and take the same values."""
+"""Key of the config -> arguments that mean the same and take the same values."""
 
-_WRITTEN_HERE = (
+_DERIVED = (
     "output_dir", "warmup_steps", "warmup_ratio", "max_grad_norm", "gradient_checkpointing_kwargs", "save_steps",
     "logging_strategy", "logging_steps", "logging_first_step", "resume_from_checkpoint", "dataloader_num_workers",
     "dataloader_prefetch_factor",
 )  # fmt: skip
-"""Keys of `training` with the name that transformers uses, which the plan works out further."""
+"""Keys of `training` with the same name in transformers, from which the plan derives other values."""
 
 _INSTEAD = {
     "training.mixed_precision_dtype": ("bf16", "fp16"),
@@ -68,88 +68,93 @@ _INSTEAD = {
     "fsdp": ("fsdp", "fsdp_config"),
     "deepspeed": ("deepspeed",),
 }
-"""Key of ours that has to be set -> arguments that ask for something like it in other values."""
+"""Key of the config to set instead -> arguments with a similar meaning, but other values."""
 
 _REASONS = {
-    "the rows come in the order of the seed, the same for every trainer": (
+    "the seed decides the order of the rows, the same for every trainer": (
         "train_sampling_strategy", "group_by_length", "length_column_name", "dataloader_drop_last",
         "dataloader_in_order", "ignore_data_skip", "remove_unused_columns",
     ),
-    "the plan holds the batch size": ("auto_find_batch_size",),
-    "the device is the one that is there": ("use_cpu", "no_cuda", "dataloader_pin_memory"),
-    "every step is shown as it is": ("logging_nan_inf_filter", "disable_tqdm", "include_num_input_tokens_seen"),
-    "metrics functions are not built yet": (
+    "the plan fixes the batch size": ("auto_find_batch_size",),
+    "the device is detected": ("use_cpu", "no_cuda", "dataloader_pin_memory"),
+    "every step is logged unchanged": ("logging_nan_inf_filter", "disable_tqdm", "include_num_input_tokens_seen"),
+    "metrics functions are not supported yet": (
         "include_for_metrics", "batch_eval_metrics", "prediction_loss_only", "eval_do_concat_batches",
         "eval_use_gather_object",
     ),
-    "nothing is sent anywhere; push the output directory when the run is done": (
+    "nothing is uploaded; push the output directory after the run": (
         "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push",
         "hub_revision", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
     ),
-    "the run is one process": (
+    "the run is a single process": (
         "local_rank", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend",
         "parallelism_config", "save_on_each_node", "log_on_each_node", "log_level_replica",
         "average_tokens_across_devices",
     ),
-    "`oumi train` trains; it evaluates by training.eval_strategy": ("do_train", "do_eval", "do_predict"),
-    "checkpoints are published and resumed by Oumi": (
+    "`oumi train` always trains; it evaluates by training.eval_strategy": ("do_train", "do_eval", "do_predict"),
+    "Oumi saves and resumes checkpoints": (
         "save_only_model", "enable_jit_checkpoint", "restore_callback_states_from_checkpoint",
     ),
 }  # fmt: skip
-"""Why -> arguments that nothing is set instead of."""
+"""Reason -> arguments that no key replaces."""
 
 OWN_KEYS: Mapping[str, str] = {
-    **{name: f"training.{name}" for name in (*SAME_NAME, *_WRITTEN_HERE)},
+    **{name: f"training.{name}" for name in (*SAME_NAME, *_DERIVED)},
     **{name: key for key, names in _OTHER_NAME.items() for name in names},
 }
-"""Argument -> the key of ours that it is taken as."""
+"""Argument -> the key of the config that it sets."""
 
 REFUSED: Mapping[str, str] = {
     **{name: f"set {key}" for key, names in _INSTEAD.items() for name in names},
     **{name: reason for reason, names in _REASONS.items() for name in names},
 }
-"""Argument -> what to set instead, or why it cannot be given."""
+"""Argument -> what to set instead, or why it is refused."""
 
 
 @dataclass(frozen=True)
 class MappedArgument:
-    """An argument in `trainer_kwargs` that is taken as a key of ours."""
+    """An argument in `trainer_kwargs` that sets a key of the config."""
 
     argument: str
     key: str
     value: Any
     problem: str = ""
-    """Why it cannot be: of another type, or the key says something else."""
+    """What is wrong: its type, or the key has another value; empty if nothing is."""
 
     @property
     def place(self) -> str:
-        """Returns the key under which the argument stands in the config."""
+        """Returns the dotted key of the argument."""
         return f"training.trainer_kwargs.{self.argument}"
 
 
 def as_run(config: TrainingConfig) -> TrainingConfig:
-    """Returns the config that a run goes by: what `trainer_kwargs` says of a key of ours stands at that key.
+    """Returns the config with the arguments of `trainer_kwargs` moved to the keys that they set.
 
-    The config itself is not changed. One without such arguments is returned as it is.
+    The given config is not changed. Without such arguments it is returned itself.
     """
     return _mapped(config)[0]
 
 
 def mapped_arguments(config: TrainingConfig) -> list[MappedArgument]:
-    """Returns the arguments in `trainer_kwargs` that are taken as keys of ours, in their order."""
+    """Returns the arguments in `trainer_kwargs` that set keys of the config, in their order."""
     return _mapped(config)[1]
 
 
 def _mapped(config: TrainingConfig) -> tuple[TrainingConfig, list[MappedArgument]]:
-    arguments = config.training.trainer_kwargs
-    own_keys = _own_keys(config.training.trainer_type)
+    arguments, name_of_section = config.training.trainer_kwargs, config.training.trainer_type.spec.section
+    # Some trainers have a section of their own: `beta` of GKD sets `training.gkd.beta`.
+    fields = type(getattr(TrainingParams(), name_of_section)).model_fields if name_of_section else {}
+    own_keys = {**OWN_KEYS, **{name: f"training.{name_of_section}.{name}" for name in fields}}
     if not own_keys.keys() & arguments.keys():
         return config, []
     run, mapped = config.model_copy(deep=True), list[MappedArgument]()
     for name in own_keys.keys() & arguments.keys():
         del run.training.trainer_kwargs[name]
     for name, key in ((name, own_keys[name]) for name in arguments if name in own_keys):
-        section, field = _field(run, key)
+        *path, field = key.split(".")
+        section: Any = run
+        for part in path:
+            section = getattr(section, part)
         before = getattr(section, field)
         others = [other.argument for other in mapped if other.key == key]
         try:
@@ -157,6 +162,8 @@ def _mapped(config: TrainingConfig) -> tuple[TrainingConfig, list[MappedArgument
         except ConfigError as error:
             mapped.append(MappedArgument(name, key, arguments[name], error.problems[0].message))
             continue
+        # The assignment has converted the value, so `1e-4` as text equals the number. Two different values are an
+        # error, unless the other one is only the default.
         value, problem = getattr(section, field), ""
         if value != before and (others or config.origin_of(key) != DEFAULT):
             other = f"training.trainer_kwargs.{others[0]}" if others else key
@@ -164,19 +171,3 @@ def _mapped(config: TrainingConfig) -> tuple[TrainingConfig, list[MappedArgument
             section.set_from(field, before, config.origin_of(key))
         mapped.append(MappedArgument(name, key, value, problem))
     return run, mapped
-
-
-def _own_keys(trainer: TrainerType) -> Mapping[str, str]:
-    """Returns the keys that arguments of a trainer are taken as; those of its own section come first."""
-    section = trainer.spec.section
-    fields = type(getattr(TrainingParams(), section)).model_fields if section else {}
-    return {**OWN_KEYS, **{name: f"training.{section}.{name}" for name in fields}}
-
-
-def _field(config: TrainingConfig, key: str) -> tuple[Any, str]:
-    """Returns the section that holds a dotted key, and the name of its field."""
-    *above, field = key.split(".")
-    section: Any = config
-    for part in above:
-        section = getattr(section, part)
-    return section, field

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What decides the weights of a run, so that a resumed run can be told from another one."""
+"""The values of a plan that determine the trained weights, so that a run is not resumed with others."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ _DECISIVE = {
     "schedule": None,
     "precision": ("autocast", "fp8"),
 }
-"""Parts of the plan, and which of their values; None for all. How a step is cut is not among them."""
+"""Parts of the plan, and which of their values; None for all. How a step is divided into micro-batches is not one of
+them, since it changes the weights only by rounding."""
 
 
 def trajectory(plan: Plan) -> dict[str, str]:
-    """Returns the decisive values of a plan under dotted names, as JSON text."""
+    """Returns the values of a plan that determine its weights, as JSON text by dotted name."""
     record = plan_json(plan)
     chosen: dict[str, Any] = {}
     for part, names in _DECISIVE.items():
         value = record[part]
         chosen[part] = value if names is None or value is None else {name: value[name] for name in names}
     if chosen["steps"]["max_steps"] is not None:
-        del chosen["steps"]["num_epochs"]  # nothing reads it
+        del chosen["steps"]["num_epochs"]  # not read with max_steps
     mixture = record["data"]["train"]
     chosen["mixture"] = {name: mixture[name] for name in ("strategy", "pack", "stream", "truncation")}
     chosen["trainer_kwargs"] = dict(plan.config.training.trainer_kwargs)
@@ -44,8 +45,9 @@ def trajectory(plan: Plan) -> dict[str, str]:
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Returns `name: old -> new` for everything that is not the same; what an older version did not know is null."""
+    """Returns `name: old -> new` for each value that differs."""
     names = sorted(before.keys() | now.keys())
+    # A value that an older version did not record counts as null, the default of new keys.
     return [
         f"{name}: {before.get(name, 'not set')} -> {now.get(name, 'not set')}"
         for name in names
