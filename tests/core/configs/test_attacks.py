@@ -18,7 +18,7 @@ DOUBLING = [
 ]
 CHAIN = [f"  a{i}: '${{training.trainer_kwargs.a{i + 1}}}'\n" for i in range(500)]
 ATTACKS = {
-    "aliases of aliases": ("a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(NINE_ALIASES), "aliases are written out"),
+    "aliases of aliases": ("a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(NINE_ALIASES), "aliases are expanded"),
     "an alias inside its own anchor": ("model: &a [*a]\n", "inside or before its anchor"),
     "10,000 brackets": ("model: " + "[" * 10_000 + "]" * 10_000, "nested deeper than 100 levels"),
     "10,000 lists in lists": ("- " * 10_000 + "a\n", "nested deeper than 100 levels"),
@@ -28,8 +28,8 @@ ATTACKS = {
         "model: !!python/object/apply:os.mkdir [hacked]\n",
         "'!!python/object/apply:os.mkdir' is refused",
     ),
-    "a duplicate key": (MODEL + MODEL, "model: given twice, first at attack.yaml:1:1"),
-    "20,000 unknown keys": (MODEL + "".join(f"k{i}: 1\n" for i in range(20_000)), "only the first 100 are told"),
+    "a duplicate key": (MODEL + MODEL, "model: duplicate key, first at attack.yaml:1:1"),
+    "20,000 unknown keys": (MODEL + "".join(f"k{i}: 1\n" for i in range(20_000)), "only the first 100 are shown"),
     "an integer of 5,000 digits": (MODEL + f"training: {{seed: {'9' * 5000}}}\n", "must be a finite number"),
     "references that double": (MODEL + KWARGS + "".join(DOUBLING) + "  a40: x\n", "longer than 100,000 characters"),
     "references in a long chain": (MODEL + KWARGS + "".join(CHAIN) + "  a500: x\n", "more than 50 references"),

@@ -138,10 +138,10 @@ def test_the_default_of_an_environment_variable_may_be_empty_or_hold_a_comma() -
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("run_name: '${training.run_name}'", "goes in a circle: training.run_name -> training.run_name"),
+        ("run_name: '${training.run_name}'", "circular reference: training.run_name -> training.run_name"),
         ("run_name: '${training.nothing}'", "names no key of this config"),
         ("max_steps: '${oc.env:OUMI_TEST_UNSET}'", "environment variable OUMI_TEST_UNSET is not set"),
-        ("run_name: '${oc.env:OUMI_TEST_UNSET,${training.seed}}'", "a reference inside a reference is not read"),
+        ("run_name: '${oc.env:OUMI_TEST_UNSET,${training.seed}}'", "nested references are not supported"),
         ("run_name: '${model}'", "names a section or a list"),
     ],
 )
@@ -174,7 +174,7 @@ def test_a_variable_that_another_machine_sets_stays_a_reference_until_the_run_is
 def test_a_reference_is_filled_though_something_else_is_wrong() -> None:
     with pytest.raises(ConfigError) as refused:
         TrainingConfig.from_str(BASE + "training: {seed: 1, seed: 2, eval_steps: '${training.save_steps}'}")
-    assert [problem.message for problem in refused.value.problems] == ["given twice, first at text:3:12"]
+    assert [problem.message for problem in refused.value.problems] == ["duplicate key, first at text:3:12"]
 
 
 def test_references_can_be_left_as_they_are(tmp_path: Path) -> None:
@@ -314,6 +314,6 @@ def test_temperatures_of_a_loss_that_is_off_are_not_looked_at() -> None:
 
 
 def test_a_job_file_is_told_as_one() -> None:
-    with pytest.raises(ConfigError, match="a job file, which says where a run goes") as refused:
+    with pytest.raises(ConfigError, match="a job file; expected a training config") as refused:
         TrainingConfig.from_str("name: mine\nresources: {cloud: local}\nrun: oumi train -c ${X}\n")
     assert len(refused.value.problems) == 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every section of a config is: typed fields that know where their values came from."""
+"""The base class of config sections: typed fields that record where their values come from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from oumi.core.configs.problems import semantic_problems, translate
 from oumi.core.errors import ConfigError
 
 Complaint = tuple[str, str]
-"""A key below the section that complains, and what is wrong with it."""
+"""A key relative to the section, and the message about it."""
 
 SET_IN_PYTHON = "set in Python"
 DEFAULT = "default"
@@ -39,17 +39,17 @@ def _written(value: Any) -> Any:
 
 
 ScalarText = Annotated[str, BeforeValidator(_written, json_schema_input_type=str | float | bool | None)]
-"""Text for which any YAML scalar may stand, as the shell would read it: `8080`, `true`, nothing."""
+"""Text that may be written as any YAML scalar, as in a shell: `8080`, `true`, nothing."""
 
 
 class NamedEnum(Enum):
-    """A choice that is given by name or by value, in any case."""
+    """A choice by name or by value, in any case."""
 
     @classmethod
     def _missing_(cls: type[Named], value: object) -> Named | None:
         if isinstance(value, bool) or not isinstance(value, (str, int)):
             return None
-        text = str(value).rpartition(".")[2].lower()
+        text = str(value).rpartition(".")[2].lower()  # `TrainerType.HF` is HF
         return next((member for member in cls if text in (member.name.lower(), str(member.value).lower())), None)
 
     @classmethod
@@ -58,7 +58,7 @@ class NamedEnum(Enum):
 
 
 def types_in(annotation: Any) -> Iterator[Any]:
-    """Yields the types of a union, without their constraints."""
+    """Yields the types of a union, or the type itself, without constraints."""
     if get_origin(annotation) in (Union, UnionType):
         for inner in get_args(annotation):
             yield from types_in(inner)
@@ -85,6 +85,7 @@ class Params(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_flags_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic converts true to 1, since bool is a subclass of int; in a config it is a mistake.
         if isinstance(value, bool):
             allowed = set(types_in(cls.model_fields[info.field_name or ""].annotation))
             if int in allowed and not allowed & {bool, Any}:
@@ -102,7 +103,7 @@ class Params(BaseModel):
             self._origins[name] = SET_IN_PYTHON
 
     def set_from(self, name: str, value: Any, origin: str) -> None:
-        """Sets a field that was given in another place; `origin` says where."""
+        """Sets a field to a value that is written elsewhere, at `origin`."""
         setattr(self, name, value)
         self._origins[name] = origin
 
@@ -110,22 +111,23 @@ class Params(BaseModel):
         for name in type(self).model_fields:
             yield name, getattr(self, name)
 
+    # pydantic would compare the origins of values, too.
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and list(self) == list(other)
 
     __hash__: ClassVar[None] = None  # type: ignore[assignment]  # a section can change
 
     def complaints(self) -> Iterator[Complaint]:
-        """Yields what is wrong among the fields of this section alone."""
+        """Yields the problems of this section that no single field has, without those of sections below."""
         yield from ()
 
     def finalize_and_validate(self) -> None:
-        """Raises ConfigError with everything that is wrong in this section and below. Changes nothing."""
+        """Raises ConfigError with all problems of this section and those below. Changes nothing."""
         if problems := semantic_problems(self):
             raise ConfigError(problems, type(self).__name__)
 
     def own_origin(self, name: str) -> str:
-        """Returns where a field of this section got its value: `default`, `file:line:column`, a flag, Python."""
+        """Returns the origin of a field's value: `default`, `file:line:column`, a flag, or `set in Python`."""
         if name in self._origins:
             return self._origins[name]
         return SET_IN_PYTHON if name in self.model_fields_set else DEFAULT

@@ -60,13 +60,13 @@ class TrainTarget(NamedEnum):
 
 
 FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".txt")
-"""How a data file is called."""
+"""Suffixes of data files."""
 COMPRESSED = (".gz", ".zst")
-"""What may stand behind that."""
+"""Suffixes of compressed files, after one of those."""
 
 
 def is_pattern(path: str) -> bool:
-    """Returns True for a path that stands for every file it matches, such as `shards/*.jsonl`."""
+    """Returns True for a pattern of several files, such as `shards/*.jsonl`; a file of that very name is none."""
     return any(sign in path for sign in "*?[") and not Path(path).exists()
 
 
@@ -100,7 +100,7 @@ class DatasetParams(Params):
 
     @property
     def is_file(self) -> bool:
-        """Returns True if the rows are those of one local file."""
+        """Returns True if the path is that of a single data file, or a pattern of such files."""
         endings = tuple(kind + compressed for kind in FILE_SUFFIXES for compressed in ("", *COMPRESSED))
         return self.dataset_path is not None and self.dataset_path.lower().endswith(endings)
 
@@ -160,17 +160,13 @@ class DatasetSplitParams(Params):
                 "train_target",
                 f"collator_name '{self.collator_name}' trains every token; use text_completions_only_with_padding",
             )
-        yield from self._proportions()
-
-    def _proportions(self) -> Iterator[Complaint]:
-        proportions = [params.mixture_proportion for params in self.datasets]
-        shares = [params for params in proportions if params is not None]
-        if shares and len(shares) < len(proportions):
+        shares = [params.mixture_proportion for params in self.datasets if params.mixture_proportion is not None]
+        if shares and len(shares) < len(self.datasets):
             yield (
                 "datasets",
-                f"{len(shares)} of {len(proportions)} data sets have a mixture_proportion: all must, or none",
+                f"{len(shares)} of {len(self.datasets)} data sets have a mixture_proportion; set it for all or none",
             )
-        elif shares and abs(sum(shares) - 1) > 1e-9:
+        elif shares and abs(sum(shares) - 1) > 1e-9:  # such as 0.1 + 0.2 + 0.7
             yield "datasets", f"the mixture proportions sum to {sum(shares):g}, must be 1"
 
 
@@ -185,15 +181,16 @@ class DataParams(Params):
     """Not read by training."""
 
     def get_split(self, split: DatasetSplit) -> DatasetSplitParams:
-        """Returns the part called `split`."""
+        """Returns the mixture of a split."""
         part: DatasetSplitParams = getattr(self, DatasetSplit(split).value)
         return part
 
     def complaints(self) -> Iterator[Complaint]:
         if not self.train.datasets:
-            yield "train.datasets", "required, and empty: name at least one data set"
+            yield "train.datasets", "required, but empty: name at least one data set"
+        # All splits are trained and evaluated with the collator of `train`.
         named = {name for split in (self.train, self.validation, self.test) if (name := split.collator_name)}
         if len(named) > 1:
-            yield "validation.collator_name", f"splits name different collators: {', '.join(sorted(named))}"
+            yield "validation.collator_name", f"the splits have different collators: {', '.join(sorted(named))}"
         if named and self.train.collator_name is None:
-            yield "train.collator_name", "another split names a collator, so this one must"
+            yield "train.collator_name", "required, since another split has a collator"

@@ -124,9 +124,9 @@ class DeepSpeedParams(Params):
 
     def complaints(self) -> Iterator[Complaint]:
         if self.offload_param is not None and self.zero_stage != ZeRORuntimeStage.ZERO_3:
-            yield "offload_param", f"needs zero_stage ZERO_3, which is {self.zero_stage.name}"
+            yield "offload_param", f"needs zero_stage ZERO_3, got {self.zero_stage.name}"
         if self.offload_optimizer is not None and self.zero_stage == ZeRORuntimeStage.ZERO_0:
-            yield "offload_optimizer", "needs zero_stage ZERO_1, ZERO_2 or ZERO_3, which is ZERO_0"
+            yield "offload_optimizer", "needs zero_stage ZERO_1, ZERO_2 or ZERO_3, got ZERO_0"
 
     def is_zero3_enabled(self) -> bool:
         """Returns True if parameters are sharded."""

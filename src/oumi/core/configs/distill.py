@@ -36,7 +36,7 @@ class GkdParams(Params):
 
     def complaints(self) -> Iterator[Complaint]:
         if self.teacher_model_name_or_path is not None and not self.teacher_model_name_or_path.strip():
-            yield "teacher_model_name_or_path", "is blank"
+            yield "teacher_model_name_or_path", "must not be blank"
 
 
 class GoldParams(Params):
@@ -111,7 +111,7 @@ class GoldParams(Params):
 
     def complaints(self) -> Iterator[Complaint]:
         if self.teacher_model_name_or_path is not None and not self.teacher_model_name_or_path.strip():
-            yield "teacher_model_name_or_path", "is blank"
+            yield "teacher_model_name_or_path", "must not be blank"
         weights = (self.uld_hybrid_matched_weight, self.uld_hybrid_unmatched_weight)
         if self.use_uld_loss and self.uld_use_hybrid_loss and (weights[0] is None) != (weights[1] is None):
             yield "uld_hybrid_matched_weight", "both hybrid weights must be set, or neither"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the tree of a file to a config: what is wrong is left out, so that everything else is checked all the same."""
+"""Makes a config from the tree of a file. Invalid values are left out, so that all others are checked as well."""
 
 from __future__ import annotations
 
@@ -32,28 +32,27 @@ from oumi.core.errors import Problem
 ConfigT = TypeVar("ConfigT", bound=Params)
 
 _MAX_ROUNDS = 6
-"""A key that is left out may be a required one, which then gets a value of its own, and so on down the sections."""
+"""Rounds of validation: leaving out a required key adds a placeholder, which may lack required keys of its own."""
 
 
 @dataclass(frozen=True)
 class Draft(Generic[ConfigT]):
-    """A config as far as its text can be understood, and what is wrong with the text."""
+    """The valid part of a config, and the problems of its text."""
 
     kind: type[ConfigT]
     config: ConfigT | None
-    """What is wrong stands at its default; None if nothing can be made of the text."""
+    """The config with invalid values at their defaults, None if it cannot be made at all."""
     problems: Sequence[Problem]
-    """Of spelling, types and meaning."""
+    """Problems of spelling, types and meaning."""
     unset: Sequence[Problem]
-    """References to environment variables that are not set on this machine: the config holds them as they are written.
-    """
+    """References to environment variables that are not set on this machine; the config contains them unchanged."""
     left_out: frozenset[KeyPath]
-    """Keys whose value in the config is not the one that the text means."""
+    """Keys whose value in the config is not that of the text."""
     places: Mapping[KeyPath, str]
-    """Where each key stands."""
+    """The place of each key in the text."""
 
     def joined(self, others: Iterable[Problem]) -> list[Problem]:
-        """Returns all problems in the order of the file; of the others, those that what was left out cannot explain."""
+        """Returns these and other problems in the order of the file, without those that follow from left-out values."""
         own = [
             replace(problem, place=self.places.get(split_key(problem.key), problem.place))
             for problem in others
@@ -63,34 +62,38 @@ class Draft(Generic[ConfigT]):
 
 
 def make_draft(cls: type[ConfigT], root: Node, unusable: Sequence[Problem], unset: Sequence[Problem]) -> Draft[ConfigT]:
-    """Returns the config of a tree, as far as it has one.
+    """Returns the draft of a config.
 
     Args:
-        cls: Of the config.
-        root: Changed in place.
-        unusable: What is wrong with values that cannot be used at all.
-        unset: What is wrong with references that only this machine cannot fill.
+        cls: Class of the config.
+        root: Tree of the file, which is changed in place.
+        unusable: Problems of values that are left out before validation.
+        unset: Problems of references that cannot be resolved on this machine alone.
     """
     places = _places(root)
-    _spell(root, cls)
+    _restore_text(root, cls)
     values = plain(root)
     absent = {problem.key: problem for problem in unset}
     left_out = {_leave_out(values, split_key(problem.key), cls) for problem in unusable}
     problems: list[Problem] = list(unusable)
     config: ConfigT | None = None
+    # Validate, leave out what is invalid, and validate the rest.
     for _ in range(_MAX_ROUNDS):
         try:
             config = cls.model_validate(values)
             break
         except ValidationError as refused:
+            # A misspelled key was meant to set another one, which is then at its default.
             left_out |= {path for path in meant_keys(refused, cls) if path not in places}
             for problem in translate(refused, cls, places):
                 if not is_about(split_key(problem.key), left_out):
+                    # A number from an unset variable is invalid text; the variable is the better message.
                     problems.append(absent.pop(problem.key, problem))
             kinds = {real_path(error["loc"], cls): error["type"] for error in refused.errors(include_url=False)}
+            # The deepest first, so that the paths of the others stay valid.
             for path in sorted(kinds, key=len, reverse=True):
                 without = _leave_out(values, path, cls, is_missing=kinds[path] == "missing")
-                if kinds[path] != "extra_forbidden":  # which has no default
+                if kinds[path] != "extra_forbidden":  # an unknown key has no default
                     left_out.add(without)
     left_out |= {split_key(key) for key in absent}
     if config is not None:
@@ -101,10 +104,10 @@ def make_draft(cls: type[ConfigT], root: Node, unusable: Sequence[Problem], unse
 
 
 def _leave_out(values: Any, path: KeyPath, root: type[Params], is_missing: bool = False) -> KeyPath:
-    """Takes a value out of plain values, or puts something in the place of a required one that is missing.
+    """Removes a value from plain values, or adds a placeholder for a required one that is missing.
 
     Returns:
-        The path of what was left out: of the whole list, where an entry has no default.
+        The path of what was removed: of the whole list, if an entry has no default.
     """
     if not path:
         return path
@@ -118,11 +121,14 @@ def _leave_out(values: Any, path: KeyPath, root: type[Params], is_missing: bool 
     if isinstance(holder, list):
         if not _has(holder, last) or section_of(inside(annotation, last)) is None:
             return _leave_out(values, path[:-1], root)
-        holder[last] = {}
+        holder[last] = {}  # not removed, which would shift the entries after it
     elif isinstance(holder, dict):
         holder.pop(last, None)
         if is_missing:
-            holder[last] = _placeholder(inside(annotation, last))
+            # Any valid value: no further problem of this key is reported.
+            expected = inside(annotation, last)
+            choices = typing.get_args(expected) if typing.get_origin(expected) is typing.Literal else ()
+            holder[last] = {} if section_of(expected) is not None else choices[0] if choices else ""
     return path
 
 
@@ -132,36 +138,25 @@ def _has(holder: Any, part: str | int) -> bool:
     return isinstance(holder, dict) and part in holder
 
 
-def _placeholder(annotation: Any) -> Any:
-    """Returns a value for a required key, which nothing is said about."""
-    if section_of(annotation) is not None:
-        return {}
-    choices = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
-    return choices[0] if choices else ""
-
-
-def _spell(node: Node, annotation: Any) -> None:
-    """Gives a value the form that its key asks for.
-
-    A number is text again, as it is written, where text belongs: a name `007` is not `7`. A section, list or mapping
-    of which nothing is written is an empty one.
-    """
+def _restore_text(node: Node, annotation: Any) -> None:
+    """Replaces parsed numbers by their text where a key expects text, and null by an empty section, list or mapping."""
     types = set(types_in(annotation))
     holder = holder_of(annotation)
-    is_number = not isinstance(node.value, bool) and not types & {int, float, Any}
-    if node.text is not None and (annotation == ScalarText or (str in types and is_number)):
-        node.value = node.text
+    # A flag where text is expected stays a flag, which is then an error; a number is taken as text.
+    is_text = not isinstance(node.value, bool) and not types & {int, float, Any}
+    if node.text is not None and (annotation == ScalarText or (str in types and is_text)):
+        node.value = node.text  # as written: a name `007` is not `7`
     elif node.value is None and holder is not None and NoneType not in types:
-        node.value = [] if typing.get_origin(holder) is list else {}
+        node.value = [] if typing.get_origin(holder) is list else {}  # a key with nothing after it
     children = dict(enumerate(node.value)) if isinstance(node.value, list) else node.value
     for part, inner in children.items() if isinstance(children, dict) else ():
         expected = inside(holder, part)
         if expected is not None:
-            _spell(inner, expected)
+            _restore_text(inner, expected)
 
 
 def _places(root: Node) -> dict[KeyPath, str]:
-    """Returns where each key and list entry stands."""
+    """Returns the place of each key and list entry."""
     places: dict[KeyPath, str] = {}
     for path, node in walk(root):
         places.setdefault(path, node.place)

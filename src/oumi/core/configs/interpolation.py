@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`${section.key}`, `${oc.env:VAR}` and `${oc.env:VAR,default}` in the values of a config."""
+"""Resolves `${section.key}`, `${oc.env:VAR}` and `${oc.env:VAR,default}` in the values of a config, as in OmegaConf."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from oumi.core.errors import Problem, did_you_mean
 
 _REFERENCE = re.compile(r"(?<!\\)\$\{([^{}]*)\}")
 _NESTED = re.compile(r"(?<!\\)\$\{[^}]*\$\{")
+# Limits for hostile files, whose references double the text with each step or never end.
 _MAX_LENGTH = 100_000
 _MAX_CHAIN = 50
 
 
 class UnsetVariableError(LookupError):
-    """A reference names an environment variable that is not set here; it may be where the run takes place."""
+    """A reference to an environment variable that is not set; it may be set on the machine that trains."""
 
 
 def interpolate(root: Node, defaults: Mapping[str, Any]) -> tuple[list[Problem], list[Problem]]:
-    """Replaces every reference in the tree by the value it names; one that cannot be replaced stays as it is written.
+    """Replaces every reference in the tree by its value; one that cannot be resolved stays unchanged.
 
     Args:
-        root: Changed in place.
+        root: The tree, which is changed in place.
         defaults: Values of dotted keys that the tree does not set.
 
     Returns:
-        References that name nothing, and references to environment variables that are not set.
+        Problems of invalid references, and of environment variables that are not set.
     """
     problems: list[Problem] = []
     unset: list[Problem] = []
@@ -54,7 +55,7 @@ def dotted(path: tuple[str | int, ...]) -> str:
 
 
 class _References:
-    """Fills each node once: what a filled node holds is never read as a reference again."""
+    """Resolves the references of each node once: a value that contains `${` is never read as a reference again."""
 
     def __init__(self, root: Node, defaults: Mapping[str, Any]) -> None:
         self._root = root
@@ -62,28 +63,36 @@ class _References:
         self._filled: set[int] = set()
 
     def fill(self, node: Node, parents: tuple[str, ...] = ()) -> None:
-        if id(node) not in self._filled:
-            node.value = self._resolve(node.value, parents)
-            self._filled.add(id(node))
-
-    def _resolve(self, text: str, parents: tuple[str, ...]) -> Any:
+        """Resolves the references in the text of a node; `parents` are the keys whose references led to it."""
+        if id(node) in self._filled:
+            return
+        text = node.value
         if _NESTED.search(text):
-            raise LookupError("a reference inside a reference is not read")
-        reference = _REFERENCE.fullmatch(text)
-        if reference:
-            return self._value(reference[1].strip(), parents)
-        filled = _REFERENCE.sub(lambda match: _written(self._value(match[1].strip(), parents)), text)
-        if len(filled) > _MAX_LENGTH:
-            raise LookupError(f"longer than {_MAX_LENGTH:,} characters once references are written out")
-        return filled.replace("\\${", "${")
+            raise LookupError("nested references are not supported")
+        # A reference that is the whole text keeps the type of its value; within other text it becomes text.
+        if reference := _REFERENCE.fullmatch(text):
+            node.value = self._value(reference[1].strip(), parents)
+        else:
+            filled = _REFERENCE.sub(lambda match: _written(self._value(match[1].strip(), parents)), text)
+            if len(filled) > _MAX_LENGTH:
+                raise LookupError(f"longer than {_MAX_LENGTH:,} characters once references are replaced")
+            node.value = filled.replace("\\${", "${")
+        self._filled.add(id(node))
 
     def _value(self, name: str, parents: tuple[str, ...]) -> Any:
         if name.startswith("oc.env:"):
-            return _from_environment(name.removeprefix("oc.env:"))
+            variable, has_default, default = name.removeprefix("oc.env:").partition(",")
+            if variable in os.environ:
+                return scalar(os.environ[variable])
+            if not has_default:
+                raise UnsetVariableError(
+                    f"environment variable {variable} is not set; ${{oc.env:{variable},DEFAULT}} sets a default"
+                )
+            return scalar(default.strip())
         if name in parents:
-            raise LookupError(f"goes in a circle: {' -> '.join([*parents, name])}")
+            raise LookupError(f"circular reference: {' -> '.join([*parents, name])}")
         if len(parents) >= _MAX_CHAIN:
-            raise LookupError(f"more than {_MAX_CHAIN} references, each naming the next")
+            raise LookupError(f"a chain of more than {_MAX_CHAIN} references")
         node = _find(self._root, name)
         if node is None and name not in self._defaults:
             raise LookupError(f"'${{{name}}}' names no key of this config{did_you_mean(name, self._defaults)}")
@@ -91,23 +100,12 @@ class _References:
             self.fill(node, (*parents, name))
         value = node.value if node is not None else self._defaults[name]
         if isinstance(value, (dict, list)):
-            raise LookupError(f"'${{{name}}}' names a section or a list; a reference names a single value")
+            raise LookupError(f"'${{{name}}}' names a section or a list; expected the key of a single value")
         return value.name if isinstance(value, Enum) else value
 
 
-def _from_environment(reference: str) -> Any:
-    variable, has_default, default = reference.partition(",")
-    if variable in os.environ:
-        return scalar(os.environ[variable])
-    if not has_default:
-        raise UnsetVariableError(
-            f"environment variable {variable} is not set; ${{oc.env:{variable},DEFAULT}} gives it a default"
-        )
-    return scalar(default.strip())
-
-
 def _written(value: Any) -> str:
-    """Returns a value as it would stand in YAML."""
+    """Returns a value as YAML text."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -84,10 +84,10 @@ class JobConfig(BaseConfig):
 
     def complaints(self) -> Iterator[Complaint]:
         if not self.run.strip():
-            yield "run", "required, and empty"
+            yield "run", "required, but empty"
 
     def missing_at_launch(self) -> list[Problem]:
-        """Returns what the cloud of the job needs beside what is set: a file may leave it to whoever launches it."""
+        """Returns the keys that the cloud of the job requires and that must still be set at launch."""
         cloud = self.resources.cloud
         needs = {"user": _NEEDS_USER, "working_dir": _NEEDS_WORKING_DIR}
         return [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only reader of config files: YAML, then overrides, then references, then types; every problem at once."""
+"""Reads config files: YAML, then overrides, then references, then types. Reports all problems together."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from oumi.core.system.redact import redact
 
 
 class BaseConfig(Params):
-    """A config that is a file of its own."""
+    """A config that has a file of its own."""
 
     has_references: ClassVar[bool] = True
-    """False where `${...}` belongs to another language, such as the shell."""
+    """False if `${...}` belongs to another language, such as that of the shell."""
     other_kind: ClassVar[tuple[frozenset[str], str]] = (frozenset(), "")
-    """Keys that only another kind of file begins with, and what to say of it."""
+    """Top-level keys of another kind of file, and the message if a file has only those."""
 
     _unset: tuple[Problem, ...] = PrivateAttr(())
 
     @classmethod
     def from_yaml(cls, config_path: str | Path, ignore_interpolation: bool = False) -> Self:
-        """Returns the config in a file; raises ConfigError with every problem in it."""
+        """Returns the config in a file; raises ConfigError with all of its problems."""
         path = Path(config_path)
         return cls._load(read_text(path), path.name, [], ignore_interpolation)
 
     @classmethod
     def from_str(cls, config_str: str) -> Self:
-        """Returns the config in a text."""
+        """Returns the config in a YAML text; raises ConfigError with all of its problems."""
         return cls._load(config_str, "text", [], False)
 
     @classmethod
@@ -52,7 +52,11 @@ class BaseConfig(Params):
         logger: logging.Logger | None = None,
         ignore_interpolation: bool = False,
     ) -> Self:
-        """Returns the config in a file, changed by arguments such as `training.max_steps=10`."""
+        """Returns the config in a file with arguments such as `training.max_steps=10`; raises ConfigError.
+
+        `logger` is not used; it is part of the interface of Oumi.
+        """
+        # Launchers of torch add --local-rank, which is no key.
         overrides = [override_of(argument) for argument in arg_list if not argument.startswith("--local-rank")]
         return cls.load(config_path, overrides, ignore_interpolation)
 
@@ -60,9 +64,9 @@ class BaseConfig(Params):
     def load(
         cls, config_path: str | Path | None, overrides: Sequence[Override], ignore_interpolation: bool = False
     ) -> Self:
-        """Returns the config in a file, changed by overrides; raises ConfigError with every problem.
+        """Returns the config in a file with overrides; raises ConfigError with all problems.
 
-        What only another machine has, such as the files it names, is no problem yet: `oumi.core.plan.refusals` checks.
+        The machine is not checked, such as whether data files exist: `oumi.core.plan.refusals` does that.
         """
         if config_path is None:
             return cls._load("", "command line", overrides, ignore_interpolation)
@@ -71,31 +75,32 @@ class BaseConfig(Params):
 
     @classmethod
     def draft(cls, config_path: str | Path, overrides: Sequence[Override] = ()) -> Draft[Self]:
-        """Returns the config in a file, changed by overrides, as far as both can be understood.
+        """Returns the valid part of the config in a file with overrides, and all problems.
 
         Raises:
-            ConfigError: The text is no YAML, or no config at all.
+            ConfigError: The text is not YAML, or not a config at all.
         """
         return cls._draft(read_text(Path(config_path)), Path(config_path).name, overrides, False)
 
     def to_yaml(self, config_path: str | Path) -> None:
-        """Writes every value to a file that `from_yaml` reads back."""
+        """Writes all values to a file that `from_yaml` can read."""
         Path(config_path).write_text(dump(self))
 
     def print_config(self, logger: logging.Logger | None = None) -> None:
-        """Prints every value but secrets as YAML, or logs it."""
+        """Prints or logs all values as YAML, with secrets masked."""
         (logger.info if logger is not None else print)(dump(self, hides_secrets=True))
 
     def origin_of(self, key: str) -> str:
-        """Returns where the value of a dotted key comes from: `default`, `file:line:column`, a flag, Python."""
+        """Returns the origin of a dotted key: `default`, `file:line:column`, a flag, or `set in Python`."""
         return origin_of(self, split_key(key))
 
     def keys_set(self) -> set[str]:
-        """Returns the dotted keys that somebody set."""
+        """Returns the dotted keys whose value is not left at its default."""
         return {key for key in leaves(self) if self.origin_of(key) != DEFAULT}
 
     def unset_variables(self) -> list[Problem]:
         """Returns the references to environment variables that were not set when the config was read."""
+        # A value that was assigned since then replaced its reference.
         return [problem for problem in self._unset if locate(self, problem.key) != SET_IN_PYTHON]
 
     @classmethod
@@ -110,7 +115,7 @@ class BaseConfig(Params):
         try:
             root, duplicates = parse(text, name)
             if not isinstance(root.value, dict):
-                raise TreeError(Problem("", "a config is a mapping of keys to values", root.place))
+                raise TreeError(Problem("", "expected a mapping of keys to values", root.place))
             if cls.other_kind[0] & root.value.keys() and not cls.model_fields.keys() & root.value.keys():
                 raise TreeError(Problem("", cls.other_kind[1], root.place))
         except TreeError as error:
@@ -127,11 +132,11 @@ class BaseConfig(Params):
 
 
 def read_text(path: Path) -> str:
-    """Returns the text of a config file; raises ConfigError if it is none."""
+    """Returns the text of a config file; raises ConfigError if it cannot be read or is not UTF-8."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: larger than {MAX_BYTES // 1_000_000} MB, so it is no config")
-        return path.read_bytes().decode("utf-8-sig")
+            raise ConfigError(f"{path}: larger than {MAX_BYTES // 1_000_000} MB, so it is not a config")
+        return path.read_bytes().decode("utf-8-sig")  # editors on Windows write a byte order mark
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
@@ -139,7 +144,7 @@ def read_text(path: Path) -> str:
 
 
 def leaves(config: Params, prefix: str = "") -> dict[str, Any]:
-    """Returns every value that is not a section, under its dotted key."""
+    """Returns all values that are not sections, by dotted key."""
     values: dict[str, Any] = {}
     for name, value in config:
         key = f"{prefix}{name}"
@@ -154,12 +159,12 @@ def leaves(config: Params, prefix: str = "") -> dict[str, Any]:
 
 
 def locate(config: Params, key: str) -> str:
-    """Returns the file position or flag that set a dotted key, empty for a default."""
+    """Returns the file position or flag that set a dotted key or one above it, empty for a default."""
     return place_of(config, split_key(key))
 
 
 def to_plain(value: Any) -> Any:
-    """Returns a config as plain containers, enums by name."""
+    """Returns a config as plain dicts and lists, with enums by name."""
     if isinstance(value, BaseModel):
         return {name: to_plain(item) for name, item in value}
     if isinstance(value, Enum):
@@ -172,7 +177,7 @@ def to_plain(value: Any) -> Any:
 
 
 def dump(config: Params, hides_secrets: bool = False) -> str:
-    """Returns every value of a config as YAML that is read back the same, secrets masked if they are to be hidden."""
+    """Returns all values of a config as YAML that is read back the same, optionally with secrets masked."""
     values = redact(to_plain(config)) if hides_secrets else to_plain(config)
     if isinstance(config, BaseConfig) and config.has_references:
         values = _escaped(values, keeps_variables=bool(config.unset_variables()))
@@ -180,7 +185,7 @@ def dump(config: Params, hides_secrets: bool = False) -> str:
 
 
 def _escaped(value: Any, keeps_variables: bool) -> Any:
-    """Returns plain values in which no text is a reference, but for variables that could not be filled yet."""
+    """Returns plain values with every `${` escaped, except in references to variables that were not set."""
     if isinstance(value, dict):
         return {key: _escaped(item, keeps_variables) for key, item in value.items()}
     if isinstance(value, list):
@@ -191,7 +196,7 @@ def _escaped(value: Any, keeps_variables: bool) -> Any:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that our reader would take for a number, such as `1e5`."""
+    """Quotes text that our parser would read as a number, such as `1e5`, which PyYAML leaves unquoted."""
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         return self.represent_scalar(
@@ -203,7 +208,7 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def keys_of(cls: type[Params], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields every dotted key that a config knows, with its field; `[]` stands for the index of a list."""
+    """Yields every dotted key of a config class with its field; `[]` stands for the index of a list."""
     for name, info in cls.model_fields.items():
         inner = section_of(info.annotation)
         if inner is None:

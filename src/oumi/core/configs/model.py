@@ -18,7 +18,7 @@ DTYPES = {
     "bfloat16": "bfloat16", "bf16": "bfloat16",
     "float64": "float64", "f64": "float64", "double": "float64",
 }  # fmt: skip
-"""Every spelling of a dtype, and its name in torch."""
+"""Accepted spelling of a dtype -> its name in torch."""
 
 
 class ModelParams(Params):
@@ -79,7 +79,7 @@ class ModelParams(Params):
 
     def complaints(self) -> Iterator[Complaint]:
         if not self.model_name.strip():
-            yield "model_name", "required, and empty"
+            yield "model_name", "required, but empty"
         if self.torch_dtype_str.lower() not in DTYPES:
             names = sorted({*DTYPES.values()})
             hint = did_you_mean(self.torch_dtype_str, DTYPES)

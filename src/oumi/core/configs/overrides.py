@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values that are given beside a config file, put into its tree."""
+"""Applies values of the command line to the tree of a config file."""
 
 from __future__ import annotations
 
@@ -24,35 +24,36 @@ class Override:
     text: str
     """YAML text."""
     flag: str
-    """As the user wrote it."""
+    """The argument as the user wrote it."""
     malformed: str = ""
-    """What is wrong with an argument that sets no key at all."""
+    """The problem of an argument that sets no key at all."""
 
 
 def override_of(argument: str) -> Override:
     """Returns the override in an argument such as `training.max_steps=10`."""
     key, equals, text = argument.removeprefix("--").partition("=")
     if not equals or not key:
-        raise ConfigError(f"argument '{argument}': wanted key=value, such as training.max_steps=10")
+        raise ConfigError(f"argument '{argument}': expected key=value, such as training.max_steps=10")
     return Override(key, text, argument.partition("=")[0])
 
 
 def apply(root: Node, override: Override) -> list[Problem]:
-    """Puts an override into the tree; a mapping joins the mapping that is there.
+    """Puts an override into the tree; a mapping is merged into an existing one.
 
     Returns:
-        What is wrong with it; the key then keeps the value of the tree.
+        Its problems; the key then keeps its value in the tree.
     """
     if override.malformed:
         return [Problem("", override.malformed, override.flag)]
-    name = re.sub(r"\.(\d+)(?=\.|\[|$)", r"[\1]", override.key)
+    name = re.sub(r"\.(\d+)(?=\.|\[|$)", r"[\1]", override.key)  # OmegaConf writes `datasets.0` for `datasets[0]`
     if not _KEY.fullmatch(name):
         example = "training.max_steps or data.train.datasets[0].split"
-        return [Problem(override.key, f"cannot be the name of a key, such as {example}", override.flag)]
+        return [Problem(override.key, f"not a valid key; expected a name such as {example}", override.flag)]
     try:
         value, problems = _value(override)
     except TreeError as error:
         return [Problem(override.key, error.problem.message, override.flag)]
+    # Walk down to the parent of the key; sections and lists on the way are created if they do not exist.
     parts = split_key(name)
     parent = root
     for part, following in zip(parts, [*parts[1:], None], strict=True):
@@ -70,9 +71,10 @@ def apply(root: Node, override: Override) -> list[Problem]:
 def _value(override: Override) -> tuple[Node, list[Problem]]:
     value, problems = parse(override.text, override.flag)
     if override.text.strip() in ("", "~", "null", "none", "None"):
-        value = Node(None if override.text.strip() else "", override.flag)
+        value = Node(None if override.text.strip() else "", override.flag)  # `--key=` is empty text, not null
     elif value.value == {} and override.text.strip() != "{}":
-        value = Node(override.text, override.flag)
+        value = Node(override.text, override.flag)  # a comment such as `#1`: parse() returns an empty root for it
+    # Problems are reported at the flag, not at a line of its text.
     for _, node in walk(value):
         node.place = override.flag
         node.key_places = dict.fromkeys(node.key_places, override.flag)
@@ -80,7 +82,7 @@ def _value(override: Override) -> tuple[Node, list[Problem]]:
 
 
 def _child(parent: Node, part: str | int) -> Node | None:
-    """Returns a node inside another, made the parent's own: an alias may have put it elsewhere too."""
+    """Returns a copy of a node inside another, which replaces it: an alias may have put the node elsewhere, too."""
     inner: Node | None
     if isinstance(parent.value, dict) and isinstance(part, str):
         inner = parent.value.get(part)
@@ -106,16 +108,16 @@ def _put(parent: Node, part: str | int, value: Node, override: Override) -> list
             parent.key_places[part] = override.flag
         return []
     if isinstance(parent.value, list) and isinstance(part, int) and part <= len(parent.value):
-        parent.value[part : part + 1] = [value]
+        parent.value[part : part + 1] = [value]  # the index after the last one appends
         return []
-    message = f"'{part}' lies inside a value that is not a section"
+    message = f"'{part}' is inside a value that is not a section"
     if isinstance(parent.value, list):
         message = f"the list has {len(parent.value)} entries, so there is no [{part}]"
     return [Problem(override.key, message, override.flag)]
 
 
 def _join(before: Node, after: Node) -> None:
-    """Puts the keys of one mapping into another; mappings in both join."""
+    """Merges the keys of one mapping into another, recursively."""
     for key, item in after.value.items():
         own = _child(before, key)
         if own is not None and isinstance(own.value, dict) and isinstance(item.value, dict):

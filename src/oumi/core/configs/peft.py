@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters."""
+"""LoRA adapters."""
 
 from __future__ import annotations
 
@@ -88,10 +88,12 @@ class PeftParams(Params):
         return LoraConfig(**self.lora_settings())
 
     def lora_settings(self) -> dict[str, Any]:
-        """Returns the adapter in the terms of peft.LoraConfig."""
+        """Returns the arguments of peft.LoraConfig."""
+        # PEFT takes True for its default and False for random values.
         init: bool | str = self.lora_init_weights.value
         if self.lora_init_weights in (LoraWeightInitialization.DEFAULT, LoraWeightInitialization.RANDOM):
             init = self.lora_init_weights == LoraWeightInitialization.DEFAULT
+        # PEFT reads `all-linear` only as text, and exclusions only as a single expression.
         is_all = self.lora_target_modules == ["all-linear"]
         patterns = self.lora_exclude_modules
         return {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with a config, in the user's words: key, found, wanted, nearest known name."""
+"""Problems of a config in the user's terms: the key, the actual value, the expected one, the nearest valid name."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ _MAX_PROBLEMS = 100
 
 
 def translate(error: ValidationError, root: type[BaseModel], value_places: Mapping[Path, str]) -> list[Problem]:
-    """Returns pydantic's findings as problems, each at the place of its key or of the nearest one above it."""
+    """Returns the errors of pydantic as problems, each at the place of its key or of the nearest one above it."""
     problems: dict[str, Problem] = {}
     for detail in error.errors(include_url=False):
         if len(problems) >= _MAX_PROBLEMS:
-            return [*problems.values(), Problem("", f"and more: only the first {_MAX_PROBLEMS} are told")]
+            return [*problems.values(), Problem("", f"and more; only the first {_MAX_PROBLEMS} are shown")]
         path = real_path(detail["loc"], root)
         key = dotted(path)
+        # The members of a union each have an error; the first one is enough.
         if key not in problems:
             problems[key] = Problem(key, _message(detail, path, root), nearest_place(path, value_places))
     return list(problems.values())
 
 
 def real_path(loc: Path, root: type[BaseModel]) -> Path:
-    """Returns the path without the names of union members that pydantic adds to it."""
+    """Returns the path of a pydantic error, without the names of union members in it."""
     path: list[str | int] = []
     holder: Any = root
     for part in loc:
@@ -53,7 +54,7 @@ def _is_section(holder: Any) -> bool:
 
 
 def holder_of(annotation: Any) -> Any:
-    """Returns the section, list or mapping that an annotation allows, None if it allows none."""
+    """Returns the section, list or mapping in an annotation, None if there is none."""
     if _is_section(annotation) or typing.get_origin(annotation) in (list, dict):
         return annotation
     inner = (holder_of(holder) for holder in typing.get_args(annotation))
@@ -61,7 +62,7 @@ def holder_of(annotation: Any) -> Any:
 
 
 def inside(holder: Any, part: str | int) -> Any:
-    """Returns the annotation of one part of a section, list or mapping, None if it has no such part."""
+    """Returns the annotation of a part of a section, list or mapping, None if it has no such part."""
     if _is_section(holder):
         info = holder.model_fields.get(part)
         return info.annotation if info else None
@@ -70,7 +71,7 @@ def inside(holder: Any, part: str | int) -> Any:
 
 
 def nearest_place(path: Path, places: Mapping[Path, str]) -> str:
-    """Returns where a key stands, or the nearest key above it that stands somewhere."""
+    """Returns the place of a key, or of the nearest key above it that has one; empty if none has."""
     for length in range(len(path), -1, -1):
         if path[:length] in places:
             return places[path[:length]]
@@ -78,7 +79,7 @@ def nearest_place(path: Path, places: Mapping[Path, str]) -> str:
 
 
 def semantic_problems(config: Any, places: Mapping[Path, str] | None = None) -> list[Problem]:
-    """Returns what is wrong among values that are each right by themselves."""
+    """Returns the problems of a config that no single value has, such as two keys that exclude each other."""
     problems = []
     for path, section in sections(config):
         for key, message in section.complaints():
@@ -101,9 +102,10 @@ def sections(config: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def place_of(config: Any, path: Path) -> str:
-    """Returns the file position or flag that set a key, empty if it is a default."""
+    """Returns the file position or flag that set a key or the nearest one above it, empty if all are defaults."""
     section: Any = config
     origin = ""
+    # On the way down, the last origin that is no default is the nearest.
     for part in path:
         if isinstance(section, BaseModel) and isinstance(part, str):
             if part not in type(section).model_fields:
@@ -119,7 +121,7 @@ def place_of(config: Any, path: Path) -> str:
 
 
 def origin_of(config: Any, path: Path) -> str:
-    """Returns who set exactly this key: `default`, `file:line:column`, a flag, Python."""
+    """Returns the origin of exactly this key: `default`, `file:line:column`, a flag, or `set in Python`."""
     *above, name = path
     section = config
     for part in above:
@@ -135,31 +137,37 @@ def split_key(key: str) -> Path:
 
 
 def in_order(problems: Iterable[Problem]) -> list[Problem]:
-    """Returns each problem once, by its line; what stands in no file comes last."""
-    once: dict[tuple[str, str], Problem] = {}
+    """Returns the problems by line, without repetitions; those without a line come last."""
+    unique: dict[tuple[str, str], Problem] = {}
     for problem in problems:
-        once.setdefault((problem.key, problem.message), problem)
-    return sorted(once.values(), key=_line)
+        unique.setdefault((problem.key, problem.message), problem)
 
+    def position(problem: Problem) -> tuple[float, int]:
+        match = re.fullmatch(r".*:(\d+):(\d+)", problem.place)
+        return (int(match[1]), int(match[2])) if match else (float("inf"), 0)
 
-def _line(problem: Problem) -> tuple[float, int]:
-    match = re.fullmatch(r".*:(\d+):(\d+)", problem.place)
-    return (int(match[1]), int(match[2])) if match else (float("inf"), 0)
+    return sorted(unique.values(), key=position)
 
 
 def meant_keys(error: ValidationError, root: type[BaseModel]) -> Iterator[Path]:
-    """Yields the keys that unknown ones were probably meant to be, but for those in a list."""
-    for fault in error.errors(include_url=False)[:_MAX_PROBLEMS]:
-        if fault["type"] == "extra_forbidden":
-            path = real_path(fault["loc"], root)
+    """Yields the keys that the unknown ones were probably meant to be."""
+    for detail in error.errors(include_url=False)[:_MAX_PROBLEMS]:
+        if detail["type"] == "extra_forbidden":
+            path = real_path(detail["loc"], root)
             section, name = _meant(str(path[-1]), _section_at(path[:-1], root) or root, root)
+            # In a list it is unknown which entry is meant.
             if name is not None and "[]" not in (section or ""):
                 yield (*(path[:-1] if section is None else split_key(section)), name)
 
 
+# Cached, since a file may have thousands of unknown keys, and each search compares it with all names.
 @lru_cache(maxsize=1024)
 def _meant(name: str, section: type[BaseModel], root: type[BaseModel]) -> tuple[str | None, str | None]:
-    """Returns where an unknown key belongs and its right name; (None, name) for a key of the same section."""
+    """Returns the section and the name that an unknown key was probably meant to be, both None if nothing is similar.
+
+    The section is None for a key of the same section.
+    """
+    # In this order: the same name elsewhere, a similar name here, a similar name elsewhere.
     others = [(path, other) for path, other in _all_sections(root) if other is not section]
     for path, other in others:
         if name in other.model_fields:
@@ -172,42 +180,27 @@ def _meant(name: str, section: type[BaseModel], root: type[BaseModel]) -> tuple[
     return None, None
 
 
-def _unknown_key(name: str, section: type[BaseModel], root: type[BaseModel]) -> str:
-    """Returns `unknown key` and the nearest key of the section, or the section where the key belongs."""
-    where, meant = _meant(name, section, root)
-    if meant is None:
-        fields = list(section.model_fields)
-        return f"unknown key; known here: {', '.join(fields[:12])}{', ...' if len(fields) > 12 else ''}"
-    if meant == name:
-        return f"unknown key here; it belongs in '{where}'" if where else "unknown key here; it belongs at the top"
-    return f"unknown key, did you mean '{meant}' in '{where}'?" if where else f"unknown key, did you mean '{meant}'?"
-
-
 def follows(problem: Problem, left_out: Iterable[Path], root: type[BaseModel]) -> bool:
-    """Returns True if a problem may come from nothing but the default of a key whose own value was left out.
-
-    It is about such a key, or its message names the key or that default: a message about several keys names them all.
-    """
-    return is_about(split_key(problem.key), left_out) or any(
-        _names_word(problem.message, word) for path in left_out for word in _words(path, root)
-    )
+    """Returns True if a problem may only be due to the default of a key whose invalid value was left out."""
+    if is_about(split_key(problem.key), left_out):
+        return True
+    # A message about several keys names them all, or their values. The plain search is fast and excludes most words.
+    words = (word for path in left_out for word in _words(path, root) if word in problem.message)
+    return any(re.search(rf"(?<![\w.]){re.escape(word)}(?!\w)", problem.message) for word in words)
 
 
 def is_about(path: Path, keys: Iterable[Path]) -> bool:
-    """Returns True if a key is one of several, or stands below or above one."""
+    """Returns True if a key equals one of several keys, or is below or above one."""
     return any(path[: len(key)] == key[: len(path)] for key in keys if path and key)
 
 
-def _names_word(message: str, word: str) -> bool:
-    return word in message and re.search(rf"(?<![\w.]){re.escape(word)}(?!\w)", message) is not None
-
-
 def _words(path: Path, root: type[BaseModel]) -> Iterator[str]:
+    """Yields the words by which a message may refer to a key that is at its default."""
     if not path:
         return
     yield dotted(path)
     name = str(path[-1])
-    if "_" in name:  # others are words of plain English, too
+    if "_" in name:  # other names may be ordinary words of a message, such as `compile`
         yield name
     section = _section_at(path[:-1], root)
     if section is not None and name in section.model_fields:
@@ -225,7 +218,7 @@ def _default_words(default: Any) -> Iterator[str]:
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """Returns the section that a field holds, also inside a list or an optional."""
+    """Returns the section in the annotation of a field, also inside a list or an optional; None if there is none."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for inner in typing.get_args(annotation):
@@ -253,9 +246,16 @@ def _section_at(path: Path, root: type[BaseModel]) -> type[BaseModel] | None:
 def _message(error: Any, path: Path, root: type[BaseModel]) -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind in ("extra_forbidden", "no_such_attribute"):
-        return _unknown_key(str(path[-1]), _section_at(path[:-1], root) or root, root)
+        name, section = str(path[-1]), _section_at(path[:-1], root) or root
+        where, meant = _meant(name, section, root)
+        if meant is None:
+            fields = list(section.model_fields)
+            return f"unknown key; known here: {', '.join(fields[:12])}{', ...' if len(fields) > 12 else ''}"
+        if meant == name:
+            return f"unknown key here; it belongs in '{where}'" if where else "unknown key here; it belongs at the top"
+        return f"unknown key, did you mean '{meant}'{f' in {where!r}' if where else ''}?"
     if kind == "missing":
-        return "required, and not given"
+        return "required, but missing"
     if error["input"] is None and kind != "value_error":
         return f"has no value, must be {_expected(kind, context, path, root, error)}"
     return f"got {shown(error['input'])}, must be {_expected(kind, context, path, root, error)}"
@@ -283,6 +283,7 @@ def _expected(kind: str, context: Mapping[str, Any], path: Path, root: type[Base
 
 
 def _choices(path: Path, root: type[BaseModel]) -> list[str]:
+    """Returns the names that the field of a key allows, none if it is not an enum or a literal."""
     section = _section_at(path[:-1], root)
     info = section.model_fields.get(str(path[-1])) if section else None
     return list(_names(info.annotation)) if info else []
@@ -299,7 +300,7 @@ def _names(annotation: Any) -> Iterator[str]:
 
 
 def shown(value: Any) -> str:
-    """Returns a value as a message quotes it."""
+    """Returns a value as text for a message, in at most 60 characters."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trainers that a config may name, and what each of them can do: the only place where they are told apart."""
+"""The trainers that a config may name and their features: the only place that distinguishes them."""
 
 from __future__ import annotations
 
@@ -11,26 +11,30 @@ from oumi.core.configs.base import NamedEnum
 
 @dataclass(frozen=True)
 class TrainerSpec:
-    """What a trainer can do, as far as the config, the plan and the data must know it."""
+    """The features of a trainer that the config, the plan and the data depend on."""
 
     method: str
-    """What it learns from rows, a name of `core/plan/methods.py`; our own trainer lets `training.method` choose."""
+    """Its method, a name in `core/plan/methods.py`; for trainer OUMI the default of `training.method`."""
     is_built: bool = False
+    """Supported by this version."""
     is_native: bool = False
-    """Our own loop: flat batches, packed rows, streams, images, several processes, every native method."""
+    """Oumi's own loop: flat batches, packed rows, streams, images, several processes."""
     is_trl: bool = False
+    """A trainer of TRL."""
     trains_prompts: bool = False
-    """Trains every token unless the config says which."""
+    """Trains every token by default."""
     has_liger: bool = True
+    """Supports Liger's kernels."""
     max_rewards: int = 0
-    """Reward functions that it takes."""
+    """Most reward functions that it takes."""
     needs_validation: bool = False
+    """Requires a validation set."""
     section: str | None = None
-    """The section of `training` whose keys its config class has, too."""
+    """The section of `training` with arguments of its config class."""
 
 
 class TrainerType(NamedEnum):
-    """Which trainer carries out the run."""
+    """The trainer of a run."""
 
     TRL_SFT = "trl_sft"
     TRL_DPO = "trl_dpo"
@@ -44,7 +48,7 @@ class TrainerType(NamedEnum):
 
     @property
     def spec(self) -> TrainerSpec:
-        """Returns what the trainer can do."""
+        """Returns the features of the trainer."""
         return TRAINERS[self]
 
 
@@ -59,4 +63,4 @@ TRAINERS: Mapping[TrainerType, TrainerSpec] = {
     TrainerType.TRL_GOLD: TrainerSpec("distillation", is_trl=True, section="gold"),
     TrainerType.VERL_GRPO: TrainerSpec("grpo", has_liger=False, max_rewards=1, needs_validation=True),
 }
-"""Which class carries each of them out stands in `core/trainers/trainer.py`."""
+"""Features of each trainer; `core/trainers/trainer.py` names the classes."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training run: the file that `oumi train -c` takes."""
+"""The config of a training run, as `oumi train -c` reads it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TrainingConfig(BaseConfig):
 
     other_kind = (
         frozenset({"run", "resources", "num_nodes"}),
-        "a job file, which says where a run goes; name the training config that its `run` names",
+        "a job file; expected a training config, such as the one that its `run` names",
     )
 
     data: DataParams = DataParams()
@@ -38,7 +38,7 @@ class TrainingConfig(BaseConfig):
     """Or through DeepSpeed."""
 
     def with_kwargs(self, model_kwargs: Mapping[str, Any], trainer_kwargs: Mapping[str, Any]) -> TrainingConfig:
-        """Returns this config with more in `model.model_kwargs` and `training.trainer_kwargs`; itself for nothing."""
+        """Returns a copy with more `model.model_kwargs` and `training.trainer_kwargs`, or the config itself."""
         if not model_kwargs and not trainer_kwargs:
             return self
         config = self.model_copy(deep=True)
@@ -49,28 +49,25 @@ class TrainingConfig(BaseConfig):
     def complaints(self) -> Iterator[Complaint]:
         training, fsdp, deepspeed = self.training, self.fsdp, self.deepspeed
         if self.model.compile:
-            yield "model.compile", "must be false in a training run; training.compile compiles"
+            yield "model.compile", "must be false; set training.compile instead"
         if training.compile and fsdp.use_orig_params is False:
             yield "fsdp.use_orig_params", "must not be false with training.compile"
         if fsdp.enable_fsdp and deepspeed.enable_deepspeed:
-            yield "deepspeed.enable_deepspeed", "fsdp.enable_fsdp is true as well: choose one"
+            yield "deepspeed.enable_deepspeed", "fsdp.enable_fsdp is true as well; set one of them to false"
         if deepspeed.enable_deepspeed and training.trainer_type.spec.is_trl and deepspeed.train_batch_size != "auto":
             yield "deepspeed.train_batch_size", f"must be 'auto' with trainer {training.trainer_type.name}"
-        yield from self._precision_complaints()
-        if self.model.enable_liger_kernel and not training.trainer_type.spec.has_liger:
-            yield "model.enable_liger_kernel", f"trainer {training.trainer_type.name} has no Liger kernels"
-        if training.trainer_type.spec.needs_validation and not self.data.validation.datasets:
-            yield "data.validation.datasets", f"required by trainer {training.trainer_type.name}, and empty"
-        yield from self._vision_complaints()
-
-    def _precision_complaints(self) -> Iterator[Complaint]:
-        mixed = self.training.mixed_precision_dtype
-        dtype = DTYPES.get(self.model.torch_dtype_str.lower(), "auto")
+        # Mixed precision keeps float32 weights, so narrow weights would contradict it.
+        mixed, dtype = training.mixed_precision_dtype, DTYPES.get(self.model.torch_dtype_str.lower(), "auto")
         if mixed != MixedPrecisionDtype.NONE and dtype not in ("auto", "float32"):
             yield (
                 "training.mixed_precision_dtype",
                 f"{mixed.name} is for float32 weights, but model.torch_dtype_str is '{self.model.torch_dtype_str}'",
             )
+        if self.model.enable_liger_kernel and not training.trainer_type.spec.has_liger:
+            yield "model.enable_liger_kernel", f"trainer {training.trainer_type.name} has no Liger kernels"
+        if training.trainer_type.spec.needs_validation and not self.data.validation.datasets:
+            yield "data.validation.datasets", f"required by trainer {training.trainer_type.name}, but empty"
+        yield from self._vision_complaints()
 
     def _vision_complaints(self) -> Iterator[Complaint]:
         if self.data.train.collator_name != "vision_language_sft":

@@ -211,7 +211,7 @@ class TrainingParams(Params):
 
     @property
     def telemetry_dir(self) -> Path | None:
-        """Returns where telemetry files go, None if there are none."""
+        """Returns the directory of telemetry files, None if none are written."""
         name = self.telemetry.telemetry_dir
         return Path(self.output_dir) / name if name else None
 
@@ -223,6 +223,7 @@ class TrainingParams(Params):
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", self.run_name)
         if len(name) <= _RUN_NAME_LIMIT:
             return name
+        # The digest keeps two long names with the same start apart.
         digest = hashlib.shake_128(name.encode()).hexdigest(8)
         return f"{name[: _RUN_NAME_LIMIT - len(digest) - 3]}...{digest}"
 
@@ -235,16 +236,14 @@ class TrainingParams(Params):
         for key in ("log_level", "dep_log_level"):
             if getattr(self, key).lower() not in ("debug", "info", "warning", "error", "critical"):
                 yield key, f"got '{getattr(self, key)}', must be one of debug, info, warning, error, critical"
-        yield from self._reward_complaints()
-
-    def _reward_complaints(self) -> Iterator[Complaint]:
+        # Rewards need a trainer that takes them.
         names = [name for name in self.reward_functions or [] if name]
         trainer, limit = self.trainer_type.name, self.trainer_type.spec.max_rewards
         if names and not limit:
             others = " and ".join(kind.name for kind, spec in TRAINERS.items() if spec.max_rewards)
-            yield "reward_functions", f"trainer {trainer} has no rewards; {others} have"
+            yield "reward_functions", f"not supported by trainer {trainer}, only by {others}"
         elif len(names) > limit:
-            yield "reward_functions", f"{trainer} takes {limit}, got {len(names)}"
+            yield "reward_functions", f"{trainer} takes at most {limit}, got {len(names)}"
         for name in self.reward_function_kwargs:
             if name not in names:
                 yield f"reward_function_kwargs.{name}", f"'{name}' is not among reward_functions"

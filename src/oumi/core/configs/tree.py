@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""YAML text as a tree whose every key and value knows its line. Refuses what is dangerous or ambiguous."""
+"""Parses YAML into a tree in which every key and value has its line. Refuses what is dangerous or ambiguous."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import yaml
 
 from oumi.core.errors import Problem
 
+# Limits for hostile files, such as a few aliases that expand to billions of values.
 MAX_BYTES = 5_000_000
 MAX_DEPTH = 100
 _TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 MAX_NODES = 200_000
 _MAX_DIGITS = 1000
 
+# The parser of libyaml is much faster, but not part of every build of PyYAML.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _CORE_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map")}
 _INTEGER = re.compile(r"[-+]?[0-9][0-9_]*|0o[0-7]+|0x[0-9a-fA-F]+")
@@ -27,19 +29,20 @@ _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 @dataclass(slots=True)
 class Node:
-    """A value of a file: a scalar, a list of nodes, or a mapping of nodes, and where it stands."""
+    """A value of a file: a scalar, a list of nodes, or a mapping of nodes, with its place."""
 
     value: Any
     place: str
     key_places: dict[str, str] = field(default_factory=dict)
-    """For a mapping: where each key stands."""
+    """Place of each key of a mapping."""
     size: int = 1
+    """Number of nodes in it, with aliases expanded."""
     text: str | None = None
-    """For a number or a flag: as it is written."""
+    """Text of a number or a flag as written."""
 
 
 class TreeError(Exception):
-    """The text cannot be made into a tree."""
+    """A text that cannot be parsed."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(str(problem))
@@ -47,13 +50,12 @@ class TreeError(Exception):
 
 
 def parse(text: str, name: str) -> tuple[Node, list[Problem]]:
-    """Returns the tree of a YAML text, and the duplicate keys and unsafe tags in it.
-
-    Reads events with a stack of its own, so depth costs no recursion, and counts what aliases repeat.
+    """Returns the tree of a YAML text, and the problems of its duplicate keys.
 
     Raises:
-        TreeError: Not YAML, too deep, or too large when aliases are written out.
+        TreeError: Not YAML, nested too deeply, too large with aliases expanded, or with a tag that is refused.
     """
+    # Events with a stack of our own: a deep file costs no recursion, and no tag constructs an object.
     builder = _Builder(name)
     try:
         for event in yaml.parse(text, Loader=_LOADER):
@@ -65,11 +67,13 @@ def parse(text: str, name: str) -> tuple[Node, list[Problem]]:
 
 
 def scalar(text: str) -> Any:
-    """Returns the value of plain text by the core schema of YAML 1.2: `no` and `on` stay words."""
+    """Returns the value of plain text by the core schema of YAML 1.2."""
+    # Not by YAML 1.1 as PyYAML does: there `no` and `on` are flags, `1e5` is text, and `010` is 8.
     if text in ("", "~", "null", "Null", "NULL"):
         return None
     if text.lower() in ("true", "false") and text in ("true", "True", "TRUE", "false", "False", "FALSE"):
         return text.lower() == "true"
+    # int() raises ValueError for more than 4,300 digits.
     if _INTEGER.fullmatch(text) and len(text) <= _MAX_DIGITS:
         return int(text.replace("_", ""), 0) if text[:2] in ("0o", "0x") else int(text.replace("_", ""))
     if _FLOAT.fullmatch(text):
@@ -80,7 +84,7 @@ def scalar(text: str) -> Any:
 
 
 def plain(node: Node) -> Any:
-    """Returns the values of a tree without their places."""
+    """Returns the values of a tree as plain dicts, lists and scalars."""
     if isinstance(node.value, dict):
         return {key: plain(item) for key, item in node.value.items()}
     if isinstance(node.value, list):
@@ -89,7 +93,7 @@ def plain(node: Node) -> Any:
 
 
 def walk(node: Node, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Node]]:
-    """Yields every node below a node with its path, parents first."""
+    """Yields a node and all nodes below it with their paths, parents first."""
     yield path, node
     if isinstance(node.value, dict):
         for key, item in node.value.items():
@@ -100,18 +104,23 @@ def walk(node: Node, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[s
 
 
 class _Builder:
+    """Builds a tree from the events of a YAML parser."""
+
     def __init__(self, name: str) -> None:
         self.name = name
         self.root: Node | None = None
         self.problems: list[Problem] = []
-        self._stack: list[tuple[Node, str | None]] = []
+        # For each open mapping or list: its node, its pending key with the key's place, and its anchor.
+        self._stack: list[Node] = []
         self._keys: list[tuple[str, str] | None] = []
+        self._open_anchors: list[str | None] = []
         self._anchors: dict[str, Node] = {}
         self._num_nodes = 0
-        self._open_anchors: list[str | None] = []
 
     def take(self, event: Any) -> None:
+        """Adds an event of the parser."""
         if isinstance(event, yaml.AliasEvent):
+            # An anchor is known once its node is complete, so no node contains itself.
             node = self._anchors.get(str(event.anchor))
             if node is None:
                 raise TreeError(
@@ -122,7 +131,7 @@ class _Builder:
             self._check_tag(event)
             is_plain = event.implicit[0]
             node = Node(scalar(event.value) if is_plain else event.value, self._at(event))
-            if isinstance(node.value, int | float):  # a flag, too
+            if isinstance(node.value, int | float):  # True for a flag as well
                 node.text = event.value
             if event.anchor:
                 self._anchors[event.anchor] = node
@@ -132,11 +141,11 @@ class _Builder:
             if len(self._stack) >= MAX_DEPTH:
                 raise TreeError(Problem("", _TOO_DEEP, self._at(event)))
             node = Node({} if isinstance(event, yaml.MappingStartEvent) else [], self._at(event))
-            self._stack.append((node, None))
+            self._stack.append(node)
             self._keys.append(None)
             self._open_anchors.append(event.anchor)
         elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
-            node, _ = self._stack.pop()
+            node = self._stack.pop()
             self._keys.pop()
             anchor = self._open_anchors.pop()
             if anchor:
@@ -146,18 +155,17 @@ class _Builder:
     def _place(self, node: Node, event: Any) -> None:
         self._num_nodes += node.size
         if self._num_nodes > MAX_NODES:
-            raise TreeError(
-                Problem("", f"more than {MAX_NODES:,} values once aliases are written out", self._at(event))
-            )
+            raise TreeError(Problem("", f"more than {MAX_NODES:,} values once aliases are expanded", self._at(event)))
         if not self._stack:
             if self.root is not None:
-                raise TreeError(Problem("", "a second document; a config is one", self._at(event)))
+                raise TreeError(Problem("", "a second document; expected a single one", self._at(event)))
             self.root = node
             return
-        parent, _ = self._stack[-1]
+        parent = self._stack[-1]
         parent.size += node.size
         if isinstance(parent.value, list):
             parent.value.append(node)
+        # In a mapping, keys and values alternate.
         elif self._keys[-1] is None:
             self._keys[-1] = (self._key(node, event), self._at(event))
         else:
@@ -165,16 +173,16 @@ class _Builder:
             self._keys[-1] = None
             if key in parent.value:
                 first = parent.key_places[key]
-                self.problems.append(Problem(self._dotted(key), f"given twice, first at {first}", place))
+                self.problems.append(Problem(self._dotted(key), f"duplicate key, first at {first}", place))
                 parent.value[key] = _joined(parent.value[key], node)
                 return
             parent.value[key] = node
             parent.key_places[key] = place
 
     def _dotted(self, key: str) -> str:
-        """Returns the whole name of a key of the mapping that is being read."""
+        """Returns the dotted name of a key of the innermost open mapping."""
         above = ""
-        for (node, _), open_key in zip(self._stack[:-1], self._keys[:-1], strict=True):
+        for node, open_key in zip(self._stack[:-1], self._keys[:-1], strict=True):
             above += f".{open_key[0]}" if open_key is not None else f"[{len(node.value)}]"
         return f"{above}.{key}".lstrip(".")
 
@@ -182,20 +190,21 @@ class _Builder:
         if isinstance(node.value, (dict, list)):
             raise TreeError(Problem("", "a key must be text", node.place))
         if node.value == "<<":
-            raise TreeError(Problem("<<", "merge keys are not read; write the values out or use an alias", node.place))
-        return str(event.value if isinstance(event, yaml.ScalarEvent) else node.value)
+            message = "merge keys are not supported; write the values out or use an alias"
+            raise TreeError(Problem("<<", message, node.place))
+        return str(event.value if isinstance(event, yaml.ScalarEvent) else node.value)  # `1:` is the key "1"
 
     def _check_tag(self, event: Any) -> None:
         if event.tag not in (None, "!") and event.tag not in _CORE_TAGS:
             short = event.tag.replace("tag:yaml.org,2002:", "!!")
-            raise TreeError(Problem("", f"tag '{short}' is refused: a config holds plain values only", self._at(event)))
+            raise TreeError(Problem("", f"tag '{short}' is refused: expected plain values only", self._at(event)))
 
     def _at(self, event: Any) -> str:
         return f"{self.name}:{event.start_mark.line + 1}:{event.start_mark.column + 1}"
 
 
 def _joined(first: Node, second: Node) -> Node:
-    """Returns the first of two values of a key, with what only the second section holds, so that it is checked, too."""
+    """Returns the first of two values of a duplicate key; two sections are merged, so that both are checked."""
     if not isinstance(first.value, dict) or not isinstance(second.value, dict):
         return first
     places = {**second.key_places, **first.key_places}
@@ -205,18 +214,19 @@ def _joined(first: Node, second: Node) -> Node:
 def _syntax_problem(error: yaml.YAMLError, name: str, text: str) -> Problem:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark is not None else name
-    what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0]
+    message = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).splitlines()[0]
     start = getattr(error, "context_mark", None)
     rest = text.splitlines()[mark.line][mark.column :] if mark and mark.line < len(text.splitlines()) else ""
+    # The parser's own messages for the most common mistakes do not say what to change.
     if rest.startswith("\t"):
-        what = "a tab; YAML is indented with spaces"
-    elif "maximum nesting depth" in str(what):  # newer parsers stop by themselves, and earlier than we see it
+        message = "a tab; YAML is indented with spaces"
+    elif "maximum nesting depth" in str(message):  # newer versions of libyaml have a limit of their own
         return Problem("", _TOO_DEEP, place)
-    elif "mapping values are not allowed" in str(what):
-        what = (
-            "a ':' that cannot be here: quote a value that holds one, "
+    elif "mapping values are not allowed" in str(message):
+        message = (
+            "a ':' that cannot be here: quote a value that contains one, "
             "and look for wrong indentation or a ':' without a space after it above"
         )
     elif start is not None and getattr(error, "context", None):
-        what = f"{what} {error.context} that begins at line {start.line + 1}"  # type: ignore[attr-defined]
-    return Problem("", f"not valid YAML: {what}", place)
+        message = f"{message} {error.context} that begins at line {start.line + 1}"  # type: ignore[attr-defined]
+    return Problem("", f"not valid YAML: {message}", place)
