@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which data is trained on."""
+"""The data sets of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLLATORS = (
 
 
 class DatasetSplit(NamedEnum):
-    """Part of the data."""
+    """Split of the data."""
 
     TRAIN = "train"
     TEST = "test"
@@ -37,7 +37,7 @@ class MixtureStrategy(StrEnum):
 
 
 class Truncation(NamedEnum):
-    """What becomes of a row that is longer than model_max_length."""
+    """How a row that is longer than model_max_length is handled."""
 
     RIGHT = "right"
     LEFT = "left"
@@ -46,7 +46,7 @@ class Truncation(NamedEnum):
 
 
 class OnDuplicates(NamedEnum):
-    """What becomes of a run whose data holds the same row more than once."""
+    """How duplicate rows are handled."""
 
     WARN = "warn"
     ERROR = "error"
@@ -74,7 +74,7 @@ class DatasetParams(Params):
     """One data set of a mixture."""
 
     dataset_name: str
-    """Registered name in any case, or the id of a data set on the Hub."""
+    """Registered name, in any case, or the id of a data set on the Hub."""
     dataset_path: str | None = None
     """File or directory on the machine that trains."""
     subset: str | None = None
@@ -86,13 +86,13 @@ class DatasetParams(Params):
     sample_count: NonNegativeInt | None = None
     """Rows to take, repeated when there are fewer."""
     mixture_proportion: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Share in the mixture; all data sets name one, or none does."""
+    """Share in the mixture; all data sets have one, or none has."""
     shuffle: bool = False
     """Shuffle the rows of this data set before it joins the others."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     """Seed of that shuffle; null takes training.data_seed."""
     shuffle_buffer_size: PositiveInt = 1000
-    """Rows that a stream holds to shuffle among."""
+    """Rows in the shuffle buffer of a stream."""
     trust_remote_code: bool = False
     """Not read: no data set runs code of the Hub, and model.trust_remote_code decides for a processor."""
     transform_num_workers: PositiveInt | Literal["auto"] | None = None
@@ -114,12 +114,12 @@ class DatasetParams(Params):
 
 
 class DatasetSplitParams(Params):
-    """A mixture of data sets, and what is trained of their rows."""
+    """A mixture of data sets, and how its rows are trained."""
 
     datasets: list[DatasetParams] = []
     """Members of the mixture."""
     collator_name: str | None = None
-    """How rows become batches; null leaves it to the trainer."""
+    """Collator, which makes batches from rows; null takes the trainer's."""
     collator_kwargs: dict[str, Any] = {}
     """Arguments of the collator."""
     train_target: TrainTarget | None = None
@@ -127,7 +127,7 @@ class DatasetSplitParams(Params):
     pack: bool = False
     """Fill rows of model_max_length with several documents, across steps."""
     stream: bool = False
-    """Read rows while training."""
+    """Read rows during training instead of storing them first."""
     target_col: str | None = None
     """Deprecated, not read."""
     mixture_strategy: str = "first_exhausted"
@@ -137,13 +137,13 @@ class DatasetSplitParams(Params):
     use_torchdata: bool | None = None
     """Deprecated pipeline."""
     truncation: Truncation | None = None
-    """What becomes of rows longer than model_max_length: their end is cut off (RIGHT) or their beginning (LEFT), they
-    are rejected (REJECT), or cut into several (SPLIT); null splits texts and cuts off the end of anything else."""
+    """How rows longer than model_max_length are handled: cut off their end (RIGHT) or their start (LEFT), reject them
+    (REJECT), or split them into several rows (SPLIT); null splits texts and cuts off the end of all other rows."""
     max_rejected_rows: NonNegativeInt = 0
-    """Rows that may be left out because they cannot be used; one more stops the run."""
+    """Unusable rows that are skipped, at most; one more stops the run."""
     on_duplicates: OnDuplicates = OnDuplicates.WARN
-    """Rows or ids that stand in the split more than once, and rows of the validation set that are trained, too: name
-    them and go on (WARN), or stop before the first step (ERROR)."""
+    """If the split has duplicate rows or ids, or shares rows with the validation set: log them and continue (WARN), or
+    stop before the first step (ERROR)."""
 
     def complaints(self) -> Iterator[Complaint]:
         if self.collator_name is not None and self.collator_name not in COLLATORS:
@@ -171,12 +171,12 @@ class DatasetSplitParams(Params):
 
 
 class DataParams(Params):
-    """Data to train and to measure on."""
+    """The data of a run, by split."""
 
     train: DatasetSplitParams = DatasetSplitParams()
-    """What is trained."""
+    """Data to train on."""
     validation: DatasetSplitParams = DatasetSplitParams()
-    """What is measured during training."""
+    """Data for the validation loss during training."""
     test: DatasetSplitParams = DatasetSplitParams()
     """Not read by training."""
 

@@ -80,9 +80,9 @@ class DeepSpeedParams(Params):
     contiguous_gradients: bool = True
     """Copy gradients to one buffer."""
     reduce_bucket_size: Size = 5e8
-    """Elements reduced at once."""
+    """Elements per reduction."""
     allgather_bucket_size: Size = 5e8
-    """Elements gathered at once."""
+    """Elements per all-gather."""
     allgather_partitions: bool = True
     """Gather with all-gather."""
     reduce_scatter: bool = True
@@ -98,7 +98,7 @@ class DeepSpeedParams(Params):
     stage3_max_reuse_distance: float = 1e9
     """Elements within which a parameter stays gathered."""
     sub_group_size: float = 1e9
-    """Elements that an optimizer step takes at once."""
+    """Elements per group of an optimizer step."""
     stage3_gather_16bit_weights_on_model_save: bool = False
     """Gather the weights when saving."""
     train_batch_size: int | str = "auto"

@@ -22,13 +22,13 @@ class GkdParams(Params):
     teacher_model_init_kwargs: dict[str, Any] = {"dtype": "auto"}
     """Arguments with which it is loaded."""
     temperature: PositiveShare = 0.9
-    """Of sampling."""
+    """Sampling temperature."""
     lmbda: Share = 0.5
     """Share of answers that the student generates."""
     beta: Share = 0.5
     """0 forward KL, 1 reverse KL, between them Jensen-Shannon."""
     max_new_tokens: PositiveInt = 128
-    """Most tokens of an answer."""
+    """Maximum length of an answer in tokens."""
     disable_dropout: bool = True
     """Train without dropout."""
     seq_kd: bool = False
@@ -49,17 +49,17 @@ class GoldParams(Params):
     teacher_tokenizer_name_or_path: str | None = None
     """Null takes the teacher's."""
     temperature: PositiveShare = 0.9
-    """Of sampling."""
+    """Sampling temperature."""
     top_p: PositiveShare = 0.95
-    """Of sampling."""
+    """Cumulative probability of the tokens to sample from."""
     top_k: NonNegativeInt = 0
-    """Of sampling, 0 for all."""
+    """Number of most likely tokens to sample from; 0 for all."""
     lmbda: Share = 0.5
     """Share of answers that the student generates."""
     beta: Share = 0.5
     """0 forward KL, 1 reverse KL."""
     max_completion_length: PositiveInt = 128
-    """Most tokens of an answer."""
+    """Maximum length of an answer in tokens."""
     disable_dropout: bool = True
     """Train without dropout."""
     seq_kd: bool = False
@@ -93,9 +93,9 @@ class GoldParams(Params):
     vllm_mode: Literal["server", "colocate"] = "server"
     """Where vLLM runs."""
     vllm_server_host: str = "0.0.0.0"
-    """Of the vLLM server."""
+    """Host of the vLLM server."""
     vllm_server_port: PositiveInt = 8001
-    """Of the vLLM server."""
+    """Port of the vLLM server."""
     vllm_server_timeout: PositiveFloat = 240.0
     """Seconds to wait for the vLLM server."""
     vllm_gpu_memory_utilization: PositiveShare = 0.9

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Group relative policy optimisation."""
+"""Group relative policy optimization."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class GrpoParams(Params):
     model_init_kwargs: dict[str, Any] = {}
     """Arguments with which the trainer loads the model."""
     max_prompt_length: PositiveInt | None = None
-    """Most tokens of a prompt."""
+    """Maximum length of a prompt in tokens."""
     max_completion_length: PositiveInt | None = None
-    """Most tokens of an answer."""
+    """Maximum length of an answer in tokens."""
     num_generations: PositiveInt | None = None
-    """Answers to each prompt."""
+    """Answers per prompt."""
     temperature: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.9
-    """Of sampling."""
+    """Sampling temperature."""
     remove_unused_columns: bool = False
     """Keep only the prompt column."""
     repetition_penalty: float | None = 1.0
@@ -38,4 +38,4 @@ class GrpoParams(Params):
     log_completions: bool = False
     """Log the answers."""
     rollout_function: str | None = None
-    """Registered function that generates."""
+    """Registered function that generates the answers."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A job: what runs where."""
+"""A job: a script and the machines that run it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NEEDS_WORKING_DIR = ("local", "frontier", "perlmutter")
 
 
 class JobResources(Params):
-    """Machines of a job."""
+    """The machines of a job."""
 
     cloud: str
     """Where it runs: `local`, `slurm`, `gcp`, `aws`, `k8s`, ..."""
@@ -34,7 +34,7 @@ class JobResources(Params):
     instance_type: str | None = None
     """The cloud's name of a machine."""
     use_spot: bool = False
-    """Take cheaper machines that may be taken back."""
+    """Use cheaper machines that may be preempted."""
     disk_size: PositiveInt | None = None
     """GiB."""
     disk_tier: Literal["low", "medium", "high", "ultra", "best"] | None = None
@@ -70,7 +70,7 @@ class JobConfig(BaseConfig):
     num_nodes: PositiveInt = 1
     """Machines."""
     resources: JobResources
-    """What each machine is."""
+    """Resources of each machine."""
     envs: dict[str, ScalarText] = {}
     """Environment of the job."""
     file_mounts: dict[str, str] = {}

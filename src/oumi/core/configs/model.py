@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which model is trained."""
+"""The model of a run."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ DTYPES = {
 
 
 class ModelParams(Params):
-    """Which model, tokenizer and chat template."""
+    """The model, its tokenizer and its chat template."""
 
     model_name: str
     """Hub id or local directory of a model."""
     adapter_model: str | None = None
     """A PEFT adapter to load on top."""
     tokenizer_name: str | None = None
-    """Null takes the model's."""
+    """Hub id or local directory of a tokenizer; null takes the model's."""
     tokenizer_pad_token: str | None = None
-    """Token to pad with."""
+    """Padding token."""
     tokenizer_kwargs: dict[str, Any] = {}
     """Arguments of AutoTokenizer.from_pretrained."""
     processor_kwargs: dict[str, Any] = {}
     """Arguments of AutoProcessor.from_pretrained."""
     model_max_length: PositiveInt | None = None
-    """Most tokens of a row; longer rows are cut."""
+    """Maximum length of a row in tokens; longer rows are truncated."""
     load_pretrained_weights: bool = True
     """False starts from random weights."""
     trust_remote_code: bool = False
@@ -47,7 +47,7 @@ class ModelParams(Params):
     compile: bool = False
     """Must be false here: use training.compile."""
     chat_template: str | None = None
-    """Null takes the tokenizer's, `auto` insists on it, else the name of a bundled one or a file."""
+    """Name of a bundled template, or a file; null takes the tokenizer's, `auto` requires that it has one."""
     chat_template_kwargs: dict[str, Any] | None = None
     """For inference."""
     attn_implementation: str | None = None
@@ -61,7 +61,7 @@ class ModelParams(Params):
     shard_for_eval: bool = False
     """For evaluation."""
     freeze_layers: list[str] = []
-    """Modules whose weights do not move."""
+    """Modules whose weights are not trained."""
     model_revision: str | None = None
     """Branch, tag or commit on the Hub."""
     tool_call_parser: str | None = None

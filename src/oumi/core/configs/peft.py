@@ -12,7 +12,7 @@ from oumi.core.configs.base import Complaint, NamedEnum, Params
 
 
 class PeftSaveMode(NamedEnum):
-    """What is saved of a model with an adapter."""
+    """How a model with an adapter is saved."""
 
     ADAPTER_ONLY = "adapter_only"
     ADAPTER_AND_BASE_MODEL = "adapter_and_base_model"
@@ -20,7 +20,7 @@ class PeftSaveMode(NamedEnum):
 
 
 class LoraWeightInitialization(NamedEnum):
-    """How an adapter starts."""
+    """How the weights of an adapter are initialized."""
 
     DEFAULT = "default"
     RANDOM = "random"
@@ -42,33 +42,33 @@ class PeftParams(Params):
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the input of the update."""
     lora_target_modules: list[str] | None = None
-    """Modules that get an adapter; null takes PEFT's choice, `[all-linear]` all linear ones."""
+    """Modules with an adapter; null takes PEFT's default, `[all-linear]` all linear modules."""
     lora_exclude_modules: list[str] | None = None
-    """Regular expressions of module paths that get none."""
+    """Regular expressions of module paths without an adapter."""
     lora_target_parameters: list[str] | None = None
-    """Parameters that get an adapter, such as the weights of experts."""
+    """Parameters with an adapter, such as the weights of experts."""
     lora_modules_to_save: list[str] | None = None
-    """Modules that are trained whole."""
+    """Modules of which all weights are trained."""
     lora_bias: Literal["none", "all", "lora_only"] = "none"
     """Which biases are trained."""
     lora_init_weights: LoraWeightInitialization = LoraWeightInitialization.DEFAULT
-    """How the adapter starts."""
+    """How the adapter is initialized."""
     lora_task_type: str = "CAUSAL_LM"
     """PEFT's name of the task."""
     q_lora: bool = False
-    """Quantise the base weights."""
+    """Quantize the base weights."""
     q_lora_bits: Literal[4, 8] = 4
-    """Bits of a quantised weight."""
+    """Bits of a quantized weight."""
     bnb_4bit_quant_type: Literal["fp4", "nf4"] = "fp4"
     """Number format of a 4-bit weight."""
     llm_int8_skip_modules: list[str] | None = None
-    """Modules that stay whole with 8 bits."""
+    """Modules that are not quantized to 8 bits."""
     use_bnb_nested_quant: bool = False
-    """Quantise the scales too."""
+    """Quantize the scales too."""
     bnb_4bit_quant_storage: str = "uint8"
     """Dtype in which 4-bit weights are stored."""
     bnb_4bit_compute_dtype: str = "float32"
-    """Dtype in which quantised layers compute."""
+    """Dtype in which quantized layers compute."""
     peft_save_mode: PeftSaveMode = PeftSaveMode.ADAPTER_ONLY
     """What is saved at the end."""
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measuring a run: telemetry and the profiler."""
+"""Telemetry and the profiler."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class TelemetryParams(Params):
     """Files with timings of a run."""
 
     telemetry_dir: str | None = "telemetry"
-    """Below output_dir; null writes none."""
+    """Directory below output_dir; null writes none."""
     collect_telemetry_for_all_ranks: bool = False
     """Gather the timings of every process."""
     track_gpu_temperature: bool = False

@@ -17,7 +17,7 @@ from oumi.core.configs.training_params import MixedPrecisionDtype, TrainingParam
 
 
 class TrainingConfig(BaseConfig):
-    """Everything that a training run is."""
+    """The config of a training run."""
 
     other_kind = (
         frozenset({"run", "resources", "num_nodes"}),
@@ -25,17 +25,17 @@ class TrainingConfig(BaseConfig):
     )
 
     data: DataParams = DataParams()
-    """What is learned from."""
+    """Training and validation data."""
     model: ModelParams = ModelParams.model_construct(_fields_set=set(), model_name="")
-    """What learns."""
+    """Model and tokenizer."""
     training: TrainingParams = TrainingParams()
-    """How it learns."""
+    """Trainer, optimizer, checkpoints and logs."""
     peft: PeftParams = PeftParams()
-    """With which adapter."""
+    """Adapter."""
     fsdp: FSDPParams = FSDPParams()
-    """Sharded over which devices."""
+    """Sharding by FSDP."""
     deepspeed: DeepSpeedParams = DeepSpeedParams()
-    """Or through DeepSpeed."""
+    """Sharding by DeepSpeed."""
 
     def with_kwargs(self, model_kwargs: Mapping[str, Any], trainer_kwargs: Mapping[str, Any]) -> TrainingConfig:
         """Returns a copy with more `model.model_kwargs` and `training.trainer_kwargs`, or the config itself."""

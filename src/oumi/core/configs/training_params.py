@@ -47,11 +47,10 @@ class TrainingParams(Params):
     """Which trainer."""
 
     method: str | None = None
-    """What trainer OUMI learns from the rows: `next_token` (supervised fine-tuning and pretraining) or `dpo`. Empty:
-    what `trainer_type` says, for OUMI `next_token`. Arguments of its loss, such as `beta`, stand in
-    `trainer_kwargs`."""
+    """Method of trainer OUMI: `next_token` (supervised fine-tuning and pretraining) or `dpo`; null takes the default of
+    `trainer_type`, for OUMI `next_token`. Arguments of its loss, such as `beta`, belong in `trainer_kwargs`."""
     use_peft: bool = False
-    """Train an adapter, by the 'peft' section."""
+    """Train an adapter as set in the 'peft' section."""
     output_dir: Annotated[str, Field(min_length=1)] = "output"
     """Directory of the run."""
     run_name: str | None = None
@@ -59,23 +58,23 @@ class TrainingParams(Params):
 
     # Steps.
     per_device_train_batch_size: PositiveInt | Literal["auto"] = 8
-    """Rows of a micro-batch; `auto`: 8 x gradient_accumulation_steps rows a step, in the fewest parts that fit."""
+    """Rows of a micro-batch; `auto`: 8 x gradient_accumulation_steps rows per step, in as few micro-batches as fit."""
     per_device_eval_batch_size: PositiveInt = 8
-    """Rows of a batch of evaluation."""
+    """Rows of an evaluation batch."""
     gradient_accumulation_steps: PositiveInt = 1
     """Micro-batches of an optimizer step."""
     max_steps: int = -1
-    """Optimizer steps; above 0 it decides instead of epochs."""
+    """Optimizer steps; if > 0, it overrides num_train_epochs."""
     num_train_epochs: int = 3
-    """Times that every row is trained."""
+    """Number of epochs."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    """Of weights and dropout."""
+    """Seed of weights and dropout."""
     data_seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
-    """Of the order of rows."""
+    """Seed of the order of rows."""
     use_deterministic: bool = False
-    """Use deterministic kernels only: on a GPU, what makes a resumed run the same bit for bit."""
+    """Use only deterministic kernels; on a GPU, this makes a resumed run bitwise equal."""
     full_determinism: bool = False
-    """The same, in transformers' words."""
+    """The same as use_deterministic, by the name of transformers."""
 
     # Speed and memory.
     compile: bool = False
@@ -83,24 +82,24 @@ class TrainingParams(Params):
     mixed_precision_dtype: MixedPrecisionDtype = MixedPrecisionDtype.NONE
     """Dtype of matrix products over float32 weights."""
     fp8_recipe: Literal["rowwise", "rowwise_with_gw_hp", "tensorwise"] | None = None
-    """Multiply the large layers in 8-bit floats, by a recipe of torchao; trainer OUMI only, with `compile`."""
+    """Multiply large layers in 8-bit floats, by a recipe of torchao; needs trainer OUMI and `compile`."""
     enable_gradient_checkpointing: bool = False
-    """Compute activations again in backward rather than keep them."""
+    """Recompute activations in the backward pass instead of keeping them."""
     gradient_checkpointing_kwargs: dict[str, Any] = {}
-    """Such as `use_reentrant: false`; `recompute_num_layers`: so many layers, the first ones, or auto for as few as let
-    the run fit; trainer OUMI only."""
+    """Such as `use_reentrant: false`. With trainer OUMI, `recompute_num_layers` recomputes only the first layers: a
+    number of them, or `auto` for as few as fit into memory."""
     empty_device_cache_steps: PositiveInt | None = None
     """Steps between emptying the GPU's cache."""
     label_ignore_index: int | None = None
-    """Label that collators give to what is not trained."""
+    """Label of tokens that are not trained."""
     nccl_default_timeout_minutes: PositiveFloat | None = None
-    """Of communication between processes."""
+    """Timeout of communication between processes, in minutes."""
 
     # Loss.
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each target that is spread over the whole vocabulary; trainer OUMI only."""
     z_loss: NonNegativeFloat = 0.0
-    """Weight of the squared logarithm of the softmax's sum, which keeps logits near zero; trainer OUMI only."""
+    """Weight of the squared log-sum-exp of the logits, which keeps them near zero; trainer OUMI only."""
 
     # Optimizer and schedule.
     learning_rate: NonNegativeFloat = 5e-05
@@ -108,7 +107,7 @@ class TrainingParams(Params):
     optimizer: str = "adamw_torch"
     """Such as `adamw_torch`, `sgd`, `adafactor`."""
     weight_decay: NonNegativeFloat = 0.0
-    """Of matrices; vectors have none."""
+    """Weight decay of matrices; vectors have none."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of the first moment."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
@@ -116,43 +115,43 @@ class TrainingParams(Params):
     adam_epsilon: NonNegativeFloat = 1e-08
     """Added to the root of the second moment."""
     sgd_momentum: NonNegativeFloat = 0.0
-    """Of optimizer sgd."""
+    """Momentum of optimizer sgd."""
     max_grad_norm: NonNegativeFloat | None = 1.0
-    """Gradients are scaled down to this norm; null or 0 does not."""
+    """Gradients are clipped to this norm; null or 0 disables clipping."""
     lr_scheduler_type: str = "linear"
     """Such as `linear`, `cosine`, `constant`."""
     lr_scheduler_kwargs: dict[str, Any] = {}
     """Such as `min_lr_rate: 0.1`."""
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Share of the steps in which the learning rate rises."""
+    """Share of the steps in which the learning rate rises to its peak."""
     warmup_steps: NonNegativeInt | None = None
-    """Steps in which the learning rate rises."""
+    """Steps in which the learning rate rises to its peak; overrides warmup_ratio."""
 
     # Saving, resuming, measuring.
     save_steps: Annotated[int, Field(ge=-1)] = 500
-    """Steps between checkpoints; 0 and -1 save none on the way."""
+    """Steps between checkpoints; 0 and -1 save none during training."""
     save_epoch: bool = False
-    """Save after each epoch, when save_steps saves none."""
+    """Save after each epoch, if save_steps saves none."""
     save_final_model: bool = True
     """Save the model at the end."""
     save_total_limit: PositiveInt | None = None
     """Checkpoints to keep; null keeps all."""
     resume_from_checkpoint: str | None = None
-    """A checkpoint directory to go on from."""
+    """Checkpoint directory to resume from."""
     try_resume_from_last_checkpoint: bool = False
-    """Go on from the newest checkpoint in output_dir, if there is one."""
+    """Resume from the newest checkpoint in output_dir, if there is one."""
     eval_strategy: Literal["no", "steps", "epoch"] = "no"
-    """When the validation data is measured."""
+    """When the validation loss is computed."""
     eval_steps: PositiveInt = 500
-    """Steps between measurements."""
+    """Steps between evaluations."""
     metrics_function: str | None = None
     """Registered function that computes metrics."""
 
     # Logging.
     log_level: str = "info"
-    """Of this program."""
+    """Log level of Oumi."""
     dep_log_level: str = "warning"
-    """Of the libraries below."""
+    """Log level of the libraries that Oumi uses."""
     log_examples: bool = False
     """Log the first row with its trained tokens marked."""
     enable_wandb: bool = False
@@ -162,17 +161,17 @@ class TrainingParams(Params):
     enable_tensorboard: bool = True
     """Write TensorBoard event files."""
     logging_strategy: Literal["steps", "epoch", "no"] = "steps"
-    """When a step is reported."""
+    """When metrics are logged."""
     logging_dir: str | None = None
-    """Of TensorBoard; null takes `<output_dir>/tensorboard`."""
+    """Directory of TensorBoard; null takes `<output_dir>/tensorboard`."""
     logging_steps: PositiveInt = 50
-    """Steps between reports."""
+    """Steps between logs."""
     logging_first_step: bool = False
-    """Report the first step too."""
+    """Log the first step too."""
     include_performance_metrics: bool = False
-    """Write timings below telemetry/."""
+    """Write timings to telemetry/."""
     include_alternative_mfu_metrics: bool = False
-    """Oumi's second way to count operations."""
+    """Log Oumi's alternative count of operations."""
     log_model_summary: bool = False
     """Write the module tree to telemetry/model_summary.txt."""
     profiler: ProfilerParams = ProfilerParams()
@@ -186,26 +185,26 @@ class TrainingParams(Params):
     dataloader_persistent_workers: bool = False
     """Keep them between epochs."""
     dataloader_prefetch_factor: PositiveInt | None = None
-    """Batches that each loads ahead."""
+    """Batches that each process loads ahead."""
     dataloader_main_process_only: bool | None = None
-    """Load on the first process and hand out."""
+    """Load batches on the first process and send them to the others."""
     ddp_find_unused_parameters: bool | None = None
-    """Look for weights without a gradient."""
+    """Search for weights without a gradient."""
 
     # Of single methods.
     grpo: GrpoParams = GrpoParams()
-    """GRPO."""
+    """Settings of GRPO."""
     gkd: GkdParams = GkdParams()
-    """GKD."""
+    """Settings of GKD."""
     gold: GoldParams = GoldParams()
-    """GOLD."""
+    """Settings of GOLD."""
     trainer_kwargs: dict[str, Any] = {}
-    """Further arguments of the config class of TRL or transformers; one that means the same as a key here sets that
-    key."""
+    """Further arguments of the config class of TRL or transformers; one that means the same as a key of the config sets
+    that key."""
     reward_functions: list[str] | None = None
-    """Registered functions that rate answers."""
+    """Names of registered reward functions."""
     reward_function_kwargs: dict[str, dict[str, Any]] = {}
-    """Arguments of reward functions, by their names."""
+    """Arguments of each reward function, by name."""
     verl_config_overrides: dict[str, Any] = {}
     """Changes to verl's config."""
 
