@@ -34,6 +34,7 @@ def chat(
 
     session = ChatSession(load_chat_model(model_dir), system, max_new_tokens, temperature)
     if sys.stdin.isatty():
+        # To stderr, so that stdout contains nothing but answers.
         typer.echo(_GREETING, err=True)
         run_chat(session, _read_terminal(), _print_text)
     else:
@@ -60,6 +61,7 @@ def infer(
         from oumi.core.plan.trainer_kwargs import as_run
         from oumi.core.recipes import resolve_config
 
+        # `trainer_kwargs` may set output_dir.
         training = as_run(TrainingConfig.from_yaml(resolve_config(str(config)))).training
         model_dir = Path(training.output_dir).expanduser()
     chat(model_dir, system, max_new_tokens, temperature)
@@ -78,7 +80,7 @@ class ChatSession:
     @property
     def messages(self) -> list[dict[str, str]]:
         """Returns the messages that are kept, the system message first."""
-        return [*self._start, *self._turns] if self._turns else []
+        return [*self._start, *self._turns] if self._turns else []  # a system message alone is no chat
 
     def reset(self) -> None:
         """Drops all messages."""
@@ -98,6 +100,7 @@ class ChatSession:
         return answer
 
 
+# Takes lines and a function instead of the terminal, so that pipes and tests use the same loop.
 def run_chat(session: ChatSession, lines: Iterator[str], on_text: Callable[[str], None]) -> None:
     """Answers each line until the lines end or a line is `/quit`; Ctrl-C stops an answer."""
     for line in lines:
@@ -113,7 +116,7 @@ def run_chat(session: ChatSession, lines: Iterator[str], on_text: Callable[[str]
                 session.ask(question, on_text)
             except KeyboardInterrupt:  # ends the answer, not the chat
                 pass
-            except ConfigError as error:  # too long: the chat goes on
+            except ConfigError as error:  # the question is too long: the chat continues without it
                 typer.echo(str(error), err=True)
             on_text("\n")
 

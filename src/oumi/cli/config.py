@@ -13,14 +13,16 @@ from oumi.core.errors import ConfigError, Problem
 
 config_app = typer.Typer(help="Check and show config files.", no_args_is_help=True)
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Context settings of commands with overrides: typer leaves options that it does not know in `context.args`."""
 
 
 @config_app.command()
 def check(
     files: Annotated[list[str], typer.Argument(help="Config files, recipes or oumi:// names.")],
 ) -> None:
-    """Check config files; every problem of each is told."""
+    """Check config files and report all problems."""
     failed = False
+    # All files are checked, and the exit code is that of a ConfigError if any has a problem.
     for name in files:
         try:
             notes = check_file(name)
@@ -44,6 +46,7 @@ def show(
     from oumi.core.recipes import resolve_config
     from oumi.core.system.redact import redact
 
+    # Imported in the command, as in all commands: `oumi --help` needs none of it.
     path = resolve_config(file, kind_of(file))
     config = class_of(path).load(path, parse_overrides(context.args))
     for key, value in redact(to_plain(leaves(config))).items():
@@ -65,7 +68,7 @@ def schema(kind: Annotated[str, typer.Option(help="training or job")] = "trainin
 
 
 def check_file(name: str) -> list[Problem]:
-    """Returns what a file leaves to whoever launches it; raises ConfigError with every problem."""
+    """Returns the keys of a job that must still be set at launch; raises ConfigError with all problems of a file."""
     from oumi.core.configs import JobConfig
     from oumi.core.plan.refusals import load_checked
     from oumi.core.recipes import resolve_config
@@ -78,15 +81,16 @@ def check_file(name: str) -> list[Problem]:
 
 
 def class_of(path: Path):  # type: ignore[no-untyped-def]  # one of two classes, imported late
-    """Returns the class of a config file, by its top keys."""
+    """Returns the class of a config file, by its top-level keys."""
     from oumi.core.configs import JobConfig, TrainingConfig
     from oumi.core.configs.loading import read_text
 
+    # By lines, not by YAML: a file that is not valid YAML has a kind, too.
     lines = read_text(path).splitlines()
     is_job = any(line.startswith(("run:", "resources:")) for line in lines)
     return JobConfig if is_job else TrainingConfig
 
 
 def kind_of(name: str) -> str:
-    """Returns `job` for a file that is named so."""
+    """Returns `job` for the name of a job file, `training` for any other."""
     return "job" if Path(name).name.endswith("job.yaml") else "training"

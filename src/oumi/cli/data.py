@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`oumi data`: what a config's rows are, as they will be trained."""
+"""`oumi data`: shows, counts and checks the rows of a config as they will be trained."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from oumi.cli.config import EXTRA
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from torch import Tensor
 
     from oumi.core.data.checks.statistics import Statistics
     from oumi.core.data.pipeline.loader import Epoch
@@ -50,7 +49,7 @@ def preview(
     ] = False,
 ) -> None:
     """Draw the first rows that will be trained, token by token: what is learned stands in colour and in brackets."""
-    # A stream has no end that is known, so all of its rows are those of the kept data set.
+    # A stream has no known end, so its rows are stored if all of them are to be printed.
     plan, data = _loaded(config, context.args, keeps=as_json and rows is None)
     count = rows or (sys.maxsize if as_json else 3)
     epoch = data.validation
@@ -80,7 +79,12 @@ def _print_documents(rows: Iterable[Sequence[Example]], data: TrainingData) -> N
             }
             if batch.features:
                 record["features"] = {
-                    name: {"shape": list(tensor.shape), "mean": tensor.double().mean().item(), "std": _std(tensor)}
+                    name: {
+                        "shape": list(tensor.shape),
+                        "mean": tensor.double().mean().item(),
+                        # The standard deviation of a single number is NaN, which is not JSON.
+                        "std": tensor.double().std().item() if tensor.numel() > 1 else None,
+                    }
                     for name, tensor in batch.features.items()
                 }
             typer.echo(json.dumps(record))
@@ -89,12 +93,8 @@ def _print_documents(rows: Iterable[Sequence[Example]], data: TrainingData) -> N
     typer.echo(json.dumps({"ledgers": ledgers}))
 
 
-def _std(tensor: Tensor) -> float | None:
-    """Returns the standard deviation, None of a single number."""
-    return tensor.double().std().item() if tensor.numel() > 1 else None
-
-
 def _draw_rows(rows: Iterable[Sequence[Example]], plan: Plan, data: TrainingData, split: Split, is_full: bool) -> None:
+    """Prints the documents of each row, then the number of rejected rows."""
     from oumi.cli import drawing
 
     out = drawing.console()
@@ -105,10 +105,12 @@ def _draw_rows(rows: Iterable[Sequence[Example]], plan: Plan, data: TrainingData
             size = sum(len(document.tokens) for _, document in documents)
             drawing.rule(out, f"row {number}: {len(documents)} documents, {drawing.counted(size, 'token')}")
         for place, (example, document) in enumerate(documents):
-            name = _name_of(plan, number, place, len(documents))
+            name = f"document {place + 1}" if len(documents) > 1 else f"row {number}"
+            if plan.method.spec.term == "pair":
+                name = ("chosen", "rejected")[place]
             num_targets = int(document.is_target.sum())
             size_text = f"{drawing.counted(len(document.tokens), 'token')}, {num_targets:,} trained"
-            width = out.width - len(name) - len(size_text) - 9
+            width = out.width - len(name) - len(size_text) - 9  # 9 characters of the rule and its punctuation
             drawing.rule(out, f"{name}: {drawing.shortened(str(document.source), max(width, 12))}, {size_text}")
             drawing.draw_document(out, document, data.preprocessor.tokenizer, is_full)
             if example.num_cut and place + 1 == len(documents):
@@ -130,18 +132,19 @@ def stats(
     from oumi.cli import drawing
     from oumi.core.data.build_stream import StreamedRows
     from oumi.core.data.checks.statistics import describe
+    from oumi.core.data.pipeline.packing import Packed
 
     plan, loaded = _loaded(config, context.args, keeps=True)
     loaded.close(may_wait=True)
     out, report = drawing.console(), dict[str, Any]()
     for split, epoch in (("train", loaded.train), ("validation", loaded.validation)):
-        assert not isinstance(epoch, StreamedRows), "a stream is kept, so that it can be counted"
+        assert not isinstance(epoch, StreamedRows), "a stream is stored, so that it can be counted"
         if not len(epoch):
             continue
         total = describe(epoch.parts)
         parts = [describe([part]) for part in epoch.parts]
         ledgers = [account.to_dict() for account in loaded.ledgers[split]]
-        packed = _packing(epoch)
+        packed = {"rows": len(epoch), "empty_share": epoch.empty_share} if isinstance(epoch, Packed) else None
         duplicates = loaded.duplicates.get(split, {})
         report[split] = {
             **total.to_dict(),
@@ -169,6 +172,7 @@ def validate(context: typer.Context, config: ConfigOption) -> None:
     from oumi.core.data.validate import problems_of
     from oumi.core.errors import DataError
 
+    # Filled while the rows are read.
     ledgers: dict[str, list[Ledger]] = {"train": [], "validation": []}
     problems = problems_of(_planned(config, context.args), datetime.now(), ledgers)
     out = drawing.console()
@@ -195,7 +199,7 @@ for _command in (preview, stats, validate):
 
 
 def _planned(config: str, arguments: list[str]) -> Plan:
-    """Returns the plan of a config; its trainer need not be built yet."""
+    """Returns the plan of a config; its trainer need not be supported yet."""
     from oumi.cli.overrides import parse_overrides
     from oumi.core.inspect import gather_facts
     from oumi.core.plan.plan import make_plan
@@ -205,23 +209,25 @@ def _planned(config: str, arguments: list[str]) -> Plan:
 
     loaded = as_run(load_checked(resolve_config(config), parse_overrides(arguments), reads_only=True))
     if loaded.data.validation.datasets and loaded.training.eval_strategy == "no":
-        loaded.training.eval_strategy = "epoch"  # so that the rows are read, though no training measures them
+        # A plan without evaluation would not contain the validation rows.
+        loaded.training.eval_strategy = "epoch"
     return make_plan(loaded, gather_facts(loaded, may_download=True, counts_rows=False))
 
 
 def _loaded(config: str, arguments: list[str], keeps: bool = False) -> tuple[Plan, TrainingData]:
-    """Returns the plan of a config and its rows; those that cannot be used are counted, and left out.
+    """Returns the plan of a config and its rows; unusable rows are counted and skipped.
 
     Args:
         config: Name of the config.
         arguments: Overrides.
-        keeps: Read a stream as rows that are kept, once and whole.
+        keeps: Store the rows of a stream, so that each is read exactly once.
     """
     from datetime import datetime
 
     plan = _planned(config, arguments)
-    from oumi.core.data.training_data import read_training_data
+    from oumi.core.data.training_data import read_training_data  # imports torch, so problems of the config come first
 
+    # Unusable rows are shown instead of stopping the command.
     train, validation = (
         replace(mixture, max_rejected_rows=sys.maxsize) for mixture in (plan.data.train, plan.data.validation)
     )
@@ -230,22 +236,8 @@ def _loaded(config: str, arguments: list[str], keeps: bool = False) -> tuple[Pla
     return plan, read_training_data(plan, datetime.now())
 
 
-def _name_of(plan: Plan, number: int, place: int, num_documents: int) -> str:
-    """Returns what a document is called above it."""
-    if plan.method.spec.term == "pair":
-        return ("chosen", "rejected")[place]
-    return f"document {place + 1}" if num_documents > 1 else f"row {number}"
-
-
-def _packing(epoch: Epoch) -> dict[str, Any] | None:
-    """Returns how an epoch is packed, None if it is not."""
-    from oumi.core.data.pipeline.packing import Packed
-
-    return {"rows": len(epoch), "empty_share": epoch.empty_share} if isinstance(epoch, Packed) else None
-
-
 def _print_datasets(out: Console, ledgers: list[dict[str, Any]], parts: list[Statistics]) -> None:
-    """Prints what became of the rows of each data set, and what each has of an epoch."""
+    """Prints the counts of each data set, its share of an epoch, and the tokens and rows that are lost."""
     from oumi.cli import drawing
     from oumi.core.data.checks.statistics import histogram, percentiles
 
@@ -258,6 +250,7 @@ def _print_datasets(out: Console, ledgers: list[dict[str, Any]], parts: list[Sta
             *((name, *(f"{part['rows'][key]:,}" for key in keys)) for name, part in zip(names, ledgers, strict=True)),
         ],
     )
+    # With a single data set, the totals of the epoch say the same.
     if len(parts) > 1:
         num_rows, num_tokens = (sum(getattr(part, fact) for part in parts) for fact in ("num_rows", "num_tokens"))
         epoch = [("in an epoch", "rows", "of all", "tokens", "of all", "trained")]
@@ -270,7 +263,7 @@ def _print_datasets(out: Console, ledgers: list[dict[str, Any]], parts: list[Sta
             )
             of_rows, of_tokens, trained = (f"{share:.1%}" for share in shares)
             epoch.append((name, f"{part.num_rows:,}", of_rows, f"{part.num_tokens:,}", of_tokens, trained))
-            if part.num_rows:
+            if part.num_rows:  # a mixture may draw no row of a small share
                 line = f"{drawing.sparkline(histogram(part.lengths)):<13}"
                 spread.append((name, *(f"{value:,}" for value in percentiles(part.lengths).values()), line))
         drawing.draw_table(out, epoch)
@@ -280,7 +273,7 @@ def _print_datasets(out: Console, ledgers: list[dict[str, Any]], parts: list[Sta
 
 
 def _print_losses(out: Console, name: str, ledger: dict[str, Any]) -> None:
-    """Prints what of a data set is not trained, and why."""
+    """Prints the truncated tokens and the rejected rows of a data set."""
     from oumi.cli import drawing
 
     tokens, targets = ledger["tokens"], ledger["targets"]
@@ -295,21 +288,22 @@ def _print_losses(out: Console, name: str, ledger: dict[str, Any]) -> None:
 
 
 def _print_epoch(out: Console, plan: Plan, statistics: Statistics, packed: dict[str, Any] | None) -> None:
-    """Prints the totals of an epoch and how its lengths are spread."""
+    """Prints the totals of an epoch and the distribution of its lengths."""
     from oumi.cli import drawing
     from oumi.core.data.checks.statistics import histogram, percentiles
 
     share = statistics.num_targets / max(statistics.num_tokens, 1)
-    what = "pair" if plan.method.spec.term == "pair" else "row"
+    unit = "pair" if plan.method.spec.term == "pair" else "row"
     drawing.draw_note(
         out,
-        f"an epoch: {drawing.counted(statistics.num_rows, what)}, {statistics.num_tokens:,} tokens, "
+        f"an epoch: {drawing.counted(statistics.num_rows, unit)}, {statistics.num_tokens:,} tokens, "
         f"{statistics.num_targets:,} of them trained ({share:.1%})",
     )
     if packed is not None:
         rows, length = drawing.counted(packed["rows"], "row"), plan.model.max_length
         drawing.draw_note(out, f"packed: {rows} of {length:,} tokens, {packed['empty_share']:.1%} of the places empty")
-    spreads = [(f"tokens a {what}", statistics.lengths), (f"trained tokens a {what}", statistics.targets)]
+    # If all tokens or none are trained, their number per row says nothing new.
+    spreads = [(f"tokens a {unit}", statistics.lengths), (f"trained tokens a {unit}", statistics.targets)]
     for name, values in spreads if 0 < share < 1 else spreads[:1]:
         line = "  ".join(f"{key} {value:,}" for key, value in percentiles(values).items())
         drawing.draw_note(out, f"{name}: {line}")
@@ -317,7 +311,7 @@ def _print_epoch(out: Console, plan: Plan, statistics: Statistics, packed: dict[
 
 
 def _print_duplicates(out: Console, duplicates: dict[str, Any], names: list[str]) -> None:
-    """Prints which rows stand in the data more than once; a file is named without its folder."""
+    """Prints the rows that occur more than once in the data; files are named without their folders."""
     from oumi.cli import drawing
     from oumi.core.data.checks.duplicates import DUPLICATE_KINDS
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from oumi.core.data.checks.statistics import Bin
     from oumi.core.types.example import Example
 
+# Brackets beside color, for terminals and files without it.
 LEGEND = "⟦trained⟧  not trained   ▸ start of a turn   ↵ new line"
 _TARGET, _OTHER, _CONTROL, _MARK = ("bold green", "bold cyan"), ("default", "bright_black"), "magenta", "bold yellow"
 """Styles; the first two alternate from token to token, so that the boundaries of tokens are visible."""

@@ -32,7 +32,9 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
         if not equals and name.startswith("no-"):
             name, text = name.removeprefix("no-"), "false"
         elif not equals:
-            text = waiting.pop(0) if waiting and not _is_flag(waiting[0]) else "true"
+            # The next argument is the value, unless it is a flag itself; `--5` is a value.
+            has_value = bool(waiting) and re.match(r"--\D", waiting[0]) is None
+            text = waiting.pop(0) if has_value else "true"
         overrides.append(Override(name, text, flag.partition("=")[0]))
     return overrides
 
@@ -50,7 +52,3 @@ def _usage(argument: str) -> str:
     if re.fullmatch(r"[a-z_]+(\.[a-z_]+|\[\d+\])+=.*", argument):
         return f"expected --section.key value, did you mean '--{argument}'?"
     return "expected --section.key value"
-
-
-def _is_flag(text: str) -> bool:
-    return text.startswith("--") and len(text) > 2 and not text[2:3].isdigit()  # `--5` is a value

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 NUM_QUESTIONS = 200
 PASS_SHARE = 0.9
+"""Share of correct answers that a full run reaches."""
 _NUM_SHOWN = 8
 _MAX_NEW_TOKENS = 16
 _CELL_WIDTH = 12
@@ -63,6 +64,7 @@ def _learn(output_dir: Path, seed: int, max_steps: int | None) -> tuple[list[Tur
     config.training.save_steps = 0  # so that the next quickstart can use the same directory
     if max_steps is not None:
         config.training.max_steps = max_steps
+    # The words of these questions are not in the training set.
     right = make_questions("test", NUM_QUESTIONS, seed)
     before = _ask(load_untrained(config.model.model_name, seed), right)
     train(config)

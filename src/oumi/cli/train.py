@@ -3,13 +3,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from oumi.core.configs import TrainingParams
-    from oumi.core.train import TrainResult
 
 
 def train(
@@ -35,18 +31,16 @@ def train(
         refuse_malformed(overrides)
         raise typer.BadParameter("missing; expected a config file or a recipe", param_hint="--config / -c")
     path = recipes.resolve_config(config)
-    loaded = load_checked(path, overrides)  # before torch is imported: a typo is reported at once
+    loaded = load_checked(path, overrides)  # before torch is imported: a typo is reported immediately
     host.let_waiting_threads_sleep()
     from oumi.core.train import train as run_training
 
     result = run_training(loaded, verbose=verbose, source=read_text(path))
-    if log.current_rank() == 0:
-        _print_result(result, loaded.training)
-
-
-def _print_result(result: TrainResult, training: TrainingParams) -> None:
+    if log.current_rank() != 0:
+        return
     loss = f", loss {result.metrics['loss']:.4f}" if "loss" in result.metrics else ""
     typer.echo(f"\nDone after {result.steps} steps{loss}: {result.output_dir}")
+    training = loaded.training
     if training.save_final_model:
         typer.echo(f"  chat with it:  oumi chat {result.output_dir}")
     if training.enable_tensorboard:

@@ -87,6 +87,7 @@ def load_chat_model(directory: Path | str) -> ChatModel:
 def load_untrained(name: str, seed: int) -> ChatModel:
     """Returns the model called `name` with random weights drawn from `seed`."""
     source = resolve_asset(name)
+    # Leaves the random state of the caller unchanged.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(_load(AutoConfig, source), dtype=torch.float32)
@@ -141,6 +142,7 @@ def check_model_dir(folder: Path) -> None:
         raise ConfigError(f"{folder}: no such directory{did_you_mean(folder.name, names)}")
     if (folder / _ADAPTER_CONFIG).is_file():
         return
+    # The base model of an adapter is checked when it is loaded; anything else needs a config and safe weights.
     missing = "config.json" if not (folder / "config.json").is_file() else None
     if missing is None and not any(folder.glob("*.safetensors")):
         if any(folder.glob("*.bin")):

@@ -49,7 +49,7 @@ def gather_facts(
     Raises:
         ConfigError: The model does not exist, or is not accessible.
     """
-    config = as_run(config)
+    config = as_run(config)  # callers pass either the config of the user or that of the run
     machine = host.describe_host()
     return Facts(
         device=machine.device,
@@ -100,6 +100,7 @@ def _count_rows(config: TrainingConfig) -> int | None:
         if count is None:
             return None
         counts.append(count)
+    # A mixture with proportions draws more or fewer rows than its data sets have.
     proportions = [data.mixture_proportion for data in train.datasets if data.mixture_proportion is not None]
     return sum(draws_of(counts, proportions or None, train.mixture_strategy))
 
@@ -122,6 +123,7 @@ def _model_facts(model: ModelParams, may_download: bool) -> ModelFacts:
     config = _read_json(path)
     tensors = _tensors(path.parent) if model.load_pretrained_weights else {}
     tokenizer = model.tokenizer_name or name
+    # A model for images keeps the settings of its language model in a section.
     text_config = config.get("text_config") or config
     length_file = _file(tokenizer, "tokenizer_config.json", revision if tokenizer == name else None, may_download)
     length = _read_json(length_file).get("model_max_length") if length_file is not None else None

@@ -66,15 +66,17 @@ def resolve_config(name: str, kind: str = "training") -> Path:
     """
     if is_packaged(name):
         return _packaged_file(name[len(_SCHEME) :], name)
+    # Without the scheme: a file of the user, a short name, a path in the package.
     short = SHORT_NAMES.get(kind, {}).get(name.lower())
     path = Path(name)
     if path.is_file():  # before the short names, so that a new one never replaces a user's file
         return path
     if short is not None:
         return configs_dir() / "recipes" / short
+    # Commands of the README work in any directory, not only in a checkout.
     if path.parts[:1] == ("configs",) and not path.is_dir():
         return _packaged_file(name, name)
-    raise ConfigError(_unknown(path, name, kind))
+    raise ConfigError(_message_without_file(path, name, kind))
 
 
 def list_recipes() -> list[Recipe]:
@@ -118,12 +120,12 @@ def _packaged_file(relative: str, name: str) -> Path:
     raise ConfigError(f"{name}: no such file, neither here nor in this version's recipes{hint}")
 
 
-def _unknown(path: Path, name: str, kind: str) -> str:
-    """Returns the message for a name without a file."""
+def _message_without_file(path: Path, name: str, kind: str) -> str:
+    """Returns the message for a name that is neither a file nor a recipe."""
     if path.is_dir():
         files = sorted(file.name for file in path.glob("*.y*ml"))
         return f"{name} is a directory" + (f"; it contains {', '.join(files)}" if files else ", not a config file")
-    # Short names have neither; so a path was meant.
+    # Short names have neither a suffix nor a slash, so this is meant to be a path.
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         names = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         missing = "" if path.parent.is_dir() else f" (there is no directory {path.parent})"

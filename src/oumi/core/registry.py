@@ -27,6 +27,7 @@ class Registry(Generic[Part]):
 
     def add(self, parts: Mapping[str, str]) -> None:
         """Adds parts by `module:attribute`; a name that exists keeps its part."""
+        # User code may have registered its own part under a name of the package before.
         self._parts = {name.lower(): part for name, part in parts.items()} | self._parts
 
     def names(self) -> list[str]:
@@ -39,7 +40,8 @@ class Registry(Generic[Part]):
         if part is None:
             hint = did_you_mean(name, self.names()) or f"; known: {', '.join(self.names())}"
             raise ConfigError([Problem("", f"unknown {self.kind} '{name}'{hint}")], self.kind)
-        if isinstance(part, str):  # imported once, then kept
+        # Imported on first use, then kept.
+        if isinstance(part, str):
             module, _, attribute = part.partition(":")
             part = cast(Part, getattr(import_module(module), attribute))
             self._parts[name.lower()] = part

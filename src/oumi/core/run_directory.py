@@ -29,7 +29,8 @@ def write_records(plan: Plan, source: str | None) -> None:
     environment = {**describe_environment(), "seed": plan.seed, "data_seed": plan.data.seed}
     (output_dir / "environment.json").write_text(json.dumps(environment, indent=1, default=str) + "\n")
     folder = plan.logs.telemetry_dir
-    if folder is not None:  # files that Oumi's own tools look for
+    # The names and formats that Oumi's other tools read.
+    if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "training_config.yaml").write_text(with_origins(config))
         world = {
