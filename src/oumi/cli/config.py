@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`oumi config`: check a file, show what it resolves to, write its schema."""
+"""`oumi config`: checks a file, shows its resolved values, prints its schema."""
 
 from __future__ import annotations
 

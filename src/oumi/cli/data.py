@@ -48,7 +48,7 @@ def preview(
         bool, typer.Option("--json", help="Print JSON Lines: one object per document, then the ledgers.")
     ] = False,
 ) -> None:
-    """Draw the first rows that will be trained, token by token: what is learned stands in colour and in brackets."""
+    """Draw the first rows that will be trained, token by token; trained tokens are colored and in brackets."""
     # A stream has no known end, so its rows are stored if all of them are to be printed.
     plan, data = _loaded(config, context.args, keeps=as_json and rows is None)
     count = rows or (sys.maxsize if as_json else 3)
@@ -61,10 +61,10 @@ def preview(
 
 
 def _print_documents(rows: Iterable[Sequence[Example]], data: TrainingData) -> None:
-    """Prints each document as it stands in a batch, as JSON Lines, then the ledgers of all splits.
+    """Prints each document as in a batch, as JSON Lines, then the ledgers of all splits.
 
-    A document has `row` (its place in the order), `ids`, `labels` (-100 where nothing is learned), `source`, and where
-    there are images `features`: by name, the shape, mean and standard deviation of what the model takes of them.
+    A document has `row` (its index in the order), `ids`, `labels` (-100 for tokens that are not trained), `source`, and
+    for images `features`: by name, the shape, mean and standard deviation of each input of the model.
     """
     from oumi.core.batch import IGNORED
 
@@ -128,7 +128,7 @@ def stats(
     config: ConfigOption,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Count and plot: rows, tokens, lengths, what is trained or cut, duplicates, rows that splits share."""
+    """Count rows and tokens, plot their lengths, and list truncated, rejected and duplicate rows."""
     from oumi.cli import drawing
     from oumi.core.data.build_stream import StreamedRows
     from oumi.core.data.checks.statistics import describe
@@ -164,7 +164,7 @@ def stats(
 
 
 def validate(context: typer.Context, config: ConfigOption) -> None:
-    """Read every row and check what it teaches; rows that cannot be used end with exit code 65."""
+    """Read and check all rows; unusable rows end the command with exit code 65."""
     from datetime import datetime
 
     from oumi.cli import drawing

@@ -62,7 +62,7 @@ def load_chat_model(directory: Path | str) -> ChatModel:
     """Returns the model of a directory: a trained model, a checkpoint, or an adapter with its base model.
 
     Raises:
-        ConfigError: The directory contains no model; names what is missing, and models below it.
+        ConfigError: The directory contains no model; names the missing file, and models below the directory.
         RefusedError: The weights are pickled, or the model needs its own Python code.
     """
     transformers_logging.disable_progress_bar()
@@ -78,7 +78,7 @@ def load_chat_model(directory: Path | str) -> ChatModel:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, str(folder))
-    # An adapter of ours has its tokenizer beside it; those of others often have none.
+    # Oumi saves the tokenizer with an adapter; other tools often do not.
     has_tokenizer = any(folder.glob("tokenizer*"))
     tokenizer = _load(AutoTokenizer, folder if has_tokenizer else base)
     return make_chat_model(model, tokenizer)

@@ -71,6 +71,7 @@ def types_in(annotation: Any) -> Iterator[Any]:
 class Params(BaseModel):
     """A section of a config."""
 
+    # Unknown keys are errors, and the docstring of each field is its description in the schema.
     model_config = ConfigDict(
         extra="forbid",
         validate_assignment=True,
@@ -95,6 +96,7 @@ class Params(BaseModel):
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
+        # An assignment is validated like a value of a file, and its error is a ConfigError.
         try:
             super().__setattr__(name, value)
         except ValidationError as error:

@@ -152,6 +152,7 @@ class DatasetSplitParams(Params):
         strategies = [strategy.value for strategy in MixtureStrategy]
         if self.mixture_strategy not in strategies:
             yield "mixture_strategy", f"got '{self.mixture_strategy}', must be one of {', '.join(strategies)}"
+        # Other collators train every token or have an argument of their own for it.
         if self.train_target is not None and self.collator_name not in (
             None,
             "text_completions_only_with_padding",

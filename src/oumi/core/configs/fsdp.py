@@ -23,6 +23,7 @@ class ShardingStrategy(NamedEnum):
         """Returns torch's member of the same name."""
         from torch.distributed.fsdp import ShardingStrategy as TorchStrategy
 
+        # torch marks this strategy as private.
         return {
             "HYBRID_SHARD_ZERO2": TorchStrategy._HYBRID_SHARD_ZERO2,
         }.get(self.name) or getattr(TorchStrategy, self.name)

@@ -59,6 +59,7 @@ class StorageMount(Params):
 class JobConfig(BaseConfig):
     """A job file. `${...}` in it belongs to the shell."""
 
+    # Scripts of a job contain `${VAR}` for the shell of the node.
     has_references: ClassVar[bool] = False
 
     name: str | None = None

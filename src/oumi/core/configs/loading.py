@@ -120,11 +120,13 @@ class BaseConfig(Params):
                 raise TreeError(Problem("", cls.other_kind[1], root.place))
         except TreeError as error:
             raise ConfigError([error.problem], name) from None
+        # Overrides come before references, so that a reference sees the overridden value.
         unusable = [problem for override in overrides for problem in apply(root, override)]
         unset: list[Problem] = []
         if cls.has_references and not ignore_interpolation:
             unfilled, unset = interpolate(root, leaves(cls()))
             unusable += unfilled
+        # A duplicate key does not invalidate the config, so it is only added to the problems.
         draft = make_draft(cls, root, unusable, unset)
         if draft.config is not None:
             draft.config._unset = tuple(draft.unset)
@@ -168,7 +170,7 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return {name: to_plain(item) for name, item in value}
     if isinstance(value, Enum):
-        return value.name
+        return value.name  # YAML has no enums, and a name is accepted in any case
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -179,6 +181,7 @@ def to_plain(value: Any) -> Any:
 def dump(config: Params, hides_secrets: bool = False) -> str:
     """Returns all values of a config as YAML that is read back the same, optionally with secrets masked."""
     values = redact(to_plain(config)) if hides_secrets else to_plain(config)
+    # Text that contains `${` was escaped in its file, and must be again.
     if isinstance(config, BaseConfig) and config.has_references:
         values = _escaped(values, keeps_variables=bool(config.unset_variables()))
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)

@@ -73,7 +73,7 @@ class ModelParams(Params):
         name = DTYPES[self.torch_dtype_str.lower()]
         if name == "auto":
             return None
-        import torch
+        import torch  # reading a config must not take the seconds of this import
 
         return getattr(torch, name)
 

@@ -40,6 +40,7 @@ def real_path(loc: Path, root: type[BaseModel]) -> Path:
     holder: Any = root
     for part in loc:
         next_holder = inside(holder, part)
+        # Either the name of a union member, which ends the path, or an unknown key of a section, which belongs to it.
         if next_holder is None:
             if isinstance(part, str) and _is_section(holder):
                 path.append(part)
@@ -84,6 +85,7 @@ def semantic_problems(config: Any, places: Mapping[Path, str] | None = None) -> 
     for path, section in sections(config):
         for key, message in section.complaints():
             full = (*path, *split_key(key))
+            # While a file is read, the places of its text; later, the origins that the config has recorded.
             place = nearest_place(full, places) if places is not None else place_of(config, full)
             problems.append(Problem(dotted(full), message, place))
     return problems
@@ -115,9 +117,9 @@ def place_of(config: Any, path: Path) -> str:
             section = getattr(section, part)
         elif isinstance(section, list) and isinstance(part, int) and part < len(section):
             section = section[part]
-        else:
+        else:  # inside a dict, whose keys have no origin of their own
             return origin
-    return "" if origin == "default" else origin
+    return origin
 
 
 def origin_of(config: Any, path: Path) -> str:
@@ -262,6 +264,7 @@ def _message(error: Any, path: Path, root: type[BaseModel]) -> str:
 
 
 def _expected(kind: str, context: Mapping[str, Any], path: Path, root: type[BaseModel], error: Any) -> str:
+    # pydantic's error types; its own messages are for programmers.
     simple = {
         "float_parsing": "a number", "float_type": "a number", "int_parsing": "a whole number",
         "int_type": "a whole number", "int_from_float": "a whole number", "bool_parsing": "true or false",
@@ -275,6 +278,7 @@ def _expected(kind: str, context: Mapping[str, Any], path: Path, root: type[Base
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
         sign = {"greater_than": ">", "greater_than_equal": ">=", "less_than": "<", "less_than_equal": "<="}[kind]
         return f"{sign} {next(iter(context.values())):g}"
+    # By name: a NamedEnum takes names and values, but the schema and the messages only show names.
     if kind in ("enum", "literal_error"):
         names = _choices(path, root) or [str(context.get("expected", ""))]
         hint = did_you_mean(str(error["input"]), names)
@@ -303,6 +307,7 @@ def shown(value: Any) -> str:
     """Returns a value as text for a message, in at most 60 characters."""
     if isinstance(value, bool):
         return str(value).lower()
+    # The contents of containers could be long, and could include secrets.
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):

@@ -18,6 +18,7 @@ COMPLETIONS_ONLY = "text_completions_only_with_padding"
 VISION_SFT = "vision_language_sft"
 VISION = (VISION_SFT, "vision_language_with_padding")
 _KEY = "data.train.collator_kwargs"
+# Kind of an argument -> its type, and how messages describe it.
 _KINDS: dict[str, tuple[type, str]] = {
     "text": (str, "text"),
     "count": (int, "a whole number, 1 or more"),
@@ -100,6 +101,7 @@ def max_length(split: DatasetSplitParams) -> int | None:
 
 def truncation(split: DatasetSplitParams) -> str | None:
     """Returns how rows that are too long are truncated; None leaves it to the kind of row."""
+    # `truncation` of the split overrides that of the collator.
     if split.truncation is not None:
         return split.truncation.value
     side: str | None = split.collator_kwargs.get("truncation_side") if split.collator_name == VISION_SFT else None
@@ -161,6 +163,7 @@ def _wrong_together(split: DatasetSplitParams) -> Iterator[tuple[str, str]]:
             f"{_KEY}.truncation",
             "a row beyond model_max_length cannot be trained; data.train.truncation: REJECT refuses such rows",
         )
+    # Strings that are of no use without others.
     if split.collator_name == COMPLETIONS_ONLY and split.train_target is None and "response_template" not in kwargs:
         for name in ("instruction_template", "end_of_turn_template"):
             if name in kwargs:
@@ -180,6 +183,7 @@ def unread_arguments(config: TrainingConfig) -> dict[tuple[str, ...], str]:
     split, is_ours = config.data.train, config.training.trainer_type.spec.is_native
     names = list(split.collator_kwargs)
     off: dict[tuple[str, ...], str] = {}
+    # Collators of other trainers pad, so there it has an effect.
     if "pad_to_multiple_of" in names and is_ours:
         off[(f"{_KEY}.pad_to_multiple_of",)] = "batches are not padded"
     if split.collator_name is None and (rest := [name for name in names if name != "pad_to_multiple_of"]):

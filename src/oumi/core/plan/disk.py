@@ -24,6 +24,7 @@ def plan_disk(
     steps: StepsPlan, checkpoints: CheckpointPlan, optimizer: OptimizerPlan, saved: SavedSize | None, free_bytes: int
 ) -> DiskPlan:
     """Returns the bytes of a checkpoint and of the final model, None where the weights are unknown."""
+    # A checkpoint has the state of the optimizer, the final model has the base weights if the adapter's mode says so.
     final_bytes = checkpoint_bytes = None
     if saved is not None:
         final_bytes = saved.num_bytes + saved.base_bytes

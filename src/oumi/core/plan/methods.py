@@ -41,6 +41,7 @@ class MethodSpec:
         return self.term == "token"
 
 
+# A loss is named, not imported, since its module imports torch.
 METHODS: Mapping[str, MethodSpec] = {
     "next_token": MethodSpec(
         rows=frozenset({Conversation, Completion, Text}),
@@ -56,6 +57,7 @@ METHODS: Mapping[str, MethodSpec] = {
         settings=DpoSettings,
         loss="oumi.core.methods.preference:DirectPreference",
     ),
+    # Methods that trainer OUMI does not support.
     "kto": MethodSpec(rows=frozenset({Judged}), term="completion", train_on="final_assistant_turn"),
     "grpo": MethodSpec(rows=frozenset({Prompt}), term="rollout", train_on="nothing"),
     "distillation": MethodSpec(rows=frozenset({Conversation, Completion, Text}), term="token"),

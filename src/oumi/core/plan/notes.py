@@ -96,8 +96,9 @@ def argument_notes(config: TrainingConfig) -> tuple[str, ...]:
 
 def changed_keys(config: TrainingConfig) -> list[str]:
     """Returns the dotted keys whose value is not the default, in the order of the config."""
+    # By value, not by origin: a key that is written with its default changes nothing.
     defaults = leaves(TrainingConfig())
-    # A list has no entries by default, so those of a data set are compared with an empty one.
+    # There are no data sets by default, so each is compared with one that has only a name.
     row_defaults = leaves(DatasetParams(dataset_name="-"))
     changed = []
     for key, value in leaves(config).items():
@@ -132,6 +133,7 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
             yield "targets: assistant turns only; set `data.train.train_target` to change it"
         elif spec.trains_prompts and trains_all:
             yield "targets: every token, prompts included; set `data.train.train_target` to train on answers only"
+    # Model and device: what does not apply to them, or costs more than one may expect.
     if config.model.processor_kwargs and facts.model.are_available and not facts.model.sees_images:
         yield "not read: model.processor_kwargs: a text model has no processor"
     if training.compile and facts.device == "cpu" and spec.is_native:
@@ -147,6 +149,7 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
         yield "not read: training.save_epoch: save_steps decides; set it to 0 to save after each epoch"
     if training.warmup_steps is not None and training.warmup_ratio is not None:
         yield "not read: training.warmup_ratio: warmup_steps decides"
+    # Keys for a GPU.
     if config.model.enable_liger_kernel and facts.device != "cuda":
         yield "not read: model.enable_liger_kernel: its kernels are for a GPU"
     if training.empty_device_cache_steps is not None and facts.device == "cpu":
@@ -173,8 +176,10 @@ def _fp8_notes(recipe: str, facts: Facts) -> Iterator[str]:
     if not facts.has_fp8:
         yield f"not read: training.fp8_recipe: {facts.device_name} does not multiply 8-bit floats"
         return
+    # A model of unknown size gets no note.
     if (facts.model.num_parameters or _FP8_GAINS_FROM) < _FP8_GAINS_FROM:
         yield "fp8: a model below about 3B gains little or nothing by products in 8 bits"
+    # A scale that tokens share depends on all of them, so micro-batches of another size round differently.
     shared_scales = {
         "tensorwise": "all tokens of a micro-batch share a scale",
         "rowwise": "in the gradients of weights, all tokens of a micro-batch share a scale",
@@ -196,6 +201,7 @@ def _never_due(config: TrainingConfig, steps: StepsPlan) -> Iterator[str]:
 
 
 def _limits(config: TrainingConfig, model: ModelFacts, dtype: str, disk: DiskPlan) -> Iterator[str]:
+    # Of base weights only: PEFT keeps adapters in float32.
     if dtype in ("bfloat16", "float16") and not config.training.use_peft:
         yield (
             f"precision: {dtype} weights lose small updates; `model.torch_dtype_str: float32` with "
@@ -239,13 +245,14 @@ def _unread_of_files(config: TrainingConfig, changed: list[str]) -> Iterator[str
             for name in ("split", "subset") if params.is_file else ():
                 key = f"data.{split}.datasets[{i}].{name}"
                 if key in changed:
-                    yield f"not read: {key}: {params.dataset_path} is a single file, all of which is read"
+                    yield f"not read: {key}: {params.dataset_path} is a file, which is read completely"
 
 
 def _switched_off(config: TrainingConfig) -> dict[tuple[str, ...], str]:
     """Returns patterns of the keys that another key switches off, each with the reason."""
     training = config.training
     off: dict[tuple[str, ...], str] = {}
+    # Data.
     if config.data.train.stream:
         off["data.train.datasets[[]].transform_num_workers",] = "a stream is read by a single thread"
     else:
@@ -254,6 +261,7 @@ def _switched_off(config: TrainingConfig) -> dict[tuple[str, ...], str]:
     for split in ("train", "validation"):
         if all(params.mixture_proportion is None for params in getattr(config.data, split).datasets):
             off[(f"data.{split}.mixture_strategy",)] = "only mixtures with proportions read it"
+    # Whole sections.
     if not training.use_peft:
         off[("peft.*",)] = "training.use_peft is false"
     elif not config.peft.q_lora:
@@ -262,6 +270,7 @@ def _switched_off(config: TrainingConfig) -> dict[tuple[str, ...], str]:
         off[("fsdp.*",)] = "fsdp.enable_fsdp is false"
     if not config.deepspeed.enable_deepspeed:
         off[("deepspeed.*",)] = "deepspeed.enable_deepspeed is false"
+    # Settings of other optimizers and strategies.
     if training.optimizer != "sgd":
         off[("training.sgd_momentum",)] = "only sgd has momentum"
     if training.optimizer in ("sgd", "adafactor"):

@@ -114,6 +114,7 @@ def _unsupported(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         if name in collators.VISION and not training.trainer_type.spec.is_native:
             trainer = training.trainer_type.name
             yield f"data.{split}.collator_name", f"{name}: {trainer} does not support images yet; trainer OUMI does"
+    # Adapters.
     if training.use_peft and config.peft.lora_init_weights not in _LORA_STARTS:
         starts = ", ".join(start.name for start in _LORA_STARTS)
         yield (
@@ -251,6 +252,7 @@ def _wrong_stream(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         yield "training.max_steps", "the length of a stream is not known in advance: set the number of steps"
     if config.data.train.on_duplicates == OnDuplicates.ERROR:
         yield "data.train.on_duplicates", "the rows of a stream are not stored, so they cannot be compared"
+    # A stream repeats its data sets without end, so no epoch ends.
     per_epoch = {
         "training.save_epoch": training.save_epoch and training.save_steps <= 0,
         "training.eval_strategy": training.eval_strategy == "epoch",
@@ -284,6 +286,7 @@ def _wrong_adapter(config: TrainingConfig) -> Iterator[tuple[str, str]]:
             "set MERGED or ADAPTER_AND_BASE_MODEL",
         )
     if config.model.adapter_model is not None:
+        # An adapter that is trained further keeps its own rank, targets and scale.
         for key in changed_keys(config):
             if key.startswith("peft.lora_"):
                 yield key, "the adapter of model.adapter_model has its own; leave this key out"

@@ -37,6 +37,7 @@ def plan_text(plan: Plan) -> str:
     evaluation = "after each epoch" if plan.evaluation.every_epoch else ""
     if plan.evaluation.every_steps:
         evaluation = f"every {plan.evaluation.every_steps} steps"
+    # In the order of this dict; a line without a value is left out.
     lines = {
         "model": _model(plan),
         "data": _data(plan),
@@ -80,6 +81,7 @@ def _steps(plan: Plan) -> str:
 
 
 def _optimizer(plan: Plan) -> str:
+    # `warmup_steps` overrides `warmup_ratio`, even if it is 0.
     warmup = plan.schedule.warmup_steps
     ratio = plan.schedule.warmup_ratio
     ramp = f", warmup {warmup} steps" if warmup else f", warmup {ratio:.0%}" if ratio and warmup is None else ""
@@ -103,6 +105,7 @@ def _recompute(plan: Plan) -> str:
     settings, training = plan.gradient_checkpointing, plan.config.training
     if not training.enable_gradient_checkpointing:
         return ""
+    # Without the number of layers, only a number in the config can be shown.
     if plan.shape is None:
         return (
             f"the first {settings[NUM_RECOMPUTED]} layers" if settings and NUM_RECOMPUTED in settings else "all layers"

@@ -38,6 +38,7 @@ def trajectory(plan: Plan) -> dict[str, str]:
         chosen[part] = value if names is None or value is None else {name: value[name] for name in names}
     if chosen["steps"]["max_steps"] is not None:
         del chosen["steps"]["num_epochs"]  # not read with max_steps
+    # Only what decides the rows: the data sets themselves are compared by their contents elsewhere.
     mixture = record["data"]["train"]
     chosen["mixture"] = {name: mixture[name] for name in ("strategy", "pack", "stream", "truncation")}
     chosen["trainer_kwargs"] = dict(plan.config.training.trainer_kwargs)
