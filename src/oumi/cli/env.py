@@ -40,6 +40,7 @@ def _lines(facts: dict[str, Any]) -> Iterable[str]:
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> Iterable[str]:
+    """Returns indented lines with aligned values."""
     rows = list(rows)
     width = max(len(name) for name, _ in rows)
     return [f"  {name:<{width}}  {value}" for name, value in rows]

@@ -83,7 +83,7 @@ class _References:
         if name.startswith("oc.env:"):
             variable, has_default, default = name.removeprefix("oc.env:").partition(",")
             if variable in os.environ:
-                return scalar(os.environ[variable])
+                return scalar(os.environ[variable])  # typed like a value of the file, as in OmegaConf
             if not has_default:
                 raise UnsetVariableError(
                     f"environment variable {variable} is not set; ${{oc.env:{variable},DEFAULT}} sets a default"
@@ -93,6 +93,7 @@ class _References:
             raise LookupError(f"circular reference: {' -> '.join([*parents, name])}")
         if len(parents) >= _MAX_CHAIN:
             raise LookupError(f"a chain of more than {_MAX_CHAIN} references")
+        # A key that the file does not set has its default.
         node = _find(self._root, name)
         if node is None and name not in self._defaults:
             raise LookupError(f"'${{{name}}}' names no key of this config{did_you_mean(name, self._defaults)}")

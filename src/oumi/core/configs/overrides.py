@@ -90,7 +90,7 @@ def _child(parent: Node, part: str | int) -> Node | None:
         inner = parent.value[part]
     else:
         return None
-    if inner is None or inner.value is None:
+    if inner is None or inner.value is None:  # null is replaced by a section or a list
         return None
     own = replace(inner, value=copy(inner.value), key_places=dict(inner.key_places))
     inside: Any = parent.value

@@ -62,6 +62,7 @@ def parse(text: str, name: str) -> tuple[Node, list[Problem]]:
             builder.take(event)
     except yaml.YAMLError as error:
         raise TreeError(_syntax_problem(error, name, text)) from None
+    # An empty file is an empty mapping, so that its missing keys are reported.
     root = builder.root or Node({}, f"{name}:1:1")
     return (Node({}, root.place) if root.value is None else root), builder.problems
 
@@ -153,6 +154,7 @@ class _Builder:
             self._place(node, event)
 
     def _place(self, node: Node, event: Any) -> None:
+        # An alias counts with all nodes of its anchor, so that exponential expansion is refused before it happens.
         self._num_nodes += node.size
         if self._num_nodes > MAX_NODES:
             raise TreeError(Problem("", f"more than {MAX_NODES:,} values once aliases are expanded", self._at(event)))
@@ -167,7 +169,14 @@ class _Builder:
             parent.value.append(node)
         # In a mapping, keys and values alternate.
         elif self._keys[-1] is None:
-            self._keys[-1] = (self._key(node, event), self._at(event))
+            if isinstance(node.value, (dict, list)):
+                raise TreeError(Problem("", "a key must be text", node.place))
+            if node.value == "<<":
+                message = "merge keys are not supported; write the values out or use an alias"
+                raise TreeError(Problem("<<", message, node.place))
+            # A key is text as it is written: `1:` is "1", and `on:` is "on".
+            key = str(event.value if isinstance(event, yaml.ScalarEvent) else node.value)
+            self._keys[-1] = (key, self._at(event))
         else:
             key, place = self._keys[-1]
             self._keys[-1] = None
@@ -185,14 +194,6 @@ class _Builder:
         for node, open_key in zip(self._stack[:-1], self._keys[:-1], strict=True):
             above += f".{open_key[0]}" if open_key is not None else f"[{len(node.value)}]"
         return f"{above}.{key}".lstrip(".")
-
-    def _key(self, node: Node, event: Any) -> str:
-        if isinstance(node.value, (dict, list)):
-            raise TreeError(Problem("", "a key must be text", node.place))
-        if node.value == "<<":
-            message = "merge keys are not supported; write the values out or use an alias"
-            raise TreeError(Problem("<<", message, node.place))
-        return str(event.value if isinstance(event, yaml.ScalarEvent) else node.value)  # `1:` is the key "1"
 
     def _check_tag(self, event: Any) -> None:
         if event.tag not in (None, "!") and event.tag not in _CORE_TAGS:

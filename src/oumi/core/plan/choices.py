@@ -135,6 +135,7 @@ def wrong_schedule(
         yield "training.lr_scheduler_kwargs", f"'{name}' needs num_decay_steps"
     if {"min_lr", "min_lr_rate"} <= kwargs.keys():
         yield "training.lr_scheduler_kwargs", "min_lr and min_lr_rate set the same value: leave one of them out"
+    # transformers raises ValueError for this only when the schedule is made, after the model is loaded.
     lowest = kwargs.get("lr_end", _LR_END)
     if name == "polynomial" and is_number(lowest) and not lowest < learning_rate:
         yield "training.lr_scheduler_kwargs", f"lr_end, {lowest:g}, must be below training.learning_rate"

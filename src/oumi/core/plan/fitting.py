@@ -80,9 +80,9 @@ def with_what_fits(plan: Plan, largest_of: LargestOf) -> Plan:
     for accumulation in accumulations:
         steps = replace(plan.steps, micro_batch_rows=rows // accumulation, accumulation=accumulation)
         plan = replace(plan, steps=steps)
-        plan = replace(plan, memory=memory_of(plan, largest_of(plan)))
-        if plan.memory is not None and _has_room(plan.memory):
-            return plan
+        memory = memory_of(plan, largest_of(plan))
+        if memory is not None and _has_room(memory):
+            return replace(plan, memory=memory)
     # Not even the smallest micro-batches fit.
     if is_recompute_auto:
         plan = _with_fewest_recomputed(plan, largest_of(plan), _has_room)

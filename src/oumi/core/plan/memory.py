@@ -123,6 +123,7 @@ def plan_memory(
 def _can_be_predicted(plan: Plan) -> bool:
     """Returns True for trainer OUMI if weights are frozen, adapted or replaced only in ways that are counted here."""
     settings = {} if plan.lora is None else plan.lora.settings
+    # Settings of PEFT whose weights cannot be counted from the shape alone.
     odd = ("target_parameters", "modules_to_save", "exclude_modules")
     is_plain = not plan.model.freeze and plan.model.adapter is None and not plan.model.sees_images
     # The mask of a padded batch is small compared with scores that are kept, but not with fused attention.

@@ -119,6 +119,7 @@ def plan_model(config: TrainingConfig, dtype: str, facts: ModelFacts) -> ModelPl
     # A tokenizer of any other name has no revision.
     tokenizer_revisions = {name: revision, model.model_name: model.model_revision if facts.adapter_of else revision}
     lengths = (facts.tokenizer_length, overrides.get("max_position_embeddings", facts.max_positions))
+    # A row has at most as many tokens as the collator, else the config, else model and tokenizer allow.
     processor_name, processor_kwargs = collators.processor(config)
     max_length = collators.max_length(config.data.train) or model.model_max_length
     return ModelPlan(

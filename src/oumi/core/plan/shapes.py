@@ -91,6 +91,7 @@ class ModelShape:
     @property
     def num_parameters(self) -> int:
         """Returns the number of parameters of the model, without the few of biases."""
+        # The norms of a layer, and those of its queries and keys per head, which all heads share.
         vectors = self.hidden * (4 if self.has_norms_after else 2) + 2 * self.head_size * self.has_head_norms
         layer = sum(a * b for a, b in self.matrices.values()) + vectors
         return self.layers * layer + self.embedding * (1 if self.is_tied else 2) + self.hidden
@@ -109,6 +110,7 @@ def shape_of(config: Mapping[str, Any]) -> ModelShape | None:
     return ModelShape(
         family=family,
         **sizes,
+        # Both keys are missing in files of older models.
         kv_heads=config.get("num_key_value_heads") or sizes["heads"],
         head_size=config.get("head_dim") or sizes["hidden"] // sizes["heads"],
         is_tied=bool(config.get("tie_word_embeddings", family in _TIED)),
