@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from oumi.core.data.checks.statistics import Statistics
-    from oumi.core.data.pipeline.loader import Epoch
     from oumi.core.data.training_data import TrainingData
     from oumi.core.plan.parts import Plan
     from oumi.core.types.example import Example
