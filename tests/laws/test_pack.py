@@ -118,8 +118,8 @@ def test_why_batches_are_padded_is_told(caplog: pytest.LogCaptureFixture) -> Non
         logging.getLogger("oumi").removeHandler(caplog.handler)
     told = [message for message in caplog.messages if message.startswith("batches are padded")]
     assert list(dict.fromkeys(told)) == [
-        "batches are padded: the layers of nemotron do not pass on where documents begin",
-        "batches are padded: the attention of mamba cannot be exchanged",
+        "batches are padded: the layers of nemotron do not pass `documents` to the attention",
+        "batches are padded: the attention of mamba cannot be replaced",
     ]
 
 

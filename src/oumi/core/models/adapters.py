@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LoRA adapters, through PEFT, so that any tool of the Hub can load them."""
+"""LoRA adapters through PEFT."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def add_lora(model: Any, plan: LoraPlan, base_name: str) -> Any:
     """Returns the model with a new LoRA adapter; only the adapter is trained."""
     from peft import LoraConfig, get_peft_model
 
+    # Checked here, since PEFT reports only that nothing matched, and accepts a list with one match.
     modules = [name for name, _ in model.named_modules()]
     settings, targets = plan.settings, plan.settings["target_modules"]
     _check_names("peft.lora_target_modules", targets if isinstance(targets, list) else None, modules)
@@ -24,7 +25,7 @@ def add_lora(model: Any, plan: LoraPlan, base_name: str) -> Any:
     parameters = [name for name, _ in model.named_parameters()]
     _check_names("peft.lora_target_parameters", settings["target_parameters"], parameters)
     try:
-        wrapped = get_peft_model(model, LoraConfig(**settings))  # PEFT only says that nothing matched
+        wrapped = get_peft_model(model, LoraConfig(**settings))
     except ValueError as error:
         raise ConfigError(f"peft: {str(error).splitlines()[0]}") from error
     wrapped.peft_config["default"].base_model_name_or_path = base_name
@@ -32,12 +33,12 @@ def add_lora(model: Any, plan: LoraPlan, base_name: str) -> Any:
 
 
 def below_adapter(model: Any) -> Any:
-    """Returns the model of transformers itself, whether or not PEFT has wrapped it."""
+    """Returns the transformers model inside a PEFT wrapper, or the model itself if it has none."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _check_names(key: str, names: Sequence[str] | None, paths: Sequence[str]) -> None:
-    """Raises ConfigError unless every name is the end of the path of something in the model."""
+    """Raises ConfigError unless every name is the end of one of the dotted paths, as PEFT matches them."""
     for name in names or ():
         if not any(f".{path}".endswith(f".{name}") for path in paths):
             hint = did_you_mean(name, {path.rpartition(".")[2] for path in paths} | set(paths))
@@ -45,7 +46,7 @@ def _check_names(key: str, names: Sequence[str] | None, paths: Sequence[str]) ->
 
 
 def load_adapter(model: Any, source: str | Path, is_trained: bool, revision: str | None = None) -> Any:
-    """Returns the model with the adapter that lies at `source`, to be trained further or kept still."""
+    """Returns the model with the adapter from `source`, a directory or a Hub name; it is frozen unless `is_trained`."""
     from peft import PeftModel
 
     with hub_errors("adapter", str(source)):
@@ -58,10 +59,10 @@ def is_adapted(model: Any) -> bool:
 
 
 def saved_size(model: Any, mode: str = "ADAPTER_ONLY") -> SavedSize:
-    """Returns how large the weights are that `save_model` writes in a mode."""
-    moving = [p for p in model.parameters() if p.requires_grad]
-    trained = sum(p.nbytes for p in moving)
-    number_bytes = max((p.element_size() for p in moving), default=4)
+    """Returns the size in bytes of the weights that `save_model` writes in a mode."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    trained = sum(p.nbytes for p in trainable)
+    number_bytes = max((p.element_size() for p in trainable), default=4)
     num_bytes = sum(p.nbytes for p in model.parameters())
     if not is_adapted(model):
         return SavedSize(num_bytes, trained, number_bytes=number_bytes)
@@ -73,9 +74,9 @@ def save_model(model: Any, directory: Path, mode: str = "ADAPTER_ONLY") -> None:
 
     Args:
         model: A transformers model, or one with an adapter.
-        directory: Where to; made if it is missing.
-        mode: For an adapter: `ADAPTER_ONLY`, `ADAPTER_AND_BASE_MODEL` (the untouched base in `base/`), or
-            `MERGED` (one plain model, and the adapter in `adapter/`).
+        directory: Target directory, created if it is missing.
+        mode: For an adapter: `ADAPTER_ONLY`, `ADAPTER_AND_BASE_MODEL` (also the unchanged base, in `base/`), or
+            `MERGED` (a plain model, and the adapter in `adapter/`).
     """
     directory.mkdir(parents=True, exist_ok=True)
     if not is_adapted(model):
@@ -94,5 +95,5 @@ def _save_adapter(model: Any, directory: Path) -> None:
     model.save_pretrained(directory)
     (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     path = directory / "adapter_config.json"
-    # By name, so that two adapters can be compared as text.
+    # Sorted by key, so that two adapters can be compared as text.
     path.write_text(json.dumps(json.loads(path.read_text()), indent=2, sort_keys=True) + "\n")

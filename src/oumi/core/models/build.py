@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model that a run trains: all of its weights, or an adapter on it."""
+"""Builds the model that a run trains: all of its weights, or an adapter on it."""
 
 from __future__ import annotations
 
@@ -19,22 +19,27 @@ _CACHE_LINE = 64
 
 
 def build_model(plan: Plan, device: torch.device, checkpoint: Path | None = None) -> Any:
-    """Returns the model as it was at the checkpoint, or as the plan names it; a named adapter is trained further."""
+    """Returns the model of a checkpoint, or else the model of the plan, whose adapter, if any, is trained further.
+
+    Raises:
+        ConfigError: The attention of the plan does not run on a CPU.
+    """
     if plan.device == "cpu" and plan.model.attention not in FLAT_ATTENTIONS:
         raise ConfigError(f"model.attn_implementation: {plan.model.attention} trains on a GPU only; sdpa is for all")
     is_full = plan.lora is None and plan.model.adapter is None
     model = load_model(plan.model, device, weights_from=checkpoint if is_full else None)
-    adapter = checkpoint or plan.model.adapter  # a checkpoint of an adapter holds no weights of its base
+    # The checkpoint of an adapter has no weights of the base model, so those always come from the plan.
+    adapter = checkpoint or plan.model.adapter
     if not is_full and adapter is not None:
         revision = None if checkpoint else plan.model.adapter_revision
         return load_adapter(model, adapter, is_trained=True, revision=revision)
     if plan.lora is None:
         for parameter in model.parameters():
-            # A weight lies anywhere in the file that it is mapped from; vectors read it faster from a cache line on.
+            # A weight that is mapped from a file has an arbitrary offset. Vector loads are faster from an aligned copy.
             if parameter.requires_grad and parameter.device.type == "cpu" and parameter.data_ptr() % _CACHE_LINE:
                 parameter.data = parameter.data.clone()
         return model
-    # Random weights have no name; the config sees to it that they are saved.
+    # An adapter names the base to load. Random weights have no name, and the plan saves them in `base`.
     return add_lora(model, plan.lora, plan.model.name if plan.model.pretrained else str(plan.output_dir / "base"))
 
 
@@ -42,7 +47,7 @@ def build_model(plan: Plan, device: torch.device, checkpoint: Path | None = None
 def load_weights(model: Any, plan: Plan, checkpoint: Path) -> None:
     """Copies the weights of a checkpoint into a model of the same plan, in place.
 
-    They are loaded as a model of their own first, since files may name and fuse weights otherwise than the model does.
+    They are first loaded into a second model, since files may name and fuse weights in another way than the model.
     """
     loaded = build_model(plan, model.device, checkpoint).state_dict()
     for name, tensor in model.state_dict().items():

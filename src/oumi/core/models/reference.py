@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model as it was before the training, for methods that compare with it."""
+"""The model before training, for methods that compare with it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,36 +16,33 @@ from oumi.core.plan.parts import Plan
 
 
 def build_reference(plan: Plan, device: torch.device, model: Any) -> Callable[[Batch], Prediction]:
-    """Returns what gives the predictions of the model as the plan names it, before any step.
+    """Returns a function that computes the predictions of the model as the plan names it, before any step.
 
-    Below an adapter of this run the weights stay as they are, so the model itself answers with its adapter disabled.
-    Otherwise a frozen copy is loaded.
+    If this run adds a new adapter, the reference is the model in training with its adapter disabled, since its base
+    weights do not change. Otherwise it is a frozen copy.
 
     Args:
-        plan: Of the run.
-        device: Of the copy.
+        plan: The plan of the run.
+        device: Device of the copy.
         model: The model in training, as the loop calls it.
     """
     if plan.lora is not None and plan.model.adapter is None:
+        reference, context = model, model.inner.disable_adapter
+    else:
+        # With the same seed, a model with random weights begins with the weights that the run began with.
+        with torch.random.fork_rng():
+            torch.manual_seed(plan.seed)
+            reference = accelerate(build_model(plan, device).requires_grad_(False), plan)
+        context = nullcontext
 
-        def without_adapter(batch: Batch) -> Prediction:
-            was_training = model.training
-            model.eval()  # no dropout: the reference is one model, not a random one
-            try:
-                with torch.no_grad(), model.inner.disable_adapter():
-                    prediction: Prediction = model(batch)
-                    return prediction
-            finally:
-                model.train(was_training)
+    def predict(batch: Batch) -> Prediction:
+        was_training = reference.training
+        reference.eval()  # no dropout: the reference is deterministic
+        try:
+            with torch.no_grad(), context():
+                prediction: Prediction = reference(batch)
+                return prediction
+        finally:
+            reference.train(was_training)
 
-        return without_adapter
-    with torch.random.fork_rng():
-        torch.manual_seed(plan.seed)  # random weights are those that the run began with
-        copy = accelerate(build_model(plan, device).requires_grad_(False), plan).eval()
-
-    def frozen(batch: Batch) -> Prediction:
-        with torch.no_grad():
-            prediction: Prediction = copy(batch)
-            return prediction
-
-    return frozen
+    return predict

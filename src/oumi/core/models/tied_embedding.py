@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of a tied model, which is embedding and head in one: its gradient is made once.
+"""The shared weight of a tied embedding and head, whose gradient is allocated once.
 
-autograd makes a gradient of the size of the table for the head, another for the embedding, which moves a few rows of
-it, and their sum. Here the head's gradient passes the embedding on its way back, which adds its rows to it.
+Autograd allocates a gradient of the size of the table for the head, another one for the embedding, although only a few
+of its rows are not zero, and their sum. Here the head's gradient flows back through the embedding, which adds its rows
+to it in place.
 
 Shape letters: T tokens, V vocabulary, d hidden size.
 """
@@ -16,16 +17,16 @@ import torch.nn.functional as F  # noqa: N812
 
 
 class TiedTable:
-    """Stands in for the embedding of a model, and keeps the table for the head of the same forward pass."""
+    """Replaces the forward pass of an embedding, and keeps the table for the head of the same forward pass."""
 
     def __init__(self, embedding: torch.nn.Embedding) -> None:
         self._embedding = embedding
         self._table_Vd: torch.Tensor | None = None
-        # Only the forward: the module, its weight and what is saved stay as they are.
+        # Only the method is replaced, so the module, its weight and the names in a state dict stay.
         embedding.forward = self._rows  # type: ignore[method-assign]
 
     def take(self) -> torch.Tensor | None:
-        """Returns the table for the head and forgets it, None if no gradient is computed."""
+        """Returns the table for the head and releases it, None if no gradient is computed."""
         table_Vd, self._table_Vd = self._table_Vd, None
         return table_Vd
 
@@ -38,21 +39,24 @@ class TiedTable:
 
 
 def may_tie(embedding: Any, head: torch.nn.Linear) -> bool:
-    """Returns True for the plain embedding of a model on a CPU whose weight is the head's, and is trained.
+    """Returns True for a plain embedding on a CPU that shares its trained weight with the head.
 
-    On a GPU, rows would be added in any order. A model on the meta device counts as one that will be on the CPU.
+    On a GPU, `index_add_` adds rows in an undefined order. The meta device counts as a CPU, where the model will be.
     """
     weight = head.weight
     is_plain = isinstance(embedding, torch.nn.Embedding) and type(embedding).forward is torch.nn.Embedding.forward
     if not is_plain or embedding.weight is not weight or not weight.requires_grad:
         return False
-    # Such embeddings change their table on the way, or scale or store its gradient differently.
-    is_odd = embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse
-    return weight.device.type in ("cpu", "meta") and not is_odd
+    # These options change the table in the forward pass, scale its gradient by frequency, or make it sparse.
+    has_options = embedding.max_norm is not None or embedding.scale_grad_by_freq or embedding.sparse
+    return weight.device.type in ("cpu", "meta") and not has_options
 
 
 class _Rows(torch.autograd.Function):
-    """Returns rows of a table, and the table."""
+    """Returns the rows of a table for some tokens, and the table itself as the head's weight.
+
+    The second output makes autograd pass the head's gradient to `backward` instead of adding it up elsewhere.
+    """
 
     @staticmethod
     def forward(
@@ -67,7 +71,7 @@ class _Rows(torch.autograd.Function):
         (tokens,) = ctx.saved_tensors
         d_rows, d_table_Vd = upstream
         tokens_T, d_rows_Td = tokens.flatten(), d_rows.flatten(0, -2)
-        if ctx.padding is not None:  # its row is not trained as an embedding
+        if ctx.padding is not None:  # as in torch, an embedding does not train its padding row
             d_rows_Td = d_rows_Td * (tokens_T != ctx.padding)[:, None]
-        # Nobody else holds the head's gradient: it was made for here.
+        # In place is safe: nothing else holds the head's gradient, which was allocated for this node.
         return None, d_table_Vd.index_add_(0, tokens_T, d_rows_Td.to(d_table_Vd.dtype)), None

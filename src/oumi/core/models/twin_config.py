@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The config of a shrunken model: the same switches, and sizes that fit each other as before."""
+"""The config of a shrunken model: the same switches, and small sizes that are consistent with each other."""
 
 from __future__ import annotations
 
@@ -33,30 +33,32 @@ SIZES: dict[str, tuple[str, ...]] = {
     "groups of a token": ("topk_group",),
     "vocabularies": ("vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size"),
 }  # fmt: skip
-"""How the configs of transformers name their sizes, by what they are sizes of."""
+"""The names of sizes in the configs of transformers, by their role."""
 _ROLES = {name: role for role, names in SIZES.items() for name in names}
 _LIMITS = {
     "dense layers": 1, "linear key heads": 2, "linear value heads": 4, "widths": 64, "inner widths": 64, "ranks": 32,
     "experts": 4, "experts of a token": 2, "groups of experts": 2, "groups of a token": 1, "vocabularies": 256,
 }  # fmt: skip
 _HEADS = 2
-"""Keys that heads share, and heads that share one, at most."""
+"""Maximum number of key heads, and of query heads per key head."""
 _WIDEST = 512
+_TOKEN_SUFFIXES = ("_token_id", "_token_ids", "_token_index")
 
 
 def levels_of(config: Any) -> list[Any]:
-    """Returns a config and those within it: of the text part, of the part that sees images."""
+    """Returns a config and all nested ones, such as those of the text part and the vision part."""
     parts = [value for value in vars(config).values() if isinstance(value, PreTrainedConfig)]
     return [config, *(level for part in parts for level in levels_of(part))]
 
 
 def size_of(config: Any, role: str) -> int:
     """Returns the first size of a role that a config names, 0 if there is none."""
+    # `type is int` excludes booleans. vars() skips attribute_map, through which one size would have several names.
     return next((size for name in SIZES[role] if type(size := vars(config).get(name)) is int), 0)
 
 
 def pattern_length(config: Any, num_layers: int) -> int:
-    """Returns how many layers have all the values that a config lists by layer; twice as many where layers share."""
+    """Returns how many layers contain every value of the config's per-layer lists; twice that if layers share keys."""
     lists = [value for value in vars(config).values() if isinstance(value, list) and value and type(value[0]) is str]
     by_layer = [value for value in lists if len(value) == size_of(config, "layers")]
     length = max([2, *(values.index(value) + 1 for values in by_layer for value in values)])
@@ -64,17 +66,18 @@ def pattern_length(config: Any, num_layers: int) -> int:
 
 
 def shrunken(config: Any, depth: int) -> Any:
-    """Returns a copy of a config whose sizes fit each other as they did, with `depth` layers at most."""
+    """Returns a copy of a config with at most `depth` layers and small sizes that keep their relations."""
     config = deepcopy(config)
-    # To be loaded in fewer bits is for weights of files; here they are drawn.
+    # Quantization applies to weights from files; here they are random.
     vars(config).pop("quantization_config", None)
     levels = levels_of(config)
     own_sizes = [_sizes_of_heads(level) for level in levels]
-    # A part names the width of another one that it hands on to; where two are alike, that of the text part counts.
+    # A part also names the width of the part that reads its output, so all levels share one table of widths. Where
+    # two parts have the same width, the text part decides.
     widths = {old: new for sizes in own_sizes for old, new in sizes["widths"].items()}
     widths |= _sizes_of_heads(config.get_text_config())["widths"]
     vocabulary = min(size_of(config.get_text_config(), "vocabularies"), _LIMITS["vocabularies"])
-    # Tokens for images and the like keep numbers of their own, at the end of the small vocabulary.
+    # Special tokens beyond the small vocabulary move to its end, each with an id of its own.
     beyond = sorted(token for token in set(special_tokens(levels)) if token >= vocabulary)
     tokens = {token: vocabulary - 1 - i for i, token in enumerate(reversed(beyond))}
     limits = {**_LIMITS, "layers": depth, "shared layers": depth // 2}
@@ -82,10 +85,10 @@ def shrunken(config: Any, depth: int) -> Any:
         renamed = {**sizes, "widths": {**widths, **sizes["widths"]}, "tokens": tokens}
         num_layers = size_of(level, "layers")
         for name, value in list(vars(level).items()):
-            role = "tokens" if _is_token(name) else _ROLES.get(name, "")
+            role = "tokens" if name.endswith(_TOKEN_SUFFIXES) else _ROLES.get(name, "")
             limit, own = limits.get(role), renamed.get(role, {})
             values = list(value) if isinstance(value, list | tuple) else [value]
-            if len(values) == num_layers and role != "tokens":  # one for each layer
+            if len(values) == num_layers and role != "tokens":  # one value per layer
                 values = values[:depth]
             smaller = [v if type(v) is not int else own.get(v, v if limit is None else min(v, limit)) for v in values]
             if isinstance(value, list | tuple):
@@ -96,32 +99,32 @@ def shrunken(config: Any, depth: int) -> Any:
 
 
 def _sizes_of_heads(config: Any) -> dict[str, dict[int, int]]:
-    """Returns what becomes of a config's numbers of heads and of its width; heads stay as wide, as rotations need it.
+    """Returns the small sizes by role and by original size: width, heads, key heads.
+
+    The size of a head stays, since rotary embeddings depend on it.
 
     Raises:
-        ValueError: Heads do not share keys evenly.
+        ValueError: The number of heads is not a multiple of the number of key heads.
     """
     width, heads = size_of(config, "widths"), size_of(config, "heads")
     if not heads:
         return {"widths": {width: min(width, _LIMITS["widths"])}}
     key_heads = size_of(config, "key heads") or heads
     if heads % key_heads:
-        raise ValueError(f"{heads} heads do not share {key_heads} key heads evenly")
+        raise ValueError(f"{heads} heads are not a multiple of {key_heads} key heads")
     few_keys = min(key_heads, _HEADS)
     few = few_keys * min(heads // key_heads, _HEADS)
     head_dim = vars(config).get("head_dim")
     narrow = few * (head_dim or width // heads)
-    if head_dim and (width != heads * head_dim or narrow > _WIDEST):  # then the width does not follow from the heads
+    # A config with `head_dim` may have a width that does not follow from its heads.
+    if head_dim and (width != heads * head_dim or narrow > _WIDEST):
         narrow = min(width, _LIMITS["widths"])
     return {"widths": {width: narrow}, "heads": {heads: few}, "key heads": {key_heads: few_keys}}
 
 
-def _is_token(name: str) -> bool:
-    return name.endswith(("_token_id", "_token_ids", "_token_index"))
-
-
 def special_tokens(levels: list[Any]) -> Iterator[int]:
+    """Yields the ids of all special tokens that the configs name."""
     for level in levels:
         for name, value in vars(level).items():
-            if _is_token(name):
+            if name.endswith(_TOKEN_SUFFIXES):
                 yield from (token for token in (value if isinstance(value, list) else [value]) if type(token) is int)

@@ -56,5 +56,5 @@ def test_the_first_layers_compute_again(settings: dict[str, int], expected: list
 def test_a_model_that_cannot_says_so() -> None:
     model = tiny_llama()
     model.supports_gradient_checkpointing = False
-    with pytest.raises(ConfigError, match="enable_gradient_checkpointing: llama cannot; leave it out"):
+    with pytest.raises(ConfigError, match="enable_gradient_checkpointing: llama does not support it; leave it out"):
         recompute_layers(model, {"use_reentrant": False})

@@ -113,5 +113,5 @@ def test_a_model_without_known_layers_is_refused() -> None:
         def get_decoder(self) -> torch.nn.Module:
             return self
 
-    with pytest.raises(ConfigError, match=r"training\.compile: bare does not say what its layers are"):
+    with pytest.raises(ConfigError, match=r"training\.compile: bare does not name its layers"):
         compile_layers(Bare())

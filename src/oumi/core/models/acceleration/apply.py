@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan's means of speed, put to a model in the one order that works."""
+"""Applies the optimizations of a plan to a model, in the only order that works."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from oumi.core.plan.parts import Plan
 
 
 def accelerate(model: Any, plan: Plan) -> LanguageModel:
-    """Returns the model as it is trained: on flat batches if it may take them, with faster layers in place of its own.
+    """Returns the model for training, with faster layers, on flat batches if its attention supports them.
 
     Raises:
-        ConfigError: A package is missing, or the model has no place for what the plan names.
+        ConfigError: A package is missing, or the model does not support an optimization of the plan.
     """
     if plan.speed.liger:
         use_liger(model)
     if plan.speed.fused_layers:
         fuse_layers(model)
-    language_model = make_flat(model, plan.model.attention, plan.speed)  # tried before products are rounded to 8 bits
+    # Before fp8, whose rounding would hide whether flat batches give the same numbers.
+    language_model = make_flat(model, plan.model.attention, plan.speed)
     if plan.speed.fused_layers:
         language_model.tie()
     if plan.precision.fp8 is not None:
         use_fp8(model, plan.precision.fp8)
-    # The compiler last: what it compiled would not notice a later exchange.
+    # Last: compiled code would not see a module that is replaced later.
     if plan.speed.compile:
         compile_layers(model, plan.gradient_checkpointing)
     return language_model

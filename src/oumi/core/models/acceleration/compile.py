@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles the layers of a model, one by one."""
+"""Compiles each layer of a model on its own, so that all layers share one compilation."""
 
 from __future__ import annotations
 
@@ -19,46 +19,45 @@ _NORMS_BEHIND = ("post_feedforward", "post_mlp")
 
 
 def compile_layers(model: Any, recompute: Mapping[str, Any] | None = None) -> None:
-    """Lets each layer of the model's stack be compiled when it is first run.
+    """Makes each decoder layer compile on its first call, with dynamic shapes.
 
-    Layers share what is compiled, and it holds for batches of any length: it is compiled for
-    lengths that change, and attention within documents is left out of it.
+    The compiled code is valid for batches of any length: attention within documents runs uncompiled.
 
     Args:
-        model: Of transformers, with or without an adapter.
-        recompute: Arguments of gradient checkpointing, where layers have it.
+        model: A transformers model, with or without an adapter.
+        recompute: Arguments of gradient checkpointing, for the layers that have it.
 
     Raises:
-        ConfigError: The model does not say what its layers are.
+        ConfigError: The model does not name the class of its layers.
     """
     base = below_adapter(model)
-    # What must stay on one device is a layer of the stack; the decoder leaves out those of images.
+    # transformers names the layers in the list of modules that must not be split among devices. get_decoder() leaves
+    # out those of a vision part.
     kinds = set(base._no_split_modules or ())
     layers = [module for module in base.get_decoder().modules() if type(module).__name__ in kinds]
     if not layers:
-        raise ConfigError(f"training.compile: {base.config.model_type} does not say what its layers are; leave it out")
+        raise ConfigError(f"training.compile: {base.config.model_type} does not name its layers; leave it out")
     settings = {name: value for name, value in (recompute or {}).items() if name != NUM_RECOMPUTED}
-    for layer in layers:  # one by one, so that they share what is compiled
+    for layer in layers:
         if not getattr(layer, "gradient_checkpointing", False):
             layer.compile(dynamic=True)
             continue
         _keep_last_product_out(layer, base.get_input_embeddings().weight.shape[1])
         forward = type(layer).forward
-        if (
-            forward.__code__.co_name == "forward_with_checkpointing"
-        ):  # around the layer's own, from transformers 5.18 on
+        if forward.__code__.co_name == "forward_with_checkpointing":  # the wrapper of transformers >= 5.18
             forward = forward.__wrapped__  # type: ignore[attr-defined]
-        # The compiler does not see into the checkpointing of transformers, so ours takes its place.
+        # The compiler does not trace into the checkpointing of transformers, so `checkpoint` replaces it.
         layer.gradient_checkpointing = False  # type: ignore[assignment]  # a flag, of modules of transformers
         layer.forward = partial(checkpoint, torch.compile(MethodType(forward, layer), dynamic=True), **settings)
 
 
 def _keep_last_product_out(layer: torch.nn.Module, width: int) -> None:
-    """Leaves the last matrix of a layer's MLP uncompiled, if what it gives goes to the stream as it is.
+    """Leaves the last linear layer of an MLP uncompiled, if its output is added to the residual stream unchanged.
 
-    Nothing needs that product to be computed again, and what is not compiled stops once the rest is there: in a Llama
-    of 8B, a quarter of what would be computed again. Left as they are: MLPs of experts or with a norm behind, adapters,
-    8 bits, and 32 bits, of which mixed precision would keep narrow copies.
+    No gradient depends on that output. Recomputation stops early as soon as all saved tensors exist, but a compiled
+    graph always runs to its end, so this layer would be recomputed: a quarter of the recomputation in Llama 8B.
+    Excluded are mixtures of experts, MLPs followed by a norm, adapters, and weights in 8 bits or in 32 bits, of which
+    mixed precision would keep 16-bit copies.
     """
     named = [(name, module) for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)]
     name, last = named[-1] if named else ("", None)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of a layer whose gradients are written out: fewer passes over memory, and fewer tensors kept for them.
+"""Autograd functions for parts of a layer, with fewer passes over memory and fewer saved tensors.
 
-On a CPU without compilation, the operations between matrix products are bound by memory: autograd's way reads and
-writes each tensor several times. Shape letters: T tokens, d hidden size, F inner size, H heads, E head size.
+On a CPU without compilation, the operations between matrix products are bound by memory bandwidth, and autograd reads
+and writes each tensor several times. Shape letters: T tokens, d hidden size, F inner size, H heads, E head size.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class RmsNorm(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, weight_d: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
         x_Td = x.reshape(-1, x.shape[-1])
         scale_d = weight_d if offset == 0 else weight_d + offset
-        # The norm reads x once; its square, summed by hand, would be a tensor of the size of x.
+        # vector_norm reads x once, while x.square().mean() would allocate a tensor of the size of x.
         norm_T1 = torch.linalg.vector_norm(x_Td, dim=-1, keepdim=True)
         factor_T1 = norm_T1.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        # The normalized states are not kept: the backward pass has them from x and one factor a token.
+        # The normalized states are not saved: the backward pass recomputes them from x and one factor per token.
         ctx.save_for_backward(x_Td, scale_d, factor_T1)
         return torch.mul(x_Td, factor_T1).mul_(scale_d).view(x.shape)
 
@@ -35,23 +35,23 @@ class RmsNorm(torch.autograd.Function):
         x_Td, scale_d, factor_T1 = ctx.saved_tensors
         dy_Td = upstream[0].reshape(x_Td.shape)
         product_Td = x_Td * dy_Td
-        # Products of matrix and vector sum without a further tensor of the size of x.
+        # A matrix-vector product scales and sums without a further tensor of the size of x.
         d_weight = torch.mv(product_Td.t(), factor_T1[:, 0]) if ctx.needs_input_grad[1] else None
         if not ctx.needs_input_grad[0]:
             return None, d_weight, None, None
         along_T1 = torch.mv(product_Td, scale_d)[:, None] * factor_T1.pow(3) / x_Td.shape[1]
-        # The product is not needed any more: its memory takes the result.
+        # The result reuses the memory of the product, which is not needed any more.
         dx_Td = torch.mul(dy_Td, scale_d, out=product_Td).mul_(factor_T1).addcmul_(x_Td, along_T1, value=-1)
         return dx_Td.view(upstream[0].shape), d_weight, None, None
 
 
 class Linear(torch.autograd.Function):
-    """x W^T + b, whose products are taken by the faster library."""
+    """x W^T + b, by the library that is the fastest for each product (see `matmul.py`)."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight_oi: torch.Tensor, bias_o: torch.Tensor | None) -> torch.Tensor:
         x_Ti = x.reshape(-1, x.shape[-1])
-        # Where the weight is frozen, as below an adapter, its input need not be kept.
+        # The input is needed only for the gradient of the weight, so not below an adapter.
         ctx.save_for_backward(x_Ti if ctx.needs_input_grad[1] else None, weight_oi)
         y_To = forward_product(x_Ti, weight_oi)
         return (y_To if bias_o is None else y_To.add_(bias_o)).view(*x.shape[:-1], -1)
@@ -59,17 +59,17 @@ class Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x_Ti, weight_oi = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         dy_To = upstream[0].reshape(-1, len(weight_oi))
         return (
-            backward_product(dy_To, weight_oi).view(*upstream[0].shape[:-1], -1) if wants_x else None,
-            weight_product(dy_To, x_Ti) if wants_weight else None,
-            dy_To.sum(0) if wants_bias else None,
+            backward_product(dy_To, weight_oi).view(*upstream[0].shape[:-1], -1) if needs_x else None,
+            weight_product(dy_To, x_Ti) if needs_weight else None,
+            dy_To.sum(0) if needs_bias else None,
         )
 
 
 class GatedMlp(torch.autograd.Function):
-    """(act(x G^T) * (x U^T)) D^T, which keeps two inner tensors instead of four (SwiGLU, arXiv 2002.05202)."""
+    """(act(x G^T) * (x U^T)) D^T, which saves two inner tensors instead of four (SwiGLU, arXiv 2002.05202)."""
 
     @staticmethod
     def forward(
@@ -90,26 +90,27 @@ class GatedMlp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x_Td, g_TF, u_TF, gate_Fd, up_Fd, down_dF = ctx.saved_tensors
-        wants_x, wants_gate, wants_up, wants_down, _ = ctx.needs_input_grad
+        needs_x, needs_gate, needs_up, needs_down, _ = ctx.needs_input_grad
         dy_Td = upstream[0].reshape(-1, upstream[0].shape[-1])
-        # Activated and multiplied again: cheap next to the memory of keeping both.
+        # Recomputed, which is cheap compared with the memory for saving both.
         active_TF = ctx.activation.forward(g_TF)
-        d_down = weight_product(dy_Td, active_TF * u_TF) if wants_down else None
+        d_down = weight_product(dy_Td, active_TF * u_TF) if needs_down else None
         d_inner_TF = backward_product(dy_Td, down_dF)
+        # In place from here on: each product is the last use of the tensor that it overwrites.
         du_TF = active_TF.mul_(d_inner_TF)
         dg_TF = ctx.activation.backward(d_inner_TF.mul_(u_TF), g_TF)
-        dx_Td = backward_product(dg_TF, gate_Fd).add_(backward_product(du_TF, up_Fd)) if wants_x else None
+        dx_Td = backward_product(dg_TF, gate_Fd).add_(backward_product(du_TF, up_Fd)) if needs_x else None
         return (
             None if dx_Td is None else dx_Td.view(upstream[0].shape),
-            weight_product(dg_TF, x_Td) if wants_gate else None,
-            weight_product(du_TF, x_Td) if wants_up else None,
+            weight_product(dg_TF, x_Td) if needs_gate else None,
+            weight_product(du_TF, x_Td) if needs_up else None,
             d_down,
             None,
         )
 
 
 class Activation:
-    """An elementwise function and its gradient, which is written over the gradient that comes in."""
+    """An elementwise function and its gradient, which overwrites the incoming gradient."""
 
     def __init__(self, forward: Callable[[torch.Tensor], torch.Tensor], gradient: Any, **settings: str) -> None:
         self.forward = forward
@@ -117,7 +118,7 @@ class Activation:
         self._settings = settings
 
     def backward(self, upstream: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Returns upstream times the slope at x, in the memory of upstream."""
+        """Returns `upstream` times the derivative at `x`, in the memory of `upstream`."""
         result: torch.Tensor = self._gradient(upstream, x, **self._settings, grad_input=upstream)
         return result
 
@@ -130,36 +131,36 @@ GELU_TANH = Activation(
 
 
 class Rotate(torch.autograd.Function):
-    """Rotary position embedding (arXiv 2104.09864), which turns the halves of each head [1, H, T, E] by an angle."""
+    """Rotary position embedding (arXiv 2104.09864) that pairs the two halves of each head [1, H, T, E]."""
 
     @staticmethod
     def forward(ctx: Any, x_1HTE: torch.Tensor, cos_11TE: torch.Tensor, sin_11TE: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(cos_11TE, sin_11TE)
-        return _turned(x_1HTE, cos_11TE, sin_11TE)
+        return _rotated(x_1HTE, cos_11TE, sin_11TE)
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         cos_11TE, sin_11TE = ctx.saved_tensors
-        # The inverse of a rotation is that by the negative angle.
-        return _turned(upstream[0], cos_11TE, -sin_11TE), None, None
+        # The transpose of a rotation is the rotation by the negative angle.
+        return _rotated(upstream[0], cos_11TE, -sin_11TE), None, None
 
 
-def _turned(x_1HTE: torch.Tensor, cos_11TE: torch.Tensor, sin_11TE: torch.Tensor) -> torch.Tensor:
-    turned, half = cos_11TE.shape[-1], cos_11TE.shape[-1] // 2
-    # Written half by half, without the copy of swapped halves that transformers makes.
+def _rotated(x_1HTE: torch.Tensor, cos_11TE: torch.Tensor, sin_11TE: torch.Tensor) -> torch.Tensor:
+    rotary_dim, half = cos_11TE.shape[-1], cos_11TE.shape[-1] // 2
+    # Written half by half, without the copy of swapped halves that `rotate_half` of transformers allocates.
     result = torch.empty_like(x_1HTE)
     cos, sin = cos_11TE[..., :half], sin_11TE[..., :half]
-    first, second = x_1HTE[..., :half], x_1HTE[..., half:turned]
+    first, second = x_1HTE[..., :half], x_1HTE[..., half:rotary_dim]
     torch.mul(first, cos, out=result[..., :half]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=result[..., half:turned]).addcmul_(first, sin)
-    if turned < x_1HTE.shape[-1]:  # only the front of a head is turned
-        result[..., turned:] = x_1HTE[..., turned:]
+    torch.mul(second, cos, out=result[..., half:rotary_dim]).addcmul_(first, sin)
+    if rotary_dim < x_1HTE.shape[-1]:  # partial rotary embedding: the rest of a head has no position
+        result[..., rotary_dim:] = x_1HTE[..., rotary_dim:]
     return result
 
 
 def rotate(
     query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, unsqueeze_dim: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns query and key turned by their positions: what transformers calls `apply_rotary_pos_emb`."""
+    """Returns query and key with rotary embeddings, a replacement of `apply_rotary_pos_emb` of transformers."""
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return Rotate.apply(query, cos, sin), Rotate.apply(key, cos, sin)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a model may take flat batches: tried before it is trained."""
+"""Decides whether a model can train on flat batches, by a trial before training."""
 
 from __future__ import annotations
 
@@ -25,34 +25,41 @@ from oumi.core.types.example import Example, Source
 
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 _NARROW = 4
-"""Tokens of a window during the trial."""
+"""Tokens of an attention window during the trial."""
 _LENGTHS = (12, 1, 40)
 """Tokens of the documents that are compared; all but one are longer than the narrow window."""
 _FAR = 10_000
-"""A position as in a long document, where a model has so many."""
+"""First position of a second trial, as in a long document, if the model supports that many."""
 _NUM_EPS = 256
 _FASTEST = SpeedPlan()
 
 
 def make_flat(inner: Any, attention: str | None, speed: SpeedPlan = _FASTEST) -> LanguageModel:
-    """Returns the model on flat batches if that leaves its numbers unchanged, else on padded ones, and logs why.
+    """Returns the model on flat batches if its numbers do not change, otherwise on padded ones, and logs the reason.
 
-    Documents in one stream must give the logits that each gives alone by the model's own attention, and changing the
-    first must not move the others beyond rounding (the rows of a mixture of experts are multiplied in groups, whose
-    size the first document changes). This is tried on the models that `trial_models` yields.
+    Documents in one stream must give the same logits as each document alone with the model's own attention. Another
+    first document must not change the logits of the others beyond rounding. (There is some, since its length changes
+    how a mixture of experts groups its rows.) This is verified on the models that `trial_models` yields.
     """
     head = find_head(inner) if speed.fused_loss else None
-    reason = _reason_for_padding(inner, attention, speed)
     name = FLAT_EAGER if attention == "eager" else FLAT_SDPA
+    reason = ""
+    if attention not in FLAT_ATTENTIONS:
+        reason = f"model.attn_implementation {attention} does not separate documents"
+    elif not speed.flat_batches:
+        reason = "OUMI_WITHOUT names flat"
+    elif not below_adapter(inner)._supports_attention_backend:
+        reason = f"the attention of {inner.config.model_type} cannot be replaced"
     try:
-        # Nothing is run where neither a head nor flat batches are in question.
+        # Without a head and without flat batches there is nothing to verify, so no twin is built.
         for i, model in enumerate(trial_models(inner) if head or not reason else ()):
+            # A wrong head is dropped for good; a reason is final, too, but the next trial still verifies the head.
             trial_head = find_head(model) if head else None
             if trial_head is None or not makes_logits(trial_head, model):
                 head = trial_head = None
             reason = reason or try_flat(model, name, trial_head, first_position=_FAR if i else 0)
     except NoTrialError as error:
-        head, reason = None, reason or f"flat batches cannot be tried: {error}"
+        head, reason = None, reason or f"flat batches cannot be verified: {error}"
     if reason:
         logger.warning("batches are padded: %s", reason)
     else:
@@ -60,77 +67,74 @@ def make_flat(inner: Any, attention: str | None, speed: SpeedPlan = _FASTEST) ->
     return LanguageModel(inner, not reason, head)
 
 
-def _reason_for_padding(inner: Any, attention: str | None, speed: SpeedPlan) -> str:
-    """Returns why flat batches need not be tried, empty if they are to be."""
-    if attention not in FLAT_ATTENTIONS:
-        return f"model.attn_implementation {attention} does not separate documents"
-    if not speed.flat_batches:
-        return "OUMI_WITHOUT names flat"
-    if not below_adapter(inner)._supports_attention_backend:
-        return f"the attention of {inner.config.model_type} cannot be exchanged"
-    return ""
-
-
 def try_flat(model: Any, name: str, head: ModelHead | None, first_position: int = 0) -> str:
-    """Returns why flat batches give other numbers than the model's own attention, empty if they give the same."""
-    kind, own = model.config.model_type, model.config._attn_implementation
+    """Returns why flat batches give other numbers than the model's own attention, or "" if they are equal.
+
+    Args:
+        model: A model on which the trial runs; it is restored afterwards.
+        name: The attention of flat batches, by its registered name.
+        head: The head to compute logits with, None for the model's own.
+        first_position: Position of each document's first token.
+    """
+    kind, original = model.config.model_type, model.config._attn_implementation
     tokens = ordinary_tokens(model)
-    # A learned table of positions ends, and a document may not be longer.
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", 0)
-    lengths = [min(length, most or length) for length in _LENGTHS]
-    first_position = max(min(first_position, most - max(lengths)), 0)
+    # A learned table of positions limits the length of a document.
+    max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", 0)
+    lengths = [min(length, max_positions or length) for length in _LENGTHS]
+    first_position = max(min(first_position, max_positions - max(lengths)), 0)
     documents = [_document(tokens, length, 3 * i) for i, length in enumerate(lengths)]
     try:
         with _narrow(model), trial(model):
             alone = []
             for document in documents:
                 document_1S = torch.tensor(document.tokens, dtype=torch.long, device=model.device)[None]
-                places = torch.arange(document_1S.shape[1], device=model.device)[None] + first_position
-                # As most often: without positions, where the model counts by itself.
-                inputs = {"position_ids": places} if first_position else {}
+                positions_1S = torch.arange(document_1S.shape[1], device=model.device)[None] + first_position
+                # From position 0 the model counts by itself, so that the trial covers its own numbering.
+                inputs = {"position_ids": positions_1S} if first_position else {}
                 alone.append(logits_of(model, document_1S, **inputs)[:-1])
             expected = torch.cat(alone)
             _set_attention(model, name)
             flat, results = LanguageModel(model, True, head), []
-            for start in (0, 11):  # another first document, which must not move the others
+            for start in (0, 11):  # two different first documents, neither of which may change the others
                 batch = collate([_document(tokens, 5, start), *documents]).to(model.device)
                 batch = replace(batch, positions=batch.positions + first_position)
                 results.append(flat(batch).logits()[-len(expected) :])
-    except TypeError:  # by `flat_attention`, or by a layer that takes no further arguments
-        return f"the layers of {kind} do not pass on where documents begin"
+    except TypeError:  # from `flat_attention`, or from a layer without **kwargs
+        return f"the layers of {kind} do not pass `documents` to the attention"
     finally:
-        _set_attention(model, own)
-    # Several layers with large weights make more of a rounding than a single part does.
+        _set_attention(model, original)
+    # A larger tolerance than for a single module: several layers with large weights amplify rounding.
     if is_close(results[0], expected, _NUM_EPS) and is_close(results[0], results[1], _NUM_EPS):
         return ""
     return f"the attention of {kind} is not causal within a document and a window"
 
 
 def _set_attention(inner: Any, name: str) -> None:
-    """Sets the attention among tokens; that among the parts of an image stays as it is."""
+    """Sets the attention of the text part; a vision part keeps its own."""
     inner.set_attn_implementation({"text_config": name} if "text_config" in inner.config.sub_configs else name)
 
 
 @contextmanager
 def _narrow(model: Any) -> Iterator[None]:
-    """Makes windows and chunks so small that a short document is longer than they are."""
-    before = [
+    """Reduces attention windows and chunks in the context, so that short documents are longer than they are."""
+    # Layers copy the setting from the config when they are built, so both have it.
+    original = [
         (holder, name, value)
         for holder in (model.config, *model.modules())
         for name in _WINDOWS
         if isinstance(value := getattr(holder, name, None), int)
     ]
     try:
-        for holder, name, value in before:
+        for holder, name, value in original:
             setattr(holder, name, min(value, _NARROW))
         yield
     finally:
-        for holder, name, value in before:
+        for holder, name, value in original:
             setattr(holder, name, value)
 
 
 def _document(vocabulary: list[int], length: int, start: int) -> Example:
-    # Neighbors that differ, and repeat late: 7 has no factor in common with most vocabularies.
-    places = np.arange(start, start + length) * 7 % len(vocabulary)
-    tokens = np.array(vocabulary, dtype=np.int32)[places]
+    # Neighbors differ and the sequence repeats late, since 7 is coprime with the sizes of most vocabularies.
+    indices = np.arange(start, start + length) * 7 % len(vocabulary)
+    tokens = np.array(vocabulary, dtype=np.int32)[indices]
     return Example(tokens, np.ones(length, dtype=np.bool_), Source("", "", 0))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Matrix products of a model's layers in 8-bit floating point, by torchao (arXiv 2209.05433)."""
+"""Matrix products of a model's layers in 8-bit floating point, through torchao (arXiv 2209.05433)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from oumi.core.plan.choices import NO_LARGE_LAYER, gains_by_fp8
 
 
 def use_fp8(model: Any, recipe: str) -> None:
-    """Lets each layer that is large enough to gain multiply in 8 bits; weights and gradients stay what they were.
+    """Makes each linear layer that is large enough to gain multiply in 8 bits; weights and gradients keep their dtype.
 
-    The head and adapters are left alone. Without a GPU the rounding is the same, and nothing is faster.
+    The head and adapters are not changed. Without a GPU the rounding is emulated, without any gain in speed.
 
     Args:
-        model: Of transformers, with or without an adapter.
-        recipe: Of torchao; `rowwise_with_gw_hp` leaves the gradients of weights in bfloat16.
+        model: A transformers model, with or without an adapter.
+        recipe: Recipe of torchao; `rowwise_with_gw_hp` computes the gradients of weights in bfloat16.
 
     Raises:
         ConfigError: torchao is not installed, or no layer is large enough.
@@ -29,11 +29,11 @@ def use_fp8(model: Any, recipe: str) -> None:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError as error:
         raise ConfigError("training.fp8_recipe: needs: pip install 'oumi[narrow]'") from error
-    # The inner dimension of a weight's gradient is the number of tokens, which need be no multiple of 16.
+    # The inner dimension of a weight gradient is the number of tokens, which need not be a multiple of 16.
     settings = replace(
         Float8LinearConfig.from_recipe_name(recipe), pad_inner_dim=True, emulate=model.device.type != "cuda"
     )
-    # The head is left out: its rounding would go straight into the loss.
+    # Without the head: its rounding would directly change the loss.
     decoder = below_adapter(model).get_decoder()
 
     def gains(module: torch.nn.Module, name: str) -> bool:

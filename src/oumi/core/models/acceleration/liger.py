@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Liger's kernels for a GPU in place of a model's own norms and MLPs (arXiv 2410.10989)."""
+"""Replaces the norms and MLPs of a model by Liger's GPU kernels (arXiv 2410.10989)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from oumi.core.models.adapters import below_adapter
 
 
 def check_liger(model: Any) -> None:
-    """Raises ConfigError if Liger is not installed, or has no kernels for this kind of model."""
+    """Raises ConfigError if Liger is not installed, or has no kernels for this model type."""
     try:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN as KINDS
     except ImportError as error:
@@ -22,17 +22,17 @@ def check_liger(model: Any) -> None:
 
 
 def use_liger(model: Any) -> None:
-    """Exchanges norms and MLPs of this model alone; the loss stays ours.
+    """Replaces the norms and MLPs of this model only; the loss is not changed.
 
     Raises:
-        ConfigError: As `check_liger`.
+        ConfigError: See `check_liger`.
     """
     check_liger(model)
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
     base = below_adapter(model)
-    home = vars(sys.modules[type(base).__module__])
-    before = dict(home)
-    # A rotation could only be exchanged for all models of the process.
+    namespace = vars(sys.modules[type(base).__module__])
+    original = dict(namespace)
+    # Not rope: its function is global, so all models of the process would change.
     _apply_liger_kernel_to_instance(model=base, rope=False, cross_entropy=False, fused_linear_cross_entropy=False)
-    home.update(before)  # it also puts its classes there, for models that are made later
+    namespace.update(original)  # Liger also replaces classes in the module, for models that are built later

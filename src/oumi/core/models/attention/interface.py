@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Causal attention within each document of a flat batch, through the attention interface of transformers.
 
-Shape letters: T tokens, H query heads, K key heads, E head size, S tokens of one document; in place of the 1 in front
-stands the number of documents where they are of one length.
+Shape letters: T tokens, H query heads, K key heads, E head size, S tokens of one document. If all documents have the
+same length, the leading 1 becomes the number of documents.
 """
 
 from __future__ import annotations
 
 import inspect
 from contextlib import nullcontext
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -26,30 +25,30 @@ from oumi.core.models.attention.scored import Scoring, attention_by_definition, 
 
 _LARGEST_HEAD = 256
 _FEWEST_FOR_CUDNN = 512
-"""Tokens of a document; cuDNN prepares a kernel for each size that it meets."""
+"""Minimum tokens of a document for cuDNN, which builds a kernel for each new shape."""
 _QUERIES = 256
-"""Of a document that is longer than a layer's window, so many at a time."""
+"""Queries per block of a document that is longer than a layer's window."""
 _BY_SPEED = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-_ASKS_FOR_GQA = "enable_gqa" in inspect.signature(varlen_attn).parameters
-"""From torch 2.12 on; before, the kernel always lets several queries share a key."""
+_HAS_GQA_OPTION = "enable_gqa" in inspect.signature(varlen_attn).parameters
+"""From torch 2.12 on; before, grouped query heads need no option."""
 FLAT_SDPA = "oumi_flat_fused"
 FLAT_EAGER = "oumi_flat_eager"
 
 
 class Documents:
-    """Where the documents of the batch at hand begin; one object, filled anew for each batch.
+    """The offsets of the documents in the current batch; one object, updated in place for each batch.
 
-    Layers hand it on as it is: were the offsets handed on themselves, compiled layers would be compiled anew for
-    every batch.
+    Layers pass it through as an opaque object. With the offsets as an argument, torch.compile would recompile the
+    layers for every batch.
     """
 
     offsets: tuple[int, ...] = ()
-    """Where each document begins, and where the last one ends [D + 1]."""
+    """Start of each document, and end of the last one [D + 1]."""
     longest: int = 0
     """Tokens of the longest document."""
     _on_device: torch.Tensor | None = None
@@ -58,21 +57,21 @@ class Documents:
         self._masks: dict[int | None, BlockMask] = {}
 
     def fill(self, offsets: tuple[int, ...]) -> None:
-        """Takes the documents of the next batch."""
+        """Sets the documents of the next batch, and drops what was computed for the last one."""
         self.offsets = offsets
         self.longest = max((b - a for a, b in pairwise(offsets)), default=0)
         self._on_device = None
         self._masks = {}
 
     def on_device(self, device: torch.device) -> torch.Tensor:
-        """Returns the offsets as int32 on a device: sent once for all layers, and not waited for."""
+        """Returns the offsets as int32 on a device, copied once for all layers."""
         if self._on_device is None:
-            # Pinned, since a copy from other memory would make the host wait.
+            # Pinned, since a copy from pageable memory blocks the host.
             self._on_device = torch.tensor(self.offsets, dtype=torch.int32).pin_memory().to(device, non_blocking=True)
         return self._on_device
 
     def mask(self, window: int | None, device: torch.device) -> BlockMask:
-        """Returns who sees whom within a window of so many tokens, None for all before: made once for all layers."""
+        """Returns the mask of a window in tokens (None: unlimited), computed once for all layers."""
         if window not in self._masks:
             self._masks[window] = documents_mask(self.offsets, window, device)
         return self._masks[window]
@@ -87,21 +86,24 @@ def flat_attention(
     attention_mask: torch.Tensor | None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Returns attention [1, T, H, E] in which each token sees its own document up to itself.
+    """Returns attention [1, T, H, E] in which each token sees itself and those before it in its document.
 
-    `settings` are what the model's layer passes: `scaling`, `dropout`, `sliding_window`, `softcap`,
-    attention sinks `s_aux`, and our `documents`. It is not compiled: how many documents there are changes.
+    `settings` are the arguments of the model's layer: `scaling`, `dropout`, `sliding_window`, `softcap`, attention
+    sinks `s_aux`, and our `documents`. Not compiled, since it branches on the number and lengths of the documents.
 
     Raises:
-        TypeError: The model's layers do not pass on the offsets.
+        TypeError: The model's layers do not pass `documents` through.
     """
     documents = settings.get("documents")
     if documents is None:
         raise TypeError(f"{type(module).__name__} was not passed `documents`")
-    inputs = _in_common_dtype(query_1HTE, key_1KTE, value_1KTE)
-    device, dropout, sinks_H = inputs[0].device, settings.get("dropout"), settings.get("s_aux")
+    device, dropout, sinks_H = query_1HTE.device, settings.get("dropout"), settings.get("s_aux")
+    inputs: Inputs = (query_1HTE, key_1KTE, value_1KTE)
+    if torch.is_autocast_enabled(device.type):  # a rotation in float32 leaves queries and keys wider than values
+        dtype = torch.get_autocast_dtype(device.type)
+        inputs = (query_1HTE.to(dtype), key_1KTE.to(dtype), value_1KTE.to(dtype))
     is_eager = module.config._attn_implementation == FLAT_EAGER
-    # No kernel of SDPA alters the score matrix itself.
+    # SDPA computes neither softcaps nor sinks.
     needs_scores = is_eager or settings.get("softcap") is not None or sinks_H is not None
     if needs_scores and not is_eager and not dropout:
         scoring = _scoring(inputs[0], settings)
@@ -114,34 +116,26 @@ def flat_attention(
     by_cudnn = False
     if not needs_scores and not dropout and _has_varlen_kernel(inputs[0]):
         # On an H200, cuDNN took 0.54 to 0.65 of FlashAttention 2's time, forward and backward, at 4,096 tokens.
-        by_cudnn = is_even and sees_all and documents.longest >= _FEWEST_FOR_CUDNN and _has_fast_cudnn()
+        has_fast_cudnn = torch.version.hip is None and torch.cuda.get_device_capability() >= (9, 0)
+        by_cudnn = is_even and sees_all and documents.longest >= _FEWEST_FOR_CUDNN and has_fast_cudnn
         if not by_cudnn:
             return _varlen(*inputs, documents, settings), None
-    if is_even and not needs_scores:  # as in joined texts: all documents by one call
+    if is_even and not needs_scores:  # documents as rows of one call, as with concatenated texts
         rows = (tensor.transpose(1, 2).unflatten(1, (-1, lengths[0]))[0].transpose(1, 2) for tensor in inputs)
-        # The other kernels stay allowed: cuDNN does not take heads of every size.
+        # The other kernels stay enabled, since cuDNN does not support every head size.
         with sdpa_kernel(_BY_SPEED, set_priority=True) if by_cudnn else nullcontext():
             return _fused(*rows, settings).transpose(1, 2).flatten(0, 1)[None], None
     if sees_all and not needs_scores and takes_cpu_kernel(*inputs):
         return DocumentAttention.apply(*inputs, documents.offsets, settings.get("scaling")), None
-    # What is left goes a document at a time, by whatever kernel the device has.
+    # The fallback for everything else: one document at a time.
     attend = _scored if needs_scores else _fused
     split = (tensor.split(lengths, dim=2) for tensor in inputs)
     parts = [attend(*document, settings) for document in zip(*split, strict=True)]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 
-def _in_common_dtype(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Inputs:
-    """Returns the inputs in the dtype of mixed precision, if it is on: a rotation leaves queries and keys wider."""
-    device = query.device.type
-    if not torch.is_autocast_enabled(device):
-        return query, key, value
-    dtype = torch.get_autocast_dtype(device)
-    return query.to(dtype), key.to(dtype), value.to(dtype)
-
-
 def _has_varlen_kernel(query_1HTE: torch.Tensor) -> bool:
-    """Returns True where one kernel of the GPU takes documents of any length: Ampere or newer, and 16 bits."""
+    """Returns True if FlashAttention supports the inputs: 16 bits, and a GPU of NVIDIA's Ampere or newer."""
     return (
         query_1HTE.is_cuda
         and query_1HTE.dtype in (torch.bfloat16, torch.float16)
@@ -149,11 +143,6 @@ def _has_varlen_kernel(query_1HTE: torch.Tensor) -> bool:
         and query_1HTE.shape[-1] <= _LARGEST_HEAD
         and torch.cuda.get_device_capability(query_1HTE.device) >= (8, 0)
     )
-
-
-@lru_cache(maxsize=1)
-def _has_fast_cudnn() -> bool:
-    return torch.cuda.is_available() and torch.version.hip is None and torch.cuda.get_device_capability() >= (9, 0)
 
 
 def _varlen(
@@ -165,7 +154,7 @@ def _varlen(
 ) -> torch.Tensor:
     """Returns attention [1, T, H, E] of all documents by one call of FlashAttention (arXiv 2307.08691)."""
     parts = [tensor[0].transpose(0, 1) for tensor in (query_1HTE, key_1KTE, value_1KTE)]
-    options: dict[str, Any] = {"enable_gqa": query_1HTE.shape[1] != key_1KTE.shape[1]} if _ASKS_FOR_GQA else {}
+    options: dict[str, Any] = {"enable_gqa": query_1HTE.shape[1] != key_1KTE.shape[1]} if _HAS_GQA_OPTION else {}
     offsets = documents.on_device(query_1HTE.device)
     window = _window(settings)
     return varlen_attn(
@@ -175,7 +164,8 @@ def _varlen(
         documents.longest,
         documents.longest,
         scale=settings.get("scaling"),
-        window_size=(-1 if window is None else window - 1, 0),  # the window of transformers counts the token itself
+        # The window of transformers includes the token itself, that of FlashAttention does not; -1 means no limit.
+        window_size=(-1 if window is None else window - 1, 0),
         **options,
     )[None]
 
@@ -183,11 +173,13 @@ def _varlen(
 def _fused(
     query_1HSE: torch.Tensor, key_1KSE: torch.Tensor, value_1KSE: torch.Tensor, settings: dict[str, Any]
 ) -> torch.Tensor:
+    """Returns attention [D, H, S, E] by SDPA, in blocks of queries for a document that is longer than the window."""
     window, length = _window(settings), query_1HSE.shape[2]
     if window is None or window >= length:
         return _sdpa(query_1HSE, key_1KSE, value_1KSE, None, settings)
+    # With one mask for the whole document, SDPA would also compute the many scores outside the window.
     parts = []
-    for block in blocks(length, window, _QUERIES):  # of a long document, most keys are before the window
+    for block in blocks(length, window, _QUERIES):
         mask = visible(block, window, query_1HSE.device)
         inputs = (query_1HSE[:, :, block.queries], key_1KSE[:, :, block.keys], value_1KSE[:, :, block.keys])
         parts.append(_sdpa(*inputs, mask, settings))
@@ -212,10 +204,10 @@ def _sdpa(
 def _scored(
     query_1HSE: torch.Tensor, key_1KSE: torch.Tensor, value_1KSE: torch.Tensor, settings: dict[str, Any]
 ) -> torch.Tensor:
-    """Returns attention with a layer's soft-capped scores and attention sinks, a block of queries at a time."""
+    """Returns attention [D, H, S, E] with soft-capped scores and attention sinks, a block of queries at a time."""
     scoring = _scoring(query_1HSE, settings)
     sinks_H, dropout = settings.get("s_aux"), settings.get("dropout")
-    if dropout:  # the backward pass of blocks would have to draw the same numbers again
+    if dropout:  # recomputing a block in the backward pass would need the same random numbers again
         return attention_by_definition(query_1HSE, key_1KSE, value_1KSE, sinks_H, scoring, dropout)
     return scored_attention(query_1HSE, key_1KSE, value_1KSE, sinks_H, scoring)
 
@@ -226,11 +218,12 @@ def _scoring(query_DHSE: torch.Tensor, settings: dict[str, Any]) -> Scoring:
 
 
 def _window(settings: dict[str, Any]) -> int | None:
-    """Returns how many tokens a token sees, itself among them, None where all before it are seen."""
+    """Returns the number of tokens that a token sees, including itself; None for no limit."""
+    # Layers without a window pass None, or 0.
     return settings.get("sliding_window") or None
 
 
 for _name in (FLAT_SDPA, FLAT_EAGER):
-    # No maker of masks goes with it: documents are kept apart by their offsets. transformers then makes none, and
-    # does not ask the device whether positions begin anew.
+    # Deliberately without an entry in AttentionMaskInterface. transformers then builds no mask, and does not look for
+    # packed documents in the positions, which would synchronize with the device.
     AttentionInterface.register(_name, flat_attention)

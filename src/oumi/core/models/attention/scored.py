@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Causal attention whose scores are soft-capped, or share their weight with attention sinks, which SDPA does not have.
+"""Causal attention with soft-capped scores or attention sinks, which SDPA does not support.
 
-Shape letters: D documents of one length, H query heads, K key heads, S tokens of a document, E head size; B queries of
-a block, N keys that they may see.
+Shape letters: D documents of one length, H query heads, K key heads, S tokens of a document, E head size, B queries of
+a block, N keys that are visible to any of them.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from oumi.core.plan.memory import block_queries
 
 @dataclass(frozen=True)
 class Scoring:
-    """How the scores of a layer become weights."""
+    """How a layer computes its attention weights."""
 
     scale: float
     softcap: float | None = None
     window: int | None = None
-    """Tokens that a token sees, itself among them."""
+    """Number of tokens that a token sees, including itself; None for no limit."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Queries that are scored together, and the keys that any of them sees."""
+    """Queries that are computed together, and the keys that any of them sees."""
 
     queries: slice
     keys: slice
@@ -43,7 +43,7 @@ def blocks(length: int, window: int | None, num_queries: int) -> Iterator[Block]
 
 
 def visible(block: Block, window: int | None, device: torch.device) -> torch.Tensor:
-    """Returns which query [row] sees which key [column] of a block: itself and those before it, within the window."""
+    """Returns the boolean mask [B, N] of a block: a query sees itself and the keys before it within the window."""
     queries = torch.arange(block.queries.start, block.queries.stop, device=device)
     keys = torch.arange(block.keys.start, block.keys.stop, device=device)
     distance = queries[:, None] - keys[None, :]
@@ -57,9 +57,9 @@ def scored_attention(
     sinks_H: torch.Tensor | None,
     scoring: Scoring,
 ) -> torch.Tensor:
-    """Returns attention [D, H, S, E] by its definition, of which no more than a block of scores is ever held.
+    """Returns attention [D, H, S, E], with the scores of only one block of queries in memory at a time.
 
-    The backward pass computes each block again from what each query summed up to, as FlashAttention does
+    The backward pass recomputes each block from the log-sum-exp of its queries, as FlashAttention does
     (arXiv 2205.14135).
     """
     return _ScoredAttention.apply(query_DHSE, key_DKSE, value_DKSE, sinks_H, scoring)  # type: ignore[no-any-return]
@@ -73,8 +73,10 @@ def attention_by_definition(
     scoring: Scoring,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """Returns the same with all scores of a document in one matrix, and dropout of the weights."""
-    # What tests compare with, and what trains where weights are dropped.
+    """Returns the same as `scored_attention` from the full score matrix, with dropout of the weights.
+
+    It is the implementation for attention dropout, and the reference of the tests.
+    """
     groups, length = query_DHSE.shape[1] // key_DKSE.shape[1], query_DHSE.shape[2]
     key_DHSE, value_DHSE = (part.repeat_interleave(groups, dim=1) for part in (key_DKSE, value_DKSE))
     scores_DHSS = query_DHSE @ key_DHSE.transpose(-1, -2) * scoring.scale
@@ -83,7 +85,7 @@ def attention_by_definition(
         scores_DHSS = scoring.softcap * torch.tanh(scores_DHSS / scoring.softcap)
     everything = Block(slice(0, length), slice(0, length))
     scores_DHSS = scores_DHSS.masked_fill(~visible(everything, scoring.window, scores_DHSS.device), float("-inf"))
-    if sinks_H is not None:  # one more column that takes weight and gives no value
+    if sinks_H is not None:  # a further column that takes weight and has no value
         column = sinks_H.reshape(1, -1, 1, 1).expand(len(scores_DHSS), -1, length, 1).to(scores_DHSS.dtype)
         scores_DHSS = torch.cat([scores_DHSS, column], dim=-1)
     weights = scores_DHSS.softmax(dim=-1).to(value_DHSE.dtype)[..., :length]
@@ -91,7 +93,10 @@ def attention_by_definition(
 
 
 class _ScoredAttention(torch.autograd.Function):
-    """Queries that share a key head form one matrix [D, K, H / K x B, E], so that no key is copied."""
+    """The implementation of `scored_attention`.
+
+    The queries that share a key head form one matrix [D, K, H / K x B, E], so keys are not repeated.
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any, sinks: Any, scoring: Scoring) -> torch.Tensor:
@@ -101,7 +106,14 @@ class _ScoredAttention(torch.autograd.Function):
             raw = _raw(_folded(query, key, block), key, block, scoring)
             scores = raw if scoring.softcap is None else raw.mul_(scoring.softcap)
             _hide(scores, float("-inf"), block, scoring)
-            highest, total = _exponentials(scores, sinks)
+            # A softmax in place, kept unnormalized: dividing the output instead is cheaper.
+            highest = scores.amax(-1, keepdim=True)
+            if sinks is None:
+                total = scores.sub_(highest).exp_().sum(-1, keepdim=True)
+            else:  # like a further key, which adds to the sum and has no value
+                column = sinks.to(scores.dtype).reshape(1, scores.shape[1], -1, 1, 1)
+                highest = torch.maximum(highest, column)
+                total = scores.sub_(highest).exp_().sum(-1, keepdim=True) + (column - highest).exp()
             sums = (scores.flatten(2, 3).to(value.dtype) @ value[:, :, block.keys]).unflatten(2, scores.shape[2:4])
             out[:, :, block.queries] = (sums / total).flatten(1, 2)
             sums_DHS[:, :, block.queries] = (highest + total.log()).squeeze(-1).flatten(1, 2)
@@ -113,9 +125,10 @@ class _ScoredAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Any) -> Any:  # type: ignore[override]
         query, key, value, sinks, out, sums_DHS = ctx.saved_tensors
         scoring: Scoring = ctx.scoring
-        # As in FlashAttention: the sum over a row of weights times their gradients follows from the output.
-        mean_DHS = (grad * out).sum(-1, dtype=sums_DHS.dtype)  # of the gradients of a query's weights
-        # A query belongs to one block, a key to several, whose parts are summed in wide numbers.
+        # The softmax backward needs sum(weights * their gradients) per query. As in FlashAttention, it equals
+        # sum(output * its gradient), so it is known before the blocks.
+        mean_DHS = (grad * out).sum(-1, dtype=sums_DHS.dtype)
+        # A query is in one block, a key may be in several, whose gradients are summed in at least float32.
         grad_query = torch.empty_like(query)
         grad_key, grad_value = (torch.zeros_like(tensor, dtype=sums_DHS.dtype) for tensor in (key, value))
         for block in _blocks_of(query, scoring):
@@ -126,7 +139,7 @@ class _ScoredAttention(torch.autograd.Function):
             _hide(weights, 0.0, block, scoring)
             grads = (own_grad @ value[:, :, block.keys].transpose(-1, -2)).to(raw.dtype).unflatten(2, raw.shape[2:4])
             grads.sub_(_column(mean_DHS, raw, block)).mul_(weights)
-            if scoring.softcap is not None:  # times the derivative of the hyperbolic tangent
+            if scoring.softcap is not None:  # the derivative of tanh is 1 - tanh^2, and `raw` is the tanh
                 grads.addcmul_(grads * raw, raw, value=-1)
             narrow = grads.flatten(2, 3).to(query.dtype)
             gradient = (narrow @ key[:, :, block.keys]).unflatten(2, raw.shape[2:4])
@@ -150,12 +163,12 @@ def _blocks_of(query_DHSE: torch.Tensor, scoring: Scoring) -> Iterator[Block]:
 
 
 def _folded(tensor_DHSE: torch.Tensor, key_DKSE: torch.Tensor, block: Block) -> torch.Tensor:
-    """Returns the rows of a block [D, K, H / K x B, E]."""
+    """Returns the queries of a block, or their gradients, grouped by key head [D, K, H / K x B, E]."""
     return tensor_DHSE[:, :, block.queries].unflatten(1, (key_DKSE.shape[1], -1)).flatten(2, 3)
 
 
 def _raw(own: torch.Tensor, key_DKSE: torch.Tensor, block: Block, scoring: Scoring) -> torch.Tensor:
-    """Returns the scores of a block [D, K, H / K, B, N]; with a cap, as parts of it."""
+    """Returns the scores of a block [D, K, H / K, B, N]; with a softcap, divided by it, so between -1 and 1."""
     scale = scoring.scale / (scoring.softcap or 1.0)
     scores = (own * scale) @ key_DKSE[:, :, block.keys].transpose(-1, -2)
     scores = scores.to(_wide(scores.dtype)).unflatten(2, (-1, block.queries.stop - block.queries.start))
@@ -163,7 +176,8 @@ def _raw(own: torch.Tensor, key_DKSE: torch.Tensor, block: Block, scoring: Scori
 
 
 def _hide(scores: torch.Tensor, value: float, block: Block, scoring: Scoring) -> None:
-    """Puts a value where a query does not see a key [..., B, N]: at keys after it, and at those before its window."""
+    """Fills scores [..., B, N] with a value in place where a query does not see a key."""
+    # Two small triangles, since only the last B keys can be after a query, and only the first ones before its window.
     queries, keys = block.queries, block.keys
     num_queries = queries.stop - queries.start
     after = torch.ones(num_queries, num_queries, dtype=torch.bool, device=scores.device).triu_(1)
@@ -175,23 +189,11 @@ def _hide(scores: torch.Tensor, value: float, block: Block, scoring: Scoring) ->
         scores[..., :num_before].masked_fill_(before, value)
 
 
-def _exponentials(scores: torch.Tensor, sinks_H: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Raises e to the scores [D, K, H / K, B, N] in place, less the highest of each query.
-
-    Returns those highest ones, and what each query sums up to, as [D, K, H / K, B, 1].
-    """
-    highest = scores.amax(-1, keepdim=True)
-    if sinks_H is None:
-        return highest, scores.sub_(highest).exp_().sum(-1, keepdim=True)
-    sinks = sinks_H.to(scores.dtype).reshape(1, scores.shape[1], -1, 1, 1)  # a key that takes weight and has no value
-    highest = torch.maximum(highest, sinks)
-    return highest, scores.sub_(highest).exp_().sum(-1, keepdim=True) + (sinks - highest).exp()
-
-
 def _column(tensor_DHS: torch.Tensor, scores: torch.Tensor, block: Block) -> torch.Tensor:
-    """Returns a number for each query of a block as [D, K, H / K, B, 1]."""
+    """Returns the values of a block's queries, to broadcast over scores [D, K, H / K, B, 1]."""
     return tensor_DHS[:, :, block.queries].unflatten(1, scores.shape[1:3]).unsqueeze(-1)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
+    # A softmax in 16 bits would lose precision; float64 stays.
     return torch.promote_types(dtype, torch.float32)
