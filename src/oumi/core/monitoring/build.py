@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds what shows and measures a run, the same for every trainer."""
+"""Builds the callbacks that measure and report a run, the same for every trainer."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from oumi.core.plan.parts import Plan
 
 
 def build_reporting(plan: Plan, efficiency: Efficiency) -> Reporting:
-    """Returns the callback that shows and keeps the measurements of a run."""
-    # The console comes first, so that a step is seen even where a tracker waits for its server.
+    """Returns the callback that passes the measurements of a run to the console, to files and to trackers."""
+    # The console comes first, so that a step is shown even while a tracker waits for its server.
     sinks: list[Sink] = [Console(plan.logs), MetricsFile(), *build_trackers(plan)]
     if plan.logs.step_times and plan.logs.telemetry_dir is not None:
         sinks.append(Telemetry(plan.logs.telemetry_dir))
@@ -30,10 +30,10 @@ def build_reporting(plan: Plan, efficiency: Efficiency) -> Reporting:
 
 
 def build_efficiency(plan: Plan, model: Any, has_full_head: bool) -> Efficiency:
-    """Returns the meter of a model's steps; measures the machine's peaks where no cache has them."""
+    """Returns the meter of a model's steps; measures the machine's peaks unless they are cached."""
     dtype = plan.precision.autocast or str(model.dtype).removeprefix("torch.")
     num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0) or 1
-    # Inside compiled code, and in kernels of Triton, torch's dispatcher sees no single operation.
+    # Compiled code and Triton kernels bypass torch's dispatcher, so their operations cannot be timed one by one.
     is_opaque = plan.speed.compile or plan.speed.liger or plan.model.attention == "flex_attention"
     mode = ComputeMode(
         has_full_head,

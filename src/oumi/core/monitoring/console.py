@@ -33,7 +33,7 @@ class Console(Sink):
         self._first_step = run.state.step
         self._epoch = int(run.state.epoch)
         if sys.stderr.isatty():
-            # Text and time alone: 80 columns have no room for a bar as well.
+            # Only text and remaining time: 80 columns have no room for a bar.
             columns = (TextColumn("{task.description}", markup=False), TimeRemainingColumn(compact=True))
             self._bar = Bar(*columns, console=Terminal(stderr=True))
             self._task = self._bar.add_task("training", total=run.plan.num_steps, completed=run.state.step)
@@ -46,7 +46,7 @@ class Console(Sink):
         if is_due(self._plan, run, self._epoch):
             logger.info("%s", text)
             if self._bar is None:
-                # Counted from where this process began; a resumed run took no time for the steps before.
+                # From the first step of this process: a resumed run did not spend time on earlier steps here.
                 num_steps = run.state.step - self._first_step
                 step_s = (time.perf_counter() - self._started) / max(num_steps, 1)
                 left_s = int(step_s * (run.plan.num_steps - run.state.step))
@@ -60,7 +60,7 @@ class Console(Sink):
     def note(self, text: str) -> None:
         logger.info("%s", text)
         if self._bar is not None:
-            self._bar.console.print(text, highlight=False)  # above the live line, which stays below
+            self._bar.console.print(text, highlight=False)  # above the live line, which a plain print would break
         else:
             print(text, file=sys.stderr, flush=True)
 
@@ -72,7 +72,7 @@ class Console(Sink):
 def step_line(record: Record, num_steps: int, extra: Sequence[str] = ()) -> str:
     """Returns a step as one line: step, loss, learning rate, speed, share of the machine's peak, memory.
 
-    The values named `extra` come last, so that a narrow terminal cuts off these first.
+    The values named `extra` come last, since a narrow terminal truncates the end.
     """
     peak = f"  {record['fraction_of_peak']:.0%} peak" if "fraction_of_peak" in record else ""
     return (
@@ -82,7 +82,13 @@ def step_line(record: Record, num_steps: int, extra: Sequence[str] = ()) -> str:
 
 
 def is_due(plan: LogPlan, run: Progress, epoch_before: int) -> bool:
-    """Returns True if the plan reports this step: every so many steps, after an epoch, the first and the last."""
+    """Returns True if the plan reports this step: at its interval, at the end of an epoch, the first or the last one.
+
+    Args:
+        plan: When to report.
+        run: The run after the step.
+        epoch_before: The number of complete epochs before the step.
+    """
     step = run.state.step
     if plan.every_steps and step % plan.every_steps == 0:
         return True

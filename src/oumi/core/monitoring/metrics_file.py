@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every record as a line of JSON, whatever else is enabled."""
+"""Writes every record as a line of JSON, whatever else is enabled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from oumi.core.monitoring.reporting import Record, Sink
 from oumi.core.run import Progress
 
 NAMES = ("metrics.jsonl", "metrics_rank0000.jsonl")
-"""The file, and the name under which Oumi's tools look for it: a link to the first."""
+"""The file, and a symbolic link to it with the name that Oumi's tools expect."""
 
 
 class MetricsFile(Sink):
@@ -25,10 +25,10 @@ class MetricsFile(Sink):
         self._path = Path()
 
     def start(self, run: Progress) -> None:
-        """Opens the file; a resumed run drops the lines of the steps that it takes again."""
+        """Opens the file; a resumed run drops the lines after its checkpoint, whose steps it repeats."""
         path = self._path = run.plan.output_dir / NAMES[0]
         lines = path.read_text().splitlines(keepends=True) if run.state.step and path.exists() else []
-        # Renamed into place, so that a kill in between leaves either all old lines or the kept ones.
+        # Renamed into place, so that a kill leaves either the old file or the new one.
         unfinished = path.with_suffix(".tmp")
         unfinished.write_text("".join(line for line in lines if _step_of(line) <= run.state.step))
         unfinished.replace(path)
@@ -50,7 +50,7 @@ class MetricsFile(Sink):
 
 
 def _step_of(line: str) -> float:
-    """Returns the step of a line; infinity for a line that a killed run left half-written, so that it is dropped."""
+    """Returns the step of a line; infinity for an incomplete line of a killed run, so that it is dropped."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The time of the parts of a step on the device: each kind of kernel, and the update."""
+"""Measures parts of a step on the device: each kind of kernel, and the update."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "addbmm", "linear", "attention", "
 
 
 class OpTimes(TorchDispatchMode):
-    """Context manager that adds up the seconds of every operation; on a GPU it waits for each."""
+    """Context manager that sums the seconds of all operations; on a GPU it synchronizes after each one."""
 
     def __init__(self) -> None:
         super().__init__()
         self.products_s = 0.0
-        """Of matrix products."""
+        """Seconds of matrix products."""
         self.others_s = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Before and after: a GPU runs behind Python, and the work of others would count for this operation.
+        # Before and after, since a GPU runs asynchronously: earlier operations would count for this one.
         _wait()
         started = time.perf_counter()
         result = func(*args, **(kwargs or {}))
@@ -39,7 +39,7 @@ class OpTimes(TorchDispatchMode):
 class UpdateTime:
     """Measures the seconds from the gradients to the end of the update.
 
-    On a GPU it never waits: there the result is that of the previous step, whose update is complete by then.
+    On a GPU it never synchronizes. Instead it returns the time of the previous step, whose update is complete by then.
     """
 
     def __init__(self, device: str) -> None:
@@ -48,21 +48,21 @@ class UpdateTime:
         self.begin()
 
     def begin(self) -> None:
-        """When the gradients are complete."""
+        """Marks the point at which the gradients are complete."""
         self._began, self._mark = time.perf_counter(), _mark(self._device)
 
     def end(self) -> float:
-        """Returns the seconds; call it after the update was started."""
+        """Returns the seconds of the update; call it after the update was launched."""
         mark = _mark(self._device)
         if self._mark is None or mark is None:
             return time.perf_counter() - self._began
         previous, self._previous = self._previous, (self._mark, mark)
-        # elapsed_time raises for an event that is not complete, and is in milliseconds.
+        # elapsed_time is in milliseconds, and raises for an event that is not complete.
         return previous[0].elapsed_time(previous[1]) / 1e3 if previous and previous[1].query() else 0.0
 
 
 def _mark(device: str) -> torch.cuda.Event | None:
-    """Returns an event behind the work queued on the GPU, None for other devices."""
+    """Returns an event after the work queued on the GPU, None for other devices."""
     if device != "cuda":
         return None
     mark = torch.cuda.Event(enable_timing=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns each step into one record, the same for every trainer, and passes it to the sinks."""
+"""Builds one record per step, the same for every trainer, and passes it to the sinks."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from oumi.core.system import host
 
 
 class Sink:
-    """Something that shows or keeps records. Override what you need."""
+    """A destination of records, such as the console or a file. All methods do nothing by default."""
 
     def start(self, run: Progress) -> None:
-        """Before the first step."""
+        """Called before the first step."""
 
     def step(self, run: Progress, record: Record, extra: Sequence[str]) -> None:
-        """After an optimizer step; `extra` names the values of the record that only this method or trainer has."""
+        """Called after an optimizer step; `extra` names the values that are specific to the method or trainer."""
 
     def measured(self, run: Progress, record: Record) -> None:
-        """After another measurement, such as the validation loss."""
+        """Called after another measurement, such as the validation loss."""
 
     def note(self, text: str) -> None:
-        """A message for the user."""
+        """Called with a message for the user."""
 
     def close(self) -> None:
-        """At the end, also when training failed."""
+        """Called at the end, also after an error."""
 
 
 class Reporting(Callback):
@@ -55,12 +55,13 @@ class Reporting(Callback):
         sizes = []
         for batch in micro_batches:
             lengths = batch.lengths
-            # A flat model computes the tokens alone; any other one pads every document to the longest.
+            # A flat model has no padding; any other one pads every document to the longest of the micro-batch.
             num_positions = sum(lengths) if run.model.is_flat else len(lengths) * max(lengths, default=0)
             sizes.append(MicroBatchSize(lengths, batch.num_targets, num_positions))
         self._efficiency.before_update(sizes)
 
     def step_end(self, run: Progress, report: StepReport) -> None:
+        # From the end of the last step to now, so including the time to fetch the rows.
         wall_s, cpu_s = time.perf_counter(), time.process_time()
         step_time_s, cpu_time_s = wall_s - self._wall_s, cpu_s - self._cpu_s
         self._wall_s, self._cpu_s = wall_s, cpu_s
@@ -80,23 +81,23 @@ class Reporting(Callback):
             "peak_memory_bytes": torch.cuda.max_memory_allocated() if has_gpu else host.peak_memory_bytes(),
             **self._efficiency.step_end(),
         }
-        record = {**report.extra, **values}  # where another trainer logs a name of ours, our value stands
+        record = {**report.extra, **values}  # our values take precedence over those of another trainer
         extra = tuple(name for name in report.extra if name not in values)
         run.metrics.update(record)
         for sink in self._sinks:
             sink.step(run, record, extra)
-        self._efficiency.wait()
+        self._efficiency.wait()  # time in the sinks does not count as waiting for data
 
     def measured(self, run: Progress, metrics: Mapping[str, float]) -> None:
         record = {"step": run.state.step, "epoch": run.state.epoch, **metrics}
         for sink in self._sinks:
             sink.measured(run, record)
-        self._restart()  # measuring is not part of the next step
+        self._restart()  # the next step does not include the evaluation
 
     def saved(self, run: Progress, checkpoint: Any) -> None:
         for sink in self._sinks:
             sink.note(f"step {run.state.step}: saved {checkpoint}")
-        self._restart()  # nor is saving
+        self._restart()  # nor the time to save
 
     def train_end(self, run: Progress) -> None:
         if text := self._efficiency.summary():

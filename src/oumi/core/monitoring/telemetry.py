@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Named timers of a run, and the files with them that Oumi's tools read."""
+"""Named timers of a run, and the files in which Oumi's tools read them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from oumi.core.monitoring.reporting import Record, Sink
 from oumi.core.run import Progress
 
 _NUM_SKIPPED_STEPS = 2
-"""The first steps warm up allocators and kernels, so their times do not represent the others."""
+"""The first steps warm up allocators and kernels, so their times are not representative."""
 
 
 class TelemetryTracker:
@@ -47,7 +47,7 @@ class TelemetryTracker:
 
     @contextmanager
     def cuda_timer(self, name: str) -> Iterator[None]:
-        """Measures the seconds that the GPU works on a block, and waits for it; does nothing without a GPU."""
+        """Measures the seconds of GPU work in a block, and synchronizes after it; does nothing without a GPU."""
         if not torch.cuda.is_available():
             yield
             return
@@ -57,7 +57,7 @@ class TelemetryTracker:
             yield
         finally:
             end.record()
-            # The time between two events exists only once the GPU has passed both.
+            # elapsed_time requires that the GPU has completed both events.
             torch.cuda.synchronize()
             self._cuda_timers[name].append(start.elapsed_time(end) / 1000.0)
 
@@ -125,7 +125,7 @@ class Telemetry(Sink):
             self._tracker.add("steps", record["step_time_s"])
 
     def close(self) -> None:
-        # Only now: a run that fails has timers too, and nobody reads them before.
+        # Written once at the end, also of a run that fails. Until then nothing reads them.
         self._directory.mkdir(parents=True, exist_ok=True)
         rank = f"rank{current_rank():04d}"
         for name, content in (

@@ -20,7 +20,7 @@ def build_trackers(plan: Plan) -> list[Sink]:
     trackers: list[Sink] = []
     if plan.logs.tensorboard_dir is not None:
         trackers.append(TensorBoard(plan))
-    # Packages are imported here, before the first step, so that a missing one costs no training time.
+    # Imported here, before training begins, so that a missing package fails early.
     if plan.logs.wandb:
         trackers.append(Wandb(plan, _import_package("wandb", "training.enable_wandb")))
     if plan.logs.mlflow:
@@ -29,7 +29,7 @@ def build_trackers(plan: Plan) -> list[Sink]:
 
 
 class _Tracker(Sink):
-    """Writes the records of the steps that the plan reports, names prefixed by `train/` or `eval/`."""
+    """Base class: selects the steps that the plan reports, and prefixes names by `train/` or `eval/`."""
 
     def __init__(self, plan: Plan, package: Any = None) -> None:
         self._plan = plan
@@ -50,7 +50,7 @@ class _Tracker(Sink):
 
 
 class TensorBoard(_Tracker):
-    """Event files in `tensorboard/`."""
+    """Writes event files to `tensorboard/`."""
 
     _writer: Any = None
 
@@ -58,14 +58,14 @@ class TensorBoard(_Tracker):
         from torch.utils.tensorboard import SummaryWriter
 
         self._epoch = int(run.state.epoch)
-        # A resumed run takes the steps after its checkpoint again; their old events would be shown twice.
+        # A resumed run repeats the steps after its checkpoint, whose old events would be shown as well.
         purge = run.state.step + 1 if run.state.step else None
         self._writer = SummaryWriter(str(self._plan.logs.tensorboard_dir), purge_step=purge)
 
     def write(self, values: Record, step: int) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
-        self._writer.flush()  # so that a page that is open shows the step now
+        self._writer.flush()  # by default, SummaryWriter flushes only every two minutes
 
     def close(self) -> None:
         if self._writer is not None:
@@ -73,7 +73,7 @@ class TensorBoard(_Tracker):
 
 
 class Wandb(_Tracker):
-    """A Weights & Biases run; its project is WANDB_PROJECT, `oumi` by default."""
+    """Logs to a Weights & Biases run in the project WANDB_PROJECT, `oumi` by default."""
 
     _run: Any = None
 
@@ -90,7 +90,7 @@ class Wandb(_Tracker):
 
 
 class Mlflow(_Tracker):
-    """An MLflow run: the active one, else a new one."""
+    """Logs to the active MLflow run, or to a new one if there is none."""
 
     _is_ours = False
 
@@ -103,12 +103,12 @@ class Mlflow(_Tracker):
         self._package.log_metrics(values, step=step)
 
     def close(self) -> None:
-        if self._is_ours:  # whoever began a run may want to log more to it
+        if self._is_ours:  # the owner of an active run may log more to it
             self._package.end_run()
 
 
 def _prefixed(prefix: str, record: Record) -> Record:
-    """Returns the values under names such as `train/loss` and `eval/loss`."""
+    """Returns the values with names such as `train/loss` and `eval/loss`."""
     return {f"{prefix}/{name.removeprefix('eval_')}": value for name, value in record.items() if name != "step"}
 
 

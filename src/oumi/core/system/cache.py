@@ -18,11 +18,11 @@ def cache_home() -> Path:
 
 
 def token_cache() -> Path:
-    """Returns the directory of token tables."""
+    """Returns the directory of cached tokens."""
     return cache_home() / "tokens"
 
 
 def digest_of_values(values: Mapping[str, Any]) -> str:
-    """Returns a digest of JSON values; other values are converted to text."""
-    # Sorted, so that the order in which a config names its keys makes no other digest.
+    """Returns a digest of JSON values, 32 hexadecimal digits; other values are converted to text."""
+    # Sorted, so that the digest does not depend on the order of keys.
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The environment of a run: packages, device, code and command line, without secrets. Imports no torch."""
+"""Describes the environment of a run: packages, device, code and command line, without secrets. Imports no torch."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ VARIABLES = (
     "WANDB_PROJECT",
     "WORLD_SIZE",
 )
-"""Environment variables that change what a run does."""
+"""Environment variables that affect a run."""
 
 
 def describe_environment(command: Sequence[str] | None = None) -> dict[str, Any]:
-    """Returns the facts needed to repeat a run elsewhere, as JSON values with secrets masked.
+    """Returns what is needed to reproduce a run elsewhere, as JSON values with secrets masked.
 
     Args:
-        command: The command line, that of this process by default.
+        command: The command line, by default that of this process.
     """
     return {
         "command": redact_command(sys.argv if command is None else command),
@@ -96,19 +96,19 @@ def describe_environment(command: Sequence[str] | None = None) -> dict[str, Any]
     }
 
 
-@cache  # some hundred files are read, a tenth of a second
+@cache  # reads hundreds of files, which takes 0.1 s
 def installed_packages() -> dict[str, str]:
     """Returns the version of every installed distribution, by name in alphabetical order."""
     packages = {}
     for distribution in distributions():
         name = (distribution.metadata["Name"] or "").lower().replace("_", "-")
-        if name and name not in packages:  # of duplicates, Python imports the first on the path
+        if name and name not in packages:  # of duplicates, Python imports the first one on the path
             packages[name] = distribution.version
     return dict(sorted(packages.items()))
 
 
 def list_gpus() -> list[dict[str, str]]:
-    """Returns the name, memory in MiB and driver of each NVIDIA GPU."""
+    """Returns the name, memory in MiB and driver of each NVIDIA GPU; empty without nvidia-smi."""
     fields = ("name", "memory_mib", "driver")
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
     return [dict(zip(fields, map(str.strip, line.split(",")), strict=False)) for line in _output(query).splitlines()]
@@ -116,27 +116,22 @@ def list_gpus() -> list[dict[str, str]]:
 
 def git_state(directory: Path) -> dict[str, Any] | None:
     """Returns commit, branch, remote, and whether files differ from the commit; None outside a git checkout."""
-    git = [
-        "git",
-        "-C",
-        str(directory),
-        "-c",
-        "core.fsmonitor=false",
-    ]  # which would run a program that the repository names
+    # Without fsmonitor, a setting by which a repository can name a program that git then runs.
+    git = ["git", "-C", str(directory), "-c", "core.fsmonitor=false"]
     commit = _output([*git, "rev-parse", "HEAD"])
     if not commit:
         return None
     return {
         "commit": commit,
         "branch": _output([*git, "rev-parse", "--abbrev-ref", "HEAD"]),
-        # Untracked files are left out: outputs and data beside the code would make every checkout look changed.
+        # Without untracked files: outputs and data beside the code would make every checkout look changed.
         "is_changed": bool(_output([*git, "status", "--porcelain", "--untracked-files=no"])),
         "remote": redact(_output([*git, "config", "--get", "remote.origin.url"])) or None,
     }
 
 
 def _output(command: Sequence[str]) -> str:
-    """Returns the standard output of a program, empty if it is missing, slow or fails."""
+    """Returns the standard output of a program; empty if it is missing, fails, or takes more than 10 s."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

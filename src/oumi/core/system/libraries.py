@@ -24,8 +24,9 @@ def quiet_libraries(log_level: str, device: str) -> None:
     transformers_logging.disable_progress_bar()
     if device == "cpu":
         logging.getLogger("torchao").setLevel(logging.ERROR)  # warns of missing GPU kernels
-    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when it is imported, which takes long
+    # `datasets` reads the variable on import. It is not imported here, since that is slow.
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     if "datasets" in sys.modules:
         sys.modules["datasets"].disable_progress_bars()
-    # Deprecated calls from one library into another are nothing that a user can fix.
+    # A user cannot fix deprecated calls from one library to another.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate)\.")

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this machine can do at most: measured once and kept, and what makers of GPUs say of theirs. Imports no torch."""
+"""Peak speeds: those of this machine, measured once and cached, and the specified ones of GPUs.
+
+Imports torch only to measure.
+"""
 
 from __future__ import annotations
 
@@ -25,32 +28,34 @@ NOMINAL_TFLOPS = {
     "MI355X": 2516, "MI350X": 2307, "MI325X": 1307, "MI300X": 1307, "MI300A": 980,
     "MI250X": 383, "MI250": 362, "MI210": 181,
 }  # fmt: skip
-"""Dense 16-bit matrix products of current GPUs, in TFLOP/s, by a part of the name; of several the longest counts."""
+"""Specified TFLOP/s of dense 16-bit matrix products, by a part of a GPU's name; the longest matching part counts."""
 _EDGE = {"cpu": 1024, "cuda": 8192, "mps": 2048}
+"""Rows and columns of the measured matrices, by device."""
 _SECONDS = 0.4
-"""Of matrix products; the best one counts."""
+"""Duration of a measurement of matrix products, of which the fastest counts."""
 _FAULT_BYTES = 8 << 20
+"""Memory whose page faults are measured."""
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """What a device can do at most, in one kind of number."""
+    """The peak speed of a device for one dtype."""
 
     flops: float
-    """Of matrix products with all cores, a second."""
+    """Operations per second of matrix products on all cores."""
     num_cores: int
-    """How many share them: CPU cores, or one GPU."""
+    """Number of CPU cores, or 1 for a GPU."""
     page_fault_s: float
-    """Processor time of the first touch of a page."""
+    """Seconds of processor time for the first touch of a page."""
 
 
 def peaks_of(device: str, device_name: str, dtype: str) -> Peaks:
-    """Returns the peaks of this machine, measured on first use (about a second) and kept in the cache.
+    """Returns the peaks of this machine, measured on first use (about a second) and cached on disk.
 
     Args:
         device: `cpu`, `cuda` or `mps`.
-        device_name: Part of the name in the cache, which machines may share.
-        dtype: In which matrix products are taken.
+        device_name: Name of the processor, a part of the cache key, since machines may share a cache.
+        dtype: The dtype of the matrix products, by its name in torch.
     """
     num_cores = host.num_cores() if device == "cpu" else 1
     library = " oneDNN" if device == "cpu" and host.multiplies_faster_by_onednn() else ""
@@ -59,16 +64,19 @@ def peaks_of(device: str, device_name: str, dtype: str) -> Peaks:
     peaks = _read(path)
     if peaks is None:
         peaks = measure_peaks(device, dtype, num_cores)
-        with suppress(OSError):  # where it cannot be kept, it is measured again
+        with suppress(OSError):  # a cache that cannot be written only costs another measurement
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = path.with_suffix(f".{os.getpid()}")
             unfinished.write_text(json.dumps({"of": name, **asdict(peaks)}) + "\n")
-            unfinished.replace(path)  # another process never reads half of it
+            unfinished.replace(path)  # atomic, so that another process never reads a part of it
     return peaks
 
 
 def measure_peaks(device: str, dtype: str, num_cores: int) -> Peaks:
-    """Returns what the device reaches now; on a CPU in 20 MB, as the peak memory of a run counts them, too."""
+    """Returns the speed that the device reaches now.
+
+    On a CPU it takes only 20 MB, since that counts into the peak memory of a run.
+    """
     import torch
 
     kind, edge = getattr(torch, dtype), _EDGE[device]
@@ -76,11 +84,11 @@ def measure_peaks(device: str, dtype: str, num_cores: int) -> Peaks:
     result = torch.empty_like(left)
     num_threads = torch.get_num_threads()
     wait = torch.cuda.synchronize if device == "cuda" else torch.mps.synchronize if device == "mps" else lambda: None
-    # Of a CPU one core is measured, by the time that it works: others may use the machine meanwhile.
+    # On a CPU, one core is measured by its processor time, since other programs may use the machine.
     clock = time.thread_time if device == "cpu" else time.perf_counter
     try:
         torch.set_num_threads(1)
-        # The result's memory is reused: pages that are touched first would be part of the time.
+        # With `out`, since page faults of a new result would count as time of the product.
         products_s = _best(lambda: torch.mm(left, right, out=result), wait, clock)
         if device == "cpu" and host.multiplies_faster_by_onednn() and dtype == "float32":
             by_onednn = torch.ops.mkldnn._linear_pointwise
@@ -95,10 +103,10 @@ def measure_peaks(device: str, dtype: str, num_cores: int) -> Peaks:
 
 
 def measure_page_fault() -> float:
-    """Returns the seconds of processor time that a first touch of a page takes."""
+    """Returns the seconds of processor time for the first touch of a page."""
     page = mmap.PAGESIZE
     memory = mmap.mmap(-1, _FAULT_BYTES)
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # of Linux, where one fault may otherwise bring 2 MB
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # Linux, where one fault may otherwise map 2 MB
         memory.madvise(mmap.MADV_NOHUGEPAGE)
     started = time.thread_time()
     memory[::page] = b"\1" * (_FAULT_BYTES // page)
@@ -108,18 +116,18 @@ def measure_page_fault() -> float:
 
 
 def nominal_flops(device_name: str) -> float | None:
-    """Returns what the maker says of a GPU's dense 16-bit matrix products a second, None for an unknown one."""
+    """Returns the specified FLOP/s of a GPU for dense 16-bit matrix products, None for an unknown GPU."""
     names = [name for name in NOMINAL_TFLOPS if name.lower() in device_name.lower()]
     return NOMINAL_TFLOPS[max(names, key=len)] * 1e12 if names else None
 
 
 def _best(work: Callable[[], object], wait: Callable[[], None], clock: Callable[[], float]) -> float:
-    """Returns the fewest seconds that one call takes."""
-    work()  # the first call prepares kernels and memory
+    """Returns the seconds of the fastest call."""
+    work()  # warm-up: the first call loads kernels and allocates memory
     wait()
     times: list[float] = []
     ends = time.perf_counter() + _SECONDS
-    while time.perf_counter() < ends or len(times) < 3:  # on a slow machine, one call may take all the time
+    while time.perf_counter() < ends or len(times) < 3:  # on a slow machine, one call may exceed the duration
         started = clock()
         work()
         wait()
@@ -131,5 +139,5 @@ def _read(path: Path) -> Peaks | None:
     try:
         values = json.loads(path.read_text())
         return Peaks(**{name: values[name] for name in ("flops", "num_cores", "page_fault_s")})
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or not whole
+    except (OSError, ValueError, KeyError, TypeError):  # missing or incomplete
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks secrets in what is written or shown: by their name, their format or their value."""
+"""Masks secrets in logs, files and output: by their name, their format or their value."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 MASK = "***"
 
-# `pad_token`, `max_new_tokens` and `sort_key` are no secrets; `hf_token` and `WANDB_API_KEY` are.
+# `hf_token` and `WANDB_API_KEY` are secrets; `pad_token`, `max_new_tokens` and `sort_key` are not.
 _SECRET_WORDS = frozenset(
     ("secret", "secrets", "password", "passwd", "passphrase", "credential", "credentials", "authorization", "apikey")
 )
@@ -19,7 +19,7 @@ _KEY_OWNERS = frozenset({"api", "access", "secret", "private", "auth", "ssh", "s
 _TEXT_TOKENS = frozenset(
     ("pad", "eos", "bos", "unk", "cls", "sep", "mask", "stop", "special", "image", "video", "audio", "per", "decoder")
 )
-"""Words before `token` that make it a token of text."""
+"""Words before `token` by which it is a token of text, not of access."""
 
 _FORMATS = re.compile(
     r"""
@@ -36,7 +36,7 @@ _USER_INFO = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.IG
 _BEARER = re.compile(
     r"(?P<name>\bauthorization['\"]?\s*[:=]\s*['\"]?)(?:(?:bearer|basic|token)\s+)?[^\s'\",]+", re.IGNORECASE
 )
-# Possessive and bounded, so that a long text without a value is scanned in linear time.
+# Possessive and bounded, so that scanning a long text takes linear time.
 _NAME = r"(?<![\w.\[\]-])(?P<name>[\w.\[\]-]{1,200}+)"
 _ASSIGNED = re.compile(rf"{_NAME}['\"]?\s*[=:]\s*['\"]?")
 _FLAG = re.compile(rf"(?=--){_NAME}\s+(?!-)['\"]?")
@@ -48,7 +48,7 @@ def redact(value: Any) -> Any:
     if isinstance(value, str):
         return _redact_text(value)
     if isinstance(value, Mapping):
-        # Numbers and empty texts under a secret's name stay: they say that it is not set, or what its limit is.
+        # Numbers and empty strings under a secret's name are no secrets: a limit, or a value that is not set.
         return {
             name: MASK
             if isinstance(name, str) and is_secret_name(name) and isinstance(inner, str) and inner
@@ -61,7 +61,7 @@ def redact(value: Any) -> Any:
 
 
 def redact_command(arguments: Sequence[str]) -> list[str]:
-    """Returns a command line without secrets, including values that follow their flag as an argument of their own."""
+    """Returns a command line with secrets masked, including a value in the argument after its flag."""
     shown: list[str] = []
     for argument in arguments:
         follows_secret = bool(shown) and shown[-1].startswith("-") and is_secret_name(shown[-1].lstrip("-"))
@@ -79,13 +79,13 @@ def is_secret_name(name: str) -> bool:
         return True
     owner = before[-1] if before else ""
     if last == "key":
-        # Environment variables such as SOME_SERVICE_KEY hold secrets, whoever the service is.
+        # Environment variables such as SOME_SERVICE_KEY are secrets for any service.
         return owner in _KEY_OWNERS or (name.isupper() and bool(before))
     return last == "token" and owner not in _TEXT_TOKENS
 
 
 def _redact_text(text: str) -> str:
-    # By value first: the patterns below could cut such a secret in two and leave a half.
+    # By value first, since the patterns below might match and mask only a part of such a secret.
     for secret in _long_secrets(tuple(value for name, value in os.environ.items() if is_secret_name(name))):
         text = text.replace(secret, MASK)
     text = _FORMATS.sub(MASK, text)
@@ -108,5 +108,5 @@ def _hide_named(pattern: re.Pattern[str], text: str) -> str:
 @lru_cache(maxsize=8)
 def _long_secrets(values: tuple[str, ...]) -> list[str]:
     """Returns the values that are long enough to be replaced in any text, longest first."""
-    # A short value ("1", "none") would blank out half of a log; a secret may contain another one.
+    # A short value ("1", "none") would mask many other words. Longest first, since a secret may contain another one.
     return sorted({value for value in values if len(value) >= 8}, key=len, reverse=True)

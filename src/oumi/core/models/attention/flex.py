@@ -93,7 +93,7 @@ def _works(size: int, dtype: torch.dtype, has_sinks: bool, softcap: float | None
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     if reason:
         logger.warning(
-            "attention uses a slower implementation, a block of queries at a time: FlexAttention: %s", reason
+            "attention is computed a block of queries at a time, which takes longer: FlexAttention: %s", reason
         )
     return not reason
 
