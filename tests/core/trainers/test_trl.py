@@ -110,8 +110,8 @@ def test_the_key_that_is_named_instead_is_there(key: str) -> None:
         ({"packing": True}, r"trainer_kwargs\.packing: TRL_SFT would let packed documents attend to each other"),
         ({"dataloader_drop_last": True}, r"dataloader_drop_last: .* the seed decides the order of the rows"),
         ({"pakcing": True}, r"trainer_kwargs\.pakcing: SFTConfig has no .* did you mean 'packing'"),
-        ({"loss_type": "nlll"}, r"training: TRL_SFT refuses the config: .*nlll"),
-        ({"label_smoothing_factor": "much"}, r"training: TRL_SFT refuses the config: "),
+        ({"loss_type": "nlll"}, r"training: TRL_SFT rejects the config: .*nlll"),
+        ({"label_smoothing_factor": "much"}, r"training: TRL_SFT rejects the config: "),
     ],
 )
 def test_an_argument_that_cannot_be_given_is_told(tmp_path: Path, kwargs: dict[str, Any], told: str) -> None:
@@ -122,7 +122,7 @@ def test_an_argument_that_cannot_be_given_is_told(tmp_path: Path, kwargs: dict[s
 @pytest.mark.parametrize("trainer", OTHERS)
 @pytest.mark.parametrize("optimizer", ["galore_adamw", "lomo"])
 def test_an_optimizer_that_is_not_there_is_told(tmp_path: Path, trainer: str, optimizer: str) -> None:
-    with pytest.raises(ConfigError, match=f"training: {trainer} refuses the config: "):
+    with pytest.raises(ConfigError, match=f"training: {trainer} rejects the config: "):
         train(tiny_config(tmp_path, trainer_type=trainer, optimizer=optimizer, max_steps=1))
 
 

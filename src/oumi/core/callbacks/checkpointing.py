@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saves a run on its way, so that it can go on after anything."""
+"""Saves checkpoints during a run, from which it can resume."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from oumi.core.run import Callback, Run, StepReport
 
 
 class Checkpointing(Callback):
-    """Publishes a checkpoint when the plan says so, and when the run is asked to stop."""
+    """Saves a checkpoint at the steps and epochs of the plan, and when the run is stopped by a signal."""
 
     def __init__(self, write_model: Callable[[Path], None], facts: Mapping[str, Any], saved_until: int) -> None:
-        """Takes what a checkpoint holds beside the training state.
+        """Initializes the callback.
 
         Args:
             write_model: Writes the model and its tokenizer as Hugging Face files.
-            facts: What the manifest says of the run.
-            saved_until: The step that the run goes on from; checkpoints up to it are its own.
+            facts: The facts of the run for the manifest.
+            saved_until: The step from which the run resumes, 0 for a new run; checkpoints up to it belong to the run.
         """
         self._write_model = write_model
         self._facts = facts
@@ -30,16 +30,22 @@ class Checkpointing(Callback):
         self._saved: list[Path] = []
 
     def train_start(self, run: Run) -> None:  # type: ignore[override]  # our own loop shows a whole Run
+        # Later checkpoints are left alone: they are not on the way to the one from which the run resumes.
         checkpoints = find_checkpoints(run.plan.output_dir) if self._saved_until else []
         self._saved = [path for step, path in checkpoints if step <= self._saved_until]
 
     def step_end(self, run: Run, report: StepReport) -> None:  # type: ignore[override]
-        if self._is_due(run):
+        plan, step = run.plan.checkpoints, run.state.step
+        is_interval = plan.every_steps is not None and step % plan.every_steps == 0
+        is_epoch_end = plan.every_epoch and run.loader.ends_epoch(step)
+        # A signal during the last step needs no checkpoint: the run is complete.
+        if is_interval or is_epoch_end or (run.stop_requested and step < run.plan.num_steps):
             self.save(run)
 
     def save(self, run: Run) -> None:
-        """Writes the checkpoint of the step that was just taken, on the main rank."""
+        """Writes the checkpoint of the last step, on the main rank."""
         target = checkpoint_path(run.plan.output_dir, run.state.step)
+        # On all ranks, since gather is a collective operation: each rank has random states of its own.
         random_states = run.world.gather(random_state(run.world.device))
 
         def write(directory: Path) -> None:
@@ -47,17 +53,9 @@ class Checkpointing(Callback):
             save_state(run, directory, random_states)
 
         def publish_and_keep_last() -> None:
-            # After a step back its checkpoints are written anew.
+            # A run that resumed from an older checkpoint replaces the later ones.
             publish(target, write, {**self._facts, "step": run.state.step})
             self._saved = keep_last([*self._saved, target], run.plan.checkpoints.keep)
 
-        run.world.on_main(publish_and_keep_last)  # where the disk is full, all ranks stop
+        run.world.on_main(publish_and_keep_last)  # raises on all ranks if it fails, so that none waits for the others
         run.callbacks.saved(run, target)
-
-    def _is_due(self, run: Run) -> bool:
-        plan, step = run.plan.checkpoints, run.state.step
-        if plan.every_steps and step % plan.every_steps == 0:
-            return True
-        if plan.every_epoch and run.loader.ends_epoch(step):
-            return True
-        return run.stop_requested and step < run.plan.num_steps

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Returns memory to the device."""
+"""Returns cached memory to the device."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures the validation set during a run."""
+"""Evaluates the validation set during a run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from oumi.core.run import Callback, Run, StepReport
 
 
 class Evaluation(Callback):
-    """Reports `eval_loss` and the metrics of the method, means over all terms of the validation set.
+    """Reports `eval_loss` and the metrics of the method, as means over all terms of the validation set.
 
-    Of losses per token it reports `eval_perplexity`, too.
+    For losses per token, it also reports `eval_perplexity`.
     """
 
     def __init__(self, batches: Callable[[], Iterable[Batch]]) -> None:
@@ -28,16 +28,18 @@ class Evaluation(Callback):
         if is_due or (plan.every_epoch and run.loader.ends_epoch(step)):
             metrics = evaluate(run, self._batches())
             if run.plan.method.spec.term == "token":
+                # math.exp raises OverflowError above 709.
                 metrics["eval_perplexity"] = math.exp(min(metrics["eval_loss"], 700.0))
             run.callbacks.measured(run, metrics)
 
 
 @torch.no_grad()
 def evaluate(run: Run, batches: Iterable[Batch]) -> dict[str, float]:
-    """Returns the mean loss over all terms of the batches of all ranks, and those of the method's metrics.
+    """Returns the mean loss over all terms of the batches of all ranks, and the means of the method's metrics.
 
-    Names begin with `eval_`. The model trains on as before.
+    Names begin with `eval_`. The model is in training mode afterwards.
     """
+    # Sums in float64, divided once at the end: a mean of means would weigh short batches too much.
     sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=run.world.device))
     run.model.eval()
     for batch in batches:
@@ -47,6 +49,7 @@ def evaluate(run: Run, batches: Iterable[Batch]) -> dict[str, float]:
             sums[name] += value
         sums["terms"] += run.method.num_terms(batch)
     run.model.train()
+    # One collective operation for all sums.
     values = run.world.sum(torch.stack(list(sums.values()))).tolist()
     means = dict(zip(sums, values, strict=True))
     num_terms = max(means.pop("terms"), 1)

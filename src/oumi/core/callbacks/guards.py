@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stops a run in time: at numbers that are not finite, and at signals of the system."""
+"""Stops a run at losses or gradients that are not finite, and at signals of the system."""
 
 from __future__ import annotations
 
@@ -22,39 +22,41 @@ _MAX_LISTED_ROWS = 20
 
 
 class FiniteGuard(Callback):
-    """Stops before the update when the loss or the gradient is not a finite number, and names the rows."""
+    """Raises NotFiniteError with the rows of the step before an update with a loss or gradient that is not finite."""
 
     def before_update(self, run: Run, report: StepReport, micro_batches: list[Batch]) -> None:
         values = {"loss": report.loss}
-        if run.scaler.get_scale() <= 1:  # above it, float16 skips steps that overflow, and scales down
+        # Above 1, an overflow of float16 gradients is normal: the scaler skips the step and reduces its scale.
+        if run.scaler.get_scale() <= 1:
             values["gradient norm"] = report.grad_norm
         broken = [f"the {name} is {value}" for name, value in values.items() if not math.isfinite(value)]
         if not broken:
             return
-        # The loss is a sum over all ranks, so the cause may lie in the rows of another one.
+        # The loss is a sum over all ranks, so the cause may be in the rows of another rank.
         broken_rows = run.world.gather(list(_broken_rows(run, micro_batches)))
         all_rows = run.world.gather([source for batch in micro_batches if batch.num_rows for source in batch.sources])
-        # A gradient can overflow although each loss is finite; then any row of the step may be the cause.
+        # A gradient can overflow although each loss is finite. Then any row of the step may be the cause.
         rows = list(chain.from_iterable(broken_rows)) or list(chain.from_iterable(all_rows))
         raise not_finite(run, " and ".join(broken), rows)
 
 
 class SignalGuard(Callback):
-    """Ends the run after the current step on SIGTERM or SIGINT; a second signal ends it at once."""
+    """Stops the run after the current step on SIGTERM or SIGINT; a second signal ends it immediately."""
 
     def __init__(self) -> None:
         self._previous: dict[int, Any] = {}
 
     def train_start(self, run: Progress) -> None:
         def request_stop(number: int, frame: FrameType | None) -> None:
-            self.close()  # restores the handlers, so that the next signal acts at once
+            self.close()  # restores the handlers, so that the next signal ends the process
+            # Only a request: the loop combines the flags of all ranks, so that all stop at the same step.
             run.stop_signaled = True
             logger.warning("%s: stopping after this step, with a checkpoint", signal.Signals(number).name)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
                 self._previous[number] = signal.signal(number, request_stop)
-            except ValueError:  # not the main thread, as in some notebooks: its owner handles signals
+            except ValueError:  # Python allows handlers in the main thread only, which some notebooks do not use
                 return
 
     def close(self) -> None:
@@ -66,7 +68,7 @@ class SignalGuard(Callback):
 def stopped_early(run: Progress) -> PreemptedError:
     """Returns the error that ends a run after a signal to stop."""
     return PreemptedError(
-        f"stopped after step {run.state.step} of {run.plan.num_steps}; a checkpoint is saved. To go on, run the same "
+        f"stopped after step {run.state.step} of {run.plan.num_steps}; a checkpoint is saved. To resume, run the same "
         "command with --training.try_resume_from_last_checkpoint true"
     )
 
@@ -77,8 +79,8 @@ def not_finite(run: Progress, broken: str, rows: Sequence[Source]) -> NotFiniteE
     more = f"\n  ... and {len(rows) - _MAX_LISTED_ROWS} more" if len(rows) > _MAX_LISTED_ROWS else ""
     return NotFiniteError(
         f"step {run.state.step + 1}: {broken}. The weights are as they were after step {run.state.step}. "
-        f"Rows of this step to look at:\n{names}{more}\n"
-        "If the rows are sound, lower training.learning_rate or raise training.warmup_steps."
+        f"Check these rows of the step:\n{names}{more}\n"
+        "If the rows are valid, lower training.learning_rate or raise training.warmup_steps."
     )
 
 
@@ -86,7 +88,7 @@ def _broken_rows(run: Run, micro_batches: list[Batch]) -> Iterator[Source]:
     """Yields the rows whose own loss is not finite."""
     for batch in micro_batches:
         for i in range(batch.num_rows):
-            row = batch.part(i, i + 1)  # again and alone, since the step has only the sum of the losses
+            row = batch.part(i, i + 1)  # computed again on its own, since the step has only the sum of the losses
             with torch.no_grad(), run.autocast():
                 loss = run.method.loss(run.model, row.to(run.world.device))
             if not math.isfinite(loss.total):

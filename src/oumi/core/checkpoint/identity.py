@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The run in an output directory: its id, its result once finished, and the lock of its process."""
+"""The run in an output directory: its id, its result once it is complete, and the lock of its process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,11 +29,11 @@ class Identity:
     finished_step: int | None = None
     """The last step, once the run is complete."""
     trajectory: Mapping[str, str] | None = None
-    """The settings that decided the weights of the finished run."""
+    """The settings that determine the weights, once the run is complete."""
     data: str | None = None
-    """Digest of the training rows of the finished run."""
+    """Digest of the training rows, once the run is complete."""
     metrics: Mapping[str, float] | None = None
-    """The last measured values of the finished run."""
+    """The last measured values, once the run is complete."""
 
 
 def read_identity(output_dir: Path) -> Identity | None:
@@ -42,21 +41,16 @@ def read_identity(output_dir: Path) -> Identity | None:
     path = output_dir / _FILE
     try:
         return Identity(**json.loads(path.read_text()))
-    except (FileNotFoundError, ValueError, TypeError):  # of an old version, or broken: as good as none
+    except (FileNotFoundError, ValueError, TypeError):  # TypeError: the fields of another version
         return None
 
 
 def write_identity(output_dir: Path, identity: Identity) -> None:
-    """Writes the run of a directory."""
+    """Writes the run of a directory, in place of the one that it has."""
     path = output_dir / _FILE
-    unfinished = path.with_suffix(".tmp")  # renamed, so that a kill leaves the old file or the new one
+    unfinished = path.with_suffix(".tmp")  # renamed into place, so that a kill leaves the old file or the new one
     unfinished.write_text(json.dumps(asdict(identity), indent=1) + "\n")
     unfinished.replace(path)
-
-
-def new_run_id() -> str:
-    """Returns a unique id."""
-    return uuid.uuid4().hex
 
 
 @contextmanager
@@ -66,7 +60,8 @@ def lock_output_dir(output_dir: Path) -> Iterator[None]:
     Raises:
         OutputError: The directory cannot be created or written, or another process has locked it; names the process.
     """
-    # The operating system releases the lock of flock when the process ends, also when it is killed.
+    # flock, since the operating system releases it when the process ends, also when it is killed. A file that exists
+    # as long as the process runs would block the directory after a kill.
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(output_dir / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -86,9 +81,9 @@ def lock_output_dir(output_dir: Path) -> Iterator[None]:
 
 
 def _holder(descriptor: int) -> str:
-    """Returns the process that holds a lock, as it wrote itself into the file."""
+    """Returns a description of the process that holds a lock, which it wrote into the file."""
     try:
         holder = json.loads(os.pread(descriptor, 1000, 0))
         return f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
-    except (ValueError, KeyError):  # it has locked the file, but not written to it yet
+    except (ValueError, KeyError):  # it has locked the file, but not yet written to it
         return "another process"

@@ -10,11 +10,11 @@ from oumi.core.checkpoint.store import remove
 
 
 def keep_last(saved: Sequence[Path], num_kept: int | None) -> list[Path]:
-    """Deletes all but the last `num_kept` checkpoints that this run saved, and returns the remaining ones.
+    """Deletes all but the last `num_kept` checkpoints of this run, and returns the remaining ones.
 
     Args:
-        saved: The checkpoints of this run, oldest first. Others in the directory are not touched.
-        num_kept: None keeps all.
+        saved: The checkpoints of this run, oldest first. No other directory is deleted.
+        num_kept: Number of checkpoints to keep, None to keep all.
     """
     if num_kept is None or len(saved) <= num_kept:
         return list(saved)

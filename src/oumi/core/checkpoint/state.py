@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run must remember to go on as if it had never stopped. Tensors as safetensors, the rest as JSON."""
+"""The training state of a checkpoint, from which a run resumes exactly. Tensors as safetensors, the rest as JSON.
+
+No pickle: loading it can run code.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,13 @@ FOLDER = "state"
 
 
 def save_state(run: Run, directory: Path, random_states: list[dict[str, Any]]) -> None:
-    """Writes all but the weights: optimizer, schedule, loss scale, progress, and the random generators of each rank."""
+    """Writes the training state without the weights: optimizer, schedule, loss scale, progress, rows, random states.
+
+    Args:
+        run: The run.
+        directory: The directory of the checkpoint.
+        random_states: The result of `random_state` of each rank.
+    """
     folder = directory / FOLDER
     folder.mkdir()
     _write(folder / "optimizer", optimizer_state(run.model, run.optimizer))
@@ -28,6 +37,7 @@ def save_state(run: Run, directory: Path, random_states: list[dict[str, Any]]) -
         _write(folder / f"random-{rank:05}", state)
     progress = {
         "train_state": asdict(run.state),
+        # Without the functions of a LambdaLR, which are not JSON and come from the plan.
         "schedule": {key: value for key, value in run.schedule.state_dict().items() if key != "lr_lambdas"},
         "scaler": run.scaler.state_dict(),
         "loader": run.loader.state(),
@@ -36,29 +46,37 @@ def save_state(run: Run, directory: Path, random_states: list[dict[str, Any]]) -
 
 
 def load_state(run: Run, directory: Path) -> None:
-    """Puts a run where `save_state` left it; the weights are loaded already.
+    """Restores what `save_state` wrote; the weights are already loaded.
 
     Raises:
-        StorageError: A part is missing; nothing is guessed in its place.
+        StorageError: A part is missing, which never gets a default instead.
     """
     folder = directory / FOLDER
     if not folder.is_dir():
-        raise StorageError(f"{directory}: holds weights but no training state, so a run cannot go on from it")
+        raise StorageError(f"{directory}: has weights but no training state, so the run cannot resume from it")
     load_optimizer_state(run.model, run.optimizer, _read(folder / "optimizer"))
     progress = _read_json(folder / "progress.json")
-    # The functions of a schedule come from the plan; None tells it to keep its own.
+    # None makes LambdaLR keep its own functions.
     unchanged = {"lr_lambdas": [None] * len(run.optimizer.param_groups)}
     run.schedule.load_state_dict({**unchanged, **progress["schedule"]})
     run.scaler.load_state_dict(progress["scaler"])
     run.state = TrainState(**progress["train_state"])
     run.loader.restore(progress["loader"])
     random_file = folder / f"random-{run.world.rank:05}"
-    if random_file.with_suffix(".json").exists():  # not for ranks that the run did not have then
-        _restore_random(_read(random_file), run.world.device)
+    if not random_file.with_suffix(".json").exists():  # a rank that the run did not have then
+        return
+    state = _read(random_file)
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))  # JSON turned the tuple into a list
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if run.world.device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], run.world.device)
 
 
 def optimizer_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Returns the state of an optimizer by the names of the parameters, so that it fits any order of them."""
+    """Returns the state of an optimizer by parameter names, so that it does not depend on the order of parameters."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
     numbered = optimizer.state_dict()
@@ -72,7 +90,7 @@ def optimizer_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) ->
 
 
 def load_optimizer_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Puts the state of each parameter where its name is.
+    """Restores the state of an optimizer from the result of `optimizer_state`, by parameter names.
 
     Raises:
         StorageError: The optimizer has other parameters, or other groups of them.
@@ -81,7 +99,7 @@ def load_optimizer_state(model: torch.nn.Module, optimizer: torch.optim.Optimize
     groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
     saved_groups = {frozenset(group["params"]): group for group in saved["param_groups"]}
     if {frozenset(group) for group in groups} != saved_groups.keys():
-        raise StorageError("the checkpoint's optimizer has other parameters than the run's, so it cannot go on from it")
+        raise StorageError("the optimizer of the checkpoint has other parameters, so the run cannot resume from it")
     numbers = {name: number for number, name in enumerate(name for group in groups for name in group)}
     optimizer.load_state_dict(
         {
@@ -94,7 +112,7 @@ def load_optimizer_state(model: torch.nn.Module, optimizer: torch.optim.Optimize
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Returns the state of the random generators of this process."""
+    """Returns the state of the random generators of this process: Python, NumPy, torch, and the GPU's if it has one."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -106,18 +124,8 @@ def random_state(device: torch.device) -> dict[str, Any]:
     return state
 
 
-def _restore_random(state: dict[str, Any], device: torch.device) -> None:
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
-
-
 def _write(stem: Path, value: Any) -> None:
-    """Writes nested values as `<stem>.json`, their tensors as `<stem>.safetensors`."""
+    """Writes nested values to `<stem>.json`, and their tensors to `<stem>.safetensors`."""
     tensors: dict[str, torch.Tensor] = {}
     text = json.dumps(_without_tensors(value, "", tensors, {}))
     stem.with_suffix(".json").write_text(text + "\n")
@@ -125,9 +133,10 @@ def _write(stem: Path, value: Any) -> None:
 
 
 def _read(stem: Path) -> Any:
+    """Returns the values that `_write` wrote."""
     tensors_path = stem.with_suffix(".safetensors")
     if not tensors_path.exists():
-        raise StorageError(f"{tensors_path}: missing, so the run cannot go on from this checkpoint")
+        raise StorageError(f"{tensors_path}: missing, so the run cannot resume from this checkpoint")
     return _with_tensors(_read_json(stem.with_suffix(".json")), load_file(tensors_path))
 
 
@@ -135,21 +144,29 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise StorageError(f"{path}: missing, so the run cannot go on from this checkpoint") from error
+        raise StorageError(f"{path}: missing, so the run cannot resume from this checkpoint") from error
 
 
 def _without_tensors(
     value: Any, name: str, tensors: dict[str, torch.Tensor], names: dict[tuple[object, ...], str]
 ) -> Any:
-    """Returns the value with names in place of its tensors, which it puts into `tensors`, one that is shared once."""
+    """Returns the value with names in place of its tensors, and adds the tensors to `tensors`.
+
+    Args:
+        value: Nested dicts, lists, tensors and JSON values.
+        name: Path of the value, with slashes.
+        tensors: Tensors by name, extended in place.
+        names: Names of those tensors by their memory, extended in place. A shared tensor is saved once.
+    """
     if isinstance(value, torch.Tensor):
-        place = (value.data_ptr() or name, value.dtype, value.shape, value.stride())
-        if place not in names:
-            names[place] = name
+        # All empty tensors have the address 0, so these are distinguished by name.
+        memory = (value.data_ptr() or name, value.dtype, value.shape, value.stride())
+        if memory not in names:
+            names[memory] = name
             tensors[name] = value.detach().cpu().contiguous()
-        return {"tensor": names[place]}
+        return {"tensor": names[memory]}
     if isinstance(value, dict):
-        # JSON keys are text; optimizers number their parameters, so the type of a key is kept beside it.
+        # A list of pairs, since keys of JSON objects are text, and some optimizers have keys that are numbers.
         return {"dict": [[key, _without_tensors(item, f"{name}/{key}", tensors, names)] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
         return [_without_tensors(item, f"{name}/{i}", tensors, names) for i, item in enumerate(value)]
@@ -157,6 +174,7 @@ def _without_tensors(
 
 
 def _with_tensors(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """Returns the value with tensors in place of their names, the inverse of `_without_tensors`."""
     if isinstance(value, dict) and "tensor" in value:
         return tensors[value["tensor"]]
     if isinstance(value, dict):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoint directories that are either complete or absent. Imports no torch.
 
-A checkpoint is written to a temporary directory, every file is forced to disk, the manifest with sizes and digests is
-written last, and one rename publishes it. A checkpoint that fails verification later is set aside and never used.
+A checkpoint is written to a temporary directory and every file is synced to disk. The manifest with sizes and digests
+is written last, and one rename publishes the directory. A checkpoint that fails verification later is renamed, and is
+never used.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ def checkpoint_path(output_dir: Path, step: int) -> Path:
 
 
 def publish(target: Path, write: Callable[[Path], None], facts: Mapping[str, Any]) -> None:
-    """Writes a directory that readers see complete or not at all.
+    """Writes a directory that readers see either complete or not at all.
 
     Args:
         target: The directory; an existing one is replaced.
-        write: Writes the files into the directory that it is passed.
+        write: Writes the files into the directory that is its argument.
         facts: JSON values for the manifest.
 
     Raises:
         StorageError: Disk full, or another failure of the file system; an existing directory is unchanged.
     """
-    # In the same folder: a rename is atomic only within one file system.
+    # In the same folder, since a rename is atomic only within one file system.
     unfinished = target.parent / f"{_UNFINISHED}{target.name}-{os.getpid()}"
     with storage_errors(target):
         try:
@@ -59,8 +60,9 @@ def publish(target: Path, write: Callable[[Path], None], facts: Mapping[str, Any
 
 
 def seal(directory: Path, facts: Mapping[str, Any]) -> None:
-    """Forces every file of a directory to disk, then adds the manifest, which marks it as complete."""
+    """Syncs every file of a directory to disk, then writes the manifest, which marks the directory as complete."""
     apply_umask(directory)
+    # In this order: after a power failure, a manifest on disk means that all files are on disk.
     for path in _files(directory):
         _to_disk(path)
     manifest = {"facts": dict(facts), "files": {name: _describe(directory / name) for name in _names(directory)}}
@@ -68,7 +70,7 @@ def seal(directory: Path, facts: Mapping[str, Any]) -> None:
     unfinished.write_text(json.dumps(manifest, indent=1) + "\n")
     _to_disk(unfinished)
     unfinished.replace(directory / MANIFEST)
-    # The names of new files are in their folders, which are forced to disk on their own.
+    # fsync of a file does not sync its name, which is in the folder.
     for folder in {path.parent for path in _files(directory)} | {directory}:
         _to_disk(folder)
 
@@ -102,10 +104,10 @@ def newest_good(output_dir: Path, run_id: str | None) -> tuple[Path, dict[str, A
         try:
             facts = read_facts(checkpoint)
         except StorageError as error:
-            # Kept, as its weights may still be of use; renamed, so that the next run does not verify it again.
-            aside = checkpoint.with_name(f"broken-{checkpoint.name}-{os.getpid()}")
-            checkpoint.rename(aside)
-            logger.warning("%s; renamed to %s, an older checkpoint is used", error, aside.name)
+            # Not deleted, since its weights may still be useful. Renamed, so that it is not verified again.
+            broken = checkpoint.with_name(f"broken-{checkpoint.name}-{os.getpid()}")
+            checkpoint.rename(broken)
+            logger.warning("%s; renamed to %s, an older checkpoint is used", error, broken.name)
             continue
         if run_id in (None, facts.get("run_id")):
             return checkpoint, facts
@@ -114,33 +116,33 @@ def newest_good(output_dir: Path, run_id: str | None) -> tuple[Path, dict[str, A
 
 
 def find_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
-    """Returns (step, directory) of every directory with the name of a checkpoint, in order of steps."""
+    """Returns (step, directory) of every checkpoint by its name, sorted by step; does not verify their contents."""
     matches = ((re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.glob("checkpoint-*"))
     return sorted((int(match[1]), path) for match, path in matches if match and path.is_dir())
 
 
 def clear_unfinished(output_dir: Path) -> None:
-    """Deletes unfinished and partly deleted directories of killed processes, and restores those not replaced."""
+    """Cleans up after killed processes: deletes partial directories, and restores a checkpoint that was moved away."""
     for path in output_dir.glob(f"{_REPLACED}*"):
         target = output_dir / path.name.removeprefix(_REPLACED)
         if target.exists():
             shutil.rmtree(path)
-        else:  # killed between the two renames of a replacement
+        else:  # killed between the two renames of `_put_in_place`
             path.rename(target)
     for path in output_dir.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(path)
 
 
 def remove(checkpoint: Path) -> None:
-    """Deletes a checkpoint. It is renamed first, so that a kill in between leaves no partial checkpoint."""
-    vanishing = checkpoint.with_name(f"{_UNFINISHED}old-{checkpoint.name}-{os.getpid()}")
-    checkpoint.rename(vanishing)
-    shutil.rmtree(vanishing)
+    """Deletes a checkpoint, which is renamed first, so that a kill leaves no partial checkpoint."""
+    deleted = checkpoint.with_name(f"{_UNFINISHED}old-{checkpoint.name}-{os.getpid()}")
+    checkpoint.rename(deleted)
+    shutil.rmtree(deleted)
 
 
 def apply_umask(directory: Path) -> None:
-    """Gives weights the permissions of any new file; safetensors makes its files readable by their owner only."""
-    mask = os.umask(0)  # it can only be read by setting it
+    """Gives weights the permissions of other new files; safetensors makes its files readable by their owner only."""
+    mask = os.umask(0)  # Python can only read the umask by setting it
     os.umask(mask)
     for path in directory.rglob("*.safetensors"):
         path.chmod(0o666 & ~mask)
@@ -148,26 +150,26 @@ def apply_umask(directory: Path) -> None:
 
 @contextmanager
 def storage_errors(target: Path) -> Iterator[None]:
-    """Converts failures of the file system to StorageError, with the file and the free space."""
+    """Converts errors of the file system to StorageError, with the file and the free space."""
     try:
         yield
     except OSError as error:
         if error.errno is None or isinstance(error, ConnectionError | TimeoutError):
-            raise  # of the network, not of a file
+            raise  # an error of the network, not of a file
         free = ""
-        # The disk may be gone, which must not hide the first error.
+        # If the disk is not available any more, the first error must still be reported.
         with suppress(OSError):
             free = f"; {shutil.disk_usage(target.parent).free / 1e6:,.0f} MB are free there"
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise StorageError(f"{error.filename or target}: {error.strerror}{free if is_full else ''}") from error
-    except SafetensorError as error:  # how safetensors reports a full disk
+    except SafetensorError as error:  # safetensors raises it instead of OSError, for example if the disk is full
         raise StorageError(f"{target}: could not be saved: {error}") from error
 
 
 def _put_in_place(directory: Path, target: Path) -> None:
-    """Renames a directory to `target`; an existing one is deleted only after that."""
+    """Renames a directory to `target`; an existing one is deleted afterwards, or restored after an error."""
     replaced = target.with_name(f"{_REPLACED}{target.name}")
-    if target.exists():  # a directory that is not empty cannot be replaced by one rename
+    if target.exists():  # rename(2) does not replace a directory that is not empty
         target.rename(replaced)
     try:
         directory.rename(target)
@@ -181,11 +183,12 @@ def _put_in_place(directory: Path, target: Path) -> None:
 
 
 def _read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """Returns the manifest of a checkpoint; raises StorageError if it is missing or invalid."""
     path = checkpoint / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        reason = "unreadable" if path.exists() else "missing; the checkpoint is incomplete, or not written by Oumi"
+        reason = "not readable" if path.exists() else "missing; the checkpoint is incomplete, or not written by Oumi"
         raise StorageError(f"{path}: {reason}") from error
     if not isinstance(manifest, dict) or not {"facts", "files"} <= manifest.keys():
         raise StorageError(f"{path}: not a manifest")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our own trainer: brings the parts of a run together around the engine."""
+"""The native trainer: builds the parts of a run and hands them to the training loop."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from oumi.core.trainers.resume import ResumePoint
 
 
 class NativeTrainer:
-    """Trains with our own loop: flat batches, sums over the terms of the whole step, exact resume."""
+    """Trains with the native loop: flat batches, a loss that is the mean over all terms of a step, exact resume."""
 
     def __init__(self, run: Run, data: TrainingData, resume_point: ResumePoint) -> None:
         self.run = run
@@ -44,8 +44,8 @@ class NativeTrainer:
 
     @classmethod
     def build(cls, plan: Plan, world: World, data: TrainingData, resume_point: ResumePoint) -> NativeTrainer:
-        """Loads the model, and goes to where the run stopped if it is resumed."""
-        seed_everything(plan.seed, plan.deterministic)
+        """Loads the model, and restores the state of a checkpoint if the run is resumed."""
+        seed_everything(plan.seed, plan.deterministic)  # before the model, whose random weights depend on it
         model = build_model(plan, world.device, resume_point.checkpoint)
         if plan.gradient_checkpointing is not None:
             recompute_layers(model, plan.gradient_checkpointing)
@@ -65,18 +65,18 @@ class NativeTrainer:
             scaler=torch.amp.GradScaler(world.device.type, enabled=plan.precision.autocast == "float16"),
             loader=data.loader(plan, world.rank),
         )
-        if world.rank:  # dropout differs from rank to rank, as it does from row to row
+        if world.rank:  # otherwise all ranks would draw the same dropout masks
             torch.manual_seed(plan.seed + world.rank)
-        if resume_point.checkpoint is not None:
+        if resume_point.checkpoint is not None:  # last, since it restores the random states
             load_state(run, resume_point.checkpoint)
         trainer = cls(run, data, resume_point)
         run.callbacks = Callbacks(trainer._callbacks())
         return trainer
 
     def train(self) -> None:
-        """Takes every step of the plan."""
+        """Runs every step of the plan; raises PreemptedError if the run was stopped before the last one."""
         run = self.run
-        if run.world.device.type == "cuda":  # elsewhere the system ends a process that takes too much
+        if run.world.device.type == "cuda":  # on a CPU, the system kills a process instead of raising an error
             try_largest_micro_batch(run, self._data.largest(run.plan))
         try:
             state = fit(run)
@@ -90,12 +90,15 @@ class NativeTrainer:
 
         def write() -> None:
             with storage_errors(directory):
-                save_model(self.run.model.inner, directory, self.run.plan.save_mode)
-                self._data.preprocessor.save(directory)
+                self._write_model(directory, self.run.plan.save_mode)
                 apply_umask(directory)
 
         if self.run.plan.checkpoints.final_model:
             self.run.world.on_main(write)
+
+    def _write_model(self, directory: Path, mode: str = "ADAPTER_ONLY") -> None:
+        save_model(self.run.model.inner, directory, mode)
+        self._data.preprocessor.save(directory)
 
     def _callbacks(self) -> list[Callback]:
         plan, world, data = self.run.plan, self.run.world, self._data
@@ -109,8 +112,5 @@ class NativeTrainer:
         if plan.empty_cache_every is not None and world.device.type != "cpu":
             callbacks.append(EmptyCache(plan.empty_cache_every))
         facts = self._resume_point.facts(plan, data.fingerprint)
-        return [*callbacks, Checkpointing(self._write_checkpoint, facts, self._resume_point.step)]
-
-    def _write_checkpoint(self, directory: Path) -> None:
-        save_model(self.run.model.inner, directory)
-        self._data.preprocessor.save(directory)
+        # Last, so that a checkpoint comes after the evaluation of its step.
+        return [*callbacks, Checkpointing(self._write_model, facts, self._resume_point.step)]

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a run begins, goes on from a checkpoint or is complete already, and whether it may."""
+"""Decides whether a run starts, resumes from a checkpoint or is already complete, and refuses to mix two runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from oumi.core.checkpoint.identity import Identity, new_run_id, read_identity, write_identity
+from oumi.core.checkpoint.identity import Identity, read_identity, write_identity
 from oumi.core.checkpoint.state import load_state
 from oumi.core.checkpoint.store import clear_unfinished, find_checkpoints, newest_good, read_facts
 from oumi.core.errors import ConfigError, DataError, OutputError
@@ -21,7 +21,7 @@ from oumi.core.run import Progress, Run
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a run stands before its first step."""
+    """The state of a run before the first step of this process."""
 
     identity: Identity
     checkpoint: Path | None = None
@@ -31,26 +31,34 @@ class ResumePoint:
 
     @property
     def began(self) -> datetime:
-        """Returns when the run's first process began: the date of its chat templates, also when it is resumed."""
+        """Returns the start of the run's first process, whose date chat templates keep when the run is resumed."""
         return datetime.fromisoformat(self.identity.began)
 
     def is_finished(self, plan: Plan, data: str) -> bool:
-        """Returns whether this very run is to go on, and is complete on these very rows, its model still there."""
+        """Returns True if a run with this plan and these rows is already complete, and its model has not been deleted.
+
+        Always False unless the plan resumes the last run.
+
+        Args:
+            plan: The plan of the run.
+            data: Digest of the training rows.
+        """
         if not plan.checkpoints.resume_last:
             return False
-        same = self.identity.data == data and not differences(self.identity.trajectory or {}, trajectory(plan))
-        return same and (not plan.checkpoints.final_model or any(plan.output_dir.glob("*.safetensors")))
+        # The trajectory is written only at the end of a run, so an unfinished run never compares equal.
+        is_same = self.identity.data == data and not differences(self.identity.trajectory or {}, trajectory(plan))
+        return is_same and (not plan.checkpoints.final_model or any(plan.output_dir.glob("*.safetensors")))
 
     def check_rows(self, data: str) -> None:
-        """Raises DataError if the checkpoint was trained on other rows than those of the digest `data`."""
+        """Raises DataError if the checkpoint was trained on rows with another digest than `data`."""
         if self.data is not None and self.data != data:
             raise DataError(
-                f"{self.checkpoint} was trained on other rows: their digest was {self.data[:12]}, it is {data[:12]}. "
-                "Bring the data back, or start anew in another training.output_dir."
+                f"{self.checkpoint} was trained on other rows: expected digest {self.data[:12]}, got {data[:12]}. "
+                "Restore the data, or start a new run in another training.output_dir."
             )
 
     def facts(self, plan: Plan, data: str) -> dict[str, Any]:
-        """Returns what each checkpoint of the run says of itself."""
+        """Returns the facts in the manifest of each checkpoint of the run."""
         return {
             "run_id": self.identity.run_id,
             "began": self.identity.began,
@@ -60,11 +68,11 @@ class ResumePoint:
 
 
 def find_resume_point(plan: Plan) -> ResumePoint:
-    """Returns from where the plan's run goes on, or a new run if there is nothing to go on from.
+    """Returns the point from which the plan's run resumes, or a new run if there is no checkpoint to resume from.
 
     Raises:
         ConfigError: The checkpoint is of a run with another trajectory; lists `key: old -> new`.
-        OutputError: The checkpoints of a new run would mix with those of another.
+        OutputError: The checkpoints of a new run would mix with those of another run.
         StorageError: The checkpoint that the config names is not intact.
     """
     clear_unfinished(plan.output_dir)
@@ -72,10 +80,20 @@ def find_resume_point(plan: Plan) -> ResumePoint:
     checkpoint_and_facts = _checkpoint(plan, identity)
     if checkpoint_and_facts is None:
         _check_unoccupied(plan)
-        goes_on = identity is not None and plan.checkpoints.resume_last
-        return ResumePoint(identity if identity and goes_on else _new_identity())
+        # A run that was stopped before its first checkpoint, or that is complete, keeps its id.
+        if identity is None or not plan.checkpoints.resume_last:
+            identity = Identity(uuid4().hex, datetime.now().astimezone().isoformat())
+        return ResumePoint(identity)
     checkpoint, facts = checkpoint_and_facts
-    _check_same_run(checkpoint, facts, plan)
+    # Another setting that affects the weights would make a run that neither config can reproduce.
+    if changed := differences(facts["trajectory"], trajectory(plan)):
+        raise ConfigError(
+            f"{checkpoint} is of a run with other settings:\n  "
+            + "\n  ".join(changed)
+            + "\nRestore them, or start a new run in another training.output_dir with model.model_name set to the "
+            "checkpoint."
+        )
+    # A checkpoint from elsewhere brings its own identity, and must not continue beside the checkpoints of another run.
     if identity is None or identity.run_id != facts["run_id"]:
         identity = Identity(facts["run_id"], facts["began"])
         if checkpoint.resolve().parent != plan.output_dir.resolve():
@@ -84,34 +102,35 @@ def find_resume_point(plan: Plan) -> ResumePoint:
 
 
 def claim(plan: Plan, resume_point: ResumePoint) -> None:
-    """Makes the output directory belong to the run, which is not complete yet."""
+    """Writes the run into the output directory as not complete."""
+    # A new Identity, since that of a complete run also has its result.
     write_identity(plan.output_dir, Identity(resume_point.identity.run_id, resume_point.identity.began))
 
 
 def mark_finished(progress: Progress, resume_point: ResumePoint, data: str) -> None:
-    """Notes that the run is complete, and what it measured last."""
-    plan, begun = progress.plan, resume_point.identity
+    """Writes the run into the output directory as complete, with its last metrics."""
+    plan, identity = progress.plan, resume_point.identity
     finished = Identity(
-        begun.run_id, begun.began, progress.state.step, trajectory(plan), data, metrics=dict(progress.metrics)
+        identity.run_id, identity.began, progress.state.step, trajectory(plan), data, metrics=dict(progress.metrics)
     )
     write_identity(plan.output_dir, finished)
 
 
 def restore(run: Run, checkpoint: Path) -> None:
-    """Puts a run to where a checkpoint of it was saved, in place: weights, optimizer, schedule, random numbers, rows.
+    """Restores a run in place from one of its checkpoints: weights, optimizer, schedule, random states, rows.
 
-    The loop goes on from there.
+    The loop continues from there.
     """
     load_weights(run.model.inner, run.plan, checkpoint)
     load_state(run, checkpoint)
 
 
-def _new_identity() -> Identity:
-    return Identity(new_run_id(), datetime.now().astimezone().isoformat())
-
-
 def _checkpoint(plan: Plan, identity: Identity | None) -> tuple[Path, dict[str, Any]] | None:
-    """Returns the checkpoint that the config names, or a later one of the run that went on from it."""
+    """Returns the checkpoint to resume from with its facts: the named one, or a later one of the same run, or None.
+
+    Raises:
+        ConfigError: The config names a directory that does not exist.
+    """
     run_id = identity.run_id if identity else None
     last = newest_good(plan.output_dir, run_id) if plan.checkpoints.resume_last else None
     named = plan.checkpoints.resume_from
@@ -120,27 +139,19 @@ def _checkpoint(plan: Plan, identity: Identity | None) -> tuple[Path, dict[str, 
     if not named.is_dir():
         raise ConfigError(f"training.resume_from_checkpoint: no directory {named}")
     facts = read_facts(named)
+    # A run that resumed from the named checkpoint and was stopped again continues where it was stopped.
     is_later = last is not None and last[1]["run_id"] == facts["run_id"] and last[1]["step"] > facts["step"]
     return last if is_later else (named, facts)
 
 
 def _check_unoccupied(plan: Plan) -> None:
+    """Raises OutputError if the output directory has a checkpoint, which would be of another run."""
     checkpoints = find_checkpoints(plan.output_dir)
     if not checkpoints:
         return
     _, newest = checkpoints[-1]
-    go_on = "" if plan.checkpoints.resume_last else "go on with it by training.try_resume_from_last_checkpoint: true, "
+    resume = "" if plan.checkpoints.resume_last else "resume it with training.try_resume_from_last_checkpoint: true, "
     raise OutputError(
-        f"training.output_dir: {newest} is of another run, and the checkpoints of two would be mixed: "
-        f"{go_on}name another training.output_dir, or delete what is no longer needed"
+        f"training.output_dir: {newest} is of another run, whose checkpoints would be mixed with those of this one: "
+        f"{resume}name another training.output_dir, or delete what is no longer needed"
     )
-
-
-def _check_same_run(checkpoint: Path, facts: Mapping[str, Any], plan: Plan) -> None:
-    changed = differences(facts["trajectory"], trajectory(plan))
-    if changed:
-        raise ConfigError(
-            f"{checkpoint} is of a run with other settings, so going on from it would be neither run:\n  "
-            + "\n  ".join(changed)
-            + "\nSet them back, or start anew in another training.output_dir with model.model_name at the checkpoint."
-        )

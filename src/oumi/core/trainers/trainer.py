@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every trainer is, and the table of those there are."""
+"""The interface of trainers, and the table of all trainers."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Trainer(Protocol):
 
     @classmethod
     def build(cls, plan: Plan, world: World, rows: TrainingData, start: ResumePoint) -> Trainer:
-        """Loads the model, and makes everything ready for the first step."""
+        """Loads the model, and prepares the first step."""
 
     def train(self) -> None:
-        """Takes every step of the plan; raises PreemptedError if it was asked to stop before."""
+        """Runs every step of the plan; raises PreemptedError if the run was stopped before the last one."""
 
     def save(self, directory: Path) -> None:
         """Writes the trained model and its tokenizer as Hugging Face files."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One adapter for the trainers of TRL and transformers: our rows, our order, our callbacks, their loop."""
+"""An adapter for the trainers of TRL and transformers: their loop with our rows, order of rows and callbacks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from oumi.core.types.example import Source
 
 
 class TrlTrainer:
-    """Runs a trainer of TRL or transformers as the plan says."""
+    """Runs a trainer of TRL or transformers with the settings of the plan."""
 
     def __init__(self, run: Progress, inner: Any, tokenizer: Any, checkpoint: Path | None) -> None:
         self.run = run
@@ -50,38 +50,47 @@ class TrlTrainer:
 
     @classmethod
     def build(cls, plan: Plan, world: World, rows: TrainingData, start: ResumePoint) -> TrlTrainer:
-        """Loads the model, and makes the other trainer around it and our rows."""
+        """Loads the model, and creates the other trainer with it and our rows.
+
+        Raises:
+            ConfigError: The other trainer rejects an argument, or lacks one of `training.trainer_kwargs`.
+        """
         seed_everything(plan.seed, plan.deterministic)
         method = METHODS[plan.trainer]
-        with _refusals(plan):
+        with _translated_errors(plan):
             settings = _checked(_load(method.config), arguments(plan))
-        model = build_model(plan, torch.device("cpu"))
+        model = build_model(plan, torch.device("cpu"))  # the other trainer moves it to its device
         rows.check_vocabulary(model)
         write_model_summary(plan, model)
         plan = with_saved_size(plan, saved_size(model, plan.save_mode))
         if plan.speed.liger:
             check_liger(model)
-        # On a GPU TRL, too, takes the logits of what is trained alone.
+        # On a GPU, TRL also computes the logits of trained positions only.
         efficiency = build_efficiency(plan, model, has_full_head=plan.trainer == "HF" or plan.device == "cpu")
         run = Progress(plan=plan, callbacks=Callbacks([SignalGuard(), build_reporting(plan, efficiency)]))
         run.state.step = start.step
         bridge = Bridge(run, efficiency, rows.train, start.facts(plan, rows.fingerprint))
-        with _refusals(plan):
-            trainer = _in_our_terms(_load(method.trainer), plan, bridge)(
+        with _translated_errors(plan):
+            trainer = _adapted(_load(method.trainer), plan, bridge)(
                 model=model,
                 args=settings,
                 train_dataset=_as_dataset(rows.train),
                 eval_dataset=_as_dataset(rows.validation) if len(rows.validation) else None,
-                data_collator=_collator(rows.preprocessor.tokenizer, plan.config.data.train.collator_kwargs),
+                data_collator=DataCollatorForSeq2Seq(
+                    rows.preprocessor.tokenizer,
+                    label_pad_token_id=IGNORED,
+                    pad_to_multiple_of=plan.config.data.train.collator_kwargs.get("pad_to_multiple_of"),
+                ),
                 processing_class=rows.preprocessor.tokenizer,
                 callbacks=[bridge],
             )
+            # Created now, so that an unknown optimizer or a missing package is reported before training.
             trainer.create_optimizer()
         trainer.remove_callback(PrinterCallback)  # our console shows the steps
         return cls(run, trainer, rows.preprocessor.tokenizer, start.checkpoint)
 
     def train(self) -> None:
-        """Takes every step of the plan."""
+        """Runs every step of the plan; raises PreemptedError if the run was stopped before the last one."""
         try:
             self.inner.train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None)
         finally:
@@ -101,7 +110,7 @@ class TrlTrainer:
 
 
 class Bridge(TrainerCallback):
-    """Shows the steps of another trainer to our callbacks."""
+    """Translates the events of another trainer into calls of our callbacks."""
 
     def __init__(self, run: Progress, efficiency: Efficiency, rows: Mixture, facts: Mapping[str, Any]) -> None:
         self.run = run
@@ -110,11 +119,11 @@ class Bridge(TrainerCallback):
         self._rows = rows
         self._order = Loader(rows, run.plan.steps, run.plan.data.seed)
         self._micro_batches: list[MicroBatchSize] = []
-        """Of the step that is being taken."""
+        """Sizes of the current step's micro-batches."""
         self._learning_rate = 0.0
 
     def count(self, inputs: Mapping[str, Any], loss: torch.Tensor) -> None:
-        """Notes a micro-batch; raises NotFiniteError before its step moves any weight."""
+        """Counts a micro-batch; raises NotFiniteError, before the update of its step, if the loss is not finite."""
         mask = inputs["attention_mask"]
         num_targets = int((inputs["labels"] != IGNORED).sum())
         self._micro_batches.append(MicroBatchSize(tuple(mask.sum(1).tolist()), num_targets, mask.numel()))
@@ -130,7 +139,9 @@ class Bridge(TrainerCallback):
         self._efficiency.step_start()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+        # Read here, since `on_log` comes after the scheduler has set the rate of the next step.
         self._learning_rate = parts["optimizer"].param_groups[0]["lr"]
+        # With fp16, the scaler skips steps that overflow.
         gradients = (weight.grad for weight in parts["model"].parameters() if weight.grad is not None)
         if not args.fp16 and not all(torch.isfinite(gradient).all() for gradient in gradients):
             raise not_finite(self.run, "a gradient is not a finite number", self._rows_of_step())
@@ -143,7 +154,7 @@ class Bridge(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         logs = dict(logs or {})
-        if "loss" not in logs:
+        if "loss" not in logs:  # the summary at the end of training, or an evaluation
             return
         now = self.run.state
         now.step, now.epoch = state.global_step, float(state.epoch or 0.0)
@@ -179,12 +190,12 @@ class Bridge(TrainerCallback):
         self.run.callbacks.train_end(self.run)
 
     def _rows_of_step(self) -> list[Source]:
-        """Returns the rows of the step that is being taken."""
+        """Returns the rows of the current step."""
         return [self._rows[i].source for i in self._order.rows_of(self.run.state.step)]
 
 
 class EpochOrder(torch.utils.data.Sampler[int]):
-    """The rows in the order in which our own trainer takes them."""
+    """Samples the rows in the same order as the native trainer."""
 
     def __init__(self, length: int, seed: int) -> None:
         self._length = length
@@ -192,7 +203,7 @@ class EpochOrder(torch.utils.data.Sampler[int]):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Turns to another epoch; called by the trainer."""
+        """Sets the epoch, which determines the order; called by the trainer."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -202,11 +213,12 @@ class EpochOrder(torch.utils.data.Sampler[int]):
         yield from permute(np.arange(self._length), self._length, self._seed, self._epoch).tolist()
 
 
-def _in_our_terms(trainer_class: Any, plan: Plan, bridge: Bridge) -> Any:
-    """Returns the trainer with our order of rows, schedule and guard, and a validation loss over all terms alike."""
+def _adapted(trainer_class: Any, plan: Plan, bridge: Bridge) -> Any:
+    """Returns a subclass with our order of rows, schedule and guards, and a validation loss averaged over terms."""
+    # Cached, since it reads all validation rows.
     terms_per_row = functools.cache(lambda trainer: _terms_per_row(trainer.eval_dataset["labels"]))
 
-    class OurTrainer(trainer_class):  # type: ignore[misc]  # the class is chosen by the plan
+    class AdaptedTrainer(trainer_class):  # type: ignore[misc]  # the plan decides the class
         def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
             return EpochOrder(len(self.train_dataset), plan.data.seed)
 
@@ -224,35 +236,40 @@ def _in_our_terms(trainer_class: Any, plan: Plan, bridge: Bridge) -> Any:
 
         def prediction_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
             loss, *outputs = super().prediction_step(model, inputs, *rest, **named)
-            # Batches are averaged by their rows; so each is weighed by its terms a row, over those of all rows.
+            # transformers averages the losses of batches weighted by rows. This factor, the batch's terms per row over
+            # those of all rows, makes it a mean over terms.
             return loss * (_terms_per_row(inputs["labels"]) / terms_per_row(self)), *outputs
 
-    return OurTrainer
+    return AdaptedTrainer
 
 
 def _terms_per_row(labels: Iterable[Any]) -> float:
+    """Returns the mean number of trained tokens per row of labels."""
     counts = [int((torch.as_tensor(row) != IGNORED).sum()) for row in labels]
     return sum(counts) / len(counts)
 
 
 @contextmanager
-def _refusals(plan: Plan) -> Iterator[None]:
-    """Turns what TRL and transformers find wrong with their arguments into ConfigError, in their words."""
+def _translated_errors(plan: Plan) -> Iterator[None]:
+    """Converts errors of TRL and transformers about their arguments to ConfigError, with the original message."""
     try:
         yield
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
-        if isinstance(error, OumiError):
+        if isinstance(error, OumiError):  # our ConfigError is a ValueError, and already has its key
             raise
         reason = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"training: {plan.trainer} refuses the config: {reason}") from error
+        raise ConfigError(f"training: {plan.trainer} rejects the config: {reason}") from error
 
 
-def _load(place: str) -> Any:
-    module, _, name = place.partition(":")
+def _load(path: str) -> Any:
+    """Returns the class of a path such as `trl:SFTTrainer`."""
+    module, _, name = path.partition(":")
     return getattr(import_module(module), name)
 
 
 def _checked(config_class: Any, values: dict[str, Any]) -> Any:
+    """Returns the config of another trainer; raises ConfigError for an argument that it does not have."""
+    # The names of arguments depend on the installed version of transformers.
     fields = {field.name for field in dataclasses.fields(config_class)}
     newer = {old: new for old, new in NEWER_NAMES.items() if new in fields}
     values = {newer.get(name, name): value for name, value in values.items()}
@@ -266,15 +283,9 @@ def _checked(config_class: Any, values: dict[str, Any]) -> Any:
 
 
 def _as_dataset(rows: Mixture) -> Dataset:
-    """Returns the rows with labels; what is not trained is labelled IGNORED."""
+    """Returns the rows with token ids and labels, which are IGNORED for tokens that are not trained."""
     examples = [example for i in range(len(rows)) for example in rows.group(i)]
     labels = [np.where(example.is_target, example.tokens, IGNORED) for example in examples]
     for example in labels:
         example[0] = IGNORED  # nothing predicts the first token
     return Dataset.from_dict({"input_ids": [example.tokens for example in examples], "labels": labels})
-
-
-def _collator(tokenizer: Any, kwargs: Mapping[str, Any]) -> Any:
-    return DataCollatorForSeq2Seq(
-        tokenizer, label_pad_token_id=IGNORED, pad_to_multiple_of=kwargs.get("pad_to_multiple_of")
-    )

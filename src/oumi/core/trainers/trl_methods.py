@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of TRL and transformers trainers, and our plan in their arguments. Imports neither.
+"""The table of TRL and transformers trainers, and the arguments that a plan becomes. Imports neither library.
 
-A new method is a row of METHODS; a test holds the table to the installed versions.
+A new method is a row of METHODS; a test compares the table with the installed versions.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from oumi.core.plan.trainer_kwargs import SAME_NAME
 
 @dataclass(frozen=True)
 class Method:
-    """Where a trainer and its config class are found."""
+    """A trainer of another library."""
 
     trainer: str
+    """Path of the trainer class, as `module:name`."""
     config: str
+    """Path of the class of its arguments."""
     extra: Mapping[str, Any]
-    """Arguments that this trainer needs to take our rows as they are."""
+    """Arguments that make the trainer use our rows unchanged."""
 
 
 METHODS = {
@@ -31,7 +33,7 @@ METHODS = {
     "TRL_SFT": Method(
         "trl:SFTTrainer",
         "trl:SFTConfig",
-        # Rows come tokenized, cut and with their targets.
+        # Our rows are already tokenized and truncated, and have labels.
         {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None, "packing": False},
     ),
 }
@@ -40,15 +42,16 @@ NEWER_NAMES = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
 }
-"""Arguments that later versions of transformers call otherwise."""
+"""Arguments by their old names, and the names in later versions of transformers."""
 
 
 def arguments(plan: Plan) -> dict[str, Any]:
     """Returns the arguments of the config class of the plan's trainer."""
     training = plan.config.training
     num_workers = training.dataloader_num_workers
-    if num_workers == "auto":  # two, of a quarter of the cores
+    if num_workers == "auto":  # a quarter of the CPUs, but 1 or 2
         num_workers = max(1, min(2, len(os.sched_getaffinity(0)) // 4))
+    save_strategy = "steps" if plan.checkpoints.every_steps else "epoch" if plan.checkpoints.every_epoch else "no"
     values = {name: getattr(training, name) for name in SAME_NAME}
     values |= {
         "output_dir": str(plan.output_dir),
@@ -58,19 +61,19 @@ def arguments(plan: Plan) -> dict[str, Any]:
         "gradient_checkpointing_kwargs": plan.gradient_checkpointing,
         "warmup_steps": plan.schedule.num_warmup_steps(plan.steps.total or 0),
         "fp16": plan.precision.autocast == "float16",
-        "bf16": plan.precision.autocast == "bfloat16",  # said aloud: TRL turns it on where nothing is said
+        "bf16": plan.precision.autocast == "bfloat16",  # not left out, since TRL would set it to True
         "use_cpu": plan.device == "cpu",
         "torch_compile": plan.speed.compile,
         "use_liger_kernel": plan.speed.liger,
         "max_grad_norm": plan.optimizer.max_grad_norm or 0.0,
         "torch_empty_cache_steps": plan.empty_cache_every,
-        "save_strategy": _save_strategy(plan),
-        "save_steps": plan.checkpoints.every_steps or 500,
+        "save_strategy": save_strategy,
+        "save_steps": plan.checkpoints.every_steps or 500,  # 500 is the default, without effect
         "dataloader_num_workers": num_workers,
         "dataloader_prefetch_factor": training.dataloader_prefetch_factor if num_workers else None,
         "dataloader_pin_memory": plan.device != "cpu",
         "accelerator_config": {"dispatch_batches": training.dataloader_main_process_only},
-        # Every step is shown to our own callbacks, as it is: not smoothed, not filtered.
+        # Our callbacks report every step, so the other trainer logs each one unfiltered, and reports nothing itself.
         "logging_strategy": "steps",
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
@@ -79,10 +82,5 @@ def arguments(plan: Plan) -> dict[str, Any]:
         "push_to_hub": False,
         "remove_unused_columns": False,
     }
+    # Last, so that the user's own arguments take precedence.
     return {**values, **METHODS[plan.trainer].extra, **training.trainer_kwargs}
-
-
-def _save_strategy(plan: Plan) -> str:
-    if plan.checkpoints.every_steps:
-        return "steps"
-    return "epoch" if plan.checkpoints.every_epoch else "no"
