@@ -29,7 +29,7 @@ class Checkpointing(Callback):
         self._saved_until = saved_until
         self._saved: list[Path] = []
 
-    def train_start(self, run: Run) -> None:  # type: ignore[override]  # our own loop shows a whole Run
+    def train_start(self, run: Run) -> None:  # type: ignore[override]  # the native loop passes a Run
         # Later checkpoints are left alone: they are not on the way to the one from which the run resumes.
         checkpoints = find_checkpoints(run.plan.output_dir) if self._saved_until else []
         self._saved = [path for step, path in checkpoints if step <= self._saved_until]

@@ -14,6 +14,6 @@ class EmptyCache(Callback):
     def __init__(self, every_steps: int) -> None:
         self._every_steps = every_steps
 
-    def step_end(self, run: Run, report: StepReport) -> None:  # type: ignore[override]  # our own loop shows a whole Run
+    def step_end(self, run: Run, report: StepReport) -> None:  # type: ignore[override]  # the native loop passes a Run
         if run.state.step % self._every_steps == 0:
             torch.accelerator.empty_cache()

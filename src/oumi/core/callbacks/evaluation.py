@@ -22,7 +22,7 @@ class Evaluation(Callback):
     def __init__(self, batches: Callable[[], Iterable[Batch]]) -> None:
         self._batches = batches
 
-    def step_end(self, run: Run, report: StepReport) -> None:  # type: ignore[override]  # our own loop shows a whole Run
+    def step_end(self, run: Run, report: StepReport) -> None:  # type: ignore[override]  # the native loop passes a Run
         plan, step = run.plan.evaluation, run.state.step
         is_due = plan.every_steps and step % plan.every_steps == 0
         if is_due or (plan.every_epoch and run.loader.ends_epoch(step)):

@@ -65,7 +65,8 @@ def seal(directory: Path, facts: Mapping[str, Any]) -> None:
     # In this order: after a power failure, a manifest on disk means that all files are on disk.
     for path in _files(directory):
         _to_disk(path)
-    manifest = {"facts": dict(facts), "files": {name: _describe(directory / name) for name in _names(directory)}}
+    files = {path.relative_to(directory).as_posix(): _describe(path) for path in _files(directory)}
+    manifest = {"facts": dict(facts), "files": dict(sorted(files.items()))}
     unfinished = directory / f"{MANIFEST}.tmp"
     unfinished.write_text(json.dumps(manifest, indent=1) + "\n")
     _to_disk(unfinished)
@@ -87,7 +88,7 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
         if not path.is_file():
             raise StorageError(f"{path}: missing")
         size = path.stat().st_size
-        if size != expected["size"]:  # cheaper than the digest, and says more
+        if size != expected["size"]:  # checked first: cheaper, with a clearer message
             raise StorageError(f"{path}: expected {expected['size']} bytes, got {size}")
         if _describe(path)["sha256"] != expected["sha256"]:
             raise StorageError(f"{path}: the content has changed since it was saved")
@@ -205,11 +206,8 @@ def _files(directory: Path) -> list[Path]:
     return [path for path in directory.rglob("*") if path.is_file()]
 
 
-def _names(directory: Path) -> list[str]:
-    return sorted(path.relative_to(directory).as_posix() for path in _files(directory))
-
-
 def _to_disk(path: Path) -> None:
+    """Syncs a file or a folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

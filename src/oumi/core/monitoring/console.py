@@ -26,6 +26,7 @@ class Console(Sink):
         self._task = 0
         self._started = 0.0
         self._first_step = 0
+        # Complete epochs before the next step, which tell whether it ends one.
         self._epoch = 0
 
     def start(self, run: Progress) -> None:

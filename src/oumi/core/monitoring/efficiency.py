@@ -142,6 +142,7 @@ class Efficiency:
         wall, peaks = max(now - self._began, 1e-9), self._peaks
         # Page faults of the threads that share the work run in parallel, so the wall time is a fraction.
         fault_s = faults * peaks.page_fault_s / peaks.num_cores
+        # Seconds that the operations would take at the machine's peak.
         arithmetic = {name: self._flops[name] / peaks.flops for name in ("useful", *_EXTRA_ARITHMETIC)}
         arithmetic_s = sum(arithmetic.values())
         op_times, self._op_times = self._op_times, None
@@ -157,6 +158,7 @@ class Efficiency:
         if self._sample is not None:  # assumes that kernels run at the speed of the last sampled step
             seconds["below_peak"] = max(self._sample.product_slowdown - 1, 0.0) * arithmetic_s
             seconds["memory"] = self._sample.other_s_per_token * self._num_tokens
+        # What no part explains is Python, or unknown while nothing was sampled.
         shares = shares_of(wall, seconds, "python" if self._sample else "unwatched")
         if self._step > _SAMPLED_STEP and op_times is None:  # without sampled steps, which timing slows down
             self._total_s += wall
@@ -182,6 +184,7 @@ class Efficiency:
         if not self._total_s:
             return ""
         shares = {name: self._seconds[name] / self._total_s for name in self._seconds}
+        # Largest first, without parts that would be shown as 0 %.
         wasted = sorted(((share, WASTE[name]) for name, share in shares.items() if name in WASTE), reverse=True)
         parts = ", ".join(f"{label} {share:.0%}" for share, label in wasted if share >= 0.005)
         peak = f"{self._peaks.flops / 1e9:,.0f} GFLOP/s in {self._device.dtype}"

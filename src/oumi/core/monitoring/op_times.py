@@ -29,6 +29,7 @@ class OpTimes(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         _wait()
         seconds = time.perf_counter() - started
+        # By the name of the schema, such as `aten::addmm`, which is the same for all overloads.
         if any(part in func._schema.name for part in _PRODUCTS):
             self.products_s += seconds
         else:
@@ -54,7 +55,7 @@ class UpdateTime:
     def end(self) -> float:
         """Returns the seconds of the update; call it after the update was launched."""
         mark = _mark(self._device)
-        if self._mark is None or mark is None:
+        if self._mark is None or mark is None:  # on a CPU, the update is complete when it returns
             return time.perf_counter() - self._began
         previous, self._previous = self._previous, (self._mark, mark)
         # elapsed_time is in milliseconds, and raises for an event that is not complete.

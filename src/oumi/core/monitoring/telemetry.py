@@ -75,6 +75,7 @@ class TelemetryTracker:
 
     def get_summary(self) -> dict[str, Any]:
         """Returns host, total seconds, and statistics of each timer."""
+        # Percentages refer to the time since the tracker was created, so nested timers add up to more than 100.
         total = time.perf_counter() - self._started
         return {
             "hostname": socket.gethostname(),

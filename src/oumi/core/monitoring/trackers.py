@@ -78,6 +78,7 @@ class Wandb(_Tracker):
     _run: Any = None
 
     def start(self, run: Progress) -> None:
+        # Passed explicitly, since the default of wandb without the variable is "uncategorized".
         project = os.environ.get("WANDB_PROJECT", "oumi")
         self._run = self._package.init(project=project, name=self._plan.run_name, job_type="train")
 

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 from oumi.core.system import host
 from oumi.core.system.cache import cache_home
@@ -61,14 +60,15 @@ def peaks_of(device: str, device_name: str, dtype: str) -> Peaks:
     library = " oneDNN" if device == "cpu" and host.multiplies_faster_by_onednn() else ""
     name = f"{device_name} {num_cores} {dtype} torch {version('torch')}{library}"
     path = cache_home() / f"peaks-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
-    peaks = _read(path)
-    if peaks is None:
-        peaks = measure_peaks(device, dtype, num_cores)
-        with suppress(OSError):  # a cache that cannot be written only costs another measurement
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(f".{os.getpid()}")
-            unfinished.write_text(json.dumps({"of": name, **asdict(peaks)}) + "\n")
-            unfinished.replace(path)  # atomic, so that another process never reads a part of it
+    with suppress(OSError, ValueError, KeyError, TypeError):  # a file that is missing or incomplete is replaced
+        values = json.loads(path.read_text())
+        return Peaks(**{field: values[field] for field in ("flops", "num_cores", "page_fault_s")})
+    peaks = measure_peaks(device, dtype, num_cores)
+    with suppress(OSError):  # a cache that cannot be written only costs another measurement
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(json.dumps({"of": name, **asdict(peaks)}) + "\n")
+        unfinished.replace(path)  # atomic, so that another process never reads a part of it
     return peaks
 
 
@@ -133,11 +133,3 @@ def _best(work: Callable[[], object], wait: Callable[[], None], clock: Callable[
         wait()
         times.append(clock() - started)
     return min(times)
-
-
-def _read(path: Path) -> Peaks | None:
-    try:
-        values = json.loads(path.read_text())
-        return Peaks(**{name: values[name] for name in ("flops", "num_cores", "page_fault_s")})
-    except (OSError, ValueError, KeyError, TypeError):  # missing or incomplete
-        return None

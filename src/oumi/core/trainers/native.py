@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The native trainer: builds the parts of a run and hands them to the training loop."""
+"""The native trainer: builds the parts of a run and passes them to the training loop."""
 
 from __future__ import annotations
 

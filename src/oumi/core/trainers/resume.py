@@ -93,7 +93,7 @@ def find_resume_point(plan: Plan) -> ResumePoint:
             + "\nRestore them, or start a new run in another training.output_dir with model.model_name set to the "
             "checkpoint."
         )
-    # A checkpoint from elsewhere brings its own identity, and must not continue beside the checkpoints of another run.
+    # A checkpoint of another directory has its own identity. Its run must not mix with a run in the output directory.
     if identity is None or identity.run_id != facts["run_id"]:
         identity = Identity(facts["run_id"], facts["began"])
         if checkpoint.resolve().parent != plan.output_dir.resolve():
