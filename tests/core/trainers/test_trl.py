@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from importlib import import_module
 from pathlib import Path
@@ -69,6 +70,15 @@ def test_a_key_becomes_the_argument_that_means_the_same(
     tmp_path: Path, training: dict[str, Any], name: str, value: object
 ) -> None:
     assert arguments(plan_of(tiny_config(tmp_path, trainer_type="TRL_SFT", **training)))[name] == value
+
+
+def test_automatic_workers_need_no_cpu_affinity_which_macos_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(tiny_config(tmp_path, trainer_type="TRL_SFT", dataloader_num_workers="auto"))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    assert arguments(plan)["dataloader_num_workers"] == 2
 
 
 # Arguments that are passed on, since they act on what the trainers still do by themselves.

@@ -6,7 +6,6 @@ A new method is a row of METHODS; a test compares the table with the installed v
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from oumi.core.plan.choices import RENAMED_OPTIMIZERS
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.trainer_kwargs import SAME_NAME
+from oumi.core.system.host import num_cpus
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def arguments(plan: Plan) -> dict[str, Any]:
     training = plan.config.training
     num_workers = training.dataloader_num_workers
     if num_workers == "auto":  # a quarter of the CPUs, but 1 or 2
-        num_workers = max(1, min(2, len(os.sched_getaffinity(0)) // 4))
+        num_workers = max(1, min(2, num_cpus() // 4))
     save_strategy = "steps" if plan.checkpoints.every_steps else "epoch" if plan.checkpoints.every_epoch else "no"
     values = {name: getattr(training, name) for name in SAME_NAME}
     values |= {
