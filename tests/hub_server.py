@@ -153,29 +153,29 @@ class _Answer(BaseHTTPRequestHandler):
             time.sleep(10)
         if mode in REFUSALS:
             self._refuse(*REFUSALS[mode])
-        elif found := _API.fullmatch(path):
-            self._api(found, query, body)
-        elif found := _FILE.fullmatch(path):
-            self._file(found)
+        elif match := _API.fullmatch(path):
+            self._api(match, query, body)
+        elif match := _FILE.fullmatch(path):
+            self._file(match)
         else:
             self._refuse(404, "", "Not found")
 
-    def _api(self, found: re.Match[str], query: dict[str, list[str]], body: bytes) -> None:
-        folder = self.hub.folder(found["kind"], found["repo"])
-        revision, _, below = (found["rest"] or "main").partition("/")
+    def _api(self, match: re.Match[str], query: dict[str, list[str]], body: bytes) -> None:
+        folder = self.hub.folder(match["kind"], match["repo"])
+        revision, _, below = (match["rest"] or "main").partition("/")
         if not folder.is_dir():
             self._refuse(404, "RepoNotFound", "Repository not found")
         elif revision not in ("main", COMMIT):
             self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        elif found["what"] == "tree" and not (folder / below).is_dir():
+        elif match["what"] == "tree" and not (folder / below).is_dir():
             self._refuse(404, "EntryNotFound", "Entry not found")
-        elif found["what"] == "tree":
+        elif match["what"] == "tree":
             self._tree(_entries(folder, below, query.get("recursive", [""])[0].lower() == "true"), query)
-        elif found["what"] == "paths-info":
-            wanted = parse_qs(body.decode()).get("paths") or json.loads(body).get("paths", [])
-            self._json([entry for entry in _entries(folder, "", True) if entry["path"] in wanted])
+        elif match["what"] == "paths-info":
+            paths = parse_qs(body.decode()).get("paths") or json.loads(body).get("paths", [])
+            self._json([entry for entry in _entries(folder, "", True) if entry["path"] in paths])
         else:
-            self._json(_info(found["repo"], folder))
+            self._json(_info(match["repo"], folder))
 
     def _tree(self, entries: list[dict[str, Any]], query: dict[str, list[str]]) -> None:
         start = int(query.get("cursor", ["0"])[0])
@@ -187,13 +187,13 @@ class _Answer(BaseHTTPRequestHandler):
             headers["Link"] = f'<{self.hub.url}{address.path}?{others}&cursor={end}>; rel="next"'
         self._json(entries[start:end], headers)
 
-    def _file(self, found: re.Match[str]) -> None:
-        folder = self.hub.folder("datasets" if found["kind"] else "models", found["repo"])
-        file = folder / found["file"]
+    def _file(self, match: re.Match[str]) -> None:
+        folder = self.hub.folder("datasets" if match["kind"] else "models", match["repo"])
+        file = folder / match["file"]
         if not folder.is_dir():
             self._refuse(404, "RepoNotFound", "Repository not found")
-        elif found["revision"] not in ("main", COMMIT):
-            self._refuse(404, "RevisionNotFound", f"Invalid rev id: {found['revision']}")
+        elif match["revision"] not in ("main", COMMIT):
+            self._refuse(404, "RevisionNotFound", f"Invalid rev id: {match['revision']}")
         elif not file.is_file():
             self._refuse(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": COMMIT})
         else:
@@ -208,9 +208,9 @@ class _Answer(BaseHTTPRequestHandler):
             self._send(206, content[start : end + 1], headers)
 
     def _refuse(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
-        told = {"X-Error-Code": code} if code else {}
+        reason_headers = {"X-Error-Code": code} if code else {}
         body = json.dumps({"error": message}).encode()
-        self._send(status, body, {"X-Error-Message": message, **told, **(headers or {})})
+        self._send(status, body, {"X-Error-Message": message, **reason_headers, **(headers or {})})
 
     def _json(self, value: Any, headers: dict[str, str] | None = None) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})

@@ -15,7 +15,7 @@ def shown(value: Any) -> Any:
     """Returns a value in words."""
     match value:
         case Conversation():
-            return [said(one) for one in value.messages]
+            return [text_of(message) for message in value.messages]
         case Completion():
             return f"{value.prompt}|{value.completion}"
         case Preference():
@@ -23,15 +23,15 @@ def shown(value: Any) -> Any:
         case Judged():
             return shown(value.value), value.is_good
         case Prompt():
-            return [said(one) for one in value.messages], dict(value.columns)
+            return [text_of(message) for message in value.messages], dict(value.columns)
     assert isinstance(value, Text)
     return value.text
 
 
-def said(message: Message) -> str:
+def text_of(message: Message) -> str:
     parts = [
-        one.content if one.is_text() else f"[{one.type} {one.content or str(one.binary)[2:-1]}]"
-        for one in message.content_items
+        item.content if item.is_text() else f"[{item.type} {item.content or str(item.binary)[2:-1]}]"
+        for item in message.content_items
     ]
     return f"{message.role}: {''.join(map(str, parts))}"
 

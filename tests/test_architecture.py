@@ -51,15 +51,15 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         for inner in ast.walk(node)
     }
-    found: set[str] = set()
+    modules: set[str] = set()
     for node in ast.walk(tree):
         if id(node) in for_types:
             continue
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "oumi":
-            found |= {_target(node.module, name.name) for name in node.names}
+            modules |= {_target(node.module, name.name) for name in node.names}
         elif isinstance(node, ast.Import):
-            found |= {name.name for name in node.names if name.name.split(".")[0] == "oumi"}
-    return found
+            modules |= {name.name for name in node.names if name.name.split(".")[0] == "oumi"}
+    return modules
 
 
 def _target(module: str, name: str) -> str:
@@ -113,9 +113,11 @@ def test_files_and_functions_stay_small(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or 0) - node.lineno + 1
             assert length <= MAX_FUNCTION_LINES, f"{node.name} has {length} lines"
-            parameters = [one for one in node.args.args if one.arg not in ("self", "cls")]
+            parameters = [argument for argument in node.args.args if argument.arg not in ("self", "cls")]
             # Options of a command are its documented surface, and a GPU's kernel takes its numbers one by one.
-            is_free = "cli" in path.parts or any(ast.unparse(one) == "triton.jit" for one in node.decorator_list)
+            is_free = "cli" in path.parts or any(
+                ast.unparse(argument) == "triton.jit" for argument in node.decorator_list
+            )
             assert is_free or len(parameters) <= MAX_PARAMETERS, f"{node.name} has {len(parameters)} parameters"
 
 
@@ -130,8 +132,8 @@ def test_files_and_functions_stay_small(path: Path) -> None:
 )
 def test_no_torch_is_loaded_before_it_is_needed(command: str) -> None:
     check = f"{command}; import sys; print('torch' in sys.modules, 'transformers' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
-    assert found.split() == ["False", "False"]
+    output = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
+    assert output.split() == ["False", "False"]
 
 
 def test_the_core_has_at_most_12_dependencies() -> None:
@@ -139,9 +141,11 @@ def test_the_core_has_at_most_12_dependencies() -> None:
     assert len(project["dependencies"]) <= 12
 
 
-def test_the_way_to_the_optimizer_is_short_and_told_rightly() -> None:
-    told = re.findall(r"^\| \d \| `([\w/.]+)` \| .* \| (\d+) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
-    counted = [(name, str(len((SOURCE / name).read_text().splitlines()))) for name, _ in told]
-    assert told == counted
-    assert len(told) <= 7
-    assert sum(int(lines) for _, lines in told) < 500
+def test_the_way_to_the_optimizer_is_short_and_reported_rightly() -> None:
+    table = re.findall(
+        r"^\| \d \| `([\w/.]+)` \| .* \| (\d+) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE
+    )
+    counted = [(name, str(len((SOURCE / name).read_text().splitlines()))) for name, _ in table]
+    assert table == counted
+    assert len(table) <= 7
+    assert sum(int(lines) for _, lines in table) < 500

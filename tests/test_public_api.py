@@ -70,8 +70,8 @@ FLAGS = {
 
 @pytest.mark.parametrize("module", NAMES)
 def test_public_names_are_where_they_are_documented(module: str) -> None:
-    found = importlib.import_module(module)
-    assert [name for name in NAMES[module] if not hasattr(found, name)] == []
+    namespace = importlib.import_module(module)
+    assert [name for name in NAMES[module] if not hasattr(namespace, name)] == []
 
 
 @pytest.mark.parametrize("command", FLAGS)

@@ -24,13 +24,13 @@ PROMPT = {"prompt": "What is 1 + 1?", "answer": 2}
 TEXT = {"text": "First line.\nSecond line with a tab\t."}
 
 
-class Said(NamedTuple):
+class CommandRun(NamedTuple):
     code: int
     out: str
     err: str
 
 
-Oumi = Callable[..., Said]
+Oumi = Callable[..., CommandRun]
 
 
 @pytest.fixture
@@ -41,14 +41,14 @@ def oumi(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
     save_tiny_model(tmp_path / "model")
     capsys.readouterr()
 
-    def call(*arguments: str) -> Said:
+    def call(*arguments: str) -> CommandRun:
         monkeypatch.setattr(sys, "argv", ["oumi", *arguments])
         try:
             run()
             code = 0
         except SystemExit as ended:
             code = int(ended.code or 0)
-        return Said(code, *capsys.readouterr())
+        return CommandRun(code, *capsys.readouterr())
 
     return call
 
@@ -61,26 +61,26 @@ def write(folder: Path, name: str, *rows: Any) -> str:
 
 def config(folder: Path, trainer: str, *paths: str, validation: str | None = None, **split: Any) -> str:
     """Writes a config of a few lines and returns its name."""
-    made = {
+    content = {
         "model": {"model_name": "model"},
         "data": {"train": {"datasets": [{"dataset_name": "set", "dataset_path": path} for path in paths], **split}},
         "training": {"trainer_type": trainer, "output_dir": "out"},
     }
     if validation is not None:
-        made["data"]["validation"] = {"datasets": [{"dataset_name": "held", "dataset_path": validation}]}
-    (folder / "c.yaml").write_text(json.dumps(made))
+        content["data"]["validation"] = {"datasets": [{"dataset_name": "held", "dataset_path": validation}]}
+    (folder / "c.yaml").write_text(json.dumps(content))
     return "c.yaml"
 
 
-def lines_of(said: Said) -> list[str]:
-    assert said.code == 0, said.err
-    assert "\x1b" not in said.out
-    return said.out.splitlines()
+def lines_of(run: CommandRun) -> list[str]:
+    assert run.code == 0, run.err
+    assert "\x1b" not in run.out
+    return run.out.splitlines()
 
 
 def test_a_chat_is_drawn_turn_by_turn(oumi: Oumi, tmp_path: Path) -> None:
-    said = oumi("data", "preview", "-c", config(tmp_path, "OUMI", write(tmp_path, "a.jsonl", CHAT)))
-    assert lines_of(said) == [
+    run = oumi("data", "preview", "-c", config(tmp_path, "OUMI", write(tmp_path, "a.jsonl", CHAT)))
+    assert lines_of(run) == [
         "⟦trained⟧  not trained   ▸ start of a turn   ↵ new line",
         "── row 1: a.jsonl:1, 27 tokens, 4 trained ──────────────────────────────────────",
         "▸ <|im_start|>user↵",
@@ -91,8 +91,8 @@ def test_a_chat_is_drawn_turn_by_turn(oumi: Oumi, tmp_path: Path) -> None:
 
 
 def test_a_preference_is_drawn_as_two_documents(oumi: Oumi, tmp_path: Path) -> None:
-    said = oumi("data", "preview", "-c", config(tmp_path, "TRL_DPO", write(tmp_path, "a.jsonl", PAIR)))
-    lines = lines_of(said)
+    run = oumi("data", "preview", "-c", config(tmp_path, "TRL_DPO", write(tmp_path, "a.jsonl", PAIR)))
+    lines = lines_of(run)
     assert lines[1].startswith("── row 1: 2 documents, 59 tokens ─")
     assert lines[2].startswith("── chosen: a.jsonl:1, 27 tokens, 4 trained ─")
     assert lines[6] == "  ⟦Yo.<|im_end|>⟧↵"
@@ -101,30 +101,30 @@ def test_a_preference_is_drawn_as_two_documents(oumi: Oumi, tmp_path: Path) -> N
 
 
 def test_a_judged_completion_is_drawn(oumi: Oumi, tmp_path: Path) -> None:
-    said = oumi("data", "preview", "-c", config(tmp_path, "TRL_KTO", write(tmp_path, "a.jsonl", JUDGED)))
-    assert lines_of(said)[2] == "Hi?⟦Yo.<|im_end|>⟧"
+    run = oumi("data", "preview", "-c", config(tmp_path, "TRL_KTO", write(tmp_path, "a.jsonl", JUDGED)))
+    assert lines_of(run)[2] == "Hi?⟦Yo.<|im_end|>⟧"
 
 
-def test_a_prompt_is_drawn_as_the_model_is_asked_and_nothing_is_trained(oumi: Oumi, tmp_path: Path) -> None:
-    said = oumi("data", "preview", "-c", config(tmp_path, "TRL_GRPO", write(tmp_path, "a.jsonl", PROMPT)))
-    lines = lines_of(said)
+def test_a_prompt_is_drawn_as_the_model_is_prompted_and_nothing_is_trained(oumi: Oumi, tmp_path: Path) -> None:
+    run = oumi("data", "preview", "-c", config(tmp_path, "TRL_GRPO", write(tmp_path, "a.jsonl", PROMPT)))
+    lines = lines_of(run)
     assert ", 0 trained ─" in lines[1]
     assert lines[2:] == ["▸ <|im_start|>user↵", "  What is 1 + 1?<|im_end|>↵", "▸ <|im_start|>assistant↵"]
 
 
 def test_a_text_is_drawn_with_its_control_characters(oumi: Oumi, tmp_path: Path) -> None:
-    said = oumi("data", "preview", "-c", config(tmp_path, "OUMI", write(tmp_path, "a.jsonl", TEXT)))
-    assert lines_of(said)[2:] == ["⟦First line.↵", "Second line with a tab\\t.<|im_end|>⟧"]
+    run = oumi("data", "preview", "-c", config(tmp_path, "OUMI", write(tmp_path, "a.jsonl", TEXT)))
+    assert lines_of(run)[2:] == ["⟦First line.↵", "Second line with a tab\\t.<|im_end|>⟧"]
 
 
 def test_documents_of_a_packed_row_are_drawn_apart(oumi: Oumi, tmp_path: Path) -> None:
-    said = oumi("data", "preview", "-c", config(tmp_path, "OUMI", write(tmp_path, "a.jsonl", *[CHAT] * 3), pack=True))
-    heads = [line.rstrip("─ ") for line in lines_of(said) if line.startswith("──")]
+    run = oumi("data", "preview", "-c", config(tmp_path, "OUMI", write(tmp_path, "a.jsonl", *[CHAT] * 3), pack=True))
+    heads = [line.rstrip("─ ") for line in lines_of(run) if line.startswith("──")]
     assert heads[0] == "── row 1: 3 documents, 81 tokens"
     assert [head.partition(":")[0] for head in heads[1:]] == ["── document 1", "── document 2", "── document 3"]
 
 
-def test_a_long_row_is_drawn_in_part_and_told_as_truncated(oumi: Oumi, tmp_path: Path) -> None:
+def test_a_long_row_is_drawn_in_part_and_reported_as_truncated(oumi: Oumi, tmp_path: Path) -> None:
     name = config(tmp_path, "OUMI", write(tmp_path, "a.jsonl", LONG_CHAT))
     short = lines_of(oumi("data", "preview", "-c", name))
     assert "  … 256 tokens omitted, 256 of them trained: see --full …" in short
@@ -135,10 +135,10 @@ def test_a_long_row_is_drawn_in_part_and_told_as_truncated(oumi: Oumi, tmp_path:
     assert text.count("word") > "".join(short).count("word") > 20
 
 
-def json_of(said: Said) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def json_of(run: CommandRun) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Returns the documents and the ledgers of `oumi data preview --json`."""
-    assert said.code == 0, said.err
-    *documents, last = map(json.loads, said.out.splitlines())
+    assert run.code == 0, run.err
+    *documents, last = map(json.loads, run.out.splitlines())
     return documents, last["ledgers"]
 
 
@@ -210,35 +210,35 @@ def test_statistics_of_a_mixture_have_its_real_shares(oumi: Oumi, tmp_path: Path
     other = write(tmp_path, "b.jsonl", *[CHAT] * 100)
     name = config(tmp_path, "OUMI", first, other, pack=True)
     loaded = json.loads((tmp_path / name).read_text())
-    for one, share in zip(loaded["data"]["train"]["datasets"], (0.75, 0.25), strict=True):
-        one["mixture_proportion"] = share
+    for params, share in zip(loaded["data"]["train"]["datasets"], (0.75, 0.25), strict=True):
+        params["mixture_proportion"] = share
     (tmp_path / name).write_text(json.dumps(loaded))
-    said = oumi("data", "stats", "-c", name, "--json")
-    found = json.loads(said.out)["train"]
-    assert found["rows"] == 133
-    assert [one["epoch"]["rows"] for one in found["datasets"]] == [100, 33]
-    rows = found["packed"]["rows"]
-    assert found["packed"]["empty_share"] == pytest.approx(1 - 133 * 27 / (512 * rows))
+    run = oumi("data", "stats", "-c", name, "--json")
+    statistics = json.loads(run.out)["train"]
+    assert statistics["rows"] == 133
+    assert [params["epoch"]["rows"] for params in statistics["datasets"]] == [100, 33]
+    rows = statistics["packed"]["rows"]
+    assert statistics["packed"]["empty_share"] == pytest.approx(1 - 133 * 27 / (512 * rows))
     assert "75.2%" in oumi("data", "stats", "-c", name).out
     assert f"packed: {rows} rows of 512 tokens, " in oumi("data", "stats", "-c", name).out
 
 
-def test_every_problem_of_every_data_set_is_told(oumi: Oumi, tmp_path: Path) -> None:
+def test_every_problem_of_every_data_set_is_reported(oumi: Oumi, tmp_path: Path) -> None:
     bad = write(tmp_path, "a.jsonl", CHAT, *["{nope"] * 30)
     (tmp_path / "empty.jsonl").write_text("")
     validation = write(tmp_path, "h.jsonl", CHAT, {"messages": []})
     name = config(tmp_path, "OUMI", bad, "empty.jsonl", write(tmp_path, "b.jsonl", PAIR), validation=validation)
-    said = oumi("data", "validate", "-c", name)
-    assert said.code == 65
+    run = oumi("data", "validate", "-c", name)
+    assert run.code == 65
     for i in range(2, 32):
-        assert f"✗ a.jsonl:{i}: not valid JSON" in said.out
-    assert "h.jsonl:2: the conversation is empty" in said.out
-    assert said.err.startswith("Error: 4 problems of the rows\n")
-    assert "a.jsonl: 30 of 31 rows cannot be used" in said.err
-    assert "empty.jsonl: empty" in said.err
-    assert "b.jsonl: holds preferences; method next_token takes chats and texts" in said.err
-    assert "h.jsonl: 1 of 2 rows cannot be used" in said.err
-    assert "data.validation.max_rejected_rows: 1" in said.err
+        assert f"✗ a.jsonl:{i}: not valid JSON" in run.out
+    assert "h.jsonl:2: the conversation is empty" in run.out
+    assert run.err.startswith("Error: 4 problems of the rows\n")
+    assert "a.jsonl: 30 of 31 rows cannot be used" in run.err
+    assert "empty.jsonl: empty" in run.err
+    assert "b.jsonl: holds preferences; method next_token takes chats and texts" in run.err
+    assert "h.jsonl: 1 of 2 rows cannot be used" in run.err
+    assert "data.validation.max_rejected_rows: 1" in run.err
 
 
 @pytest.mark.parametrize(
@@ -254,16 +254,16 @@ def test_sound_rows_of_any_method_pass(oumi: Oumi, tmp_path: Path, trainer: str,
 
 @pytest.mark.parametrize(("trainer", "row"), [("TRL_DPO", CHAT), ("TRL_KTO", CHAT), ("OUMI", PROMPT)])
 def test_rows_of_another_method_do_not_pass(oumi: Oumi, tmp_path: Path, trainer: str, row: Any) -> None:
-    said = oumi("data", "validate", "-c", config(tmp_path, trainer, write(tmp_path, "a.jsonl", row)))
-    assert said.code == 65
+    run = oumi("data", "validate", "-c", config(tmp_path, trainer, write(tmp_path, "a.jsonl", row)))
+    assert run.code == 65
 
 
 def test_all_else_of_a_config_is_checked_though_its_trainer_is_not_built(oumi: Oumi, tmp_path: Path) -> None:
     name = config(tmp_path, "TRL_DPO", write(tmp_path, "a.jsonl", PAIR), truncation="SPLIT")
-    said = oumi("data", "preview", "-c", name)
-    assert said.code == 2
-    assert "data.train.truncation: SPLIT would separate the parts of a row that TRL_DPO compares" in said.err
-    assert "not supported" not in said.err
+    run = oumi("data", "preview", "-c", name)
+    assert run.code == 2
+    assert "data.train.truncation: SPLIT would separate the parts of a row that TRL_DPO compares" in run.err
+    assert "not supported" not in run.err
     assert oumi("data", "preview", "-c", name, "--training.sede", "1").code == 2
 
 
@@ -277,9 +277,9 @@ def test_names_and_spreads_are_shortened() -> None:
 def test_documents_that_are_joined_are_counted_and_drawn_with_their_own_lines(oumi: Oumi, tmp_path: Path) -> None:
     rows = [{"text": f"Text {i}. " * 3} for i in range(12)]
     path = tmp_path / config(tmp_path, "OUMI", write(tmp_path, "a.jsonl", *rows))
-    given = json.loads(path.read_text())
-    given["data"]["train"]["datasets"][0] |= {"dataset_name": "text", "dataset_kwargs": {"seq_length": 40}}
-    path.write_text(json.dumps(given))
+    content = json.loads(path.read_text())
+    content["data"]["train"]["datasets"][0] |= {"dataset_name": "text", "dataset_kwargs": {"seq_length": 40}}
+    path.write_text(json.dumps(content))
     assert any("7 rows, 280 tokens" in line for line in lines_of(oumi("data", "stats", "-c", str(path))))
     drawn = lines_of(oumi("data", "preview", "-c", str(path), "--rows", "1"))
     places = [line.partition(".jsonl:")[2].partition(",")[0] for line in drawn if ".jsonl:" in line]

@@ -65,12 +65,12 @@ def test_roles_and_ends_are_one_token_each():
 
 @pytest.mark.parametrize("number", [3, 5])
 def test_template_only_appends(number):
-    whole = TOKENIZER.apply_chat_template(CHAT[:number])["input_ids"]
-    asked = TOKENIZER.apply_chat_template(CHAT[: number - 1], add_generation_prompt=True)["input_ids"]
+    rendered = TOKENIZER.apply_chat_template(CHAT[:number])["input_ids"]
+    prompt = TOKENIZER.apply_chat_template(CHAT[: number - 1], add_generation_prompt=True)["input_ids"]
     before = TOKENIZER.apply_chat_template(CHAT[: number - 1])["input_ids"]
-    assert whole[: len(asked)] == asked
-    assert whole[: len(before)] == before
-    assert whole[-1] == TOKENIZER.eos_token_id
+    assert rendered[: len(prompt)] == prompt
+    assert rendered[: len(before)] == before
+    assert rendered[-1] == TOKENIZER.eos_token_id
 
 
 def test_template_refuses_a_role_that_it_has_no_token_for():

@@ -90,23 +90,23 @@ def break_model(folder: Path) -> None:
 
 
 def report_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "out" / "data_report.json").read_text())["train"][0]
-    return found
+    report: dict[str, Any] = json.loads((folder / "out" / "data_report.json").read_text())["train"][0]
+    return report
 
 
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_line_stops_the_run_before_the_model_is_loaded(tmp_path: Path, kind: str) -> None:
-    line, told = BAD[kind]
+    line, reason = BAD[kind]
     config = config_of(tmp_path, BEFORE + line + b"\n" + GOOD)
     break_model(tmp_path)
     with pytest.raises(DataError) as stopped:
         train(config)
     message = str(stopped.value)
-    (row,) = [one for one in message.splitlines() if "data.jsonl:17: " in one]
-    assert told in row
+    (row,) = [line_of_message for line_of_message in message.splitlines() if "data.jsonl:17: " in line_of_message]
+    assert reason in row
     assert message.endswith("data.train.max_rejected_rows: 1")
     assert all(char.isprintable() or char == "\n" for char in message)
-    excerpt = row.partition(told)[2]
+    excerpt = row.partition(reason)[2]
     assert len(excerpt) < 80 + 100
     rows = report_of(tmp_path)["rows"]
     assert rows["rejected"] == 1
@@ -131,14 +131,14 @@ def test_the_command_ends_with_65_and_names_the_line_with_an_excerpt(tmp_path: P
     line = b'{"messages": [{"role": "user", "content": "\x1b[31m' + "Ünï".encode() + b"x" * 200 + b'"'
     config_of(tmp_path, BEFORE + line + b"\n").to_yaml(tmp_path / "config.yaml")
     break_model(tmp_path)
-    said = oumi("train", "-c", str(tmp_path / "config.yaml"))
-    assert said.returncode == 65, said.stderr
-    told = said.stderr.partition("Error: ")[2]
+    process = oumi("train", "-c", str(tmp_path / "config.yaml"))
+    assert process.returncode == 65, process.stderr
+    message = process.stderr.partition("Error: ")[2]
     shown = '{"messages": [{"role": "user", "content": "\\x1b[31mÜnï' + "x" * 200
-    assert f"{tmp_path / 'data.jsonl'}:17: not valid JSON: Invalid control character" in told
-    assert f": {shown[:80]}...\n" in told
-    assert "Traceback" not in said.stderr
-    assert "\x1b" not in told
+    assert f"{tmp_path / 'data.jsonl'}:17: not valid JSON: Invalid control character" in message
+    assert f": {shown[:80]}...\n" in message
+    assert "Traceback" not in process.stderr
+    assert "\x1b" not in message
 
 
 @pytest.mark.parametrize(
@@ -161,10 +161,10 @@ def test_a_line_of_50_mb_takes_less_than_three_times_its_memory(
         "print(peak() - before, str(row))\n"
     )
     ran = subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], capture_output=True, text=True, check=True)
-    grown, _, told = ran.stdout.partition(" ")
+    grown, _, message = ran.stdout.partition(" ")
     assert int(grown) < 3 * size
-    assert re.search(rf"{name}:[12]: longer than 16,000,000 bytes: it has 50,[\d,]+", told)
-    assert len(told) < 400
+    assert re.search(rf"{name}:[12]: longer than 16,000,000 bytes: it has 50,[\d,]+", message)
+    assert len(message) < 400
 
 
 def test_the_model_of_these_tests_cannot_be_loaded(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def flip_a_bit(path: Path) -> None:
 
 # A zstd file need not hold a checksum, so a bit may flip unseen.
 @pytest.mark.parametrize(("suffix", "harm"), [(".gz", cut_off), (".gz", flip_a_bit), (".zst", cut_off)])
-def test_a_compressed_file_that_breaks_off_is_told_with_the_line(tmp_path: Path, suffix: str, harm: Any) -> None:
+def test_a_compressed_file_that_breaks_off_is_reported_with_the_line(tmp_path: Path, suffix: str, harm: Any) -> None:
     import gzip
 
     import pyarrow

@@ -104,7 +104,7 @@ CHATS: dict[str, tuple[str, Fate]] = {
 }
 
 PAIR = {"prompt": "Hi?", "chosen": "Yo.", "rejected": "No."}
-ONE_BEYOND = f"every trained token of an answer lies beyond model_max_length {MAX_LENGTH}"
+ANSWER_BEYOND = f"every trained token of an answer lies beyond model_max_length {MAX_LENGTH}"
 PAIRS: dict[str, tuple[str, Fate]] = {
     "trained": (json.dumps(PAIR), "trained"),
     "turns": (json.dumps({**PAIR, "chosen": [turn("assistant", "Yo.")]}), "trained"),
@@ -122,7 +122,7 @@ PAIRS: dict[str, tuple[str, Fate]] = {
     ),
     "a long question": (
         json.dumps({**PAIR, "prompt": LONG}),
-        {"right": ONE_BEYOND, "left": "truncated", "reject": TOO_LONG},
+        {"right": ANSWER_BEYOND, "left": "truncated", "reject": TOO_LONG},
     ),
     "equal": (
         json.dumps({**PAIR, "chosen": "No."}),
@@ -203,33 +203,33 @@ def test_two_hundred_rows_are_accounted_for_as_planted(tmp_path: Path, shape: st
     path = tmp_path / "rows.jsonl"
     path.write_bytes("\n".join(kinds[kind][0] for kind in planted).encode())
     ledger, num_examples = read(path, 200, shape, policy)
-    told = ledger.to_dict()
+    report = ledger.to_dict()
     fates = Counter(fate_of(kinds[kind], policy) for kind in planted)
     reasons = {fate: number for fate, number in fates.items() if fate not in ("trained", "truncated")}
-    rows = told["rows"]
+    rows = report["rows"]
     assert {key: rows[key] for key in ("read", "trained", "truncated", "rejected")} == {
         "read": 200,
         "trained": fates["trained"],
         "truncated": fates["truncated"],
         "rejected": sum(reasons.values()),
     }
-    assert told["reasons"] == reasons
-    wanted = [
+    assert report["reasons"] == reasons
+    expected = [
         (line, fate)
         for line, kind in enumerate(planted, 1)
         if (fate := fate_of(kinds[kind], policy)) not in ("trained", "truncated")
     ]
-    assert len(told["rejected"]) == len(wanted)
-    for said, (line, reason) in zip(told["rejected"], wanted, strict=True):
-        assert said.startswith(f"{path}:{line}: ")
-        assert reason in said
-    assert num_examples == told["examples"]["made"] >= fates["trained"] + fates["truncated"]
-    check_tokens(told, read(path, 200, shape, policy, length=None)[0].to_dict())
+    assert len(report["rejected"]) == len(expected)
+    for rejected, (line, reason) in zip(report["rejected"], expected, strict=True):
+        assert rejected.startswith(f"{path}:{line}: ")
+        assert reason in rejected
+    assert num_examples == report["examples"]["made"] >= fates["trained"] + fates["truncated"]
+    check_tokens(report, read(path, 200, shape, policy, length=None)[0].to_dict())
 
 
-def check_tokens(told: dict[str, Any], uncut: dict[str, Any]) -> None:
+def check_tokens(report: dict[str, Any], uncut: dict[str, Any]) -> None:
     """Checks that tokens and targets add up to those of the same rows at any length."""
-    tokens, targets = told["tokens"], told["targets"]
+    tokens, targets = report["tokens"], report["targets"]
     assert tokens["read"] == tokens["trained"] + tokens["prompt"] + tokens["cut"] + tokens["rejected"]
     assert targets["read"] == targets["trained"] + targets["cut"] + targets["rejected"]
     assert (tokens["read"], targets["read"]) == (uncut["tokens"]["read"], uncut["targets"]["read"])
@@ -256,16 +256,16 @@ def test_one_bad_row_stops_the_run_with_its_line_and_may_be_left_out(tmp_path: P
     assert read(path, 1)[1] == 2
 
 
-def test_of_very_many_rejects_the_first_are_told_and_their_kinds_stay_few() -> None:
+def test_of_very_many_rejects_the_first_are_reported_and_their_kinds_stay_few() -> None:
     ledger = Ledger("set")
     for i in range(5000):
         ledger.counts.reject(RejectedRow(Source("set", "x.jsonl", i + 1), f"no good {i}"))
     with pytest.raises(DataError, match=r"5000 of 5000 rows(?s:.*)x\.jsonl:20: no good 19\n  \.\.\. and 4980 more"):
         ledger.close()
-    told = ledger.to_dict()
-    assert len(told["rejected"]) == 1000
-    assert len(told["reasons"]) == 51
-    assert sum(told["reasons"].values()) == 5000
+    report = ledger.to_dict()
+    assert len(report["rejected"]) == 1000
+    assert len(report["reasons"]) == 51
+    assert sum(report["reasons"].values()) == 5000
 
 
 def test_the_report_is_written_though_the_run_is_stopped(tmp_path: Path) -> None:

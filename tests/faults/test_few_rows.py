@@ -50,7 +50,7 @@ EMPTY = {
 
 
 @pytest.mark.parametrize("kind", EMPTY)
-def test_data_without_a_row_is_told_before_the_model_is_loaded(tmp_path: Path, kind: str) -> None:
+def test_data_without_a_row_is_reported_before_the_model_is_loaded(tmp_path: Path, kind: str) -> None:
     config = config_of(tmp_path, make(tmp_path, kind))
     config.data.train.max_rejected_rows = 10
     break_model(tmp_path)
@@ -64,10 +64,10 @@ def test_data_without_a_row_is_told_before_the_model_is_loaded(tmp_path: Path, k
 def test_the_command_says_so_with_code_65(tmp_path: Path) -> None:
     config_of(tmp_path, make(tmp_path, "an empty file")).to_yaml(tmp_path / "c.yaml")
     for command in (("train",), ("data", "validate"), ("data", "stats"), ("data", "preview")):
-        said = oumi(*command, "-c", str(tmp_path / "c.yaml"))
-        assert said.returncode == 65, said.stderr
-        assert "data.jsonl: empty" in said.stderr
-        assert "Traceback" not in said.stderr
+        process = oumi(*command, "-c", str(tmp_path / "c.yaml"))
+        assert process.returncode == 65, process.stderr
+        assert "data.jsonl: empty" in process.stderr
+        assert "Traceback" not in process.stderr
 
 
 @pytest.mark.sample
@@ -83,7 +83,7 @@ def test_fewer_rows_than_a_step_takes_are_all_trained(tmp_path: Path, trainer: s
     assert report["rows"]["trained"] == report["examples"]["drawn"] == num_rows
 
 
-def test_a_validation_set_without_a_row_is_told(tmp_path: Path) -> None:
+def test_a_validation_set_without_a_row_is_reported(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, eval_strategy="epoch")
     (tmp_path / "none.jsonl").write_text("\n")
     config.data.validation.datasets = [

@@ -40,8 +40,8 @@ def config_of(folder: Path, *train_sets: DatasetParams, validation: DatasetParam
 
 
 def duplicates_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "out" / "data_report.json").read_text())["duplicates"]
-    return found
+    duplicates: dict[str, Any] = json.loads((folder / "out" / "data_report.json").read_text())["duplicates"]
+    return duplicates
 
 
 @pytest.fixture
@@ -102,9 +102,9 @@ def test_the_parts_of_a_split_text_have_one_id_and_do_not_repeat_each_other(tmp_
     text = json.dumps({"text": "a" * 2000, "id": "x"})
     config = config_of(tmp_path, write(tmp_path / "a.jsonl", text, text))
     train(config)
-    found = duplicates_of(tmp_path)["train"]
-    assert found["ids"]["rows"] == 1
-    assert found["rows"]["rows"] == 4  # each of the second row's parts
+    duplicates = duplicates_of(tmp_path)["train"]
+    assert duplicates["ids"]["rows"] == 1
+    assert duplicates["rows"]["rows"] == 4  # each of the second row's parts
 
 
 def test_a_large_data_set_is_counted_when_all_of_it_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,14 +123,16 @@ def test_any_repeats_are_found(rows: list[tuple[int, str]], cut: int) -> None:
         for i, (value, name) in enumerate(rows)
     ]
     first, second = table_of(examples[:cut]), table_of(examples[cut:])
-    seen: dict[int, int] = {}
-    wanted = []
+    first_places: dict[int, int] = {}
+    expected = []
     for i, (value, _) in enumerate(rows):
-        if value in seen:
-            wanted.append(f"f:{i + 1}{mark(rows[i])} repeats f:{seen[value] + 1}{mark(rows[seen[value]])}")
-        seen.setdefault(value, i)
+        if value in first_places:
+            expected.append(
+                f"f:{i + 1}{mark(rows[i])} repeats f:{first_places[value] + 1}{mark(rows[first_places[value]])}"
+            )
+        first_places.setdefault(value, i)
     duplicates = repeated_rows([table_of(examples)])
-    assert (duplicates.num_rows, list(duplicates.listed)) == (len(wanted), wanted[:10])
+    assert (duplicates.num_rows, list(duplicates.listed)) == (len(expected), expected[:10])
     names = [name for _, name in rows if name]
     assert repeated_ids([table_of(examples)]).num_rows == len(names) - len(set(names))
     before = {value for value, _ in rows[:cut]}

@@ -103,7 +103,7 @@ CHANGES: dict[str, tuple[Callable[[TrainingConfig], None], str]] = {
 
 
 @pytest.mark.parametrize("kind", CHANGES)
-def test_whatever_decides_the_tokens_makes_them_anew_and_is_told(
+def test_whatever_decides_the_tokens_makes_them_anew_and_is_reported(
     tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     change, reason = CHANGES[kind]

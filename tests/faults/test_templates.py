@@ -18,7 +18,7 @@ from oumi.core.types.conversation import Message, Role
 from tests.runs import tiny_config
 from tests.tiny import CHATML, byte_tokenizer
 
-ASKED = [Message(role=Role.USER, content="Hi?")]
+USER_TURN = [Message(role=Role.USER, content="Hi?")]
 HARMFUL = {
     "no end": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "no end within": "{% macro f() %}{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"
@@ -65,7 +65,7 @@ def is_hurried(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_template_that_means_harm_is_stopped(kind: str) -> None:
     started = time.monotonic()
     with pytest.raises((TemplateError, ConfigError)):
-        Template(byte_tokenizer(), HARMFUL[kind]).render(ASKED)
+        Template(byte_tokenizer(), HARMFUL[kind]).render(USER_TURN)
     assert time.monotonic() - started < sandbox.MAX_SECONDS + 6, "on a machine that does other things, too"
 
 
@@ -73,8 +73,8 @@ def test_a_template_that_was_stopped_does_not_stop_the_next() -> None:
     tokenizer = byte_tokenizer()
     for _ in range(2):
         with pytest.raises(TemplateError, match=r"takes more than 0\.5 s"):
-            Template(tokenizer, HARMFUL["no end"]).render(ASKED)
-        assert Template(tokenizer, CHATML).render(ASKED) == "<|im_start|>user\nHi?<|im_end|>\n"
+            Template(tokenizer, HARMFUL["no end"]).render(USER_TURN)
+        assert Template(tokenizer, CHATML).render(USER_TURN) == "<|im_start|>user\nHi?<|im_end|>\n"
     time.sleep(0.2)
 
 
@@ -94,8 +94,8 @@ HARMLESS = {
 
 @pytest.mark.parametrize("kind", HARMLESS)
 def test_a_template_that_means_no_harm_is_left_alone(kind: str) -> None:
-    text, wanted = HARMLESS[kind]
-    assert Template(byte_tokenizer(), text).render(ASKED) == wanted
+    text, expected = HARMLESS[kind]
+    assert Template(byte_tokenizer(), text).render(USER_TURN) == expected
 
 
 # A template, and why no run begins with it.
@@ -136,13 +136,13 @@ REFUSED = {
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_a_run_with_a_template_that_cannot_be_trusted_does_not_start(tmp_path: Path, kind: str) -> None:
-    text, told = REFUSED[kind]
+    text, reason = REFUSED[kind]
     config = tiny_config(tmp_path, num_rows=4)
     path = tmp_path / "mine.jinja"
     path.write_text(text)
     config.model.chat_template = str(path)
     started = time.monotonic()
-    with pytest.raises((ConfigError, DataError), match=told):
+    with pytest.raises((ConfigError, DataError), match=reason):
         train(config)
     assert time.monotonic() - started < sandbox.MAX_SECONDS + 6
     assert not (tmp_path / "out" / "model.safetensors").exists()
@@ -150,11 +150,11 @@ def test_a_run_with_a_template_that_cannot_be_trusted_does_not_start(tmp_path: P
 
 @pytest.mark.parametrize("markers", [False, True])
 def test_answers_are_found_with_and_without_markers_of_generation(tmp_path: Path, markers: bool) -> None:
-    said = "{{ message['content'] }}<|im_end|>"
+    answer = "{{ message['content'] }}<|im_end|>"
     begin, end = ("{% generation %}", "{% endgeneration %}") if markers else ("", "")
     config = tiny_config(tmp_path, num_rows=4, num_train_epochs=1)
     path = tmp_path / "mine.jinja"
-    path.write_text(CHATML.replace(said, f"{begin}{said}{end}"))
+    path.write_text(CHATML.replace(answer, f"{begin}{answer}{end}"))
     config.model.chat_template = str(path)
     train(config)
     (report,) = json.loads((tmp_path / "out" / "data_report.json").read_text())["train"]
@@ -167,5 +167,5 @@ def test_what_a_template_may_take_of_memory_is_limited() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for kind in ("a gigabyte of one text", "a gigabyte of one value", "too much"):
         with pytest.raises(TemplateError):
-            Template(byte_tokenizer(), HARMFUL[kind]).render(ASKED)
+            Template(byte_tokenizer(), HARMFUL[kind]).render(USER_TURN)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # kilobytes

@@ -33,9 +33,9 @@ def test_flat_logits_equal_those_of_each_document_alone(model_type: str) -> None
     with torch.no_grad():
         alone = torch.cat([inner(torch.tensor(r.tokens[None]).long().cuda()).logits[0][:-1] for r in rows])
         model = make_flat(inner, None)
-        found = model(collate(rows).to(torch.device("cuda"))).logits()
+        logits = model(collate(rows).to(torch.device("cuda"))).logits()
     assert model.is_flat
-    errors = (found - alone).float().norm(dim=-1) / alone.float().norm(dim=-1)
+    errors = (logits - alone).float().norm(dim=-1) / alone.float().norm(dim=-1)
     if model_type == "gpt_oss":  # of some tokens rounding decides which experts they see
         errors = errors[errors < errors.quantile(0.9)]
     assert float(errors.max()) < 0.03
@@ -50,12 +50,12 @@ def test_long_documents_of_one_length_give_the_gradients_of_each_alone(dtype: to
         Example(np.arange(i, i + 1024).astype(np.int32) % 128, np.ones(1024, bool), Source("", "", 0)) for i in (3, 9)
     ]
     model = make_flat(inner, None)
-    found = gradient(model, [collate(rows)])
+    actual = gradient(model, [collate(rows)])
     alone = gradient(model, [collate([row]) for row in rows])
     uneven = gradient(model, [collate([rows[0], *cut_in_two(rows[1])])])
     close = 0.02 if dtype == torch.bfloat16 else 1e-5
-    assert float((found - alone).norm() / alone.norm()) < close
-    assert float((found - uneven).norm() / alone.norm()) > close, "documents that are cut are others"
+    assert float((actual - alone).norm() / alone.norm()) < close
+    assert float((actual - uneven).norm() / alone.norm()) > close, "documents that are cut are others"
 
 
 def cut_in_two(row: Example) -> list[Example]:

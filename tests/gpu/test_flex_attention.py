@@ -28,12 +28,12 @@ def drawn(num_tokens: int, size: int) -> list[torch.Tensor]:
     return [*heads, torch.randn(8, device="cuda")]
 
 
-def results(attend: Any, given: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
-    taken = [one.bfloat16().to(dtype).requires_grad_() for one in given]
-    out = attend(*taken)
+def results(attend: Any, inputs: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+    leaves = [tensor.bfloat16().to(dtype).requires_grad_() for tensor in inputs]
+    out = attend(*leaves)
     torch.manual_seed(1)
-    grads = torch.autograd.grad(out, taken, torch.randn(out.shape, device="cuda").to(out.dtype), allow_unused=True)
-    return [out, *(one for one in grads if one is not None)]
+    grads = torch.autograd.grad(out, leaves, torch.randn(out.shape, device="cuda").to(out.dtype), allow_unused=True)
+    return [out, *(tensor for tensor in grads if tensor is not None)]
 
 
 @pytest.mark.gpu
@@ -44,12 +44,12 @@ def test_gradients_are_those_of_each_document_and_one_kernel_takes_all_batches(n
     scoring, has_sinks = SCORINGS[name]
     kernels = []
     for lengths in BATCHES:
-        given = drawn(sum(lengths), size)
+        inputs = drawn(sum(lengths), size)
 
-        def one_by_one(query: Any, key: Any, value: Any, sinks: Any, lengths: tuple[int, ...] = lengths) -> Any:
+        def separately(query: Any, key: Any, value: Any, sinks: Any, lengths: tuple[int, ...] = lengths) -> Any:
             split = zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
             return torch.cat(
-                [scored_attention(*one, sinks if has_sinks else None, scoring) for one in split],
+                [scored_attention(*document, sinks if has_sinks else None, scoring) for document in split],
                 dim=2,
             )
 
@@ -58,10 +58,10 @@ def test_gradients_are_those_of_each_document_and_one_kernel_takes_all_batches(n
             mask = documents_mask((0, *accumulate(lengths)), scoring.window, query.device)
             return flex_scored_attention((query, key, value), sinks if has_sinks else None, mask, scoring)
 
-        wanted = results(one_by_one, given, torch.float32)
-        found = results(by_flex, given, torch.bfloat16)
-        assert len(found) == len(wanted) == (5 if has_sinks else 4)
-        for one, reference in zip(found, wanted, strict=True):
+        expected = results(separately, inputs, torch.float32)
+        actual = results(by_flex, inputs, torch.bfloat16)
+        assert len(actual) == len(expected) == (5 if has_sinks else 4)
+        for one, reference in zip(actual, expected, strict=True):
             assert float((one.float() - reference).norm() / reference.norm()) < 0.02
         kernels.append(counters["stats"]["unique_graphs"])
     assert kernels[-1] == kernels[1], "the second batch may differ in kind from the first, no further ones"

@@ -22,7 +22,7 @@ SMALL = {
 }  # fmt: skip
 
 
-def made(kind: str) -> Any:
+def model_of(kind: str) -> Any:
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL)).to("cuda").train()
 
@@ -38,10 +38,10 @@ def loss_and_gradient(inner: Any) -> tuple[float, torch.Tensor]:
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2"])
 def test_liger_computes_what_the_model_does(kind: str) -> None:
     pytest.importorskip("liger_kernel")
-    loss, gradient = loss_and_gradient(made(kind))
-    inner = made(kind)
+    loss, gradient = loss_and_gradient(model_of(kind))
+    inner = model_of(kind)
     use_liger(inner)
     assert "Liger" in inner.model.layers[0].mlp.forward.__qualname__
-    found_loss, found_gradient = loss_and_gradient(inner)
-    assert found_loss == pytest.approx(loss, rel=1e-5)
-    assert float((found_gradient - gradient).norm() / gradient.norm()) < 1e-4
+    fused_loss, fused_gradient = loss_and_gradient(inner)
+    assert fused_loss == pytest.approx(loss, rel=1e-5)
+    assert float((fused_gradient - gradient).norm() / gradient.norm()) < 1e-4

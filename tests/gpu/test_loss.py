@@ -33,11 +33,11 @@ def test_loss_and_gradients_are_those_of_the_definition(
     targets = torch.randint(VOCABULARY, (len(states),), device="cuda")
     loss = linear_cross_entropy(states, LmHead(weight, None, 1.5, softcap), targets, plan)
     loss.backward()
-    wide = [one.detach().double().requires_grad_() for one in (states, weight)]
-    wanted = by_torch(wide[0], LmHead(wide[1], None, 1.5, softcap), targets, plan)
-    wanted.backward()
-    assert loss.item() == pytest.approx(wanted.item(), rel=close)
-    for found, reference in zip((states, weight), wide, strict=True):
-        assert found.grad is not None
+    wide = [tensor.detach().double().requires_grad_() for tensor in (states, weight)]
+    expected = by_torch(wide[0], LmHead(wide[1], None, 1.5, softcap), targets, plan)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=close)
+    for actual, reference in zip((states, weight), wide, strict=True):
+        assert actual.grad is not None
         assert reference.grad is not None
-        assert float((found.grad - reference.grad).norm() / reference.grad.norm()) < close
+        assert float((actual.grad - reference.grad).norm() / reference.grad.norm()) < close

@@ -34,12 +34,12 @@ def test_a_step_waits_for_the_device_once(tmp_path: Path) -> None:
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn")
     try:
-        with warnings.catch_warnings(record=True) as seen:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             run.callbacks.step_end(run, take_step(run, micro_batches))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    waits = [str(one.message) for one in seen if "synchronizing" in str(one.message)]
+    waits = [str(warning.message) for warning in caught if "synchronizing" in str(warning.message)]
     assert len(waits) == 1, "the loss and the norm of the gradients, before any weight moves"
 
 

@@ -39,8 +39,8 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut(
     tmp_path: Path, size: int, dtype: torch.dtype, tolerance: float, path: str
 ) -> None:
     rows = tiny_rows(tmp_path)
-    found, wanted = (gradient(batches(rows, cut), dtype, path) for cut in (size, 8))
-    assert relative_error(found, wanted) < tolerance
+    actual, expected = (gradient(batches(rows, cut), dtype, path) for cut in (size, 8))
+    assert relative_error(actual, expected) < tolerance
 
 
 @pytest.mark.sample(1)
@@ -50,7 +50,7 @@ def test_compiled_layers_give_the_gradients_of_plain_ones_however_a_step_is_cut(
 ) -> None:
     rows = tiny_rows(tmp_path)
     settings = {"use_reentrant": False} if recomputes else None
-    wanted = gradient(batches(rows, 8), torch.float32)
+    expected = gradient(batches(rows, 8), torch.float32)
     inner = tiny_llama().train()
     if settings:
         recompute_layers(inner, settings)
@@ -59,8 +59,8 @@ def test_compiled_layers_give_the_gradients_of_plain_ones_however_a_step_is_cut(
     counters.clear()
     compile_layers(inner, settings)
     for size in (8, 3):
-        found = gradient_of(model, batches(rows, size))
-        assert relative_error(found, wanted) < 2e-6
+        actual = gradient_of(model, batches(rows, size))
+        assert relative_error(actual, expected) < 2e-6
     assert counters["stats"]["unique_graphs"] >= 1
 
 
@@ -74,11 +74,11 @@ def test_every_path_gives_the_gradients_of_the_plain_one(tmp_path: Path, path: s
 @pytest.mark.parametrize("size", [1, 2, 8])
 def test_bfloat16_products_depend_on_the_cut_by_their_rounding_only(tmp_path: Path, size: int) -> None:
     rows = tiny_rows(tmp_path)
-    wanted = gradient(batches(rows, 8), torch.float32)
+    expected = gradient(batches(rows, 8), torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = gradient(batches(rows, size), torch.float32)
-    assert found.dtype == torch.float32
-    assert relative_error(found, wanted) < 0.02
+        actual = gradient(batches(rows, size), torch.float32)
+    assert actual.dtype == torch.float32
+    assert relative_error(actual, expected) < 0.02
 
 
 def test_micro_batches_left_to_the_plan_give_the_same_run(tmp_path: Path) -> None:
@@ -121,5 +121,5 @@ def gradient_of(model: LanguageModel, micro_batches: list[Batch]) -> torch.Tenso
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])
 
 
-def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm())
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())

@@ -69,19 +69,19 @@ KEYS = [key for key, _ in keys_of(TrainingConfig) if not key.startswith(("deepsp
 
 @pytest.mark.parametrize("trainer", TRAINERS)
 @pytest.mark.parametrize("key", KEYS)
-def test_a_key_changes_what_is_done_or_is_refused_or_told_as_not_read(key: str, trainer: str) -> None:
+def test_a_key_changes_what_is_done_or_is_refused_or_reported_as_not_read(key: str, trainer: str) -> None:
     name = key.rpartition(".")[2]
-    given = base_config(trainer)
-    default = value_of(given, key)
+    base = base_config(trainer)
+    default = value_of(base, key)
     tried = 0
-    for value in others(key, default, annotation_of(given, key), trainer):
-        config = given.model_copy(deep=True)
+    for value in others(key, default, annotation_of(base, key), trainer):
+        config = base.model_copy(deep=True)
         try:
             setattr(section_of(config, key), name, value)
         except ConfigError:
             continue  # refused as it is set
         tried += 1
-        if semantic_problems(config) or refusals(config) or told_as_not_read(config, key):
+        if semantic_problems(config) or refusals(config) or is_noted_as_not_read(config, key):
             continue
         if ".datasets[]." in key:
             assert name in OF_DATASETS, f"nothing reads {key}: {value!r}"
@@ -93,11 +93,11 @@ def test_a_key_changes_what_is_done_or_is_refused_or_told_as_not_read(key: str, 
 def test_every_value_of_the_plan_is_read_by_our_own_trainer(name: str) -> None:
     read = attributes_of_our_own_trainer()
     fields = {field.name for field in dataclasses.fields(getattr(parts, name))}
-    assert fields - read - TOLD.get(name, set()) == set()
+    assert fields - read - NOTED.get(name, set()) == set()
 
 
 # What only the plan itself reads, or tells.
-TOLD = {
+NOTED = {
     "ModelPlan": {"digest"},  # compared as part of the trajectory
     "StepsPlan": {"num_epochs", "max_steps", "num_rows", "accumulation"},  # by its properties
     "PrecisionPlan": {"reason"},
@@ -124,18 +124,18 @@ def attributes_of_our_own_trainer() -> set[str]:
 
 def imported_by(modules: list[str]) -> list[Path]:
     """Returns the files of modules and of all that they import."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     waiting = list(modules)
     while waiting:
         module = waiting.pop()
         path = SOURCE.joinpath(*module.split(".")).with_suffix(".py")
-        if module in found or not path.exists():
+        if module in files or not path.exists():
             continue
-        found[module] = path
+        files[module] = path
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("oumi."):
                 waiting += [node.module, *(f"{node.module}.{name.name}" for name in node.names)]
-    return list(found.values())
+    return list(files.values())
 
 
 def acted(config: TrainingConfig) -> dict[str, Any]:
@@ -152,10 +152,10 @@ def acted_by_default(trainer: str) -> dict[str, Any]:
     return acted(base_config(trainer))
 
 
-def told_as_not_read(config: TrainingConfig, key: str) -> bool:
+def is_noted_as_not_read(config: TrainingConfig, key: str) -> bool:
     named = key.replace("[]", "[0]")
     return any(
-        note.startswith("not read:") and any(one.startswith(named) for one in re.split(r"[ ,:]+", note))
+        note.startswith("not read:") and any(word.startswith(named) for word in re.split(r"[ ,:]+", note))
         for note in make_plan(config, FACTS).notes
     )
 
@@ -189,7 +189,7 @@ def others(key: str, default: Any, annotation: Any, trainer: str) -> Iterator[An
 def another(value: Any, annotation: Any) -> Any:
     """Returns a value of the same type that is not the given one."""
     if isinstance(value, Enum):
-        return next(one for one in type(value) if one is not value)
+        return next(choice for choice in type(value) if choice is not value)
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
@@ -200,7 +200,7 @@ def another(value: Any, annotation: Any) -> Any:
     if isinstance(value, list):
         return [*value, value[0]] if value else ["x"]
     if isinstance(value, str):
-        choices = [one for one in get_args(annotation) if one != value]
+        choices = [choice for choice in get_args(annotation) if choice != value]
         return choices[0] if choices else f"{value}x"
     if "dict" in text:
         return {"k": "x"}
@@ -213,9 +213,9 @@ def another(value: Any, annotation: Any) -> Any:
         return True
     if "float" in text:
         return 0.5
-    return 3 if "int" in text else next((one for one in get_args(get_args(annotation)[0]) if one), "x")
+    return 3 if "int" in text else next((choice for choice in get_args(get_args(annotation)[0]) if choice), "x")
 
 
 def test_the_leaves_of_a_config_are_its_keys() -> None:
-    known = {key.replace("[]", "[0]") for key, _ in keys_of(TrainingConfig)}
-    assert {key for key in leaves(base_config("OUMI")) if "offload" not in key and key != "data.test.datasets"} <= known
+    keys = {key.replace("[]", "[0]") for key, _ in keys_of(TrainingConfig)}
+    assert {key for key in leaves(base_config("OUMI")) if "offload" not in key and key != "data.test.datasets"} <= keys

@@ -60,14 +60,14 @@ def test_the_sums_of_the_report_add_up(
                 raise
             num_rows = None
         report = json.loads((Path(folder) / "out" / "data_report.json").read_text())
-    for lines, told in zip(files, report["train"], strict=False):  # the first that has no row ends it
-        check_account(told, sum(map(bool, lines)))
+    for lines, account in zip(files, report["train"], strict=False):  # the first that has no row ends it
+        check_account(account, sum(map(bool, lines)))
     if num_rows is not None:
         assert len(report["train"]) == len(files)
-        drawn = sum(one["examples"]["drawn"] for one in report["train"])
+        drawn = sum(account["examples"]["drawn"] for account in report["train"])
         assert num_rows <= drawn if pack else num_rows == drawn
         if strategy is None:
-            assert all(one["examples"]["drawn"] == one["examples"]["made"] for one in report["train"])
+            assert all(account["examples"]["drawn"] == account["examples"]["made"] for account in report["train"])
 
 
 def mixture_of(folder: Path, files: list[list[str]], truncation: str | None, strategy: str | None) -> TrainingConfig:
@@ -89,12 +89,12 @@ def mixture_of(folder: Path, files: list[list[str]], truncation: str | None, str
     )
 
 
-def check_account(told: dict[str, Any], num_lines: int) -> None:
-    rows, tokens, targets = told["rows"], told["tokens"], told["targets"]
+def check_account(account: dict[str, Any], num_lines: int) -> None:
+    rows, tokens, targets = account["rows"], account["tokens"], account["targets"]
     assert rows["read"] == num_lines
     assert rows["read"] == rows["trained"] + rows["truncated"] + rows["rejected"]
     assert tokens["read"] == tokens["trained"] + tokens["prompt"] + tokens["cut"] + tokens["rejected"]
     assert targets["read"] == targets["trained"] + targets["cut"] + targets["rejected"]
     assert targets["trained"] == tokens["trained"]
-    assert sum(told["reasons"].values()) == rows["rejected"] == len(told["rejected"])
-    assert told["examples"]["made"] >= rows["trained"] + rows["truncated"]
+    assert sum(account["reasons"].values()) == rows["rejected"] == len(account["rejected"])
+    assert account["examples"]["made"] >= rows["trained"] + rows["truncated"]

@@ -50,12 +50,12 @@ def test_packed_equals_padded_equals_one_by_one(tmp_path: Path, attention: str, 
     alone = torch.cat([inner(torch.tensor(row.tokens[None]).long()).logits[0] for row in rows])
     batch = collate(rows)
     # A position's logits tell the next token, so those of a document's last token are never trained.
-    wanted = alone[batch.trained]
+    expected = alone[batch.trained]
     padded = LanguageModel(inner, is_flat=False)(batch).logits()
     packed = make_flat(inner, attention)
     assert packed.is_flat
-    for found in (padded, packed(batch).logits()):
-        assert float((found - wanted).norm() / wanted.norm()) < tolerance
+    for logits in (padded, packed(batch).logits()):
+        assert float((logits - expected).norm() / expected.norm()) < tolerance
 
 
 @pytest.mark.parametrize("is_fused", [False, True])
@@ -101,7 +101,7 @@ def test_windows_caps_and_sinks_are_exact(model_type: str) -> None:
         ("phimoe", {"sliding_window": 40, "num_local_experts": 2}),
     ],
 )
-def test_what_attention_is_not_told_of_gives_padded_batches(
+def test_what_attention_is_not_reported_of_gives_padded_batches(
     model_type: str, settings: dict[str, Any], dtype: torch.dtype
 ) -> None:
     model, error = _error(model_type, {**_SMALL, **settings}, dtype)
@@ -109,15 +109,15 @@ def test_what_attention_is_not_told_of_gives_padded_batches(
     assert error < (1e-5 if dtype == torch.float32 else 0.02)
 
 
-def test_why_batches_are_padded_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_why_batches_are_padded_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("oumi").addHandler(caplog.handler)
     try:
         for model_type in ("nemotron", "mamba", "llama"):
             _error(model_type, _SMALL)
     finally:
         logging.getLogger("oumi").removeHandler(caplog.handler)
-    told = [message for message in caplog.messages if message.startswith("batches are padded")]
-    assert list(dict.fromkeys(told)) == [
+    messages = [message for message in caplog.messages if message.startswith("batches are padded")]
+    assert list(dict.fromkeys(messages)) == [
         "batches are padded: the layers of nemotron do not pass `documents` to the attention",
         "batches are padded: the attention of mamba cannot be replaced",
     ]
@@ -154,8 +154,8 @@ def _error(
     with torch.no_grad():
         alone = torch.cat([inner(torch.tensor(row.tokens[None]).long()).logits[0][:-1] for row in rows])
         model = make_flat(inner, None)
-        found = model(collate(rows)).logits()
-    return model, float((found - alone).norm() / alone.norm())
+        logits = model(collate(rows)).logits()
+    return model, float((logits - alone).norm() / alone.norm())
 
 
 def _settings(model_type: str) -> dict[str, Any]:

@@ -95,9 +95,9 @@ def test_the_gradients_of_pairs_do_not_depend_on_how_they_are_cut(tmp_path: Path
         for weight in run.model.parameters():
             weight.add_(0.05 * torch.randn_like(weight))
     rows = run.loader.rows
-    whole = collate([rows[i] for i in range(6)])
+    batch = collate([rows[i] for i in range(6)])
     results = []
-    for parts in ([whole], whole.cut(3), [whole.part(3, 6), whole.part(0, 3)], whole.cut(6)):
+    for parts in ([batch], batch.cut(3), [batch.part(3, 6), batch.part(0, 3)], batch.cut(6)):
         assert all(part.num_rows * 2 == len(part.sources) for part in parts), "no pair is parted"
         run.optimizer.zero_grad()
         loss = add_gradients(run, parts, 6)
@@ -110,9 +110,9 @@ def test_the_gradients_of_pairs_do_not_depend_on_how_they_are_cut(tmp_path: Path
             torch.testing.assert_close(other_loss.metrics[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_a_resumed_run_is_bitwise_the_whole_one(tmp_path: Path) -> None:
-    whole = dpo_config(tmp_path, max_steps=6)
-    train(whole)
+def test_a_resumed_run_is_bitwise_the_uninterrupted_run(tmp_path: Path) -> None:
+    uninterrupted = dpo_config(tmp_path, max_steps=6)
+    train(uninterrupted)
     train(dpo_config(tmp_path, max_steps=6, output_dir=str(tmp_path / "parts"), save_steps=3))
     for path in (tmp_path / "parts").glob("*.safetensors"):
         path.unlink()

@@ -44,7 +44,7 @@ def plain_losses(folder: Path, num_steps: int) -> list[float]:
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, num_steps)
-    found = []
+    losses = []
     for step in range(num_steps):
         total, num_terms = torch.zeros(()), 0
         for i in order.rows_of(step):
@@ -59,5 +59,5 @@ def plain_losses(folder: Path, num_steps: int) -> list[float]:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        found.append(loss.item())
-    return found
+        losses.append(loss.item())
+    return losses

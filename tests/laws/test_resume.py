@@ -56,12 +56,14 @@ def test_kills_at_random_moments_leave_the_run_bitwise_as_it_was(
         ),
     ],
 )
-def test_a_run_resumed_across_an_epoch_is_bitwise_the_whole_run(tmp_path: Path, training: dict[str, Any]) -> None:
+def test_a_run_resumed_across_an_epoch_is_bitwise_the_uninterrupted_run(
+    tmp_path: Path, training: dict[str, Any]
+) -> None:
     shape = {**training, "save_steps": 4, "lr_scheduler_type": training.get("lr_scheduler_type", "constant")}
-    whole = tiny_config(tmp_path, **shape, output_dir=str(tmp_path / "whole"))
-    whole.model.model_kwargs = {"attention_dropout": 0.1}  # so that the random generators matter
-    train(whole)
-    again = whole.model_copy(deep=True)
+    uninterrupted = tiny_config(tmp_path, **shape, output_dir=str(tmp_path / "whole"))
+    uninterrupted.model.model_kwargs = {"attention_dropout": 0.1}  # so that the random generators matter
+    train(uninterrupted)
+    again = uninterrupted.model_copy(deep=True)
     again.training.output_dir = str(tmp_path / "again")
     again.training.resume_from_checkpoint = str(tmp_path / "whole" / "checkpoint-4")
     train(again)
@@ -70,7 +72,7 @@ def test_a_run_resumed_across_an_epoch_is_bitwise_the_whole_run(tmp_path: Path, 
     assert losses(tmp_path / "again") == losses(tmp_path / "whole")[4:]
 
 
-def test_a_finished_run_is_told_complete_and_left_untouched(tmp_path: Path) -> None:
+def test_a_finished_run_is_reported_complete_and_left_untouched(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, **_SAVING)
     first = train(config)
     before = contents(tmp_path / "out")
@@ -124,7 +126,7 @@ def test_a_finished_run_is_taken_again_from_the_checkpoint_that_is_named(tmp_pat
     assert len(losses(tmp_path / "out")) == 12
 
 
-def test_a_template_that_tells_the_date_tells_that_of_the_first_day(tmp_path: Path) -> None:
+def test_a_template_that_states_the_date_states_that_of_the_first_day(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, **_SAVING)
     template = tmp_path / "dated.jinja"
     template.write_text("{{ strftime_now('%d %b %Y %H:%M:%S.%f') }}\n" + bundled_template("chat_ml"))
@@ -246,7 +248,7 @@ def harm_checkpoint(checkpoint: Path, harm: str) -> None:
         path.write_bytes(content)
 
 
-def assert_same_run(found: Path, wanted: Path) -> None:
-    assert losses(found) == losses(wanted)
-    ours, theirs = weights(found), weights(wanted)
+def assert_same_run(actual: Path, expected: Path) -> None:
+    assert losses(actual) == losses(expected)
+    ours, theirs = weights(actual), weights(expected)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -44,7 +44,7 @@ def config_of(folder: Path, kind: str, **training: Any) -> TrainingConfig:
         path = write_chats(folder / f"set-{i}.jsonl", rows)
         if name == "tests/texts":
             messages = [json.loads(line)["messages"] for line in path.read_text().splitlines()]
-            path.write_text("".join(json.dumps({"text": one[0]["content"]}) + "\n" for one in messages))
+            path.write_text("".join(json.dumps({"text": chat[0]["content"]}) + "\n" for chat in messages))
         kwargs = {"seq_length": 48} if name == "tests/texts" else {}
         datasets.append(
             {
@@ -64,7 +64,7 @@ def config_of(folder: Path, kind: str, **training: Any) -> TrainingConfig:
 
 @pytest.mark.parametrize("kind", SPLITS)
 @pytest.mark.parametrize("quarter", [2, *(pytest.param(quarter, marks=pytest.mark.slow) for quarter in (1, 3))])
-def test_a_run_resumed_in_any_epoch_is_bitwise_the_whole_run(tmp_path: Path, kind: str, quarter: int) -> None:
+def test_a_run_resumed_in_any_epoch_is_bitwise_the_uninterrupted_run(tmp_path: Path, kind: str, quarter: int) -> None:
     every = NUM_STEPS[kind] // 4
     train(config_of(tmp_path, kind, save_steps=every, output_dir=str(tmp_path / "whole")))
     epochs = [json.loads(line)["epoch"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
@@ -85,9 +85,9 @@ def test_kills_leave_a_streamed_run_bitwise_as_it_was(
     tmp_path: Path, kind: str, num_kills: int, last_moment_s: float
 ) -> None:
     shape = {"save_steps": 3, "save_total_limit": 2, "try_resume_from_last_checkpoint": True}
-    whole = config_of(tmp_path, kind, **shape, output_dir=str(tmp_path / "whole"))
+    uninterrupted = config_of(tmp_path, kind, **shape, output_dir=str(tmp_path / "whole"))
     killed = config_of(tmp_path, kind, **shape, output_dir=str(tmp_path / "killed"))
-    train(whole)
+    train(uninterrupted)
     killed.to_yaml(tmp_path / "killed.yaml")
     driver = Path(__file__).with_name("kill_driver.py")
     result = run_python(str(driver), str(tmp_path / "killed.yaml"), "3", str(num_kills), str(last_moment_s))
@@ -124,7 +124,7 @@ def test_a_mixture_with_shares_has_them_within_one_percent_on_any_number_of_rank
     assert abs(names.count("set-0") / len(names) - 0.7) < 0.01
 
 
-def test_a_stream_without_a_row_to_train_on_is_told_before_the_first_step(tmp_path: Path) -> None:
+def test_a_stream_without_a_row_to_train_on_is_reported_before_the_first_step(tmp_path: Path) -> None:
     config = config_of(tmp_path, "streamed and joined")
     config.data.train.datasets[1].dataset_kwargs = {"seq_length": 128}
     Path(config.data.train.datasets[1].dataset_path or "").write_text('{"text": "short"}\n')
@@ -132,7 +132,7 @@ def test_a_stream_without_a_row_to_train_on_is_told_before_the_first_step(tmp_pa
         train(config)
 
 
-def test_the_share_of_empty_places_of_a_packed_stream_is_told(tmp_path: Path) -> None:
+def test_the_share_of_empty_places_of_a_packed_stream_is_reported(tmp_path: Path) -> None:
     config = config_of(tmp_path, "streamed, weighted and packed")
     config.training.max_steps = 4
     train(config)

@@ -53,6 +53,6 @@ def test_base_and_adapter_equal_the_merged_model(tmp_path: Path) -> None:
     untrained = base(ids).logits
     adapted = PeftModel.from_pretrained(base, tmp_path / "out").eval()(ids).logits
     assert not torch.allclose(adapted, untrained, atol=1e-3)
-    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(ids).logits
-    assert torch.allclose(adapted, whole, atol=1e-5)
+    logits = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(ids).logits
+    assert torch.allclose(adapted, logits, atol=1e-5)
     assert (tmp_path / "merged" / "adapter" / "adapter_config.json").is_file()

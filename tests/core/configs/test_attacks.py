@@ -64,8 +64,8 @@ def test_an_attack_is_refused_in_a_second_and_100_megabytes(name: str, tmp_path:
     (tmp_path / "attack.yaml").write_text(text)
     done = run_python("-c", LOAD, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    told, seconds, grown_mb = json.loads(done.stdout)
-    assert words in told
+    messages, seconds, grown_mb = json.loads(done.stdout)
+    assert words in messages
     assert seconds < 1
     assert grown_mb < 100
     assert [path.name for path in tmp_path.iterdir()] == ["attack.yaml"]

@@ -210,12 +210,14 @@ def test_every_important_default_is_the_agreed_one() -> None:
     assert {key: values[key] for key in DEFAULTS} == DEFAULTS
 
 
-@pytest.mark.parametrize(("section", "wanted"), OTHER_DEFAULTS, ids=lambda part: getattr(part, "__name__", ""))
-def test_the_defaults_of_a_nested_section_are_the_agreed_ones(section: type[BaseModel], wanted: dict[str, Any]) -> None:
-    assert {key: section.model_fields[key].default for key in wanted} == wanted
+@pytest.mark.parametrize(("section", "expected"), OTHER_DEFAULTS, ids=lambda part: getattr(part, "__name__", ""))
+def test_the_defaults_of_a_nested_section_are_the_agreed_ones(
+    section: type[BaseModel], expected: dict[str, Any]
+) -> None:
+    assert {key: section.model_fields[key].default for key in expected} == expected
 
 
-def test_a_job_runs_on_one_machine_that_is_not_taken_back() -> None:
+def test_a_job_runs_on_one_machine_that_is_not_preempted() -> None:
     job = JobConfig.from_str("resources: {cloud: gcp}\nrun: echo\n")
     assert (job.num_nodes, job.resources.use_spot, job.envs, job.setup) == (1, False, {}, None)
 
@@ -250,9 +252,9 @@ def test_two_configs_share_no_state() -> None:
 def test_two_configs_of_one_text_share_no_state() -> None:
     text = "training:\n  trainer_kwargs: &a {x: 1}\n  lr_scheduler_kwargs: *a\n"
     text += "model: {model_name: m}\ndata: {train: {datasets: [{dataset_name: a}]}}\n"
-    one, other = TrainingConfig.from_str(text), TrainingConfig.from_str(text)
-    one.training.trainer_kwargs["x"] = 2
-    assert one.training.lr_scheduler_kwargs == {"x": 1}
+    first, other = TrainingConfig.from_str(text), TrainingConfig.from_str(text)
+    first.training.trainer_kwargs["x"] = 2
+    assert first.training.lr_scheduler_kwargs == {"x": 1}
     assert other.training.trainer_kwargs == {"x": 1}
 
 

@@ -27,13 +27,13 @@ print(json.dumps({"found": found, "heavy": sorted({"torch", "numpy"} & sys.modul
 """
 
 
-def test_every_mistake_is_told_as_it_should_in_under_half_a_second_without_torch() -> None:
+def test_every_mistake_is_reported_as_it_should_in_under_half_a_second_without_torch() -> None:
     names = sorted(path.name for path in GOLDEN.glob("*.yaml"))
     assert len(names) >= 40
     command = [sys.executable, "-c", CHECK_ALL, *names]
     result = json.loads(subprocess.run(command, cwd=GOLDEN, capture_output=True, text=True, check=True).stdout)
     assert not result["heavy"]
     for name in names:
-        told, seconds = result["found"][name]
-        assert told + "\n" == (GOLDEN / name).with_suffix(".txt").read_text()
+        messages, seconds = result["found"][name]
+        assert messages + "\n" == (GOLDEN / name).with_suffix(".txt").read_text()
         assert seconds < 0.5

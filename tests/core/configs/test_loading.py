@@ -116,16 +116,16 @@ def test_a_reference_to_a_reference_that_is_only_text_is_filled_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "wanted"),
+    ("value", "expected"),
     [("7", 7), (None, 3)],
     ids=["the variable is set", "the default is taken"],
 )
-def test_an_environment_variable_fills_a_key(value: str | None, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_variable_fills_a_key(value: str | None, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OUMI_TEST_STEPS", raising=False)
     if value is not None:
         monkeypatch.setenv("OUMI_TEST_STEPS", value)
     config = TrainingConfig.from_str(BASE + "training: {max_steps: '${oc.env:OUMI_TEST_STEPS,3}'}")
-    assert config.training.max_steps == wanted
+    assert config.training.max_steps == expected
 
 
 def test_the_default_of_an_environment_variable_may_be_empty_or_hold_a_comma() -> None:
@@ -145,7 +145,7 @@ def test_the_default_of_an_environment_variable_may_be_empty_or_hold_a_comma() -
         ("run_name: '${model}'", "names a section or a list"),
     ],
 )
-def test_a_reference_that_cannot_be_filled_is_told_with_its_place(text: str, words: str) -> None:
+def test_a_reference_that_cannot_be_filled_is_reported_with_its_place(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=r"text:\d+:\d+ training\.(run_name|max_steps): ") as caught:
         TrainingConfig.from_str(f"{BASE}training: {{{text}}}")
     assert words in str(caught.value)
@@ -183,13 +183,13 @@ def test_references_can_be_left_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["TRL_SFT", "trl_sft", "Trl_Sft", "TrainerType.TRL_SFT", "TrainerType.trl_sft"])
-def test_a_choice_is_given_by_name_or_value_in_any_case(text: str) -> None:
+def test_a_choice_is_selected_by_name_or_value_in_any_case(text: str) -> None:
     config = TrainingConfig.from_str(f"{BASE}training: {{trainer_type: {text}}}")
     assert config.training.trainer_type is TrainerType.TRL_SFT
 
 
 @pytest.mark.parametrize("text", ["ZERO_2", "zero_2", "2", "'2'"])
-def test_a_zero_stage_is_given_by_name_or_number(text: str) -> None:
+def test_a_zero_stage_is_selected_by_name_or_number(text: str) -> None:
     config = TrainingConfig.from_str(f"{BASE}deepspeed: {{zero_stage: {text}}}")
     assert config.deepspeed.zero_stage.name == "ZERO_2"
 
@@ -221,7 +221,7 @@ def test_a_wrong_assignment_is_refused_and_changes_nothing(name: str, value: obj
     assert config.keys_set() == set()
 
 
-def test_an_assignment_is_known_to_come_from_python() -> None:
+def test_an_assignment_is_recognized_to_come_from_python() -> None:
     config = TrainingConfig.from_str(BASE + "training: {seed: 1}")
     config.training.seed = 2
     config.peft.lora_r = 4
@@ -230,7 +230,7 @@ def test_an_assignment_is_known_to_come_from_python() -> None:
     assert config.origin_of("peft.lora_alpha") == "default"
 
 
-def test_a_constructor_argument_is_known_to_come_from_python() -> None:
+def test_a_constructor_argument_is_recognized_to_come_from_python() -> None:
     config = TrainingConfig(peft={"lora_r": 4})  # type: ignore[arg-type]  # pydantic reads mappings
     assert config.keys_set() == {"peft.lora_r"}
 
@@ -252,7 +252,7 @@ def test_a_missing_file_is_a_config_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["007", "1e5", "12e4567", "0x10", "1_000", "1.50", "+3"])
-def test_a_number_is_the_text_that_is_written_where_text_is_wanted(text: str) -> None:
+def test_a_number_is_the_text_that_is_written_where_text_is_expected(text: str) -> None:
     config = TrainingConfig.from_str(
         f"model: {{model_name: {text}, model_revision: {text}, freeze_layers: [{text}, a]}}\n"
         f"data: {{train: {{datasets: [{{dataset_name: a, subset: {text}}}]}}}}\n"
@@ -264,7 +264,7 @@ def test_a_number_is_the_text_that_is_written_where_text_is_wanted(text: str) ->
     assert config.data.train.datasets[0].subset == text
 
 
-def test_a_number_stays_one_where_it_is_wanted() -> None:
+def test_a_number_stays_one_where_it_is_expected() -> None:
     config = TrainingConfig.from_str(
         "model: {model_name: m}\n"
         "data: {train: {datasets: [{dataset_name: a, dataset_kwargs: {size: 007}}]}}\n"
@@ -284,7 +284,7 @@ def test_every_scalar_is_text_in_the_environment_of_a_job() -> None:
         JobConfig.from_str("resources: {cloud: gcp}\nrun: echo\nenvs: {A: [b]}\n")
 
 
-def test_what_a_job_lacks_is_asked_for_at_launch() -> None:
+def test_what_a_job_lacks_is_requested_at_launch() -> None:
     job = JobConfig.from_str("resources: {cloud: frontier}\nrun: echo\n")
     assert [problem.key for problem in job.missing_at_launch()] == ["user", "working_dir"]
     job.user, job.working_dir = "me", "."
@@ -313,7 +313,7 @@ def test_temperatures_of_a_loss_that_is_off_are_not_looked_at() -> None:
         TrainingConfig.from_str(text.replace("false", "true"))
 
 
-def test_a_job_file_is_told_as_one() -> None:
+def test_a_job_file_is_reported_as_one() -> None:
     with pytest.raises(ConfigError, match="a job file; expected a training config") as refused:
         TrainingConfig.from_str("name: mine\nresources: {cloud: local}\nrun: oumi train -c ${X}\n")
     assert len(refused.value.problems) == 1

@@ -54,7 +54,7 @@ def test_every_file_has_its_place_in_a_table() -> None:
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_a_training_file_is_read_and_its_check_tells_the_rest(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_file_is_read_and_its_check_states_the_rest(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SCRATCH_OF_THE_CLUSTER", raising=False)
     path = FOLDER / f"{name}.yaml"
     TrainingConfig.from_yaml(path)

@@ -33,7 +33,7 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "key", "wanted"),
+    ("arguments", "key", "expected"),
     [
         (["--training.seed", "5"], "training.seed", 5),
         (["--training.seed=5"], "training.seed", 5),
@@ -64,8 +64,8 @@ def file(tmp_path: Path) -> Path:
         (["--training.run_name", "${model.model_name}"], "training.run_name", "oumi://tiny"),
     ],
 )
-def test_an_argument_sets_a_key(file: Path, arguments: list[str], key: str, wanted: object) -> None:
-    assert leaves(TrainingConfig.load(file, parse_overrides(arguments)))[key] == wanted
+def test_an_argument_sets_a_key(file: Path, arguments: list[str], key: str, expected: object) -> None:
+    assert leaves(TrainingConfig.load(file, parse_overrides(arguments)))[key] == expected
 
 
 def test_a_mapping_joins_the_mapping_that_is_there_at_every_depth(file: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_list_replaces_the_list_that_is_there(file: Path) -> None:
     config = TrainingConfig.load(
         file, parse_overrides(["--data.train.datasets=[{dataset_name: y}, {dataset_name: z}]"])
     )
-    assert [one.dataset_name for one in config.data.train.datasets] == ["y", "z"]
+    assert [dataset.dataset_name for dataset in config.data.train.datasets] == ["y", "z"]
 
 
 def test_an_override_changes_one_of_two_places_that_an_alias_made_equal(file: Path) -> None:
@@ -135,13 +135,13 @@ def test_a_config_may_come_from_arguments_alone() -> None:
         (["--training.use_peft", "maybe"], "--training.use_peft training.use_peft: got 'maybe', must be true or false"),
     ],
 )
-def test_a_malformed_argument_is_told_by_its_flag(file: Path, arguments: list[str], words: str) -> None:
+def test_a_malformed_argument_is_reported_by_its_flag(file: Path, arguments: list[str], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         TrainingConfig.load(file, parse_overrides(arguments))
     assert words in str(caught.value)
 
 
-def test_every_malformed_argument_is_told_at_once(file: Path) -> None:
+def test_every_malformed_argument_is_reported_at_once(file: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         TrainingConfig.load(file, parse_overrides(["--training.seed", "x", "--peft.lora_r=0", "--modle.x", "1"]))
     assert len(caught.value.problems) == 3
@@ -168,6 +168,6 @@ def test_every_value_knows_where_it_comes_from(file: Path) -> None:
     }
 
 
-def test_an_override_takes_the_place_of_the_file_in_what_is_told(file: Path) -> None:
+def test_an_override_takes_the_place_of_the_file_in_what_is_reported(file: Path) -> None:
     with pytest.raises(ConfigError, match=r"--training\.seed training\.seed: got -1, must be >= 0"):
         TrainingConfig.load(file, parse_overrides(["--training.seed=-1"]))

@@ -10,13 +10,13 @@ from oumi.core.errors import ConfigError
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"])
-def test_a_place_that_is_no_number_is_told(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_place_that_is_no_number_is_reported(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "abc")
     with pytest.raises(ConfigError, match=f"{name} is 'abc' in the environment"), World.start():
         pass
 
 
-def test_a_place_that_cannot_be_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_place_that_cannot_be_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     missing = "RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set"
     with pytest.raises(ConfigError, match=f"WORLD_SIZE is 2 .* {missing}"), World.start():

@@ -93,7 +93,7 @@ def test_a_tied_weight_gets_both_of_its_gradients() -> None:
     torch.testing.assert_close(results, references)
 
 
-def test_a_frozen_weight_gets_no_gradient_and_none_is_taken_where_none_is_wanted() -> None:
+def test_a_frozen_weight_gets_no_gradient_and_none_is_taken_where_none_is_expected() -> None:
     weight, states = torch.randn(VOCABULARY, 8), torch.randn(4, 8, requires_grad=True)
     loss = linear_cross_entropy(states, LmHead(weight), torch.arange(4), LossPlan())
     loss.backward()

@@ -34,7 +34,7 @@ def test_the_schedules_of_transformers_are_those_of_the_installed_version() -> N
         ("zzz", "OUMI", "unknown optimizer 'zzz'; OUMI has adam, adamw,"),
     ],
 )
-def test_an_optimizer_is_told_by_its_trainer(name: str, trainer: str, words: str) -> None:
+def test_an_optimizer_is_reported_by_its_trainer(name: str, trainer: str, words: str) -> None:
     message = wrong_optimizer(name, TrainerType[trainer])
     assert bool(message) == bool(words)
     assert words in message

@@ -59,17 +59,17 @@ TARGETS = [
 ]
 
 
-@pytest.mark.parametrize(("collator", "kwargs", "target", "wanted"), TARGETS)
+@pytest.mark.parametrize(("collator", "kwargs", "target", "expected"), TARGETS)
 @pytest.mark.parametrize("trainer", ["OUMI", "TRL_SFT"])
 def test_collator_and_target_say_what_is_trained(
-    collator: str | None, kwargs: dict[str, Any], target: str | None, wanted: str, trainer: str
+    collator: str | None, kwargs: dict[str, Any], target: str | None, expected: str, trainer: str
 ) -> None:
     if collator is None and target is None and trainer != "OUMI":
-        wanted = "all"
+        expected = "all"
     config = config_of(collator, kwargs, target, trainer)
-    assert collators.train_on(config) == wanted
+    assert collators.train_on(config) == expected
     assert not list(collators.wrong_arguments(config.data.train))
-    assert [one.key for one in refusals(config) if "collator" in one.key] == (
+    assert [problem.key for problem in refusals(config) if "collator" in problem.key] == (
         ["data.train.collator_name"] if collator in (VISION, VISION_SFT) and trainer != "OUMI" else []
     )
 
@@ -90,27 +90,29 @@ NEEDS = {
 
 
 @pytest.mark.parametrize(
-    ("collator", "name"), [(one, name) for one in (PADDING, COMPLETIONS_ONLY) for name in ARGUMENTS[one]]
+    ("collator", "name"), [(collator, name) for collator in (PADDING, COMPLETIONS_ONLY) for name in ARGUMENTS[collator]]
 )
 @pytest.mark.parametrize("trainer", ["OUMI", "TRL_SFT"])
-def test_an_argument_changes_the_plan_or_is_told_as_not_read(collator: str, name: str, trainer: str) -> None:
+def test_an_argument_changes_the_plan_or_is_reported_as_not_read(collator: str, name: str, trainer: str) -> None:
     if (name, trainer) == ("pad_to_multiple_of", "TRL_SFT"):
         return  # the collator of that trainer reads it
     needs = NEEDS.get(name, {})
     without = plan(collator, needs, trainer=trainer) if not needs or "response" in str(needs) else plan(collator, {})
-    made = plan(collator, {**needs, name: SAMPLES[name]}, trainer=trainer)
-    assert not refusals(made.config)
-    told = any(f"data.train.collator_kwargs.{name}:" in note for note in made.notes if note.startswith("not read"))
-    changed = (made.data, made.model, made.logs) != (without.data, without.model, without.logs)
-    assert changed != told
+    result = plan(collator, {**needs, name: SAMPLES[name]}, trainer=trainer)
+    assert not refusals(result.config)
+    is_noted = any(
+        f"data.train.collator_kwargs.{name}:" in note for note in result.notes if note.startswith("not read")
+    )
+    changed = (result.data, result.model, result.logs) != (without.data, without.model, without.logs)
+    assert changed != is_noted
 
 
 def test_what_arguments_come_to() -> None:
-    made = plan(PADDING, {"max_length": 17, "debug": True})
-    assert (made.model.max_length, made.logs.examples) == (17, True)
+    result = plan(PADDING, {"max_length": 17, "debug": True})
+    assert (result.model.max_length, result.logs.examples) == (17, True)
     assert plan(PADDING, {}).model.max_length == 1024
-    made = plan(VISION_SFT, {"truncation_side": "left"})
-    assert made.data.train.truncation == "left"
+    result = plan(VISION_SFT, {"truncation_side": "left"})
+    assert result.data.train.truncation == "left"
     marks = {"tool_response_template": "<t>", "end_of_tool_response_template": "</t>"}
     assert plan(COMPLETIONS_ONLY, marks).data.tool_results == ("<t>", "</t>")
     assert plan(COMPLETIONS_ONLY, ANSWER).data.landmarks == ANSWER
@@ -138,19 +140,19 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("collator", "kwargs", "name", "told"), WRONG)
+@pytest.mark.parametrize(("collator", "kwargs", "name", "message"), WRONG)
 def test_an_argument_that_cannot_be_is_refused_with_the_reason(
-    collator: str, kwargs: dict[str, Any], name: str, told: str
+    collator: str, kwargs: dict[str, Any], name: str, message: str
 ) -> None:
-    found = {one.key: one.message for one in refusals(config_of(collator, kwargs))}
-    assert told in found[f"data.train.collator_kwargs.{name}"]
+    messages = {problem.key: problem.message for problem in refusals(config_of(collator, kwargs))}
+    assert message in messages[f"data.train.collator_kwargs.{name}"]
 
 
 def test_end_marks_may_be_named_for_a_target() -> None:
     assert not refusals(config_of(COMPLETIONS_ONLY, {**END, **QUESTION}, "ALL_ASSISTANT_TURNS"))
 
 
-def test_arguments_without_a_collator_are_told_as_not_read() -> None:
+def test_arguments_without_a_collator_are_reported_as_not_read() -> None:
     notes = plan(None, {"response_template": "<a>", "max_length": 7}).notes
     reason = "no collator is set, see data.train.collator_name"
     keys = "data.train.collator_kwargs.response_template, data.train.collator_kwargs.max_length"
@@ -159,8 +161,8 @@ def test_arguments_without_a_collator_are_told_as_not_read() -> None:
 
 
 def test_a_plan_says_that_assistant_turns_are_trained_where_nothing_asks_for_it() -> None:
-    told = "targets: assistant turns only; set `data.train.train_target` to change it"
-    assert told in plan(None, {}).notes
-    assert told in plan(COMPLETIONS_ONLY, {}).notes
-    assert told not in plan(COMPLETIONS_ONLY, {**ANSWER, **END}).notes
-    assert told not in plan(PADDING, {}).notes
+    note = "targets: assistant turns only; set `data.train.train_target` to change it"
+    assert note in plan(None, {}).notes
+    assert note in plan(COMPLETIONS_ONLY, {}).notes
+    assert note not in plan(COMPLETIONS_ONLY, {**ANSWER, **END}).notes
+    assert note not in plan(PADDING, {}).notes

@@ -41,9 +41,9 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def total(plan: Plan, largest: LargestMicroBatch = ROWS) -> int:
-    found = memory_of(plan, largest)
-    assert found is not None
-    return found.total
+    memory = memory_of(plan, largest)
+    assert memory is not None
+    return memory.total
 
 
 def recomputed(plan: Plan, count: int) -> Plan:
@@ -70,9 +70,9 @@ ON_H200 = {
 
 
 @pytest.mark.parametrize("case", ON_H200)
-def test_what_a_gpu_was_measured_to_hold_is_told(plan: Plan, case: str) -> None:
+def test_what_a_gpu_was_measured_to_hold_is_reported(plan: Plan, case: str) -> None:
     measured, changes, rows = ON_H200[case]
-    found = replace(
+    fitted_plan = replace(
         plan,
         device="cuda",
         speed=replace(plan.speed, fused_layers=False),
@@ -81,7 +81,7 @@ def test_what_a_gpu_was_measured_to_hold_is_told(plan: Plan, case: str) -> None:
         steps=replace(plan.steps, accumulation=changes.get("accumulation", 1), micro_batch_rows=rows),
         gradient_checkpointing=changes.get("gradient_checkpointing"),
     )
-    memory = memory_of(found, LargestMicroBatch(rows * 4096, 4096))
+    memory = memory_of(fitted_plan, LargestMicroBatch(rows * 4096, 4096))
     assert memory is not None
     assert (memory.total - memory.process) / 2**30 == pytest.approx(measured, rel=0.05), memory
 
@@ -103,7 +103,7 @@ def test_more_rows_and_longer_ones_take_more(plan: Plan) -> None:
         {"gradient_checkpointing": {}},
     ],
 )
-def test_what_saves_memory_is_told_so(plan: Plan, saves: dict[str, Any]) -> None:
+def test_what_saves_memory_is_reported_so(plan: Plan, saves: dict[str, Any]) -> None:
     assert total(replace(plan, **saves)) < total(plan)
 
 
@@ -132,16 +132,16 @@ def test_8_bit_and_paged_states_have_sizes_of_their_own(plan: Plan, dtype: str) 
 
 
 @pytest.mark.parametrize(
-    ("shape", "is_known"),
+    ("shape", "is_predicted"),
     [({"has_window": True}, False), ({"has_window": True, "has_softcap": True}, True), ({}, True)],
 )
 def test_the_mask_of_a_window_is_kept_in_padded_batches_alone(
-    plan: Plan, shape: dict[str, bool], is_known: bool
+    plan: Plan, shape: dict[str, bool], is_predicted: bool
 ) -> None:
     flat = replace(plan, shape=replace(LLAMA, **shape))
     padded = replace(flat, speed=replace(plan.speed, flat_batches=False))
     assert plan_memory(flat, GB, largest=ROWS) is not None
-    assert (plan_memory(padded, GB, largest=ROWS) is not None) == is_known
+    assert (plan_memory(padded, GB, largest=ROWS) is not None) == is_predicted
 
 
 def test_the_rank_of_an_adapter_is_counted(plan: Plan) -> None:
@@ -190,7 +190,7 @@ def test_a_shape_that_is_not_understood_is_none(changes: dict[str, Any]) -> None
     assert shape_of({**settings, **changes}) is None
 
 
-def test_a_plan_tells_its_memory_and_where_it_goes(plan: Plan) -> None:
+def test_a_plan_states_its_memory_and_where_it_goes(plan: Plan) -> None:
     memory = plan_json(plan)["memory"]
     assert memory["total"] == plan.memory.total  # type: ignore[union-attr]
     line = next(line for line in plan_text(plan).splitlines() if line.startswith("  memory "))
@@ -217,9 +217,9 @@ def test_micro_batches_left_to_us_are_the_largest_that_fit_and_a_step_keeps_its_
         return LargestMicroBatch(8192 * cut.steps.micro_batch_rows, 8192)
 
     def rows(available: int) -> tuple[int, int]:
-        found = with_what_fits(fitted(plan, available), largest_of)
-        assert found.memory == memory_of(found, largest_of(found))
-        return found.steps.micro_batch_rows, found.steps.accumulation
+        fitted_plan = with_what_fits(fitted(plan, available), largest_of)
+        assert fitted_plan.memory == memory_of(fitted_plan, largest_of(fitted_plan))
+        return fitted_plan.steps.micro_batch_rows, fitted_plan.steps.accumulation
 
     cuts = {n: replace(plan, steps=replace(plan.steps, micro_batch_rows=n, accumulation=8 // n)) for n in (8, 4, 1)}
     needed = {n: total(cut, largest_of(cut)) for n, cut in cuts.items()}
@@ -248,14 +248,16 @@ def test_as_few_layers_compute_again_as_let_the_run_fit(plan: Plan) -> None:
     assert first.gradient_checkpointing is None
 
     def count(available: int) -> Any:
-        found = with_what_fits(fitted(first, available), lambda _: MANY)  # a first choice does not bind a second one
-        assert found.memory == memory_of(found, MANY)
-        return found.gradient_checkpointing and found.gradient_checkpointing["recompute_num_layers"]
+        fitted_plan = with_what_fits(
+            fitted(first, available), lambda _: MANY
+        )  # a first choice does not bind a second one
+        assert fitted_plan.memory == memory_of(fitted_plan, MANY)
+        return fitted_plan.gradient_checkpointing and fitted_plan.gradient_checkpointing["recompute_num_layers"]
 
     assert count(1000 * GB) is None
-    for wanted in (1, 2, 9, 12):
-        assert count(int(total(recomputed(plan, wanted), MANY) / 0.849)) == wanted
-    least = min(range(1, 17), key=lambda one: total(recomputed(plan, one), MANY))
+    for expected in (1, 2, 9, 12):
+        assert count(int(total(recomputed(plan, expected), MANY) / 0.849)) == expected
+    least = min(range(1, 17), key=lambda count: total(recomputed(plan, count), MANY))
     assert count(total(recomputed(plan, 16), MANY) // 2) == least
     assert "16 of 16 layers (auto)" in plan_text(recomputed(plan, 16))
 
@@ -269,29 +271,29 @@ def test_the_fewest_layers_are_found_wherever_some_will_do(plan: Plan, is_tight:
     plan = replace(plan, memory=replace(plan.memory, is_tight=is_tight))
     needed = {count: total(recomputed(plan, count), rows) for count in range(1, 17)}
     for enough in sorted(needed.values()):
-        found = with_what_fits(fitted(plan, int(enough / 0.849)), lambda _: rows)
-        assert found.memory is not None
-        assert found.memory.total <= enough * 0.85 / 0.849
+        fitted_plan = with_what_fits(fitted(plan, int(enough / 0.849)), lambda _: rows)
+        assert fitted_plan.memory is not None
+        assert fitted_plan.memory.total <= enough * 0.85 / 0.849
 
 
 def test_a_run_that_computes_some_layers_again_is_offered_more(plan: Plan) -> None:
     some = auto(plan, enable_gradient_checkpointing=True, gradient_checkpointing_kwargs={"recompute_num_layers": 2})
     some = recomputed(some, 2)
     short = fitted(some, int(total(some, MANY) * 0.9))
-    (found,) = (one for one in changes_that_fit(short, MANY) if "recompute_num_layers" in one.text)
-    count = found.plan.gradient_checkpointing["recompute_num_layers"]  # type: ignore[index]  # it is on
+    (change,) = (change for change in changes_that_fit(short, MANY) if "recompute_num_layers" in change.text)
+    count = change.plan.gradient_checkpointing["recompute_num_layers"]  # type: ignore[index]  # it is on
     assert count > 2
-    assert found.text == f"training.gradient_checkpointing_kwargs.recompute_num_layers: {count}"
-    assert found.slowdown == pytest.approx((1 + count / 48) / (1 + 2 / 48))
-    assert not found.memory.is_short
+    assert change.text == f"training.gradient_checkpointing_kwargs.recompute_num_layers: {count}"
+    assert change.slowdown == pytest.approx((1 + count / 48) / (1 + 2 / 48))
+    assert not change.memory.is_short
 
 
 def test_few_layers_are_offered_where_they_are_enough(plan: Plan) -> None:
     short = fitted(plan, int(total(plan, MANY) * 0.93))
-    (found,) = (one for one in changes_that_fit(short, MANY) if "enable_gradient_checkpointing" in one.text)
-    assert found.plan.gradient_checkpointing == {"use_reentrant": False, "recompute_num_layers": 3}
-    assert found.text.endswith("true with training.gradient_checkpointing_kwargs.recompute_num_layers: 3")
-    assert found.slowdown == pytest.approx(1 + 3 / 16 / 3)
+    (change,) = (change for change in changes_that_fit(short, MANY) if "enable_gradient_checkpointing" in change.text)
+    assert change.plan.gradient_checkpointing == {"use_reentrant": False, "recompute_num_layers": 3}
+    assert change.text.endswith("true with training.gradient_checkpointing_kwargs.recompute_num_layers: 3")
+    assert change.slowdown == pytest.approx(1 + 3 / 16 / 3)
 
 
 def test_micro_batches_are_cut_before_layers_compute_again(plan: Plan) -> None:
@@ -313,7 +315,7 @@ def test_micro_batches_are_cut_before_layers_compute_again(plan: Plan) -> None:
     assert cut.gradient_checkpointing is not None
 
 
-def test_what_is_left_to_a_plan_that_knows_no_memory_is_told(plan: Plan) -> None:
+def test_what_is_left_to_a_plan_that_knows_no_memory_is_reported(plan: Plan) -> None:
     plan = auto(
         plan, enable_gradient_checkpointing=True, gradient_checkpointing_kwargs={"recompute_num_layers": "auto"}
     )
@@ -343,7 +345,7 @@ def test_every_change_that_is_named_fits(plan: Plan, share: float) -> None:
     short = fitted(plan, int(total(plan) * share))
     changes = changes_that_fit(short, ROWS)
     assert len(changes) <= 3
-    assert not any(one.memory.is_short for one in changes)
+    assert not any(change.memory.is_short for change in changes)
     assert bool(changes) == (share > 0.1)
 
 
@@ -366,18 +368,18 @@ def test_a_run_is_not_refused_for_rows_that_may_be_short(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "told"), [(1.0, "as long as they may be"), (0.1, "will be refused before its weights")]
+    ("share", "expected"), [(1.0, "as long as they may be"), (0.1, "will be refused before its weights")]
 )
-def test_a_plan_notes_that_memory_may_be_short(tmp_path: Path, plan: Plan, share: float, told: str) -> None:
+def test_a_plan_notes_that_memory_may_be_short(tmp_path: Path, plan: Plan, share: float, expected: str) -> None:
     assert plan.memory is not None
     config = plan.config
     facts = gather_facts(config)
     facts = replace(facts, memory_bytes=int(plan.memory.total * share), model=replace(facts.model, shape=LLAMA))
-    assert [told in note for note in make_plan(config, facts).notes if note.startswith("memory")] == [True]
+    assert [expected in note for note in make_plan(config, facts).notes if note.startswith("memory")] == [True]
 
 
 @pytest.mark.parametrize(
-    ("share", "settings", "told"),
+    ("share", "settings", "expected"),
     [
         (10.0, {}, "at most 0 of 16 layers are recomputed, and a step takes about 0.75 of the time"),
         (1.3, {}, "at most {} of 16 layers are recomputed"),
@@ -388,7 +390,7 @@ def test_a_plan_notes_that_memory_may_be_short(tmp_path: Path, plan: Plan, share
     ],
 )
 def test_a_plan_notes_that_layers_are_computed_again_for_no_need(
-    plan: Plan, share: float, settings: dict[str, Any], told: str
+    plan: Plan, share: float, settings: dict[str, Any], expected: str
 ) -> None:
     config = auto(plan, enable_gradient_checkpointing=True, gradient_checkpointing_kwargs=settings).config
     facts = gather_facts(config)
@@ -401,8 +403,8 @@ def test_a_plan_notes_that_layers_are_computed_again_for_no_need(
         plan, enable_gradient_checkpointing=True, gradient_checkpointing_kwargs={"recompute_num_layers": "auto"}
     )
     chosen = make_plan(left.config, facts).gradient_checkpointing or {"recompute_num_layers": 0}
-    told = told.format(chosen["recompute_num_layers"])
-    assert [told in note for note in notes if note.startswith("memory has room")] == ([True] if told else [])
+    expected = expected.format(chosen["recompute_num_layers"])
+    assert [expected in note for note in notes if note.startswith("memory has room")] == ([True] if expected else [])
 
 
 def test_a_model_that_never_fits_is_refused_before_it_is_made(tmp_path: Path) -> None:
@@ -417,10 +419,10 @@ def test_the_largest_micro_batch_is_that_of_the_order(tmp_path: Path) -> None:
     trainer = build(tiny_config(tmp_path), _native())
     run = trainer.run
     loader = run.loader.from_step(0)
-    seen = [batch.num_tokens for _ in range(run.plan.num_steps) for batch in next(loader)]
+    sizes = [batch.num_tokens for _ in range(run.plan.num_steps) for batch in next(loader)]
     longest = trainer._data.largest(run.plan)
     assert longest is not None
-    assert longest.tokens == max(seen)
+    assert longest.tokens == max(sizes)
     loader.close()  # type: ignore[attr-defined]
 
 
@@ -455,7 +457,7 @@ def test_the_prediction_is_what_a_process_takes(tmp_path: Path, lora: bool) -> N
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert not memory["is_bound"]
     assert memory["activations"] > 200 << 20
-    assert memory["total"] == pytest.approx(max(one["peak_memory_bytes"] for one in lines), rel=0.15)
+    assert memory["total"] == pytest.approx(max(record["peak_memory_bytes"] for record in lines), rel=0.15)
 
 
 def run_train(path: Path) -> None:

@@ -79,12 +79,12 @@ def test_steps_are_open_until_the_rows_are_counted() -> None:
 def test_precision_is_what_the_device_can_do_and_says_why(
     facts: Facts, dtype: str, mixed: str, weights: str, autocast: str | None
 ) -> None:
-    made = plan(facts, model={"torch_dtype_str": dtype}, mixed_precision_dtype=mixed)
-    assert (made.model.dtype, made.precision.autocast) == (weights, autocast)
-    assert made.precision.reason
-    told = [note for note in made.notes if note.startswith("precision")]
-    asked_in_vain = facts is CPU and (dtype == "bfloat16" or mixed == "BF16")
-    assert bool(told) == (asked_in_vain or weights in ("bfloat16", "float16"))
+    result = plan(facts, model={"torch_dtype_str": dtype}, mixed_precision_dtype=mixed)
+    assert (result.model.dtype, result.precision.autocast) == (weights, autocast)
+    assert result.precision.reason
+    notes = [note for note in result.notes if note.startswith("precision")]
+    is_unsupported = facts is CPU and (dtype == "bfloat16" or mixed == "BF16")
+    assert bool(notes) == (is_unsupported or weights in ("bfloat16", "float16"))
 
 
 def test_random_weights_are_drawn_in_float32() -> None:
@@ -101,28 +101,32 @@ def test_random_weights_are_drawn_in_float32() -> None:
     ],
 )
 def test_rows_are_cut_at_the_length_that_is_named_or_that_model_and_tokenizer_take(model: Any, length: int) -> None:
-    made = plan(model=model)
-    assert made.model.max_length == length
-    assert any("beyond the 2,048 positions" in note for note in made.notes) == (length > 2048)
+    result = plan(model=model)
+    assert result.model.max_length == length
+    assert any("beyond the 2,048 positions" in note for note in result.notes) == (length > 2048)
 
 
 def test_the_version_of_a_model_is_pinned_for_model_and_tokenizer() -> None:
     facts = Facts("cpu", "CPU", False, 2, 1, 1, model=ModelFacts(commit="c0ffee"))
-    made = plan(facts)
-    assert (made.model.revision, made.model.tokenizer_revision) == ("c0ffee", "c0ffee")
+    result = plan(facts)
+    assert (result.model.revision, result.model.tokenizer_revision) == ("c0ffee", "c0ffee")
     other = plan(facts, model={"tokenizer_name": "other/tokenizer"})
     assert (other.model.revision, other.model.tokenizer_revision) == ("c0ffee", None)
 
 
 def test_a_directory_with_an_adapter_is_the_adapter_on_its_base() -> None:
-    made = plan(Facts("cpu", "CPU", False, 2, 1, 1, model=ModelFacts(adapter_of="the/base")))
-    assert (made.model.name, made.model.adapter, made.model.tokenizer_name) == ("the/base", "some/model", "some/model")
+    result = plan(Facts("cpu", "CPU", False, 2, 1, 1, model=ModelFacts(adapter_of="the/base")))
+    assert (result.model.name, result.model.adapter, result.model.tokenizer_name) == (
+        "the/base",
+        "some/model",
+        "some/model",
+    )
 
 
 def test_the_version_of_an_adapter_is_not_that_of_its_base() -> None:
     facts = Facts("cpu", "CPU", False, 2, 1, 1, model=ModelFacts(adapter_of="the/base"))
-    made = plan(facts, model={"model_revision": "v2"}).model
-    assert (made.revision, made.adapter_revision, made.tokenizer_revision) == (None, "v2", "v2")
+    result = plan(facts, model={"model_revision": "v2"}).model
+    assert (result.revision, result.adapter_revision, result.tokenizer_revision) == (None, "v2", "v2")
 
 
 def test_weights_of_float16_are_refused_unless_they_stand_still() -> None:
@@ -133,7 +137,7 @@ def test_weights_of_float16_are_refused_unless_they_stand_still() -> None:
     assert not any("float16" in problem.message for problem in refusals(config))
 
 
-def test_a_plan_tells_what_no_reader_would_expect() -> None:
+def test_a_plan_states_what_no_reader_would_expect() -> None:
     notes = plan(warmup_ratio=0.1, warmup_steps=3, save_steps=5, save_epoch=True, max_steps=3, num_train_epochs=9).notes
     for key in ("warmup_steps decides", "save_steps decides", "max_steps decides"):
         assert any(key in note for note in notes), key
@@ -153,13 +157,13 @@ def test_a_plan_says_when_prompts_are_trained(trainer: str, target: str | None) 
             "training": {"trainer_type": trainer},
         }
     )
-    made = make_plan(config, CPU)
-    assert (made.data.train_on == "all") == (target is None)
-    assert any("prompts included" in note for note in made.notes) == (target is None)
+    result = make_plan(config, CPU)
+    assert (result.data.train_on == "all") == (target is None)
+    assert any("prompts included" in note for note in result.notes) == (target is None)
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "told"),
+    ("kwargs", "message"),
     [
         ({"train_target": "FINAL_ASSISTANT_TURN"}, "as data.train.train_target"),
         ({"pad_to_multiple_of": 0}, "must be a whole number, 1 or more"),
@@ -167,23 +171,23 @@ def test_a_plan_says_when_prompts_are_trained(trainer: str, target: str | None) 
         ({"pad_to_multiple": 8}, "did you mean 'pad_to_multiple_of'?"),
     ],
 )
-def test_an_argument_of_the_collator_that_cannot_be_is_refused(kwargs: dict[str, Any], told: str) -> None:
+def test_an_argument_of_the_collator_that_cannot_be_is_refused(kwargs: dict[str, Any], message: str) -> None:
     config = TrainingConfig()
     config.data.train.collator_kwargs = kwargs
-    found = [problem for problem in refusals(config) if "collator_kwargs" in problem.key]
-    assert len(found) == 1
-    assert told in found[0].message
+    problems = [problem for problem in refusals(config) if "collator_kwargs" in problem.key]
+    assert len(problems) == 1
+    assert message in problems[0].message
 
 
 def test_an_argument_of_gradient_checkpointing_that_is_none_is_refused() -> None:
     config = TrainingConfig()
     config.training.gradient_checkpointing_kwargs = {"use_reentrent": True}
-    (problem,) = (one for one in refusals(config) if "checkpointing" in one.key)
+    (problem,) = (problem for problem in refusals(config) if "checkpointing" in problem.key)
     assert "did you mean 'use_reentrant'?" in problem.message
 
 
 @pytest.mark.parametrize(
-    ("value", "trainer", "told"),
+    ("value", "trainer", "message"),
     [
         (0, "OUMI", "got 0, must be a number of layers >= 1, or auto"),
         (True, "OUMI", "got True"),
@@ -193,28 +197,28 @@ def test_an_argument_of_gradient_checkpointing_that_is_none_is_refused() -> None
         ("auto", "OUMI", ""),
     ],
 )
-def test_which_layers_compute_again_is_checked(value: Any, trainer: str, told: str) -> None:
+def test_which_layers_compute_again_is_checked(value: Any, trainer: str, message: str) -> None:
     config = TrainingConfig()
     config.training.trainer_type = TrainerType[trainer]
     config.training.gradient_checkpointing_kwargs = {"recompute_num_layers": value}
-    found = [one.message for one in refusals(config) if "checkpointing" in one.key]
-    assert len(found) == bool(told)
-    assert told in "".join(found)
+    problems = [problem.message for problem in refusals(config) if "checkpointing" in problem.key]
+    assert len(problems) == bool(message)
+    assert message in "".join(problems)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_liger_is_for_a_gpu(device: str) -> None:
     config = TrainingConfig()
     config.model.enable_liger_kernel = True
-    made = make_plan(config, replace(CPU, device=device))
-    assert made.speed.liger == (device == "cuda")
-    assert any("enable_liger_kernel: its kernels are for a GPU" in note for note in made.notes) == (device == "cpu")
+    result = make_plan(config, replace(CPU, device=device))
+    assert result.speed.liger == (device == "cuda")
+    assert any("enable_liger_kernel: its kernels are for a GPU" in note for note in result.notes) == (device == "cpu")
 
 
 @pytest.mark.parametrize(("device", "compile"), [("cuda", False), ("cuda", True), ("cpu", False)])
 def test_a_plan_says_what_would_fuse_layers_on_a_gpu(device: str, compile: bool) -> None:
-    made = plan(replace(CPU, device=device), trainer_type="OUMI", compile=compile)
-    assert any("layers are not fused" in note for note in made.notes) == (device == "cuda" and not compile)
+    result = plan(replace(CPU, device=device), trainer_type="OUMI", compile=compile)
+    assert any("layers are not fused" in note for note in result.notes) == (device == "cuda" and not compile)
 
 
 def test_reentrant_checkpointing_and_compiled_layers_are_refused_where_both_are_on() -> None:
@@ -224,11 +228,11 @@ def test_reentrant_checkpointing_and_compiled_layers_are_refused_where_both_are_
     config.training.gradient_checkpointing_kwargs = {"use_reentrant": True}
     for is_on in (True, False):
         config.training.enable_gradient_checkpointing = is_on
-        assert any("use_reentrant" in one.key for one in refusals(config)) == is_on
+        assert any("use_reentrant" in problem.key for problem in refusals(config)) == is_on
 
 
 @pytest.mark.parametrize(
-    ("device", "training", "is_told"),
+    ("device", "training", "is_noted"),
     [
         ("cuda", {"save_steps": 5}, True),
         ("cuda", {"save_steps": 5, "use_deterministic": True}, False),
@@ -237,10 +241,10 @@ def test_reentrant_checkpointing_and_compiled_layers_are_refused_where_both_are_
     ],
 )
 def test_a_plan_says_when_a_resumed_run_is_equal_but_for_rounding(
-    device: str, training: dict[str, Any], is_told: bool
+    device: str, training: dict[str, Any], is_noted: bool
 ) -> None:
-    made = plan(replace(CPU, device=device), **training)
-    assert any(note.startswith("resume: a GPU adds") for note in made.notes) == is_told
+    result = plan(replace(CPU, device=device), **training)
+    assert any(note.startswith("resume: a GPU adds") for note in result.notes) == is_noted
 
 
 H100 = replace(CPU, device="cuda", has_bf16=True, has_fp8=True)
@@ -248,23 +252,23 @@ FP8 = {"trainer_type": "OUMI", "compile": True, "fp8_recipe": "tensorwise", "mix
 
 
 def test_products_in_8_bits_are_planned_where_the_device_has_them() -> None:
-    made = plan(replace(H100, model=ModelFacts(num_parameters=8_000_000_000)), **FP8)
-    assert made.precision.fp8 == "tensorwise"
-    told = "\n".join(made.notes)
-    assert "fp8: all tokens of a micro-batch share a scale, so its size affects the gradients" in told
-    assert "fp8: the logged share of the peak is that of bfloat16 products" in told
-    assert "below about 3B" not in told
+    result = plan(replace(H100, model=ModelFacts(num_parameters=8_000_000_000)), **FP8)
+    assert result.precision.fp8 == "tensorwise"
+    notes = "\n".join(result.notes)
+    assert "fp8: all tokens of a micro-batch share a scale, so its size affects the gradients" in notes
+    assert "fp8: the logged share of the peak is that of bfloat16 products" in notes
+    assert "below about 3B" not in notes
     elsewhere = plan(CPU, **FP8)
     assert elsewhere.precision.fp8 is None
     assert any("fp8_recipe" in note and "does not multiply 8-bit floats" in note for note in elsewhere.notes)
 
 
-def test_products_in_8_bits_gain_little_in_small_models_which_is_told() -> None:
-    made = plan(
+def test_products_in_8_bits_gain_little_in_small_models_which_is_reported() -> None:
+    result = plan(
         replace(H100, model=ModelFacts(num_parameters=1_000_000_000)), **{**FP8, "fp8_recipe": "rowwise_with_gw_hp"}
     )
-    assert any("below about 3B" in note for note in made.notes)
-    assert not any("share" in note and "scale" in note for note in made.notes)
+    assert any("below about 3B" in note for note in result.notes)
+    assert not any("share" in note and "scale" in note for note in result.notes)
 
 
 @pytest.mark.parametrize(
@@ -293,24 +297,24 @@ def test_products_in_8_bits_beside_float32_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("trainer", "compile", "told"),
+    ("trainer", "compile", "message"),
     [
         ("OUMI", True, ""),
         ("OUMI", False, "needs training.compile: true"),
         ("TRL_SFT", True, "not supported by TRL_SFT"),
     ],
 )
-def test_products_in_8_bits_want_our_trainer_and_compiled_layers(trainer: str, compile: bool, told: str) -> None:
+def test_products_in_8_bits_want_our_trainer_and_compiled_layers(trainer: str, compile: bool, message: str) -> None:
     config = TrainingConfig()
     config.training.trainer_type = TrainerType[trainer]
     config.training.compile = compile
     config.training.fp8_recipe = "rowwise"
-    found = [one.message for one in refusals(config) if one.key == "training.fp8_recipe"]
-    assert len(found) == bool(told)
-    assert told in "".join(found)
+    problems = [problem.message for problem in refusals(config) if problem.key == "training.fp8_recipe"]
+    assert len(problems) == bool(message)
+    assert message in "".join(problems)
 
 
-def test_what_is_never_due_is_told() -> None:
+def test_what_is_never_due_is_reported() -> None:
     notes = plan(max_steps=10, save_steps=11).notes
     assert "training.save_steps: 11 is beyond the run's 10 steps, so it is never due" in notes
     assert not any("never due" in note for note in plan(max_steps=10, save_steps=10).notes)
@@ -318,13 +322,13 @@ def test_what_is_never_due_is_told() -> None:
 
 @pytest.mark.parametrize("save_steps", [0, -1])
 def test_no_steps_between_checkpoints_saves_none(save_steps: int) -> None:
-    made = plan(save_steps=save_steps, save_epoch=True)
-    assert (made.checkpoints.every_steps, made.checkpoints.every_epoch) == (None, True)
+    result = plan(save_steps=save_steps, save_epoch=True)
+    assert (result.checkpoints.every_steps, result.checkpoints.every_epoch) == (None, True)
 
 
 def test_code_that_comes_with_rows_is_trusted_in_vain() -> None:
     config = plan().config
     config.data.train.datasets[0].trust_remote_code = True
     assert not refusals(config)
-    told = "not read: data.train.datasets[0].trust_remote_code: no data set runs code of the Hub"
-    assert any(note.startswith(told) for note in make_plan(config, CPU).notes)
+    expected = "not read: data.train.datasets[0].trust_remote_code: no data set runs code of the Hub"
+    assert any(note.startswith(expected) for note in make_plan(config, CPU).notes)

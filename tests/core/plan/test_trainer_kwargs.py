@@ -30,7 +30,7 @@ def config_of(kwargs: dict[str, Any], trainer: str = "TRL_SFT", model: Any = Non
 
 @pytest.mark.parametrize("trainer", ["TRL_SFT", "HF", "OUMI", "TRL_DPO"])
 @pytest.mark.parametrize(
-    ("argument", "value", "key", "taken"),
+    ("argument", "value", "key", "expected"),
     [
         ("learning_rate", "1e-4", "training.learning_rate", 1e-4),
         ("optim", "sgd", "training.optimizer", "sgd"),
@@ -46,12 +46,12 @@ def config_of(kwargs: dict[str, Any], trainer: str = "TRL_SFT", model: Any = Non
     ],
 )
 def test_an_argument_is_taken_as_the_key_that_means_the_same(
-    argument: str, value: Any, key: str, taken: Any, trainer: str
+    argument: str, value: Any, key: str, expected: Any, trainer: str
 ) -> None:
     config = config_of({argument: value, "neftune_noise_alpha": 5}, trainer)
     before = to_plain(config)
     run = as_run(config)
-    assert leaves(run)[key] == taken
+    assert leaves(run)[key] == expected
     assert run.training.trainer_kwargs == {"neftune_noise_alpha": 5}
     assert to_plain(config) == before
 
@@ -74,7 +74,7 @@ def test_an_argument_is_taken_as_a_key_of_the_section_of_the_method(
     assert elsewhere.training.trainer_kwargs == {argument: value}
 
 
-def test_the_plan_goes_by_what_is_taken_and_tells_it() -> None:
+def test_the_plan_goes_by_what_is_taken_and_states_it() -> None:
     kwargs = {"learning_rate": 1e-4, "max_length": 64, "packing": False, "per_device_train_batch_size": 2}
     plan = make_plan(config_of(kwargs), FACTS)
     assert (plan.optimizer.learning_rate, plan.model.max_length, plan.steps.micro_batch_rows) == (1e-4, 64, 2)
@@ -106,7 +106,9 @@ def test_a_key_that_says_the_same_is_no_contradiction() -> None:
         ({"use_peft": True}, "use_peft", "is a key of 'training' itself"),
     ],
 )
-def test_what_contradicts_the_plan_is_told_where_it_is_written(kwargs: dict[str, Any], key: str, words: str) -> None:
+def test_what_contradicts_the_plan_is_reported_where_it_is_written(
+    kwargs: dict[str, Any], key: str, words: str
+) -> None:
     config = config_of(kwargs, learning_rate=1e-3)
     (problem,) = refusals(config)
     assert problem.key == f"training.trainer_kwargs.{key}"

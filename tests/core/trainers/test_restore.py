@@ -40,7 +40,7 @@ def test_a_step_back_changes_nothing(tmp_path: Path, kind: dict[str, Any], strea
             trainer.run.callbacks.all.append(BackOnce(tmp_path / name / "checkpoint-3", at_step=7))
         trainer.train()
         trainer.save(tmp_path / name)
-    whole, back = losses(tmp_path / "whole"), losses(tmp_path / "back")
-    assert back == whole[:7] + whole[3:]
+    uninterrupted, back = losses(tmp_path / "whole"), losses(tmp_path / "back")
+    assert back == uninterrupted[:7] + uninterrupted[3:]
     file = "adapter_model.safetensors" if kind.get("use_peft") else "model.safetensors"
     assert (tmp_path / "back" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()

@@ -39,9 +39,9 @@ def loaded(place: str) -> Any:
 
 @pytest.mark.parametrize("trainer", OTHERS)
 def test_every_argument_is_one_of_the_installed_version(tmp_path: Path, trainer: str) -> None:
-    given = arguments(plan_of(tiny_config(tmp_path, trainer_type=trainer)))
+    passed = arguments(plan_of(tiny_config(tmp_path, trainer_type=trainer)))
     fields = {field.name for field in dataclasses.fields(loaded(METHODS[trainer].config))}
-    assert {NEWER_NAMES.get(name, name) if NEWER_NAMES.get(name) in fields else name for name in given} <= fields
+    assert {NEWER_NAMES.get(name, name) if NEWER_NAMES.get(name) in fields else name for name in passed} <= fields
     assert callable(loaded(METHODS[trainer].trainer))
 
 
@@ -92,26 +92,26 @@ PASSED = {
 
 @pytest.mark.parametrize("trainer", OTHERS)
 def test_every_argument_is_decided_by_us_or_passed_on(trainer: str) -> None:
-    known = {field.name for field in dataclasses.fields(loaded(METHODS[trainer].config))}
+    names = {field.name for field in dataclasses.fields(loaded(METHODS[trainer].config))}
     decided = OWN_KEYS.keys() | REFUSED.keys()
-    assert known - PASSED - decided == set()
+    assert names - PASSED - decided == set()
     assert not PASSED & decided
 
 
 def test_every_argument_that_we_set_is_decided_by_us(tmp_path: Path) -> None:
-    made = arguments(plan_of(tiny_config(tmp_path, trainer_type="TRL_SFT")))
-    assert made.keys() <= OWN_KEYS.keys() | REFUSED.keys()
+    ours = arguments(plan_of(tiny_config(tmp_path, trainer_type="TRL_SFT")))
+    assert ours.keys() <= OWN_KEYS.keys() | REFUSED.keys()
 
 
-@pytest.mark.parametrize("key", sorted({one.removeprefix("set ") for one in REFUSED.values() if "set " in one[:4]}))
+@pytest.mark.parametrize("key", sorted({name.removeprefix("set ") for name in REFUSED.values() if "set " in name[:4]}))
 def test_the_key_that_is_named_instead_is_there(key: str) -> None:
-    known = {key for key, _ in keys_of(TrainingConfig)}
+    keys = {key for key, _ in keys_of(TrainingConfig)}
     first = re.split(" or |, | and ", key)[0]
-    assert any(one == first or one.startswith(f"{first}.") or one.startswith(f"{first}[") for one in known)
+    assert any(name == first or name.startswith(f"{first}.") or name.startswith(f"{first}[") for name in keys)
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "told"),
+    ("kwargs", "message"),
     [
         (
             {"report_to": "wandb"},
@@ -124,14 +124,14 @@ def test_the_key_that_is_named_instead_is_there(key: str) -> None:
         ({"label_smoothing_factor": "much"}, r"training: TRL_SFT rejects the config: "),
     ],
 )
-def test_an_argument_that_cannot_be_given_is_told(tmp_path: Path, kwargs: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_an_argument_that_cannot_be_given_is_reported(tmp_path: Path, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         train(tiny_config(tmp_path, trainer_type="TRL_SFT", trainer_kwargs=kwargs, max_steps=1))
 
 
 @pytest.mark.parametrize("trainer", OTHERS)
 @pytest.mark.parametrize("optimizer", ["galore_adamw", "lomo"])
-def test_an_optimizer_that_is_not_there_is_told(tmp_path: Path, trainer: str, optimizer: str) -> None:
+def test_an_optimizer_that_is_not_there_is_reported(tmp_path: Path, trainer: str, optimizer: str) -> None:
     with pytest.raises(ConfigError, match=f"training: {trainer} rejects the config: "):
         train(tiny_config(tmp_path, trainer_type=trainer, optimizer=optimizer, max_steps=1))
 
@@ -146,11 +146,11 @@ def test_other_arguments_are_another_run(tmp_path: Path) -> None:
 def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(tmp_path: Path, trainer: str) -> None:
     config = tiny_config(tmp_path, trainer_type=trainer, **SAVING)
     train(config)
-    whole, out = losses(tmp_path / "out"), tmp_path / "out"
+    uninterrupted, out = losses(tmp_path / "out"), tmp_path / "out"
     (out / "checkpoint-9" / "MANIFEST.json").unlink()  # as a kill in the middle of saving would leave it
     (out / "run.json").unlink()
     assert train(config).steps == 9
-    assert losses(out) == pytest.approx(whole, rel=1e-6)
+    assert losses(out) == pytest.approx(uninterrupted, rel=1e-6)
 
 
 def test_a_checkpoint_of_another_run_is_not_taken_for_this_one(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_the_same_files_are_left_as_by_our_own_trainer(tmp_path: Path, trainer: 
 
 @pytest.mark.parametrize("trainer", OTHERS)
 def test_the_validation_loss_is_the_mean_over_all_terms_as_in_our_own_trainer(tmp_path: Path, trainer: str) -> None:
-    found = []
+    losses_of_trainers = []
     for name in ("OUMI", trainer):
         config = tiny_config(tmp_path, trainer_type=name, max_steps=20, eval_strategy="steps", eval_steps=10)
         config.training.output_dir = str(tmp_path / name)
@@ -189,6 +189,6 @@ def test_the_validation_loss_is_the_mean_over_all_terms_as_in_our_own_trainer(tm
         config.data.validation.datasets = list(config.data.train.datasets)
         train(config)
         records = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        found.append({one["step"]: one["eval_loss"] for one in records if "eval_loss" in one})
-    assert found[0].keys() == {10, 20}
-    assert found[1] == pytest.approx(found[0], rel=1e-6)
+        losses_of_trainers.append({record["step"]: record["eval_loss"] for record in records if "eval_loss" in record})
+    assert losses_of_trainers[0].keys() == {10, 20}
+    assert losses_of_trainers[1] == pytest.approx(losses_of_trainers[0], rel=1e-6)

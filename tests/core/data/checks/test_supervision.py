@@ -52,7 +52,7 @@ def test_a_row_is_drawn_as_it_is_trained() -> None:
         ("Hi? [Yo.] More", "an answer ends without a special token"),
     ],
 )
-def test_a_row_that_teaches_the_wrong_thing_is_told_and_drawn(drawing: str, problem: str) -> None:
+def test_a_row_that_teaches_the_wrong_thing_is_reported_and_drawn(drawing: str, problem: str) -> None:
     with pytest.raises(DataError) as stopped:
         check("Hi? [Yo.<|im_end|>]", drawing)
     message = str(stopped.value)
@@ -60,7 +60,7 @@ def test_a_row_that_teaches_the_wrong_thing_is_told_and_drawn(drawing: str, prob
     assert message.endswith(f"Trained tokens are in brackets:\n{drawing}")
 
 
-def test_a_row_that_begins_twice_is_told() -> None:
+def test_a_row_that_begins_twice_is_reported() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.bos_token = "<|endoftext|>"
     table = table_of([example("<|endoftext|><|endoftext|>Hi? [Yo.<|im_end|>]")])
@@ -68,7 +68,7 @@ def test_a_row_that_begins_twice_is_told() -> None:
         check_supervision(spread(table, 64), tokenizer, TokenizeSpec("all_assistant_turns"))
 
 
-def test_sound_rows_and_rows_that_are_trained_whole_pass() -> None:
+def test_sound_rows_and_rows_that_are_trained_entirely_pass() -> None:
     check("Hi? [Yo.<|im_end|>]\n", "Hi? [A long answer that was cut", max_length=30)
     check("[Hi? Yo.]", train_on="all")
 

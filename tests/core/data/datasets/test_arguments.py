@@ -21,7 +21,7 @@ from oumi.core.inspect import gather_facts
 from oumi.core.plan.plan import make_plan
 from oumi.core.types.example import RejectedRow, Row
 from oumi.datasets.vision_language import geometry3k
-from tests.core.data.datasets.test_table import CASES, HI, HI_SAID, ONLY
+from tests.core.data.datasets.test_table import CASES, HI, HI_TEXTS, ONLY
 from tests.hub_server import HubServer
 from tests.runs import tiny_config
 from tests.shown import shown
@@ -56,8 +56,8 @@ def test_a_column_of_turns_may_hold_any_role_and_nothing() -> None:
     assert shown_row("HuggingFaceDataset", {"messages": NULL}) == ["user: ", "assistant: Ho"]
     assert shown_row("HuggingFaceDataset", {"messages": HI[:1]}).startswith("no turn of the assistant")
     asks = {"exclude_final_assistant_message": True}
-    assert shown_row("HuggingFaceDataset", {"messages": HI}, **asks) == HI_SAID[:1]
-    assert shown_row("HuggingFaceDataset", {"messages": HI[:1]}, **asks) == HI_SAID[:1]
+    assert shown_row("HuggingFaceDataset", {"messages": HI}, **asks) == HI_TEXTS[:1]
+    assert shown_row("HuggingFaceDataset", {"messages": HI[:1]}, **asks) == HI_TEXTS[:1]
 
 
 @pytest.mark.parametrize("answer", [None, ""])
@@ -65,8 +65,8 @@ def test_a_question_may_have_no_answer(answer: str | None) -> None:
     assert shown_row("PromptResponseDataset", {"instruction": "Hi", "output": answer}) == ["user: Hi"]
 
 
-def test_the_original_columns_of_dolly_are_read_where_asked_for() -> None:
-    assert shown_row("argilla/databricks-dolly-15k-curated-en", DOLLY, use_new_fields=False) == HI_SAID
+def test_the_original_columns_of_dolly_are_read_where_requested() -> None:
+    assert shown_row("argilla/databricks-dolly-15k-curated-en", DOLLY, use_new_fields=False) == HI_TEXTS
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_each_part_of_chatqa_says_how_to_answer(subset: str | None, system: list
 
 
 def test_chatqa_without_a_document_has_no_context_and_another_part_is_refused() -> None:
-    assert shown_row("nvidia/ChatQA-Training-Data", {**CHATQA, "document": ""}) == HI_SAID
+    assert shown_row("nvidia/ChatQA-Training-Data", {**CHATQA, "document": ""}) == HI_TEXTS
     led = [{"role": "system", "content": "Be."}, HI[0]]
     assert shown_row("nvidia/ChatQA-Training-Data", {**CHATQA, "messages": led}) == [
         f"system: Be. {ONLY.removeprefix('system: ')}",
@@ -99,10 +99,10 @@ def test_chatqa_without_a_document_has_no_context_and_another_part_is_refused() 
         dataset("nvidia/ChatRAG-Bench", {})
 
 
-def test_geometry_asks_for_reasoning_as_the_system_where_told_so() -> None:
+def test_geometry_asks_for_reasoning_as_the_system_where_configured() -> None:
     row = {"images": ["a.png"], "problem": "<image>Find x.", "answer": "3"}
-    told = shown_row("hiyouga/geometry3k", row, add_system_instruction=True)
-    assert told == [f"system: {geometry3k.INSTRUCTION}", "user: [image_path a.png]Find x.", "assistant: 3"]
+    instructed = shown_row("hiyouga/geometry3k", row, add_system_instruction=True)
+    assert instructed == [f"system: {geometry3k.INSTRUCTION}", "user: [image_path a.png]Find x.", "assistant: 3"]
     assert shown_row("hiyouga/geometry3k", {**row, "images": []}) == "has 0 images, expected 1"
 
 
@@ -116,7 +116,7 @@ def png() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("given", "kind"),
+    ("value", "kind"),
     [
         (image(), "image_binary"),
         (png(), "image_binary"),
@@ -127,12 +127,12 @@ def png() -> bytes:
         (["a.png", "b.png"], "image_path"),
     ],
 )
-def test_a_image_may_be_anything_that_holds_one(given: Any, kind: str) -> None:
-    (row,) = dataset("hf_vision", {"p": given, "q": "Hi"}, **QUESTION).rows()
+def test_a_image_may_be_anything_that_holds_one(value: Any, kind: str) -> None:
+    (row,) = dataset("hf_vision", {"p": value, "q": "Hi"}, **QUESTION).rows()
     assert isinstance(row, Row), row
     items = row.value.messages[0].image_content_items
-    assert {one.type for one in items} == {kind}
-    assert len(items) == (len(given) if isinstance(given, list) else 1)
+    assert {item.type for item in items} == {kind}
+    assert len(items) == (len(value) if isinstance(value, list) else 1)
     if kind == "image_binary":
         assert items[0].binary == png()
 
@@ -146,7 +146,7 @@ def test_what_the_system_says_is_the_same_in_each_row_or_a_column() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kwargs", "told"),
+    ("name", "kwargs", "message"),
     [
         ("HuggingFaceDataset", {}, "hf_dataset_path: required"),
         ("hf_vision", {"image_column": "p", "question_column": "q"}, "hf_dataset_path: required"),
@@ -157,12 +157,12 @@ def test_what_the_system_says_is_the_same_in_each_row_or_a_column() -> None:
         ("vl_sft", {"data": [{}], "limit": 0}, "limit: got 0, must be 1 or more"),
     ],
 )
-def test_arguments_that_are_wrong_are_told(name: str, kwargs: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_arguments_that_are_wrong_are_reported(name: str, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         dataset(name, **kwargs)
 
 
-def test_only_the_first_rows_and_images_are_taken_where_told_so() -> None:
+def test_only_the_first_rows_and_images_are_taken_where_configured() -> None:
     rows = [{"messages": HI, "images": ["a.png", "b.png", "c.png"]} for _ in range(3)]
     few = dataset("vl_sft", *rows, limit=2, max_images=1)
     assert [shown(row.value)[0] for row in few.rows()] == ["user: [image_path a.png]Hi"] * 2
@@ -173,12 +173,12 @@ def test_only_the_first_rows_and_images_are_taken_where_told_so() -> None:
         assert len(row.value.messages[0].image_content_items) == kept
 
 
-def test_what_a_run_does_not_read_is_told_in_the_plan(tmp_path: Path) -> None:
+def test_what_a_run_does_not_read_is_reported_in_the_plan(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     config.data.train.datasets[0].dataset_kwargs = {"return_tensors": True, "format": "messages"}
     config.data.validation.datasets = [DatasetParams(dataset_name="vl_sft", dataset_kwargs={"processor_name": "x"})]
-    told = [note for note in make_plan(config, gather_facts(config)).notes if "that your own code reads" in note]
-    assert told == [
+    notes = [note for note in make_plan(config, gather_facts(config)).notes if "that your own code reads" in note]
+    assert notes == [
         f"not read: {key}: it only changes the elements that your own code reads"
         for key in (
             "data.train.datasets[0].dataset_kwargs.return_tensors",
@@ -187,15 +187,15 @@ def test_what_a_run_does_not_read_is_told_in_the_plan(tmp_path: Path) -> None:
     ]
 
 
-def test_a_data_set_that_a_script_made_is_told_once(
+def test_a_data_set_that_a_script_made_is_reported_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("oumi"), "propagate", True)  # the console of another test ends it
     with caplog.at_level(logging.WARNING, logger="oumi"):
         for _ in range(2):
             dataset("EleutherAI/pile")
-    told = {id(record): record.message for record in caplog.records}  # another test may have its handler here, too
-    assert [message.partition(":")[0] for message in told.values()] == ["EleutherAI/pile"]
+    messages = {id(record): record.message for record in caplog.records}  # another test may have its handler here, too
+    assert [message.partition(":")[0] for message in messages.values()] == ["EleutherAI/pile"]
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_a_chat_a_prompt_a_raw_row_and_their_number_are_found(path: str) -> None
     assert len(chats) == 3
     assert chats.raw(1) == ROWS[1]
     assert shown(chats.conversation(-1)) == ["user: Add 2.", "assistant: 2"]
-    assert [shown(one)[1] for one in chats.conversations()] == ["assistant: 0", "assistant: 1", "assistant: 2"]
+    assert [shown(chat)[1] for chat in chats.conversations()] == ["assistant: 0", "assistant: 1", "assistant: 2"]
     assert chats.prompt(1) == f"{PROMPT}{ANSWER}\n"
     assert alpaca(path, task="generation").prompt(1) == PROMPT
     with pytest.raises(IndexError):
@@ -83,9 +83,9 @@ def test_an_element_is_token_ids_and_labels_are_the_assistants(
     if labels is None:
         assert "labels" not in element
     else:
-        assert byte_tokenizer().decode([one for one in element["labels"] if one != -100]) == labels
+        assert byte_tokenizer().decode([label for label in element["labels"] if label != -100]) == labels
     tensors = alpaca(path, return_tensors=True, **named)[1]
-    assert {name: one.tolist() for name, one in tensors.items()} == element
+    assert {name: label.tolist() for name, label in tensors.items()} == element
 
 
 def test_an_element_is_no_longer_than_the_model_takes(path: str) -> None:
@@ -95,7 +95,7 @@ def test_an_element_is_no_longer_than_the_model_takes(path: str) -> None:
 
 
 @pytest.mark.parametrize("as_dict", [False, True])
-def test_an_element_is_a_chat_where_that_is_asked_for(path: str, as_dict: bool) -> None:
+def test_an_element_is_a_chat_where_that_is_requested(path: str, as_dict: bool) -> None:
     named = {"return_conversations": True, "return_conversations_format": "dict" if as_dict else "json"}
     element = AlpacaDataset(dataset_path=path, include_system_prompt=False, **named)[2]
     chat = Conversation.from_dict(element) if as_dict else Conversation.from_json(element["conversation_json"])
@@ -117,15 +117,15 @@ def test_a_chat_or_a_text_that_is_no_row_is_tokenised_alike(path: str) -> None:
     assert byte_tokenizer().decode(chats.tokenize({"text": "Hi"})["input_ids"]) == "Hi<|im_end|>"
 
 
-def test_what_cannot_be_an_element_is_told_with_its_place(tmp_path: Path, path: str) -> None:
+def test_what_cannot_be_an_element_is_reported_with_its_place(tmp_path: Path, path: str) -> None:
     with pytest.raises(ConfigError, match="pass tokenizer="):
         AlpacaDataset(dataset_path=path)[0]
     with pytest.raises(ConfigError, match="task: unknown 'sfd', did you mean 'sft'"):
         alpaca(path, task="sfd")
     (tmp_path / "bad.jsonl").write_text('{"instruction": "Add."}\n{"instruction": ')
     bad = alpaca(str(tmp_path / "bad.jsonl"))
-    for index, told in enumerate(["bad.jsonl:1: has no column 'output'", "bad.jsonl:2: not valid JSON"]):
-        with pytest.raises(DataError, match=told):
+    for index, message in enumerate(["bad.jsonl:1: has no column 'output'", "bad.jsonl:2: not valid JSON"]):
+        with pytest.raises(DataError, match=message):
             bad[index]
     with_image = VLJsonlinesDataset(data=[{"messages": ROWS}], tokenizer=byte_tokenizer())
     with pytest.raises(DataError, match="has no 'role'"):
@@ -188,7 +188,7 @@ def test_prompts_are_rows_with_what_a_reward_needs() -> None:
 
 
 @pytest.mark.parametrize("lacking", ["name", "description", "weight"])
-def test_a_rubric_that_lacks_something_is_told(lacking: str) -> None:
+def test_a_rubric_that_lacks_something_is_reported(lacking: str) -> None:
     rubric = {key: 1 for key in ("name", "description", "weight") if key != lacking}
     (row,) = BaseRubricDataset(data=[{"prompt": "Why?", "rubrics": [rubric]}]).rows()
     assert isinstance(row, RejectedRow)
@@ -225,7 +225,7 @@ class NpzDataset(BaseMapDataset):
         return {"images": sample["images"], "labels": int(sample["labels"])}
 
 
-def test_rows_of_any_kind_are_loaded_by_ones_own_code(tmp_path: Path) -> None:
+def test_rows_of_any_kind_are_loaded_by_custom_code(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=np.arange(8).reshape(2, 4), labels=np.array([1, 0]))
     register_dataset("tests/npz")(NpzDataset)
     params = DatasetParams(dataset_name="tests/npz", dataset_path=str(tmp_path / "a.npz"))
@@ -237,7 +237,7 @@ def test_rows_of_any_kind_are_loaded_by_ones_own_code(tmp_path: Path) -> None:
     assert all("no known shape: its keys are images, labels" in str(row) for row in vectors.rows())
 
 
-def test_ones_own_chats_are_registered_by_name_and_read_under_their_id() -> None:
+def test_custom_chats_are_registered_by_name_and_read_under_their_id() -> None:
     @register_dataset("tests/greetings")
     class Greetings(BaseSftDataset):
         default_dataset = "me/greetings-on-the-hub"
@@ -248,8 +248,8 @@ def test_ones_own_chats_are_registered_by_name_and_read_under_their_id() -> None
     @register("tests/greetings/loud", RegistryType.DATASET)
     class Loud(Greetings): ...
 
-    found = dataset_for(DatasetParams(dataset_name="tests/greetings", dataset_kwargs={"data": [{"q": "Hi"}]}))
-    assert (type(found), found.dataset_name) == (Greetings, "me/greetings-on-the-hub")
+    dataset = dataset_for(DatasetParams(dataset_name="tests/greetings", dataset_kwargs={"data": [{"q": "Hi"}]}))
+    assert (type(dataset), dataset.dataset_name) == (Greetings, "me/greetings-on-the-hub")
     assert isinstance(dataset_for(DatasetParams(dataset_name="Tests/Greetings", subset="loud")), Loud)
     assert REGISTRY.get_dataset("tests/greetings") is REGISTRY.get_dataset("tests/greetings", "quiet") is Greetings
     assert REGISTRY.get_dataset("tests/greetings", "loud") is Loud

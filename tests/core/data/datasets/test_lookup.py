@@ -52,7 +52,7 @@ def rows_of(**params: Any) -> list[Row | RejectedRow]:
 def contents(row: Row | RejectedRow) -> list[str]:
     assert isinstance(row, Row), row
     assert isinstance(row.value, Conversation)
-    return [one.content for one in row.value.messages]
+    return [message.content for message in row.value.messages]
 
 
 @pytest.mark.parametrize("name", ["text_sft", "text_sft_jsonl", "TEXT_SFT", "not/registered"])
@@ -85,23 +85,23 @@ def test_another_directory_is_refused(tmp_path: Path) -> None:
         rows_of(dataset_name="text_sft", dataset_path=str(tmp_path))
 
 
-def test_a_file_is_asked_for_where_none_is_named() -> None:
+def test_a_file_is_requested_where_none_is_named() -> None:
     with pytest.raises(ConfigError, match="needs dataset_path"):
         rows_of(dataset_name="text_sft")
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "told"),
+    ("kwargs", "message"),
     [
         ({"fromat": "messages"}, "dataset_kwargs.fromat: unknown to data set 'text_sft', did you mean 'format'?"),
         ({"zzz": 1}, "dataset_kwargs.zzz: unknown to data set 'text_sft'; it takes assistant_only, "),
         ({"format": "sharegtp"}, "dataset_kwargs.format: unknown format 'sharegtp', did you mean 'sharegpt'?"),
     ],
 )
-def test_an_unknown_argument_is_told_with_the_nearest(tmp_path: Path, kwargs: dict[str, Any], told: str) -> None:
+def test_an_unknown_argument_is_reported_with_the_nearest(tmp_path: Path, kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as refused:
         dataset_for(DatasetParams(dataset_name="text_sft", dataset_path="x.jsonl", dataset_kwargs=kwargs))
-    assert str(refused.value).startswith(told)
+    assert str(refused.value).startswith(message)
 
 
 def test_a_row_without_a_column_is_a_bad_row(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ DATASETS.register("tests/odd")(Odd)
         ("type", "unsupported operand type(s) for +: 'int' and 'str'"),
     ],
 )
-def test_a_row_that_ones_own_code_cannot_take_is_a_bad_row(tmp_path: Path, way: str, reason: str) -> None:
+def test_a_row_that_custom_code_cannot_take_is_a_bad_row(tmp_path: Path, way: str, reason: str) -> None:
     (tmp_path / "rows.jsonl").write_text('{"a": 1}')
     path, kwargs = str(tmp_path / "rows.jsonl"), {"way": way}
     (row,) = rows_of(dataset_name="tests/odd", dataset_path=path, dataset_kwargs=kwargs)
@@ -158,7 +158,7 @@ def test_a_row_that_ones_own_code_cannot_take_is_a_bad_row(tmp_path: Path, way: 
 
 
 @pytest.mark.parametrize("has_system", [True, False])
-def test_alpaca_puts_its_sentence_before_the_question_unless_told_not_to(tmp_path: Path, has_system: bool) -> None:
+def test_alpaca_puts_its_sentence_before_the_question_unless_disabled(tmp_path: Path, has_system: bool) -> None:
     (tmp_path / "rows.jsonl").write_text(
         '{"instruction": "Add.", "input": "1, 2", "output": "3"}\n{"instruction": "Hi?", "output": "Yo."}\n'
         '{"instruction": "Hi?", "output": ""}\n{"instruction": null, "output": "x"}'
@@ -211,7 +211,7 @@ def test_a_data_set_of_the_hub_that_no_one_registered_is_read_by_its_shape(tmp_p
     assert unknown.startswith('data set me/chats: Unknown split "tset". Should be one of')
 
 
-def test_a_file_of_ones_own_does_not_stand_for_a_library_of_its_name(
+def test_a_file_custom_does_not_stand_for_a_library_of_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from oumi.core.datasets import import_extra_files
@@ -225,7 +225,7 @@ def test_a_file_of_ones_own_does_not_stand_for_a_library_of_its_name(
     assert next(module for name, module in sys.modules.items() if name.startswith("oumi_extra_datasets")).HERE
 
 
-def test_a_data_set_of_ones_own_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_custom_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "extra.txt").write_text(f"{tmp_path / 'mine.py'}\n")
     (tmp_path / "rows.jsonl").write_text('{"q": "Who?", "a": "Me."}\n{"q": "Why?", "a": "So."}\n')
@@ -241,9 +241,11 @@ def test_a_data_set_of_ones_own_is_trained_on(tmp_path: Path, monkeypatch: pytes
     assert "[Me. (sly)<|im_end|>]" in log
 
 
-@pytest.mark.parametrize(("listing", "told"), [(None, "no file"), ("/no/such/file.py\n", r"no file /no/such/file\.py")])
-def test_a_listing_of_ones_own_files_that_is_wrong_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listing: str | None, told: str
+@pytest.mark.parametrize(
+    ("listing", "message"), [(None, "no file"), ("/no/such/file.py\n", r"no file /no/such/file\.py")]
+)
+def test_a_listing_of_custom_files_that_is_wrong_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listing: str | None, message: str
 ) -> None:
     from oumi.core.datasets import import_extra_files
 
@@ -251,7 +253,7 @@ def test_a_listing_of_ones_own_files_that_is_wrong_is_told(
         (tmp_path / "extra.txt").write_text(listing)
     monkeypatch.setenv("OUMI_EXTRA_DEPS_FILE", str(tmp_path / "extra.txt"))
     import_extra_files.cache_clear()
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         import_extra_files()
 
 
@@ -264,7 +266,7 @@ def test_alpaca_refuses_what_it_would_drop(tmp_path: Path, name: str) -> None:
     assert f"has '{name}', which this data set does not read" in row.reason
 
 
-def test_a_part_of_a_file_is_refused_and_a_name_of_one_is_told_as_not_read(tmp_path: Path) -> None:
+def test_a_part_of_a_file_is_refused_and_a_name_of_one_is_reported_as_not_read(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     config.data.train.datasets[0].split = "train[:3]"
     (problem,) = refusals(config)

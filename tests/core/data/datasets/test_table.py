@@ -27,21 +27,21 @@ class Case:
     """A row as it is stored, what it stands for, and what is told where a column is missing."""
 
     row: dict[str, Any]
-    wanted: Any
+    expected: Any
     without: str
-    told: str = ""
+    message: str = ""
     kwargs: dict[str, Any] = field(default_factory=dict)
     subset: str | None = None
     split: str = "train"
 
 
-PICTURE = {"bytes": b"\x89PNG", "path": None}
-SEEN = "[image_binary \\x89PNG]"
+IMAGE_FILE = {"bytes": b"\x89PNG", "path": None}
+IMAGE = "[image_binary \\x89PNG]"
 HI = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
-HI_SAID = ["user: Hi", "assistant: Ho"]
+HI_TEXTS = ["user: Hi", "assistant: Ho"]
 HUMAN = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
-MESSAGES = Case({"messages": HI}, HI_SAID, "messages", "no known shape: its keys are other")
-TURNS = Case({"messages": [{"role": "system", "content": "Be."}, *HI]}, ["system: Be.", *HI_SAID], "messages")
+MESSAGES = Case({"messages": HI}, HI_TEXTS, "messages", "no known shape: its keys are other")
+TURNS = Case({"messages": [{"role": "system", "content": "Be."}, *HI]}, ["system: Be.", *HI_TEXTS], "messages")
 ALPACA = Case(
     {"instruction": "Add.", "input": "1, 2", "output": "3"},
     ["user: Add.\n\n### Input:\n1, 2", "assistant: 3"],
@@ -49,19 +49,19 @@ ALPACA = Case(
     "has no column 'output'",
     {"include_system_prompt": False},
 )
-EXCHANGE = Case({"instruction": "Hi", "output": "Ho"}, HI_SAID, "instruction")
-SEEN_QUESTION = ["user: " + SEEN + "Hi", "assistant: Ho"]
-PICTURED = Case(
+EXCHANGE = Case({"instruction": "Hi", "output": "Ho"}, HI_TEXTS, "instruction")
+IMAGE_QUESTION = ["user: " + IMAGE + "Hi", "assistant: Ho"]
+IMAGE_CASE = Case(
     {"messages": [{"role": "user", "content": [{"type": "image_url", "content": "http://a/b.png"},
                                                {"type": "text", "content": "Hi"}]}, HI[1]]},
     ["user: [image_url http://a/b.png]Hi", "assistant: Ho"], "messages", "no known shape",
 )  # fmt: skip
 CAULDRON = Case(
-    {"images": [PICTURE], "texts": [{"user": "Hi", "assistant": "Ho"}, {"user": "1", "assistant": "2"}]},
-    [*SEEN_QUESTION, "user: 1", "assistant: 2"],
+    {"images": [IMAGE_FILE], "texts": [{"user": "Hi", "assistant": "Ho"}, {"user": "1", "assistant": "2"}]},
+    [*IMAGE_QUESTION, "user: 1", "assistant: 2"],
     "texts",
 )
-PAIR = Case({"prompt": "Hi", "chosen": "Ho", "rejected": "No"}, (HI_SAID, ["user: Hi", "assistant: No"]), "chosen")
+PAIR = Case({"prompt": "Hi", "chosen": "Ho", "rejected": "No"}, (HI_TEXTS, ["user: Hi", "assistant: No"]), "chosen")
 JUDGED = Case({"prompt": "Hi ", "completion": "Ho", "label": True}, ("Hi |Ho", True), "label", "no column 'label'")
 CHATQA = {"document": "D", "messages": [HI[0]], "answers": ["Ho", "Hey"]}
 ONLY = "system: Use only what stands between <context> and </context>; say so if the answer is not there."
@@ -93,27 +93,27 @@ NUMBER = "Answer the following question with a number from context or the math a
 
 CASES = {
     "text_sft": MESSAGES,
-    "text_sft_jsonl": Case({"instruction": "Hi", "output": "Ho"}, HI_SAID, "output", "no known shape"),
+    "text_sft_jsonl": Case({"instruction": "Hi", "output": "Ho"}, HI_TEXTS, "output", "no known shape"),
     "text": Case({"text": "Once."}, "Once.", "text"),
-    "HuggingFaceDataset": Case({"chat": TURNS.row["messages"]}, TURNS.wanted, "chat", "has no 'chat'",
+    "HuggingFaceDataset": Case({"chat": TURNS.row["messages"]}, TURNS.expected, "chat", "has no 'chat'",
                                {"hf_dataset_path": "me/chats", "messages_column": "chat"}),
-    "PromptResponseDataset": Case({"q": "Hi", "a": "Ho"}, HI_SAID, "q", "has no 'q'",
+    "PromptResponseDataset": Case({"q": "Hi", "a": "Ho"}, HI_TEXTS, "q", "has no 'q'",
                                   {"prompt_column": "q", "response_column": "a"}),
     "O1-OPEN/OpenO1-SFT": EXCHANGE,
     "yahma/alpaca-cleaned": ALPACA,
     "tatsu-lab/alpaca": ALPACA,
     "uiuc-convai/CoALM-IT": ALPACA,
     "tatsu-lab/alpaca_eval": Case({"instruction": "Hi", "output": "x"}, ["user: Hi"], "instruction"),
-    "CohereForAI/aya_dataset": Case({"inputs": "Hi", "targets": "Ho"}, HI_SAID, "targets"),
+    "CohereForAI/aya_dataset": Case({"inputs": "Hi", "targets": "Ho"}, HI_TEXTS, "targets"),
     "argilla/databricks-dolly-15k-curated-en": Case(
         {"new-instruction": {"value": ["Hi"]}, "new-context": {"value": ["C"]}, "new-response": {"value": ["Ho"]}},
         ["user: Hi\n\nContext: C", "assistant: Ho"], "new-response"),
-    "argilla/magpie-ultra-v0.1": Case({"instruction": "Hi", "response": "Ho"}, HI_SAID, "response"),
-    "Magpie-Align/Llama-3-Magpie-Pro-1M-v0.1": Case({"conversations": HUMAN}, HI_SAID, "conversations"),
-    "Magpie-Align/Magpie-Pro-300K-Filtered": Case({"conversations": HUMAN}, HI_SAID, "conversations"),
+    "argilla/magpie-ultra-v0.1": Case({"instruction": "Hi", "response": "Ho"}, HI_TEXTS, "response"),
+    "Magpie-Align/Llama-3-Magpie-Pro-1M-v0.1": Case({"conversations": HUMAN}, HI_TEXTS, "conversations"),
+    "Magpie-Align/Magpie-Pro-300K-Filtered": Case({"conversations": HUMAN}, HI_TEXTS, "conversations"),
     "allenai/tulu-3-sft-mixture": TURNS,
     "HuggingFaceH4/ultrachat_200k": TURNS,
-    "allenai/WildChat-1M": Case({"conversation": [{**one, "toxic": False} for one in HI]}, HI_SAID, "conversation"),
+    "allenai/WildChat-1M": Case({"conversation": [{**turn, "toxic": False} for turn in HI]}, HI_TEXTS, "conversation"),
     "nvidia/ChatQA-Training-Data": Case(CHATQA, [ONLY, ABOUT, "assistant: Ho"], "answers"),
     "nvidia/ChatQA-Training-Data/tatqa-arithmetic": tatqa(NUMBER, "tatqa-arithmetic"),
     "nvidia/ChatQA-Training-Data/tatqa-others": tatqa(
@@ -141,19 +141,19 @@ CASES = {
     "preference_pairs_jsonl": PAIR,
     "mlabonne/orpo-dpo-mix-40k": Case(
         {"prompt": " Hi", "question": "Hi", "chosen": HI, "rejected": [HI[0], {"role": "assistant", "content": "No"}]},
-        PAIR.wanted, "chosen"),
+        PAIR.expected, "chosen"),
     "kto_jsonl": JUDGED,
-    "trl-lib/kto-mix-14k": Case({"prompt": HI[:1], "completion": HI[1:], "label": False}, (HI_SAID, False),
+    "trl-lib/kto-mix-14k": Case({"prompt": HI[:1], "completion": HI[1:], "label": False}, (HI_TEXTS, False),
                                 "completion"),
     "vision_dpo_jsonl": Case(
         {**PAIR.row, "images": ["a.png"]},
         (["user: [image_path a.png]Hi", "assistant: Ho"], ["user: [image_path a.png]Hi", "assistant: No"]), "rejected"),
     "openbmb/RLAIF-V-Dataset": Case(
-        {"question": "Hi", "chosen": "Ho", "rejected": "No", "image": PICTURE},
-        (SEEN_QUESTION, [SEEN_QUESTION[0], "assistant: No"]), "question"),
-    "vl_sft": PICTURED,
-    "vl_sft_jsonl": PICTURED,
-    "vision_language_jsonl": PICTURED,
+        {"question": "Hi", "chosen": "Ho", "rejected": "No", "image": IMAGE_FILE},
+        (IMAGE_QUESTION, [IMAGE_QUESTION[0], "assistant: No"]), "question"),
+    "vl_sft": IMAGE_CASE,
+    "vl_sft_jsonl": IMAGE_CASE,
+    "vision_language_jsonl": IMAGE_CASE,
     "hf_vision": Case(
         {"photo": "a.png", "q": "Hi", "a": "Ho", "s": "Be."},
         ["system: Be.", "user: [image_path a.png]Hi", "assistant: Ho"], "photo", "has no 'photo'",
@@ -166,26 +166,26 @@ CASES = {
             {"role": "user", "content": [{"type": "text", "text": "Hi", "index": None},
                                          {"type": "image", "text": None, "index": 0}]},
             {"role": "assistant", "content": [{"type": "text", "text": "Ho", "index": None}]}],
-         "images": [PICTURE]}, ["user: Hi" + SEEN, "assistant: Ho"], "messages", "no known shape"),
-    "merve/vqav2-small": Case({"image": PICTURE, "question": "Hi", "multiple_choice_answer": "Ho"}, SEEN_QUESTION,
+         "images": [IMAGE_FILE]}, ["user: Hi" + IMAGE, "assistant: Ho"], "messages", "no known shape"),
+    "merve/vqav2-small": Case({"image": IMAGE_FILE, "question": "Hi", "multiple_choice_answer": "Ho"}, IMAGE_QUESTION,
                               "multiple_choice_answer"),
-    "lmms-lab/multimodal-open-r1-8k-verified": Case({"image": PICTURE, "problem": "Hi", "solution": "Ho"},
-                                                    SEEN_QUESTION, "solution"),
+    "lmms-lab/multimodal-open-r1-8k-verified": Case({"image": IMAGE_FILE, "problem": "Hi", "solution": "Ho"},
+                                                    IMAGE_QUESTION, "solution"),
     "hiyouga/geometry3k": Case(
-        {"images": [PICTURE], "problem": "<image>Find x.", "answer": "3"},
-        [f"user: {SEEN}Find x. {geometry3k.INSTRUCTION}", "assistant: 3"], "images"),
-    "coco_captions": Case({"image": PICTURE, "sentences": {"raw": "A cat."}},
-                          [f"user: {SEEN}{caption.REQUEST}", "assistant: A cat."], "sentences"),
-    "nlphuji/flickr30k": Case({"image": PICTURE, "caption": ["A cat.", "Cats."]},
-                              [f"user: {SEEN}{caption.REQUEST}", "assistant: A cat."], "caption"),
+        {"images": [IMAGE_FILE], "problem": "<image>Find x.", "answer": "3"},
+        [f"user: {IMAGE}Find x. {geometry3k.INSTRUCTION}", "assistant: 3"], "images"),
+    "coco_captions": Case({"image": IMAGE_FILE, "sentences": {"raw": "A cat."}},
+                          [f"user: {IMAGE}{caption.REQUEST}", "assistant: A cat."], "sentences"),
+    "nlphuji/flickr30k": Case({"image": IMAGE_FILE, "caption": ["A cat.", "Cats."]},
+                              [f"user: {IMAGE}{caption.REQUEST}", "assistant: A cat."], "caption"),
     "allenai/pixmo-ask-model-anything": Case(
-        {"image_url": "http://a/b.png", "question": "Hi", "answer": "Ho"}, PICTURED.wanted, "answer"),
+        {"image_url": "http://a/b.png", "question": "Hi", "answer": "Ho"}, IMAGE_CASE.expected, "answer"),
     "allenai/pixmo-cap": Case({"image_url": "http://a/b.png", "caption": "A cat."},
                               [f"user: [image_url http://a/b.png]{caption.REQUEST}", "assistant: A cat."], "caption"),
     "allenai/pixmo-cap-qa": Case(
         {"image_url": "http://a/b.png", "question": "[USER] Hi [ASSISTANT] Ho [USER] And? [ASSISTANT]",
-         "answer": " No."}, [*PICTURED.wanted, "user: And?", "assistant: No."], "answer"),
-    "mnist_sft": Case({"image": PICTURE, "label": 7}, [f"user: {SEEN}{mnist.QUESTION}", "assistant: 7"], "label"),
+         "answer": " No."}, [*IMAGE_CASE.expected, "user: And?", "assistant: No."], "answer"),
+    "mnist_sft": Case({"image": IMAGE_FILE, "label": 7}, [f"user: {IMAGE}{mnist.QUESTION}", "assistant: 7"], "label"),
     "prompts_jsonl": Case({"prompt": "Hi ", "target": 1}, (["user: Hi"], {"target": 1}), "prompt"),
     "trl-lib/tldr": Case({"prompt": " Hi", "completion": "Ho "}, (["user: Hi"], {"completion": "Ho"}), "prompt"),
     "openai/gsm8k": Case(
@@ -209,12 +209,12 @@ CASES = {
         {"prompt": "Why?", "rubrics": [RUBRIC], "system_prompt": "Be."},
         (["system: Be.", "user: Why?"], {"rubrics": [RUBRIC], "system_prompt": "Be."}), "rubrics"),
 }  # fmt: skip
-MADE = {"oumi/quickstart", "debug_sft", "debug_pretraining", "debug_dpo", "debug_kto", "debug_classfication"}
+GENERATED = {"oumi/quickstart", "debug_sft", "debug_pretraining", "debug_dpo", "debug_kto", "debug_classfication"}
 """Read from no file; see `test_made.py`."""
 
 
 def test_every_name_is_tested() -> None:
-    assert CASES.keys() | MADE == NAMES.keys()
+    assert CASES.keys() | GENERATED == NAMES.keys()
 
 
 def test_every_class_is_where_its_name_says() -> None:
@@ -227,16 +227,16 @@ def test_a_row_stands_for_what_it_says(tmp_path: Path, name: str) -> None:
     case = CASES[name]
     (row,) = read(tmp_path, name, case, case.row)
     assert isinstance(row, Row), row
-    assert shown(row.value) == case.wanted
+    assert shown(row.value) == case.expected
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_row_without_a_column_is_told(tmp_path: Path, name: str) -> None:
+def test_a_row_without_a_column_is_reported(tmp_path: Path, name: str) -> None:
     case = CASES[name]
     rest = {key: value for key, value in case.row.items() if key != case.without} or {"other": 1}
     (row,) = read(tmp_path, name, case, rest)
     assert isinstance(row, RejectedRow), row
-    assert (case.told or f"'{case.without}'") in row.reason
+    assert (case.message or f"'{case.without}'") in row.reason
     assert row.source.path.startswith(str(tmp_path))
 
 
@@ -245,7 +245,7 @@ def test_a_local_data_set_takes_a_path_or_rows_and_not_both(tmp_path: Path, name
     case = CASES[name]
     (row,) = dataset_for(DatasetParams(dataset_name=name, dataset_kwargs={"data": [case.row]})).rows()
     assert isinstance(row, Row), row
-    assert shown(row.value) == case.wanted
+    assert shown(row.value) == case.expected
     with pytest.raises(ConfigError, match=f"data set '{name}': needs dataset_path"):
         dataset_for(DatasetParams(dataset_name=name))
     with pytest.raises(ConfigError, match="takes 'data' or dataset_path, and got both"):

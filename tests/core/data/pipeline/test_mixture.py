@@ -38,7 +38,7 @@ def numbered(length: int, name: str = "set", num_tokens: int = 3) -> list[Exampl
 
 @settings(max_examples=300, deadline=None)
 @given(SHARES, st.lists(st.integers(1, 3000), min_size=5, max_size=5), st.booleans())
-def test_a_mixture_has_the_shares_that_are_asked_for(shares: list[float], sizes: list[int], ends_early: bool) -> None:
+def test_a_mixture_has_the_shares_that_are_requested(shares: list[float], sizes: list[int], ends_early: bool) -> None:
     lengths = sizes[: len(shares)]
     draws = draws_of(lengths, shares, "first_exhausted" if ends_early else "all_exhausted")
     total = sum(draws)
@@ -111,7 +111,7 @@ def test_items_that_fill_rows_exactly_leave_nothing_empty() -> None:
     assert sorted(len(row) for row in best_fit([30, 20, 25, 25, 50, 10, 40], 50)) == [1, 2, 2, 2]
 
 
-def test_a_packed_epoch_tells_its_empty_share_and_keeps_documents_apart() -> None:
+def test_a_packed_epoch_states_its_empty_share_and_keeps_documents_apart() -> None:
     rows = [*numbered(4, num_tokens=5), *numbered(4, num_tokens=3)]
     packed = Packed(Mixture([Part(table_of(rows), None)]), 8)
     assert len(packed) == 4
@@ -152,7 +152,7 @@ def mixed_config(folder: Path, **training: object):
     return config
 
 
-def test_a_packed_weighted_mixture_resumed_in_its_second_epoch_is_bitwise_the_whole(tmp_path: Path) -> None:
+def test_a_packed_weighted_mixture_resumed_in_its_second_epoch_is_bitwise_the_uninterrupted_run(tmp_path: Path) -> None:
     shape = {"save_steps": 1, "num_train_epochs": 3, "gradient_accumulation_steps": 1}
     train(mixed_config(tmp_path, **shape, output_dir=str(tmp_path / "whole")))
     steps = len(losses(tmp_path / "whole"))
@@ -179,7 +179,7 @@ def test_other_shares_are_another_run(tmp_path: Path) -> None:
         train(config)
 
 
-def test_a_sample_of_a_data_set_without_rows_is_told(tmp_path: Path) -> None:
+def test_a_sample_of_a_data_set_without_rows_is_reported(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     (tmp_path / "chats.jsonl").write_text("{nope\n")
     config.data.train.datasets[0].sample_count = 5

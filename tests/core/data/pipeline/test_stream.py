@@ -112,7 +112,7 @@ def test_a_reader_goes_on_across_files_and_blank_lines(tmp_path: Path) -> None:
         assert reader(before.place()).take(10_000) == rows[first:]
 
 
-def test_a_file_that_changes_while_it_is_read_is_told(tmp_path: Path) -> None:
+def test_a_file_that_changes_while_it_is_read_is_reported(tmp_path: Path) -> None:
     path = write(tmp_path, "jsonl")
     reader = reader_of(path)(None)
     reader.take(10)
@@ -121,7 +121,7 @@ def test_a_file_that_changes_while_it_is_read_is_told(tmp_path: Path) -> None:
         reader.take(1000)
 
 
-def test_a_file_that_changes_between_two_rounds_is_told(tmp_path: Path) -> None:
+def test_a_file_that_changes_between_two_rounds_is_reported(tmp_path: Path) -> None:
     path = write(tmp_path, "jsonl")
     stream = stream_of(path)
     while stream.next() is not None:
@@ -131,7 +131,7 @@ def test_a_file_that_changes_between_two_rounds_is_told(tmp_path: Path) -> None:
         stream.restart()
 
 
-def test_a_line_of_a_stream_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+def test_a_line_of_a_stream_that_cannot_be_used_is_reported(tmp_path: Path) -> None:
     path = write(tmp_path, "jsonl")
     path.write_text(path.read_text().replace('"text": "007', '"txet": "007'))
     with pytest.raises(DataError, match=r"1 of 8 rows cannot be used\n.*rows\.jsonl:8: .*did you mean"):
@@ -284,7 +284,7 @@ def test_what_a_step_trains_does_not_depend_on_the_number_of_ranks(tmp_path: Pat
             assert [ranks[i % world_size][step][i // world_size] for i in range(4)] == batches
 
 
-def test_a_data_set_gives_as_many_examples_as_are_asked_for(tmp_path: Path) -> None:
+def test_a_data_set_gives_as_many_examples_as_are_requested(tmp_path: Path) -> None:
     path = write(tmp_path, "jsonl", ["a", "b", "c"])
     limited = LimitedStream(stream_of(path), 7, "set")
     assert [text[0][2] for text in drawn(limited, 7)] == list("abcabca")
@@ -293,14 +293,14 @@ def test_a_data_set_gives_as_many_examples_as_are_asked_for(tmp_path: Path) -> N
     assert (texts_of(limited.next()) or ("",))[0].startswith("1:a")
 
 
-def test_a_stream_of_no_rows_is_told(tmp_path: Path) -> None:
+def test_a_stream_of_no_rows_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n\n")
     with pytest.raises(DataError, match="set has no rows to draw from"):
         LimitedStream(stream_of(path), None, "set").next()
 
 
-def test_a_batch_is_told_what_went_wrong_in_the_thread_that_reads(tmp_path: Path) -> None:
+def test_a_batch_is_reported_what_went_wrong_in_the_thread_that_reads(tmp_path: Path) -> None:
     path = write(tmp_path, "jsonl")
     path.write_text(path.read_text().replace('"100', '"100\\ud800'))
     rows = MixedStream([LimitedStream(stream_of(path), None, "set")], None, "first_exhausted", 0)

@@ -17,7 +17,7 @@ USER, ASSISTANT, SYSTEM = ("user", "Hi?"), ("assistant", "Yo."), ("system", "Be 
 
 
 def turns(*pairs: tuple[str, str], role: str = "role", content: str = "content") -> list[dict[str, str]]:
-    return [{role: who, content: what} for who, what in pairs]
+    return [{role: who, content: text} for who, text in pairs]
 
 
 SHAPES: dict[str, tuple[str, Any, list[tuple[str, str]]]] = {
@@ -67,12 +67,12 @@ def convert(*records: Any, shape: str | None = None) -> list[Row | RejectedRow]:
 
 @pytest.mark.parametrize("kind", SHAPES)
 def test_a_shape_is_found_and_read(kind: str) -> None:
-    shape, record, wanted = SHAPES[kind]
+    shape, record, expected = SHAPES[kind]
     assert detect_shape(record) == shape
     (row,) = convert(record)
     assert isinstance(row, Row)
     assert isinstance(row.value, Conversation)
-    assert [(str(one.role), one.content) for one in row.value.messages] == wanted
+    assert [(str(message.role), message.content) for message in row.value.messages] == expected
 
 
 @pytest.mark.parametrize("key", ["completion", "response"])
@@ -86,7 +86,7 @@ def test_prompt_and_completion_stay_plain_text(key: str) -> None:
     ("name", "role"),
     [("human", "user"), ("gpt", "assistant"), ("model", "assistant"), ("developer", "system"), ("function", "tool")],
 )
-def test_a_role_is_known_by_its_other_names(name: str, role: str) -> None:
+def test_a_role_is_recognized_by_its_other_names(name: str, role: str) -> None:
     (row,) = convert({"messages": turns(USER, (name, "x"), ASSISTANT)})
     assert isinstance(row, Row)
     assert str(row.value.messages[1].role) == role
@@ -102,7 +102,7 @@ def test_a_row_of_another_shape_than_the_first_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("record", "told"),
+    ("record", "message"),
     [
         ([1], "a row must be an object, got a list"),
         ("text", "a row must be an object, got text"),
@@ -156,10 +156,10 @@ def test_a_row_of_another_shape_than_the_first_is_refused() -> None:
         ({"messages": [{"role": "User", "content": "x"}]}, "turn 0: unknown role 'User', did you mean 'user'?"),
     ],
 )
-def test_a_row_that_cannot_be_used_says_why(record: Any, told: str) -> None:
+def test_a_row_that_cannot_be_used_says_why(record: Any, message: str) -> None:
     (row,) = convert(record)
     assert isinstance(row, RejectedRow)
-    assert row.reason.startswith(told)
+    assert row.reason.startswith(message)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in SHAPES if kind != "parts"])
@@ -173,7 +173,7 @@ def test_a_later_row_without_the_keys_of_its_shape_is_a_bad_row(kind: str) -> No
     assert second.reason == f"has no '{key}'"
 
 
-def test_an_empty_chat_among_those_of_sharegpt_is_told_as_empty() -> None:
+def test_an_empty_chat_among_those_of_sharegpt_is_reported_as_empty() -> None:
     _, empty, _ = convert(SHAPES["ShareGPT"][1], {"conversations": []}, SHAPES["ShareGPT"][1])
     assert isinstance(empty, RejectedRow)
     assert empty.reason == "the conversation is empty"
@@ -235,7 +235,7 @@ def test_a_history_comes_before_the_instruction() -> None:
 
 
 @pytest.mark.parametrize(
-    ("record", "told"),
+    ("record", "message"),
     [
         ({"messages": CHAT, "system": {"a": 1}}, "'system' must be text, got an object"),
         ({"messages": [{"role": "system", "content": "T"}, *CHAT], "system": "S"}, "and they differ"),
@@ -247,15 +247,15 @@ def test_a_history_comes_before_the_instruction() -> None:
         ({"instruction": "Q", "output": "A", "history": [["q", 1]]}, "'history' must be a list of pairs of text"),
     ],
 )
-def test_a_system_or_history_that_has_no_place_makes_a_bad_row(record: dict[str, Any], told: str) -> None:
+def test_a_system_or_history_that_has_no_place_makes_a_bad_row(record: dict[str, Any], message: str) -> None:
     (row,) = to_values([Row(record, Source("d", "f", 1))])
     assert isinstance(row, RejectedRow)
-    assert told in row.reason
+    assert message in row.reason
 
 
-PICTURE = ContentItem(type=Type.IMAGE_PATH, content="a.png")
-SEEN = [PICTURE, ContentItem(type=Type.TEXT, content="Hi?")]
-PICTURES = {
+IMAGE = ContentItem(type=Type.IMAGE_PATH, content="a.png")
+WITH_IMAGE = [IMAGE, ContentItem(type=Type.TEXT, content="Hi?")]
+IMAGE_CHATS = {
     "beside the turns": {"messages": turns(USER, ASSISTANT), "images": ["a.png"]},
     "one beside the turns": {"messages": turns(USER, ASSISTANT), "image": {"path": "a.png", "bytes": None}},
     "marked": {"messages": turns(("user", "<image>Hi?"), ASSISTANT), "images": ["a.png"]},
@@ -285,16 +285,16 @@ PICTURES = {
 }
 
 
-@pytest.mark.parametrize("kind", PICTURES)
+@pytest.mark.parametrize("kind", IMAGE_CHATS)
 def test_images_stand_where_the_row_puts_them(kind: str) -> None:
-    (row,) = convert(PICTURES[kind])
+    (row,) = convert(IMAGE_CHATS[kind])
     assert isinstance(row, Row), row
-    assert row.value.messages[0].content == SEEN
+    assert row.value.messages[0].content == WITH_IMAGE
     assert Conversation.from_json(row.value.to_json()) == row.value
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"),
+    ("image", "expected"),
     [
         ({"type": "image_url", "image_url": {"url": "https://x.org/a.png"}}, (Type.IMAGE_URL, "https://x.org/a.png")),
         ({"type": "image", "url": "https://x.org/a.png"}, (Type.IMAGE_URL, "https://x.org/a.png")),
@@ -304,11 +304,11 @@ def test_images_stand_where_the_row_puts_them(kind: str) -> None:
         ({"type": "image", "image": "file:///a.png"}, (Type.IMAGE_PATH, "/a.png")),
     ],
 )
-def test_a_image_may_be_a_path_a_url_or_bytes(given: Any, wanted: tuple[Type, Any]) -> None:
-    (row,) = convert({"messages": [{"role": "user", "content": [given]}, *turns(ASSISTANT)]})
+def test_a_image_may_be_a_path_a_url_or_bytes(image: Any, expected: tuple[Type, Any]) -> None:
+    (row,) = convert({"messages": [{"role": "user", "content": [image]}, *turns(ASSISTANT)]})
     assert isinstance(row, Row), row
     (item,) = row.value.messages[0].content
-    assert (item.type, item.binary or item.content) == wanted
+    assert (item.type, item.binary or item.content) == expected
     assert Conversation.from_json(row.value.to_json()) == row.value
 
 
@@ -339,7 +339,7 @@ def test_a_tool_call_is_one_however_it_is_spelled(kind: str) -> None:
 )
 def test_tools_are_found_in_any_spelling(tools: Any) -> None:
     (row,) = convert({"messages": turns(USER, ASSISTANT), "tools": tools})
-    assert [one.function["name"] for one in row.value.tools] == ["f"]
+    assert [tool.function["name"] for tool in row.value.tools] == ["f"]
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
@@ -371,8 +371,11 @@ def test_a_preference_is_two_chats_that_begin_alike(kind: str) -> None:
     (row,) = convert(PREFERENCES[kind])
     assert isinstance(row, Row), row
     assert isinstance(row.value, Preference)
-    found = [[(str(one.role), one.text) for one in chat.messages] for chat in (row.value.chosen, row.value.rejected)]
-    assert found == [[USER, ASSISTANT], [USER, ("assistant", "No.")]]
+    texts = [
+        [(str(message.role), message.text) for message in chat.messages]
+        for chat in (row.value.chosen, row.value.rejected)
+    ]
+    assert texts == [[USER, ASSISTANT], [USER, ("assistant", "No.")]]
 
 
 def test_judged_completions_prompts_and_texts_are_found() -> None:
@@ -381,6 +384,6 @@ def test_judged_completions_prompts_and_texts_are_found() -> None:
     (chats,) = convert({"prompt": turns(USER), "completion": turns(ASSISTANT), "label": True})
     assert chats.value.is_good
     (prompt,) = convert({"prompt": "Hi?", "answer": 3})
-    assert ([one.text for one in prompt.value.messages], prompt.value.columns) == (["Hi?"], {"answer": 3})
+    assert ([message.text for message in prompt.value.messages], prompt.value.columns) == (["Hi?"], {"answer": 3})
     (text,) = convert({"text": "Once.", "url": "x"})
     assert text.value == Text("Once.")

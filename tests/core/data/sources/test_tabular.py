@@ -16,7 +16,7 @@ from oumi.core.errors import DataError
 from oumi.core.types.example import RejectedRow, Row
 
 RECORDS: list[Any] = [{"a": 1}, {"a": "two\nlines"}, {"a": [3, None]}]
-LINES = [json.dumps(one) for one in RECORDS]
+LINES = [json.dumps(record) for record in RECORDS]
 BOM = b"\xef\xbb\xbf"
 
 # Name of the file, its bytes, and the line of each record.
@@ -68,9 +68,11 @@ def test_a_compressed_file_is_read_as_what_is_in_it(tmp_path: Path, name: str, s
     content = b'[{"a": 1},\n{"a": 2}]' if name == "x.json" else b'{"a": 1}\n{"a": 2}\n'
     plain = read(written(tmp_path, name, content))
     packed = gzip.compress(content) if suffix == ".gz" else pyarrow.compress(content, codec="zstd", asbytes=True)
-    found = read(written(tmp_path, name + suffix, packed))
-    assert [row.value for row in found if isinstance(row, Row)] == [row.value for row in plain if isinstance(row, Row)]
-    assert [row.source.line for row in found] == [row.source.line for row in plain]
+    records = read(written(tmp_path, name + suffix, packed))
+    assert [row.value for row in records if isinstance(row, Row)] == [
+        row.value for row in plain if isinstance(row, Row)
+    ]
+    assert [row.source.line for row in records] == [row.source.line for row in plain]
 
 
 @pytest.mark.parametrize("kind", SOUND)
@@ -101,7 +103,7 @@ def test_parquet_rows_are_read_with_their_index_across_row_groups(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("x.jsonl", b"", "x.jsonl: empty"),
         ("x.parquet", b"PAR1", "not a valid Parquet file"),
@@ -125,15 +127,15 @@ def test_parquet_rows_are_read_with_their_index_across_row_groups(tmp_path: Path
         ("x.json", b'[{"a": "\xff"}]', "x.json: not UTF-8 (byte 8)"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_told(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+def test_a_file_that_cannot_be_read_is_reported(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     path = written(tmp_path, name, content)
     with pytest.raises(DataError) as caught:
         read(path)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert str(path) in str(caught.value)
 
 
-def test_a_file_is_known_by_its_ending_in_any_case(tmp_path: Path) -> None:
+def test_a_file_is_recognized_by_its_ending_in_any_case(tmp_path: Path) -> None:
     for name, content in (("a.JSONL", '{"a": 1}\n'), ("a.JSON", '[{"a": 1}]'), ("b.Json", '{"a": 1}')):
         (tmp_path / name).write_text(content)
         (row,) = read_rows(tmp_path / name, "d")
@@ -141,19 +143,19 @@ def test_a_file_is_known_by_its_ending_in_any_case(tmp_path: Path) -> None:
         assert row.value == {"a": 1}
 
 
-def test_an_object_over_several_lines_is_told_once(tmp_path: Path) -> None:
+def test_an_object_over_several_lines_is_reported_once(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"data": [{"a": 1}], "b": 2}, indent=2))
     with pytest.raises(DataError, match=r"a\.json: one object over several lines; expected a list"):
         list(read_rows(tmp_path / "a.json", "d"))
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     for use in (count_rows, lambda path: read_rows(path, "rows")):
         with pytest.raises(DataError, match=r"gone\.jsonl: no such file"):
             use(tmp_path / "gone.jsonl")
 
 
-def test_a_directory_with_the_name_of_a_file_is_told(tmp_path: Path) -> None:
+def test_a_directory_with_the_name_of_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").mkdir()
     with pytest.raises(DataError, match="no such file"):
         read(tmp_path / "x.jsonl")
@@ -177,7 +179,7 @@ def test_a_list_that_breaks_off_has_no_count(tmp_path: Path) -> None:
         (b'{"a": "\x1b[31m"}', "not valid JSON: Invalid control character", "\\x1b[31m"),
     ],
 )
-def test_a_broken_line_is_told_and_those_around_it_are_read(
+def test_a_broken_line_is_reported_and_those_around_it_are_read(
     tmp_path: Path, line: bytes, reason: str, shown: str
 ) -> None:
     before, bad, after = read(written(tmp_path, "x.jsonl", b'{"a": 1}\n' + line + b'\n{"a": 3}\n'))

@@ -59,7 +59,7 @@ def test_the_same_rows_are_tokenised_once(tmp_path: Path, cache: Path, caplog: p
     assert [str(first.train[i].source) for i in range(24)] == [str(second.train[i].source) for i in range(24)]
 
 
-def test_a_template_that_tells_the_day_has_tokens_of_each_day(tmp_path: Path, cache: Path) -> None:
+def test_a_template_that_states_the_day_has_tokens_of_each_day(tmp_path: Path, cache: Path) -> None:
     config = tiny_config(tmp_path)
     template = tmp_path / "dated.jinja"
     template.write_text("{{ strftime_now('%d') }}" + CHATML)
@@ -126,7 +126,7 @@ def test_several_processes_make_the_table_of_one(tmp_path: Path, cache: Path) ->
         assert (aside / name).read_bytes() == (new / name).read_bytes()
 
 
-def test_the_cache_is_where_it_is_told_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_where_it_is_configured_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert token_cache() == tmp_path / "cache" / "tokens"
     monkeypatch.delenv("OUMI_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))

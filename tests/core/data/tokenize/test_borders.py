@@ -111,7 +111,7 @@ def test_the_ids_of_the_prompt_begin_the_ids_of_the_row(name: str, answer: str) 
     assert not is_target[len(prompt) - 1]
 
 
-def test_a_token_across_the_border_of_a_template_is_trained_whole() -> None:
+def test_a_token_across_the_border_of_a_template_is_trained_entirely() -> None:
     tokenizer = merging_tokenizer()
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
     template += "{% if add_generation_prompt %}assistant: {% endif %}"

@@ -15,8 +15,8 @@ from oumi.core.types.conversation import ContentItem, Message, Role, Type
 from tests.tiny import CHATML, byte_tokenizer
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
-ASKED = [Message(role=Role.USER, content="Q")]
-CHAT = [*ASKED, Message(role=Role.ASSISTANT, content="A")]
+USER_TURN = [Message(role=Role.USER, content="Q")]
+CHAT = [*USER_TURN, Message(role=Role.ASSISTANT, content="A")]
 
 # What each template writes around a question, and before the answer that is asked for.
 PROMPTS = {
@@ -38,10 +38,10 @@ PROMPTS = {
     "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n",
     "zephyr": "<|user|>\nQ<|im_end|>\n<|assistant|>\n",
 }
-PICTURE = ContentItem(type=Type.IMAGE_PATH, content="a.png")
-SEEN = [Message(role=Role.USER, content=[PICTURE, ContentItem(type=Type.TEXT, content="Q")])]
+IMAGE = ContentItem(type=Type.IMAGE_PATH, content="a.png")
+QUESTION_WITH_IMAGE = [Message(role=Role.USER, content=[IMAGE, ContentItem(type=Type.TEXT, content="Q")])]
 # What a template writes for an image before a question.
-PICTURES = {
+IMAGE_PLACES = {
     "internvl3": "<IMG_CONTEXT>\nQ",
     "llama3-instruct": "<|image|>Q",
     "llava": "USER: <image>Q ",
@@ -89,7 +89,7 @@ def test_a_template_is_read_from_a_file(tmp_path: Path) -> None:
         ("qwen2-vl", "unknown template 'qwen2-vl', did you mean 'qwen2-vl-instruct'?"),
     ],
 )
-def test_an_unknown_template_is_told_with_the_nearest(name: str, message: str) -> None:
+def test_an_unknown_template_is_reported_with_the_nearest(name: str, message: str) -> None:
     with pytest.raises(ConfigError) as refused:
         bundled_template(name)
     assert str(refused.value).startswith("model.chat_template: ")
@@ -107,7 +107,7 @@ def test_every_bundled_template_has_its_prompt_written_down() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_prompt_of_inference_is_as_written_by_hand(name: str) -> None:
     template = Template(byte_tokenizer(), bundled_template(name))
-    assert template.render(ASKED, add_generation_prompt=True) == PROMPTS[name]
+    assert template.render(USER_TURN, add_generation_prompt=True) == PROMPTS[name]
     assert template.render(CHAT).startswith(PROMPTS[name])
 
 
@@ -144,19 +144,23 @@ def test_gemma_refuses_those_who_do_not_take_turns(roles: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_image_is_written_as_its_place_or_refused(name: str) -> None:
     template = Template(byte_tokenizer(), bundled_template(name))
-    if name not in PICTURES:
+    if name not in IMAGE_PLACES:
         with pytest.raises(TemplateError):
-            template.render(SEEN)
+            template.render(QUESTION_WITH_IMAGE)
         return
-    text = template.render(SEEN, add_generation_prompt=True)
-    place = PICTURES[name].removesuffix(" ").removesuffix("Q")
-    assert PICTURES[name] in text
+    text = template.render(QUESTION_WITH_IMAGE, add_generation_prompt=True)
+    place = IMAGE_PLACES[name].removesuffix(" ").removesuffix("Q")
+    assert IMAGE_PLACES[name] in text
     assert text.replace(place, place.partition("<")[0], 1) == PROMPTS[name]
 
 
 def test_images_are_numbered_where_they_are_numbered() -> None:
     template = Template(byte_tokenizer(), bundled_template("phi3-instruct"))
-    two = [Message(role=Role.USER, content=[PICTURE, PICTURE]), Message(role=Role.ASSISTANT, content="A"), *SEEN]
+    two = [
+        Message(role=Role.USER, content=[IMAGE, IMAGE]),
+        Message(role=Role.ASSISTANT, content="A"),
+        *QUESTION_WITH_IMAGE,
+    ]
     assert template.render(two) == (
         "<|user|>\n<|image_1|><|image_2|><|end|>\n<|assistant|>\nA<|end|>\n<|user|>\n<|image_3|>Q<|end|>\n"
     )
@@ -164,7 +168,10 @@ def test_images_are_numbered_where_they_are_numbered() -> None:
 
 def test_a_message_reaches_the_template_as_text_unless_it_holds_a_image() -> None:
     template = Template(byte_tokenizer(), "{{ messages | map(attribute='content') | list | tojson }}")
-    assert template.render([*SEEN, *CHAT]) == '[[{"type": "image"}, {"type": "text", "text": "Q"}], "Q", "A"]'
+    assert (
+        template.render([*QUESTION_WITH_IMAGE, *CHAT])
+        == '[[{"type": "image"}, {"type": "text", "text": "Q"}], "Q", "A"]'
+    )
 
 
 def test_where_only_lists_of_parts_are_read_each_message_is_one() -> None:
@@ -176,7 +183,7 @@ def test_where_only_lists_of_parts_are_read_each_message_is_one() -> None:
 
 def test_a_template_that_would_print_the_list_of_parts_is_refused() -> None:
     with pytest.raises(TemplateError, match="does not support images"):
-        Template(byte_tokenizer(), CHATML).render(SEEN)
+        Template(byte_tokenizer(), CHATML).render(QUESTION_WITH_IMAGE)
 
 
 DATES = "%d %b %Y|%A %-d %B %y|%Y-%m-%dT%H:%M:%S.%f|%I %p|%j|%%d|%F %T|100%"
@@ -185,7 +192,7 @@ DATES = "%d %b %Y|%A %-d %B %y|%Y-%m-%dT%H:%M:%S.%f|%I %p|%j|%%d|%F %T|100%"
 @pytest.mark.parametrize(
     "start", ["", "\n", "  ", "  {% if true %}\n  x\n  {% endif %}\n", "{%- if true -%} y{% endif %}"]
 )
-def test_a_template_tells_the_date_that_it_is_given(start: str) -> None:
+def test_a_template_states_the_date_that_it_is_given(start: str) -> None:
     now = datetime(2024, 2, 9, 15, 4, 5, 678)
     calls = "{% macro at(format) %}{{ strftime_now(format) }}{% endmacro %}{{ strftime_now is defined }}"
     calls += "".join(f"[{{{{ at('{code}') }}}}]" for code in DATES.split("|"))
@@ -195,7 +202,7 @@ def test_a_template_tells_the_date_that_it_is_given(start: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["{% if %}", "{{ 'a' | nothing }}", "{% for x in y %}"])
-def test_what_is_no_template_is_told_once_with_its_line(text: str) -> None:
+def test_what_is_no_template_is_reported_once_with_its_line(text: str) -> None:
     with pytest.raises(ConfigError, match=r"model\.chat_template: line 2: "):
         Template(byte_tokenizer(), f"\n{text}").render(CHAT)
 
@@ -206,7 +213,7 @@ def test_a_template_that_fails_on_a_chat_refuses_it(text: str) -> None:
         Template(byte_tokenizer(), text).render(CHAT)
 
 
-def test_a_template_that_is_no_text_is_told(tmp_path: Path) -> None:
+def test_a_template_that_is_no_text_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "mine.jinja"
     path.write_bytes(b"{{\xff")
     with pytest.raises(ConfigError, match=r"mine\.jinja is not UTF-8 text \(byte 2\)"):

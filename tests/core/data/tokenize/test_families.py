@@ -119,7 +119,7 @@ def test_the_final_turn_is_trained_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_chat_is_trained_whole(name: str) -> None:
+def test_a_chat_is_trained_entirely(name: str) -> None:
     row_tokenizer, row = rendered(FAMILIES[name], "many", "all")
     *_, last = documents(FAMILIES[name].many)
     (example,) = examples(row_tokenizer, row)
@@ -130,14 +130,14 @@ def test_a_chat_is_trained_whole(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_answer_that_is_cut_is_trained_up_to_the_cut(name: str) -> None:
     family, tokenizer = FAMILIES[name], FAMILIES[name].tokenizer()
-    before, _, answer = documents(family.one)[0].partition("⟦")
+    before, _, answer = documents(family.single)[0].partition("⟦")
     first, second = (
         tokenizer.decode([token]) for token in tokenizer(answer, add_special_tokens=False)["input_ids"][:2]
     )
     length = len(tokenizer(before, add_special_tokens=False)["input_ids"])
     for room, expected in ((2, f"{before}⟦{first}{second}⟧"), (1, f"{before}⟦{first}⟧"), (0, None)):
         row_tokenizer = tokeniser_of(family, tokenizer, max_length=length + room)
-        (result,) = row_tokenizer.make([Row(CHATS["one"], SOURCE)])
+        (result,) = row_tokenizer.make([Row(CHATS["single"], SOURCE)])
         if expected is None:
             assert isinstance(result, RejectedRow)
             assert result.reason == f"every trained token lies beyond model_max_length {length}"

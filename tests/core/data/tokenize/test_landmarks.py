@@ -46,7 +46,7 @@ def test_what_the_template_writes_may_be_named(name: str) -> None:
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
-def test_what_stands_elsewhere_is_told_with_what_stands_there(at: int) -> None:
+def test_what_stands_elsewhere_is_reported_with_what_stands_there(at: int) -> None:
     named = dict(zip(NAMES, RIGHT["chat_ml"], strict=True))
     named[NAMES[at]] = "<|assistant|>"
     with pytest.raises(ConfigError) as refused:
@@ -63,7 +63,7 @@ def test_a_header_of_the_user_is_none_of_the_assistant() -> None:
         check_landmarks(template_of("chat_ml"), {"response_template": "<|im_start|>user\n"})
 
 
-def test_every_wrong_one_is_told_at_once() -> None:
+def test_every_wrong_one_is_reported_at_once() -> None:
     with pytest.raises(ConfigError) as refused:
         check_landmarks(template_of("chat_ml"), dict.fromkeys(NAMES, "###"))
     assert len(refused.value.problems) == 3
@@ -148,7 +148,7 @@ def test_results_of_tools_within_an_answer_are_not_trained() -> None:
     assert draw(encoded.examples[0], tokenizer).endswith("assistant\n[I look. ]<t>rain</t>[ It rains.<|im_end|>]\n")
 
 
-def test_marks_of_tools_that_the_template_does_not_write_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_marks_of_tools_that_the_template_does_not_write_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("oumi").addHandler(caplog.handler)
     try:
         check_landmarks(template_of("chat_ml"), {"tool_response_template": "<t>"})

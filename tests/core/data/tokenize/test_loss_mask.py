@@ -19,7 +19,7 @@ from oumi.core.types.example import Completion, RejectedRow, Row, Source
 from tests.tiny import CHATML, byte_tokenizer
 
 SOURCE = Source("set", "x.jsonl", 1)
-ONE = (("user", "Hi?"), ("assistant", "Yo."))
+SINGLE_TURN = (("user", "Hi?"), ("assistant", "Yo."))
 
 # Writes the thoughts of the last answer only, as reasoning models do.
 FORGETFUL = (
@@ -77,7 +77,7 @@ def test_where_a_template_forgets_thoughts_each_turn_is_trained_as_it_is_said() 
 
 
 def test_an_answer_begins_where_prompt_and_chat_part() -> None:
-    assert drawn(chat(ONE), OPENING).endswith("<|im_start|>assistant\n[Yo.<|im_end|>]\n")
+    assert drawn(chat(SINGLE_TURN), OPENING).endswith("<|im_start|>assistant\n[Yo.<|im_end|>]\n")
     thought = (("user", "Hi?"), ("assistant", "<think>\nhm</think>Yo."))
     assert drawn(chat(thought), OPENING).endswith("assistant\n<think>\n[hm</think>Yo.<|im_end|>]\n")
 
@@ -101,19 +101,19 @@ def test_a_template_that_cannot_tell_the_answer_is_refused(template: str, reason
 def test_padding_with_the_end_token_leaves_the_end_trained() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
-    assert drawn(chat(ONE), tokenizer=tokenizer).endswith("[Yo.<|im_end|>]\n")
+    assert drawn(chat(SINGLE_TURN), tokenizer=tokenizer).endswith("[Yo.<|im_end|>]\n")
 
 
 @pytest.mark.parametrize(("max_length", "cut", "cut_targets"), [(None, 0, 0), (27, 0, 0), (26, 1, 0), (24, 3, 2)])
 def test_what_is_cut_off_is_counted(max_length: int | None, cut: int, cut_targets: int) -> None:
-    result = encode(chat(ONE), max_length=max_length)
+    result = encode(chat(SINGLE_TURN), max_length=max_length)
     assert isinstance(result, Encoded)
     assert len(result.examples[0].tokens) == 27 - cut
     assert (result.cut_tokens, result.cut_targets) == (cut, cut_targets)
 
 
 def test_a_row_of_which_only_the_prompt_fits_is_refused() -> None:
-    result = encode(chat(ONE), max_length=20)
+    result = encode(chat(SINGLE_TURN), max_length=20)
     assert isinstance(result, RejectedRow)
     assert result.reason == "every trained token lies beyond model_max_length 20"
 

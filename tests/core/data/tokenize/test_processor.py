@@ -46,7 +46,7 @@ def test_a_processor_stands_without_its_part_for_videos_and_keeps_its_settings(t
         assert value.equal(again(text=[mark], images=images, return_tensors="pt")[name])
 
 
-def test_a_model_that_brings_no_processor_is_told(tmp_path: Path) -> None:
+def test_a_model_that_brings_no_processor_is_reported(tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "text")
     with pytest.raises(ConfigError, match="has no processor for images"):
         load_processor(plan_of(tmp_path, model), AutoTokenizer.from_pretrained(model))

@@ -12,14 +12,14 @@ VICUNA = (
 )
 QWEN = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 QWEN_VL = {
-    "one": f"{QWEN}<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n⟦Yo.<|im_end|>⟧\n",
+    "single": f"{QWEN}<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n⟦Yo.<|im_end|>⟧\n",
     "many": f"{QWEN}<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n⟦Yo.<|im_end|>⟧\n"
     "<|im_start|>user\nB?<|im_end|>\n<|im_start|>assistant\n⟦C.<|im_end|>⟧\n",
     "system": "<|im_start|>system\nBe.<|im_end|>\n"
     "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n⟦Yo.<|im_end|>⟧\n",
 }
 SHOUTED = {
-    "one": "<s>USER: Hi?\nASSISTANT:⟦ Yo.</s>⟧\n",
+    "single": "<s>USER: Hi?\nASSISTANT:⟦ Yo.</s>⟧\n",
     "many": "<s>USER: Hi?\nASSISTANT:⟦ Yo.</s>⟧\nUSER: B?\nASSISTANT:⟦ C.</s>⟧\n",
     "system": "<s>SYSTEM: Be.\nUSER: Hi?\nASSISTANT:⟦ Yo.</s>⟧\n",
 }
@@ -28,7 +28,7 @@ FAMILIES = {
     "chat_ml": Family(
         "bundled:chat_ml",
         bos="<|endoftext|>",
-        one="<|endoftext|><|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n⟦Yo.<|im_end|>⟧\n",
+        single="<|endoftext|><|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n⟦Yo.<|im_end|>⟧\n",
         many="<|endoftext|><|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n⟦Yo.<|im_end|>⟧\n"
         "<|im_start|>user\nB?<|im_end|>\n<|im_start|>assistant\n⟦C.<|im_end|>⟧\n",
         system="<|endoftext|><|im_start|>system\nBe.<|im_end|>\n"
@@ -41,7 +41,7 @@ FAMILIES = {
         bos="<bos>",
         eos="<eos>",
         control=("<start_of_turn>", "<end_of_turn>"),
-        one="<bos><start_of_turn>user\nHi?<end_of_turn>\n<start_of_turn>model\n⟦Yo.<end_of_turn>⟧\n",
+        single="<bos><start_of_turn>user\nHi?<end_of_turn>\n<start_of_turn>model\n⟦Yo.<end_of_turn>⟧\n",
         many="<bos><start_of_turn>user\nHi?<end_of_turn>\n<start_of_turn>model\n⟦Yo.<end_of_turn>⟧\n"
         "<start_of_turn>user\nB?<end_of_turn>\n<start_of_turn>model\n⟦C.<end_of_turn>⟧\n",
         system="<bos><start_of_turn>user\nBe.\n\nHi?<end_of_turn>\n<start_of_turn>model\n⟦Yo.<end_of_turn>⟧\n",
@@ -51,7 +51,7 @@ FAMILIES = {
         "bundled:gpt2",
         bos="<|endoftext|>",
         eos="<|endoftext|>",
-        one="Hi?<|endoftext|>⟦Yo.<|endoftext|>⟧",
+        single="Hi?<|endoftext|>⟦Yo.<|endoftext|>⟧",
         many="Hi?<|endoftext|>⟦Yo.<|endoftext|>⟧B?<|endoftext|>⟦C.<|endoftext|>⟧",
         system="Be.<|endoftext|>Hi?<|endoftext|>⟦Yo.<|endoftext|>⟧",
     ),
@@ -60,7 +60,7 @@ FAMILIES = {
         bos="<|begin_of_text|>",
         eos="<|eot_id|>",
         control=("<|start_header_id|>", "<|end_header_id|>"),
-        one="<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi?<|eot_id|>"
+        single="<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n⟦Yo.<|eot_id|>⟧",
         many="<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n⟦Yo.<|eot_id|>⟧"
@@ -75,7 +75,7 @@ FAMILIES = {
         bos="<s>",
         eos="<|endoftext|>",
         control=("<|user|>", "<|assistant|>", "<|system|>", "<|end|>"),
-        one="<|user|>\nHi?<|end|>\n<|assistant|>\n⟦Yo.<|end|>⟧\n",
+        single="<|user|>\nHi?<|end|>\n<|assistant|>\n⟦Yo.<|end|>⟧\n",
         many="<|user|>\nHi?<|end|>\n<|assistant|>\n⟦Yo.<|end|>⟧\n<|user|>\nB?<|end|>\n<|assistant|>\n⟦C.<|end|>⟧\n",
         system="<|system|>\nBe.<|end|>\n<|user|>\nHi?<|end|>\n<|assistant|>\n⟦Yo.<|end|>⟧\n",
     ),
@@ -83,7 +83,7 @@ FAMILIES = {
         "bundled:zephyr",
         bos="<s>",
         eos="</s>",
-        one="<|user|>\nHi?</s>\n<|assistant|>\n⟦Yo.</s>⟧\n",
+        single="<|user|>\nHi?</s>\n<|assistant|>\n⟦Yo.</s>⟧\n",
         many="<|user|>\nHi?</s>\n<|assistant|>\n⟦Yo.</s>⟧\n<|user|>\nB?</s>\n<|assistant|>\n⟦C.</s>⟧\n",
         system="<|system|>\nBe.</s>\n<|user|>\nHi?</s>\n<|assistant|>\n⟦Yo.</s>⟧\n",
     ),
@@ -92,7 +92,7 @@ FAMILIES = {
         bos="<s>",
         eos="</s>",
         control=("<image>",),
-        one=f"{VICUNA}USER: Hi? ASSISTANT:⟦ Yo.</s>⟧",
+        single=f"{VICUNA}USER: Hi? ASSISTANT:⟦ Yo.</s>⟧",
         many=f"{VICUNA}USER: Hi? ASSISTANT:⟦ Yo.</s>⟧USER: B? ASSISTANT:⟦ C.</s>⟧",
         system="<s>Be. USER: Hi? ASSISTANT:⟦ Yo.</s>⟧",
         tools=Refused("there is no turn of tool here"),
@@ -101,7 +101,7 @@ FAMILIES = {
     "molmo": Family(
         "bundled:molmo",
         eos="<|endoftext|>",
-        one="User: Hi? Assistant:⟦ Yo.<|endoftext|>⟧",
+        single="User: Hi? Assistant:⟦ Yo.<|endoftext|>⟧",
         many=(
             "User: Hi? Assistant:⟦ Yo.<|endoftext|>⟧",
             "User: Hi? Assistant: Yo. User: B? Assistant:⟦ C.<|endoftext|>⟧",
@@ -118,7 +118,7 @@ FAMILIES = {
     "internvl3": Family(
         "bundled:internvl3",
         control=("<IMG_CONTEXT>",),
-        one="<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n⟦Yo.<|im_end|>⟧\n",
+        single="<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n⟦Yo.<|im_end|>⟧\n",
         many="<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n⟦Yo.<|im_end|>⟧\n"
         "<|im_start|>user\nB?<|im_end|>\n<|im_start|>assistant\n⟦C.<|im_end|>⟧\n",
         system="<|im_start|>system\nBe.<|im_end|>\n"

@@ -44,7 +44,7 @@ class Family:
 
     source: str
     """`bundled:`, `trl:` or `own:` and the name of the template."""
-    one: Expected
+    single: Expected
     many: Expected
     system: Expected
     tools: Expected = NO_TOOLS
@@ -95,11 +95,11 @@ def _message(role: str, content: str | None = None, **others: Any) -> Message:
 
 
 _CALL = ToolCall(id="abcdef123", function=FunctionCall(name="weather", arguments={"city": "Bonn"}))
-_ONE = (_message("user", "Hi?"), _message("assistant", "Yo."))
+_TURN = (_message("user", "Hi?"), _message("assistant", "Yo."))
 CHATS = {
-    "one": _chat(*_ONE),
-    "many": _chat(*_ONE, _message("user", "B?"), _message("assistant", "C.")),
-    "system": _chat(_message("system", "Be."), *_ONE),
+    "single": _chat(*_TURN),
+    "many": _chat(*_TURN, _message("user", "B?"), _message("assistant", "C.")),
+    "system": _chat(_message("system", "Be."), *_TURN),
     "tools": _chat(
         _message("user", "Rain?"),
         _message("assistant", tool_calls=[_CALL]),

@@ -15,8 +15,8 @@ def user(text: str) -> str:
 
 
 def system(date: str, text: str = "", first: str = "") -> str:
-    told = f"{first}Cutting Knowledge Date: December 2023\nToday Date: {date}\n\n{text}"
-    return f"{BOS}<|start_header_id|>system<|end_header_id|>\n\n{told}<|eot_id|>"
+    rendered = f"{first}Cutting Knowledge Date: December 2023\nToday Date: {date}\n\n{text}"
+    return f"{BOS}<|start_header_id|>system<|end_header_id|>\n\n{rendered}<|eot_id|>"
 
 
 IPYTHON = "Environment: ipython\n"
@@ -47,7 +47,7 @@ ASKED_WITH_TOOLS = (
 
 def llama3(date: str) -> dict[str, str]:
     return {
-        "one": f"{system(date)}{user('Hi?')}{ASSISTANT}⟦Yo.<|eot_id|>⟧",
+        "single": f"{system(date)}{user('Hi?')}{ASSISTANT}⟦Yo.<|eot_id|>⟧",
         "many": f"{system(date)}{user('Hi?')}{ASSISTANT}⟦Yo.<|eot_id|>⟧{user('B?')}{ASSISTANT}⟦C.<|eot_id|>⟧",
         "system": f"{system(date, 'Be.')}{user('Hi?')}{ASSISTANT}⟦Yo.<|eot_id|>⟧",
         "tools": f"{system(date, first=IPYTHON)}{user(ASKED_WITH_TOOLS)}"
@@ -63,7 +63,7 @@ DEEPSEEK = (
     "<｜tool▁output▁end｜>", "<｜tool▁sep｜>",
 )  # fmt: skip
 DEEP = {
-    "one": "<｜begin▁of▁sentence｜><｜User｜>Hi?<｜Assistant｜>⟦Yo.<｜end▁of▁sentence｜>⟧",
+    "single": "<｜begin▁of▁sentence｜><｜User｜>Hi?<｜Assistant｜>⟦Yo.<｜end▁of▁sentence｜>⟧",
     "many": "<｜begin▁of▁sentence｜><｜User｜>Hi?<｜Assistant｜>⟦Yo.<｜end▁of▁sentence｜>⟧"
     "<｜User｜>B?<｜Assistant｜>⟦C.<｜end▁of▁sentence｜>⟧",
     "system": "<｜begin▁of▁sentence｜>Be.<｜User｜>Hi?<｜Assistant｜>⟦Yo.<｜end▁of▁sentence｜>⟧",
@@ -74,7 +74,7 @@ FAMILIES = {
         "own:llama2",
         bos="<s>",
         eos="</s>",
-        one="<s>[INST] Hi? [/INST]⟦ Yo. </s>⟧",
+        single="<s>[INST] Hi? [/INST]⟦ Yo. </s>⟧",
         many="<s>[INST] Hi? [/INST]⟦ Yo. </s>⟧<s>[INST] B? [/INST]⟦ C. </s>⟧",
         system="<s>[INST] <<SYS>>\nBe.\n<</SYS>>\n\nHi? [/INST]⟦ Yo. </s>⟧",
         tools=Refused("Conversation roles must alternate"),
@@ -84,7 +84,7 @@ FAMILIES = {
         bos=BOS,
         eos="<|eot_id|>",
         control=HEADERS[:2],
-        one=f"{BOS}{user('Hi?')}{ASSISTANT}⟦Yo.<|eot_id|>⟧",
+        single=f"{BOS}{user('Hi?')}{ASSISTANT}⟦Yo.<|eot_id|>⟧",
         many=f"{BOS}{user('Hi?')}{ASSISTANT}⟦Yo.<|eot_id|>⟧{user('B?')}{ASSISTANT}⟦C.<|eot_id|>⟧",
         system=f"{BOS}<|start_header_id|>system<|end_header_id|>\n\nBe.<|eot_id|>"
         f"{user('Hi?')}{ASSISTANT}⟦Yo.<|eot_id|>⟧",
@@ -96,7 +96,7 @@ FAMILIES = {
         bos="<s>",
         eos="</s>",
         control=("<image>",),
-        one="[INST] Hi? [/INST]⟦ Yo.</s>⟧ ",
+        single="[INST] Hi? [/INST]⟦ Yo.</s>⟧ ",
         many="[INST] Hi? [/INST]⟦ Yo.</s>⟧ [INST] B? [/INST]⟦ C.</s>⟧ ",
         system="<<SYS>>\nBe.\n<</SYS>>\n\n[INST] Hi? [/INST]⟦ Yo.</s>⟧ ",
         tools=Refused("Only user and assistant roles are supported!"),
@@ -105,7 +105,7 @@ FAMILIES = {
         "own:mistral-v1",
         bos="<s>",
         eos="</s>",
-        one="<s> [INST] Hi? [/INST]⟦ Yo.</s>⟧",
+        single="<s> [INST] Hi? [/INST]⟦ Yo.</s>⟧",
         many="<s> [INST] Hi? [/INST]⟦ Yo.</s>⟧ [INST] B? [/INST]⟦ C.</s>⟧",
         system="<s> [INST] Be.\n\nHi? [/INST]⟦ Yo.</s>⟧",
         tools=Refused("only user and assistant speak here"),
@@ -124,7 +124,7 @@ FAMILIES = {
             "[TOOL_RESULTS]",
             "[/TOOL_RESULTS]",
         ),
-        one="<s>[INST] Hi?[/INST]⟦ Yo.</s>⟧",
+        single="<s>[INST] Hi?[/INST]⟦ Yo.</s>⟧",
         many="<s>[INST] Hi?[/INST]⟦ Yo.</s>⟧[INST] B?[/INST]⟦ C.</s>⟧",
         # The system speaks in the last question.
         system="<s>[INST] Be.\n\nHi?[/INST]⟦ Yo.</s>⟧",
@@ -148,7 +148,7 @@ FAMILIES = {
             "[TOOL_RESULTS]",
             "[/TOOL_RESULTS]",
         ),
-        one="<s>[INST]Hi?[/INST]⟦Yo.</s>⟧",
+        single="<s>[INST]Hi?[/INST]⟦Yo.</s>⟧",
         many="<s>[INST]Hi?[/INST]⟦Yo.</s>⟧[INST]B?[/INST]⟦C.</s>⟧",
         system="<s>[SYSTEM_PROMPT]Be.[/SYSTEM_PROMPT][INST]Hi?[/INST]⟦Yo.</s>⟧",
         tools=f"<s>[AVAILABLE_TOOLS][{TOOL}][/AVAILABLE_TOOLS][INST]Rain?[/INST]"

@@ -6,7 +6,7 @@ from __future__ import annotations
 from tests.core.data.tokenize.families.family import NO_TURNS_OF_TOOLS, TOOL, Family, Refused
 
 GEMMA = {
-    "one": "<bos><start_of_turn>user\nHi?<end_of_turn>\n<start_of_turn>model\n⟦Yo.<end_of_turn>⟧\n",
+    "single": "<bos><start_of_turn>user\nHi?<end_of_turn>\n<start_of_turn>model\n⟦Yo.<end_of_turn>⟧\n",
     "many": "<bos><start_of_turn>user\nHi?<end_of_turn>\n<start_of_turn>model\n⟦Yo.<end_of_turn>⟧\n"
     "<start_of_turn>user\nB?<end_of_turn>\n<start_of_turn>model\n⟦C.<end_of_turn>⟧\n",
 }
@@ -24,7 +24,7 @@ GLM_TOOLS = (
     "<arg_key>{arg-key-2}</arg_key>\n<arg_value>{arg-value-2}</arg_value>\n...\n</tool_call>"
 )
 PHI3 = {
-    "one": "<|user|>\nHi?<|end|>\n<|assistant|>\n⟦Yo.<|end|>⟧\n<|endoftext|>",
+    "single": "<|user|>\nHi?<|end|>\n<|assistant|>\n⟦Yo.<|end|>⟧\n<|endoftext|>",
     "many": "<|user|>\nHi?<|end|>\n<|assistant|>\n⟦Yo.<|end|>⟧\n<|user|>\nB?<|end|>\n<|assistant|>\n⟦C.<|end|>⟧\n"
     "<|endoftext|>",
     "system": "<|system|>\nBe.<|end|>\n<|user|>\nHi?<|end|>\n<|assistant|>\n⟦Yo.<|end|>⟧\n<|endoftext|>",
@@ -36,7 +36,7 @@ OLMO_FUNCTIONS = (
     "functions. <functions></functions><|im_end|>\n"
 )
 VLM = {
-    "one": "User: Hi?<end_of_utterance>\nAssistant:⟦ Yo.<end_of_utterance>⟧\n",
+    "single": "User: Hi?<end_of_utterance>\nAssistant:⟦ Yo.<end_of_utterance>⟧\n",
     "many": "User: Hi?<end_of_utterance>\nAssistant:⟦ Yo.<end_of_utterance>⟧\n"
     "User: B?<end_of_utterance>\nAssistant:⟦ C.<end_of_utterance>⟧\n",
     "system": "System: Be.<end_of_utterance>\nUser: Hi?<end_of_utterance>\nAssistant:⟦ Yo.<end_of_utterance>⟧\n",
@@ -80,7 +80,7 @@ FAMILIES = {
             '<|"|>',
             "<|think|>",
         ),
-        one="<bos><|turn>user\nHi?<turn|>\n<|turn>model\n⟦Yo.<turn|>⟧\n",
+        single="<bos><|turn>user\nHi?<turn|>\n<|turn>model\n⟦Yo.<turn|>⟧\n",
         many="<bos><|turn>user\nHi?<turn|>\n<|turn>model\n⟦Yo.<turn|>⟧\n"
         "<|turn>user\nB?<turn|>\n<|turn>model\n⟦C.<turn|>⟧\n",
         system="<bos><|turn>system\nBe.<turn|>\n<|turn>user\nHi?<turn|>\n<|turn>model\n⟦Yo.<turn|>⟧\n",
@@ -100,7 +100,7 @@ FAMILIES = {
         bos="<|startoftext|>",
         eos="<|return|>",
         control=("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>"),
-        one=f"{HI}⟦<|channel|>final<|message|>Yo.<|return|>⟧",
+        single=f"{HI}⟦<|channel|>final<|message|>Yo.<|return|>⟧",
         many=(
             f"{HI}⟦<|channel|>final<|message|>Yo.<|return|>⟧",
             f"{HI}<|channel|>final<|message|>Yo.<|end|><|start|>user<|message|>B?<|end|><|start|>assistant"
@@ -129,7 +129,7 @@ FAMILIES = {
         eos="<|endoftext|>",
         control=("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
         words=("<think>", "</think>", "<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>"),
-        one="[gMASK]<sop><|user|>\nHi?<|assistant|>⟦\n<think></think>\nYo.<|user|>⟧",
+        single="[gMASK]<sop><|user|>\nHi?<|assistant|>⟦\n<think></think>\nYo.<|user|>⟧",
         many="[gMASK]<sop><|user|>\nHi?<|assistant|>⟦\n<think></think>\nYo.<|user|>⟧\nB?<|assistant|>"
         "⟦\n<think></think>\nC.<|user|>⟧",
         system="[gMASK]<sop><|system|>\nBe.<|user|>\nHi?<|assistant|>⟦\n<think></think>\nYo.<|user|>⟧",
@@ -161,7 +161,7 @@ FAMILIES = {
         "own:phi4",
         eos="<|im_end|>",
         control=("<|im_sep|>",),
-        one="<|im_start|>user<|im_sep|>Hi?<|im_end|><|im_start|>assistant<|im_sep|>⟦Yo.<|im_end|>⟧",
+        single="<|im_start|>user<|im_sep|>Hi?<|im_end|><|im_start|>assistant<|im_sep|>⟦Yo.<|im_end|>⟧",
         many="<|im_start|>user<|im_sep|>Hi?<|im_end|><|im_start|>assistant<|im_sep|>⟦Yo.<|im_end|>⟧"
         "<|im_start|>user<|im_sep|>B?<|im_end|><|im_start|>assistant<|im_sep|>⟦C.<|im_end|>⟧",
         system="<|im_start|>system<|im_sep|>Be.<|im_end|>"
@@ -171,7 +171,7 @@ FAMILIES = {
         "own:phi4-mini",
         eos="<|endoftext|>",
         control=("<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|tool|>", "<|/tool|>", "<|tool_response|>"),
-        one="<|user|>Hi?<|end|><|assistant|>⟦Yo.<|end|>⟧<|endoftext|>",
+        single="<|user|>Hi?<|end|><|assistant|>⟦Yo.<|end|>⟧<|endoftext|>",
         many="<|user|>Hi?<|end|><|assistant|>⟦Yo.<|end|>⟧<|user|>B?<|end|><|assistant|>⟦C.<|end|>⟧<|endoftext|>",
         system="<|system|>Be.<|end|><|user|>Hi?<|end|><|assistant|>⟦Yo.<|end|>⟧<|endoftext|>",
     ),
@@ -179,7 +179,7 @@ FAMILIES = {
         "own:olmo2",
         bos="<|endoftext|>",
         eos="<|endoftext|>",
-        one="<|endoftext|><|user|>\nHi?\n<|assistant|>\n⟦Yo.<|endoftext|>⟧",
+        single="<|endoftext|><|user|>\nHi?\n<|assistant|>\n⟦Yo.<|endoftext|>⟧",
         many="<|endoftext|><|user|>\nHi?\n<|assistant|>\n⟦Yo.<|endoftext|>⟧\n"
         "<|user|>\nB?\n<|assistant|>\n⟦C.<|endoftext|>⟧",
         system="<|endoftext|><|system|>\nBe.\n<|user|>\nHi?\n<|assistant|>\n⟦Yo.<|endoftext|>⟧",
@@ -190,7 +190,7 @@ FAMILIES = {
         bos="<|endoftext|>",
         eos="<|endoftext|>",
         control=("<|im_end|>",),
-        one=f"{OLMO_FUNCTIONS}<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n⟦Yo.<|endoftext|>⟧",
+        single=f"{OLMO_FUNCTIONS}<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n⟦Yo.<|endoftext|>⟧",
         many=(
             f"{OLMO_FUNCTIONS}<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n⟦Yo.<|endoftext|>⟧",
             f"{OLMO_FUNCTIONS}<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nYo.<|im_end|>\n"
@@ -203,7 +203,7 @@ FAMILIES = {
         "own:granite3",
         eos="<|end_of_text|>",
         control=("<|start_of_role|>", "<|end_of_role|>", "<|tool_call|>"),
-        one="<|start_of_role|>user<|end_of_role|>Hi?<|end_of_text|>\n"
+        single="<|start_of_role|>user<|end_of_role|>Hi?<|end_of_text|>\n"
         "<|start_of_role|>assistant<|end_of_role|>⟦Yo.<|end_of_text|>⟧\n",
         many="<|start_of_role|>user<|end_of_role|>Hi?<|end_of_text|>\n"
         "<|start_of_role|>assistant<|end_of_role|>⟦Yo.<|end_of_text|>⟧\n"
@@ -223,7 +223,7 @@ FAMILIES = {
         bos="<BOS_TOKEN>",
         eos="<|END_OF_TURN_TOKEN|>",
         control=("<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|SYSTEM_TOKEN|>"),
-        one=f"{COMMAND}{CHATBOT}⟦Yo.<|END_OF_TURN_TOKEN|>⟧",
+        single=f"{COMMAND}{CHATBOT}⟦Yo.<|END_OF_TURN_TOKEN|>⟧",
         many=f"{COMMAND}{CHATBOT}⟦Yo.<|END_OF_TURN_TOKEN|>⟧"
         f"<|START_OF_TURN_TOKEN|><|USER_TOKEN|>B?<|END_OF_TURN_TOKEN|>{CHATBOT}⟦C.<|END_OF_TURN_TOKEN|>⟧",
         system="<BOS_TOKEN><|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>Be.<|END_OF_TURN_TOKEN|>"

@@ -19,8 +19,8 @@ TOOLS = (
 RAIN = "<|im_start|>user\nRain?<|im_end|>\n<|im_start|>assistant\n"
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bonn"}}\n</tool_call><|im_end|>'
 RESULT = "<|im_start|>user\n<tool_response>\nno\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
-ONE = "<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\n"
-TWO = "<|im_start|>user\nTwo?<|im_end|>\n<|im_start|>assistant\n"
+FIRST_QUESTION = "<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\n"
+SECOND_QUESTION = "<|im_start|>user\nTwo?<|im_end|>\n<|im_start|>assistant\n"
 XML_TOOLS = (
     "\n\nIf you choose to call a function ONLY reply in the following format with NO suffix:\n\n"
     "<tool_call>\n<function=example_function_name>\n<parameter=example_parameter_1>\nvalue_1\n</parameter>\n"
@@ -33,9 +33,9 @@ XML_TOOLS = (
     "do not tell the user about function calls\n</IMPORTANT>"
 )
 WORDS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
-PICTURES = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+IMAGE_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 PLAIN = {
-    "one": f"{TURN}⟦Yo.<|im_end|>⟧\n",
+    "single": f"{TURN}⟦Yo.<|im_end|>⟧\n",
     "many": f"{TURN}⟦Yo.<|im_end|>⟧\n{SECOND}⟦C.<|im_end|>⟧\n",
     "system": f"{BE}{TURN}⟦Yo.<|im_end|>⟧\n",
 }
@@ -44,22 +44,22 @@ CALLS = f"<|im_start|>system\n{TOOLS}{RAIN}⟦{CALL}⟧\n{RESULT}⟦No.<|im_end|
 FAMILIES = {
     "qwen2": Family(
         "own:qwen2",
-        one=f"{HELPFUL}{TURN}⟦Yo.<|im_end|>⟧\n",
+        single=f"{HELPFUL}{TURN}⟦Yo.<|im_end|>⟧\n",
         many=f"{HELPFUL}{TURN}⟦Yo.<|im_end|>⟧\n{SECOND}⟦C.<|im_end|>⟧\n",
         system=f"{BE}{TURN}⟦Yo.<|im_end|>⟧\n",
     ),
     "qwen2.5": Family(
         "trl:qwen2_5",
         words=WORDS[2:],
-        one=f"<|im_start|>system\n{ALIBABA}<|im_end|>\n{TURN}⟦Yo.<|im_end|>⟧\n",
+        single=f"<|im_start|>system\n{ALIBABA}<|im_end|>\n{TURN}⟦Yo.<|im_end|>⟧\n",
         many=f"<|im_start|>system\n{ALIBABA}<|im_end|>\n{TURN}⟦Yo.<|im_end|>⟧\n{SECOND}⟦C.<|im_end|>⟧\n",
         system=f"{BE}{TURN}⟦Yo.<|im_end|>⟧\n",
         tools=f"<|im_start|>system\n{ALIBABA}\n\n{TOOLS}{RAIN}⟦{CALL}⟧\n{RESULT}⟦No.<|im_end|>⟧\n",
     ),
     "qwen2.5-vl": Family(
         "trl:qwen2_5_vl",
-        control=PICTURES,
-        one=f"{HELPFUL}{TURN}⟦Yo.<|im_end|>⟧\n",
+        control=IMAGE_TOKENS,
+        single=f"{HELPFUL}{TURN}⟦Yo.<|im_end|>⟧\n",
         many=f"{HELPFUL}{TURN}⟦Yo.<|im_end|>⟧\n{SECOND}⟦C.<|im_end|>⟧\n",
         system=f"{BE}{TURN}⟦Yo.<|im_end|>⟧\n",
     ),
@@ -67,7 +67,7 @@ FAMILIES = {
     "qwen3": Family(
         "trl:qwen3",
         words=WORDS,
-        one=f"{TURN}⟦<think>\n\n</think>\n\nYo.<|im_end|>⟧\n",
+        single=f"{TURN}⟦<think>\n\n</think>\n\nYo.<|im_end|>⟧\n",
         many=(
             f"{TURN}⟦<think>\n\n</think>\n\nYo.<|im_end|>⟧\n",
             f"{TURN}Yo.<|im_end|>\n{SECOND}⟦<think>\n\n</think>\n\nC.<|im_end|>⟧\n",
@@ -78,18 +78,18 @@ FAMILIES = {
             f"<|im_start|>system\n{TOOLS}{RAIN}{CALL}\n{RESULT}⟦<think>\n\n</think>\n\nNo.<|im_end|>⟧\n",
         ),
         reasoning=(
-            f"{ONE}⟦<think>\nhm\n</think>\n\n1.<|im_end|>⟧\n",
-            f"{ONE}1.<|im_end|>\n{TWO}⟦<think>\nso\n</think>\n\n2.<|im_end|>⟧\n",
+            f"{FIRST_QUESTION}⟦<think>\nhm\n</think>\n\n1.<|im_end|>⟧\n",
+            f"{FIRST_QUESTION}1.<|im_end|>\n{SECOND_QUESTION}⟦<think>\nso\n</think>\n\n2.<|im_end|>⟧\n",
         ),
     ),
     "qwen3-2507": Family("trl:qwen3_instruct_2507", words=WORDS, **PLAIN, tools=CALLS, reasoning=NO_THOUGHTS),
-    "qwen3-vl": Family("trl:qwen3_vl", control=PICTURES, words=WORDS, **PLAIN, tools=CALLS),
+    "qwen3-vl": Family("trl:qwen3_vl", control=IMAGE_TOKENS, words=WORDS, **PLAIN, tools=CALLS),
     # Opens the thought in the prompt of inference.
     "qwen3.5": Family(
         "trl:qwen3_5_think",
-        control=PICTURES,
+        control=IMAGE_TOKENS,
         words=WORDS,
-        one=f"{TURN}<think>\n⟦\n</think>\n\nYo.<|im_end|>⟧\n",
+        single=f"{TURN}<think>\n⟦\n</think>\n\nYo.<|im_end|>⟧\n",
         many=(
             f"{TURN}<think>\n⟦\n</think>\n\nYo.<|im_end|>⟧\n",
             f"{TURN}Yo.<|im_end|>\n{SECOND}<think>\n⟦\n</think>\n\nC.<|im_end|>⟧\n",
@@ -100,15 +100,15 @@ FAMILIES = {
         "⟦\n</think>\n\n<tool_call>\n<function=weather>\n<parameter=city>\nBonn\n</parameter>\n</function>\n</tool_call>"
         f"<|im_end|>⟧\n{RESULT}<think>\n⟦\n</think>\n\nNo.<|im_end|>⟧\n",
         reasoning=(
-            f"{ONE}<think>\n⟦hm\n</think>\n\n1.<|im_end|>⟧\n",
-            f"{ONE}1.<|im_end|>\n{TWO}<think>\n⟦so\n</think>\n\n2.<|im_end|>⟧\n",
+            f"{FIRST_QUESTION}<think>\n⟦hm\n</think>\n\n1.<|im_end|>⟧\n",
+            f"{FIRST_QUESTION}1.<|im_end|>\n{SECOND_QUESTION}<think>\n⟦so\n</think>\n\n2.<|im_end|>⟧\n",
         ),
     ),
     "nemotron3": Family(
         "trl:nemotron_3_nano",
         words=WORDS,
         opens_thought=True,
-        one=f"<|im_start|>system\n<|im_end|>\n{TURN}<think>⟦</think>Yo.<|im_end|>⟧\n",
+        single=f"<|im_start|>system\n<|im_end|>\n{TURN}<think>⟦</think>Yo.<|im_end|>⟧\n",
         many=f"<|im_start|>system\n<|im_end|>\n{TURN}<think>⟦</think>Yo.<|im_end|>⟧\n"
         f"{SECOND}<think>⟦</think>C.<|im_end|>⟧\n",
         system=f"{BE}{TURN}<think>⟦</think>Yo.<|im_end|>⟧\n",
@@ -120,9 +120,9 @@ FAMILIES = {
         "<|im_end|>⟧\n<|im_start|>user\n<tool_response>\nno\n</tool_response>\n<|im_end|>\n<|im_start|>assistant\n"
         "<think>⟦</think>No.<|im_end|>⟧\n",
         reasoning=(
-            f"<|im_start|>system\n<|im_end|>\n{ONE}<think>\n⟦hm\n</think>\n1.<|im_end|>⟧\n",
-            f"<|im_start|>system\n<|im_end|>\n{ONE}<think></think>\n1.<|im_end|>\n"
-            f"{TWO}<think>\n⟦so\n</think>\n2.<|im_end|>⟧\n",
+            f"<|im_start|>system\n<|im_end|>\n{FIRST_QUESTION}<think>\n⟦hm\n</think>\n1.<|im_end|>⟧\n",
+            f"<|im_start|>system\n<|im_end|>\n{FIRST_QUESTION}<think></think>\n1.<|im_end|>\n"
+            f"{SECOND_QUESTION}<think>\n⟦so\n</think>\n2.<|im_end|>⟧\n",
         ),
     ),
     # Writes tools and their results, but no calls.
@@ -130,7 +130,7 @@ FAMILIES = {
         "trl:lfm2",
         bos="<|startoftext|>",
         control=("<|tool_list_start|>", "<|tool_list_end|>", "<|tool_response_start|>", "<|tool_response_end|>"),
-        one=f"<|startoftext|>{TURN}⟦Yo.<|im_end|>⟧\n",
+        single=f"<|startoftext|>{TURN}⟦Yo.<|im_end|>⟧\n",
         many=f"<|startoftext|>{TURN}⟦Yo.<|im_end|>⟧\n{SECOND}⟦C.<|im_end|>⟧\n",
         system=f"<|startoftext|>{BE}{TURN}⟦Yo.<|im_end|>⟧\n",
         tools=Refused("turn 1: the chat template does not write its tool call"),
@@ -139,21 +139,21 @@ FAMILIES = {
         "trl:lfm2_2_5",
         bos="<|startoftext|>",
         control=("<|tool_call_start|>", "<|tool_call_end|>"),
-        one=f"<|startoftext|>{TURN}⟦Yo.<|im_end|>⟧\n",
+        single=f"<|startoftext|>{TURN}⟦Yo.<|im_end|>⟧\n",
         many=f"<|startoftext|>{TURN}⟦Yo.<|im_end|>⟧\n{SECOND}⟦C.<|im_end|>⟧\n",
         system=f"<|startoftext|>{BE}{TURN}⟦Yo.<|im_end|>⟧\n",
         tools=f"<|startoftext|><|im_start|>system\nList of tools: [{TOOL}]<|im_end|>\n{RAIN}"
         "⟦<|tool_call_start|>[weather(city='Bonn')]<|tool_call_end|><|im_end|>⟧\n"
         "<|im_start|>tool\nno<|im_end|>\n<|im_start|>assistant\n⟦No.<|im_end|>⟧\n",
         reasoning=(
-            f"<|startoftext|>{ONE}⟦<think>hm</think>1.<|im_end|>⟧\n",
-            f"<|startoftext|>{ONE}1.<|im_end|>\n{TWO}⟦<think>so</think>2.<|im_end|>⟧\n",
+            f"<|startoftext|>{FIRST_QUESTION}⟦<think>hm</think>1.<|im_end|>⟧\n",
+            f"<|startoftext|>{FIRST_QUESTION}1.<|im_end|>\n{SECOND_QUESTION}⟦<think>so</think>2.<|im_end|>⟧\n",
         ),
     ),
     "smollm2": Family(
         "own:smollm2",
         bos="<|im_start|>",
-        one="<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        single="<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         f"{TURN}⟦Yo.<|im_end|>⟧\n",
         many="<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
         f"{TURN}⟦Yo.<|im_end|>⟧\n{SECOND}⟦C.<|im_end|>⟧\n",

@@ -43,9 +43,9 @@ def read(path: Path, name: str, **kwargs: Any) -> list[Row | RejectedRow]:
     return list(dataset_for(DatasetParams(dataset_name=name, dataset_path=str(path), dataset_kwargs=kwargs)).rows())
 
 
-def said(chat: Any) -> list[str]:
+def texts(chat: Any) -> list[str]:
     assert isinstance(chat, Conversation), chat
-    return [f"{one.role}: {one.text}" for one in chat.messages]
+    return [f"{message.role}: {message.text}" for message in chat.messages]
 
 
 PAIRS = {
@@ -56,26 +56,26 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("kind", PAIRS)
-def test_a_prompt_that_answers_repeat_is_said_once(kind: str) -> None:
+def test_a_prompt_that_answers_repeat_is_reported_once(kind: str) -> None:
     pair = value_of(PAIRS[kind])
     assert isinstance(pair, Preference), pair
-    assert [text.strip() for text in said(pair.chosen)] == ["user: Q", "assistant: A"]
+    assert [text.strip() for text in texts(pair.chosen)] == ["user: Q", "assistant: A"]
 
 
 def test_a_system_turn_of_the_answers_leads() -> None:
     pair = value_of({"prompt": "Q", "chosen": [SYSTEM, USER, ASSISTANT], "rejected": [SYSTEM, USER, WORSE]})
-    assert said(pair.chosen) == ["system: S", "user: Q", "assistant: A"]
+    assert texts(pair.chosen) == ["system: S", "user: Q", "assistant: A"]
     pair = value_of({"prompt": [SYSTEM, USER], "chosen": [USER, ASSISTANT], "rejected": [USER, WORSE]})
-    assert said(pair.rejected) == ["system: S", "user: Q", "assistant: B"]
+    assert texts(pair.rejected) == ["system: S", "user: Q", "assistant: B"]
     other = [{"role": "user", "content": "Else?"}, ASSISTANT]
     assert "not the prompt" in value_of({"prompt": "Q", "chosen": other, "rejected": [USER, WORSE]})
 
 
-@pytest.mark.parametrize(("label", "wanted"), [(1, True), (0, False), ("true", True), ("0", False), (True, True)])
-def test_a_label_of_any_spelling_judges(label: Any, wanted: bool) -> None:
+@pytest.mark.parametrize(("label", "expected"), [(1, True), (0, False), ("true", True), ("0", False), (True, True)])
+def test_a_label_of_any_spelling_judges(label: Any, expected: bool) -> None:
     judged = value_of({"prompt": "Q", "completion": "A", "label": label})
     assert isinstance(judged, Judged)
-    assert judged.is_good is wanted
+    assert judged.is_good is expected
 
 
 def test_judged_completions_are_read_from_csv(tmp_path: Path) -> None:
@@ -88,10 +88,10 @@ def test_chats_are_read_from_csv(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f'messages\n"{cell}"\n')
     (row,) = read(tmp_path / "a.csv", "text_sft")
     assert isinstance(row, Row), row
-    assert said(row.value) == ["user: Q", "assistant: A"]
+    assert texts(row.value) == ["user: Q", "assistant: A"]
 
 
-def test_two_columns_of_one_name_are_told(tmp_path: Path) -> None:
+def test_two_columns_of_one_name_are_reported(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("instruction,output,output\nQ,A,B\n")
     with pytest.raises(DataError, match=r"a\.csv:1: two columns have the same name: output"):
         read(tmp_path / "a.csv", "text_sft")
@@ -101,10 +101,10 @@ def test_a_system_column_leads_the_turns_of_any_data_set(tmp_path: Path) -> None
     (tmp_path / "a.jsonl").write_text(json.dumps({"system": "S", "messages": [USER, ASSISTANT]}))
     (row,) = read(tmp_path / "a.jsonl", "allenai/tulu-3-sft-mixture")
     assert isinstance(row, Row), row
-    assert said(row.value)[0] == "system: S"
+    assert texts(row.value)[0] == "system: S"
 
 
-def test_keys_that_only_other_rows_have_are_not_said(tmp_path: Path) -> None:
+def test_keys_that_only_other_rows_have_are_not_reported(tmp_path: Path) -> None:
     def call(arguments: Any) -> dict[str, Any]:
         function = {"name": "f", "arguments": arguments}
         return {"messages": [USER, {"role": "assistant", "tool_calls": [{"function": function}]}]}
@@ -118,7 +118,7 @@ def test_keys_that_only_other_rows_have_are_not_said(tmp_path: Path) -> None:
     assert second.value.messages[1].tool_calls[0].function.values() == {"n": 1}
 
 
-def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_files_of_one_name_are_distinguished(tmp_path: Path) -> None:
     for folder in ("a", "b", ".hidden"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "x.jsonl").write_text(json.dumps({"text": folder}))
@@ -129,7 +129,7 @@ def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert FileSource(tmp_path, "set").content() != before
 
 
-def test_rows_of_one_line_are_told_apart(tmp_path: Path) -> None:
+def test_rows_of_one_line_are_distinguished(tmp_path: Path) -> None:
     row = {"messages": [USER, ASSISTANT]}
     (tmp_path / "a.json").write_text(json.dumps([row, {"messages": [USER, WORSE]}, row]))
     tokenizer = byte_tokenizer()
@@ -142,11 +142,11 @@ def test_a_turn_that_is_not_to_be_trained_is_not_where_all_is() -> None:
     turns = [(Role.USER, "Q", None), (Role.ASSISTANT, "A", False), (Role.USER, "R", None), (Role.ASSISTANT, "B", None)]
     chat = Conversation(messages=[Message(role=role, content=text, train=train) for role, text, train in turns])
     tokenizer = byte_tokenizer()
-    (made,) = RowTokenizer(tokenizer, Template(tokenizer, CHATML), TokenizeSpec("all")).make(
+    (example,) = RowTokenizer(tokenizer, Template(tokenizer, CHATML), TokenizeSpec("all")).make(
         [Row(chat, Source("set", "x", 1))]
     )
-    assert not isinstance(made, RejectedRow)
-    assert draw(made.examples[0], tokenizer) == (
+    assert not isinstance(example, RejectedRow)
+    assert draw(example.examples[0], tokenizer) == (
         "[<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n]A<|im_end|>[\n"
         "<|im_start|>user\nR<|im_end|>\n<|im_start|>assistant\nB<|im_end|>\n]"
     )
@@ -168,7 +168,7 @@ def test_a_wrong_value_is_a_bad_row(kind: str) -> None:
     assert isinstance(value_of(BAD[kind]), str)
 
 
-def test_a_fault_of_ones_own_code_names_the_row(tmp_path: Path) -> None:
+def test_a_fault_custom_code_names_the_row(tmp_path: Path) -> None:
     class Fragile(BaseSftDataset):
         def transform_conversation(self, example: Any) -> Any:
             return {"messages": [USER, {"role": "assistant", "content": example["xs"][0]}]}
@@ -179,17 +179,19 @@ def test_a_fault_of_ones_own_code_names_the_row(tmp_path: Path) -> None:
     assert row.reason == "list index out of range"
 
 
-@pytest.mark.parametrize(("split", "wanted"), [("train", ["a", "b"]), ("test", ["c"]), ("validation", ["d"])])
-def test_of_a_directory_only_the_split_is_read_that_is_asked_for(tmp_path: Path, split: str, wanted: list[str]) -> None:
+@pytest.mark.parametrize(("split", "expected"), [("train", ["a", "b"]), ("test", ["c"]), ("validation", ["d"])])
+def test_of_a_directory_only_the_split_is_read_that_is_requested(
+    tmp_path: Path, split: str, expected: list[str]
+) -> None:
     (tmp_path / "dev").mkdir()
     names = {"train-0.jsonl": "a", "my_train.jsonl": "b", "test.jsonl": "c", "dev/x.jsonl": "d"}
     for name, text in names.items():
         (tmp_path / name).write_text(json.dumps({"text": text}))
     rows = dataset_for(DatasetParams(dataset_name="text", dataset_path=str(tmp_path), split=split)).raw_rows()
-    assert sorted(row.value["text"] for row in rows if isinstance(row, Row)) == wanted
+    assert sorted(row.value["text"] for row in rows if isinstance(row, Row)) == expected
 
 
-def test_a_split_that_no_file_of_a_directory_names_is_told(tmp_path: Path) -> None:
+def test_a_split_that_no_file_of_a_directory_names_is_reported(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text(json.dumps({"text": "c"}))
     params = DatasetParams(dataset_name="text", dataset_path=str(tmp_path))
     with pytest.raises(DataError, match="no file of split 'train'; the file names contain test"):

@@ -28,24 +28,24 @@ SIZES = {"debug_sft": 5, "debug_pretraining": 1000, "debug_dpo": 5, "debug_kto":
 
 @pytest.mark.parametrize("name", FIRST)
 def test_debug_rows_are_the_same_each_time_and_counted(name: str) -> None:
-    once, again = (made(name) for _ in range(2))
+    once, again = (build(name) for _ in range(2))
     values = [row.value for row in once.rows() if isinstance(row, Row)]
     assert shown(values[0]) == FIRST[name]
     assert values == [row.value for row in again.rows() if isinstance(row, Row)]
     assert once.count() == len(once) == len(values) == SIZES[name]
-    assert once.content() == again.content() != made(name, dataset_size=3).content()
-    assert made(name, dataset_size=3).count() == 3
+    assert once.content() == again.content() != build(name, dataset_size=3).content()
+    assert build(name, dataset_size=3).count() == 3
     assert str(next(once.raw_rows()).source) == f"{name}[train]:0"
 
 
 @pytest.mark.parametrize("size", [0, "many"])
 def test_a_size_that_is_none_is_refused(size: Any) -> None:
     with pytest.raises(ConfigError, match=r"dataset_size: got .+, must be a whole number"):
-        made("debug_sft", dataset_size=size)
+        build("debug_sft", dataset_size=size)
 
 
 def test_quickstart_chats_are_elements_too() -> None:
-    chats = made("oumi/quickstart", num_rows=3)
+    chats = build("oumi/quickstart", num_rows=3)
     assert len(chats) == chats.count() == 3
     assert [row.value for row in chats.rows()] == [chats.conversation(i) for i in range(3)]
 
@@ -63,8 +63,8 @@ def test_vectors_with_classes_are_a_data_set_of_torch_and_no_rows() -> None:
     assert set(batch["labels"].tolist()) <= {0, 1}
     assert torch.equal(DebugClassificationDataset(dataset_size=4, feature_dim=3).features, vectors.features)
     with pytest.raises(ConfigError, match="has no rows to train on"):
-        made("debug_classfication")
+        build("debug_classfication")
 
 
-def made(name: str, **kwargs: Any) -> Any:
+def build(name: str, **kwargs: Any) -> Any:
     return dataset_for(DatasetParams(dataset_name=name, dataset_kwargs=kwargs))
