@@ -129,6 +129,18 @@ def test_a_rank_whose_peer_is_killed_says_so(tmp_path: Path) -> None:
     assert "Traceback" not in text
 
 
+@pytest.mark.parametrize("name", ["plan.json", "config.json"])
+def test_a_main_rank_that_cannot_write_stops_all(tmp_path: Path, name: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).symlink_to("/dev/full")
+    tiny_config(tmp_path, max_steps=2, save_final_model=True).to_yaml(tmp_path / "ranks.yaml")
+    command = ("-m", "oumi", "train", "-c", str(tmp_path / "ranks.yaml"))
+    (main, text), (other, message) = run_ranks(2, *command, folder=tmp_path)
+    assert (main, other != 0) == (74, True), text + message
+    assert "rank 0 stopped" in message
+    assert "Traceback" not in text + message
+
+
 def assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 1e-5) -> None:
     assert actual.keys() == expected.keys()
     for name, weight in expected.items():
