@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
 from oumi.core.batch import collate
-from oumi.core.configs import TrainingConfig
+from oumi.core.configs import PeftParams, TrainingConfig
 from oumi.core.data.training_data import read_training_data
 from oumi.core.engine.gradients import add_gradients
 from oumi.core.inspect import gather_facts
@@ -21,7 +21,7 @@ from oumi.core.plan.plan import make_plan
 from oumi.core.train import train
 from oumi.core.trainers.native import NativeTrainer
 from tests.runs import build, losses, records, tiny_config
-from tests.tiny import write_pairs
+from tests.tiny import save_tiny_model, write_pairs
 
 BETA = 0.3
 
@@ -131,6 +131,41 @@ def test_below_an_adapter_the_model_is_its_own_reference(tmp_path: Path) -> None
     assert steps[0]["loss"] == pytest.approx(0.693147, abs=1e-5)
     assert steps[0]["rewards/margins"] == pytest.approx(0, abs=1e-4)
     assert steps[-1]["loss"] < 0.5
+
+
+@pytest.mark.parametrize(
+    "peft",
+    [
+        None,
+        {"lora_bias": "none"},
+        {"lora_bias": "all"},
+        {"lora_bias": "lora_only"},
+        {"lora_init_weights": "pissa"},
+        {"lora_init_weights": "olora"},
+        {"lora_modules_to_save": ["lm_head"]},
+    ],
+    ids=str,
+)
+def test_no_trained_weight_changes_the_reference(tmp_path: Path, peft: dict[str, Any] | None) -> None:
+    save_tiny_model(tmp_path / "model", attention_bias=True)
+    config = dpo_config(tmp_path, use_peft=peft is not None)
+    config.peft = PeftParams(lora_target_modules=["q_proj", "v_proj"], **(peft or {}))
+    run = build(config, NativeTrainer).run
+    batch = next(run.loader.from_step(0))[0]
+    before = run.method.loss(run.model, batch)
+    assert before.metrics["rewards/margins"].item() == pytest.approx(0, abs=1e-4), "the model is its own reference"
+    with torch.no_grad():
+        for weight in run.model.parameters():
+            if weight.requires_grad:
+                weight.add_(0.3 * torch.randn_like(weight))
+    after = run.method.loss(run.model, batch)
+    for kind in ("chosen", "rejected"):
+        # A reward is beta times the log-probability of the model less that of the reference.
+        of_reference = [
+            loss.metrics[f"logps/{kind}"] - loss.metrics[f"rewards/{kind}"] / BETA for loss in (before, after)
+        ]
+        assert of_reference[1].item() == pytest.approx(of_reference[0].item(), abs=1e-3)
+        assert after.metrics[f"rewards/{kind}"].abs().item() > 5e-3, "the model itself has moved"
 
 
 def test_pairs_that_were_not_trained_are_measured(tmp_path: Path) -> None:

@@ -18,15 +18,15 @@ from oumi.core.plan.parts import Plan
 def build_reference(plan: Plan, device: torch.device, model: Any) -> Callable[[Batch], Prediction]:
     """Returns a function that computes the predictions of the model as the plan names it, before any step.
 
-    If this run adds a new adapter, the reference is the model in training with its adapter disabled, since its base
-    weights do not change. Otherwise it is a frozen copy.
+    If the weights below a new adapter do not change, the reference is the model in training with its adapter disabled.
+    Otherwise it is a frozen copy.
 
     Args:
         plan: The plan of the run.
         device: Device of the copy.
         model: The model in training, as the loop calls it.
     """
-    if plan.lora is not None and plan.model.adapter is None:
+    if plan.base_is_reference:
         reference, context = model, model.inner.disable_adapter
     else:
         # With the same seed, a model with random weights begins with the weights that the run began with.

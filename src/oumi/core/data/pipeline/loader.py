@@ -26,6 +26,8 @@ Collate = Callable[[Sequence[Example]], Batch]
 """Returns examples as one batch."""
 _MAX_ORDERED = 1 << 20
 """Rows of a run up to which `most_tokens` computes their order."""
+_MAX_ORDERED_EPOCHS = 100
+"""Epochs up to which it does: the order of one takes milliseconds, however few rows it has."""
 _STEPS_AHEAD = 2
 """Steps that are read while another one is trained."""
 
@@ -111,11 +113,12 @@ def most_tokens(lengths: npt.NDArray[np.int64], steps: StepsPlan, seed: int) -> 
     num_rows, size = len(lengths), steps.micro_batch_rows
     assert steps.total is not None, "the plan has the number of rows"
     num_positions = steps.total * steps.rows_per_step
-    # The bound: the longest rows of all in one micro-batch.
-    if num_positions > _MAX_ORDERED:
-        return int(np.sort(lengths)[-size:].sum())
+    num_epochs = -(-steps.total // (steps.per_epoch or 1))
+    bound = int(np.sort(lengths)[-size:].sum())  # the longest rows of all in one micro-batch
+    if num_positions > _MAX_ORDERED or num_epochs > _MAX_ORDERED_EPOCHS:
+        return bound
     most = 0
-    for epoch in range(-(-steps.total // (steps.per_epoch or 1))):
+    for epoch in range(num_epochs):
         # The last epoch may end early.
         num_left = min(num_rows, num_positions - epoch * (steps.per_epoch or 1) * steps.rows_per_step)
         order = permute(np.arange(num_left), num_rows, seed, epoch)
