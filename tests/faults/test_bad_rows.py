@@ -105,18 +105,19 @@ CHATS: dict[str, tuple[str, Fate]] = {
 
 PAIR = {"prompt": "Hi?", "chosen": "Yo.", "rejected": "No."}
 ANSWER_BEYOND = f"every trained token of an answer lies beyond model_max_length {MAX_LENGTH}"
+NO_PROMPT_LEFT = f"no prompt is left before an answer within model_max_length {MAX_LENGTH}"
 PAIRS: dict[str, tuple[str, Fate]] = {
     "trained": (json.dumps(PAIR), "trained"),
     "turns": (json.dumps({**PAIR, "chosen": [turn("assistant", "Yo.")]}), "trained"),
     "a long answer": (
         json.dumps({**PAIR, "chosen": "b" + LONG}),
-        {"right": "truncated", "left": "truncated", "reject": TOO_LONG},
+        {"right": "truncated", "left": NO_PROMPT_LEFT, "reject": TOO_LONG},
     ),
     "answers that differ late": (
         json.dumps({**PAIR, "chosen": LONG + "a", "rejected": LONG + "b"}),
         {
             "right": f"the answers are the same within model_max_length {MAX_LENGTH}",
-            "left": "truncated",
+            "left": NO_PROMPT_LEFT,
             "reject": TOO_LONG,
         },
     ),

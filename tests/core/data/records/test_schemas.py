@@ -136,7 +136,7 @@ def test_a_row_of_another_shape_than_the_first_is_refused() -> None:
         ({"messages": [{**turns(USER)[0], "tool_calls": [{"name": "f"}]}]}, "turn 0: 'tool_calls' of user; only the"),
         ({"messages": [*turns(USER), {"role": "assistant", "content": None}]}, "turn 1: the content must be text, got"),
         ({"messages": turns(SYSTEM, USER, SYSTEM, ASSISTANT)}, "turn 2: a second system turn"),
-        ({"chosen": "a", "rejected": "b"}, "'chosen' and 'rejected' begin differently"),
+        ({"chosen": "a", "rejected": "b"}, "no prompt before an answer: expected text in 'prompt'"),
         ({"prompt": "q", "chosen": "a", "rejected": "a"}, "'chosen' and 'rejected' are the same"),
         ({"prompt": "q", "chosen": 3, "rejected": "a"}, "'chosen' must be text or turns, got a number"),
         ({"prompt": "q", "chosen": [], "rejected": "a"}, "no turn of the assistant"),

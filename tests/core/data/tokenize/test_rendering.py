@@ -146,6 +146,22 @@ def test_both_answers_of_a_preference_follow_the_same_prompt() -> None:
     assert isinstance(encode(Prompt((message("user", "Q"),), {})), RejectedRow)
 
 
+def test_answers_to_different_prompts_are_no_pair() -> None:
+    chosen = chat(message("user", "A?"), message("assistant", "a"), message("user", "B?"), message("assistant", "good"))
+    rejected = chat(message("user", "A?"), message("assistant", "bad"))
+    result = encode(Preference(chosen, rejected))
+    assert isinstance(result, RejectedRow)
+    assert result.reason == "'chosen' and 'rejected' differ before their last turn: they answer different prompts"
+
+
+def test_both_answers_of_a_pair_lose_the_same_part_of_the_prompt() -> None:
+    pair = Preference(Completion("abcdef", "xy"), Completion("abcdef", "z"))  # nine and eight tokens with their ends
+    assert drawn(pair, max_length=6, truncation="left") == ["def[xy<|im_end|>]", "def[z<|im_end|>]"]
+    result = encode(pair, max_length=3, truncation="left")
+    assert isinstance(result, RejectedRow)
+    assert result.reason == "no prompt is left before an answer within model_max_length 3"
+
+
 LONG = Text("abcdefghij")  # eleven tokens with its end
 CUT = {
     None: (["[abcd]", "[efgh]", "[ij<|im_end|>]"], 0),

@@ -189,8 +189,10 @@ def _preference(record: Mapping[str, Any]) -> Preference:
     pair = [taught(chat_of(_joined(prompt, answer), record)) for answer in (chosen, rejected)]
     if pair[0].messages == pair[1].messages:
         raise UnusableValue("'chosen' and 'rejected' are the same, so there is nothing to learn")
-    if pair[0].messages[0] != pair[1].messages[0]:
-        raise UnusableValue("'chosen' and 'rejected' begin differently, so they do not answer the same prompt")
+    if any(len(chat.messages) < 2 for chat in pair):
+        raise UnusableValue(
+            "no prompt before an answer: expected text in 'prompt', or all turns in 'chosen' and 'rejected'"
+        )
     return Preference(*pair)
 
 

@@ -213,6 +213,11 @@ class Encoder:
             examples = tuple(_joined([part], row) for part in parts if self._is_of_use(part))
         else:
             starts = [max(len(document.ids) - limit, 0) if policy == "left" else 0 for document in documents]
+            if row.is_pair and policy == "left":
+                # The answers of a pair are compared after the same prompt, so both lose the same part of it.
+                starts = [longest - limit] * len(documents)
+                if starts[0] >= min(int(document.is_target.argmax()) for document in documents):
+                    return rejected(f"no prompt is left before an answer within model_max_length {limit}")
             cut = [document.part(start, start + limit) for document, start in zip(documents, starts, strict=True)]
             kept = [document for document in cut if self._is_of_use(document)]
             # The loss of a pair compares its answers, so both must be left, and must differ.

@@ -144,14 +144,14 @@ class Renderer:
             return Rendered(pair, source, has_specials=False, is_pair=True)
         assert isinstance(value.chosen, Conversation), "both answers have the same type"
         assert isinstance(value.rejected, Conversation), "both answers have the same type"
-        pairs = zip(value.chosen.messages, value.rejected.messages, strict=False)
-        # Earlier answers are the same in both, so they say nothing about which is better.
-        shared = next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
+        # An answer after another prompt would be compared for what stands before it.
+        if value.chosen.messages[:-1] != value.rejected.messages[:-1]:
+            raise UnusableRow("'chosen' and 'rejected' differ before their last turn: they answer different prompts")
         documents = list[Document]()
         for chat in (value.chosen, value.rejected):
-            turns = [i for i, message in enumerate(chat.messages) if message.role == Role.ASSISTANT and i >= shared]
+            last = len(chat.messages) - 1
             # The last document of a chat is the one that contains its last turn.
-            documents += self._chat(chat, turns[-1:])[-1:]
+            documents += self._chat(chat, [last] if chat.messages[last].role == Role.ASSISTANT else [])[-1:]
         return Rendered(tuple(documents), source, has_specials=True, is_pair=True)
 
     def _chat(self, chat: Conversation, turns: Sequence[int]) -> tuple[Document, ...]:
