@@ -236,7 +236,7 @@ def test_every_problem_of_every_data_set_is_reported(oumi: Oumi, tmp_path: Path)
     assert run.err.startswith("Error: 4 problems of the rows\n")
     assert "a.jsonl: 30 of 31 rows cannot be used" in run.err
     assert "empty.jsonl: empty" in run.err
-    assert "b.jsonl: holds preferences; method next_token takes chats and texts" in run.err
+    assert "b.jsonl: expected chats or texts for method next_token, got preferences" in run.err
     assert "h.jsonl: 1 of 2 rows cannot be used" in run.err
     assert "data.validation.max_rejected_rows: 1" in run.err
 
@@ -252,10 +252,18 @@ def test_sound_rows_of_any_method_pass(oumi: Oumi, tmp_path: Path, trainer: str,
     assert lines_of(oumi("data", "stats", "-c", name))[-1] == "  no duplicates"
 
 
-@pytest.mark.parametrize(("trainer", "row"), [("TRL_DPO", CHAT), ("TRL_KTO", CHAT), ("OUMI", PROMPT)])
-def test_rows_of_another_method_do_not_pass(oumi: Oumi, tmp_path: Path, trainer: str, row: Any) -> None:
+@pytest.mark.parametrize(
+    ("trainer", "row", "message"),
+    [
+        ("TRL_DPO", CHAT, "a.jsonl: expected preferences for method dpo, got chats"),
+        ("TRL_KTO", CHAT, "a.jsonl: expected judged completions for method kto, got chats"),
+        ("OUMI", PROMPT, "a.jsonl: expected chats or texts for method next_token, got prompts"),
+    ],
+)
+def test_rows_of_another_method_do_not_pass(oumi: Oumi, tmp_path: Path, trainer: str, row: Any, message: str) -> None:
     run = oumi("data", "validate", "-c", config(tmp_path, trainer, write(tmp_path, "a.jsonl", row)))
     assert run.code == 65
+    assert message in run.err
 
 
 def test_all_else_of_a_config_is_checked_though_its_trainer_is_not_built(oumi: Oumi, tmp_path: Path) -> None:

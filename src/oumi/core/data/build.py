@@ -34,12 +34,10 @@ from oumi.core.system.cache import digest_of_values, token_cache
 from oumi.core.types.conversation import Conversation
 from oumi.core.types.example import Judged, Preference, Prompt, Text
 
-_SCHEMAS: dict[type, str] = {Preference: "preference", Judged: "kto", Prompt: "prompt"}
-"""The schema for rows that fit several schemas, by the type of example that the method trains on."""
-_HOLDS: dict[type, str] = {
+_NAMES: dict[type, str] = {
     Conversation: "chats", Text: "texts", Preference: "preferences", Judged: "judged completions", Prompt: "prompts",
 }  # fmt: skip
-"""Values of `BaseMapDataset.holds`, by the type of example."""
+"""Names for messages, by the type of the rows."""
 _MAX_WORKERS = 8
 _NICENESS = 10
 """Added to the priority value of the second process: the system schedules the training first."""
@@ -73,13 +71,13 @@ class TableSpec:
             DataError: The method does not train on rows of this type.
         """
         dataset = dataset_for(self.params, is_streamed)
-        rows = METHODS[self.method].rows
-        if isinstance(dataset, ShapedDataset) and (schemas := [_SCHEMAS[kind] for kind in rows if kind in _SCHEMAS]):
-            dataset.shape = schemas[0]
-        expected = [name for kind, name in _HOLDS.items() if kind in rows]
-        if dataset.holds not in expected:
+        types = METHODS[self.method].rows
+        if isinstance(dataset, ShapedDataset):
+            dataset.read_as(types)
+        if dataset.holds not in types:
             name = self.params.dataset_path or self.params.dataset_name
-            raise DataError(f"{name}: holds {dataset.holds}; method {self.method} takes {' and '.join(expected)}")
+            expected = " or ".join(text for type_, text in _NAMES.items() if type_ in types)
+            raise DataError(f"{name}: expected {expected} for method {self.method}, got {_NAMES[dataset.holds]}")
         return dataset
 
     def tokenize_spec(self, dataset: BaseMapDataset) -> TokenizeSpec:
@@ -90,7 +88,7 @@ class TableSpec:
         """Returns which tokens the rows of a data set should train."""
         # `train_on` is about the turns of a chat; plain texts have none, and train all of their tokens.
         spec = self.tokenize_spec(dataset)
-        return replace(spec, train_on="all") if dataset.holds == "texts" else spec
+        return replace(spec, train_on="all") if dataset.holds is Text else spec
 
     def ledger(self) -> Ledger:
         """Returns an empty ledger for this data set."""
@@ -198,7 +196,7 @@ def _open_rows(spec: TableSpec, dataset: BaseMapDataset, preprocessor: Preproces
         if is_importable and (is_requested or dataset.stored.is_large):
             build = _TableProcess(spec, folder, inputs, ledger)
             # Training may start early only if each row becomes exactly one example. By default, long texts are split.
-            splitting = ("split",) if dataset.holds == "chats" else (None, "split")
+            splitting = ("split",) if dataset.holds is Conversation else (None, "split")
             is_single = spec.truncation not in splitting and spec.max_rejected == 0 and dataset.concatenation is None
             indexed = dataset.indexed() if spec.may_grow and is_single else None
             if indexed is not None:

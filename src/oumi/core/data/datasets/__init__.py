@@ -11,14 +11,10 @@ from oumi.core.data.datasets.table import NAMES, Named
 from oumi.core.data.datasets.texts import BasePretrainingDataset
 from oumi.core.registry import DATASETS
 
-TRAINABLE = ("chats", "texts")
-"""Kinds of rows that supervised training accepts, see `BaseMapDataset.holds`."""
-
 __all__ = [
     "DATASETS",
     "EXTRA_MODULE",
     "NAMES",
-    "TRAINABLE",
     "VALUES",
     "BaseDpoDataset",
     "BaseExperimentalGrpoDataset",

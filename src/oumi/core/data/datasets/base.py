@@ -53,8 +53,8 @@ class BaseMapDataset:
     """Rows of the Hub are streamed during training."""
     concatenation: Concatenation | None = None
     """If set, documents are joined end to end and cut into rows of one length."""
-    holds = "chats"
-    """Kind of the converted rows, in words; the method of a run requires one."""
+    holds: type = Conversation
+    """Type of the converted rows; the method of a run requires one of several."""
     of_elements: frozenset[str] = frozenset()
     """Arguments that change only the elements `self[i]`, which user code reads but no run."""
     _shape: str | None = None

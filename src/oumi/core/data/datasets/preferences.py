@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from oumi.core.data.datasets.base import BaseMapDataset
 from oumi.core.data.records.schemas import turns_of
 from oumi.core.types.conversation import Conversation
-from oumi.core.types.example import Row
+from oumi.core.types.example import Judged, Preference, Row
 
 if TYPE_CHECKING:
     from oumi.core.data.datasets.elements import ElementWriter
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class BaseDpoDataset(BaseMapDataset):
     """A data set of preferences. Override `transform_preference`, unless the rows have a known shape."""
 
-    holds = "preferences"
+    holds = Preference
     of_elements = frozenset({"return_tensors"})
     _shape = "preference"
     _hook = "transform_preference"
@@ -117,7 +117,7 @@ class VisionLanguageDpoDataset(BaseDpoDataset):
 class BaseExperimentalKtoDataset(BaseMapDataset):
     """A data set of completions, each judged good or bad. Override `transform_kto`, or `transform`."""
 
-    holds = "judged completions"
+    holds = Judged
     _shape = "kto"
     _hook = "transform_kto"
     _expected = "a mapping with prompt, completion and label"

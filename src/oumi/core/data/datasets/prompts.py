@@ -15,7 +15,7 @@ from oumi.core.types.example import Prompt
 class BaseExperimentalGrpoDataset(BaseMapDataset):
     """A data set of prompts, with the columns that a reward reads. Override `transform`."""
 
-    holds = "prompts"
+    holds = Prompt
     _shape = "prompt"
     _expected = "a mapping with a prompt"
 

@@ -19,7 +19,7 @@ _SHORTEST_ROW = 2
 class BasePretrainingDataset(BaseIterableDataset):
     """A data set of documents, which are trained on completely."""
 
-    holds = "texts"
+    holds = Text
     dataset_text_field = "text"
     """Column that holds the text."""
 

@@ -48,6 +48,11 @@ def detect_shape(record: Any) -> str | None:
     return next((name for name in ("text", "prompt") if name in record), None)
 
 
+def fits(shape: str, schema: str | None) -> bool:
+    """Returns True if a row whose shape was detected as `schema` can be read with a shape."""
+    return schema in (None, *_WEAK, *_LOOKS_LIKE.get(shape, ())) or SHAPES[shape] is SHAPES[str(schema)]
+
+
 def to_value(row: Row, shape: str | None, schema: str | None = None) -> Row | RejectedRow:
     """Returns a row converted from its stored shape, or the reason why it cannot be.
 
@@ -64,8 +69,7 @@ def to_value(row: Row, shape: str | None, schema: str | None = None) -> Row | Re
             keys = ", ".join(map(str, record)) or "none"
             raise UnusableValue(f"no known shape: its keys are {keys}; known are {_SCHEMAS_IN_WORDS}")
         # A mixture of shapes is more likely a mistake than meant. Shapes that share a converter are the same.
-        is_compatible = schema in (None, *_WEAK, *_LOOKS_LIKE.get(shape, ())) or SHAPES[shape] is SHAPES[str(schema)]
-        if not is_compatible:
+        if not fits(shape, schema):
             raise UnusableValue(f"has the shape '{schema}', the rows before it '{shape}'")
         for key in ("videos", "audios"):
             if not says_nothing(record.get(key)):
