@@ -142,7 +142,7 @@ def test_problems_of_every_kind_are_reported_at_once(oumi: Callable[..., Output]
     (tmp_path / "four.yaml").write_text(FOUR)
     problems = """\
 four.yaml: 4 problems
-  four.yaml:4:3 training.trainer_type: TRL_DPO is not supported yet; available: OUMI, TRL_SFT, HF
+  four.yaml:4:3 training.trainer_type: TRL_DPO is not supported yet; use OUMI with training.method: dpo
   four.yaml:5:3 training.optimizer: unknown optimizer 'adamw_trch', did you mean 'adamw_torch'?
   four.yaml:6:3 training.learning_rate: got 'fast', must be a number
   four.yaml:7:3 training.max_stesp: unknown key, did you mean 'max_steps'?

@@ -270,7 +270,7 @@ def test_all_else_of_a_config_is_checked_though_its_trainer_is_not_built(oumi: O
     name = config(tmp_path, "TRL_DPO", write(tmp_path, "a.jsonl", PAIR), truncation="SPLIT")
     run = oumi("data", "preview", "-c", name)
     assert run.code == 2
-    assert "data.train.truncation: SPLIT would separate the parts of a row that TRL_DPO compares" in run.err
+    assert "data.train.truncation: SPLIT would separate the parts of a row that method dpo compares" in run.err
     assert "not supported" not in run.err
     assert oumi("data", "preview", "-c", name, "--training.sede", "1").code == 2
 

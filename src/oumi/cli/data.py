@@ -54,21 +54,23 @@ def preview(
     epoch = data.validation
     first = data.first(plan, count) if split == Split.TRAIN else map(epoch.group, range(min(count, len(epoch))))
     if as_json:
-        _print_documents(first, data)
+        _print_documents(first, data, is_pair=plan.method.spec.term == "pair")
     else:
         _draw_rows(first, plan, data, split, full)
 
 
-def _print_documents(rows: Iterable[Sequence[Example]], data: TrainingData) -> None:
+def _print_documents(rows: Iterable[Sequence[Example]], data: TrainingData, is_pair: bool) -> None:
     """Prints each document as in a batch, as JSON Lines, then the ledgers of all splits.
 
-    A document has `row` (its index in the order), `ids`, `labels` (-100 for tokens that are not trained), `source`, and
-    for images `features`: by name, the shape, mean and standard deviation of each input of the model.
+    A document has `row` (its index in the order), `ids`, `labels` (-100 for tokens that are not trained) and `source`;
+    in a pair `answer`, `chosen` or `rejected`; for images `features`: by name, the shape, mean and standard deviation
+    of each input of the model.
     """
     from oumi.core.batch import IGNORED
 
     for number, examples in enumerate(rows):
-        for document in (document for example in examples for document in example.documents()):
+        documents = (document for example in examples for document in example.documents())
+        for place, document in enumerate(documents):
             batch = data.preprocessor.collate([document])
             record: dict[str, Any] = {
                 "row": number,
@@ -76,6 +78,8 @@ def _print_documents(rows: Iterable[Sequence[Example]], data: TrainingData) -> N
                 "ids": batch.tokens.tolist(),
                 "labels": [IGNORED, *batch.targets.tolist()[:-1]],  # a target is the token that follows
             }
+            if is_pair:
+                record["answer"] = ("chosen", "rejected")[place]
             if batch.features:
                 record["features"] = {
                     name: {

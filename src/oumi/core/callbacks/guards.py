@@ -34,7 +34,9 @@ class FiniteGuard(Callback):
             return
         # The loss is a sum over all ranks, so the cause may be in the rows of another rank.
         broken_rows = run.world.gather(list(_broken_rows(run, micro_batches)))
-        all_rows = run.world.gather([source for batch in micro_batches if batch.num_rows for source in batch.sources])
+        # Both documents of a pair have the same source.
+        sources = dict.fromkeys(source for batch in micro_batches if batch.num_rows for source in batch.sources)
+        all_rows = run.world.gather(list(sources))
         # A gradient can overflow although each loss is finite. Then any row of the step may be the cause.
         rows = list(chain.from_iterable(broken_rows)) or list(chain.from_iterable(all_rows))
         raise not_finite(run, " and ".join(broken), rows)

@@ -66,7 +66,7 @@ METHODS: Mapping[str, MethodSpec] = {
 
 def method_of(training: TrainingParams) -> str:
     """Returns the name of the method: that of the config, else the default of its trainer."""
-    return training.method or training.trainer_type.spec.method
+    return training.trainer_type.spec.method if training.method is None else training.method
 
 
 def methods_of(trainer: TrainerType) -> list[str]:

@@ -15,7 +15,7 @@ from oumi.core.configs.data import OnDuplicates, Truncation
 from oumi.core.configs.loading import leaves, locate
 from oumi.core.configs.model import DTYPES
 from oumi.core.configs.overrides import Override
-from oumi.core.configs.problems import follows, in_order, semantic_problems, split_key
+from oumi.core.configs.problems import follows, in_order, semantic_problems, split_key, translate
 from oumi.core.configs.trainers import TRAINERS
 from oumi.core.errors import ConfigError, Problem, did_you_mean
 from oumi.core.plan import collators
@@ -34,6 +34,8 @@ _NOT_BUILT = {
     "peft.q_lora": "quantized base weights",
 }
 """Patterns of keys that are not supported yet -> what they are for."""
+_OF_CROSS_ENTROPY = ("label_smoothing", "z_loss")
+"""Keys of `training` that only the loss of next_token reads."""
 _LORA_STARTS = (
     LoraWeightInitialization.DEFAULT,
     LoraWeightInitialization.RANDOM,
@@ -102,7 +104,9 @@ def _unsupported(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     training = config.training
     if not training.trainer_type.spec.is_built:
         built = ", ".join(kind.name for kind, spec in TRAINERS.items() if spec.is_built)
-        yield "training.trainer_type", f"{training.trainer_type.name} is not supported yet; available: {built}"
+        method = training.trainer_type.spec.method
+        instead = f"use OUMI with training.method: {method}" if METHODS[method].loss else f"available: {built}"
+        yield "training.trainer_type", f"{training.trainer_type.name} is not supported yet; {instead}"
     values = leaves(config)
     for key in changed_keys(config):
         is_off = values[key] is None or values[key] is False  # 0 is not off
@@ -137,19 +141,18 @@ def _wrong_method(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     if not training.trainer_type.spec.is_native:
         return
     settings = METHODS[method].settings
+    names = list(settings.model_fields)
     try:
         settings.model_validate(training.trainer_kwargs)
     except ValidationError as error:
-        names = list(settings.model_fields)
-        for problem in error.errors():
-            argument = str(problem["loc"][0])
-            hint = did_you_mean(argument, names) or (f"; it takes {', '.join(names)}" if names else "; it takes none")
-            message = f"{problem['msg']}, got {problem['input']!r}"
-            if problem["type"] == "extra_forbidden":
+        for problem in translate(error, settings, {}):
+            name, message = problem.key, problem.message
+            if name not in names:
+                hint = did_you_mean(name, names) or (f"; it takes {', '.join(names)}" if names else "; it takes none")
                 message = f"training.method {method} of trainer OUMI has no such argument{hint}"
             # `_wrong_for_trainer` reports keys of `training` in the wrong place, for every trainer.
-            if argument not in TrainingParams.model_fields:
-                yield f"training.trainer_kwargs.{argument}", message
+            if name not in TrainingParams.model_fields or (name in _OF_CROSS_ENTROPY and method != "next_token"):
+                yield f"training.trainer_kwargs.{name}", message
 
 
 def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
@@ -160,10 +163,11 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     yield from wrong_schedule(
         training.lr_scheduler_type, training.lr_scheduler_kwargs, training.learning_rate, training.trainer_type
     )
+    is_next_token = not training.trainer_type.spec.is_native or method_of(training) == "next_token"
     # Arguments that mean the same as a key of the config are no longer in `trainer_kwargs`, see `as_run`.
     for name in training.trainer_kwargs:
         key = f"training.trainer_kwargs.{name}"
-        if name in TrainingParams.model_fields:
+        if name in TrainingParams.model_fields and (is_next_token or name not in _OF_CROSS_ENTROPY):
             yield key, f"is a key of 'training' itself: write it there, as '{name}'"
         elif not training.trainer_type.spec.is_native and name in REFUSED:
             yield key, f"the adapter decides it: {REFUSED[name]}"
@@ -238,7 +242,7 @@ def _wrong_packing(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         if params.truncation == Truncation.SPLIT and compares_parts:
             yield (
                 f"data.{split}.truncation",
-                f"SPLIT would separate the parts of a row that {trainer.name} compares; must be RIGHT, LEFT or REJECT",
+                f"SPLIT would separate the parts of a row that method {method} compares; must be RIGHT, LEFT or REJECT",
             )
 
 

@@ -86,7 +86,7 @@ _REASONS = {
         "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push",
         "hub_revision", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
     ),
-    "the run is a single process": (
+    "the adapter trains in a single process": (
         "local_rank", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend",
         "parallelism_config", "save_on_each_node", "log_on_each_node", "log_level_replica",
         "average_tokens_across_devices",
