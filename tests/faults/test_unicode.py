@@ -11,10 +11,10 @@ import pytest
 
 from oumi.core.data.checks.supervision import draw
 from oumi.core.data.tokenize.chat_template import Template, bundled_template
-from oumi.core.data.tokenize.encoder import Encoded, RowTokenizer
+from oumi.core.data.tokenize.encoder import RowTokenizer
 from oumi.core.data.tokenize.loss_mask import MARKS, TokenizeSpec
 from oumi.core.types.conversation import Conversation, FunctionCall, Message, Role, ToolCall, ToolDefinition
-from oumi.core.types.example import Completion, Example, RejectedRow, Row, Source, Text
+from oumi.core.types.example import Completion, Encoded, Example, RejectedRow, Row, Source, Text
 from tests.core.data.tokenize.test_borders import merging_tokenizer, starting_tokenizer
 from tests.tiny import CHATML, byte_tokenizer
 

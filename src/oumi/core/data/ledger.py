@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from oumi.core.errors import DataError
-from oumi.core.types.example import Example, RejectedRow, printable
+from oumi.core.types.example import Encoded, RejectedRow, printable
 
 _MAX_IN_REPORT, _MAX_IN_MESSAGE = 1000, 20
 """Rejected rows that the report lists, and those that the error message lists."""
@@ -56,17 +55,17 @@ class Counts:
         if len(self.shown) < _MAX_IN_REPORT:
             self.shown.append(str(row))
 
-    def accept(self, examples: Sequence[Example], cut_tokens: int, cut_targets: int) -> None:
+    def accept(self, row: Encoded) -> None:
         """Counts a trained row, and the tokens that were cut off it."""
         self.read += 1
-        self.truncated += cut_tokens > 0
-        self.trained += cut_tokens == 0
-        self.split += sum(len(example.starts) for example in examples) > 1
-        self.examples += len(examples)
-        self.num_tokens += sum(len(example.tokens) for example in examples)
-        self.num_target_tokens += sum(int(example.is_target.sum()) for example in examples)
-        self.cut_tokens += cut_tokens
-        self.cut_target_tokens += cut_targets
+        self.truncated += row.cut_tokens > 0
+        self.trained += row.cut_tokens == 0
+        self.split += row.is_split
+        self.examples += len(row.examples)
+        self.num_tokens += sum(len(example.tokens) for example in row.examples)
+        self.num_target_tokens += sum(int(example.is_target.sum()) for example in row.examples)
+        self.cut_tokens += row.cut_tokens
+        self.cut_target_tokens += row.cut_targets
 
     def cut(self, num_rows: int, num_tokens: int) -> None:
         """Counts trained rows as truncated, which lose `num_tokens` trained tokens in all."""

@@ -18,22 +18,21 @@ from oumi.core.plan.parts import Plan
 def build_reference(plan: Plan, device: torch.device, model: Any) -> Callable[[Batch], Prediction]:
     """Returns a function that computes the predictions of the model as the plan names it, before any step.
 
-    If the weights below a new adapter do not change, the reference is the model in training with its adapter disabled.
-    Otherwise it is a frozen copy.
+    That is a frozen copy, or where the plan says so the model in training with its adapter disabled.
 
     Args:
         plan: The plan of the run.
         device: Device of the copy.
         model: The model in training, as the loop calls it.
     """
-    if plan.base_is_reference:
-        reference, context = model, model.inner.disable_adapter
-    else:
+    if plan.method.copies_reference:
         # With the same seed, a model with random weights begins with the weights that the run began with.
         with torch.random.fork_rng():
             torch.manual_seed(plan.seed)
             reference = accelerate(build_model(plan, device).requires_grad_(False), plan)
         context = nullcontext
+    else:
+        reference, context = model, model.inner.disable_adapter
 
     def predict(batch: Batch) -> Prediction:
         was_training = reference.training

@@ -209,7 +209,7 @@ class _Step:
         """Returns the bytes of all weights: of the model, the adapter and a frozen reference."""
         # Autocast caches a 16-bit copy of each weight.
         number = BYTES.get(self.plan.model.dtype, 4) + (2 if self.plan.precision.autocast else 0)
-        if self.plan.method.spec.has_reference and not self.plan.base_is_reference:  # a frozen copy
+        if self.plan.method.copies_reference:
             number *= 2
         return self.shape.num_parameters * number + (0 if self.adapted is None else self.trained_bytes)
 

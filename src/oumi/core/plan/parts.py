@@ -117,6 +117,8 @@ class MethodPlan:
 
     name: str
     settings: Mapping[str, Any]
+    copies_reference: bool = False
+    """Keeps a frozen copy of the model to compare with; False where the base below an adapter is that model."""
 
     @property
     def spec(self) -> MethodSpec:
@@ -389,15 +391,6 @@ class Plan:
         """Returns how a model with an adapter is saved."""
         # Without new LoRA settings it is the adapter of the config that was trained further; its base exists already.
         return self.lora.save_mode if self.lora else "ADAPTER_ONLY"
-
-    @property
-    def base_is_reference(self) -> bool:
-        """Returns True if the weights below a new adapter stay those that a preference method compares with."""
-        if self.lora is None or self.model.adapter is not None:
-            return False
-        # Trained biases belong to the base; some initializations move a part of the base into the adapter.
-        settings = self.lora.settings
-        return settings["bias"] == "none" and settings["init_lora_weights"] in (True, False, "gaussian", "eva")
 
     def with_num_rows(self, num_rows: int | None) -> Plan:
         """Returns the plan with the actual number of rows of the training set, None for a stream."""

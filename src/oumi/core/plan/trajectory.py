@@ -13,7 +13,7 @@ from oumi.core.plan.render import plan_json
 
 _DECISIVE = {
     "trainer": None,
-    "method": None,
+    "method": ("name", "settings"),
     "seed": None,
     "deterministic": None,
     "model": None,

@@ -165,3 +165,16 @@ class Prompt:
     messages: tuple[Message, ...]
     columns: Mapping[str, Any]
     """The other columns of the row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """The examples of a row: one, or several if it was split."""
+
+    examples: tuple[Example, ...]
+    cut_tokens: int = 0
+    """Tokens beyond the model's length, which are in no example."""
+    cut_targets: int = 0
+    """Number of them that would be trained."""
+    is_split: bool = False
+    """It became more documents than it has chats: its template rewrites earlier turns, or it was too long."""

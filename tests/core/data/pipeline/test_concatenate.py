@@ -15,7 +15,7 @@ from oumi.core.data.ledger import Counts
 from oumi.core.data.pipeline.concatenate import ConcatenatedTable, Concatenation
 from oumi.core.data.store.token_table import TokenTable
 from oumi.core.errors import DataError
-from oumi.core.types.example import Example, Source
+from oumi.core.types.example import Encoded, Example, Source
 from tests.runs import table_of
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=30)
@@ -61,7 +61,7 @@ def test_what_is_left_at_the_end_is_dropped_and_counted(lengths: list[int], leng
     assert set(joined.lengths().tolist()) == {length}
     counts = Counts()
     for document in documents(lengths):
-        counts.accept([document], 0, 0)
+        counts.accept(Encoded((document,)))
     now = joined.account(counts)
     assert now.read == now.trained + now.truncated == len(lengths)
     assert (now.num_tokens, now.cut_tokens) == (len(joined) * length, total % length)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from oumi.core.data.checks.supervision import draw
 from oumi.core.data.tokenize.chat_template import Template, bundled_template
-from oumi.core.data.tokenize.encoder import Encoded, RowTokenizer
+from oumi.core.data.tokenize.encoder import RowTokenizer
 from oumi.core.data.tokenize.loss_mask import MARKS, TokenizeSpec
 from oumi.core.types.conversation import Conversation, Message, Role
-from oumi.core.types.example import Completion, RejectedRow, Row, Source
+from oumi.core.types.example import Completion, Encoded, RejectedRow, Row, Source
 from tests.tiny import CHATML, byte_tokenizer
 
 SOURCE = Source("set", "x.jsonl", 1)

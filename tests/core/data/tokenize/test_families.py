@@ -14,9 +14,9 @@ import pytest
 
 from oumi.core.data.checks.supervision import check_supervision
 from oumi.core.data.tokenize.chat_template import FOLDER, Template
-from oumi.core.data.tokenize.encoder import Encoded, RowTokenizer
+from oumi.core.data.tokenize.encoder import RowTokenizer
 from oumi.core.data.tokenize.loss_mask import Document, Rendered, TokenizeSpec
-from oumi.core.types.example import Example, RejectedRow, Row, Source
+from oumi.core.types.example import Encoded, Example, RejectedRow, Row, Source
 from tests.core.data.tokenize.families import bundled, llama, others, qwen
 from tests.core.data.tokenize.families.family import CHATS, NOW, Expected, Family, Refused
 

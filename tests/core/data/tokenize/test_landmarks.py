@@ -12,13 +12,13 @@ import pytest
 
 from oumi.core.data.checks.supervision import draw
 from oumi.core.data.tokenize.chat_template import Template, bundled_template
-from oumi.core.data.tokenize.encoder import Encoded, RowTokenizer
+from oumi.core.data.tokenize.encoder import RowTokenizer
 from oumi.core.data.tokenize.loss_mask import TokenizeSpec
 from oumi.core.data.tokenize.turns import check_landmarks, without_tool_results
 from oumi.core.errors import ConfigError
 from oumi.core.train import train
 from oumi.core.types.conversation import Conversation, Message, Role
-from oumi.core.types.example import Row, Source
+from oumi.core.types.example import Encoded, Row, Source
 from tests.runs import tiny_config
 from tests.tiny import CHATML, byte_tokenizer
 

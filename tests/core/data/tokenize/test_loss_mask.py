@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from oumi.core.data.checks.supervision import draw
 from oumi.core.data.tokenize.chat_template import Template
-from oumi.core.data.tokenize.encoder import Encoded, Encoder, RowTokenizer
+from oumi.core.data.tokenize.encoder import Encoder, RowTokenizer
 from oumi.core.data.tokenize.loss_mask import MARKS, Rendered, TokenizeSpec
 from oumi.core.errors import ConfigError
 from oumi.core.types.conversation import Conversation, Message, Role
-from oumi.core.types.example import Completion, RejectedRow, Row, Source
+from oumi.core.types.example import Completion, Encoded, RejectedRow, Row, Source
 from tests.tiny import CHATML, byte_tokenizer
 
 SOURCE = Source("set", "x.jsonl", 1)

@@ -9,10 +9,10 @@ import pytest
 
 from oumi.core.data.checks.supervision import draw
 from oumi.core.data.tokenize.chat_template import Template
-from oumi.core.data.tokenize.encoder import Encoded, RowTokenizer
+from oumi.core.data.tokenize.encoder import RowTokenizer
 from oumi.core.data.tokenize.loss_mask import TokenizeSpec
 from oumi.core.types.conversation import ContentItem, Conversation, FunctionCall, Message, Role, ToolCall, Type
-from oumi.core.types.example import Completion, Judged, Preference, Prompt, RejectedRow, Row, Source, Text
+from oumi.core.types.example import Completion, Encoded, Judged, Preference, Prompt, RejectedRow, Row, Source, Text
 from tests.tiny import CHATML, byte_tokenizer
 
 SOURCE = Source("set", "x.jsonl", 1)

@@ -17,9 +17,9 @@ from oumi.core.data.ledger import Counts, Ledger
 from oumi.core.data.pipeline.concatenate import Concatenation, join_pieces
 from oumi.core.data.pipeline.mixture import permute
 from oumi.core.data.sources.reader import Place, RowReader
-from oumi.core.data.tokenize.encoder import Encoded, RowTokenizer
+from oumi.core.data.tokenize.encoder import RowTokenizer
 from oumi.core.errors import DataError
-from oumi.core.types.example import Example, RejectedRow, Row
+from oumi.core.types.example import Encoded, Example, RejectedRow, Row
 
 State = dict[str, Any]
 """The position of a stream, as JSON values."""
@@ -98,7 +98,7 @@ class ExampleStream:
                     self._ledger.close()
             else:
                 if not is_counted:
-                    self._ledger.counts.accept(encoded.examples, encoded.cut_tokens, encoded.cut_targets)
+                    self._ledger.counts.accept(encoded)
                 if self._num_yielded < len(encoded.examples):
                     self._num_yielded += 1
                     return encoded.examples[self._num_yielded - 1]

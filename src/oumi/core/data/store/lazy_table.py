@@ -75,7 +75,7 @@ class LazyTable:
         # Each row counts once, also if a second epoch begins before the table is complete.
         if index not in self._counted:
             self._counted.add(index)
-            self._counts.accept(encoded.examples, encoded.cut_tokens, encoded.cut_targets)
+            self._counts.accept(encoded)
         return example
 
     def lengths(self) -> npt.NDArray[np.int64]:

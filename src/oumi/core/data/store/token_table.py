@@ -78,7 +78,7 @@ def make_chunk(rendered: Sequence[Rendered | RejectedRow], row_tokenizer: RowTok
         else:
             examples += encoded.examples
             is_first += [i == 0 for i in range(len(encoded.examples))]
-            counts.accept(encoded.examples, encoded.cut_tokens, encoded.cut_targets)
+            counts.accept(encoded)
     return Chunk.of(examples, counts, is_first)
 
 

@@ -16,7 +16,7 @@ from oumi.core.data.tokenize.chat_template import Template
 from oumi.core.data.tokenize.images import BadImage, ImageEncoder, ImageSpan, RowImages
 from oumi.core.data.tokenize.loss_mask import MARKS, Document, Rendered, Renderer, TokenizeSpec, control_tokens
 from oumi.core.errors import ConfigError
-from oumi.core.types.example import Example, RejectedRow, Row
+from oumi.core.types.example import Encoded, Example, RejectedRow, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +39,6 @@ class Tokens:
         inside = [span for span in self.images if first <= span.first and span.last <= last]
         moved = tuple(ImageSpan(span.first - first, span.last - first, span.item) for span in inside)
         return Tokens(self.ids[first:last], self.is_target[first:last], moved)
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """The examples of a row: one, or several if it was split."""
-
-    examples: tuple[Example, ...]
-    cut_tokens: int
-    """Tokens beyond the model's length, which are in no example."""
-    cut_targets: int
-    """Number of them that would be trained."""
 
 
 class Encoder:
@@ -189,6 +178,7 @@ class Encoder:
         longest = max(len(document.ids) for document in documents)
         num_tokens = sum(len(document.ids) for document in documents)
         num_targets = sum(int(document.is_target.sum()) for document in documents)
+        is_split = len(documents) > (2 if row.is_pair else 1)
 
         def rejected(reason: str) -> RejectedRow:
             return RejectedRow(row.source, reason, num_tokens=num_tokens, num_targets=num_targets)
@@ -198,7 +188,7 @@ class Encoder:
         if not self._trains_all and not row.may_split and any(document.is_target.all() for document in documents):
             return rejected("every token is trained: there is no prompt before the answer")
         if limit is None or longest <= limit:
-            return Encoded((_joined(documents, row),), 0, 0)
+            return Encoded((_joined(documents, row),), is_split=is_split)
         if policy == "reject":
             return rejected(f"longer than model_max_length {limit}: {longest} tokens")
         # Cut the documents at the limit: into parts that are rows of their own, or at one end.
@@ -232,7 +222,7 @@ class Encoder:
         left_targets = sum(int(example.is_target.sum()) for example in examples)
         # On one example only, so that the sum over a data set is right.
         examples = (*examples[:-1], replace(examples[-1], num_cut=num_tokens - left))
-        return Encoded(examples, num_tokens - left, num_targets - left_targets)
+        return Encoded(examples, num_tokens - left, num_targets - left_targets, is_split or len(examples) > 1)
 
     def _is_of_use(self, document: Tokens) -> bool:
         """Returns True if a document can be trained; its first token is never predicted."""
