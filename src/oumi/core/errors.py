@@ -73,6 +73,8 @@ class NotFiniteError(OumiError):
 class OtherRankError(OumiError):
     """Another process of the run failed; it reports the cause itself."""
 
+    exit_code = 1  # that of the cause is the other process's
+
 
 class RefusedError(OumiError):
     """Refused because it could run foreign code or leak a secret."""
