@@ -47,6 +47,21 @@ def test_an_existing_directory_is_replaced_completely(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["checkpoint-3"]
 
 
+@pytest.mark.parametrize("kind", ["file", "link", "dangling link"])
+def test_what_is_in_the_way_of_a_checkpoint_is_replaced(tmp_path: Path, kind: str) -> None:
+    output_dir, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    output_dir.mkdir()
+    if kind == "file":
+        (output_dir / "checkpoint-3").write_text("notes")
+    else:
+        (output_dir / "checkpoint-3").symlink_to(elsewhere)
+    if kind == "link":
+        elsewhere.mkdir()
+    assert read_facts(save(output_dir, 3))["step"] == 3
+    assert os.listdir(output_dir) == ["checkpoint-3"]
+    assert elsewhere.exists() == (kind == "link"), "only the link is deleted"
+
+
 def test_an_existing_directory_is_unchanged_when_writing_fails(tmp_path: Path) -> None:
     checkpoint = save(tmp_path, 3, "old")
 

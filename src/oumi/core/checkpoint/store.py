@@ -126,19 +126,19 @@ def clear_unfinished(output_dir: Path) -> None:
     """Cleans up after killed processes: deletes partial directories, and restores a checkpoint that was moved away."""
     for path in output_dir.glob(f"{_REPLACED}*"):
         target = output_dir / path.name.removeprefix(_REPLACED)
-        if target.exists():
-            shutil.rmtree(path)
+        if os.path.lexists(target):
+            _delete(path)
         else:  # killed between the two renames of `_put_in_place`
             path.rename(target)
     for path in output_dir.glob(f"{_UNFINISHED}*"):
-        shutil.rmtree(path)
+        _delete(path)
 
 
 def remove(checkpoint: Path) -> None:
     """Deletes a checkpoint, which is renamed first, so that a kill leaves no partial checkpoint."""
     deleted = checkpoint.with_name(f"{_UNFINISHED}old-{checkpoint.name}-{os.getpid()}")
     checkpoint.rename(deleted)
-    shutil.rmtree(deleted)
+    _delete(deleted)
 
 
 def apply_umask(directory: Path) -> None:
@@ -170,17 +170,25 @@ def storage_errors(target: Path) -> Iterator[None]:
 def _put_in_place(directory: Path, target: Path) -> None:
     """Renames a directory to `target`; an existing one is deleted afterwards, or restored after an error."""
     replaced = target.with_name(f"{_REPLACED}{target.name}")
-    if target.exists():  # rename(2) does not replace a directory that is not empty
+    if os.path.lexists(target):  # rename(2) does not replace a directory that is not empty
         target.rename(replaced)
     try:
         directory.rename(target)
     except OSError:
-        if replaced.exists():
+        if os.path.lexists(replaced):
             replaced.rename(target)
         raise
     _to_disk(target.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
+    if os.path.lexists(replaced):
+        _delete(replaced)
+
+
+def _delete(path: Path) -> None:
+    """Deletes a directory; of a link, as users make to another disk, only the link."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
 
 
 def _read_manifest(checkpoint: Path) -> dict[str, Any]:
