@@ -17,9 +17,12 @@ _DEFAULT_ENDPOINT = "https://huggingface.co"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNREACHABLE = {
     "ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "ConnectionRefusedError", "Timeout",
-    "ReadError", "OfflineModeIsEnabled", "LocalEntryNotFoundError", "RemoteProtocolError",
+    "ReadError", "OfflineModeIsEnabled", "LocalEntryNotFoundError", "RemoteProtocolError", "WriteError",
+    "WriteTimeout", "PoolTimeout", "ProxyError",
 }  # fmt: skip
-"""Names of the errors of httpx, requests and huggingface_hub without an answer of the Hub."""
+"""Names of the errors of httpx, httpx2, requests and huggingface_hub without an answer of the Hub."""
+_OF_LOADING = (OSError, ValueError, TypeError, RuntimeError, ImportError, StrictDataclassError, SafetensorError)
+"""Errors of files, and of transformers."""
 
 
 @contextmanager
@@ -39,7 +42,10 @@ def hub_errors(kind: str, name: str) -> Iterator[None]:
         yield
     except OumiError:  # already explained; some of these are ValueErrors
         raise
-    except (OSError, ValueError, TypeError, RuntimeError, ImportError, StrictDataclassError, SafetensorError) as error:
+    except Exception as error:
+        # The HTTP client of huggingface_hub has changed twice, so its errors are recognized by name.
+        if not isinstance(error, _OF_LOADING) and type(error).__name__ not in _UNREACHABLE:
+            raise
         explanation = _explain(kind, name, error)
         if explanation is None:
             raise
