@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from oumi.core.configs import PeftParams
 from oumi.core.errors import ConfigError
 from oumi.core.inspect import gather_facts
+from oumi.core.plan import sections
 from oumi.core.plan.fitting import changes_that_fit, memory_of, with_rows, with_what_fits
 from oumi.core.plan.memory import LargestMicroBatch, plan_memory
 from oumi.core.plan.parts import LoraPlan, MemoryPlan, Plan
@@ -413,6 +415,21 @@ def test_a_model_that_never_fits_is_refused_before_it_is_made(tmp_path: Path) ->
     config.model.model_kwargs = {"num_hidden_layers": 100_000_000}
     with pytest.raises(ConfigError, match="the run needs"):
         train(config)
+
+
+@pytest.mark.parametrize(
+    ("peft", "copies"),
+    [(None, True), ({}, False), ({"lora_bias": "all"}, True), ({"lora_init_weights": "pissa"}, True)],
+)
+def test_a_copy_of_the_reference_is_counted(plan: Plan, peft: dict[str, Any] | None, copies: bool) -> None:
+    config = plan.config.model_copy(deep=True)
+    config.training.method, config.training.use_peft = "dpo", peft is not None
+    config.peft = PeftParams(lora_target_modules=["q_proj"], **(peft or {}))
+    method = sections.plan_method(config, plan.model)
+    assert method.copies_reference == copies
+    weights = [memory_of(replace(plan, method=candidate), MANY).weights  # type: ignore[union-attr]
+               for candidate in (replace(method, copies_reference=False), method)]  # fmt: skip
+    assert weights[1] == weights[0] * (2 if copies else 1)
 
 
 def test_the_largest_micro_batch_is_that_of_the_order(tmp_path: Path) -> None:

@@ -31,6 +31,12 @@ class LoraWeightInitialization(NamedEnum):
     LOFTQ = "loftq"
     OLORA = "olora"
 
+    @property
+    def keeps_base(self) -> bool:
+        """Returns True if the base weights stay unchanged; the others move a part of them into the adapter."""
+        kinds = LoraWeightInitialization
+        return self in (kinds.DEFAULT, kinds.RANDOM, kinds.GAUSSIAN)
+
 
 class PeftParams(Params):
     """LoRA and QLoRA; read when training.use_peft is true."""

@@ -32,6 +32,8 @@ class MethodSpec:
     """Needs the log-probabilities of the model before training."""
     settings: type[Params] = NoSettings
     """Its arguments in `training.trainer_kwargs` of trainer OUMI."""
+    keys: tuple[str, ...] = ()
+    """Keys of `training` that only its loss reads."""
     loss: str | None = None
     """`module:attribute` of its loss, None if trainer OUMI does not support it."""
 
@@ -46,6 +48,7 @@ METHODS: Mapping[str, MethodSpec] = {
     "next_token": MethodSpec(
         rows=frozenset({Conversation, Completion, Text}),
         term="token",
+        keys=("label_smoothing", "z_loss"),
         loss="oumi.core.methods.next_token:NextToken",
     ),
     "dpo": MethodSpec(
@@ -73,3 +76,8 @@ def methods_of(trainer: TrainerType) -> list[str]:
     """Returns the methods that a trainer supports."""
     native = [name for name, spec in METHODS.items() if spec.loss is not None]
     return native if trainer.spec.is_native else [trainer.spec.method]
+
+
+def is_of_other_method(key: str, method: str) -> bool:
+    """Returns True if only the loss of another method reads a key of `training`."""
+    return any(key in spec.keys for name, spec in METHODS.items() if name != method)

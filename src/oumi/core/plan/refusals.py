@@ -20,7 +20,7 @@ from oumi.core.configs.trainers import TRAINERS
 from oumi.core.errors import ConfigError, Problem, did_you_mean
 from oumi.core.plan import collators
 from oumi.core.plan.choices import ATTENTIONS, CHECKPOINTING, NUM_RECOMPUTED, wrong_optimizer, wrong_schedule
-from oumi.core.plan.methods import METHODS, method_of, methods_of
+from oumi.core.plan.methods import METHODS, is_of_other_method, method_of, methods_of
 from oumi.core.plan.notes import changed_keys, matches_key
 from oumi.core.plan.trainer_kwargs import REFUSED, as_run, mapped_arguments
 
@@ -34,14 +34,6 @@ _NOT_BUILT = {
     "peft.q_lora": "quantized base weights",
 }
 """Patterns of keys that are not supported yet -> what they are for."""
-_OF_CROSS_ENTROPY = ("label_smoothing", "z_loss")
-"""Keys of `training` that only the loss of next_token reads."""
-_LORA_STARTS = (
-    LoraWeightInitialization.DEFAULT,
-    LoraWeightInitialization.RANDOM,
-    LoraWeightInitialization.GAUSSIAN,
-)
-"""Initializations of an adapter that leave the base weights unchanged."""
 
 
 def load_checked(path: Path, overrides: Sequence[Override] = (), reads_only: bool = False) -> TrainingConfig:
@@ -119,8 +111,8 @@ def _unsupported(config: TrainingConfig) -> Iterator[tuple[str, str]]:
             trainer = training.trainer_type.name
             yield f"data.{split}.collator_name", f"{name}: {trainer} does not support images yet; trainer OUMI does"
     # Adapters.
-    if training.use_peft and config.peft.lora_init_weights not in _LORA_STARTS:
-        starts = ", ".join(start.name for start in _LORA_STARTS)
+    if training.use_peft and not config.peft.lora_init_weights.keeps_base:
+        starts = ", ".join(start.name for start in LoraWeightInitialization if start.keeps_base)
         yield (
             "peft.lora_init_weights",
             f"{config.peft.lora_init_weights.name} changes the base weights, "
@@ -150,9 +142,15 @@ def _wrong_method(config: TrainingConfig) -> Iterator[tuple[str, str]]:
             if name not in names:
                 hint = did_you_mean(name, names) or (f"; it takes {', '.join(names)}" if names else "; it takes none")
                 message = f"training.method {method} of trainer OUMI has no such argument{hint}"
-            # `_wrong_for_trainer` reports keys of `training` in the wrong place, for every trainer.
-            if name not in TrainingParams.model_fields or (name in _OF_CROSS_ENTROPY and method != "next_token"):
+            # `_wrong_for_trainer` reports misplaced keys, for every trainer.
+            if not _is_misplaced(name, training):
                 yield f"training.trainer_kwargs.{name}", message
+
+
+def _is_misplaced(name: str, training: TrainingParams) -> bool:
+    """Returns True if an argument in `trainer_kwargs` is a key of `training`, which would be read there."""
+    is_of_other = training.trainer_type.spec.is_native and is_of_other_method(name, method_of(training))
+    return name in TrainingParams.model_fields and not is_of_other
 
 
 def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
@@ -163,11 +161,10 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     yield from wrong_schedule(
         training.lr_scheduler_type, training.lr_scheduler_kwargs, training.learning_rate, training.trainer_type
     )
-    is_next_token = not training.trainer_type.spec.is_native or method_of(training) == "next_token"
     # Arguments that mean the same as a key of the config are no longer in `trainer_kwargs`, see `as_run`.
     for name in training.trainer_kwargs:
         key = f"training.trainer_kwargs.{name}"
-        if name in TrainingParams.model_fields and (is_next_token or name not in _OF_CROSS_ENTROPY):
+        if _is_misplaced(name, training):
             yield key, f"is a key of 'training' itself: write it there, as '{name}'"
         elif not training.trainer_type.spec.is_native and name in REFUSED:
             yield key, f"the adapter decides it: {REFUSED[name]}"

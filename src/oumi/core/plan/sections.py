@@ -177,20 +177,16 @@ def _plan_mixture(split: DatasetSplitParams, is_streamed: bool) -> MixturePlan:
     )
 
 
-def plan_method(training: TrainingParams, model: ModelPlan, lora: LoraPlan | None) -> MethodPlan:
+def plan_method(config: TrainingConfig, model: ModelPlan) -> MethodPlan:
     """Returns the method, the arguments of its loss, and where its reference is."""
+    training, peft = config.training, config.peft
     trainer, name = training.trainer_type.spec, method_of(training)
     # Other trainers take `trainer_kwargs` as arguments of their own config class.
     settings = METHODS[name].settings.model_validate(training.trainer_kwargs) if trainer.is_native else NoSettings()
-    # Disabling an adapter restores the model before training, unless this run continues the adapter, trains biases of
-    # the base, or moved a part of the base into the adapter at the start, as PiSSA and OLoRA do.
-    is_base = (
-        lora is not None
-        and model.adapter is None
-        and lora.settings["bias"] == "none"
-        and lora.settings["init_lora_weights"] in (True, False, "gaussian", "eva")
-    )
-    return MethodPlan(name, settings.model_dump(), METHODS[name].has_reference and not is_base)
+    # Disabling an adapter restores the model before training, unless this run continues it or changes its base.
+    keeps_base = peft.lora_bias == "none" and peft.lora_init_weights.keeps_base
+    is_restored = training.use_peft and model.adapter is None and keeps_base
+    return MethodPlan(name, settings.model_dump(), METHODS[name].has_reference and not is_restored)
 
 
 def plan_steps(training: TrainingParams, world_size: int, num_rows: int | None) -> StepsPlan:
