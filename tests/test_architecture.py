@@ -23,6 +23,7 @@ FLOORS = {
     "oumi.core.configs": 1, "oumi.core.plan": 2, "oumi.launcher": 2, "oumi.core.distributed": 3, "oumi.core.batch": 3,
     "oumi.core.run": 4,
     "oumi.core.data": 5, "oumi.core.models": 5, "oumi.core.methods": 5, "oumi.core.optim": 5, "oumi.core.checkpoint": 5,
+    "oumi.core.models.processors": 6,  # a former import path
     "oumi.core.engine": 6, "oumi.core.callbacks": 6, "oumi.core.monitoring": 6, "oumi.core.datasets": 6,
     "oumi.datasets": 7, "oumi.core.trainers": 7, "oumi.core.inspect": 8, "oumi.core.run_directory": 8,
     "oumi.core.inference": 8, "oumi.core.train": 9, "oumi.performance": 9, "oumi.builders": 9,
