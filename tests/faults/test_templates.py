@@ -108,18 +108,18 @@ REFUSED = {
         r"model\.chat_template: it takes more than 0\.5 s, or too much memory, as for 2 chats before",
     ),
     "too much": (HARMFUL["a gigabyte of one text"], "the chat template refuses it: it writes more than 10,000,000"),
-    "nothing": ("", "the chat template drops the text of the user"),
+    "nothing": ("", "the chat template changes or drops the text of the user"),
     "no answers": (
         "{% for m in messages if m.role == 'user' %}{{ m.content }}<|im_end|>{% endfor %}",
-        "the chat template changes or drops its text",
+        "the chat template changes or drops",
     ),
     "no questions": (
         "{% for m in messages if m.role == 'assistant' %}{{ m.content }}<|im_end|>{% endfor %}",
-        "the chat template drops the text of the user",
+        "the chat template changes or drops the text of the user",
     ),
     "other answers": (
         CHATML.replace("message['content']", "message['content'] | reverse"),
-        "the chat template changes or drops its text",
+        "the chat template changes or drops",
     ),
     "no end of an answer": (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from oumi.core.errors import DataError
+from oumi.core.log import logger
 from oumi.core.types.example import Encoded, RejectedRow, printable
 
 _MAX_IN_REPORT, _MAX_IN_MESSAGE = 1000, 20
@@ -42,6 +43,8 @@ class Counts:
     """Number of rejected rows by reason."""
     shown: list[str] = field(default_factory=list)
     """The first rejected rows, each with its reason."""
+    remarks: Counter[str] = field(default_factory=Counter)
+    """Number of trained rows by what the user should know of them."""
     # `to_state` writes the names of these fields into cached tables and checkpoints, so they must stay.
 
     def reject(self, row: RejectedRow) -> None:
@@ -66,6 +69,7 @@ class Counts:
         self.num_target_tokens += sum(int(example.is_target.sum()) for example in row.examples)
         self.cut_tokens += row.cut_tokens
         self.cut_target_tokens += row.cut_targets
+        self.remarks.update(row.remarks)
 
     def cut(self, num_rows: int, num_tokens: int) -> None:
         """Counts trained rows as truncated, which lose `num_tokens` trained tokens in all."""
@@ -80,10 +84,11 @@ class Counts:
     def add(self, other: Counts) -> None:
         """Adds the counts of more rows."""
         for column in fields(self):
-            if column.name not in ("shown", "reasons"):
+            if column.name not in ("shown", "reasons", "remarks"):
                 setattr(self, column.name, getattr(self, column.name) + getattr(other, column.name))
         for reason, number in other.reasons.items():
             self._count_reason(reason, number)
+        self.remarks.update(other.remarks)
         self.shown = [*self.shown, *other.shown][:_MAX_IN_REPORT]
 
     def _count_reason(self, reason: str, number: int) -> None:
@@ -93,12 +98,13 @@ class Counts:
     def to_state(self) -> dict[str, Any]:
         """Returns the counts as JSON values."""
         values = {column.name: getattr(self, column.name) for column in fields(self)}
-        return {**values, "reasons": dict(self.reasons), "shown": list(self.shown)}
+        return {**values, "reasons": dict(self.reasons), "shown": list(self.shown), "remarks": dict(self.remarks)}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Counts:
         """Returns the counts that `to_state` wrote."""
-        return cls(**{**state, "reasons": Counter(state["reasons"])})
+        counters = {name: Counter(state[name]) for name in ("reasons", "remarks")}
+        return cls(**{**state, **counters})
 
 
 @dataclass
@@ -112,9 +118,26 @@ class Ledger:
     counts: Counts = field(default_factory=Counts)
     drawn: int | None = None
     """Examples that an epoch draws from this data set, fewer or more than it has; None if not decided yet."""
+    _warned: set[str] = field(default_factory=set)
+
+    def warn(self, row: Encoded) -> None:
+        """Logs what the user should know of a row, unless that was logged for a row before it."""
+        for remark in row.remarks:
+            self._warn(remark, str(row.examples[0].source))
+
+    def _warn(self, remark: str, where: str) -> None:
+        if remark not in self._warned:
+            self._warned.add(remark)
+            logger.warning("%s: %s", where, remark)
 
     def close(self) -> None:
-        """Raises DataError, with the first rejected rows, if more rows were rejected than the config allows."""
+        """Logs what the user should know of the rows.
+
+        Raises:
+            DataError: More rows were rejected than the config allows; the message has the first of them.
+        """
+        for remark, number in self.counts.remarks.items():
+            self._warn(remark, f"{self.dataset}: {number} of {self.counts.read} rows")
         counts = self.counts
         assert counts.read == counts.trained + counts.truncated + counts.rejected, "every row is counted once"
         if not self.is_over:
@@ -165,4 +188,5 @@ class Ledger:
             },
             "reasons": dict(counts.reasons),
             "rejected": counts.shown,
+            "remarks": dict(counts.remarks),
         }

@@ -178,3 +178,5 @@ class Encoded:
     """Number of them that would be trained."""
     is_split: bool = False
     """It became more documents than it has chats: its template rewrites earlier turns, or it was too long."""
+    remarks: tuple[str, ...] = ()
+    """What the user should know of the row, though it is trained."""

@@ -85,7 +85,7 @@ def test_an_answer_begins_where_prompt_and_chat_part() -> None:
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        (CHATML.replace("message['content']", "message['content'][:2]"), "changes or drops its text"),
+        (CHATML.replace("message['content']", "message['content'][:2]"), "changes or drops the text of the user"),
         ("{{ raise_exception('no system message') }}", "the chat template refuses it: no system message"),
         ("{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}?{% endif %}", None),
     ],

@@ -75,7 +75,7 @@ def test_calls_are_trained_and_results_are_not_however_a_template_wants_them(tem
 def test_a_template_that_writes_no_calls_is_refused() -> None:
     result = encode(chat(message("user", "Rain?"), message("assistant", tool_calls=[CALL])))
     assert isinstance(result, RejectedRow)
-    assert result.reason == "turn 1: the chat template does not write its tool call"
+    assert result.reason == "turn 1: the chat template does not write its tool call: weather"
 
 
 def test_each_thought_is_trained_as_it_is_thought() -> None:
@@ -90,7 +90,7 @@ def test_each_thought_is_trained_as_it_is_thought() -> None:
     ]
     result = encode(thinking)
     assert isinstance(result, RejectedRow)
-    assert result.reason == "turn 3: the chat template does not write its reasoning_content"
+    assert result.reason == "turn 1: the chat template does not write its reasoning_content"
 
 
 def test_a_call_may_begin_like_the_thought_that_is_opened() -> None:

@@ -99,6 +99,7 @@ class ExampleStream:
             else:
                 if not is_counted:
                     self._ledger.counts.accept(encoded)
+                    self._ledger.warn(encoded)
                 if self._num_yielded < len(encoded.examples):
                     self._num_yielded += 1
                     return encoded.examples[self._num_yielded - 1]

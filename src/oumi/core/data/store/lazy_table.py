@@ -76,6 +76,7 @@ class LazyTable:
         if index not in self._counted:
             self._counted.add(index)
             self._counts.accept(encoded)
+            self._ledger.warn(encoded)
         return example
 
     def lengths(self) -> npt.NDArray[np.int64]:

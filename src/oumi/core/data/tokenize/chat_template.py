@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ _NAME, _KEY, _VALUE = "probe_name", "probe_key", "probe_value"
 _SCHEMA = {"type": "object", "properties": {_KEY: {"type": "string"}}}
 
 
-def chat_template_for(tokenizer: Any, name: str | None) -> str:
-    """Returns the text of a chat template.
+def chat_template_for(tokenizer: Any, name: str | None) -> str | dict[str, str]:
+    """Returns the text of a chat template, or the texts of a tokenizer that has several, by their names.
 
     Args:
         tokenizer: Its own template is the default.
@@ -36,7 +36,8 @@ def chat_template_for(tokenizer: Any, name: str | None) -> str:
     """
     if name is None or name == "auto":
         if tokenizer.chat_template is not None:
-            return str(tokenizer.chat_template)
+            template: str | dict[str, str] = tokenizer.chat_template
+            return template
         if name == "auto":
             raise ConfigError("model.chat_template: 'auto', but the tokenizer has no chat template")
         logger.warning("the tokenizer has no chat template; the bundled 'default' is used")
@@ -65,18 +66,27 @@ def bundled_template(name: str) -> str:
 class Template:
     """A compiled chat template with the special tokens of its tokenizer."""
 
-    def __init__(self, tokenizer: Any, text: str, now: datetime | None = None) -> None:
+    def __init__(self, tokenizer: Any, text: str | dict[str, str], now: datetime | None = None) -> None:
         """Compiles a template.
 
         Args:
             tokenizer: Its special tokens are variables of the template.
-            text: The template.
+            text: The template, or several by name: `default`, and `tool_use` for chats with tools, if there is one.
             now: Date and time that the template reads; None reads the clock at each rendering.
 
         Raises:
-            ConfigError: `text` is not a valid template.
+            ConfigError: `text` is not a valid template, or none of them is named `default`.
         """
-        self.text = text
+        self._for_tools: Template | None = None
+        if not isinstance(text, str):
+            if "default" not in text:
+                raise ConfigError(
+                    f"model.chat_template: the tokenizer has several ({', '.join(text)}), but none is named 'default'"
+                )
+            if "tool_use" in text:
+                self._for_tools = Template(tokenizer, text["tool_use"], now)
+            text = text["default"]
+        self._text = text
         try:
             self._template = compile_template(text, datetime.now if now is None else lambda: now)
         except TemplateSyntaxError as error:
@@ -92,12 +102,21 @@ class Template:
         self._num_overruns = 0
 
     @property
+    def text(self) -> str:
+        """Returns all that decides what is rendered."""
+        return self._text if self._for_tools is None else f"{self._text}\0{self._for_tools.text}"
+
+    @property
     def writes_date(self) -> bool:
         """Returns True if the rendered text may depend on the day."""
         return "strftime_now" in self.text
 
     def render(
-        self, messages: Sequence[Message], add_generation_prompt: bool = False, tools: Sequence[Any] | None = None
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = False,
+        tools: Sequence[Any] | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """Returns a chat as text.
 
@@ -109,11 +128,14 @@ class Template:
             messages: The chat.
             add_generation_prompt: Append the header with which the assistant's answer begins.
             tools: Schemas of the functions that the assistant may call.
+            variables: Further variables of the template.
 
         Raises:
             TemplateError: The template raises an exception on this chat.
             ConfigError: The template exceeded the limits of time and memory several times.
         """
+        if tools and self._for_tools is not None:
+            return self._for_tools.render(messages, add_generation_prompt, tools, variables)
         if any(message.tool_calls for message in messages):
             self._tool_spelling = self._tool_spelling or self._find_tool_spelling()
             plain = [_plain(message, *self._tool_spelling) for message in messages]
@@ -132,16 +154,22 @@ class Template:
             )
         if self._reads_parts_only:
             plain = [{**message, "content": _as_parts(message["content"])} for message in plain]
-        text = self._render(plain, add_generation_prompt, schemas)
+        text = self._render(plain, add_generation_prompt, schemas, variables)
         # A template for text alone prints the list of parts as Python writes it.
         if "{'type': 'image'" in text:
             raise TemplateError("it does not support images: it writes the content of such a message as a list")
         return text
 
-    def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool, tools: Any) -> str:
+    def _render(
+        self,
+        messages: list[dict[str, Any]],
+        add_generation_prompt: bool,
+        tools: Any,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         chat = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
         try:
-            return render(self._template, {**self._variables, **chat})
+            return render(self._template, {**self._variables, **(variables or {}), **chat})
         except Overrun as error:
             # One slow chat is the fault of the chat; several are the fault of the template.
             self._num_overruns += 1

@@ -69,7 +69,12 @@ class Encoder:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._control = control_tokens(tokenizer)
+        self._added_tokens = dict(tokenizer.added_tokens_decoder)
         self._ids = tokenizer.convert_tokens_to_ids
+        # The text of a row has its end-of-text token. The post-processor of some tokenizers adds another.
+        added_ids = self._backend.encode("", add_special_tokens=True).ids
+        self._eos, self._bos = tokenizer.eos_token_id, tokenizer.bos_token_id
+        self._adds_eos = bool(added_ids) and added_ids[-1] == self._eos
         self._newline = self._backend.encode("\n", add_special_tokens=False).ids
         self._trains_all, self._trains_nothing = train_on == "all", train_on == "nothing"
         self._max_length = max_length
@@ -94,7 +99,9 @@ class Encoder:
                     yield RejectedRow(row.source, str(error))
                     continue
                 row_documents = [Tokens(*images.expand(tokens.ids, tokens.is_target)) for tokens in row_documents]
-            yield self._fit(row, row_documents)
+            remarks = dict.fromkeys(remark for document in row.documents for remark in document.remarks)
+            fitted = self._fit(row, row_documents)
+            yield replace(fitted, remarks=tuple(remarks)) if remarks and isinstance(fitted, Encoded) else fitted
 
     def _tokens(self, documents: Sequence[Document], has_specials: bool) -> Iterator[Tokens]:
         # A chat template writes every special token itself, at inference too.
@@ -107,7 +114,16 @@ class Encoder:
                 yield self._guarded(document)
             else:
                 tokens = np.array(encoding.ids, dtype=np.int32)
-                yield Tokens(tokens, self._targets(document, encoding, len(tokens)))
+                yield self._once(Tokens(tokens, self._targets(document, encoding, len(tokens))), has_specials)
+
+    def _once(self, tokens: Tokens, has_specials: bool) -> Tokens:
+        """Returns a document without start and end tokens that the tokenizer has added to those of the text."""
+        if has_specials:
+            return tokens
+        ids = tokens.ids
+        first = int(len(ids) > 1 and ids[0] == ids[1] == self._bos)
+        last = len(ids) - int(self._adds_eos and ids[-1] == self._eos)
+        return tokens if last - first == len(ids) else tokens.part(first, last)
 
     def _targets(self, document: Document, encoding: Any, length: int) -> npt.NDArray[np.bool_]:
         """Returns which tokens cover a character that is trained.
@@ -124,6 +140,9 @@ class Encoder:
                 continue
             # Two searches per span, which is faster than to compare the offsets of all tokens.
             begin, end = encoding.char_to_token(first), encoding.char_to_token(last - 1)
+            # A control token of the prompt may extend over the white space with which the answer begins.
+            if begin is not None and self._is_added_before(encoding, begin, first):
+                begin += 1
             # White space at an edge may belong to no token's offsets.
             if begin is None or end is None:
                 return covered(without_gaps(encoding.offsets), document.spans)
@@ -132,16 +151,27 @@ class Encoder:
             is_target[begin : end + 1] = True
         return is_target
 
+    def _is_added_before(self, encoding: Any, token: int, char: int) -> bool:
+        return encoding.ids[token] in self._added_tokens and bool(encoding.token_to_chars(token)[0] < char)
+
     def _guarded(self, document: Document) -> Tokens:
         """Returns the tokens of a text in which marks distinguish control tokens from text that looks like them."""
         assert self._control is not None, "a text is marked only where the tokenizer has control tokens"
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
-        for piece, start, is_token in _pieces(document.text, self._control):
+        pieces = list(_pieces(document.text, self._control))
+        added = [self._added_tokens.get(self._ids(piece)) if is_token else None for piece, _, is_token in pieces]
+        for i, (piece, start, is_token) in enumerate(pieces):
             if is_token:
                 ids.append(self._ids(piece))
                 offsets.append((start, start + len(piece)))
                 continue
+            # Some control tokens take the white space beside them.
+            if i and (before := added[i - 1]) is not None and before.rstrip:
+                start += len(piece) - len(piece.lstrip())
+                piece = piece.lstrip()
+            if i + 1 < len(pieces) and (after := added[i + 1]) is not None and after.lstrip:
+                piece = piece.rstrip()
             plain = piece.replace(MARKS[0], "").replace(MARKS[1], "")
             places = np.flatnonzero([char not in MARKS for char in piece]) + start  # of each character that is left
             for token, (first, last) in self._encode_as_text(plain):

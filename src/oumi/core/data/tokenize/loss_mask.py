@@ -6,16 +6,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 from oumi.core.data.tokenize.chat_template import Template, TemplateError
-from oumi.core.data.tokenize.turns import ChatRenderer, EndTokens, Span, UnusableRow, without_tool_results
+from oumi.core.data.tokenize.sentinels import Span, UnusableRow, check_parts
+from oumi.core.data.tokenize.turns import AnsweredChat, ChatRenderer, EndTokens, without_tool_results
 from oumi.core.types.conversation import ContentItem, Conversation, Role
 from oumi.core.types.example import Completion, Judged, Preference, RejectedRow, Row, Source, Text
 
 MARKS = ("\ufdd0", "\ufdd1")
 """Written around text that looks like a control token. They are noncharacters of Unicode: no text should use them."""
+
+_NO_EOS = "the tokenizer has no end-of-text token, so the model does not learn where to stop"
+_NO_END = "the chat template ends answers with no token of their own, so the model does not learn where to stop"
+_NO_THOUGHTS = "the chat template drops thoughts of earlier turns, so they are not trained"
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,21 @@ class Document:
     spans: tuple[Span, ...]
     images: tuple[ContentItem, ...] = ()
     """All images of the chat; an earlier turn's text has marks for the first of them only."""
+    remarks: tuple[str, ...] = ()
+    """What the user should know of it, though it can be trained."""
+
+
+@dataclass
+class _ChatDocument:
+    """A rendered chat, and the answers that are trained in it."""
+
+    text: str
+    turn: int
+    """Its last turn."""
+    answered: AnsweredChat | None = None
+    """The chat up to the answer that it ends with; None for the whole chat."""
+    answers: dict[int, AnsweredChat] = field(default_factory=dict)
+    """The chat up to each answer that is trained, by its turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +109,7 @@ class Renderer:
         self._eos = tokenizer.eos_token or ""
         self._control = control_tokens(tokenizer)
         self._end_tokens = EndTokens(self._control, self._eos)
-        self._writes_tools = False
+        self._remedies: dict[str, str] = {}
 
     def render(self, row: Row) -> Rendered | RejectedRow:
         """Returns a row as text with the spans that are trained, or the reason why it cannot be trained."""
@@ -118,8 +138,8 @@ class Renderer:
         if isinstance(value, Completion):
             return Rendered((self._completion(value),), source, has_specials=False)
         if isinstance(value, Text):
-            text = value.text + (self._eos if value.has_end else "")
-            document = Document(text, ((0, len(text)),))
+            text = self._ended(value.text) if value.has_end else value.text
+            document = Document(text, ((0, len(text)),), remarks=() if self._eos or not value.has_end else (_NO_EOS,))
             return Rendered((document,), source, has_specials=not value.has_specials, may_split=True)
         if isinstance(value, Preference):
             return self._preference(value, source)
@@ -134,8 +154,13 @@ class Renderer:
         return Rendered((Document(text, ()),), source, has_specials=True, columns=value.columns)
 
     def _completion(self, value: Completion) -> Document:
-        text = value.prompt + value.completion + self._eos
-        return Document(text, ((len(value.prompt), len(text)),))
+        text = self._ended(value.prompt + value.completion)
+        return Document(text, ((len(value.prompt), len(text)),), remarks=() if self._eos else (_NO_EOS,))
+
+    def _ended(self, text: str) -> str:
+        """Returns a text with one end-of-text token; rows may bring it."""
+        stripped = text.rstrip()
+        return stripped if self._eos and stripped.endswith(self._eos) else text + self._eos
 
     def _preference(self, value: Preference, source: Source) -> Rendered:
         """Returns the chosen and the rejected answer, each with its prompt."""
@@ -172,41 +197,72 @@ class Renderer:
         renderer = ChatRenderer(self.template, guarded, self._end_tokens)
         text = renderer.full_text()
         self._check_marks(text, chat, is_guarded=guarded is not chat)
-        if chat.tools and not self._writes_tools:
-            self._writes_tools = renderer.writes_tools(text)  # once True, it holds for every chat
-            if not self._writes_tools:
-                raise UnusableRow("the chat template does not write the tools of the chat")
-        renderer.check_written(text)
         images = tuple(item for message in chat.messages for item in message.image_content_items)
         self._check_images(text, images)
+        last, roles = len(chat.messages) - 1, [message.role for message in chat.messages]
         if self.train_on == "all":
-            return (Document(text, tuple(self._all_but_flagged(renderer, chat, text)), images),)
-        # Find the document and the span of each turn that is trained.
-        texts, spans = [text], {text: list[Span]()}
+            has_dropped = check_parts(renderer.written(last), {}, roles)
+            remarks = (_NO_THOUGHTS,) if has_dropped else ()
+            return (Document(text, tuple(self._all_but_flagged(renderer, chat, text)), images, remarks),)
+        # Find the document of each turn that is trained.
+        documents = [_ChatDocument(text, last)]
         # From the last turn back, so that each turn is trained in the longest text that contains it.
         for turn in reversed(turns):
-            upto = renderer.upto(turn)
-            home = next((text for text in texts if text.startswith(upto)), None)
-            if home is None:
-                texts.append(home := upto)
-                spans[home] = []
-            span = renderer.span(turn, upto)
-            parts = [span] if self._tool_results is None else without_tool_results(home, span, self._tool_results)
-            spans[home] = [*parts, *spans[home]]
+            answered = renderer.answered(turn)
+            document = next((document for document in documents if document.text.startswith(answered.text)), None)
+            if document is None:
+                documents.append(document := _ChatDocument(answered.text, turn, answered))
+            document.answers[turn] = answered
         # In the order of the turns; a text without a target, such as the whole chat may be, is dropped.
-        texts = [text for text in reversed(texts) if spans[text]]
-        assert all(a[1] <= b[0] for text in texts for a, b in pairwise(spans[text])), "turns follow each other"
-        return tuple(Document(text, tuple(spans[text]), images) for text in texts)
+        documents = [document for document in reversed(documents) if document.answers]
+        for document in documents:
+            spans = {turn: answered.span for turn, answered in document.answers.items()}
+            check_parts(renderer.written(document.turn, document.answered), spans, roles)
+        return tuple(self._document(document, guarded, images) for document in documents)
+
+    def _document(self, document: _ChatDocument, chat: Conversation, images: tuple[ContentItem, ...]) -> Document:
+        spans, remarks = list[Span](), dict[str, None]()  # in order, each once
+        for turn, answered in sorted(document.answers.items()):
+            span = answered.span
+            spans += (
+                [span]
+                if self._tool_results is None
+                else without_tool_results(document.text, span, self._tool_results)
+            )
+            if not self._end_tokens.is_ended(document.text[: span[1]]) or self._control is None:
+                remarks[_NO_END] = None
+            if answered.unmet_prompt:
+                remarks[self._unmet_prompt(chat, turn, answered)] = None
+        assert all(a[1] <= b[0] for a, b in pairwise(spans)), "turns follow each other"
+        return Document(document.text, tuple(spans), images, tuple(remarks))
+
+    def _unmet_prompt(self, chat: Conversation, turn: int, answered: AnsweredChat) -> str:
+        """Returns the remark that an answer is trained behind another prompt than that of inference, and a remedy."""
+        prompt = answered.unmet_prompt
+        if prompt not in self._remedies:
+            self._remedies[prompt] = (
+                "write a thought into each answer ('reasoning_content'), or set another model.chat_template"
+            )
+            # Variables with which templates choose whether the model thinks.
+            for name, value in product(("enable_thinking", "thinking"), (False, True)):
+                other = self.template.render(chat.messages[:turn], True, chat.tools, {name: value})
+                if answered.text.startswith(other):
+                    self._remedies[prompt] = f"pass {name}={value} to the chat template at inference"
+                    break
+        return (
+            f"at inference, the chat template ends its prompt with {prompt!r}, which the answers are not trained "
+            f"behind; {self._remedies[prompt]}"
+        )
 
     def _all_but_flagged(self, renderer: ChatRenderer, chat: Conversation, text: str) -> Iterator[Span]:
         """Yields the spans between messages with `train: false`, for a chat that is trained as a whole."""
         start = 0
         for turn, message in enumerate(chat.messages):
             if message.train is False:
-                upto = renderer.upto(turn)
-                if not text.startswith(upto):
+                answered = renderer.answered(turn)
+                if not text.startswith(answered.text):
                     raise UnusableRow(f"turn {turn}: has `train: false`, but the chat template rewrites it")
-                first, last = renderer.span(turn, upto)
+                first, last = answered.span
                 yield start, first
                 start = last
         yield start, len(text)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 
 from oumi.core.data.tokenize.chat_template import Template, TemplateError
+from oumi.core.data.tokenize.sentinels import Span, UnusableRow, Written, written_parts
 from oumi.core.errors import ConfigError, Problem
 from oumi.core.log import logger
 from oumi.core.types.conversation import Conversation, FunctionCall, Message, Role, ToolCall, ToolDefinition
-
-Span = tuple[int, int]
-"""Index of the first character, and index after the last."""
 
 _MAX_TOKEN_LENGTH = 200
 """Characters of the longest control token, so that only the end of a text is searched."""
@@ -29,8 +29,23 @@ _LANDMARKS = {
 """Keys of `data.train.collator_kwargs`, and where the chat template should write their strings."""
 
 
-class UnusableRow(Exception):  # noqa: N818  a row, not a run, fails
-    """A row that cannot be trained; the message is the reason."""
+@dataclass(frozen=True)
+class AnsweredChat:
+    """A chat up to the end of an answer."""
+
+    text: str
+    start: int
+    """Where the answer begins, behind the prompt of inference."""
+    is_joined: bool = False
+    """The text is the prompt of inference with the answer behind it; the template writes a finished chat otherwise."""
+    unmet_prompt: str = ""
+    """The end of the prompt of inference, if the finished chat does not begin with it."""
+
+    @property
+    def span(self) -> Span:
+        """Returns the characters of the answer."""
+        # The model stops at the end token, before the white space that the template writes after it.
+        return self.start, max(len(self.text.rstrip()), self.start)
 
 
 class EndTokens:
@@ -80,28 +95,6 @@ class ChatRenderer:
         # `upto` may add the end token, or drop an end-of-text token, which the whole chat keeps.
         return max(text, self.upto(last), key=len)
 
-    def check_written(self, text: str) -> None:
-        """Raises UnusableRow if the template drops a message of the system, the user or a tool."""
-        for i, message in enumerate(self._messages):
-            if message.role == Role.ASSISTANT or message.text.strip() in text:
-                continue
-            # The template may write the text in another form. It drops it if a chat without the message looks the same.
-            others = [*self._messages[:i], *self._messages[i + 1 :]]
-            try:
-                is_dropped = text == self._template.render(others, tools=self._tools)
-            except TemplateError:
-                continue
-            if is_dropped:
-                raise UnusableRow(f"turn {i}: the chat template drops the text of the {message.role}")
-
-    def writes_tools(self, text: str) -> bool:
-        """Returns True if the definitions of the tools change the text of the chat."""
-        try:
-            # `startswith`, since `full_text` may have added an end token.
-            return not text.startswith(self._template.render(self._messages))
-        except TemplateError:  # it needs them
-            return True
-
     def upto(self, turn: int) -> str:
         """Returns the chat with an answer as its last turn, up to the end of that answer.
 
@@ -144,49 +137,27 @@ class ChatRenderer:
         except TemplateError:
             return "", ""
 
-    def span(self, turn: int, upto: str) -> Span:
-        """Returns the characters of an answer: from the end of the prompt of inference to the end of its end token.
-
-        Args:
-            turn: Index of the answer.
-            upto: The chat up to its end, as `upto` returns it.
+    def answered(self, turn: int) -> AnsweredChat:
+        """Returns the chat with an answer as its last turn, behind the prompt that the model gets at inference.
 
         Raises:
-            UnusableRow: The template changes the answer, or writes no prompt that the chat begins with.
+            UnusableRow: The template gives no prompt that the chat begins with.
         """
-        start = self._start(turn, upto)
-        message = self._messages[turn]
-        text = message.text.strip()
-        # The first words of the answer may be those with which the prompt ends.
-        if not _contains(upto[max(start - len(text), 0) :], text):
-            raise UnusableRow(f"turn {turn}: the chat template changes or drops its text")
-        parts = [("tool call", call.function.name) for call in message.tool_calls or ()]
-        if message.reasoning_content:
-            parts.insert(0, ("reasoning_content", message.reasoning_content))
-        for name, part in parts:
-            # Only after the start, since the definition of a tool contains its name, too.
-            if not _contains(upto[start:], part):
-                raise UnusableRow(f"turn {turn}: the chat template does not write its {name}")
-        # The model stops at the end token, before the white space that the template writes after it.
-        return start, max(len(upto.rstrip()), start)
-
-    def _render(self, num_messages: int, add_generation_prompt: bool = False) -> str:
-        key = (num_messages, add_generation_prompt)
-        if key not in self._rendered:
-            messages = self._messages[:num_messages]
-            self._rendered[key] = self._template.render(messages, add_generation_prompt, self._tools)
-        return self._rendered[key]
-
-    def _start(self, turn: int, upto: str) -> int:
+        upto = self.upto(turn)
         if not turn:
             # No prompt precedes the answer, and few templates render an empty chat: the header is that of any answer.
             question = [Message(role=Role.USER, content="?")]
             prompt = self._template.render(question, add_generation_prompt=True)
             header = prompt.removeprefix(self._template.render(question))
-            return upto.index(header) + len(header) if header in upto else 0
+            return AnsweredChat(upto, upto.index(header) + len(header) if header in upto else 0)
         prompt = self._render(turn, add_generation_prompt=True)
         if upto.startswith(prompt):
-            return len(prompt)
+            return AnsweredChat(upto, len(prompt))
+        # Some templates write earlier turns in another way once the answer is there: without their thoughts, or without
+        # the system turn. The model has seen what the prompt holds, so its answer is put behind that.
+        answer = self._alone(turn)
+        if answer and upto.endswith(answer):
+            return AnsweredChat(prompt + answer, len(prompt), is_joined=True)
         # The prompt of inference may hold more than the finished chat does, such as an opened thought.
         before = self._render(turn)
         common = next((i for i, (a, b) in enumerate(zip(prompt, upto, strict=False)) if a != b), len(upto))
@@ -197,13 +168,48 @@ class ChatRenderer:
         if tag >= 0 and ">" not in upto[tag:common]:
             common = tag
         # The answer may begin with the words with which the prompt ends; they are part of the answer.
-        answer = upto.rfind(self._messages[turn].text.strip())
-        return min(common, answer) if answer >= len(before) else common
+        answer_start = upto.rfind(self._messages[turn].text.strip())
+        start = min(common, answer_start) if answer_start >= len(before) else common
+        return AnsweredChat(upto, start, unmet_prompt=prompt[len(before) :])
 
+    def written(self, turn: int, answered: AnsweredChat | None = None) -> Written:
+        """Returns where the parts of the chat up to a turn are written.
 
-def _contains(text: str, part: str) -> bool:
-    """Returns True if a text holds a part, perhaps with other white space: templates strip and indent."""
-    return part.strip() in text or "".join(part.split()) in "".join(text.split())
+        Args:
+            turn: Index of the last turn.
+            answered: The chat up to there; None for the chat as the template renders it.
+        """
+        messages, render = self._messages[: turn + 1], self._template.render
+        finished = written_parts(messages, self._tools, render, self._render(turn + 1))
+        if answered is None or not answered.is_joined:
+            return finished
+        # The prompt has the turns before the answer, and the end of the finished chat has the answer.
+        text = self._render(turn, add_generation_prompt=True)
+        prompt = written_parts(messages[:-1], self._tools, partial(render, add_generation_prompt=True), text)
+        shift = len(answered.text) - len(self.upto(turn))
+        answer = {
+            part: [place + shift for place in places] for part, places in finished.places.items() if part.turn == turn
+        }
+        return Written(answered.text, prompt.places | answer, prompt.changed | (finished.changed & answer.keys()))
+
+    def _alone(self, turn: int) -> str:
+        """Returns an answer with its end, as the template writes it behind the prompt of a single question."""
+        question = Message(role=Role.USER, content="?")
+        chat = Conversation(messages=[question, self._messages[turn]], tools=self._tools)
+        renderer = ChatRenderer(self._template, chat, self._end_tokens)
+        try:
+            prompt = renderer._render(1, add_generation_prompt=True)
+            upto = renderer.upto(1)
+        except TemplateError:
+            return ""
+        return upto.removeprefix(prompt) if upto.startswith(prompt) else ""
+
+    def _render(self, num_messages: int, add_generation_prompt: bool = False) -> str:
+        key = (num_messages, add_generation_prompt)
+        if key not in self._rendered:
+            messages = self._messages[:num_messages]
+            self._rendered[key] = self._template.render(messages, add_generation_prompt, self._tools)
+        return self._rendered[key]
 
 
 def without_tool_results(text: str, span: Span, marks: tuple[str, str]) -> list[Span]:

@@ -31,7 +31,7 @@ class Refused:
 
 
 NO_TOOLS = Refused("the chat template does not write the tools of the chat")
-NO_THOUGHTS = Refused("turn 3: the chat template does not write its reasoning_content")
+NO_THOUGHTS = Refused("turn 1: the chat template does not write its reasoning_content")
 NO_TURNS_OF_TOOLS = Refused("Conversation roles must alternate user/assistant/user/assistant/...")
 
 Expected = str | tuple[str, ...] | Refused

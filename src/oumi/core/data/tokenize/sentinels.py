@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Proves where a chat template writes each part of a chat.
+
+A search for the words of a part would also find them elsewhere: in a question that quotes them, or in a second call of
+the same function. So the chat is rendered again with a number, its sentinel, in each part. If the text without the
+sentinels is the text of the chat itself, the template has treated both chats alike, and each sentinel shows where its
+part is written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from oumi.core.data.tokenize.chat_template import TemplateError
+from oumi.core.types.conversation import Message, Role, ToolDefinition
+
+Span = tuple[int, int]
+"""Index of the first character, and index after the last."""
+
+_SENTINEL = re.compile("9041[0-8]{5}")
+"""Numbers, since they may stand in words and in numbers. Two cannot overlap: only the first digit is a nine."""
+_WORD = re.compile(r"<[^<>]*>|\w{2,}")
+"""A tag, which stays as it is, or a word."""
+_JSON_SCALAR = re.compile(r'"(?P<text>(?:[^"\\]|\\.)*)"(?P<colon>\s*:)?|-?\d+(?:\.\d+)?(?P<exponent>[eE][-+]?\d+)?')
+
+NO_TURN = -1
+"""The turn of a definition of a tool."""
+
+
+class UnusableRow(Exception):  # noqa: N818  a row, not a run, fails
+    """A row that cannot be trained; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a chat that the template must write."""
+
+    turn: int
+    kind: str
+    """`text`, `reasoning_content`, `function` (the name of a call), `argument` or `tool`."""
+    text: str
+    """The part, with its sentinel."""
+    sentinel: str = ""
+    """Empty if the template treats a chat with sentinels in another way; the part is then found by its words."""
+    function: str = ""
+    """Name of the function that is called, or of the tool."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A rendered chat, and where each part of it is written."""
+
+    text: str
+    """The text without sentinels."""
+    places: dict[Part, list[int]]
+    """Positions in `text` of the sentinel of each part."""
+    changed: set[Part]
+    """Parts that are written, but with other words."""
+
+
+class _Marker:
+    """Puts a sentinel into each part of a chat."""
+
+    def __init__(self, marks: bool, names: bool, in_words: bool) -> None:
+        """Sets which parts get sentinels, and where.
+
+        Args:
+            marks: False for none at all.
+            names: Names of functions and arguments get them, too; templates may look these up.
+            in_words: Texts get them within a word, not at their end, which templates may examine.
+        """
+        self._marks, self._names, self._in_words = marks, names, in_words
+        self.parts: list[Part] = []
+
+    def messages(self, messages: Sequence[Message]) -> list[Message]:
+        return [self._message(message, turn) for turn, message in enumerate(messages)]
+
+    def tools(self, tools: Sequence[ToolDefinition]) -> list[ToolDefinition]:
+        marked = []
+        for tool in tools:
+            name = self._part(Part(NO_TURN, "tool", tool.function["name"], function=tool.function["name"]), self._names)
+            marked.append(tool.model_copy(update={"function": {**tool.function, "name": name}}))
+        return marked
+
+    def _message(self, message: Message, turn: int) -> Message:
+        changes: dict[str, object] = {}
+        if isinstance(message.content, list):
+            changes["content"] = [
+                item.model_copy(update={"content": self._text(turn, item.content or "")}) if item.is_text() else item
+                for item in message.content
+            ]
+        elif message.content is not None:
+            changes["content"] = self._text(turn, message.content)
+        if message.reasoning_content is not None:
+            changes["reasoning_content"] = self._text(turn, message.reasoning_content, "reasoning_content")
+        if message.tool_calls:
+            calls = []
+            for call in message.tool_calls:
+                name = call.function.name
+                changed = {
+                    "name": self._part(Part(turn, "function", name, function=name), self._names),
+                    "arguments": self._arguments(turn, name, call.function.arguments),
+                }
+                function = call.function.model_copy(update=changed)
+                calls.append(call.model_copy(update={"function": function}))
+            changes["tool_calls"] = calls
+        return message.model_copy(update=changes)
+
+    def _text(self, turn: int, text: str, kind: str = "text") -> str:
+        body = text.rstrip()
+        if not body.strip():
+            return text
+        place = len(body)
+        if self._in_words:
+            words = [match for match in _WORD.finditer(body) if not match[0].startswith("<")]
+            if words:
+                longest = max(words, key=lambda match: len(match[0]))
+                place = (longest.start() + longest.end()) // 2
+        return self._part(Part(turn, kind, body), True, place) + text[len(body) :]
+
+    def _arguments(self, turn: int, function: str, arguments: str) -> str:
+        def marked(match: re.Match[str]) -> str:
+            # With an exponent, digits behind it would make another number.
+            is_marked = match["exponent"] is None and (self._names or match["colon"] is None)
+            text = match[0] if match["text"] is None else match["text"]
+            value = self._part(Part(turn, "argument", text, function=function), is_marked)
+            return value if match["text"] is None else f'"{value}"{match["colon"] or ""}'
+
+        # In the JSON text itself, since templates may write it as it stands.
+        return _JSON_SCALAR.sub(marked, arguments)
+
+    def _part(self, part: Part, is_marked: bool, place: int | None = None) -> str:
+        """Adds a part and returns its text, with its sentinel if it gets one."""
+        number = len(self.parts)
+        if is_marked and self._marks and number < 9**5:
+            digits = "".join(str(number // 9**i % 9) for i in range(4, -1, -1))
+            sentinel, place = f"9041{digits}", len(part.text) if place is None else place
+            text = f"{part.text[:place]}{sentinel}{part.text[place:]}"
+            part = replace(part, text=text, sentinel=sentinel)
+        self.parts.append(part)
+        return part.text
+
+
+def written_parts(
+    messages: Sequence[Message],
+    tools: Sequence[ToolDefinition] | None,
+    render: Callable[..., str],
+    text: str,
+) -> Written:
+    """Returns where the parts of a chat are written in its text.
+
+    Args:
+        messages: The chat.
+        tools: Functions that the assistant may call.
+        render: Renders messages and `tools`.
+        text: What it returns for this chat.
+    """
+    # Templates examine texts: whether one ends with a tag, for instance. Then sentinels at other places may do.
+    for in_words, names in ((False, True), (True, False), (False, False), (True, True)):
+        marker = _Marker(True, names, in_words)
+        marked_tools = marker.tools(tools or ()) or None
+        try:
+            marked_text = render(marker.messages(messages), tools=marked_tools)
+        except TemplateError:
+            continue
+        if _SENTINEL.sub("", marked_text) == text:
+            return _located(text, marked_text, marker.parts)
+    marker = _Marker(False, False, False)
+    marker.tools(tools or ())
+    marker.messages(messages)
+    return _located(text, text, marker.parts)
+
+
+def check_parts(written: Written, spans: Mapping[int, Span], roles: Sequence[Role]) -> bool:
+    """Verifies that a text has each part of its chat once, in the order of the turns, and trains those of answers only.
+
+    A template may drop thoughts of earlier turns, and what an assistant says beside a tool call: at inference, it drops
+    them there, too.
+
+    Args:
+        written: A chat, up to its last turn, and where its parts are.
+        spans: The characters of each answer that is trained, by its turn.
+        roles: Role of each turn.
+
+    Returns:
+        Whether the template has dropped a thought.
+
+    Raises:
+        UnusableRow: A part is missing, written twice, changed, or at a wrong place.
+    """
+    turns, has_dropped = sorted(spans), False
+    with_calls = {part.turn for part in written.places if part.kind == "function"}
+    for part, places in written.places.items():
+        if part.turn == NO_TURN:
+            if not places:
+                raise UnusableRow(f"the chat template does not write the tools of the chat: {part.function}")
+            continue
+        role, is_trained = roles[part.turn], part.turn in spans
+        where = f"turn {part.turn}: the chat template"
+        is_changed = part in written.changed
+        if role != Role.ASSISTANT:
+            # A template may parse results of tools, and write them anew.
+            if not places or (is_changed and role != Role.TOOL):
+                raise UnusableRow(f"{where} changes or drops the text of the {role}")
+        elif not is_trained and (part.kind == "reasoning_content" or (part.kind == "text" and part.turn in with_calls)):
+            has_dropped |= not places
+        elif not places and part.function:
+            raise UnusableRow(f"{where} does not write its tool call: {part.function}")
+        elif not places and part.kind == "reasoning_content":
+            raise UnusableRow(f"{where} does not write its reasoning_content")
+        elif not places or (is_changed and is_trained):
+            raise UnusableRow(f"{where} changes or drops its text")
+        # Where its turn is: in its own span, or between the spans before and after its turn.
+        i = bisect_left(turns, part.turn)
+        first = spans[turns[i - 1]][1] if i else 0
+        later = turns[i + is_trained :]
+        last = spans[later[0]][0] if later else len(written.text)
+        if is_trained:
+            first, last = spans[part.turn]
+        num_there = sum(first <= place <= last for place in places)
+        # Words without a sentinel may stand anywhere, and the result of a tool may repeat the name of the function.
+        if (not num_there and places) or (
+            part.sentinel and (num_there > 1 or (num_there < len(places) and part.kind != "function"))
+        ):
+            raise UnusableRow(f"{where} writes a part of it twice, or at the place of another turn: {part.kind}")
+    return has_dropped
+
+
+def _located(text: str, marked_text: str, parts: Sequence[Part]) -> Written:
+    """Returns where the parts are in a text, from the text with their sentinels."""
+    marked_places: dict[str, list[int]] = {}
+    unmarked_places: dict[str, list[int]] = {}
+    for i, match in enumerate(_SENTINEL.finditer(marked_text)):
+        marked_places.setdefault(match[0], []).append(match.start())
+        # Each sentinel before it has moved it by its length.
+        unmarked_places.setdefault(match[0], []).append(match.start() - i * len(match[0]))
+    places, changed = dict[Part, list[int]](), set[Part]()
+    for part in parts:
+        if not part.sentinel:
+            places[part] = _ends_of(part.text, text)
+            continue
+        places[part] = unmarked_places.get(part.sentinel, [])
+        if places[part] and not _is_whole(part, marked_text, marked_places[part.sentinel][0]):
+            changed.add(part)
+    return Written(text, places, changed)
+
+
+def _is_whole(part: Part, marked_text: str, place: int) -> bool:
+    """Returns True if a part is written completely around its sentinel, perhaps with other white space."""
+    if part.kind not in ("text", "reasoning_content"):
+        return True  # templates write calls in many forms
+    start, end = max(place - 2 * len(part.text), 0), place + 2 * len(part.text)
+    window, body = marked_text[start:end], part.text.strip()
+    forms = (body, json.dumps(body, ensure_ascii=False)[1:-1], json.dumps(body)[1:-1])
+    squeezed = "".join(window.split())
+    return any(form in window or "".join(form.split()) in squeezed for form in forms)
+
+
+def _ends_of(words: str, text: str) -> list[int]:
+    """Returns where words end in a text; the end of the text if they are there with other white space only."""
+    words = words.strip()
+    ends = [match.end() for match in re.finditer(re.escape(words), text)]
+    is_there = bool(ends) or "".join(words.split()) in "".join(text.split())
+    return ends or [len(text)] * is_there
