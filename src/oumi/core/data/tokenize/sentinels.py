@@ -222,10 +222,9 @@ def check_parts(written: Written, spans: Mapping[int, Span], roles: Sequence[Rol
         if is_trained:
             first, last = spans[part.turn]
         num_there = sum(first <= place <= last for place in places)
-        # Words without a sentinel may stand anywhere, and the result of a tool may repeat the name of the function.
-        if (not num_there and places) or (
-            part.sentinel and (num_there > 1 or (num_there < len(places) and part.kind != "function"))
-        ):
+        # The name of a function may be repeated, with its result for instance. Words without a sentinel stand anywhere.
+        is_unique = bool(part.sentinel) and part.kind != "function"
+        if places and (not num_there or (is_unique and len(places) > 1)):
             raise UnusableRow(f"{where} writes a part of it twice, or at the place of another turn: {part.kind}")
     return has_dropped
 

@@ -120,8 +120,9 @@ class ChatRenderer:
     def _with_plain_answer(self, turn: int) -> tuple[str, str]:
         """Returns the chat up to an answer ".", without and with a turn after it; twice "" if that fails.
 
-        Templates may rewrite earlier answers, for instance without their thoughts; one without them stays the same.
+        Templates may rewrite earlier answers, for instance without their thoughts; those without them stay the same.
         """
+        before = [message.model_copy(update={"reasoning_content": None}) for message in self._messages[:turn]]
         answer = self._messages[turn].model_copy(update={"content": ".", "reasoning_content": None})
         # The turn that follows in the chat, or one that may follow: some templates refuse any other order of roles.
         next_messages = self._messages[turn + 1 : turn + 2]
@@ -130,7 +131,7 @@ class ChatRenderer:
             next_messages = [Message(role=Role.TOOL, content="?", name=call.function.name, tool_call_id=call.id)]
         elif not next_messages:
             next_messages = [Message(role=Role.USER, content="?")]
-        chat = [*self._messages[:turn], answer]
+        chat = [*before, answer]
         try:
             alone = self._template.render(chat, tools=self._tools)
             return alone, self._template.render([*chat, *next_messages], tools=self._tools)
