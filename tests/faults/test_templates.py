@@ -66,7 +66,7 @@ def test_a_template_that_means_harm_is_stopped(kind: str) -> None:
     started = time.monotonic()
     with pytest.raises((TemplateError, ConfigError)):
         Template(byte_tokenizer(), HARMFUL[kind]).render(USER_TURN)
-    assert time.monotonic() - started < sandbox.MAX_SECONDS + 6, "on a machine that does other things, too"
+    assert time.monotonic() - started < sandbox.MAX_SECONDS + 60, "on a machine that does other things, too"
 
 
 def test_a_template_that_was_stopped_does_not_stop_the_next() -> None:
@@ -144,7 +144,7 @@ def test_a_run_with_a_template_that_cannot_be_trusted_does_not_start(tmp_path: P
     started = time.monotonic()
     with pytest.raises((ConfigError, DataError), match=reason):
         train(config)
-    assert time.monotonic() - started < sandbox.MAX_SECONDS + 6
+    assert time.monotonic() - started < sandbox.MAX_SECONDS + 60
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 

@@ -31,6 +31,10 @@ _ROLES = {
 _PLAIN_ROLES = {name: role for name, role in _ROLES.items() if name != "function_call"}
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _TRAIN_KEYS = ("train", "weight", "loss")
+_TOOL_KEYS = ("tools", "functions", "tool_defs", "tool_definitions", "available_tools")
+"""Names of the definitions of functions, in a row or in its system turn: OpenAI's, its older ones, and others'."""
+_CALL_KEYS = ("tool_calls", "function_call", "content", "value")
+"""Keys of a turn whose objects are calls, or text."""
 _MEDIA_KEYS = ("images", "videos", "audios")
 """Keys of a turn that would change its text, and are rejected rather than ignored."""
 
@@ -49,13 +53,16 @@ def chat_of(turns: Sequence[Any], record: Mapping[str, Any]) -> Conversation:
     messages = [_message(turn, i, images) for i, turn in enumerate(turns)]
     if images.num_used < len(images.items):
         raise UnusableValue(f"has {len(images.items)} images, but the turns refer to {images.num_used}")
+    tools = _tools_of_row(record, turns[0])
+    if tools is None and any(message.tool_calls for message in messages):
+        _check_no_tools_elsewhere(record, turns)
     systems = [i for i, message in enumerate(messages) if message.role == Role.SYSTEM]
     if len(systems) > 1:
         raise UnusableValue(f"turn {systems[1]}: a second system turn")
     conversation_id = record.get("conversation_id")
     return Conversation(
         messages=messages,
-        tools=tools_of(record.get("tools")),
+        tools=tools,
         conversation_id=str(conversation_id) if conversation_id is not None else None,
     )
 
@@ -73,6 +80,44 @@ def taught(chat: Conversation) -> Conversation:
     if not any(answer.text or answer.tool_calls for answer in answers):
         raise UnusableValue("the assistant says nothing, so there is nothing to learn")
     return chat
+
+
+def _tools_of_row(record: Mapping[str, Any], first_turn: Mapping[str, Any]) -> list[ToolDefinition] | None:
+    """Returns the tools of a row: from a column, or from its first turn."""
+    definitions = dict[str, list[ToolDefinition] | None]()
+    for place, owner in (("", record), (" of the first turn", first_turn)):
+        for key in _TOOL_KEYS:
+            value = owner.get(key)
+            # Columns with the other names may hold something else, such as names of functions that were called.
+            if key == "tools" or any(
+                isinstance(_json_or_text(item), Mapping) for item in _as_list(_json_or_text(value))
+            ):
+                definitions[f"'{key}'{place}"] = tools_of(value)
+    by_place = {place: tools for place, tools in definitions.items() if tools}
+    places = list(by_place)
+    if any(tools != by_place[places[0]] for tools in by_place.values()):
+        raise UnusableValue(f"has tools in {' and in '.join(places)}, and they differ")
+    return by_place[places[0]] if by_place else None
+
+
+def _check_no_tools_elsewhere(record: Mapping[str, Any], turns: Sequence[Any]) -> None:
+    """Raises UnusableValue if definitions of functions stand under a key that is not read."""
+    for place in (record, *turns):
+        for key, value in place.items():
+            if key not in _CALL_KEYS and any(_defines_function(item) for item in _as_list(_json_or_text(value))):
+                raise UnusableValue(f"has definitions of functions in '{key}', which is not read: name it 'tools'")
+
+
+def _defines_function(value: Any) -> bool:
+    schema = value.get("function", value) if isinstance(value, Mapping) else None
+    return isinstance(schema, Mapping) and "name" in schema and isinstance(schema.get("parameters"), Mapping)
+
+
+def _json_or_text(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) and value.lstrip().startswith(("[", "{")) else value
+    except ValueError:
+        return value
 
 
 def tools_of(value: Any) -> list[ToolDefinition] | None:
@@ -158,6 +203,13 @@ def _call(value: Any, index: int) -> ToolCall:
         raise UnusableValue(f"turn {index}: a tool call must be an object with a 'name', got {str(value)[:40]}")
     call_id = value.get("id")
     arguments = function.get("arguments", function.get("parameters"))  # Llama's templates say `parameters`
+    if isinstance(arguments, str):
+        # An empty text stands for no arguments. Any other text must be an object, as the template may read it.
+        arguments = "{}" if arguments.strip() in ("", "null") else arguments
+        if not isinstance(_parsed(arguments, f"turn {index}: arguments of a tool call"), Mapping):
+            raise UnusableValue(f"turn {index}: arguments of a tool call: expected a JSON object, got {arguments[:40]}")
+    elif arguments is not None and not isinstance(arguments, Mapping):
+        raise UnusableValue(f"turn {index}: arguments of a tool call must be an object, got {kind_of(arguments)}")
     return ToolCall(
         id=str(call_id) if call_id is not None else None,
         function=FunctionCall(name=function["name"], arguments=arguments),

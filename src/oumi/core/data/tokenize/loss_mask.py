@@ -225,9 +225,7 @@ class Renderer:
         for turn, answered in sorted(document.answers.items()):
             span = answered.span
             spans += (
-                [span]
-                if self._tool_results is None
-                else without_tool_results(document.text, span, self._tool_results)
+                [span] if self._tool_results is None else without_tool_results(document.text, span, self._tool_results)
             )
             if not self._end_tokens.is_ended(document.text[: span[1]]) or self._control is None:
                 remarks[_NO_END] = None
