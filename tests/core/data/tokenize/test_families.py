@@ -16,6 +16,7 @@ from oumi.core.data.checks.supervision import check_supervision
 from oumi.core.data.tokenize.chat_template import FOLDER, Template
 from oumi.core.data.tokenize.encoder import RowTokenizer
 from oumi.core.data.tokenize.loss_mask import Document, Rendered, TokenizeSpec
+from oumi.core.types.conversation import Role
 from oumi.core.types.example import Encoded, Example, RejectedRow, Row, Source
 from tests.core.data.tokenize.families import bundled, llama, others, qwen
 from tests.core.data.tokenize.families.family import CHATS, NOW, Expected, Family, Refused
@@ -158,14 +159,25 @@ def test_the_end_of_an_answer_is_trained_though_it_pads(name: str, case: str) ->
     )
 
 
-@pytest.mark.parametrize("name", MANY)
-def test_before_an_answer_stands_the_prompt_of_inference(name: str) -> None:
-    family = FAMILIES[name]
-    row_tokenizer, row = rendered(family, "many", "final_assistant_turn")
-    prompt = row_tokenizer.renderer.template.render(CHATS["many"].messages[:-1], add_generation_prompt=True)
-    before = row.documents[0].text[: row.documents[0].spans[0][0]]
-    assert prompt.startswith(before)
-    assert (prompt == before) == (not family.opens_thought)
+@pytest.mark.parametrize(("name", "case"), EXPRESSED)
+def test_before_each_answer_stands_the_prompt_of_inference(name: str, case: str) -> None:
+    family, chat = FAMILIES[name], CHATS[case]
+    tokenizer = family.tokenizer()
+    row_tokenizer = tokeniser_of(family, tokenizer, "final_assistant_turn")
+    for turn, message in enumerate(chat.messages):
+        if message.role != Role.ASSISTANT:
+            continue
+        part = chat.model_copy(update={"messages": chat.messages[: turn + 1]})
+        row = row_tokenizer.renderer.render(Row(part, SOURCE))
+        assert isinstance(row, Rendered), row
+        (example,) = examples(row_tokenizer, row)
+        before = example.tokens[: int(example.is_target.argmax())].tolist()
+        prompt = template_of(family).render(chat.messages[:turn], add_generation_prompt=True, tools=chat.tools)
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        # Where the prompt holds more than the finished chat does, the user is told.
+        is_met, remarks = before == ids, row.documents[0].remarks
+        assert is_met or (family.opens_thought and ids[: len(before)] == before and "at inference" in remarks[0])
+        assert not (is_met and remarks)
 
 
 def shifted(row: Rendered) -> Iterator[tuple[Rendered, str, int]]:

@@ -11,6 +11,7 @@ from oumi.core.data.checks.supervision import draw
 from oumi.core.data.tokenize.chat_template import Template
 from oumi.core.data.tokenize.encoder import RowTokenizer
 from oumi.core.data.tokenize.loss_mask import TokenizeSpec
+from oumi.core.errors import ConfigError
 from oumi.core.types.conversation import ContentItem, Conversation, FunctionCall, Message, Role, ToolCall, Type
 from oumi.core.types.example import Completion, Encoded, Judged, Preference, Prompt, RejectedRow, Row, Source, Text
 from tests.tiny import CHATML, byte_tokenizer
@@ -38,7 +39,7 @@ def message(role: str, content: Any = None, **others: Any) -> Message:
 
 
 def encode(
-    value: Any, template: str = CHATML, train_on: str = "all_assistant_turns", **kwargs: Any
+    value: Any, template: str | dict[str, str] = CHATML, train_on: str = "all_assistant_turns", **kwargs: Any
 ) -> Encoded | RejectedRow:
     tokenizer = byte_tokenizer()
     return next(
@@ -91,6 +92,51 @@ def test_each_thought_is_trained_as_it_is_thought() -> None:
     result = encode(thinking)
     assert isinstance(result, RejectedRow)
     assert result.reason == "turn 1: the chat template does not write its reasoning_content"
+
+
+# Writes the thoughts of an answer that comes last, or that calls a tool of which no answer tells yet, as gpt-oss does.
+AGENT = (
+    "{% set ns = namespace(answered=false) %}{% for m in messages %}{% if m.role == 'assistant' and not m.tool_calls %}"
+    "{% set ns.answered = true %}{% endif %}{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.reasoning_content and (loop.last or not ns.answered) %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{% for c in m.tool_calls or [] %}<call>{{ c.function.name }} {{ c.function.arguments | tojson }}</call>"
+    "{% endfor %}{{ m.content or '' }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Writes the system turn with a question that comes last, as Mistral's templates do.
+SYSTEM_LAST = (
+    "{% for m in messages if m.role != 'system' %}"
+    "<|im_start|>{{ m.role }}\n{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content }} {% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_an_answer_follows_the_prompt_of_inference_though_the_finished_chat_is_written_otherwise() -> None:
+    agent = chat(
+        message("user", "Rain?"), message("assistant", reasoning_content="ask", tool_calls=[CALL]),
+        message("tool", "no"), message("assistant", "No.", reasoning_content="dry"),
+    )  # fmt: skip
+    call = '<think>ask</think><call>weather {"city": "Bonn"}</call>'
+    question = "<|im_start|>user\nRain?<|im_end|>\n<|im_start|>assistant\n"
+    assert drawn(agent, AGENT) == [
+        f"{question}[{call}<|im_end|>]\n<|im_start|>tool\nno<|im_end|>\n<|im_start|>assistant\n"
+        "[<think>dry</think>No.<|im_end|>]\n"
+    ]
+    told = chat(message("system", "Be."), message("user", "A?"), message("assistant", "a"))
+    assert drawn(told, SYSTEM_LAST) == ["<|im_start|>user\nBe. A?<|im_end|>\n<|im_start|>assistant\n[a<|im_end|>]\n"]
+
+
+def test_several_templates_are_chosen_by_the_tools_of_a_chat() -> None:
+    templates = {"default": CHATML, "tool_use": "tools: {{ tools | length }}\n" + CHATML}
+    turns = (message("user", "A?"), message("assistant", "a"))
+    plain = "<|im_start|>user\nA?<|im_end|>\n<|im_start|>assistant\n[a<|im_end|>]\n"
+    assert drawn(chat(*turns), templates) == [plain]
+    named = {**templates, "tool_use": AS_TEXT}
+    assert drawn(chat(*turns, tools=TOOLS), named)[0].endswith(plain)
+    # The names of the tools are not written.
+    assert isinstance(encode(chat(*turns, tools=TOOLS), templates), RejectedRow)
+    with pytest.raises(ConfigError, match=r"several \(rag, tool_use\), but none is named 'default'"):
+        Template(byte_tokenizer(), {"rag": CHATML, "tool_use": CHATML})
 
 
 def test_a_call_may_begin_like_the_thought_that_is_opened() -> None:

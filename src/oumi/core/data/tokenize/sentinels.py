@@ -25,6 +25,8 @@ _SENTINEL = re.compile("9041[0-8]{5}")
 """Numbers, since they may stand in words and in numbers. Two cannot overlap: only the first digit is a nine."""
 _WORD = re.compile(r"<[^<>]*>|\w{2,}")
 """A tag, which stays as it is, or a word."""
+_THOUGHT_END = re.compile(r"</think(?:ing)?>|</thought>|</reasoning>|<\|END_THINKING\|>|<channel\|>|\[/THINK\]")
+"""Ends of thoughts that stand in the text of an answer."""
 _JSON_SCALAR = re.compile(r'"(?P<text>(?:[^"\\]|\\.)*)"(?P<colon>\s*:)?|-?\d+(?:\.\d+)?(?P<exponent>[eE][-+]?\d+)?')
 
 NO_TURN = -1
@@ -59,7 +61,9 @@ class Written:
     places: dict[Part, list[int]]
     """Positions in `text` of the sentinel of each part."""
     changed: set[Part]
-    """Parts that are written, but with other words."""
+    """Parts that are written, but not completely, or with other words."""
+    without_thought: set[Part]
+    """Those of them that lack no more than the thought at their beginning."""
 
 
 class _Marker:
@@ -204,7 +208,7 @@ def check_parts(written: Written, spans: Mapping[int, Span], roles: Sequence[Rol
         is_changed = part in written.changed
         if role != Role.ASSISTANT:
             # A template may parse results of tools, and write them anew.
-            if not places or (is_changed and role != Role.TOOL):
+            if not places or (is_changed and not (role == Role.TOOL and _is_json(_SENTINEL.sub("", part.text)))):
                 raise UnusableRow(f"{where} changes or drops the text of the {role}")
         elif not is_trained and (part.kind == "reasoning_content" or (part.kind == "text" and part.turn in with_calls)):
             has_dropped |= not places
@@ -212,7 +216,7 @@ def check_parts(written: Written, spans: Mapping[int, Span], roles: Sequence[Rol
             raise UnusableRow(f"{where} does not write its tool call: {part.function}")
         elif not places and part.kind == "reasoning_content":
             raise UnusableRow(f"{where} does not write its reasoning_content")
-        elif not places or (is_changed and is_trained):
+        elif not places or (is_changed and (is_trained or part not in written.without_thought)):
             raise UnusableRow(f"{where} changes or drops its text")
         # Where its turn is: in its own span, or between the spans before and after its turn.
         i = bisect_left(turns, part.turn)
@@ -237,26 +241,35 @@ def _located(text: str, marked_text: str, parts: Sequence[Part]) -> Written:
         marked_places.setdefault(match[0], []).append(match.start())
         # Each sentinel before it has moved it by its length.
         unmarked_places.setdefault(match[0], []).append(match.start() - i * len(match[0]))
-    places, changed = dict[Part, list[int]](), set[Part]()
+    places, changed, without_thought = dict[Part, list[int]](), set[Part](), set[Part]()
     for part in parts:
         if not part.sentinel:
             places[part] = _ends_of(part.text, text)
             continue
         places[part] = unmarked_places.get(part.sentinel, [])
-        if places[part] and not _is_whole(part, marked_text, marked_places[part.sentinel][0]):
-            changed.add(part)
-    return Written(text, places, changed)
+        # Templates write calls in many forms.
+        if places[part] and part.kind in ("text", "reasoning_content"):
+            place = marked_places[part.sentinel][0]
+            window = marked_text[max(place - 2 * len(part.text), 0) : place + 2 * len(part.text)]
+            if not _holds(window, part.text):
+                changed.add(part)
+                if _holds(window, _THOUGHT_END.split(part.text)[-1]):
+                    without_thought.add(part)
+    return Written(text, places, changed, without_thought)
 
 
-def _is_whole(part: Part, marked_text: str, place: int) -> bool:
-    """Returns True if a part is written completely around its sentinel, perhaps with other white space."""
-    if part.kind not in ("text", "reasoning_content"):
-        return True  # templates write calls in many forms
-    start, end = max(place - 2 * len(part.text), 0), place + 2 * len(part.text)
-    window, body = marked_text[start:end], part.text.strip()
-    forms = (body, json.dumps(body, ensure_ascii=False)[1:-1], json.dumps(body)[1:-1])
-    squeezed = "".join(window.split())
-    return any(form in window or "".join(form.split()) in squeezed for form in forms)
+def _holds(text: str, part: str) -> bool:
+    """Returns True if a text holds a part, perhaps as JSON or with other white space."""
+    part, squeezed = part.strip(), "".join(text.split())
+    forms = (part, json.dumps(part, ensure_ascii=False)[1:-1], json.dumps(part)[1:-1])
+    return any(form in text or "".join(form.split()) in squeezed for form in forms)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict | list)
+    except ValueError:
+        return False
 
 
 def _ends_of(words: str, text: str) -> list[int]:

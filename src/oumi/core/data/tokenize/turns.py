@@ -191,7 +191,8 @@ class ChatRenderer:
         answer = {
             part: [place + shift for place in places] for part, places in finished.places.items() if part.turn == turn
         }
-        return Written(answered.text, prompt.places | answer, prompt.changed | (finished.changed & answer.keys()))
+        changed = prompt.changed | (finished.changed & answer.keys())
+        return Written(answered.text, prompt.places | answer, changed, prompt.without_thought)
 
     def _alone(self, turn: int) -> str:
         """Returns an answer with its end, as the template writes it behind the prompt of a single question."""
