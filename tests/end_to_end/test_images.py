@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.server
 import io
 import json
@@ -188,13 +189,60 @@ def test_an_image_that_cannot_be_loaded_is_reported_with_its_row(tmp_path: Path,
     assert message in str(refused.value)
 
 
-def test_an_image_that_changes_after_its_row_was_tokenized_is_reported(tmp_path: Path) -> None:
+def test_cached_tokens_are_those_of_the_images_as_they_are_now(tmp_path: Path) -> None:
     config = config_of(tmp_path, "qwen2_vl", num_train_epochs=1)
-    train(config)
+    config.data.train.max_rejected_rows = 1
+    before, _ = examples(config)
     (tmp_path / "0.png").write_bytes(image_bytes(0, width=64, height=64))
-    config.training.output_dir = str(tmp_path / "again")
-    with pytest.raises(DataError, match="changed its size since it was tokenized"):
-        train(config)
+    larger, _ = examples(config)
+    assert [len(row.tokens) for row in larger[1:]] == [len(row.tokens) for row in before[1:]]
+    assert len(larger[0].tokens) > len(before[0].tokens)
+    (tmp_path / "3.png").unlink()
+    assert len(examples(config)[0]) == NUM_ROWS - 1
+    (tmp_path / "3.png").write_bytes(image_bytes(3))
+    assert len(examples(config)[0]) == NUM_ROWS
+    # Relative paths are looked for in the working directory first.
+    (tmp_path / "elsewhere").mkdir()
+    with contextlib.chdir(tmp_path / "elsewhere"):
+        assert len(examples(config)[0][0].tokens) == len(larger[0].tokens)
+        Path("0.png").write_bytes(image_bytes(0, width=20, height=32))
+        assert len(examples(config)[0][0].tokens) == len(before[0].tokens)
+    # The rows of this run are read already.
+    rows, preprocessor = examples(config)
+    (tmp_path / "0.png").write_bytes(image_bytes(0, width=40, height=64))
+    with pytest.raises(DataError, match=r"changed its size since it was tokenized: .*rows\.jsonl:1\n"):
+        preprocessor.collate(rows[:1])
+
+
+def test_an_image_that_could_not_be_downloaded_is_tried_again(tmp_path: Path) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Half)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    Half.num_requests = 0
+    config = config_of(tmp_path, "llava")
+    config.data.train.max_rejected_rows = 1
+    place = f"http://127.0.0.1:{server.server_port}/a.png"
+    question = {"role": "user", "content": [{"type": "image_url", "content": place}]}
+    path = tmp_path / "rows.jsonl"
+    row = json.dumps({"messages": [question, {"role": "assistant", "content": "So."}]})
+    path.write_text(f"{path.read_text()}\n{row}")
+    try:
+        assert [len(examples(config)[0]) for _ in range(3)] == [NUM_ROWS, NUM_ROWS + 1, NUM_ROWS + 1]
+    finally:
+        server.shutdown()
+
+
+def test_an_image_that_the_processor_refuses_rejects_its_row(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "qwen2_vl")
+    path = tmp_path / "rows.jsonl"
+    (tmp_path / "wide.png").write_bytes(image_bytes(0, width=2000, height=4))
+    path.write_text(path.read_text().replace('"3.png"', '"wide.png"'))
+    message = r"rows\.jsonl:4: the processor of the model refuses an image of 2000 x 4 pixels: absolute aspect ratio"
+    with pytest.raises(DataError, match=message):
+        examples(config)
+    config.data.train.max_rejected_rows = 1
+    rows, preprocessor = examples(config)
+    assert len(rows) == NUM_ROWS - 1
+    preprocessor.collate(rows)
 
 
 def test_a_model_that_sees_no_images_refuses_them(tmp_path: Path) -> None:
@@ -219,15 +267,21 @@ def test_an_unknown_argument_of_the_processor_is_reported_with_the_nearest(tmp_p
     train(config)
 
 
-def test_a_mark_of_images_in_a_text_is_text(tmp_path: Path) -> None:
-    config = config_of(tmp_path, "llava", max_steps=1)
-    question = {"role": "user", "content": "What is <image>?"}
-    row = json.dumps({"messages": [question, {"role": "assistant", "content": "A tag."}]})
-    (tmp_path / "rows.jsonl").write_text(f"{row}\n{row}\n")
-    rows, preprocessor = examples(config)
-    assert not (rows[0].tokens == preprocessor.image_encoder.token_id).any()
-    assert preprocessor.tokenizer.decode(rows[0].tokens).startswith("<|im_start|>user\nWhat is <image>?<|im_end|>")
-    train(config)
+@pytest.mark.parametrize("kind", ["llava", "qwen2_vl"])
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_a_mark_without_an_image_is_refused(tmp_path: Path, role: str, kind: str) -> None:
+    config = config_of(tmp_path, kind, max_steps=1)
+    texts = {"system": "s", "user": "q", "assistant": "a"}
+    rows = []
+    for mark in ("<image>", "<|image_pad|>"):
+        if mark == "<image>" or kind == "qwen2_vl":
+            turns = {**texts, role: f"What is {mark}?"}
+            rows.append(json.dumps({"messages": [{"role": name, "content": text} for name, text in turns.items()]}))
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    with pytest.raises(DataError, match=rf"{len(rows)} of {len(rows)} rows cannot be used"):
+        examples(config)
+    report = (tmp_path / "out" / "data_report.json").read_text()
+    assert f"writes {mark} for an image, but the row has no image for it" in report or kind == "llava"
 
 
 @pytest.mark.sample(2)
@@ -279,6 +333,7 @@ class Half(http.server.BaseHTTPRequestHandler):
 
 
 def test_a_download_that_breaks_off_is_reported_and_not_kept() -> None:
+    Half.num_requests = 0
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Half)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     place = f"http://127.0.0.1:{server.server_port}"

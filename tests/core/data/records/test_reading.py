@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,14 @@ from oumi.core.data.store.token_table import tokenize_rows
 from oumi.core.data.tokenize.chat_template import Template
 from oumi.core.data.tokenize.encoder import RowTokenizer
 from oumi.core.data.tokenize.loss_mask import TokenizeSpec
+from oumi.core.data.training_data import read_training_data
 from oumi.core.datasets import BaseSftDataset, dataset_for
 from oumi.core.errors import DataError
+from oumi.core.inspect import gather_facts
+from oumi.core.plan.plan import make_plan
 from oumi.core.types.conversation import Conversation, Message, Role
 from oumi.core.types.example import Judged, Preference, RejectedRow, Row, Source
+from tests.runs import tiny_config
 from tests.shown import to_values
 from tests.tiny import CHATML, byte_tokenizer
 
@@ -76,6 +81,23 @@ def test_a_label_of_any_spelling_judges(label: Any, expected: bool) -> None:
     judged = value_of({"prompt": "Q", "completion": "A", "label": label})
     assert isinstance(judged, Judged)
     assert judged.is_good is expected
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 1], [0, 1, 2], [True, None, None], [2, 1, 0], [None, True, False]])
+def test_a_label_beside_a_completion_is_never_dropped_unseen(tmp_path: Path, labels: list[Any]) -> None:
+    rows = [{"prompt": f"Spam? {i} ", "completion": "yes", "label": label} for i, label in enumerate(labels)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = tiny_config(tmp_path)
+    config.data.train.datasets[0].dataset_path = str(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match=r"its 'label' is|by a column 'label'"):
+        read_training_data(make_plan(config, gather_facts(config)), datetime(2026, 1, 2))
+
+
+def test_images_beside_plain_text_are_refused() -> None:
+    assert "has 'images', but plain text contains no images" in value_of(
+        {"prompt": "Q", "completion": "A", "images": ["a.png"]}
+    )
+    assert "has 'image', but plain text" in value_of({"prompt": "Q", "completion": "A", "label": 1, "image": "a.png"})
 
 
 def test_judged_completions_are_read_from_csv(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from oumi.core.data.records.fields import UnusableValue, kind_of, says_nothing
-from oumi.core.data.records.images import image_item
+from oumi.core.data.records.images import IMAGE_MARK, image_item
 from oumi.core.errors import did_you_mean
 from oumi.core.types.conversation import (
     ContentItem,
@@ -35,6 +35,8 @@ _TOOL_KEYS = ("tools", "functions", "tool_defs", "tool_definitions", "available_
 """Names of the definitions of functions, in a row or in its system turn: OpenAI's, its older ones, and others'."""
 _CALL_KEYS = ("tool_calls", "function_call", "content", "value")
 """Keys of a turn whose objects are calls, or text."""
+IMAGE_COLUMNS = ("images", "image")
+"""Columns of the images of a row."""
 _MEDIA_KEYS = ("images", "videos", "audios")
 """Keys of a turn that would change its text, and are rejected rather than ignored."""
 
@@ -49,10 +51,10 @@ def chat_of(turns: Sequence[Any], record: Mapping[str, Any]) -> Conversation:
     """
     if not turns:
         raise UnusableValue("the conversation is empty")
-    images = _Images(record)
+    images = _Images(record, turns)
     messages = [_message(turn, i, images) for i, turn in enumerate(turns)]
-    if images.num_used < len(images.items):
-        raise UnusableValue(f"has {len(images.items)} images, but the turns refer to {images.num_used}")
+    if len(images.used) < len(images.items):
+        raise UnusableValue(f"has {len(images.items)} images, but the turns refer to {len(images.used)}")
     tools = _tools_of_row(record, turns[0])
     if tools is None and any(message.tool_calls for message in messages):
         _check_no_tools_elsewhere(record, turns)
@@ -148,7 +150,7 @@ def _message(turn: Any, index: int, images: _Images) -> Message:
         raise UnusableValue(f"turn {index}: must be an object, got {kind_of(turn)}")
     role_key, content_key = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
     # Most turns have only a role and text. They skip the checks below, which all turns of a data set would pay for.
-    if len(turn) == 2 and not images.items and isinstance(turn.get(content_key), str):
+    if len(turn) == 2 and not images.has_column and isinstance(turn.get(content_key), str):
         name = turn.get(role_key)
         plain_role = _PLAIN_ROLES.get(name) if isinstance(name, str) else None
         if plain_role is not None:
@@ -218,29 +220,30 @@ def _call(value: Any, index: int) -> ToolCall:
 
 def _content(content: Any, index: int, role: Role, images: _Images) -> str | list[ContentItem]:
     """Returns the content of a turn: text, or parts if there is an image among them."""
-    if isinstance(content, str):
-        # Only users show images; in another turn the mark is plain text.
-        return images.placed(content) if role == Role.USER else content
-    if not isinstance(content, list):
+    if not isinstance(content, str | list):
         raise UnusableValue(f"turn {index}: the content must be text, got {kind_of(content)}")
-    items = [_part(part, index, images) for part in content]
+    items = images.unplaced() if role == Role.USER else []
+    for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+        items += _part(part, index, images)
     if all(item.is_text() for item in items):
         return "".join(item.content or "" for item in items)
+    if role == Role.ASSISTANT:
+        raise UnusableValue(f"turn {index}: an image in an answer; models read images, and do not write them")
     return items
 
 
-def _part(part: Any, index: int, images: _Images) -> ContentItem:
-    """Returns a part of a content: text, an image, or the next image of the row if the part names none."""
+def _part(part: Any, index: int, images: _Images) -> list[ContentItem]:
+    """Returns a part of a content: text with its images, an image, or the image of the row that the part refers to."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text":
         text = part.get("text") if part.get("text") is not None else part.get("content")
         if isinstance(text, str):
-            return ContentItem(type=Type.TEXT, content=text)
+            return images.placed(text)
     elif isinstance(kind, str) and kind.startswith("image"):
         # OpenAI, Transformers, Oumi and others each use another key.
         values = [part.get(key) for key in (kind, "image", "url", "path", "content", "binary", "bytes")]
         image = next((candidate for candidate in values if not says_nothing(candidate)), None)
-        return images.take(part.get("index")) if image is None else image_item(image, kind)
+        return [images.take(part.get("index")) if image is None else image_item(image, kind)]
     raise UnusableValue(f"turn {index}: a part of type {kind!r} without text; expected text or an image")
 
 
@@ -266,34 +269,59 @@ def _as_list(value: Any) -> list[Any]:
 
 
 class _Images:
-    """The images of a row, in the order in which its turns refer to them."""
+    """The images of a row, and which of them its turns refer to: by marks in their text, or by parts of type image."""
 
-    _MARK = "<image>"
-
-    def __init__(self, record: Mapping[str, Any]) -> None:
-        value = record.get("images") if not says_nothing(record.get("images")) else record.get("image")
-        self.items = [] if says_nothing(value) else [image_item(image) for image in _as_list(value)]
-        self.num_used = 0
+    def __init__(self, record: Mapping[str, Any], turns: Sequence[Any]) -> None:
+        """Reads the columns of a row; raises UnusableValue for an image that cannot be used."""
+        columns = [record[key] for key in IMAGE_COLUMNS if not says_nothing(record.get(key))]
+        if len(columns) > 1:
+            raise UnusableValue("has 'images' and 'image'; expected one of them")
+        self.items = [image_item(image) for value in columns for image in _as_list(value)]
+        self.used = set[int]()
+        self._next = 0
+        self.has_column = any(key in record for key in IMAGE_COLUMNS)
+        """False if the row cannot have images beside its turns, so that what looks like a mark is text."""
+        # If any turn says where an image stands, the first question does not get all of them.
+        self._is_placed = not self.items or any(_refers_to_images(turn) for turn in turns)
 
     def take(self, index: Any = None) -> ContentItem:
         """Returns the image at an index, or the next one; raises UnusableValue if the row has no such image."""
-        position = index if isinstance(index, int) else self.num_used
+        if index is not None and type(index) is not int:
+            raise UnusableValue(f"the index of an image must be a whole number, got {index!r}")
+        position = self._next if index is None else index
         if not 0 <= position < len(self.items):
             raise UnusableValue(f"refers to image {position}, but the row has {len(self.items)}")
-        self.num_used = max(self.num_used, position + 1)
+        self.used.add(position)
+        self._next = position + 1
         return self.items[position]
 
-    def placed(self, text: str) -> str | list[ContentItem]:
-        """Returns a text with an image in place of each mark; without marks, all remaining images come first."""
-        if not self.items:
-            return text
-        if self._MARK not in text:
-            remaining = [self.take() for _ in self.items[self.num_used :]]
-            return [*remaining, ContentItem(type=Type.TEXT, content=text)] if remaining else text
+    def unplaced(self) -> list[ContentItem]:
+        """Returns all images for the first turn that asks for them if the row does not say where they stand."""
+        if self._is_placed:
+            return []
+        self._is_placed = True
+        return [self.take() for _ in self.items]
+
+    def placed(self, text: str) -> list[ContentItem]:
+        """Returns a text with an image of the row in place of each mark."""
+        if IMAGE_MARK not in text or not self.has_column:
+            return [ContentItem(type=Type.TEXT, content=text)]
         parts: list[ContentItem] = []
-        for i, part in enumerate(text.split(self._MARK)):
+        for i, part in enumerate(text.split(IMAGE_MARK)):
             if i:  # a mark is before every part but the first
                 parts.append(self.take())
             if part:
                 parts.append(ContentItem(type=Type.TEXT, content=part))
         return parts
+
+
+def _refers_to_images(turn: Any) -> bool:
+    """Returns True if a turn contains an image mark or a part of type image."""
+    content = turn.get("content", turn.get("value")) if isinstance(turn, Mapping) else None
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    for part in parts:
+        if isinstance(part, Mapping):
+            text = part.get("text") or part.get("content")
+            if str(part.get("type")).startswith("image") or (isinstance(text, str) and IMAGE_MARK in text):
+                return True
+    return False

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from oumi.core.data.records.conversations import chat_of, role_of, taught
+from oumi.core.data.records.conversations import IMAGE_COLUMNS, chat_of, role_of, taught
 from oumi.core.data.records.fields import UnusableValue, field_of, kind_of, list_of, says_nothing, text_of
 from oumi.core.data.sources.jsonl import shown
 from oumi.core.types.conversation import Conversation, Message, Role
@@ -70,7 +70,8 @@ def to_value(row: Row, shape: str | None, schema: str | None = None) -> Row | Re
             raise UnusableValue(f"no known shape: its keys are {keys}; known are {_SCHEMAS_IN_WORDS}")
         # A mixture of shapes is more likely a mistake than meant. Shapes that share a converter are the same.
         if not fits(shape, schema):
-            raise UnusableValue(f"has the shape '{schema}', the rows before it '{shape}'")
+            hint = ": its 'label' is true or false, and theirs is not" if schema == "kto" else ""
+            raise UnusableValue(f"has the shape '{schema}', the rows before it '{shape}'{hint}")
         for key in ("videos", "audios"):
             if not says_nothing(record.get(key)):
                 raise UnusableValue(f"has '{key}', which is not built yet")
@@ -149,6 +150,8 @@ def _prompt_completion(record: Mapping[str, Any]) -> Conversation | Completion:
         return taught(chat_of(_joined(prompt, completion), record))
     if not text_of(record, key):
         raise UnusableValue(f"'{key}' is empty, so there is nothing to learn")
+    if column := next((name for name in IMAGE_COLUMNS if not says_nothing(record.get(name))), None):
+        raise UnusableValue(f"has '{column}', but plain text contains no images; write 'prompt' and '{key}' as turns")
     return Completion(text_of(record, "prompt"), text_of(record, key))
 
 

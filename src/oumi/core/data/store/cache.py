@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from oumi.core.data.ledger import Ledger
-from oumi.core.data.store.token_table import Chunk, TokenTable, write_table
+from oumi.core.data.store.token_table import Chunk, TokenTable, images_unchanged, write_table
 from oumi.core.system.cache import digest_of_values
 
 _UNFINISHED = ".unfinished-"
@@ -54,6 +54,8 @@ def find_table(folder: Path, inputs: Inputs) -> TokenTable | None:
         # A full disk, or a copy that broke off, truncates files.
         if any((directory / name).stat().st_size != size for name, size in sizes.items()):
             return None
+        if not images_unchanged(directory):
+            return None
     except (OSError, ValueError, KeyError):
         return None
     with suppress(FileNotFoundError):  # another process may delete it now
@@ -75,7 +77,9 @@ def why_missed(folder: Path, inputs: Inputs) -> str:
     if not differences:
         return "it was not tokenized before"
     nearest = min(differences, key=len)
-    return f"another {' and another '.join(nearest)}" if nearest else "the cached tokens are incomplete"
+    if not nearest:
+        return "an image has changed, or the cached tokens are incomplete"
+    return f"another {' and another '.join(nearest)}"
 
 
 @contextmanager
@@ -103,7 +107,7 @@ def keep_table(folder: Path, inputs: Inputs, chunks: Iterable[Chunk], ledger: Le
     unfinished = folder / f"{_UNFINISHED}{directory.name}-{os.getpid()}"
     try:
         write_table(chunks, ledger, unfinished, {"inputs": inputs})
-        if directory.exists():  # incomplete, or `find_table` would have returned it
+        if directory.exists():  # incomplete or outdated, or `find_table` would have returned it
             shutil.rmtree(directory)
         # Atomic: a reader finds the directory with all files, or no directory.
         unfinished.rename(directory)

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from oumi.core.data.ledger import Counts, Ledger
 from oumi.core.data.tokenize.encoder import RowTokenizer
+from oumi.core.data.tokenize.images import FileStates, is_unchanged
 from oumi.core.data.tokenize.loss_mask import Rendered
 from oumi.core.types.conversation import ContentItem
 from oumi.core.types.example import Example, RejectedRow, Row, Source
@@ -36,6 +37,8 @@ _ROW = np.dtype(
     ]
 )  # fmt: skip
 """Facts of a row. Those that end in `end` are cumulative, so that a row is located by its record and the one before."""
+_IMAGE_FILES = "images.jsonl"
+"""The path of each image and the state of its file, see FileStates."""
 _READ_ROWS = 1 << 16
 """Records that `TokenTable.column` reads at once."""
 
@@ -54,6 +57,8 @@ class Chunk:
     is_first: list[bool]
     """False for the second and later examples of a row that was split."""
     counts: Counts
+    image_files: FileStates = field(default_factory=dict)
+    """State of each file that the rows refer to."""
 
     @classmethod
     def of(cls, examples: Sequence[Example], counts: Counts, is_first: list[bool] | None = None) -> Chunk:
@@ -79,7 +84,7 @@ def make_chunk(rendered: Sequence[Rendered | RejectedRow], row_tokenizer: RowTok
             examples += encoded.examples
             is_first += [i == 0 for i in range(len(encoded.examples))]
             counts.accept(encoded)
-    return Chunk.of(examples, counts, is_first)
+    return replace(Chunk.of(examples, counts, is_first), image_files=row_tokenizer.encoder.image_files)
 
 
 class TokenTable:
@@ -195,6 +200,7 @@ class TableWriter:
         self._rows = (directory / "rows.bin").open("wb")
         self._ids = (directory / "ids.bin").open("wb")
         self._extras = (directory / "extras.bin").open("wb")
+        self._image_files = (directory / _IMAGE_FILES).open("wb")
         self._names: dict[str, int] = {}
         self._digest = hashlib.sha256()
         self._num_rows = self._num_sources = self._end = self._id_end = self._extras_end = 0
@@ -234,6 +240,7 @@ class TableWriter:
             self._digest.update(part)
         self._tokens.write(chunk.tokens.tobytes())
         self._rows.write(rows.tobytes())
+        self._image_files.writelines(f"{json.dumps(item)}\n".encode() for item in chunk.image_files.items())
         self._num_rows += len(ends)
         self._end += int(chunk.lengths.sum())
         if len(chunk.tokens):
@@ -243,7 +250,7 @@ class TableWriter:
         """Completes the table; everything is on the disk when this returns."""
         sizes = {}
         # Before `table.json`, whose presence means that the other files are complete.
-        for file in (self._tokens, self._rows, self._ids, self._extras):
+        for file in (self._tokens, self._rows, self._ids, self._extras, self._image_files):
             file.flush()
             os.fsync(file.fileno())
             sizes[Path(file.name).name] = file.tell()
@@ -265,6 +272,12 @@ class TableWriter:
 
     def _number(self, name: str) -> int:
         return self._names.setdefault(name, len(self._names))
+
+
+def images_unchanged(directory: Path) -> bool:
+    """Returns True if the images of the table in a directory are the files of which it was made."""
+    with (directory / _IMAGE_FILES).open() as lines:
+        return all(is_unchanged(*json.loads(line)) for line in lines)
 
 
 def tokenize_rows(rows: Iterable[Row | RejectedRow], row_tokenizer: RowTokenizer, ledger: Ledger) -> TokenTable:

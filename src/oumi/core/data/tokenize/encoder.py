@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oumi.core.data.tokenize.chat_template import Template
-from oumi.core.data.tokenize.images import BadImage, ImageEncoder, ImageSpan, RowImages
+from oumi.core.data.tokenize.images import BadImage, FileStates, ImageEncoder, ImageSpan, RowImages
 from oumi.core.data.tokenize.loss_mask import MARKS, Document, Rendered, Renderer, TokenizeSpec, control_tokens
 from oumi.core.errors import ConfigError
 from oumi.core.types.example import Encoded, Example, RejectedRow, Row
@@ -80,9 +80,14 @@ class Encoder:
         self._max_length = max_length
         self._truncation = truncation
         self._image_encoder = image_encoder
+        self.num_embeddings: int | None = None
+        """If set, a row with a token of this id or a higher one is rejected."""
+        self.image_files: FileStates = {}
+        """State of each file that the last call of `encode` looked for."""
 
     def encode(self, batch: Sequence[Rendered]) -> Iterator[Encoded | RejectedRow]:
         """Yields the rows as tokens, cut to the model's length."""
+        self.image_files = {}
         documents: dict[int, list[Tokens]] = {}
         # Two calls of the backend, since whether it adds special tokens holds for a whole call.
         for has_specials in (True, False):
@@ -94,7 +99,7 @@ class Encoder:
             # Replace the mark of each image by its tokens, before the length of the row is measured.
             if self._image_encoder is not None and items:
                 try:
-                    images = RowImages(self._image_encoder, items, Path(row.source.path))
+                    images = RowImages(self._image_encoder, items, Path(row.source.path), self.image_files)
                 except BadImage as error:
                     yield RejectedRow(row.source, str(error))
                     continue
@@ -213,6 +218,10 @@ class Encoder:
         def rejected(reason: str) -> RejectedRow:
             return RejectedRow(row.source, reason, num_tokens=num_tokens, num_targets=num_targets)
 
+        if self.num_embeddings is not None:
+            highest = max(int(document.ids.max(initial=0)) for document in documents)
+            if highest >= self.num_embeddings:
+                return rejected(f"a token has no embedding: {highest}, the model has {self.num_embeddings} embeddings")
         if not any(self._is_of_use(document) for document in documents):
             return rejected("no token is trained")
         if not self._trains_all and not row.may_split and any(document.is_target.all() for document in documents):

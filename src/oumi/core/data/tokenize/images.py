@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from oumi.core.data.records.fields import UnusableValue
+from oumi.core.data.records.images import PILLOW_ERRORS, URL_PREFIXES, upright_rgb
 from oumi.core.system.cache import cache_home
 from oumi.core.types.conversation import ContentItem, Type
 
@@ -26,6 +28,15 @@ _MAX_BYTES = 64_000_000
 _TIMEOUT_S = 20.0
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 """Outputs of a processor that describe tokens. They are left out, since our batches have their own."""
+
+
+_PROCESSOR_ERRORS = (
+    TypeError, ValueError, AttributeError, LookupError, ArithmeticError, AssertionError, RuntimeError,
+)  # fmt: skip
+"""What processors raise for an image that they cannot use, such as one with a side of one pixel."""
+
+FileStates = dict[str, tuple[int, int] | None]
+"""Size in bytes and time of the last change of files; None for what is missing, and for a URL that failed."""
 
 
 class BadImage(Exception):  # noqa: N818  a row, not a run, fails
@@ -47,25 +58,36 @@ class ImageEncoder:
         self._expansions: dict[tuple[int, int], npt.NDArray[np.int32]] = {}
 
     def expansion(self, image: Any) -> npt.NDArray[np.int32]:
-        """Returns the tokens of an image; they depend only on its size."""
+        """Returns the tokens of an image; they depend only on its size. Raises BadImage if the processor refuses it."""
         if image.size not in self._expansions:
             self._expansions[image.size] = np.array(self.inputs([self.mark], [[image]])["input_ids"][0], np.int32)
         return self._expansions[image.size]
 
     def features(self, images: Sequence[Any]) -> dict[str, Any]:
-        """Returns the inputs of the model besides tokens, by name: tensors for all images in order."""
+        """Returns the inputs of the model besides tokens, by name: tensors for all images in order.
+
+        Raises:
+            BadImage: The processor refuses the images.
+        """
         inputs = self.inputs([self.mark * len(images)], [list(images)])
         return {name: value for name, value in inputs.items() if name not in _TOKEN_INPUTS}
 
     def inputs(self, texts: Sequence[str], images: Sequence[Sequence[Any]]) -> Any:
-        """Returns the outputs of the processor for texts and the images that are marked in each."""
-        # Without a start token, which `expansion` would take for a token of the image.
-        return self._processor(
-            text=list(texts),
-            images=[list(of_text) for of_text in images],
-            add_special_tokens=False,
-            return_tensors="pt",
-        )
+        """Returns the outputs of the processor for texts and the images that are marked in each.
+
+        Raises:
+            BadImage: The processor refuses the images.
+        """
+        try:
+            return self._processor(
+                text=list(texts),
+                images=[list(of_text) for of_text in images],
+                add_special_tokens=False,  # `expansion` would take a start token for a token of the image
+                return_tensors="pt",
+            )
+        except _PROCESSOR_ERRORS as error:
+            sizes = ", ".join("{} x {}".format(*image.size) for of_text in images for image in of_text)
+            raise BadImage(f"the processor of the model refuses an image of {sizes} pixels: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +103,22 @@ class ImageSpan:
 class RowImages:
     """The images of a row, whose tokens replace the marks in each of its documents."""
 
-    def __init__(self, image_encoder: ImageEncoder, items: Sequence[ContentItem], data_file: Path) -> None:
-        """Loads the images of a row of `data_file`; raises BadImage if one of them cannot be used."""
+    def __init__(
+        self, image_encoder: ImageEncoder, items: Sequence[ContentItem], data_file: Path, states: FileStates
+    ) -> None:
+        """Loads the images of a row.
+
+        Args:
+            image_encoder: Computes their tokens.
+            items: The images, in order.
+            data_file: The file of the row.
+            states: Gets the state of each file that is looked for.
+
+        Raises:
+            BadImage: One of the images cannot be used.
+        """
         self._mark = image_encoder.mark_id
-        self._items = [locate_image(item, data_file) for item in items]
+        self._items = [locate_image(item, data_file, states) for item in items]
         self._expansions = [image_encoder.expansion(load_image(item)) for item in self._items]
 
     def expand(
@@ -114,23 +148,47 @@ class RowImages:
         )
 
 
-def locate_image(item: ContentItem, data_file: Path) -> ContentItem:
+def locate_image(item: ContentItem, data_file: Path, states: FileStates) -> ContentItem:
     """Returns an image whose path, if it has one, is absolute.
 
     Args:
         item: Its path may be relative to the working directory or to the file of the data.
         data_file: The file of the data.
+        states: Gets the state of each file that is looked for.
 
     Raises:
-        BadImage: There is no such file.
+        BadImage: There is no such file, or a URL cannot be downloaded.
     """
-    if item.type != Type.IMAGE_PATH or item.binary is not None:
+    if item.binary is not None or item.type == Type.IMAGE_BINARY:
+        return item
+    if item.type == Type.IMAGE_URL:
+        try:
+            _fetch(item.content or "")
+        except BadImage:
+            states[item.content or ""] = None
+            raise
         return item
     path = Path(item.content or "").expanduser()
     for candidate in (path, data_file.parent / path):
-        if candidate.is_file():
-            return item.model_copy(update={"content": str(candidate.absolute())})
+        place = str(candidate.absolute())
+        states[place] = state_of(place)  # before it is read, so that no later change is missed
+        if states[place] is not None:
+            return item.model_copy(update={"content": place})
     raise BadImage(f"no image at {item.content}, neither in the working directory nor beside {data_file}")
+
+
+def state_of(place: str) -> tuple[int, int] | None:
+    """Returns the state of a file as in FileStates."""
+    path = Path(place)
+    if not path.is_file():
+        return None
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def is_unchanged(place: str, state: Sequence[int] | None) -> bool:
+    """Returns True if a file is in a state, as in FileStates. What failed to be downloaded is tried again."""
+    return not place.startswith(URL_PREFIXES) and state_of(place) == (None if state is None else tuple(state))
 
 
 def load_image(item: ContentItem) -> Any:
@@ -148,19 +206,20 @@ def load_image(item: ContentItem) -> Any:
 
 
 def _decode(content: bytes, name: str) -> Any:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
             # Pillow only warns of an image that would fill the memory.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # Cameras store the sensor's pixels and a rotation, which processors would ignore.
-            return ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+            return upright_rgb(Image.open(io.BytesIO(content)))
     except UnidentifiedImageError:
         raise BadImage(f"{name} is not an image in a known format") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadImage(f"{name} has more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except UnusableValue as error:
+        raise BadImage(f"{name} {error}") from None
+    except PILLOW_ERRORS as error:
         raise BadImage(f"{name} cannot be decoded: {error}") from None
 
 

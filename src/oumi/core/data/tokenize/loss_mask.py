@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise, product
 from typing import Any
 
+from oumi.core.data.records.images import IMAGE_MARK
 from oumi.core.data.tokenize.chat_template import Template, TemplateError
 from oumi.core.data.tokenize.sentinels import Span, UnusableRow, check_parts
 from oumi.core.data.tokenize.turns import AnsweredChat, ChatRenderer, EndTokens, without_tool_results
@@ -149,6 +150,7 @@ class Renderer:
             raise UnusableRow("a prompt without an answer, so there is nothing to learn")
         # What is left is a prompt, which the method answers itself.
         prompt = Conversation(messages=list(value.messages))
+        self._check_no_images(prompt, is_supported=False)
         guarded = _guarded(prompt, self._control) if self._control else prompt
         text = self.template.render(guarded.messages, add_generation_prompt=True)
         return Rendered((Document(text, ()),), source, has_specials=True, columns=value.columns)
@@ -187,9 +189,7 @@ class Renderer:
         """
         if not chat.messages:
             raise UnusableRow("the conversation is empty")
-        for turn, message in enumerate(chat.messages):
-            if self._image_mark is None and message.contains_images():
-                raise UnusableRow(f"turn {turn}: holds an image, which the model or this trainer does not support")
+        self._check_no_images(chat)
         if not turns and self.train_on != "all":
             raise UnusableRow("has no turn to train")
         # Render it once as a whole, and verify that the template wrote everything.
@@ -198,7 +198,7 @@ class Renderer:
         text = renderer.full_text()
         self._check_marks(text, chat, is_guarded=guarded is not chat)
         images = tuple(item for message in chat.messages for item in message.image_content_items)
-        self._check_images(text, images)
+        self._check_images(text, chat, len(images))
         last, roles = len(chat.messages) - 1, [message.role for message in chat.messages]
         if self.train_on == "all":
             has_dropped = check_parts(renderer.written(last), {}, roles)
@@ -282,14 +282,24 @@ class Renderer:
         if is_guarded and re.search(rf"\\ufdd0(?:{control})\\ufdd1", rest):
             raise UnusableRow("the chat template escapes what looks like a control token")
 
-    def _check_images(self, text: str, images: Sequence[ContentItem]) -> None:
-        """Raises UnusableRow unless the text has as many image marks as the chat has images."""
+    def _check_no_images(self, chat: Conversation, is_supported: bool = True) -> None:
+        """Raises UnusableRow for a chat with an image, unless the model and the kind of row support it."""
+        for turn, message in enumerate(chat.messages):
+            if message.contains_images() and not (is_supported and self._image_mark is not None):
+                raise UnusableRow(f"turn {turn}: holds an image, which the model or this trainer does not support")
+
+    def _check_images(self, text: str, chat: Conversation, num_images: int) -> None:
+        """Raises UnusableRow for a mark without an image, or unless the template writes a mark for each image."""
         if self._image_mark is None:
             return
-        # After one of our marks, it is text of a user that looks like an image mark.
+        for turn, message in enumerate(chat.messages):
+            for mark in (IMAGE_MARK, self._image_mark):
+                if mark in message.text:
+                    raise UnusableRow(f"turn {turn}: writes {mark} for an image, but the row has no image for it")
+        # After one of our marks, it is text of a tool's definition that looks like an image mark.
         count = len(re.findall(rf"(?<!{MARKS[0]}){re.escape(self._image_mark)}", text))
-        if count != len(images):
-            raise UnusableRow(f"the chat template marks {count} images as {self._image_mark}: of {len(images)}")
+        if count != num_images:
+            raise UnusableRow(f"the chat template marks {count} images as {self._image_mark}: of {num_images}")
 
 
 def control_tokens(tokenizer: Any) -> re.Pattern[str] | None:

@@ -15,7 +15,7 @@ from oumi.core.data.tokenize.images import BadImage, ImageEncoder, load_image
 from oumi.core.data.tokenize.tokenizer import load_tokenizer
 from oumi.core.errors import DataError
 from oumi.core.plan.parts import ModelPlan
-from oumi.core.system.cache import digest_of_values, token_cache
+from oumi.core.system.cache import digest_of_values
 from oumi.core.types.example import Example
 
 
@@ -61,16 +61,20 @@ class Preprocessor:
                 images += [load_image(item) for items in example.images for item in items]
             except BadImage as error:
                 raise DataError(f"{example.source}: {error}") from None
-        # The model needs as many image tokens as features. The tokens may be from the cache; the image is read now.
+        names = ", ".join(str(example.source) for example in examples)
         token_id = self.image_encoder.token_id
-        num_expected = sum(int((self.image_encoder.expansion(image) == token_id).sum()) for image in images)
+        try:
+            num_expected = sum(int((self.image_encoder.expansion(image) == token_id).sum()) for image in images)
+            features = self.image_encoder.features(images)
+        except BadImage as error:
+            raise DataError(f"{names}: {error}") from None
+        # The model needs as many image tokens as features. The tokens may be from the cache; the image is read now.
         if num_expected != int((batch.tokens == token_id).sum()):
-            names = ", ".join(str(example.source) for example in examples)
             raise DataError(
                 f"an image of these rows has changed its size since it was tokenized: {names}\n"
-                f"Restore it, or delete the cached tokens in {token_cache()}"
+                "Restore it, or start the run again, which tokenizes these rows anew"
             )
-        return replace(batch, features=self.image_encoder.features(images), num_images=tuple(counts))
+        return replace(batch, features=features, num_images=tuple(counts))
 
     def save(self, directory: Path) -> None:
         """Writes the tokenizer and the processor as Hugging Face files."""
