@@ -256,7 +256,11 @@ def test_sound_rows_of_any_method_pass(oumi: Oumi, tmp_path: Path, trainer: str,
     ("trainer", "row", "message"),
     [
         ("TRL_DPO", CHAT, "a.jsonl: expected preferences for method dpo, got chats"),
-        ("TRL_KTO", CHAT, "a.jsonl: expected judged completions for method kto, got chats"),
+        (
+            "TRL_KTO",
+            CHAT,
+            "a.jsonl: expected completions judged by a column 'label' of true or false for method kto, got chats",
+        ),
         ("OUMI", PROMPT, "a.jsonl: expected chats or texts for method next_token, got prompts"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import StrEnum
+from glob import escape
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -68,6 +69,20 @@ COMPRESSED = (".gz", ".zst")
 def is_pattern(path: str) -> bool:
     """Returns True for a pattern of several files, such as `shards/*.jsonl`; a file of that very name is none."""
     return any(sign in path for sign in "*?[") and not Path(path).exists()
+
+
+def pattern_of(path: str) -> str:
+    """Returns a path as a pattern for `glob`, in which the folders and files that exist stand for themselves."""
+    folder, pattern = Path(), Path()
+    for part in Path(path).parts:
+        folder = folder / part
+        pattern = pattern / (escape(part) if folder.exists() else part)
+    return str(pattern)
+
+
+def is_split_expression(split: str) -> bool:
+    """Returns True for a part of a split or several splits, such as `train[:100]` and `train+test`."""
+    return any(sign in split for sign in "[+(")
 
 
 class DatasetParams(Params):

@@ -35,8 +35,12 @@ from oumi.core.types.conversation import Conversation
 from oumi.core.types.example import Judged, Preference, Prompt, Text
 
 _NAMES: dict[type, str] = {
-    Conversation: "chats", Text: "texts", Preference: "preferences", Judged: "judged completions", Prompt: "prompts",
-}  # fmt: skip
+    Conversation: "chats",
+    Text: "texts",
+    Preference: "preferences",
+    Judged: "completions judged by a column 'label' of true or false",
+    Prompt: "prompts",
+}
 """Names for messages, by the type of the rows."""
 _MAX_WORKERS = 8
 _NICENESS = 10

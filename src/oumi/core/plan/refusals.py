@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from oumi.core.configs import LoraWeightInitialization, PeftSaveMode, TrainingConfig, TrainingParams
-from oumi.core.configs.data import OnDuplicates, Truncation
+from oumi.core.configs.data import OnDuplicates, Truncation, is_split_expression, pattern_of
 from oumi.core.configs.loading import leaves, locate
 from oumi.core.configs.model import DTYPES
 from oumi.core.configs.overrides import Override
@@ -207,10 +207,11 @@ def _wrong_data(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         for i, params in enumerate(getattr(config.data, split).datasets):
             if params.dataset_path is not None and (message := _missing_path(params.dataset_path)):
                 yield f"data.{split}.datasets[{i}].dataset_path", message
-            if params.is_file and "[" in (params.split or ""):
+            if params.dataset_path is not None and is_split_expression(params.split):
                 yield (
                     f"data.{split}.datasets[{i}].split",
-                    f"'{params.split}' is a part of {params.dataset_path}: parts of a file are not supported yet",
+                    f"'{params.split}': parts of local data are not supported, only of data sets on the Hub; "
+                    "sample_count limits the rows",
                 )
     if config.training.eval_strategy != "no" and not config.data.validation.datasets:
         yield (
@@ -297,7 +298,7 @@ def _missing_path(path: str) -> str:
     """Returns the message for a path or pattern of data that matches nothing, an empty string if it does."""
     missing = Path(path).expanduser()
     # A file whose name looks like a pattern is taken literally.
-    if missing.exists() or next(iglob(str(missing), recursive=True), None) is not None:
+    if missing.exists() or next(iglob(pattern_of(str(missing)), recursive=True), None) is not None:
         return ""
     # Comparing all names of a huge directory would take minutes.
     names = [file.name for file in missing.parent.iterdir()][:10_000] if missing.parent.is_dir() else []

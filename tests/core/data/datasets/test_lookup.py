@@ -271,7 +271,7 @@ def test_a_part_of_a_file_is_refused_and_a_name_of_one_is_reported_as_not_read(t
     config.data.train.datasets[0].split = "train[:3]"
     (problem,) = refusals(config)
     assert problem.key == "data.train.datasets[0].split"
-    assert "parts of a file are not supported yet" in problem.message
+    assert "parts of local data are not supported" in problem.message
     config.data.train.datasets[0].split = "test"
     config.data.train.datasets[0].subset = "main"
     notes = make_plan(config, gather_facts(config)).notes

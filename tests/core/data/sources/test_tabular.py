@@ -122,7 +122,7 @@ def test_parquet_rows_are_read_with_their_index_across_row_groups(tmp_path: Path
         ("x.json", b'[,{"a": 1}]', "unexpected comma before the first row"),
         ("x.json", b'[{"a": 1},,{"a": 1}]', "x.json:1: not valid JSON: Expecting value: ,"),
         ("x.json", b'[\n{"a": 1},\nnope]', "x.json:3: not valid JSON: Expecting value: nope]"),
-        ("x.json", b'[{"a": NaN}]', "x.json:1: not valid JSON: NaN is not JSON"),
+        ("x.json", b'[{"a": NaN, "b": 1, "b": 2]', "x.json:1: not valid JSON: Expecting ',' delimiter"),
         ("x.json", b"[" + b"[" * 5000 + b"]" * 5000 + b"]", "x.json:1: not valid JSON: nested too deep"),
         ("x.json", b'[{"a": "\xff"}]', "x.json: not UTF-8 (byte 8)"),
     ],
@@ -190,6 +190,35 @@ def test_a_broken_line_is_reported_and_those_around_it_are_read(
     assert bad.source.line == 2
     assert bad.reason.startswith(reason)
     assert shown in bad.excerpt
+
+
+REFUSED = {
+    '{"b": NaN}': "NaN is not JSON",
+    '{"b": [-Infinity]}': "-Infinity is not JSON",
+    '{"b": 1e999}': "1e999 is larger than any number",
+    '{"b": 1, "b": 2}': "an object has the key 'b' twice",
+    '{"b": {"c": {"d": 1, "e": 2, "d": 1}}}': "an object has the key 'd' twice",
+    f'{{"b": {"9" * 5000}}}': "Exceeds the limit (4300 digits)",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED)
+@pytest.mark.parametrize("form", ["lines", "list", "cell"])
+def test_a_value_that_would_be_lost_rejects_its_row_alone(tmp_path: Path, form: str, text: str) -> None:
+    rows = ['{"a": 1}', text, '{"b": "}} NaN ", "c": ' + "9" * 4000 + "}"]
+    cells = ['"[{}]"'.format(row.replace('"', '""')) for row in rows]
+    name, lines = {
+        "lines": ("x.jsonl", rows),
+        "list": ("x.json", [f"[{rows[0]}", f",{rows[1]}", f",{rows[2]}]"]),
+        "cell": ("x.csv", ["b", *cells]),
+    }[form]
+    content = "\n".join(lines)
+    first, bad, last = read(written(tmp_path, name, content.encode()))
+    assert isinstance(first, Row)
+    assert isinstance(last, Row)
+    assert isinstance(bad, RejectedRow)
+    assert bad.reason.startswith(f"not valid JSON: {REFUSED[text]}")
+    assert [row.source.line for row in (bad, last)] == ([3, 4] if form == "cell" else [2, 3])
 
 
 @pytest.mark.parametrize("text", ['"\\ud800"', '"\\u0000 \\ud800"', '{"a": ["\\udfff"]}'])

@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from glob import glob
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from oumi.core.configs.data import COMPRESSED, FILE_SUFFIXES, is_pattern
+from oumi.core.configs.data import COMPRESSED, FILE_SUFFIXES, is_pattern, pattern_of
 from oumi.core.errors import DataError
+from oumi.core.log import logger
 
 _SPLIT_WORDS = {
     "test": ("test", "testing", "eval", "evaluation"),
@@ -21,6 +25,7 @@ _SPLIT_WORDS = {
     "train": ("train", "training"),
 }
 """Words in a path that name a split, the same as on the Hub."""
+_MAX_SHOWN = 5
 
 
 class BrokenFileError(DataError):
@@ -41,34 +46,56 @@ def files_of(path: Path, split: str) -> list[Path]:
     """
     is_directory = path.is_dir()
     if is_pattern(str(path)):
-        # `Path.glob` refuses absolute patterns, so the pattern is applied below the root of the path.
-        files = [file for file in Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))) if file.is_file()]
+        # Like a shell, it does not match hidden files, such as the `._*` that macOS writes.
+        files = [file for file in map(Path, glob(pattern_of(str(path)), recursive=True)) if file.is_file()]
     elif is_directory:
-        files = [
-            file
-            for file in path.rglob("*")
-            if file.is_file()
-            and format_of(file)
-            # Tools keep copies of data in hidden folders, such as `.ipynb_checkpoints`.
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-        ]
+        files = [file for file in _files_below(path) if format_of(file)]
     else:
         return [path]
     if not files:
         raise DataError(f"{path}: no data file; expected a name that ends in {', '.join(FILE_SUFFIXES)}")
     files.sort()  # the order of a directory differs between file systems
-    if not is_directory:
-        return files
-    splits = {file: _split_of(file.relative_to(path)) for file in files}
+    return _files_of_split(path, files, split) if is_directory else files
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yields the files of a folder and its subfolders, also linked ones; each folder once."""
+    visited = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in visited:  # a link to a folder above would never end
+            folders.clear()
+            continue
+        visited.add(real)
+        # Tools keep copies of data in hidden folders, such as `.ipynb_checkpoints`.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place, name) for name in names if not name.startswith(".") and Path(place, name).is_file())
+
+
+def _files_of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
+    """Returns the files of a folder that belong to a split, and logs which do not."""
+    splits = {file: _split_of(file.relative_to(folder)) for file in files}
     available = sorted(set(filter(None, splits.values())))
     requested = _split_of(Path(split))
-    # A custom split, such as `train_sft` of the Hub, cannot be matched against file names.
-    if not available or requested is None:
+    if not available:
+        if requested != "train":
+            _log_once(f"{folder}: no file name contains a split, so all files are read for split '{split}'")
         return files
-    matching = [file for file in files if splits[file] == requested]
+    matching = [] if requested is None else [file for file in files if splits[file] == requested]
     if not matching:
-        raise DataError(f"{path}: no file of split '{split}'; the file names contain {', '.join(available)}")
+        raise DataError(f"{folder}: no file of split '{split}'; the file names contain {', '.join(available)}")
+    if others := [str(file.relative_to(folder)) for file in files if splits[file] is None]:
+        shown = ", ".join(others[:_MAX_SHOWN]) + (", ..." if len(others) > _MAX_SHOWN else "")
+        _log_once(
+            f"{folder}: {len(others)} of {len(files)} files are left out, since only the names of others contain "
+            f"'{requested}': {shown}"
+        )
     return matching
+
+
+@cache
+def _log_once(message: str) -> None:
+    # The files of a data set are looked for several times in a run.
+    logger.warning(message)
 
 
 def _split_of(path: Path) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import threading
@@ -88,7 +89,7 @@ def parse_line(data: bytes, source: Source) -> Row | RejectedRow:
     if "\0" in text:  # a crash during a write leaves such bytes; the JSON error would not name them
         return RejectedRow(source, "holds a NUL byte", excerpt(text))
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = DECODER.decode(text)
     except RecursionError:
         return RejectedRow(source, _TOO_DEEP, excerpt(text))
     except ValueError as error:
@@ -123,7 +124,6 @@ def read_list(path: Path, dataset: str) -> Iterator[Row | RejectedRow]:
             text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 (byte {error.start})") from None
-    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
     at, line, counted = text.index("[") + 1, 1, 0
     is_first = True
     while True:
@@ -141,14 +141,17 @@ def read_list(path: Path, dataset: str) -> Iterator[Row | RejectedRow]:
         try:
             # At the end of the text, the decoder fails below with the better message.
             if at < len(text) and is_first == bool(gap[1]):
-                raise ValueError("unexpected comma before the first row" if is_first else "no comma between two rows")
-            value, end = decoder.raw_decode(text, at)
+                message = "unexpected comma before the first row" if is_first else "no comma between two rows"
+                raise json.JSONDecodeError(message, text, at)
+            value, end, problem = _decoded_at(text, at)
         except RecursionError:
             raise DataError(f"{source}: {_TOO_DEEP}: {excerpt(text[at : at + _EXCERPT_LENGTH])}") from None
-        except ValueError as error:
+        except json.JSONDecodeError as error:
             reason = "the list is truncated here" if at >= len(text) - 1 else str(error).split(": line")[0]
             raise DataError(f"{source}: not valid JSON: {reason}: {excerpt(text[at : at + _EXCERPT_LENGTH])}") from None
-        if end - at > MAX_ROW_BYTES:
+        if problem:
+            yield RejectedRow(source, f"not valid JSON: {problem}", excerpt(text[at:end]))
+        elif end - at > MAX_ROW_BYTES:
             start = excerpt(text[at : at + 2 * _EXCERPT_LENGTH])
             yield RejectedRow(source, f"longer than {MAX_ROW_BYTES:,} bytes: it has {end - at:,} characters", start)
         else:
@@ -173,6 +176,43 @@ def shown(value: Any) -> str:
 def _refuse_constant(name: str) -> NoReturn:
     # Python parses NaN and Infinity, which JSON does not have.
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is larger than any number")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns an object; of two values under one key, Python itself would drop the first."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"an object has the key '{repeated}' twice")
+    return value
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+"""Refuses, by ValueError, what is valid for Python but loses a value, or has none."""
+_LENIENT_DECODER = json.JSONDecoder(parse_int=str)
+"""Finds the end of a value that `DECODER` refuses. Python converts no number of more than 4,300 digits."""
+
+
+def _decoded_at(text: str, at: int) -> tuple[Any, int, str]:
+    """Returns the value at a place, its end, and why it is refused, if its brackets and commas are valid.
+
+    Raises:
+        json.JSONDecodeError: They are not.
+    """
+    try:
+        return *DECODER.raw_decode(text, at), ""
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        return None, _LENIENT_DECODER.raw_decode(text, at)[1], str(error)
 
 
 def _is_deep(value: Any) -> bool:

@@ -11,7 +11,7 @@ from itertools import accumulate, chain
 from pathlib import Path
 from typing import Protocol
 
-from oumi.core.configs.data import is_pattern
+from oumi.core.configs.data import is_pattern, is_split_expression
 from oumi.core.data.sources.files import files_of, is_compressed
 from oumi.core.data.sources.hub import HubSource, load_hub_rows
 from oumi.core.data.sources.jsonl import LineIndex, index_lines, parse_line
@@ -153,6 +153,8 @@ def open_source(
     """
     if path is None:
         return load_hub_rows(name, subset, split, is_streamed)
+    if is_split_expression(split):
+        raise DataError(f"{path}: split '{split}': parts of local data are not supported")
     # `DatasetDict.save_to_disk` writes one folder per split and lists them in a file.
     listing = path / "dataset_dict.json"
     if listing.is_file():

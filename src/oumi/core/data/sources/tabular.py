@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from oumi.core.data.sources.files import check_file, is_compressed, opened
-from oumi.core.data.sources.jsonl import begins_list, check_lines, excerpt, index_lines, read_lines, read_list
+from oumi.core.data.sources.jsonl import DECODER, begins_list, check_lines, excerpt, index_lines, read_lines, read_list
 from oumi.core.errors import DataError
 from oumi.core.types.example import RejectedRow, Row, Source, row_of
 
@@ -109,7 +109,12 @@ def _table(path: Path, dataset: str, delimiter: str) -> Iterator[Row | RejectedR
                 if any("\0" in value for value in values):
                     yield RejectedRow(source, "holds a NUL byte", excerpt(delimiter.join(values)))
                 elif len(values) == len(names):
-                    yield row_of({name: _cell(value) for name, value in zip(names, values, strict=True)}, source)
+                    try:
+                        cells = {name: _cell(value) for name, value in zip(names, values, strict=True)}
+                    except ValueError as error:
+                        yield RejectedRow(source, f"not valid JSON: {error}", excerpt(delimiter.join(values)))
+                    else:
+                        yield row_of(cells, source)
                 elif values:  # the parser returns an empty list for a blank line
                     reason = f"has another number of fields than the first line: {len(values)}, not {len(names)}"
                     yield RejectedRow(source, reason, excerpt(delimiter.join(values)))
@@ -118,11 +123,15 @@ def _table(path: Path, dataset: str, delimiter: str) -> Iterator[Row | RejectedR
 
 
 def _cell(value: str) -> Any:
-    """Returns the value of a cell: a list of objects, such as messages, if it is one in JSON, else its text."""
+    """Returns the value of a cell: a list of objects, such as messages, if it is one in JSON, else its text.
+
+    Raises:
+        ValueError: It is one, with a value that is refused.
+    """
     if value.startswith("[{") and value.endswith("}]"):
         try:
-            return json.loads(value)
-        except ValueError:
+            return DECODER.decode(value)
+        except json.JSONDecodeError:
             return value
     return value
 
