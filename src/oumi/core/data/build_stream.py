@@ -14,6 +14,7 @@ from oumi.core.data.pipeline.loader import Collate
 from oumi.core.data.pipeline.stream import ConcatenatedStream, ExampleStream, LimitedStream, Shuffle
 from oumi.core.data.pipeline.stream_loader import MixedStream, PackedStream, StreamLoader
 from oumi.core.data.store.cache import identity_of
+from oumi.core.data.tokenize.encoder import Encoder
 from oumi.core.data.tokenize.loss_mask import TokenizeSpec
 from oumi.core.data.tokenize.preprocessor import Preprocessor
 from oumi.core.errors import DataError
@@ -28,10 +29,15 @@ class StreamedRows:
     """Training rows that are read during training."""
 
     groups: MixedStream | PackedStream
-    highest_token: int
-    """The largest token id that may occur."""
+    encoders: list[Encoder]
+    """The encoder of each data set."""
     identity: str
     """Digest of all that decides the rows, with the sizes of the files instead of their content."""
+
+    def reject_tokens_from(self, num_embeddings: int) -> None:
+        """Rejects every row with a token of this id or a higher one, when it is read."""
+        for encoder in self.encoders:
+            encoder.num_embeddings = num_embeddings
 
     def log_packing(self) -> None:
         """Logs how full the packed rows were."""
@@ -65,13 +71,15 @@ def open_stream(plan: Plan, preprocessor: Preprocessor, began: datetime, ledgers
             raise DataError(f"data.train: {params.dataset_name} has no rows to draw from: its sample_count is 0")
     if all(params.sample_count == 0 for params in mixed.datasets):
         raise DataError("data.train: there are no rows to train on")
-    parts, identities = [], []
+    parts, identities, encoders = [], [], []
     for spec in specs_of(plan, "train", began):
         params, dataset = spec.params, spec.dataset(is_streamed=True)
         ledgers.append(spec.ledger())
         shuffle_seed = params.seed if params.seed is not None else seed
         shuffle = Shuffle(shuffle_seed, params.shuffle_buffer_size) if params.shuffle else None
-        examples = ExampleStream(dataset, spec.row_tokenizer(dataset, preprocessor), ledgers[-1], shuffle)
+        row_tokenizer = spec.row_tokenizer(dataset, preprocessor)
+        encoders.append(row_tokenizer.encoder)
+        examples = ExampleStream(dataset, row_tokenizer, ledgers[-1], shuffle)
         stream = ConcatenatedStream(examples, dataset.concatenation) if dataset.concatenation else examples
         _check_first(stream, preprocessor, spec, spec.supervision(dataset))
         parts.append(LimitedStream(stream, params.sample_count, params.dataset_name))
@@ -83,12 +91,8 @@ def open_stream(plan: Plan, preprocessor: Preprocessor, began: datetime, ledgers
     groups: MixedStream | PackedStream = mixture
     if mixed.pack:
         groups = PackedStream(mixture, plan.data.row_length("train", plan.model.max_length), seed)
-    return StreamedRows(
-        groups,
-        # The rows are not known in advance, so any token of the vocabulary may occur.
-        len(preprocessor.tokenizer) - 1,
-        digest_of_values({"data sets": identities, "proportions": mixed.proportions}),
-    )
+    identity = digest_of_values({"data sets": identities, "proportions": mixed.proportions})
+    return StreamedRows(groups, encoders, identity)
 
 
 def _check_first(

@@ -85,12 +85,16 @@ class TrainingData:
         return [self.train.group(order[i]) for i in places]
 
     def check_vocabulary(self, model: Any) -> None:
-        """Raises ConfigError if a token of the rows has no embedding."""
+        """Raises ConfigError if a token of the rows has no embedding; a stream rejects such rows when it reads them."""
         num_embeddings = model.get_input_embeddings().num_embeddings
         # `highest_token` waits for a table that is still being written, so it is read only if it decides.
-        if len(self.preprocessor.tokenizer) <= num_embeddings:
+        if max(self.preprocessor.tokenizer.get_vocab().values()) < num_embeddings:
             return
-        highest = max(self.train.highest_token, self.validation.highest_token)
+        highest = self.validation.highest_token
+        if isinstance(self.train, StreamedRows):
+            self.train.reject_tokens_from(num_embeddings)
+        else:
+            highest = max(highest, self.train.highest_token)
         if highest >= num_embeddings:
             token = self.preprocessor.tokenizer.convert_ids_to_tokens(highest)
             raise ConfigError(

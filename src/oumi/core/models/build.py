@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from oumi.core.errors import ConfigError
 from oumi.core.models.adapters import add_lora, load_adapter
@@ -16,18 +17,21 @@ from oumi.core.plan.parts import Plan
 
 _CACHE_LINE = 64
 """Bytes."""
+_MAX_OFFSET = 8
+"""Rows of a table of positions that no token uses; OPT has two."""
 
 
 def build_model(plan: Plan, device: torch.device, checkpoint: Path | None = None) -> Any:
     """Returns the model of a checkpoint, or else the model of the plan, whose adapter, if any, is trained further.
 
     Raises:
-        ConfigError: The attention of the plan does not run on a CPU.
+        ConfigError: The attention of the plan does not run on a CPU, or rows may be longer than the model takes.
     """
     if plan.device == "cpu" and plan.model.attention not in FLAT_ATTENTIONS:
         raise ConfigError(f"model.attn_implementation: {plan.model.attention} trains on a GPU only; sdpa is for all")
     is_full = plan.lora is None and plan.model.adapter is None
     model = load_model(plan.model, device, weights_from=checkpoint if is_full else None)
+    _check_positions(model, plan.model.max_length)
     # The checkpoint of an adapter has no weights of the base model, so those always come from the plan.
     adapter = checkpoint or plan.model.adapter
     if not is_full and adapter is not None:
@@ -41,6 +45,23 @@ def build_model(plan: Plan, device: torch.device, checkpoint: Path | None = None
         return model
     # An adapter names the base to load. Random weights have no name, and the plan saves them in `base`.
     return add_lora(model, plan.lora, plan.model.name if plan.model.pretrained else str(plan.output_dir / "base"))
+
+
+def _check_positions(model: Any, max_length: int | None) -> None:
+    """Raises ConfigError if rows may be longer than a table of positions: an index beyond it fails during training."""
+    num_positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    # Rotary positions are computed, so a model that has no table takes longer rows.
+    if not num_positions or max_length is None or max_length <= num_positions:
+        return
+    embeddings = ((name, module.weight) for name, module in model.named_modules() if isinstance(module, nn.Embedding))
+    for name, table in (*embeddings, *model.named_buffers()):
+        # The table of another part, such as an image encoder, has another size.
+        is_of_text = table.ndim > 1 and 0 <= len(table) - num_positions <= _MAX_OFFSET
+        if is_of_text and any(word in name.rpartition(".")[2] for word in ("pos", "wpe")):
+            raise ConfigError(
+                f"model.model_max_length: rows may have {max_length} tokens, but the model has {num_positions} "
+                f"positions ({name})"
+            )
 
 
 @torch.no_grad()
