@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from oumi.cli.overrides import parse_overrides
-from oumi.core.configs import TrainingConfig
+from oumi.core.configs import TrainerType, TrainingConfig
 from oumi.core.configs.loading import leaves
 from oumi.core.errors import ConfigError
 
@@ -23,6 +23,13 @@ training:
   seed: 1
   trainer_kwargs: {a: {b: 1}, c: 2}
 """
+
+
+TEXTS = (
+    "007", "1e5", "3.10", "true", "null", "1_000", "0x1F", "2026-01-02", "12:30:45", "work/exp #3", '"quoted"', "'x'",
+    " a ", "a: b", "[a", "{b", "*c", "&d", "!e", "- f", "%g", "@h", "a,b", "a\\b", "ü # ß",
+)  # fmt: skip
+"""Text that YAML would read as something else, or not at all."""
 
 
 @pytest.fixture
@@ -66,6 +73,62 @@ def file(tmp_path: Path) -> Path:
 )
 def test_an_argument_sets_a_key(file: Path, arguments: list[str], key: str, expected: object) -> None:
     assert leaves(TrainingConfig.load(file, parse_overrides(arguments)))[key] == expected
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("way", ["override", "variable", "default of a variable", "reference"])
+def test_text_is_taken_as_it_stands_where_a_key_takes_text(
+    way: str, text: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUMI_TEST_TEXT", text)
+    values = {
+        "override": text,
+        "variable": "${oc.env:OUMI_TEST_TEXT}",
+        "default of a variable": f"${{oc.env:OUMI_TEST_UNSET,{text}}}",
+        "reference": "${training.logging_dir}",
+    }
+    if way == "default of a variable" and (set(text) & set("{}") or text in ("null", " a ")):
+        pytest.skip("it ends or trims the reference, or is the default null")
+    if way == "override" and text == "null":
+        pytest.skip("it removes the value")
+    arguments = ["--training.run_name", values[way], "--training.logging_dir", "${oc.env:OUMI_TEST_TEXT}"]
+    config = TrainingConfig.load(file, parse_overrides(arguments))
+    assert config.training.run_name == text
+    config.to_yaml(tmp_path / "written.yaml")
+    assert TrainingConfig.from_yaml(tmp_path / "written.yaml").training.run_name == text
+    inside = TrainingConfig.load(file, parse_overrides([*arguments, "--training.output_dir", "a/${training.run_name}"]))
+    assert inside.training.output_dir == f"a/{text}"
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("training.max_steps", "0012", 12),
+        ("training.learning_rate", "2e-5", 2e-5),
+        ("training.use_peft", "true", True),
+        ("training.per_device_train_batch_size", "8", 8),
+        ("training.per_device_train_batch_size", "auto", "auto"),
+        ("data.train.seed", "null", None),
+        ("data.train.seed", "", None),
+        ("peft.q_lora_bits", "8", 8),
+        ("deepspeed.reduce_bucket_size", "500", 500),
+        ("training.trainer_type", "oumi", TrainerType.OUMI),
+    ],
+)
+def test_a_variable_of_the_environment_has_the_type_of_the_key_that_it_fills(
+    key: str, text: str, value: object, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUMI_TEST_TEXT", text)
+    config = TrainingConfig.load(file, parse_overrides([f"--{key}", "${oc.env:OUMI_TEST_TEXT}"]))
+    assert leaves(config)[key] == value
+
+
+def test_an_option_of_any_type_is_a_number_or_else_the_whole_text(file: Path) -> None:
+    options = {"a": "5", "b": "1 #2", "c": "'5'", "d": "[1, x]", "e": "x: y", "f": "true", "g": "#1", "h": "{}"}
+    arguments = [word for key, text in options.items() for word in (f"--training.trainer_kwargs.{key}", text)]
+    config = TrainingConfig.load(file, parse_overrides(arguments))
+    expected = {"a": 5, "b": "1 #2", "c": "5", "d": [1, "x"], "e": {"x": "y"}, "f": True, "g": "#1", "h": {}}
+    assert {key: config.training.trainer_kwargs[key] for key in options} == expected
 
 
 def test_a_mapping_joins_the_mapping_that_is_there_at_every_depth(file: Path) -> None:
@@ -129,8 +192,8 @@ def test_a_config_may_come_from_arguments_alone() -> None:
         (["--training.seed", "five"], "--training.seed training.seed: got 'five', must be a whole number"),
         (["--training.sede", "5"], "--training.sede training.sede: unknown key, did you mean 'seed'?"),
         (["--seed", "5"], "--seed seed: unknown key here; it belongs in"),
-        (["--training.run_name", "{x"], "--training.run_name training.run_name: not valid YAML"),
-        (["--training.run_name", "!!python/name:os.system"], "'!!python/name:os.system' is refused"),
+        (["--training.trainer_kwargs", "{x"], "--training.trainer_kwargs training.trainer_kwargs: not valid YAML"),
+        (["--training.trainer_kwargs.x", "!!python/name:os.system"], "'!!python/name:os.system' is refused"),
         (["--no-training.seed"], "--no-training.seed training.seed: got false, must be a whole number"),
         (["--training.use_peft", "maybe"], "--training.use_peft training.use_peft: got 'maybe', must be true or false"),
     ],

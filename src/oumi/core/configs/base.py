@@ -68,6 +68,12 @@ def types_in(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
+def is_text_key(annotation: Any) -> bool:
+    """Returns True if a key takes text, and neither numbers nor flags."""
+    types = set(types_in(annotation))
+    return str in types and not types & {int, float, bool}
+
+
 class Params(BaseModel):
     """A section of a config."""
 

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
-from oumi.core.configs.base import Params, ScalarText, types_in
+from oumi.core.configs.base import Params, ScalarText, is_text_key, types_in
 from oumi.core.configs.problems import Path as KeyPath
 from oumi.core.configs.problems import (
     follows,
@@ -26,7 +26,7 @@ from oumi.core.configs.problems import (
     split_key,
     translate,
 )
-from oumi.core.configs.tree import Node, plain, walk
+from oumi.core.configs.tree import Node, plain, scalar, walk
 from oumi.core.errors import Problem
 
 ConfigT = TypeVar("ConfigT", bound=Params)
@@ -71,7 +71,7 @@ def make_draft(cls: type[ConfigT], root: Node, unusable: Sequence[Problem], unse
         unset: Problems of references that cannot be resolved on this machine alone.
     """
     places = _places(root)
-    _restore_text(root, cls)
+    restore_text(root, cls)
     values = plain(root)
     absent = {problem.key: problem for problem in unset}
     left_out = {_leave_out(values, split_key(problem.key), cls) for problem in unusable}
@@ -138,21 +138,27 @@ def _has(holder: Any, part: str | int) -> bool:
     return isinstance(holder, dict) and part in holder
 
 
-def _restore_text(node: Node, annotation: Any) -> None:
-    """Replaces parsed numbers by their text where a key expects text, and null by an empty section, list or mapping."""
+def restore_text(node: Node, annotation: Any) -> None:
+    """Replaces values by those of the type that their key expects.
+
+    Numbers become their text where text is expected, text of the environment becomes a number or a flag where one is
+    expected, and null an empty section, list or mapping.
+    """
     types = set(types_in(annotation))
     holder = holder_of(annotation)
     # A flag where text is expected stays a flag, which is then an error; a number is taken as text.
     is_text = not isinstance(node.value, bool) and not types & {int, float, Any}
     if node.text is not None and (annotation == ScalarText or (str in types and is_text)):
         node.value = node.text  # as written: a name `007` is not `7`
+    elif node.is_text and isinstance(node.value, str) and not is_text_key(annotation) and Any not in types:
+        node.value = scalar(node.value)
     elif node.value is None and holder is not None and NoneType not in types:
         node.value = [] if typing.get_origin(holder) is list else {}  # a key with nothing after it
     children = dict(enumerate(node.value)) if isinstance(node.value, list) else node.value
     for part, inner in children.items() if isinstance(children, dict) else ():
         expected = inside(holder, part)
         if expected is not None:
-            _restore_text(inner, expected)
+            restore_text(inner, expected)
 
 
 def _places(root: Node) -> dict[KeyPath, str]:

@@ -71,24 +71,26 @@ class _References:
             raise LookupError("nested references are not supported")
         # A reference that is the whole text keeps the type of its value; within other text it becomes text.
         if reference := _REFERENCE.fullmatch(text):
-            node.value = self._value(reference[1].strip(), parents)
+            node.value, node.is_text = self._value(reference[1].strip(), parents)
         else:
-            filled = _REFERENCE.sub(lambda match: _written(self._value(match[1].strip(), parents)), text)
+            filled = _REFERENCE.sub(lambda match: _written(self._value(match[1].strip(), parents)[0]), text)
             if len(filled) > _MAX_LENGTH:
                 raise LookupError(f"longer than {_MAX_LENGTH:,} characters once references are replaced")
             node.value = filled.replace("\\${", "${")
         self._filled.add(id(node))
 
-    def _value(self, name: str, parents: tuple[str, ...]) -> Any:
+    def _value(self, name: str, parents: tuple[str, ...]) -> tuple[Any, bool]:
+        """Returns the value of a reference, and whether it is text that only the key it fills gives a type."""
         if name.startswith("oc.env:"):
             variable, has_default, default = name.removeprefix("oc.env:").partition(",")
             if variable in os.environ:
-                return scalar(os.environ[variable])  # typed like a value of the file, as in OmegaConf
+                return os.environ[variable], True
             if not has_default:
                 raise UnsetVariableError(
                     f"environment variable {variable} is not set; ${{oc.env:{variable},DEFAULT}} sets a default"
                 )
-            return scalar(default.strip())
+            text = default.strip()
+            return (None, False) if scalar(text) is None else (text, True)
         if name in parents:
             raise LookupError(f"circular reference: {' -> '.join([*parents, name])}")
         if len(parents) >= _MAX_CHAIN:
@@ -102,7 +104,7 @@ class _References:
         value = node.value if node is not None else self._defaults[name]
         if isinstance(value, (dict, list)):
             raise LookupError(f"'${{{name}}}' names a section or a list; expected the key of a single value")
-        return value.name if isinstance(value, Enum) else value
+        return value.name if isinstance(value, Enum) else value, node is not None and node.is_text
 
 
 def _written(value: Any) -> str:

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, PrivateAttr
 
 from oumi.core.configs.base import DEFAULT, SET_IN_PYTHON, Params
-from oumi.core.configs.draft import Draft, make_draft
+from oumi.core.configs.draft import Draft, make_draft, restore_text
 from oumi.core.configs.interpolation import interpolate
 from oumi.core.configs.overrides import Override, apply, override_of
 from oumi.core.configs.problems import in_order, origin_of, place_of, section_of, split_key
@@ -121,8 +121,9 @@ class BaseConfig(Params):
         except TreeError as error:
             raise ConfigError([error.problem], name) from None
         # Overrides come before references, so that a reference sees the overridden value.
-        unusable = [problem for override in overrides for problem in apply(root, override)]
+        unusable = [problem for override in overrides for problem in apply(root, override, cls)]
         unset: list[Problem] = []
+        restore_text(root, cls)  # so that a reference to a name `007` within other text does not see the number 7
         if cls.has_references and not ignore_interpolation:
             unfilled, unset = interpolate(root, leaves(cls()))
             unusable += unfilled

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
-from oumi.core.configs.problems import split_key
+from oumi.core.configs.base import Params, is_text_key
+from oumi.core.configs.problems import holder_of, inside, split_key
 from oumi.core.configs.tree import Node, TreeError, parse, walk
 from oumi.core.errors import ConfigError, Problem
 
@@ -22,7 +24,7 @@ class Override:
     key: str
     """Dotted, as `data.train.datasets[0].dataset_name`."""
     text: str
-    """YAML text."""
+    """As the user wrote it."""
     flag: str
     """The argument as the user wrote it."""
     malformed: str = ""
@@ -37,8 +39,13 @@ def override_of(argument: str) -> Override:
     return Override(key, text, argument.partition("=")[0])
 
 
-def apply(root: Node, override: Override) -> list[Problem]:
+def apply(root: Node, override: Override, kind: type[Params]) -> list[Problem]:
     """Puts an override into the tree; a mapping is merged into an existing one.
+
+    Args:
+        root: The tree, which is changed in place.
+        override: Its value is text as it stands if its key takes text, otherwise YAML.
+        kind: Class of the config.
 
     Returns:
         Its problems; the key then keeps its value in the tree.
@@ -49,12 +56,12 @@ def apply(root: Node, override: Override) -> list[Problem]:
     if not _KEY.fullmatch(name):
         example = "training.max_steps or data.train.datasets[0].split"
         return [Problem(override.key, f"not a valid key; expected a name such as {example}", override.flag)]
+    parts = split_key(name)
     try:
-        value, problems = _value(override)
+        value, problems = _value(override, _annotation_of(parts, kind))
     except TreeError as error:
         return [Problem(override.key, error.problem.message, override.flag)]
     # Walk down to the parent of the key; sections and lists on the way are created if they do not exist.
-    parts = split_key(name)
     parent = root
     for part, following in zip(parts, [*parts[1:], None], strict=True):
         if following is None:
@@ -68,12 +75,25 @@ def apply(root: Node, override: Override) -> list[Problem]:
     return problems
 
 
-def _value(override: Override) -> tuple[Node, list[Problem]]:
-    value, problems = parse(override.text, override.flag)
-    if override.text.strip() in ("", "~", "null", "none", "None"):
-        value = Node(None if override.text.strip() else "", override.flag)  # `--key=` is empty text, not null
-    elif value.value == {} and override.text.strip() != "{}":
-        value = Node(override.text, override.flag)  # a comment such as `#1`: parse() returns an empty root for it
+def _annotation_of(parts: Sequence[str | int], kind: type[Params]) -> Any:
+    """Returns the annotation of a key, None if it is unknown."""
+    annotation: Any = kind
+    for part in parts:
+        annotation = inside(holder_of(annotation), part)
+    return annotation
+
+
+def _value(override: Override, annotation: Any) -> tuple[Node, list[Problem]]:
+    text = override.text
+    if text.strip() in ("", "~", "null", "none", "None"):
+        return Node(None if text.strip() else "", override.flag), []  # `--key=` is empty text, not null
+    if is_text_key(annotation):
+        return Node(text, override.flag), []
+    value, problems = parse(text, override.flag)
+    # YAML would drop what follows ` #` as a comment; of `#1` alone it makes an empty root.
+    is_cut = value.text != text.strip() if value.text is not None else value.value == {} and text.strip() != "{}"
+    if is_cut or (isinstance(value.value, str) and not text.lstrip().startswith(("'", '"'))):
+        value = Node(text, override.flag)
     # Problems are reported at the flag, not at a line of its text.
     for _, node in walk(value):
         node.place = override.flag

@@ -39,6 +39,8 @@ class Node:
     """Number of nodes in it, with aliases expanded."""
     text: str | None = None
     """Text of a number or a flag as written."""
+    is_text: bool = False
+    """The value is the text of an environment variable, which is a number or a flag only if its key expects one."""
 
 
 class TreeError(Exception):
