@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
 from oumi.core.data.datasets.elements import IGNORED, cut_pair
+from oumi.core.data.tokenize.images import BadImage, load_image
 from oumi.core.errors import ConfigError, DataError
-from oumi.core.types.conversation import ContentItem, Conversation, Message, Role, Type
+from oumi.core.types.conversation import ContentItem, Conversation, Message, Role
 from oumi.core.types.example import Preference
 
 
@@ -100,16 +100,14 @@ class ImageElementWriter:
         """Returns a part of a message in the form that `apply_chat_template` of processors reads."""
         if item.is_text():
             return {"type": "text", "text": item.content}
-        if item.binary is None and self._max_size is None:  # the processor loads the image
-            return {"type": "image", "url" if item.type == Type.IMAGE_URL else "path": item.content}
-        from PIL import Image
-        from transformers.image_utils import load_image
-
-        image = Image.open(io.BytesIO(item.binary)) if item.binary else load_image(item.content)
+        try:
+            image = load_image(item)
+        except BadImage as error:
+            raise DataError(str(error)) from None
         if self._max_size is not None:
             # Shrinks in place and keeps the aspect ratio; smaller images stay as they are.
             image.thumbnail((self._max_size, self._max_size))
-        return {"type": "image", "image": image.convert("RGB")}
+        return {"type": "image", "image": image}
 
     def _assistant_mask(self, turns: Sequence[Message], ids: list[int]) -> list[bool]:
         """Returns which tokens the assistant writes, up to the end token of each of its turns."""
