@@ -243,7 +243,10 @@ class Renderer:
             )
             # Variables with which templates choose whether the model thinks.
             for name, value in product(("enable_thinking", "thinking"), (False, True)):
-                other = self.template.render(chat.messages[:turn], True, chat.tools, {name: value})
+                try:
+                    other = self.template.render(chat.messages[:turn], True, chat.tools, {name: value})
+                except TemplateError:
+                    continue
                 if answered.text.startswith(other):
                     self._remedies[prompt] = f"pass {name}={value} to the chat template at inference"
                     break
