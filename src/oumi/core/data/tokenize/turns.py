@@ -38,6 +38,8 @@ class AnsweredChat:
     """Where the answer begins, behind the prompt of inference."""
     is_joined: bool = False
     """The text is the prompt of inference with the answer behind it; the template writes a finished chat otherwise."""
+    is_raw: bool = False
+    """The answer is written as the model says it, with a thought that the template drops from a finished chat."""
     unmet_prompt: str = ""
     """The end of the prompt of inference, if the finished chat does not begin with it."""
 
@@ -159,6 +161,9 @@ class ChatRenderer:
         answer = self._alone(turn)
         if answer and upto.endswith(answer):
             return AnsweredChat(prompt + answer, len(prompt), is_joined=True)
+        raw = self._raw_answer(turn, prompt, upto)
+        if raw:
+            return AnsweredChat(prompt + raw, len(prompt), is_joined=True, is_raw=True)
         # The prompt of inference may hold more than the finished chat does, such as an opened thought.
         before = self._render(turn)
         common = next((i for i, (a, b) in enumerate(zip(prompt, upto, strict=False)) if a != b), len(upto))
@@ -187,12 +192,32 @@ class ChatRenderer:
         # The prompt has the turns before the answer, and the end of the finished chat has the answer.
         text = self._render(turn, add_generation_prompt=True)
         prompt = written_parts(messages[:-1], self._tools, partial(render, add_generation_prompt=True), text)
+        if answered.is_raw:
+            return prompt
         shift = len(answered.text) - len(self.upto(turn))
         answer = {
             part: [place + shift for place in places] for part, places in finished.places.items() if part.turn == turn
         }
         changed = prompt.changed | (finished.changed & answer.keys())
         return Written(answered.text, prompt.places | answer, changed, prompt.without_thought)
+
+    def _raw_answer(self, turn: int, prompt: str, upto: str) -> str:
+        """Returns an answer with its thought and its end, if the template opens the thought, but drops it; "" otherwise.
+
+        Templates like that of DeepSeek-R1 write finished answers without the thoughts with which the model begins.
+        """
+        message = self._messages[turn]
+        thought, end_of_thought, answer = message.text.rpartition("</think>")
+        if message.reasoning_content is not None:
+            thought, answer = message.reasoning_content, message.text
+        elif not end_of_thought:
+            return ""
+        thought, answer = thought.strip().removeprefix("<think>").strip(), answer.strip()
+        place = upto.rfind(answer)
+        is_dropped = thought not in upto[len(self._render(turn)) :]
+        if not prompt.rstrip().endswith("<think>") or not is_dropped or message.tool_calls or not answer or place < 0:
+            return ""
+        return f"{thought}\n</think>\n\n{upto[place:]}"
 
     def _alone(self, turn: int) -> str:
         """Returns an answer with its end, as the template writes it behind the prompt of a single question."""

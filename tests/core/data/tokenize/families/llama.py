@@ -9,6 +9,13 @@ BOS = "<|begin_of_text|>"
 ASSISTANT = "<|start_header_id|>assistant<|end_header_id|>\n\n"
 HEADERS = ("<|start_header_id|>", "<|end_header_id|>", "<|python_tag|>", "<|eom_id|>", "<|finetune_right_pad_id|>")
 
+R1_THOUGHTS = (
+    "<｜begin▁of▁sentence｜><｜User｜>One?<｜Assistant｜><think>\n⟦hm\n</think>\n\n1.<｜end▁of▁sentence｜>⟧",
+    "<｜begin▁of▁sentence｜><｜User｜>One?<｜Assistant｜>1.<｜end▁of▁sentence｜><｜User｜>Two?<｜Assistant｜><think>\n"
+    "⟦so\n</think>\n\n2.<｜end▁of▁sentence｜>⟧",
+)
+"""What the model says behind its prompt, though the template drops thoughts."""
+
 
 def user(text: str) -> str:
     return f"<|start_header_id|>user<|end_header_id|>\n\n{text}<|eot_id|>"
@@ -156,9 +163,21 @@ FAMILIES = {
         "[TOOL_RESULTS]abcdef123[TOOL_CONTENT]no[/TOOL_RESULTS]⟦No.</s>⟧",
     ),
     "deepseek-v3": Family(
-        "trl:deepseekv3", bos=SENTENCE[0], eos=SENTENCE[1], control=DEEPSEEK, **DEEP, opens_thought=True
+        "trl:deepseekv3",
+        bos=SENTENCE[0],
+        eos=SENTENCE[1],
+        control=DEEPSEEK,
+        **DEEP,
+        reasoning=R1_THOUGHTS,
+        opens_thought=True,
     ),
     "deepseek-r1-distill": Family(
-        "trl:deepseek_r1_distill", bos=SENTENCE[0], eos=SENTENCE[1], control=DEEPSEEK, **DEEP, opens_thought=True
+        "trl:deepseek_r1_distill",
+        bos=SENTENCE[0],
+        eos=SENTENCE[1],
+        control=DEEPSEEK,
+        **DEEP,
+        reasoning=R1_THOUGHTS,
+        opens_thought=True,
     ),
 }
