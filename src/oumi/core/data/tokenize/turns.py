@@ -202,7 +202,7 @@ class ChatRenderer:
         return Written(answered.text, prompt.places | answer, changed, prompt.without_thought)
 
     def _raw_answer(self, turn: int, prompt: str, upto: str) -> str:
-        """Returns an answer with its thought and its end, if the template opens the thought, but drops it; "" otherwise.
+        """Returns an answer with its thought and its end, if the template opens it, but drops it; "" otherwise.
 
         Templates like that of DeepSeek-R1 write finished answers without the thoughts with which the model begins.
         """
