@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from oumi.core.errors import ConfigError, RefusedError, StorageError, did_you_mean
 from oumi.core.recipes import resolve_asset
+from oumi.core.system.filesystem import expanded
 from oumi.core.system.host import describe_host
 
 Messages = Sequence[Mapping[str, str]]
@@ -66,7 +67,7 @@ def load_chat_model(directory: Path | str) -> ChatModel:
         RefusedError: The weights are pickled, or the model needs its own Python code.
     """
     transformers_logging.disable_progress_bar()
-    folder = Path(directory).expanduser()
+    folder = expanded(str(directory))
     check_model_dir(folder)
     is_adapter = (folder / _ADAPTER_CONFIG).is_file()
     base = _base_of(folder) if is_adapter else folder

@@ -24,7 +24,8 @@ def write_records(plan: Plan, source: str | None) -> None:
     config, output_dir = plan.config, plan.output_dir
     # The user's own text keeps its comments; with a secret in it, the resolved config is written instead.
     is_clean = source is not None and redact(source) == source
-    (output_dir / "config.yaml").write_text(source if source and is_clean else dump(config, hides_secrets=True))
+    text = source if source and is_clean else dump(config, hides_secrets=True)
+    (output_dir / "config.yaml").write_text(text, encoding="utf-8")
     write_plan(plan)
     environment = {**describe_environment(), "seed": plan.seed, "data_seed": plan.data.seed}
     (output_dir / "environment.json").write_text(json.dumps(environment, indent=1, default=str) + "\n")
@@ -32,13 +33,13 @@ def write_records(plan: Plan, source: str | None) -> None:
     # The names and formats that Oumi's other tools read.
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "training_config.yaml").write_text(with_origins(config))
+        (folder / "training_config.yaml").write_text(with_origins(config), encoding="utf-8")
         world = {
             "LOCAL_WORLD_SIZE": int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
             "WORLD_SIZE": plan.steps.world_size,
         }
         (folder / "world_size.json").write_text(json.dumps(world) + "\n")
-        (folder / "devices_info.txt").write_text(f"{plan.device}: {plan.device_name}\n")
+        (folder / "devices_info.txt").write_text(f"{plan.device}: {plan.device_name}\n", encoding="utf-8")
 
 
 def write_plan(plan: Plan) -> None:

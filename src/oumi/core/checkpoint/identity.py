@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from oumi.core.errors import OutputError
+from oumi.core.system.filesystem import check_features, lock, replace
 
 _FILE = "run.json"
 _LOCK = ".lock"
@@ -50,7 +50,7 @@ def write_identity(output_dir: Path, identity: Identity) -> None:
     path = output_dir / _FILE
     unfinished = path.with_suffix(".tmp")  # renamed into place, so that a kill leaves the old file or the new one
     unfinished.write_text(json.dumps(asdict(identity), indent=1) + "\n")
-    unfinished.replace(path)
+    replace(unfinished, path)
 
 
 @contextmanager
@@ -60,8 +60,7 @@ def lock_output_dir(output_dir: Path) -> Iterator[None]:
     Raises:
         OutputError: The directory cannot be created or written, or another process has locked it; names the process.
     """
-    # flock, since the operating system releases it when the process ends, also when it is killed. A file that exists
-    # as long as the process runs would block the directory after a kill.
+    # A lock that the system releases. A file that exists as long as the process runs would block it after a kill.
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(output_dir / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -69,12 +68,14 @@ def lock_output_dir(output_dir: Path) -> Iterator[None]:
         raise OutputError(f"training.output_dir: cannot write to {output_dir}: {error.strerror}") from error
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor, output_dir / _LOCK, waits=False)
         except BlockingIOError as error:
             raise OutputError(f"training.output_dir: {output_dir} is in use by {_holder(descriptor)}") from error
+        check_features(output_dir)
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        with suppress(OSError):  # only for the message to another process
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
         yield
     finally:
         os.close(descriptor)

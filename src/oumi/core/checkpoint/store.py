@@ -8,21 +8,18 @@ never used.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from oumi.core.errors import StorageError
 from oumi.core.log import logger
+from oumi.core.system.filesystem import replace, set_mode, storage_errors, sync
 
 MANIFEST = "MANIFEST.json"
 _UNFINISHED = ".tmp-"
@@ -64,16 +61,16 @@ def seal(directory: Path, facts: Mapping[str, Any]) -> None:
     apply_umask(directory)
     # In this order: after a power failure, a manifest on disk means that all files are on disk.
     for path in _files(directory):
-        _to_disk(path)
+        sync(path)
     files = {path.relative_to(directory).as_posix(): _describe(path) for path in _files(directory)}
     manifest = {"facts": dict(facts), "files": dict(sorted(files.items()))}
     unfinished = directory / f"{MANIFEST}.tmp"
     unfinished.write_text(json.dumps(manifest, indent=1) + "\n")
-    _to_disk(unfinished)
-    unfinished.replace(directory / MANIFEST)
+    sync(unfinished)
+    replace(unfinished, directory / MANIFEST)
     # fsync of a file does not sync its name, which is in the folder.
     for folder in {path.parent for path in _files(directory)} | {directory}:
-        _to_disk(folder)
+        sync(folder)
 
 
 def read_facts(checkpoint: Path) -> dict[str, Any]:
@@ -146,25 +143,7 @@ def apply_umask(directory: Path) -> None:
     mask = os.umask(0)  # Python can only read the umask by setting it
     os.umask(mask)
     for path in directory.rglob("*.safetensors"):
-        path.chmod(0o666 & ~mask)
-
-
-@contextmanager
-def storage_errors(target: Path) -> Iterator[None]:
-    """Converts errors of the file system to StorageError, with the file and the free space."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or isinstance(error, ConnectionError | TimeoutError):
-            raise  # an error of the network, not of a file
-        free = ""
-        # If the disk is not available any more, the first error must still be reported.
-        with suppress(OSError):
-            free = f"; {shutil.disk_usage(target.parent).free / 1e6:,.0f} MB are free there"
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise StorageError(f"{error.filename or target}: {error.strerror}{free if is_full else ''}") from error
-    except SafetensorError as error:  # safetensors raises it instead of OSError, for example if the disk is full
-        raise StorageError(f"{target}: could not be saved: {error}") from error
+        set_mode(path, 0o666 & ~mask)
 
 
 def _put_in_place(directory: Path, target: Path) -> None:
@@ -178,7 +157,7 @@ def _put_in_place(directory: Path, target: Path) -> None:
         if os.path.lexists(replaced):
             replaced.rename(target)
         raise
-    _to_disk(target.parent)
+    sync(target.parent)
     if os.path.lexists(replaced):
         _delete(replaced)
 
@@ -212,12 +191,3 @@ def _describe(path: Path) -> dict[str, Any]:
 
 def _files(directory: Path) -> list[Path]:
     return [path for path in directory.rglob("*") if path.is_file()]
-
-
-def _to_disk(path: Path) -> None:
-    """Syncs a file or a folder to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -84,7 +84,7 @@ class BaseConfig(Params):
 
     def to_yaml(self, config_path: str | Path) -> None:
         """Writes all values to a file that `from_yaml` can read."""
-        Path(config_path).write_text(dump(self))
+        Path(config_path).write_text(dump(self), encoding="utf-8")
 
     def print_config(self, logger: logging.Logger | None = None) -> None:
         """Prints or logs all values as YAML, with secrets masked."""

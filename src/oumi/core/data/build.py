@@ -31,6 +31,7 @@ from oumi.core.log import logger
 from oumi.core.plan.methods import METHODS
 from oumi.core.plan.parts import ModelPlan, Plan
 from oumi.core.system.cache import digest_of_values, token_cache
+from oumi.core.system.filesystem import can_write, expanded
 from oumi.core.types.conversation import Conversation
 from oumi.core.types.example import Judged, Preference, Prompt, Text
 
@@ -192,6 +193,10 @@ def _open_rows(spec: TableSpec, dataset: BaseMapDataset, preprocessor: Preproces
         return IdentifiedTable(table, table.digest, supervision)
     folder, identity = token_cache(), identity_of(inputs)
     cached = find_table(folder, inputs)
+    if cached is None and not can_write(folder):
+        logger.warning("%s cannot be written, so no tokens are kept; OUMI_CACHE_DIR names another cache", folder)
+        table = tokenize_rows(dataset.rows(), spec.row_tokenizer(dataset, preprocessor), ledger)
+        return IdentifiedTable(table, identity, supervision)
     if cached is None:
         logger.info("%s is tokenized: %s", ledger.dataset, why_missed(folder, inputs))
         # The second process looks up the class of the data set by name: it must be ours, or in a file that it imports.
@@ -258,7 +263,7 @@ def inputs_of(spec: TableSpec, dataset: BaseMapDataset, preprocessor: Preprocess
     template = spec.row_tokenizer(dataset, preprocessor).renderer.template
     params = spec.params
     # Relative paths of images start at the working directory or at the data.
-    image_roots = [os.getcwd(), str(Path(params.dataset_path or "").expanduser().absolute())]
+    image_roots = [os.getcwd(), str(expanded(params.dataset_path or "").absolute())]
     # A resumed run compares the digest of these names and values, so both must stay as they are. `why_missed` shows the
     # names to the user.
     return {
@@ -310,7 +315,7 @@ class _TableProcess:
         if output:
             failure = json.loads(output)
             self._ledger.counts = Counts.from_state(failure["counts"])
-            raise DataError(failure["error"])
+            raise (StorageError if failure["is_storage"] else DataError)(failure["error"])
         if status:
             raise StorageError(f"{self._folder}: the process that tokenizes ended with status {status}; see above")
         table = find_table(self._folder, self._inputs)
@@ -351,7 +356,8 @@ def _main() -> None:
     try:
         make_table(spec, spec.dataset(), load_preprocessor(spec.model), ledger, _num_workers(spec), os.getppid())
     except OumiError as error:
-        print(json.dumps({"error": str(error), "counts": ledger.counts.to_state()}))
+        counts, is_storage = ledger.counts.to_state(), isinstance(error, StorageError)
+        print(json.dumps({"error": str(error), "counts": counts, "is_storage": is_storage}))
 
 
 if __name__ == "__main__":

@@ -50,4 +50,4 @@ def write_model_summary(plan: Plan, model: torch.nn.Module) -> None:
     logger.info("%s", model)
     if plan.logs.telemetry_dir is not None:
         plan.logs.telemetry_dir.mkdir(parents=True, exist_ok=True)
-        (plan.logs.telemetry_dir / "model_summary.txt").write_text(f"{model}\n")
+        (plan.logs.telemetry_dir / "model_summary.txt").write_text(f"{model}\n", encoding="utf-8")

@@ -6,15 +6,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from oumi.core.errors import OutputError
 
 
 def cache_home() -> Path:
     """Returns the cache directory: OUMI_CACHE_DIR, or `oumi` in the user's cache."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("OUMI_CACHE_DIR") or f"{home}/oumi").expanduser()
+    path = Path(os.path.expanduser(os.environ.get("OUMI_CACHE_DIR") or f"{home}/oumi"))
+    return _cache_without_home() if path.parts[0].startswith("~") else path
+
+
+def _cache_without_home() -> Path:
+    """Returns a cache for a process whose user has no home, as in containers with any number for a user."""
+    path = Path(tempfile.gettempdir()) / f"oumi-{os.getuid()}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    if path.stat().st_uid != os.getuid():  # another user could put tokens there
+        raise OutputError(f"{path} belongs to another user: set OUMI_CACHE_DIR to a directory for cached tokens")
+    return path
 
 
 def token_cache() -> Path:

@@ -57,7 +57,7 @@ def describe_host() -> Host:
 def memory_limit(path: Path = Path("/sys/fs/cgroup/memory.max")) -> int | None:
     """Returns the memory limit of this process's container in bytes, None if there is none."""
     try:
-        text = path.read_text().strip()
+        text = path.read_text(encoding="utf-8").strip()
     except OSError:
         return None
     return int(text) if text.isdecimal() else None  # "max" if there is no limit
@@ -182,7 +182,7 @@ def peak_memory_bytes() -> int:
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
     # Not getrusage, whose peak a child process inherits from its parent.
-    kib = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    kib = next(line.split()[1] for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
     return int(kib) << 10
 
 
@@ -222,4 +222,4 @@ def _gpu_of_torch() -> Host | None:
 @lru_cache(maxsize=1)
 def _cpuinfo() -> tuple[str, ...]:
     path = Path("/proc/cpuinfo")
-    return tuple(path.read_text().splitlines()) if path.exists() else ()
+    return tuple(path.read_text(encoding="utf-8").splitlines()) if path.exists() else ()

@@ -21,6 +21,7 @@ from oumi.core.data.sources.reader import IteratorReader, Place, RowReader
 from oumi.core.data.sources.source import IndexedRows, RowSource, open_source
 from oumi.core.data.sources.tabular import digest_of
 from oumi.core.errors import ConfigError, DataError, did_you_mean
+from oumi.core.system.filesystem import expanded
 from oumi.core.types.conversation import Conversation
 from oumi.core.types.example import Completion, Judged, Preference, Prompt, RejectedRow, Row, Text
 
@@ -89,7 +90,7 @@ class BaseMapDataset:
             ConfigError: There are both rows and a path, or neither for a local data set.
         """
         self.dataset_name = dataset_name or self.default_dataset or ""
-        self.dataset_path = Path(dataset_path).expanduser() if dataset_path else None
+        self.dataset_path = expanded(dataset_path) if dataset_path else None
         self.split = split
         self.subset = subset or self.default_subset
         self.trust_remote_code = trust_remote_code

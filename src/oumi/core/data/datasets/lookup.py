@@ -18,6 +18,7 @@ from oumi.core.data.datasets.table import NAMES, Named
 from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.log import logger
 from oumi.core.registry import DATASETS
+from oumi.core.system.filesystem import expanded
 
 EXTRA_MODULE = "oumi_extra_"
 """Prefix of the module names of user files."""
@@ -104,10 +105,10 @@ def import_extra_files() -> None:
         return
     if not Path(listing).is_file():
         raise ConfigError(f"OUMI_EXTRA_DEPS_FILE: no file {listing}")
-    for line in (line.partition("#")[0].strip() for line in Path(listing).read_text().splitlines()):
+    for line in (line.partition("#")[0].strip() for line in Path(listing).read_text(encoding="utf-8").splitlines()):
         if not line:
             continue
-        path = Path(line).expanduser()
+        path = expanded(line)
         if not path.is_file():
             raise ConfigError(f"{listing}: no file {line}")
         # A unique name, so that a file `datasets.py` does not replace the library. The digest tells folders apart.

@@ -158,7 +158,7 @@ def open_source(
     # `DatasetDict.save_to_disk` writes one folder per split and lists them in a file.
     listing = path / "dataset_dict.json"
     if listing.is_file():
-        splits = json.loads(listing.read_text())["splits"]
+        splits = json.loads(listing.read_text(encoding="utf-8"))["splits"]
         if split not in splits:
             hint = did_you_mean(split, splits) or f"; there are {', '.join(splits)}"
             raise DataError(f"{path}: unknown split '{split}'{hint}")

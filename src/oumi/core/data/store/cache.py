@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from typing import Any
 from oumi.core.data.ledger import Ledger
 from oumi.core.data.store.token_table import Chunk, TokenTable, images_unchanged, write_table
 from oumi.core.system.cache import digest_of_values
+from oumi.core.system.filesystem import lock, storage_errors
 
 _UNFINISHED = ".unfinished-"
 _LIBRARIES = ("tokenizers", "transformers", "jinja2")
@@ -87,8 +87,7 @@ def lock_table(folder: Path, inputs: Inputs) -> Iterator[None]:
     """Locks a table of the cache, so that one process writes it while others wait."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{digest_of_values(inputs)}.lock").open("w") as file:
-        # The system releases it even if the process is killed.
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file.fileno(), Path(file.name))
         yield
 
 
@@ -99,18 +98,20 @@ def keep_table(folder: Path, inputs: Inputs, chunks: Iterable[Chunk], ledger: Le
 
     Raises:
         DataError: More rows are rejected than the ledger allows; nothing is cached.
+        StorageError: The disk of the cache is full, or fails.
     """
     directory = folder / digest_of_values(inputs)
     # Left by a process that was killed: no other one writes here, since we hold the lock.
     for leftover in folder.glob(f"{_UNFINISHED}{directory.name}-*"):
         shutil.rmtree(leftover)
     unfinished = folder / f"{_UNFINISHED}{directory.name}-{os.getpid()}"
-    try:
-        write_table(chunks, ledger, unfinished, {"inputs": inputs})
-        if directory.exists():  # incomplete or outdated, or `find_table` would have returned it
-            shutil.rmtree(directory)
-        # Atomic: a reader finds the directory with all files, or no directory.
-        unfinished.rename(directory)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with storage_errors(unfinished, "free some space, or set OUMI_CACHE_DIR to a directory on another disk"):
+        try:
+            write_table(chunks, ledger, unfinished, {"inputs": inputs})
+            if directory.exists():  # incomplete or outdated, or `find_table` would have returned it
+                shutil.rmtree(directory)
+            # Atomic: a reader finds the directory with all files, or no directory.
+            unfinished.rename(directory)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
     return TokenTable(directory)

@@ -21,6 +21,7 @@ from oumi.core.data.ledger import Counts, Ledger
 from oumi.core.data.tokenize.encoder import RowTokenizer
 from oumi.core.data.tokenize.images import FileStates, is_unchanged
 from oumi.core.data.tokenize.loss_mask import Rendered
+from oumi.core.system.filesystem import storage_errors, sync_descriptor
 from oumi.core.types.conversation import ContentItem
 from oumi.core.types.example import Example, RejectedRow, Row, Source
 
@@ -252,7 +253,7 @@ class TableWriter:
         # Before `table.json`, whose presence means that the other files are complete.
         for file in (self._tokens, self._rows, self._ids, self._extras, self._image_files):
             file.flush()
-            os.fsync(file.fileno())
+            sync_descriptor(file.fileno())
             sizes[Path(file.name).name] = file.tell()
             file.close()
         table = {
@@ -268,7 +269,7 @@ class TableWriter:
         with (self._directory / "table.json").open("w") as table_file:
             json.dump(table, table_file)
             table_file.flush()
-            os.fsync(table_file.fileno())
+            sync_descriptor(table_file.fileno())
 
     def _number(self, name: str) -> int:
         return self._names.setdefault(name, len(self._names))
@@ -293,7 +294,8 @@ def tokenize_rows(rows: Iterable[Row | RejectedRow], row_tokenizer: RowTokenizer
             make_chunk(row_tokenizer.render(batch), row_tokenizer)
             for batch in iter(lambda: list(islice(remaining, BATCH_SIZE)), [])
         )
-        write_table(chunks, ledger, folder, {})
+        with storage_errors(folder, "free some space, or set TMPDIR to a directory on another disk"):
+            write_table(chunks, ledger, folder, {})
         return TokenTable(folder)
     # The system frees the space of a deleted file when the last process closes it, even one that is killed.
     finally:

@@ -13,6 +13,7 @@ from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError
 from oumi.core.data.tokenize.template_sandbox import Overrun, compile_template, render
 from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.log import logger
+from oumi.core.system.filesystem import expanded
 from oumi.core.types.conversation import FunctionCall, Message, Role, ToolCall, ToolDefinition
 
 FOLDER = Path(__file__).parent / "chat_templates"
@@ -43,7 +44,7 @@ def chat_template_for(tokenizer: Any, name: str | None) -> str | dict[str, str]:
         logger.warning("the tokenizer has no chat template; the bundled 'default' is used")
         name = "default"
     if name.endswith(".jinja"):
-        path = Path(name).expanduser()
+        path = expanded(name)
         if not path.is_file():
             raise ConfigError(f"model.chat_template: no file {name}")
         try:
@@ -60,7 +61,7 @@ def bundled_template(name: str) -> str:
     if name.lower() not in paths:
         hint = did_you_mean(name, list(paths)) or f"; known: {', '.join(paths)}"
         raise ConfigError(f"model.chat_template: unknown template '{name}'{hint}")
-    return paths[name.lower()].read_text().removesuffix("\n")
+    return paths[name.lower()].read_text(encoding="utf-8").removesuffix("\n")
 
 
 class Template:

@@ -11,6 +11,7 @@ import urllib.parse
 import urllib.request
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from oumi.core.data.records.fields import UnusableValue
 from oumi.core.data.records.images import PILLOW_ERRORS, URL_PREFIXES, upright_rgb
 from oumi.core.system.cache import cache_home
+from oumi.core.system.filesystem import expanded
 from oumi.core.types.conversation import ContentItem, Type
 
 _MAX_BYTES = 64_000_000
@@ -168,7 +170,7 @@ def locate_image(item: ContentItem, data_file: Path, states: FileStates) -> Cont
             states[item.content or ""] = None
             raise
         return item
-    path = Path(item.content or "").expanduser()
+    path = expanded(item.content or "")
     for candidate in (path, data_file.parent / path):
         place = str(candidate.absolute())
         states[place] = state_of(place)  # before it is read, so that no later change is missed
@@ -242,9 +244,10 @@ def _fetch(url: str) -> bytes:
     if missing:
         raise BadImage(f"{url}: breaks off, {missing:,} bytes are missing")
     _decode(content, url)  # an error page is not an image, and must not be cached
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    # Written to another file and renamed, since other processes may read or download the same image now.
-    with tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as unfinished:
-        unfinished.write(content)
-    Path(unfinished.name).replace(cached)
+    with suppress(OSError):  # a cache that cannot be written only costs another download
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        # Written to another file and renamed, since other processes may read or download the same image now.
+        with tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as unfinished:
+            unfinished.write(content)
+        Path(unfinished.name).replace(cached)
     return content

@@ -106,7 +106,7 @@ def _video_settings(name: str, revision: str | None) -> dict[str, Any] | None:
     # Newer models have these settings in a section of the processor's file.
     for file, section in ((_VIDEO_FILE, None), ("processor_config.json", "video_processor")):
         path = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
-        settings = json.loads(Path(path).read_text()) if path else {}
+        settings = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
         if section is not None:
             settings = settings.get(section)
         if settings:

@@ -256,7 +256,7 @@ class _Watchdog:
                 for thread_id, (deadline, begin_bytes) in list(self._running.items()):
                     num_bytes = 0
                     with suppress(OSError):  # other systems have no /proc, and are left with the limit of time
-                        pages = int(Path("/proc/self/statm").read_text().split()[1])
+                        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
                         num_bytes = pages * os.sysconf("SC_PAGE_SIZE")
                     has_grown = begin_bytes and num_bytes - begin_bytes > _MAX_GROWTH_BYTES
                     # The exception is raised in the thread that renders, at its next bytecode.

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -12,6 +11,7 @@ from oumi.core.errors import ConfigError
 from oumi.core.hub import hub_errors, remote_code_refused
 from oumi.core.plan.parts import ModelPlan
 from oumi.core.recipes import resolve_asset
+from oumi.core.system.filesystem import expanded
 
 _RESERVED_PADS = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]")
 """Tokens that vocabularies reserve for padding without declaring a pad token."""
@@ -25,7 +25,7 @@ def load_tokenizer(plan: ModelPlan) -> Any:
     """
     name = str(resolve_asset(plan.tokenizer_name))
     # transformers would return an empty tokenizer for a folder without one.
-    if (folder := Path(name).expanduser()).is_dir() and not [*folder.glob("*token*"), *folder.glob("vocab*")]:
+    if (folder := expanded(name)).is_dir() and not [*folder.glob("*token*"), *folder.glob("vocab*")]:
         raise ConfigError(
             f"model.tokenizer_name: {folder} contains no tokenizer; name the one that the model was trained with"
         )
