@@ -63,7 +63,7 @@ def infer(
 
         # `trainer_kwargs` may set output_dir.
         training = as_run(TrainingConfig.from_yaml(resolve_config(str(config)))).training
-        model_dir = Path(training.output_dir).expanduser()
+        model_dir = Path(training.output_dir)
     chat(model_dir, system, max_new_tokens, temperature)
 
 

@@ -26,6 +26,7 @@ from oumi.core.plan.shapes import shape_of
 from oumi.core.plan.trainer_kwargs import as_run
 from oumi.core.recipes import resolve_asset
 from oumi.core.system import host
+from oumi.core.system.filesystem import expanded
 
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _END_BYTES = 1 << 20
@@ -59,7 +60,7 @@ def gather_facts(
         num_cpus=machine.num_cpus,
         # Each process has a GPU of its own; CPU processes share the memory.
         memory_bytes=machine.memory_bytes // (local_size if machine.device == "cpu" else 1),
-        free_bytes=host.free_bytes(Path(config.training.output_dir).expanduser().absolute()),
+        free_bytes=host.free_bytes(Path(config.training.output_dir).absolute()),
         num_rows=_count_rows(config) if counts_rows else None,
         model=_model_facts(config.model, may_download),
         has_tight_heap=host.has_tight_heap(),
@@ -75,7 +76,7 @@ def gather_facts(
 
 def index_ahead(config: TrainingConfig) -> None:
     """Indexes the lines of local files in a thread, while torch is imported; errors show when the files are read."""
-    paths = [Path(params.dataset_path or "").expanduser() for params in config.data.train.datasets if params.is_file]
+    paths = [expanded(params.dataset_path or "") for params in config.data.train.datasets if params.is_file]
     if paths and not config.data.train.stream:
         # A daemon, so that a run that ends early does not wait for it.
         threading.Thread(target=_index, args=(paths,), daemon=True).start()
@@ -162,12 +163,12 @@ def _file(name: str, file: str, revision: str | None, may_download: bool) -> Pat
 
 
 def _folder(name: str) -> Path:
-    return Path(str(resolve_asset(name))).expanduser()
+    return expanded(str(resolve_asset(name)))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(value, dict):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from enum import StrEnum
 from glob import escape
@@ -68,7 +69,7 @@ COMPRESSED = (".gz", ".zst")
 
 def is_pattern(path: str) -> bool:
     """Returns True for a pattern of several files, such as `shards/*.jsonl`; a file of that very name is none."""
-    return any(sign in path for sign in "*?[") and not Path(path).exists()
+    return any(sign in path for sign in "*?[") and not Path(os.path.expanduser(path)).exists()
 
 
 def pattern_of(path: str) -> str:

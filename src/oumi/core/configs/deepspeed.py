@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import PositiveInt
 
 from oumi.core.configs.base import Complaint, NamedEnum, Params
+from oumi.core.configs.paths import PathText
 
 Size = float | int | str
 """A number, or `auto`."""
@@ -65,7 +66,7 @@ class DeepSpeedParams(Params):
 
     enable_deepspeed: bool = False
     """Use DeepSpeed."""
-    deepspeed_config_path: str | None = None
+    deepspeed_config_path: PathText | None = None
     """A DeepSpeed JSON file, instead of all keys below."""
     zero_stage: ZeRORuntimeStage = ZeRORuntimeStage.ZERO_0
     """What is sharded."""

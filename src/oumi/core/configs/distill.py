@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from oumi.core.configs.base import Complaint, Params
+from oumi.core.configs.paths import PathText
 
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
@@ -17,7 +18,7 @@ PositiveShare = Annotated[float, Field(gt=0, le=1)]
 class GkdParams(Params):
     """Generalized knowledge distillation."""
 
-    teacher_model_name_or_path: str | None = None
+    teacher_model_name_or_path: PathText | None = None
     """The model to learn from."""
     teacher_model_init_kwargs: dict[str, Any] = {"dtype": "auto"}
     """Arguments with which it is loaded."""
@@ -42,11 +43,11 @@ class GkdParams(Params):
 class GoldParams(Params):
     """Distillation between models with different tokenizers."""
 
-    teacher_model_name_or_path: str | None = None
+    teacher_model_name_or_path: PathText | None = None
     """The model to learn from."""
     teacher_model_init_kwargs: dict[str, Any] = {"torch_dtype": "auto"}
     """Arguments with which it is loaded."""
-    teacher_tokenizer_name_or_path: str | None = None
+    teacher_tokenizer_name_or_path: PathText | None = None
     """Null takes the teacher's."""
     temperature: PositiveShare = 0.9
     """Sampling temperature."""

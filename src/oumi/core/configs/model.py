@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import PositiveInt
 
 from oumi.core.configs.base import Complaint, Params
+from oumi.core.configs.paths import PathText
 from oumi.core.errors import did_you_mean
 
 DTYPES = {
@@ -24,11 +25,11 @@ DTYPES = {
 class ModelParams(Params):
     """The model, its tokenizer and its chat template."""
 
-    model_name: str
+    model_name: PathText
     """Hub id or local directory of a model."""
-    adapter_model: str | None = None
+    adapter_model: PathText | None = None
     """A PEFT adapter to load on top."""
-    tokenizer_name: str | None = None
+    tokenizer_name: PathText | None = None
     """Hub id or local directory of a tokenizer; null takes the model's."""
     tokenizer_pad_token: str | None = None
     """Padding token."""

@@ -8,12 +8,13 @@ from typing import Annotated
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from oumi.core.configs.base import Params
+from oumi.core.configs.paths import PathText
 
 
 class TelemetryParams(Params):
     """Files with timings of a run."""
 
-    telemetry_dir: str | None = "telemetry"
+    telemetry_dir: PathText | None = "telemetry"
     """Directory below output_dir; null writes none."""
     collect_telemetry_for_all_ranks: bool = False
     """Gather the timings of every process."""
@@ -41,7 +42,7 @@ class ProfilerScheduleParams(Params):
 class ProfilerParams(Params):
     """torch.profiler around training."""
 
-    save_dir: str | None = None
+    save_dir: PathText | None = None
     """Null takes `<output_dir>/profiler`."""
     enable_cpu_profiling: bool = False
     """Record what the CPU does."""

@@ -15,6 +15,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from oumi.core.configs.base import Complaint, NamedEnum, Params
 from oumi.core.configs.distill import GkdParams, GoldParams
 from oumi.core.configs.grpo import GrpoParams
+from oumi.core.configs.paths import PathText
 from oumi.core.configs.profiler import ProfilerParams, TelemetryParams
 from oumi.core.configs.trainers import TRAINERS, TrainerType
 
@@ -51,7 +52,7 @@ class TrainingParams(Params):
     `trainer_type`, for OUMI `next_token`. Arguments of its loss, such as `beta`, belong in `trainer_kwargs`."""
     use_peft: bool = False
     """Train an adapter as set in the 'peft' section."""
-    output_dir: Annotated[str, Field(min_length=1)] = "output"
+    output_dir: Annotated[PathText, Field(min_length=1)] = "output"
     """Directory of the run."""
     run_name: str | None = None
     """Name for trackers."""
@@ -136,7 +137,7 @@ class TrainingParams(Params):
     """Save the model at the end."""
     save_total_limit: PositiveInt | None = None
     """Checkpoints to keep; null keeps all."""
-    resume_from_checkpoint: str | None = None
+    resume_from_checkpoint: PathText | None = None
     """Checkpoint directory to resume from."""
     try_resume_from_last_checkpoint: bool = False
     """Resume from the newest checkpoint in output_dir, if there is one."""
@@ -162,7 +163,7 @@ class TrainingParams(Params):
     """Write TensorBoard event files."""
     logging_strategy: Literal["steps", "epoch", "no"] = "steps"
     """When metrics are logged."""
-    logging_dir: str | None = None
+    logging_dir: PathText | None = None
     """Directory of TensorBoard; null takes `<output_dir>/tensorboard`."""
     logging_steps: PositiveInt = 50
     """Steps between logs."""

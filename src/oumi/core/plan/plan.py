@@ -21,7 +21,7 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan
     """Returns what a run of `config` will do on the machine, data and model that `facts` describe."""
     notes_on_arguments, config = argument_notes(config), as_run(config)  # as_run() drops the arguments that are noted
     training = config.training
-    output_dir = Path(training.output_dir).expanduser()
+    output_dir = Path(training.output_dir)
     dtype, precision = sections.plan_precision(config, facts)
     steps = sections.plan_steps(training, world_size, facts.num_rows)
     checkpoints = sections.plan_checkpoints(training)

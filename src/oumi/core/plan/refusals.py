@@ -23,6 +23,7 @@ from oumi.core.plan.choices import ATTENTIONS, CHECKPOINTING, NUM_RECOMPUTED, wr
 from oumi.core.plan.methods import METHODS, is_of_other_method, method_of, methods_of
 from oumi.core.plan.notes import changed_keys, matches_key
 from oumi.core.plan.trainer_kwargs import REFUSED, as_run, mapped_arguments
+from oumi.core.system.filesystem import expanded
 
 _NOT_BUILT = {
     "training.profiler.*": "the profiler",
@@ -296,7 +297,7 @@ def _wrong_adapter(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 
 def _missing_path(path: str) -> str:
     """Returns the message for a path or pattern of data that matches nothing, an empty string if it does."""
-    missing = Path(path).expanduser()
+    missing = expanded(path)
     # A file whose name looks like a pattern is taken literally.
     if missing.exists() or next(iglob(pattern_of(str(missing)), recursive=True), None) is not None:
         return ""

@@ -255,7 +255,7 @@ def plan_checkpoints(training: TrainingParams) -> CheckpointPlan:
         every_epoch=training.save_epoch and training.save_steps <= 0,
         keep=training.save_total_limit,
         final_model=training.save_final_model,
-        resume_from=Path(resume_from).expanduser() if resume_from else None,
+        resume_from=Path(resume_from) if resume_from else None,
         resume_last=training.try_resume_from_last_checkpoint,
     )
 

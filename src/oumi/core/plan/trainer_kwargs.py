@@ -14,6 +14,7 @@ from typing import Any
 
 from oumi.core.configs import TrainingConfig, TrainingParams
 from oumi.core.configs.base import DEFAULT
+from oumi.core.configs.paths import with_home
 from oumi.core.configs.problems import shown
 from oumi.core.errors import ConfigError
 
@@ -128,11 +129,14 @@ class MappedArgument:
 
 
 def as_run(config: TrainingConfig) -> TrainingConfig:
-    """Returns the config with the arguments of `trainer_kwargs` moved to the keys that they set.
+    """Returns the config with the arguments of `trainer_kwargs` moved to the keys that they set, and without `~`.
 
-    The given config is not changed. Without such arguments it is returned itself.
+    The given config is not changed. Without such arguments and paths it is returned itself.
+
+    Raises:
+        ConfigError: A path begins with the home directory of a user who has none.
     """
-    return _mapped(config)[0]
+    return with_home(_mapped(config)[0])
 
 
 def mapped_arguments(config: TrainingConfig) -> list[MappedArgument]:
