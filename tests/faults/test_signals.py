@@ -3,16 +3,25 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers import PreTrainedModel
 
+from oumi.core.checkpoint.store import read_facts
+from oumi.core.configs import TrainingConfig
+from oumi.core.errors import PreemptedError
 from oumi.core.train import train
-from tests.fork_server import ForkedProcess, start_python
-from tests.runs import losses, tiny_config, weights
+from tests.fork_server import ForkedProcess, run_python, start_python
+from tests.runs import losses, records, tiny_config, weights
 
 STEPS = 120
 
@@ -76,3 +85,133 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
     running.communicate(timeout=60)
     assert time.monotonic() - signaled < 2.0
     assert running.returncode not in (0, 75)
+
+
+@contextmanager
+def signal_in_pass(number: int, is_meant: Callable[[bool, int], bool]) -> Iterator[None]:
+    """Sends a signal within those forward passes for which `is_meant(is_training, count)` is True."""
+    counts = {True: 0, False: 0}
+
+    def send(module: torch.nn.Module, _: object) -> None:
+        if isinstance(module, PreTrainedModel) and hasattr(module, "layers"):
+            counts[module.training] += 1
+            if is_meant(module.training, counts[module.training]):
+                os.kill(os.getpid(), number)
+
+    handle = register_module_forward_pre_hook(send)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def evaluated(folder: Path, trainer: str, **training: object) -> TrainingConfig:
+    config = tiny_config(
+        folder, trainer_type=trainer, max_steps=4, eval_strategy="steps", per_device_eval_batch_size=2,
+        try_resume_from_last_checkpoint=True, **{"eval_steps": 2, **training},
+    )  # fmt: skip
+    config.data.validation.datasets = list(config.data.train.datasets)
+    return config
+
+
+@pytest.mark.parametrize("count", [3, 15], ids=["first", "last"])
+@pytest.mark.parametrize("trainer", ["OUMI", "HF"])
+def test_a_signal_within_an_evaluation_stops_it_and_the_resumed_run_repeats_it(
+    tmp_path: Path, trainer: str, count: int
+) -> None:
+    passes = [0]
+
+    def is_meant(is_training: bool, _: int) -> bool:
+        # Forms of the model are compared in evaluation mode before the run has taken a step.
+        passes[0] += not is_training and (tmp_path / "out" / "metrics.jsonl").exists()
+        return not is_training and passes[0] == count
+
+    with signal_in_pass(signal.SIGTERM, is_meant), pytest.raises(PreemptedError):
+        train(evaluated(tmp_path, trainer))
+    assert passes[0] <= count + 1  # of twelve in each evaluation
+    step = 2 if count < 12 else 4
+    read_facts(tmp_path / "out" / f"checkpoint-{step}")
+    train(evaluated(tmp_path, trainer))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval_loss" in line] == [2, 4]
+    assert [record["step"] for record in records(tmp_path / "out")] == [1, 2, 3, 4]
+    assert records(tmp_path / "out")[-1]["total_tokens"] == sum(r["num_tokens"] for r in records(tmp_path / "out"))
+    assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_another_trainer_evaluates_only_at_the_steps_of_the_plan(tmp_path: Path) -> None:
+    train(evaluated(tmp_path, "HF", eval_steps=3))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval_loss" in line] == [3]
+
+
+WHILE_SAVING = """
+import os, signal, sys, time
+
+def send(event, arguments):
+    if event == "open" and PLACE in str(arguments[0]) and send.left:
+        send.left -= 1
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+
+send.left = 3
+sys.addaudithook(send)
+sys.argv = ["oumi", "train", "-c", "config.yaml"]
+from oumi.cli.main import run
+run()
+"""
+
+
+@pytest.mark.parametrize("trainer", ["OUMI", pytest.param("HF", marks=pytest.mark.slow)])
+def test_no_number_of_signals_loses_the_checkpoint_under_way(tmp_path: Path, trainer: str) -> None:
+    tiny_config(tmp_path, trainer_type=trainer, max_steps=9, save_steps=2).to_yaml(tmp_path / "config.yaml")
+    code = WHILE_SAVING.replace("PLACE", "'checkpoint-2'")
+    done = run_python("-c", code, folder=tmp_path)
+    assert done.returncode == 75, done.stderr
+    read_facts(tmp_path / "out" / "checkpoint-2")
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_signals_while_the_final_model_is_written_end_nothing(tmp_path: Path) -> None:
+    tiny_config(tmp_path, max_steps=2).to_yaml(tmp_path / "config.yaml")
+    done = run_python("-c", WHILE_SAVING.replace("PLACE", "'out/config.json'"), folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["finished_step"] == 2
+    assert weights(tmp_path / "out")
+
+
+def test_a_signal_before_the_first_step_ends_the_run_at_once(tmp_path: Path) -> None:
+    tiny_config(tmp_path).to_yaml(tmp_path / "config.yaml")
+    code = WHILE_SAVING.replace("PLACE", "'model/config.json'")
+    began = time.monotonic()
+    done = run_python("-c", code, folder=tmp_path)
+    assert time.monotonic() - began < 60
+    assert done.returncode in (75, 130)  # 130: before the run was entered
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_two_signals_at_once_are_one_request(tmp_path: Path) -> None:
+    def is_meant(is_training: bool, number: int) -> bool:
+        if is_training and number == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return is_training and number == 3
+
+    with signal_in_pass(signal.SIGINT, is_meant), pytest.raises(PreemptedError):
+        train(tiny_config(tmp_path))
+    assert len([*(tmp_path / "out").glob("checkpoint-*/MANIFEST.json")]) == 1
+
+
+@pytest.mark.parametrize("is_ignored", [False, True], ids=["hung up", "nohup"])
+def test_a_lost_connection_stops_the_run_unless_it_is_ignored(tmp_path: Path, is_ignored: bool) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
+    try:
+        with signal_in_pass(signal.SIGHUP, lambda is_training, number: is_training and number == 3):
+            if is_ignored:
+                assert train(tiny_config(tmp_path)).steps == 12
+            else:
+                with pytest.raises(PreemptedError):
+                    train(tiny_config(tmp_path))
+        assert signal.getsignal(signal.SIGHUP) is (signal.SIG_IGN if is_ignored else signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -19,6 +19,7 @@ from oumi.cli.train import train
 from oumi.core import log
 from oumi.core.errors import OumiError
 from oumi.core.system import host
+from oumi.core.system.terminal import lasting_output
 
 app = typer.Typer(
     name="oumi",
@@ -27,11 +28,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # its tracebacks print local variables, which may hold secrets
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(context_settings=EXTRA)(train)
+app.command(context_settings=EXTRA)(lasting_output()(train))
 app.command(context_settings=EXTRA)(plan)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
-app.command()(quickstart)
+app.command()(lasting_output()(quickstart))
 app.command()(chat)
 app.command()(infer)
 app.command()(env)

@@ -15,6 +15,17 @@ logger = logging.getLogger("oumi")
 _LINE = "%(asctime)s %(levelname)s rank{rank} %(filename)s:%(lineno)d %(message)s"
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that is given up with one line if it cannot be written, such as on a full disk."""
+
+    _has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # a method of logging
+        if not self._has_failed:
+            self._has_failed = True
+            print(f"{self.baseFilename} cannot be written: {sys.exception()}", file=sys.stderr)
+
+
 def start_console(level: str = "info") -> None:
     """Makes rank 0 log to stderr at `level`; a second call adds no second handler."""
     logger.setLevel(level.upper())
@@ -33,7 +44,7 @@ def file(output_dir: Path, level: str = "info") -> Iterator[None]:
     rank = current_rank()
     path = output_dir / "logs" / f"rank_{rank:04d}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(_LINE.format(rank=rank)))
     logger.setLevel(level.upper())
     logger.addHandler(handler)

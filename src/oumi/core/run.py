@@ -14,6 +14,7 @@ import torch
 from oumi.core.batch import Batch
 from oumi.core.distributed.world import World
 from oumi.core.plan.parts import Plan
+from oumi.core.system.signals import is_stop_requested
 
 if TYPE_CHECKING:
     from oumi.core.methods.method import Method
@@ -32,6 +33,8 @@ class TrainState:
     epoch: float = 0.0
     parts: int = 1
     """Into how many parts a micro-batch is cut since memory ran out; kept, so that a resumed run adds as before."""
+    awaits_evaluation: bool = False
+    """The evaluation of this step was stopped by a signal; a resumed run begins with it."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,11 @@ class Progress:
     """The last value of everything that was measured."""
     stop_requested: bool = False
     """The run ends after this step, with a checkpoint."""
-    stop_signaled: bool = False
-    """This process was asked to stop; the step asks all ranks, and then requests it of the run."""
+
+    @property
+    def stop_signaled(self) -> bool:
+        """Returns True if this process was asked to stop; the step asks all ranks, and then requests it of the run."""
+        return is_stop_requested()
 
 
 @dataclass(eq=False, kw_only=True)

@@ -26,6 +26,8 @@ from oumi.core.plan.render import plan_text
 from oumi.core.plan.trajectory import check_same_on_ranks, shared_values
 from oumi.core.run_directory import write_plan, write_records
 from oumi.core.system import host
+from oumi.core.system.signals import signals_answered
+from oumi.core.system.terminal import lasting_output
 from oumi.core.trainers.resume import claim, find_resume_point, mark_finished
 from oumi.core.trainers.trainer import TRAINERS
 
@@ -39,6 +41,8 @@ class TrainResult:
     metrics: Mapping[str, float]
 
 
+@lasting_output()
+@signals_answered()
 def train(
     config: TrainingConfig,
     additional_model_kwargs: Mapping[str, Any] | None = None,

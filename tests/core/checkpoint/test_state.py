@@ -19,7 +19,7 @@ def test_a_tensor_that_several_states_share_is_written_once_and_shared_again(tmp
     table = torch.arange(256.0)  # as 8-bit optimizers keep one to look values up
     for state in run.optimizer.state.values():
         state["table"] = table
-    save_state(run, tmp_path, [])
+    save_state(run, tmp_path, [], {})
     size = (tmp_path / "state" / "optimizer.safetensors").stat().st_size
     load_state(run, tmp_path)
     tables = [state["table"] for state in run.optimizer.state.values()]
@@ -29,6 +29,6 @@ def test_a_tensor_that_several_states_share_is_written_once_and_shared_again(tmp
     for i, state in enumerate(run.optimizer.state.values()):
         state["table"] = table + i
     (tmp_path / "other").mkdir()
-    save_state(run, tmp_path / "other", [])
+    save_state(run, tmp_path / "other", [], {})
     more = (tmp_path / "other" / "state" / "optimizer.safetensors").stat().st_size
     assert more - size > 4 * 256 * (len(tables) - 2)

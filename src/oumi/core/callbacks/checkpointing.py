@@ -11,6 +11,7 @@ from oumi.core.checkpoint.retention import keep_last
 from oumi.core.checkpoint.state import random_state, save_state
 from oumi.core.checkpoint.store import checkpoint_path, find_checkpoints, publish
 from oumi.core.run import Callback, Run, StepReport
+from oumi.core.system.signals import signals_held
 
 
 class Checkpointing(Callback):
@@ -28,34 +29,51 @@ class Checkpointing(Callback):
         self._facts = facts
         self._saved_until = saved_until
         self._saved: list[Path] = []
+        self._after_step: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+        """The random states of this rank and the position in the rows, after the last complete step."""
 
     def train_start(self, run: Run) -> None:  # type: ignore[override]  # the native loop passes a Run
         # Later checkpoints are left alone: they are not on the way to the one from which the run resumes.
         checkpoints = find_checkpoints(run.plan.output_dir) if self._saved_until else []
         self._saved = [path for step, path in checkpoints if step <= self._saved_until]
+        self._keep_position(run)
 
     def step_end(self, run: Run, report: StepReport) -> None:  # type: ignore[override]
         plan, step = run.plan.checkpoints, run.state.step
+        self._keep_position(run)
         is_interval = plan.every_steps is not None and step % plan.every_steps == 0
         is_epoch_end = plan.every_epoch and run.loader.ends_epoch(step)
-        # A signal during the last step needs no checkpoint: the run is complete.
-        if is_interval or is_epoch_end or (run.stop_requested and step < run.plan.num_steps):
+        # A signal during the last step needs no checkpoint: the run is complete, once it is evaluated.
+        is_complete = step >= run.plan.num_steps and not run.state.awaits_evaluation
+        if is_interval or is_epoch_end or (run.stop_requested and not is_complete):
+            self.save(run)
+
+    def save_last_step(self, run: Run) -> None:
+        """Writes the checkpoint of the last complete step, unless there is one; the step after it may be half done."""
+        if run.state.step and checkpoint_path(run.plan.output_dir, run.state.step) not in self._saved:
             self.save(run)
 
     def save(self, run: Run) -> None:
-        """Writes the checkpoint of the last step, on the main rank."""
+        """Writes the checkpoint of the last complete step, on the main rank."""
         target = checkpoint_path(run.plan.output_dir, run.state.step)
+        own_state, position = self._after_step
         # On all ranks, since gather is a collective operation: each rank has random states of its own.
-        random_states = run.world.gather(random_state(run.world.device))
+        random_states = run.world.gather(own_state)
 
         def write(directory: Path) -> None:
             self._write_model(directory)
-            save_state(run, directory, random_states)
+            save_state(run, directory, random_states, position)
 
         def publish_and_keep_last() -> None:
             # A run that resumed from an older checkpoint replaces the later ones.
             publish(target, write, {**self._facts, "step": run.state.step})
             self._saved = keep_last([*self._saved, target], run.plan.checkpoints.keep)
 
-        run.world.on_main(publish_and_keep_last)  # raises on all ranks if it fails, so that none waits for the others
+        with signals_held():
+            run.world.on_main(publish_and_keep_last)  # raises on all ranks if it fails, so that none waits
         run.callbacks.saved(run, target)
+        # A signal that came meanwhile finds its checkpoint already saved.
+        run.stop_requested = bool(run.world.agree(run.stop_requested or run.stop_signaled))
+
+    def _keep_position(self, run: Run) -> None:
+        self._after_step = (random_state(run.world.device), run.loader.state())

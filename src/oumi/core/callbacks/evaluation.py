@@ -22,33 +22,48 @@ class Evaluation(Callback):
     def __init__(self, batches: Callable[[], Iterable[Batch]]) -> None:
         self._batches = batches
 
-    def step_end(self, run: Run, report: StepReport) -> None:  # type: ignore[override]  # the native loop passes a Run
+    def train_start(self, run: Run) -> None:  # type: ignore[override]  # the native loop passes a Run
+        if run.state.awaits_evaluation:
+            self._evaluate(run)
+
+    def step_end(self, run: Run, report: StepReport) -> None:  # type: ignore[override]
         plan, step = run.plan.evaluation, run.state.step
         is_due = plan.every_steps and step % plan.every_steps == 0
         if is_due or (plan.every_epoch and run.loader.ends_epoch(step)):
-            metrics = evaluate(run, self._batches())
-            if run.plan.method.spec.term == "token":
-                # math.exp raises OverflowError above 709.
-                metrics["eval_perplexity"] = math.exp(min(metrics["eval_loss"], 700.0))
-            run.callbacks.measured(run, metrics)
+            self._evaluate(run)
+
+    def _evaluate(self, run: Run) -> None:
+        metrics = evaluate(run, self._batches())
+        run.state.awaits_evaluation = metrics is None
+        if metrics is None:
+            run.stop_requested = True
+            return
+        if run.plan.method.spec.term == "token":
+            # math.exp raises OverflowError above 709.
+            metrics["eval_perplexity"] = math.exp(min(metrics["eval_loss"], 700.0))
+        run.callbacks.measured(run, metrics)
 
 
 @torch.no_grad()
-def evaluate(run: Run, batches: Iterable[Batch]) -> dict[str, float]:
+def evaluate(run: Run, batches: Iterable[Batch]) -> dict[str, float] | None:
     """Returns the mean loss over all terms of the batches of all ranks, and the means of the method's metrics.
 
-    Names begin with `eval_`. The model is in training mode afterwards.
+    Names begin with `eval_`. None if a signal to stop came meanwhile. The model is in training mode afterwards.
     """
     # Sums in float64, divided once at the end: a mean of means would weigh short batches too much.
     sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=run.world.device))
     run.model.eval()
     for batch in batches:
+        if run.stop_signaled:
+            break
         with run.autocast():
             loss = run.method.loss(run.model, batch.to(run.world.device))
         for name, value in {"loss": loss.total, **loss.metrics}.items():
             sums[name] += value
         sums["terms"] += run.method.num_terms(batch)
     run.model.train()
+    if run.world.agree(run.stop_signaled):
+        return None
     # One collective operation for all sums.
     values = run.world.sum(torch.stack(list(sums.values()))).tolist()
     means = dict(zip(sums, values, strict=True))

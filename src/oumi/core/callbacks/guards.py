@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stops a run at losses or gradients that are not finite, and at signals of the system."""
+"""Stops a run at losses or gradients that are not finite, and at signals to stop."""
 
 from __future__ import annotations
 
 import math
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from types import FrameType
-from typing import Any
 
 import torch
 
 from oumi.core.batch import Batch
-from oumi.core.errors import NotFiniteError, PreemptedError
+from oumi.core.errors import NotFiniteError, PreemptedError, StorageError
 from oumi.core.log import logger
 from oumi.core.run import Callback, Progress, Run, StepReport
+from oumi.core.system.signals import hold_signals, request_stops
 from oumi.core.types.example import Source
 
 _MAX_LISTED_ROWS = 20
@@ -23,6 +21,10 @@ _MAX_LISTED_ROWS = 20
 
 class FiniteGuard(Callback):
     """Raises NotFiniteError with the rows of the step before an update with a loss or gradient that is not finite."""
+
+    def __init__(self, save_last_step: Callable[[Run], None]) -> None:
+        """Sets the function that saves a checkpoint of the last complete step."""
+        self._save_last_step = save_last_step
 
     def before_update(self, run: Run, report: StepReport, micro_batches: list[Batch]) -> None:
         values = {"loss": report.loss}
@@ -39,32 +41,21 @@ class FiniteGuard(Callback):
         all_rows = run.world.gather(list(sources))
         # A gradient can overflow although each loss is finite. Then any row of the step may be the cause.
         rows = list(chain.from_iterable(broken_rows)) or list(chain.from_iterable(all_rows))
+        try:
+            self._save_last_step(run)
+        except StorageError as error:
+            logger.warning("%s", error)  # the loss is what the user has to know
         raise not_finite(run, " and ".join(broken), rows)
 
 
 class SignalGuard(Callback):
-    """Stops the run after the current step on SIGTERM or SIGINT; a second signal ends it immediately."""
-
-    def __init__(self) -> None:
-        self._previous: dict[int, Any] = {}
+    """Makes signals stop the run after the current step, as long as there are steps."""
 
     def train_start(self, run: Progress) -> None:
-        def request_stop(number: int, frame: FrameType | None) -> None:
-            self.close()  # restores the handlers, so that the next signal ends the process
-            # Only a request: the loop combines the flags of all ranks, so that all stop at the same step.
-            run.stop_signaled = True
-            logger.warning("%s: stopping after this step, with a checkpoint", signal.Signals(number).name)
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                self._previous[number] = signal.signal(number, request_stop)
-            except ValueError:  # Python allows handlers in the main thread only, which some notebooks do not use
-                return
+        request_stops()
 
     def close(self) -> None:
-        while self._previous:
-            number, handler = self._previous.popitem()
-            signal.signal(number, handler)
+        hold_signals()
 
 
 def stopped_early(run: Progress) -> PreemptedError:

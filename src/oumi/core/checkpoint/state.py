@@ -20,15 +20,18 @@ from oumi.core.errors import StorageError
 from oumi.core.run import Run, TrainState
 
 FOLDER = "state"
+_PROGRESS = "train_state.json"
+"""What another trainer's checkpoint has of our own state."""
 
 
-def save_state(run: Run, directory: Path, random_states: list[dict[str, Any]]) -> None:
+def save_state(run: Run, directory: Path, random_states: list[dict[str, Any]], position: dict[str, Any]) -> None:
     """Writes the training state without the weights: optimizer, schedule, loss scale, progress, rows, random states.
 
     Args:
         run: The run.
         directory: The directory of the checkpoint.
         random_states: The result of `random_state` of each rank.
+        position: The position in the rows, the result of `run.loader.state`.
     """
     folder = directory / FOLDER
     folder.mkdir()
@@ -40,7 +43,7 @@ def save_state(run: Run, directory: Path, random_states: list[dict[str, Any]]) -
         # Without the functions of a LambdaLR, which are not JSON and come from the plan.
         "schedule": {key: value for key, value in run.schedule.state_dict().items() if key != "lr_lambdas"},
         "scaler": run.scaler.state_dict(),
-        "loader": run.loader.state(),
+        "loader": position,
     }
     (folder / "progress.json").write_text(json.dumps(progress, indent=1) + "\n")
 
@@ -73,6 +76,17 @@ def load_state(run: Run, directory: Path) -> None:
     torch.set_rng_state(state["torch"])
     if run.world.device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], run.world.device)
+
+
+def write_progress(directory: Path, state: TrainState) -> None:
+    """Adds how far the run has come to the checkpoint of another trainer."""
+    (directory / _PROGRESS).write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
+
+
+def read_progress(directory: Path, step: int) -> TrainState:
+    """Returns what `write_progress` wrote; the step alone if the checkpoint is of a version that wrote nothing."""
+    path = directory / _PROGRESS
+    return TrainState(**_read_json(path)) if path.exists() else TrainState(step=step)
 
 
 def optimizer_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -142,7 +156,7 @@ def _read(stem: Path) -> Any:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise StorageError(f"{path}: missing, so the run cannot resume from this checkpoint") from error
 

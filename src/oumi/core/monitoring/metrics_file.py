@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from oumi.core.checkpoint.store import storage_errors
 from oumi.core.monitoring.reporting import Record, Sink
 from oumi.core.run import Progress
+from oumi.core.system.filesystem import alias, replace, storage_errors
 
 NAMES = ("metrics.jsonl", "metrics_rank0000.jsonl")
-"""The file, and a symbolic link to it with the name that Oumi's tools expect."""
+"""The file, and a link to it with the name that Oumi's tools expect."""
 
 
 class MetricsFile(Sink):
@@ -31,22 +31,25 @@ class MetricsFile(Sink):
         # Renamed into place, so that a kill leaves either the old file or the new one.
         unfinished = path.with_suffix(".tmp")
         unfinished.write_text("".join(line for line in lines if _step_of(line) <= run.state.step))
-        unfinished.replace(path)
-        alias = run.plan.output_dir / NAMES[1]
-        alias.unlink(missing_ok=True)
-        os.symlink(path.name, alias)
+        replace(unfinished, path)
+        alias(run.plan.output_dir / NAMES[1], path.name)
         self._file = path.open("ab", buffering=0)  # unbuffered: a killed run keeps the lines of its last steps
 
     def step(self, run: Progress, record: Record, extra: Sequence[str] = ()) -> None:
         assert self._file is not None, "start opens the file"
         with storage_errors(self._path):
-            self._file.write((json.dumps(record) + "\n").encode())
+            self._file.write((json.dumps(_finite(record), allow_nan=False) + "\n").encode())
 
     measured = step
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _finite(record: Record) -> dict[str, float | None]:
+    """Returns the record with None for values that are not finite, which JSON does not have."""
+    return {name: value if math.isfinite(value) else None for name, value in record.items()}
 
 
 def _step_of(line: str) -> float:

@@ -82,7 +82,7 @@ class NativeTrainer:
             state = fit(run)
         finally:
             run.callbacks.close()
-        if state.step < run.plan.num_steps:
+        if state.step < run.plan.num_steps or state.awaits_evaluation:
             raise stopped_early(run)
 
     def save(self, directory: Path) -> None:
@@ -102,7 +102,9 @@ class NativeTrainer:
 
     def _callbacks(self) -> list[Callback]:
         plan, world, data = self.run.plan, self.run.world, self._data
-        callbacks: list[Callback] = [SignalGuard(), FiniteGuard()]
+        facts = self._resume_point.facts(plan, data.fingerprint)
+        checkpointing = Checkpointing(self._write_model, facts, self._resume_point.step)
+        callbacks: list[Callback] = [SignalGuard(), FiniteGuard(checkpointing.save_last_step)]
         if world.is_main:
             efficiency = build_efficiency(plan, self.run.model.inner, self.run.model.has_full_head)
             callbacks.append(build_reporting(plan, efficiency))
@@ -111,6 +113,4 @@ class NativeTrainer:
             callbacks.append(Evaluation(partial(in_order, data.validation, plan.evaluation.batch_size, *share)))
         if plan.empty_cache_every is not None and world.device.type != "cpu":
             callbacks.append(EmptyCache(plan.empty_cache_every))
-        facts = self._resume_point.facts(plan, data.fingerprint)
-        # Last, so that a checkpoint comes after the evaluation of its step.
-        return [*callbacks, Checkpointing(self._write_model, facts, self._resume_point.step)]
+        return [*callbacks, checkpointing]  # last, so that a checkpoint comes after the evaluation of its step

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -110,9 +111,8 @@ def claim(plan: Plan, resume_point: ResumePoint) -> None:
 def mark_finished(progress: Progress, resume_point: ResumePoint, data: str) -> None:
     """Writes the run into the output directory as complete, with its last metrics."""
     plan, identity = progress.plan, resume_point.identity
-    finished = Identity(
-        identity.run_id, identity.began, progress.state.step, trajectory(plan), data, metrics=dict(progress.metrics)
-    )
+    metrics = {name: value for name, value in progress.metrics.items() if math.isfinite(value)}  # JSON has no others
+    finished = Identity(identity.run_id, identity.began, progress.state.step, trajectory(plan), data, metrics=metrics)
     write_identity(plan.output_dir, finished)
 
 

@@ -18,12 +18,14 @@ from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallbac
 
 from oumi.core.batch import IGNORED
 from oumi.core.callbacks.guards import SignalGuard, not_finite, stopped_early
+from oumi.core.checkpoint.state import read_progress, write_progress
 from oumi.core.checkpoint.store import apply_umask, checkpoint_path, seal, storage_errors
 from oumi.core.data.pipeline.loader import Loader
 from oumi.core.data.pipeline.mixture import Mixture, permute
 from oumi.core.data.training_data import TrainingData
 from oumi.core.distributed.world import World, seed_everything
-from oumi.core.errors import ConfigError, OumiError, did_you_mean
+from oumi.core.errors import ConfigError, NotFiniteError, OumiError, StorageError, did_you_mean
+from oumi.core.log import logger
 from oumi.core.models.acceleration.liger import check_liger
 from oumi.core.models.adapters import save_model, saved_size
 from oumi.core.models.build import build_model
@@ -34,6 +36,7 @@ from oumi.core.plan.choices import SCHEDULES, is_number
 from oumi.core.plan.disk import with_saved_size
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callbacks, Progress, StepReport
+from oumi.core.system.signals import signals_held
 from oumi.core.trainers.resume import ResumePoint
 from oumi.core.trainers.trl_methods import METHODS, NEWER_NAMES, arguments
 from oumi.core.types.example import Source
@@ -42,10 +45,11 @@ from oumi.core.types.example import Source
 class TrlTrainer:
     """Runs a trainer of TRL or transformers with the settings of the plan."""
 
-    def __init__(self, run: Progress, inner: Any, tokenizer: Any, checkpoint: Path | None) -> None:
+    def __init__(self, run: Progress, inner: Any, bridge: Bridge, checkpoint: Path | None) -> None:
         self.run = run
         self.inner = inner
-        self.tokenizer = tokenizer
+        self.tokenizer = inner.processing_class
+        self._bridge = bridge
         self._checkpoint = checkpoint
 
     @classmethod
@@ -68,7 +72,8 @@ class TrlTrainer:
         # On a GPU, TRL also computes the logits of trained positions only.
         efficiency = build_efficiency(plan, model, has_full_head=plan.trainer == "HF" or plan.device == "cpu")
         run = Progress(plan=plan, callbacks=Callbacks([SignalGuard(), build_reporting(plan, efficiency)]))
-        run.state.step = start.step
+        if start.checkpoint is not None:
+            run.state = read_progress(start.checkpoint, start.step)
         bridge = Bridge(run, efficiency, rows.train, start.facts(plan, rows.fingerprint))
         with _translated_errors(plan):
             trainer = _adapted(_load(method.trainer), plan, bridge)(
@@ -87,16 +92,34 @@ class TrlTrainer:
             # Created now, so that an unknown optimizer or a missing package is reported before training.
             trainer.create_optimizer()
         trainer.remove_callback(PrinterCallback)  # our console shows the steps
-        return cls(run, trainer, rows.preprocessor.tokenizer, start.checkpoint)
+        return cls(run, trainer, bridge, start.checkpoint)
 
     def train(self) -> None:
         """Runs every step of the plan; raises PreemptedError if the run was stopped before the last one."""
+        run = self.run
         try:
             self.inner.train(resume_from_checkpoint=str(self._checkpoint) if self._checkpoint else None)
+        except AlreadyTrainedError:
+            run.callbacks.train_end(run)
+        except EvaluationStoppedError:
+            run.stop_requested = run.state.awaits_evaluation = True
+            self._save_last_step()
+        except NotFiniteError:
+            try:
+                self._save_last_step()
+            except StorageError as error:
+                logger.warning("%s", error)  # the loss is what the user has to know
+            raise
         finally:
-            self.run.callbacks.close()
-        if self.run.stop_requested and self.run.state.step < self.run.plan.num_steps:
-            raise stopped_early(self.run)
+            run.callbacks.close()
+        if run.stop_requested and (run.state.step < run.plan.num_steps or run.state.awaits_evaluation):
+            raise stopped_early(run)
+
+    def _save_last_step(self) -> None:
+        """Writes the checkpoint of the last complete step, unless there is one."""
+        if self.inner.state.global_step > self._bridge.saved_step:
+            self.inner._save_checkpoint(self.inner.model, None)
+            self._bridge.on_save(self.inner.args, self.inner.state, self.inner.control)
 
     def save(self, directory: Path) -> None:
         """Writes the trained model and its tokenizer."""
@@ -107,6 +130,14 @@ class TrlTrainer:
                 save_model(model, directory, plan.save_mode)
                 self.tokenizer.save_pretrained(directory)
                 apply_umask(directory)
+
+
+class AlreadyTrainedError(Exception):
+    """Leaves the loop of another trainer, which would take one more step after the last one."""
+
+
+class EvaluationStoppedError(Exception):
+    """Leaves the evaluation of another trainer, which a signal stopped."""
 
 
 class Bridge(TrainerCallback):
@@ -121,6 +152,15 @@ class Bridge(TrainerCallback):
         self._micro_batches: list[MicroBatchSize] = []
         """Sizes of the current step's micro-batches."""
         self._learning_rate = 0.0
+        self.saved_step = run.state.step
+        """Step of the last checkpoint."""
+
+    def seal(self, step: int) -> None:
+        """Completes the checkpoint of a step, which the other trainer has written."""
+        checkpoint = checkpoint_path(self.run.plan.output_dir, step)
+        write_progress(checkpoint, self.run.state)
+        seal(checkpoint, {**self._facts, "step": step})
+        self.saved_step = step
 
     def count(self, inputs: Mapping[str, Any], loss: torch.Tensor) -> None:
         """Counts a micro-batch; raises NotFiniteError, before the update of its step, if the loss is not finite."""
@@ -133,6 +173,12 @@ class Bridge(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.run.state.step = state.global_step
         self.run.callbacks.train_start(self.run)
+        if state.global_step:
+            args.eval_on_start = self.run.state.awaits_evaluation
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= self.run.plan.num_steps:
+            raise AlreadyTrainedError
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._micro_batches = []
@@ -148,6 +194,9 @@ class Bridge(TrainerCallback):
         self._efficiency.before_update(self._micro_batches)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        every_steps = self.run.plan.evaluation.every_steps
+        if every_steps and state.global_step % every_steps:
+            control.should_evaluate = False  # transformers also evaluates after the last step, whichever it is
         self.run.stop_requested |= self.run.stop_signaled
         if self.run.stop_requested:
             control.should_save = control.should_training_stop = True
@@ -176,15 +225,15 @@ class Bridge(TrainerCallback):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
     ) -> None:
+        self.run.state.awaits_evaluation = False
         self.run.callbacks.measured(
             self.run, {k: v for k, v in (metrics or {}).items() if is_number(v) and k != "epoch"}
         )
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        checkpoint = checkpoint_path(self.run.plan.output_dir, state.global_step)
-        with storage_errors(checkpoint):
-            seal(checkpoint, {**self._facts, "step": state.global_step})
-        self.run.callbacks.saved(self.run, checkpoint)
+        self.run.callbacks.saved(self.run, checkpoint_path(self.run.plan.output_dir, state.global_step))
+        if self.run.stop_signaled:  # the signal finds its checkpoint already saved
+            self.run.stop_requested = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.run.callbacks.train_end(self.run)
@@ -234,7 +283,14 @@ def _adapted(trainer_class: Any, plan: Plan, bridge: Bridge) -> Any:
             bridge.count(inputs, loss)
             return loss
 
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            with signals_held(), storage_errors(checkpoint_path(plan.output_dir, self.state.global_step)):
+                super()._save_checkpoint(model, trial)
+                bridge.seal(self.state.global_step)
+
         def prediction_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
+            if bridge.run.stop_signaled:
+                raise EvaluationStoppedError
             loss, *outputs = super().prediction_step(model, inputs, *rest, **named)
             # transformers averages the losses of batches weighted by rows. This factor, the batch's terms per row over
             # those of all rows, makes it a mean over terms.
