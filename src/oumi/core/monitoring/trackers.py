@@ -1,111 +1,118 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Experiment trackers: TensorBoard, Weights & Biases, MLflow."""
+"""Experiment trackers: TensorBoard, Weights & Biases, MLflow. Their failures and waits never reach the run."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from queue import Full, Queue
+from threading import Thread
 from typing import Any
 
 from oumi.core.errors import ConfigError
+from oumi.core.log import logger
 from oumi.core.monitoring.console import is_due
 from oumi.core.monitoring.reporting import Record, Sink
+from oumi.core.monitoring.tracker_clients import Client, Mlflow, TensorBoard, Wandb
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Progress
+from oumi.core.system.redact import redact
+from oumi.core.system.signals import is_stop_requested
+
+_MAX_WAITING = 1000
+"""Records that wait for a slow tracker; later ones are dropped."""
+_FINISH_S, _FINISH_STOPPED_S = 15.0, 5.0
+"""How long a run that ends waits for a tracker, and at most one that was asked to stop."""
 
 
 def build_trackers(plan: Plan) -> list[Sink]:
     """Returns the trackers that the plan enables; raises ConfigError if the package of one is missing."""
     trackers: list[Sink] = []
     if plan.logs.tensorboard_dir is not None:
-        trackers.append(TensorBoard(plan))
+        trackers.append(Tracker("TensorBoard", TensorBoard))
     # Imported here, before training begins, so that a missing package fails early.
     if plan.logs.wandb:
-        trackers.append(Wandb(plan, _import_package("wandb", "training.enable_wandb")))
+        wandb = _import_package("wandb", "training.enable_wandb")
+        trackers.append(Tracker("Weights & Biases", lambda run: Wandb(run, wandb)))
     if plan.logs.mlflow:
-        trackers.append(Mlflow(plan, _import_package("mlflow", "training.enable_mlflow")))
+        mlflow = _import_package("mlflow", "training.enable_mlflow")
+        trackers.append(Tracker("MLflow", lambda run: Mlflow(run, mlflow)))
     return trackers
 
 
-class _Tracker(Sink):
-    """Base class: selects the steps that the plan reports, and prefixes names by `train/` or `eval/`."""
+class Tracker(Sink):
+    """Passes the steps that the plan reports to a tracker, on a thread of its own.
 
-    def __init__(self, plan: Plan, package: Any = None) -> None:
-        self._plan = plan
-        self._package = package
+    Names begin with `train/` or `eval/`. After its first failure the tracker gets the later records all the same.
+    """
+
+    def __init__(self, name: str, make_client: Callable[[Progress], Client], finish_s: float = _FINISH_S) -> None:
+        """Sets the name for warnings, the tracker, and how long the end of the run waits for it."""
+        self._name = name
+        self._finish_s = finish_s
+        self._make_client = make_client
+        self._client: Client | None = None
         self._epoch = 0
+        self._records: Queue[tuple[Record, int] | None] = Queue(_MAX_WAITING)
+        # A daemon, since Python waits for all other threads at its end.
+        self._thread = Thread(target=self._work, daemon=True)
+        self._has_warned = False
+
+    def start(self, run: Progress) -> None:
+        self._epoch = int(run.state.epoch)
+        if self._succeeds(self._prepare, run):
+            self._thread.start()
+
+    def _prepare(self, run: Progress) -> None:
+        self._client = self._make_client(run)
 
     def step(self, run: Progress, record: Record, extra: Sequence[str]) -> None:
-        if is_due(self._plan.logs, run, self._epoch):
-            self.write(_prefixed("train", record), run.state.step)
+        if is_due(run.plan.logs, run, self._epoch):
+            self._put((_prefixed("train", record), run.state.step))
         self._epoch = int(run.state.epoch)
 
     def measured(self, run: Progress, record: Record) -> None:
-        self.write(_prefixed("eval", record), run.state.step)
-
-    def write(self, values: Record, step: int) -> None:
-        """Passes named values of a step to the tracker."""
-        raise NotImplementedError
-
-
-class TensorBoard(_Tracker):
-    """Writes event files to `tensorboard/`."""
-
-    _writer: Any = None
-
-    def start(self, run: Progress) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._epoch = int(run.state.epoch)
-        # A resumed run repeats the steps after its checkpoint, whose old events would be shown as well.
-        purge = run.state.step + 1 if run.state.step else None
-        self._writer = SummaryWriter(str(self._plan.logs.tensorboard_dir), purge_step=purge)
-
-    def write(self, values: Record, step: int) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()  # by default, SummaryWriter flushes only every two minutes
+        self._put((_prefixed("eval", record), run.state.step))
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        if self._client is None:
+            return
+        self._put(None)
+        timeout_s = min(self._finish_s, _FINISH_STOPPED_S) if is_stop_requested() else self._finish_s
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            self._warn(f"did not finish within {timeout_s:g} s")
 
+    def _put(self, record: tuple[Record, int] | None) -> None:
+        try:
+            self._records.put_nowait(record)
+        except Full:
+            self._warn("is too slow")
 
-class Wandb(_Tracker):
-    """Logs to a Weights & Biases run in the project WANDB_PROJECT, `oumi` by default."""
+    def _work(self) -> None:
+        assert self._client is not None, "start makes it"
+        if not self._succeeds(self._client.start):
+            return
+        self._succeeds(self._client.describe)
+        while (record := self._records.get()) is not None:
+            self._succeeds(self._client.write, *record)
+        self._succeeds(self._client.finish)
 
-    _run: Any = None
+    def _succeeds(self, call: Callable[..., None], *arguments: Any) -> bool:
+        """Returns True if a call of the tracker raised nothing."""
+        try:
+            call(*arguments)
+        # Whatever the package of a tracker raises, also to end the process, must not reach the run.
+        except (Exception, SystemExit) as error:
+            self._warn(f"failed: {type(error).__name__}: {error}")
+            return False
+        return True
 
-    def start(self, run: Progress) -> None:
-        # Passed explicitly, since the default of wandb without the variable is "uncategorized".
-        project = os.environ.get("WANDB_PROJECT", "oumi")
-        self._run = self._package.init(project=project, name=self._plan.run_name, job_type="train")
-
-    def write(self, values: Record, step: int) -> None:
-        self._run.log(values, step=step)
-
-    def close(self) -> None:
-        if self._run is not None:
-            self._run.finish()
-
-
-class Mlflow(_Tracker):
-    """Logs to the active MLflow run, or to a new one if there is none."""
-
-    _is_ours = False
-
-    def start(self, run: Progress) -> None:
-        if self._package.active_run() is None:
-            self._package.start_run(run_name=self._plan.run_name)
-            self._is_ours = True
-
-    def write(self, values: Record, step: int) -> None:
-        self._package.log_metrics(values, step=step)
-
-    def close(self) -> None:
-        if self._is_ours:  # the owner of an active run may log more to it
-            self._package.end_run()
+    def _warn(self, reason: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            text = redact(" ".join(reason.split()))  # one line, also of an error with many
+            logger.warning("%s %s. The run goes on; metrics.jsonl has all of its values", self._name, text)
 
 
 def _prefixed(prefix: str, record: Record) -> Record:

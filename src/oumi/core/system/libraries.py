@@ -11,6 +11,19 @@ import warnings
 from huggingface_hub import constants as hub_constants
 from transformers.utils import logging as transformers_logging
 
+_NO_REPORTS = {
+    "DO_NOT_TRACK": "1",
+    "DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    "WANDB_ERROR_REPORTING": "false",
+}
+"""Variables by which libraries and the processes that they start report no usage."""
+
 
 def quiet_libraries(log_level: str, device: str) -> None:
     """Sets the log level of third-party libraries, and disables their progress bars and usage reports.
@@ -20,6 +33,7 @@ def quiet_libraries(log_level: str, device: str) -> None:
         device: Device of the run.
     """
     hub_constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL reports each new trainer
+    os.environ.update(_NO_REPORTS)
     transformers_logging.set_verbosity(getattr(logging, log_level.upper()))
     transformers_logging.disable_progress_bar()
     if device == "cpu":

@@ -20,7 +20,7 @@ def lasting_output() -> Iterator[None]:
     """
     _open_missing_descriptors()
     previous = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(_LastingStream, previous)  # type: ignore[assignment]  # streams by their methods
+    sys.stdout, sys.stderr = map(_LastingStream, previous)
     try:
         yield
     finally:

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tracker that fails or hangs never changes a run; a resumed run continues its run of the tracker."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oumi.core.errors import PreemptedError
+from oumi.core.monitoring.trackers import Tracker
+from oumi.core.train import train
+from oumi.core.trainers.native import NativeTrainer
+from tests.runs import build, losses, tiny_config
+
+PACKAGE = """
+import json, os, signal, types
+
+runs, params, failure, stop_at = {}, {}, "", 0
+_active = None
+
+def _fail(place):
+    if failure == place:
+        raise ConnectionError("no\\nroute")
+
+def _log(run_id, values, step):
+    _fail("log")
+    if failure == "third" and step == 3:
+        raise ConnectionError("timed out")
+    runs[run_id] += [(name, step) for name in values]
+    if step == stop_at:
+        os.kill(os.getpid(), signal.SIGTERM)
+"""
+WANDB = """
+run = None
+
+class Run:
+    def __init__(self, id): self.id = id
+    def log(self, values, step=None): _log(self.id, values, step)
+    def finish(self): _fail("finish")
+
+def init(id, config, resume, **rest):
+    _fail("start")
+    assert id not in runs or resume == "allow"
+    runs.setdefault(id, [])
+    params.update(config["training"])
+    return Run(id)
+"""
+MLFLOW = """
+def active_run(): return _active
+
+def start_run(run_id=None, run_name=None):
+    global _active
+    _fail("start")
+    _active = types.SimpleNamespace(info=types.SimpleNamespace(run_id=run_id or f"theirs-{len(runs)}"))
+    runs.setdefault(_active.info.run_id, [])
+
+def end_run():
+    global _active
+    _fail("finish")
+    _active = None
+
+def log_params(values):
+    _fail("params")
+    assert len(values) <= 100 and not any("[" in name for name in values)
+    params.update({name.removeprefix("training."): value for name, value in values.items()})
+
+def log_metrics(values, step=None): _log(_active.info.run_id, values, step)
+
+class MlflowClient:
+    def get_metric_history(self, run_id, key):
+        return [types.SimpleNamespace(step=step) for name, step in runs[run_id] if name == key]
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
+    """Returns a stand-in for the package of a tracker, which is not installed."""
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    name = request.param
+    (folder / f"{name}.py").write_text(PACKAGE + {"wandb": WANDB, "mlflow": MLFLOW}[name])
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    yield __import__(name)
+    sys.modules.pop(name, None)
+
+
+def warnings_of(output_dir: Path) -> list[str]:
+    log = (output_dir / "logs" / "rank_0000.log").read_text()
+    return [line for line in log.splitlines() if " WARNING " in line]
+
+
+@pytest.mark.parametrize("failure", ["start", "log", "third", "finish"])
+@pytest.mark.parametrize("package", ["wandb", "mlflow"], indirect=True)
+def test_a_tracker_that_fails_never_changes_the_run(tmp_path: Path, package: Any, failure: str) -> None:
+    package.failure = failure
+    config = tiny_config(tmp_path, max_steps=4, logging_steps=1)
+    setattr(config.training, f"enable_{package.__name__}", True)
+    assert train(config).steps == 4
+    assert len(losses(tmp_path / "out")) == 4
+    (warning,) = warnings_of(tmp_path / "out")
+    assert "failed: ConnectionError: " in warning
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    if failure == "third":
+        (points,) = package.runs.values()
+        assert [step for name, step in points if name == "train/loss"] == [1, 2, 4]
+
+
+class Hanging:
+    """A tracker that never answers."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def _wait(self, place: str) -> None:
+        if place == self.place:
+            threading.Event().wait()
+
+    def start(self) -> None:
+        self._wait("start")
+
+    def describe(self) -> None:
+        pass
+
+    def write(self, values: object, step: int) -> None:
+        self._wait("write")
+
+    def finish(self) -> None:
+        self._wait("finish")
+
+
+@pytest.mark.parametrize("place", ["start", "write", "finish"])
+def test_a_tracker_that_hangs_holds_up_no_step_and_the_end_for_a_bounded_time(
+    tmp_path: Path, place: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("oumi"), "propagate", True)
+    run = build(tiny_config(tmp_path, logging_steps=1), NativeTrainer).run
+    tracker = Tracker("Tracker", lambda _: Hanging(place), finish_s=0.2)
+    began = time.monotonic()
+    tracker.start(run)
+    for step in range(3000):
+        run.state.step = step
+        tracker.step(run, {"loss": 1.0}, ())
+    tracker.close()
+    assert time.monotonic() - began < 10
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith(("Tracker is too slow. The run goes on", "Tracker did not finish within 0.2 s. The run"))
+
+
+@pytest.mark.parametrize("package", ["wandb", "mlflow"], indirect=True)
+def test_a_resumed_run_continues_its_run_of_the_tracker_and_repeats_no_point(tmp_path: Path, package: Any) -> None:
+    config = tiny_config(tmp_path, max_steps=8, logging_steps=1, save_steps=2, eval_strategy="steps", eval_steps=2)
+    config.data.validation.datasets = list(config.data.train.datasets)
+    setattr(config.training, f"enable_{package.__name__}", True)
+    config.training.try_resume_from_last_checkpoint = True
+    package.stop_at = 3
+    with pytest.raises(PreemptedError):
+        train(config)
+    (checkpoint, *older) = sorted((tmp_path / "out").glob("checkpoint-*"), reverse=True)
+    assert older
+    (checkpoint / "MANIFEST.json").unlink()  # as after a kill, the steps after the older checkpoint are repeated
+    package.stop_at = 0
+    train(config)
+    (points,) = package.runs.values()
+    assert package.params["max_steps"] in (8, "8")
+    if package.__name__ == "mlflow":  # the other one ignores repeated steps by itself
+        assert [step for name, step in points if name == "train/loss"] == list(range(1, 9))
+        assert [step for name, step in points if name == "eval/loss"] == [2, 4, 6, 8]
+        identity = json.loads((tmp_path / "out" / "run.json").read_text())
+        assert json.loads((tmp_path / "out" / "mlflow.json").read_text())["run_id"] == identity["run_id"]
+    else:
+        assert {step for name, step in points if name == "train/loss"} == set(range(1, 9))
