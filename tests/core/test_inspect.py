@@ -64,3 +64,15 @@ def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
 
 def test_the_rows_of_files_are_counted(tmp_path: Path) -> None:
     assert gather_facts(tiny_config(tmp_path, num_rows=11)).num_rows == 11
+
+
+def test_a_run_that_resumes_may_fill_the_bytes_of_its_own_checkpoints_again(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "out" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "MANIFEST.json").write_text("{}")
+    with (checkpoint / "model.safetensors").open("wb") as weights:
+        weights.truncate(1 << 42)  # a sparse file takes no space
+    config = tiny_config(tmp_path)
+    free_bytes = gather_facts(config).free_bytes
+    config.training.try_resume_from_last_checkpoint = True
+    assert gather_facts(config).free_bytes - free_bytes > 1 << 41

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from oumi.core.configs import ModelParams, TrainingConfig
+from oumi.core.configs import ModelParams, TrainingConfig, TrainingParams
 from oumi.core.configs.data import Truncation
 from oumi.core.data.datasets import dataset_for, unread_arguments
 from oumi.core.data.pipeline.mixture import draws_of
@@ -60,7 +60,7 @@ def gather_facts(
         num_cpus=machine.num_cpus,
         # Each process has a GPU of its own; CPU processes share the memory.
         memory_bytes=machine.memory_bytes // (local_size if machine.device == "cpu" else 1),
-        free_bytes=host.free_bytes(Path(config.training.output_dir).absolute()),
+        free_bytes=_free_bytes(config.training),
         num_rows=_count_rows(config) if counts_rows else None,
         model=_model_facts(config.model, may_download),
         has_tight_heap=host.has_tight_heap(),
@@ -72,6 +72,17 @@ def gather_facts(
             for key in unread_arguments(params)
         ),
     )
+
+
+def _free_bytes(training: TrainingParams) -> int:
+    """Returns the bytes that a run may fill: free ones, and those of its own checkpoints, which a plan counts too."""
+    output_dir = Path(training.output_dir).absolute()
+    free = host.free_bytes(output_dir)
+    if training.try_resume_from_last_checkpoint:
+        with suppress(OSError):  # another process may delete some
+            for manifest in output_dir.glob("checkpoint-*/MANIFEST.json"):
+                free += sum(path.stat().st_size for path in manifest.parent.rglob("*") if path.is_file())
+    return free
 
 
 def index_ahead(config: TrainingConfig) -> None:
