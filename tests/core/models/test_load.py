@@ -17,9 +17,10 @@ from oumi.core.configs import PeftParams
 from oumi.core.data.tokenize.tokenizer import load_tokenizer
 from oumi.core.errors import ConfigError, RefusedError
 from oumi.core.inspect import gather_facts
-from oumi.core.models.adapters import add_lora, save_model
+from oumi.core.models.adapters import add_lora
 from oumi.core.models.build import build_model
 from oumi.core.models.load import load_model
+from oumi.core.models.saving import ModelWriter
 from oumi.core.plan.plan import make_plan
 from oumi.core.train import train
 from tests.runs import tiny_config
@@ -203,7 +204,8 @@ def test_lora_leaves_out_what_is_excluded(tmp_path: Path, excluded: list[str] | 
 
 def test_an_adapter_says_which_model_it_belongs_to(tmp_path: Path) -> None:
     planned = plan(tmp_path, peft={"lora_target_modules": ["q_proj", "v_proj"], "lora_r": 3})
-    save_model(add_lora(load_model(planned.model, CPU), planned.lora, planned.model.name), tmp_path / "adapter")
+    adapted = add_lora(load_model(planned.model, CPU), planned.lora, planned.model.name)
+    ModelWriter(adapted, planned.model).write(tmp_path / "adapter")
     saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert saved["base_model_name_or_path"] == str(tmp_path / "model")
     assert saved["r"] == 3

@@ -22,7 +22,7 @@ from oumi.core.log import logger
 from oumi.core.system.filesystem import replace, set_mode, storage_errors, sync
 
 MANIFEST = "MANIFEST.json"
-_UNFINISHED = ".tmp-"
+UNFINISHED = ".tmp-"
 _REPLACED = ".replaced-"
 """Prefix of an old directory while a new one takes its place."""
 
@@ -44,7 +44,7 @@ def publish(target: Path, write: Callable[[Path], None], facts: Mapping[str, Any
         StorageError: Disk full, or another failure of the file system; an existing directory is unchanged.
     """
     # In the same folder, since a rename is atomic only within one file system.
-    unfinished = target.parent / f"{_UNFINISHED}{target.name}-{os.getpid()}"
+    unfinished = target.parent / f"{UNFINISHED}{target.name}-{os.getpid()}"
     with storage_errors(target):
         try:
             unfinished.mkdir(parents=True)
@@ -127,13 +127,13 @@ def clear_unfinished(output_dir: Path) -> None:
             _delete(path)
         else:  # killed between the two renames of `_put_in_place`
             path.rename(target)
-    for path in output_dir.glob(f"{_UNFINISHED}*"):
+    for path in output_dir.glob(f"{UNFINISHED}*"):
         _delete(path)
 
 
 def remove(checkpoint: Path) -> None:
     """Deletes a checkpoint, which is renamed first, so that a kill leaves no partial checkpoint."""
-    deleted = checkpoint.with_name(f"{_UNFINISHED}old-{checkpoint.name}-{os.getpid()}")
+    deleted = checkpoint.with_name(f"{UNFINISHED}old-{checkpoint.name}-{os.getpid()}")
     checkpoint.rename(deleted)
     _delete(deleted)
 

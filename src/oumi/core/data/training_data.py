@@ -86,7 +86,7 @@ class TrainingData:
 
     def check_vocabulary(self, model: Any) -> None:
         """Raises ConfigError if a token of the rows has no embedding; a stream rejects such rows when it reads them."""
-        num_embeddings = model.get_input_embeddings().num_embeddings
+        num_embeddings = len(model.get_input_embeddings().weight)  # an adapter has no `num_embeddings`
         # `highest_token` waits for a table that is still being written, so it is read only if it decides.
         if max(self.preprocessor.tokenizer.get_vocab().values()) < num_embeddings:
             return

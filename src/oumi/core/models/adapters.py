@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,7 @@ def is_adapted(model: Any) -> bool:
 
 
 def saved_size(model: Any, mode: str = "ADAPTER_ONLY") -> SavedSize:
-    """Returns the size in bytes of the weights that `save_model` writes in a mode."""
+    """Returns the size in bytes of the weights that `ModelWriter` writes in a mode."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     trained = sum(p.nbytes for p in trainable)
     number_bytes = max((p.element_size() for p in trainable), default=4)
@@ -67,33 +66,3 @@ def saved_size(model: Any, mode: str = "ADAPTER_ONLY") -> SavedSize:
     if not is_adapted(model):
         return SavedSize(num_bytes, trained, number_bytes=number_bytes)
     return SavedSize(trained, trained, 0 if mode == "ADAPTER_ONLY" else num_bytes - trained, number_bytes)
-
-
-def save_model(model: Any, directory: Path, mode: str = "ADAPTER_ONLY") -> None:
-    """Writes the model as Hugging Face files.
-
-    Args:
-        model: A transformers model, or one with an adapter.
-        directory: Target directory, created if it is missing.
-        mode: For an adapter: `ADAPTER_ONLY`, `ADAPTER_AND_BASE_MODEL` (also the unchanged base, in `base/`), or
-            `MERGED` (a plain model, and the adapter in `adapter/`).
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    if not is_adapted(model):
-        model.save_pretrained(directory)
-    elif mode == "MERGED":
-        _save_adapter(model, directory / "adapter")
-        # Merging changes the model in place, so the adapter is written first.
-        model.merge_and_unload(safe_merge=True).save_pretrained(directory)
-    else:
-        _save_adapter(model, directory)
-        if mode == "ADAPTER_AND_BASE_MODEL":
-            model.unload().save_pretrained(directory / "base")
-
-
-def _save_adapter(model: Any, directory: Path) -> None:
-    model.save_pretrained(directory)
-    (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    path = directory / "adapter_config.json"
-    # Sorted by key, so that two adapters can be compared as text.
-    path.write_text(json.dumps(json.loads(path.read_text()), indent=2, sort_keys=True) + "\n")

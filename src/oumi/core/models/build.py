@@ -14,6 +14,7 @@ from oumi.core.models.adapters import add_lora, load_adapter
 from oumi.core.models.load import load_model
 from oumi.core.plan.choices import FLAT_ATTENTIONS
 from oumi.core.plan.parts import Plan
+from oumi.core.recipes import resolve_asset
 
 _CACHE_LINE = 64
 """Bytes."""
@@ -36,15 +37,24 @@ def build_model(plan: Plan, device: torch.device, checkpoint: Path | None = None
     adapter = checkpoint or plan.model.adapter
     if not is_full and adapter is not None:
         revision = None if checkpoint else plan.model.adapter_revision
-        return load_adapter(model, adapter, is_trained=True, revision=revision)
+        adapted = load_adapter(model, adapter, is_trained=True, revision=revision)
+        adapted.peft_config["default"].base_model_name_or_path = _base_name(plan)
+        return adapted
     if plan.lora is None:
         for parameter in model.parameters():
             # A weight that is mapped from a file has an arbitrary offset. Vector loads are faster from an aligned copy.
             if parameter.requires_grad and parameter.device.type == "cpu" and parameter.data_ptr() % _CACHE_LINE:
                 parameter.data = parameter.data.clone()
         return model
-    # An adapter names the base to load. Random weights have no name, and the plan saves them in `base`.
-    return add_lora(model, plan.lora, plan.model.name if plan.model.pretrained else str(plan.output_dir / "base"))
+    return add_lora(model, plan.lora, _base_name(plan))
+
+
+def _base_name(plan: Plan) -> str:
+    """Returns the model that an adapter's config names as its base, which is found from any directory."""
+    if not plan.model.pretrained:  # random weights have no name, and the plan saves them in `base`
+        return str(plan.output_dir.absolute() / "base")
+    folder = Path(str(resolve_asset(plan.model.name))).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else plan.model.name
 
 
 def _check_positions(model: Any, max_length: int | None) -> None:

@@ -120,7 +120,7 @@ def plain_class(module: torch.nn.Module) -> type:
 
 def ordinary_tokens(model: Any) -> list[int]:
     """Returns at most 256 token ids of plain text, those that no config names as special tokens."""
-    vocabulary = min(model.get_input_embeddings().num_embeddings, _MAX_TOKENS)
+    vocabulary = min(len(model.get_input_embeddings().weight), _MAX_TOKENS)
     special = set(special_tokens(levels_of(model.config)))
     return [token for token in range(vocabulary) if token not in special]
 

@@ -288,6 +288,12 @@ def _wrong_adapter(config: TrainingConfig) -> Iterator[tuple[str, str]]:
             "ADAPTER_ONLY would lose the random base weights (model.load_pretrained_weights is false); "
             "set MERGED or ADAPTER_AND_BASE_MODEL",
         )
+    if config.peft.lora_bias != "none" and config.peft.peft_save_mode == PeftSaveMode.ADAPTER_AND_BASE_MODEL:
+        yield (
+            "peft.peft_save_mode",
+            f"ADAPTER_AND_BASE_MODEL saves the unchanged base, and peft.lora_bias: {config.peft.lora_bias} trains its "
+            "biases; set MERGED or ADAPTER_ONLY",
+        )
     if config.model.adapter_model is not None:
         # An adapter that is trained further keeps its own rank, targets and scale.
         for key in changed_keys(config):

@@ -21,6 +21,8 @@ from oumi.core.errors import OutputError, StorageError
 from oumi.core.log import logger
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_TORCH_WRITER = "inline_container"
+"""Part of the message with which `torch.save` reports a failed write, such as on a full disk."""
 _FAILED = (*_DISK_FULL, errno.EIO)
 """Errors of a file system that has a feature, but fails."""
 
@@ -159,3 +161,8 @@ def storage_errors(target: Path, remedy: str = "") -> Iterator[None]:
         raise StorageError(f"{error.filename or target}: {error.strerror}{details}") from error
     except SafetensorError as error:  # safetensors raises it instead of OSError, for example if the disk is full
         raise StorageError(f"{target}: could not be saved: {error}") from error
+    except RuntimeError as error:
+        if _TORCH_WRITER not in str(error):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise StorageError(f"{target}: could not be saved: {reason}") from error

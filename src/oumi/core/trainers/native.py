@@ -13,7 +13,6 @@ from oumi.core.callbacks.device_memory import EmptyCache
 from oumi.core.callbacks.evaluation import Evaluation
 from oumi.core.callbacks.guards import FiniteGuard, SignalGuard, stopped_early
 from oumi.core.checkpoint.state import load_state
-from oumi.core.checkpoint.store import apply_umask, storage_errors
 from oumi.core.data.pipeline.loader import in_order
 from oumi.core.data.training_data import TrainingData
 from oumi.core.distributed.world import World, seed_everything
@@ -22,7 +21,7 @@ from oumi.core.engine.loop import fit
 from oumi.core.methods.method import build_method
 from oumi.core.models.acceleration.apply import accelerate
 from oumi.core.models.acceleration.checkpointing import recompute_layers
-from oumi.core.models.adapters import save_model, saved_size
+from oumi.core.models.adapters import saved_size
 from oumi.core.models.build import build_model
 from oumi.core.models.reference import build_reference
 from oumi.core.monitoring.build import build_efficiency, build_reporting, write_model_summary
@@ -31,15 +30,17 @@ from oumi.core.optim.schedules import build_schedule
 from oumi.core.plan.disk import with_saved_size
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callback, Callbacks, Run
+from oumi.core.trainers.export import Exporter
 from oumi.core.trainers.resume import ResumePoint
 
 
 class NativeTrainer:
     """Trains with the native loop: flat batches, a loss that is the mean over all terms of a step, exact resume."""
 
-    def __init__(self, run: Run, data: TrainingData, resume_point: ResumePoint) -> None:
+    def __init__(self, run: Run, data: TrainingData, resume_point: ResumePoint, exporter: Exporter) -> None:
         self.run = run
         self._data = data
+        self._exporter = exporter
         self._resume_point = resume_point
 
     @classmethod
@@ -47,6 +48,7 @@ class NativeTrainer:
         """Loads the model, and restores the state of a checkpoint if the run is resumed."""
         seed_everything(plan.seed, plan.deterministic)  # before the model, whose random weights depend on it
         model = build_model(plan, world.device, resume_point.checkpoint)
+        exporter = Exporter(plan, model, data.preprocessor)
         if plan.gradient_checkpointing is not None:
             recompute_layers(model, plan.gradient_checkpointing)
         write_model_summary(plan, model)
@@ -69,7 +71,7 @@ class NativeTrainer:
             torch.manual_seed(plan.seed + world.rank)
         if resume_point.checkpoint is not None:  # last, since it restores the random states
             load_state(run, resume_point.checkpoint)
-        trainer = cls(run, data, resume_point)
+        trainer = cls(run, data, resume_point, exporter)
         run.callbacks = Callbacks(trainer._callbacks())
         return trainer
 
@@ -87,23 +89,12 @@ class NativeTrainer:
 
     def save(self, directory: Path) -> None:
         """Writes the trained model and its tokenizer, on the main rank."""
-
-        def write() -> None:
-            with storage_errors(directory):
-                self._write_model(directory, self.run.plan.save_mode)
-                apply_umask(directory)
-
-        if self.run.plan.checkpoints.final_model:
-            self.run.world.on_main(write)
-
-    def _write_model(self, directory: Path, mode: str = "ADAPTER_ONLY") -> None:
-        save_model(self.run.model.inner, directory, mode)
-        self._data.preprocessor.save(directory)
+        self.run.world.on_main(lambda: self._exporter.publish(directory))
 
     def _callbacks(self) -> list[Callback]:
         plan, world, data = self.run.plan, self.run.world, self._data
         facts = self._resume_point.facts(plan, data.fingerprint)
-        checkpointing = Checkpointing(self._write_model, facts, self._resume_point.step)
+        checkpointing = Checkpointing(self._exporter.write, facts, self._resume_point.step)
         callbacks: list[Callback] = [SignalGuard(), FiniteGuard(checkpointing.save_last_step)]
         if world.is_main:
             efficiency = build_efficiency(plan, self.run.model.inner, self.run.model.has_full_head)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from oumi.core.checkpoint.export import finish_export, foreign_model_files, has_export
 from oumi.core.checkpoint.identity import Identity, read_identity, write_identity
 from oumi.core.checkpoint.state import load_state
 from oumi.core.checkpoint.store import clear_unfinished, find_checkpoints, newest_good, read_facts
@@ -18,6 +19,9 @@ from oumi.core.models.build import load_weights
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.trajectory import differences, trajectory
 from oumi.core.run import Progress, Run
+
+_MAX_LISTED = 3
+"""Number of files that a message lists by name."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ def find_resume_point(plan: Plan) -> ResumePoint:
         StorageError: The checkpoint that the config names is not intact.
     """
     clear_unfinished(plan.output_dir)
+    finish_export(plan.output_dir)
     identity = read_identity(plan.output_dir)
     checkpoint_and_facts = _checkpoint(plan, identity)
     if checkpoint_and_facts is None:
@@ -103,7 +108,12 @@ def find_resume_point(plan: Plan) -> ResumePoint:
 
 
 def claim(plan: Plan, resume_point: ResumePoint) -> None:
-    """Writes the run into the output directory as not complete."""
+    """Writes the run into the output directory as not complete.
+
+    Raises:
+        OutputError: The model at the end of the run would mix with another one, or replace the one that is trained.
+    """
+    _check_export(plan)
     # A new Identity, since that of a complete run also has its result.
     write_identity(plan.output_dir, Identity(resume_point.identity.run_id, resume_point.identity.began))
 
@@ -142,6 +152,26 @@ def _checkpoint(plan: Plan, identity: Identity | None) -> tuple[Path, dict[str, 
     # A run that resumed from the named checkpoint and was stopped again continues where it was stopped.
     is_later = last is not None and last[1]["run_id"] == facts["run_id"] and last[1]["step"] > facts["step"]
     return last if is_later else (named, facts)
+
+
+def _check_export(plan: Plan) -> None:
+    """Raises OutputError if the final model would mix with another one in the output directory, or replace its base."""
+    output_dir, elsewhere = plan.output_dir.resolve(), "; name another training.output_dir"
+    for key, name in (("model.model_name", plan.model.name), ("model.adapter_model", plan.model.adapter)):
+        source = Path(name or "").expanduser().resolve()
+        if name and source in (output_dir, output_dir / "base", output_dir / "adapter"):
+            raise OutputError(f"training.output_dir: {output_dir} holds {key}, which the run would replace{elsewhere}")
+    if foreign := foreign_model_files(plan.output_dir):
+        more = f" and {len(foreign) - _MAX_LISTED} more" if len(foreign) > _MAX_LISTED else ""
+        raise OutputError(
+            f"training.output_dir: {plan.output_dir} has files of a model that no run exported there, and they "
+            f"would be mixed with the model of this run: {', '.join(foreign[:_MAX_LISTED])}{more}. Move them{elsewhere}"
+        )
+    if not plan.checkpoints.final_model and has_export(plan.output_dir):
+        raise OutputError(
+            f"training.output_dir: {plan.output_dir} has the model of an earlier run, which would stand beside the "
+            f"records of this one: set training.save_final_model: true{elsewhere}"
+        )
 
 
 def _check_unoccupied(plan: Plan) -> None:

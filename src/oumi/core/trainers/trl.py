@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -14,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback
 
 from oumi.core.batch import IGNORED
 from oumi.core.callbacks.guards import SignalGuard, not_finite, stopped_early
 from oumi.core.checkpoint.state import read_progress, write_progress
-from oumi.core.checkpoint.store import apply_umask, checkpoint_path, seal, storage_errors
+from oumi.core.checkpoint.store import checkpoint_path, seal, storage_errors
 from oumi.core.data.pipeline.loader import Loader
 from oumi.core.data.pipeline.mixture import Mixture, permute
 from oumi.core.data.training_data import TrainingData
@@ -27,7 +29,7 @@ from oumi.core.distributed.world import World, seed_everything
 from oumi.core.errors import ConfigError, NotFiniteError, OumiError, StorageError, did_you_mean
 from oumi.core.log import logger
 from oumi.core.models.acceleration.liger import check_liger
-from oumi.core.models.adapters import save_model, saved_size
+from oumi.core.models.adapters import saved_size
 from oumi.core.models.build import build_model
 from oumi.core.monitoring.build import build_efficiency, build_reporting, write_model_summary
 from oumi.core.monitoring.efficiency import Efficiency, MicroBatchSize
@@ -37,6 +39,7 @@ from oumi.core.plan.disk import with_saved_size
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callbacks, Progress, StepReport
 from oumi.core.system.signals import signals_held
+from oumi.core.trainers.export import Exporter
 from oumi.core.trainers.resume import ResumePoint
 from oumi.core.trainers.trl_methods import METHODS, NEWER_NAMES, arguments
 from oumi.core.types.example import Source
@@ -45,11 +48,13 @@ from oumi.core.types.example import Source
 class TrlTrainer:
     """Runs a trainer of TRL or transformers with the settings of the plan."""
 
-    def __init__(self, run: Progress, inner: Any, bridge: Bridge, checkpoint: Path | None) -> None:
+    def __init__(
+        self, run: Progress, inner: Any, bridge: Bridge, exporter: Exporter, checkpoint: Path | None
+    ) -> None:
         self.run = run
         self.inner = inner
-        self.tokenizer = inner.processing_class
         self._bridge = bridge
+        self._exporter = exporter
         self._checkpoint = checkpoint
 
     @classmethod
@@ -64,6 +69,7 @@ class TrlTrainer:
         with _translated_errors(plan):
             settings = _checked(_load(method.config), arguments(plan))
         model = build_model(plan, torch.device("cpu"))  # the other trainer moves it to its device
+        exporter = Exporter(plan, model, rows.preprocessor)
         rows.check_vocabulary(model)
         write_model_summary(plan, model)
         plan = with_saved_size(plan, saved_size(model, plan.save_mode))
@@ -76,7 +82,7 @@ class TrlTrainer:
             run.state = read_progress(start.checkpoint, start.step)
         bridge = Bridge(run, efficiency, rows.train, start.facts(plan, rows.fingerprint))
         with _translated_errors(plan):
-            trainer = _adapted(_load(method.trainer), plan, bridge)(
+            trainer = _adapted(_load(method.trainer), plan, bridge, exporter)(
                 model=model,
                 args=settings,
                 train_dataset=_as_dataset(rows.train),
@@ -92,7 +98,7 @@ class TrlTrainer:
             # Created now, so that an unknown optimizer or a missing package is reported before training.
             trainer.create_optimizer()
         trainer.remove_callback(PrinterCallback)  # our console shows the steps
-        return cls(run, trainer, bridge, start.checkpoint)
+        return cls(run, trainer, bridge, exporter, start.checkpoint)
 
     def train(self) -> None:
         """Runs every step of the plan; raises PreemptedError if the run was stopped before the last one."""
@@ -123,13 +129,7 @@ class TrlTrainer:
 
     def save(self, directory: Path) -> None:
         """Writes the trained model and its tokenizer."""
-        plan = self.run.plan
-        if plan.checkpoints.final_model:
-            model = self.inner.accelerator.unwrap_model(self.inner.model)
-            with storage_errors(directory):
-                save_model(model, directory, plan.save_mode)
-                self.tokenizer.save_pretrained(directory)
-                apply_umask(directory)
+        self._exporter.publish(directory)
 
 
 class AlreadyTrainedError(Exception):
@@ -262,8 +262,8 @@ class EpochOrder(torch.utils.data.Sampler[int]):
         yield from permute(np.arange(self._length), self._length, self._seed, self._epoch).tolist()
 
 
-def _adapted(trainer_class: Any, plan: Plan, bridge: Bridge) -> Any:
-    """Returns a subclass with our order of rows, schedule and guards, and a validation loss averaged over terms."""
+def _adapted(trainer_class: Any, plan: Plan, bridge: Bridge, exporter: Exporter) -> Any:
+    """Returns a subclass with our order of rows, schedule, guards, files, and a validation loss averaged over terms."""
     # Cached, since it reads all validation rows.
     terms_per_row = functools.cache(lambda trainer: _terms_per_row(trainer.eval_dataset["labels"]))
 
@@ -283,11 +283,6 @@ def _adapted(trainer_class: Any, plan: Plan, bridge: Bridge) -> Any:
             bridge.count(inputs, loss)
             return loss
 
-        def _save_checkpoint(self, model: Any, trial: Any) -> None:
-            with signals_held(), storage_errors(checkpoint_path(plan.output_dir, self.state.global_step)):
-                super()._save_checkpoint(model, trial)
-                bridge.seal(self.state.global_step)
-
         def prediction_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
             if bridge.run.stop_signaled:
                 raise EvaluationStoppedError
@@ -295,6 +290,22 @@ def _adapted(trainer_class: Any, plan: Plan, bridge: Bridge) -> Any:
             # transformers averages the losses of batches weighted by rows. This factor, the batch's terms per row over
             # those of all rows, makes it a mean over terms.
             return loss * (_terms_per_row(inputs["labels"]) / terms_per_row(self)), *outputs
+
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            checkpoint = checkpoint_path(plan.output_dir, self.state.global_step)
+            with signals_held(), storage_errors(checkpoint):
+                try:
+                    super()._save_checkpoint(model, trial)
+                    bridge.seal(self.state.global_step)
+                except (OSError, RuntimeError, SafetensorError):  # a part of it would only take up a full disk
+                    shutil.rmtree(checkpoint, ignore_errors=True)
+                    raise
+
+        def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+            exporter.write(Path(output_dir or plan.output_dir))
+
+        def create_model_card(self, *_: Any, **__: Any) -> None:
+            """Writes nothing: the card of TRL would replace a README of the user."""
 
     return AdaptedTrainer
 

@@ -12,7 +12,7 @@ from typing import Any
 from oumi.core.batch import Batch, collate
 from oumi.core.data.tokenize.chat_template import chat_template_for
 from oumi.core.data.tokenize.images import BadImage, ImageEncoder, load_image
-from oumi.core.data.tokenize.tokenizer import load_tokenizer
+from oumi.core.data.tokenize.tokenizer import load_tokenizer, restore_settings
 from oumi.core.errors import DataError
 from oumi.core.plan.parts import ModelPlan
 from oumi.core.system.cache import digest_of_values
@@ -84,6 +84,7 @@ class Preprocessor:
             from oumi.core.data.tokenize.processor import save_processor
 
             save_processor(self.processor, directory)
+        restore_settings(self.tokenizer, directory)
 
 
 def load_preprocessor(plan: ModelPlan) -> Preprocessor:

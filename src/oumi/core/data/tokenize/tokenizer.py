@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -15,6 +17,11 @@ from oumi.core.system.filesystem import expanded
 
 _RESERVED_PADS = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]")
 """Tokens that vocabularies reserve for padding without declaring a pad token."""
+_CONFIG_FILE = "tokenizer_config.json"
+_TRAINING_SETTINGS = ("model_max_length", "pad_token", "padding_side", "truncation_side")
+"""Settings of a tokenizer that a run changes for its own rows and batches."""
+_LOADING_ARGUMENTS = ("is_local", "local_files_only")
+"""Arguments of `from_pretrained` that transformers saves with the settings."""
 
 
 def load_tokenizer(plan: ModelPlan) -> Any:
@@ -42,7 +49,7 @@ def load_tokenizer(plan: ModelPlan) -> Any:
                 f"model.tokenizer_pad_token: the vocabulary of {plan.tokenizer_name} has no '{plan.pad_token}', "
                 "and a new token would have no weights"
             )
-        tokenizer.pad_token = plan.pad_token
+        tokenizer.pad_token = tokenizer.init_kwargs["pad_token"] = plan.pad_token
     elif tokenizer.pad_token is None:
         # Without such a token, the end token will do: padding is masked, and never trained.
         vocabulary = tokenizer.get_vocab()
@@ -51,3 +58,14 @@ def load_tokenizer(plan: ModelPlan) -> Any:
     if plan.max_length is not None:
         tokenizer.model_max_length = plan.max_length
     return tokenizer
+
+
+def restore_settings(tokenizer: Any, directory: Path) -> None:
+    """Gives the files of a saved tokenizer the settings that its source, or the config of the run, has for them."""
+    path = directory / _CONFIG_FILE
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    for name in (*_TRAINING_SETTINGS, *_LOADING_ARGUMENTS):
+        settings.pop(name, None)
+        if name in _TRAINING_SETTINGS and (value := tokenizer.init_kwargs.get(name)) is not None:
+            settings[name] = value if isinstance(value, int) else str(value)
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
