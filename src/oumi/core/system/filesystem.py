@@ -153,16 +153,20 @@ def storage_errors(target: Path, remedy: str = "") -> Iterator[None]:
     except OSError as error:
         if error.errno is None or isinstance(error, ConnectionError | TimeoutError):
             raise  # an error of the network, not of a file
-        free = ""
-        # If the disk is not available any more, the first error must still be reported.
-        with suppress(OSError):
-            free = f"; {shutil.disk_usage(target.parent).free / 1e6:,.0f} MB are free there"
-        details = free + (f"; {remedy}" if remedy else "") if error.errno in _DISK_FULL else ""
+        details = ""
+        if error.errno in _DISK_FULL:
+            details = _free(target) + (f"; {remedy}" if remedy else "")
         raise StorageError(f"{error.filename or target}: {error.strerror}{details}") from error
     except SafetensorError as error:  # safetensors raises it instead of OSError, for example if the disk is full
         raise StorageError(f"{target}: could not be saved: {error}") from error
     except RuntimeError as error:
         if _TORCH_WRITER not in str(error):
             raise
-        reason = str(error).strip().partition("\n")[0]
-        raise StorageError(f"{target}: could not be saved: {reason}") from error
+        raise StorageError(f"{target}: could not be saved: torch.save failed to write{_free(target)}") from error
+
+
+def _free(target: Path) -> str:
+    """Returns the free space at a path as the end of a message; nothing if the disk is not available any more."""
+    with suppress(OSError):  # the first error must still be reported
+        return f"; {shutil.disk_usage(target.parent).free / 1e6:,.0f} MB are free there"
+    return ""
