@@ -102,7 +102,7 @@ NOTED = {
     "StepsPlan": {"num_epochs", "max_steps", "num_rows", "accumulation"},  # by its properties
     "PrecisionPlan": {"reason"},
     "SchedulePlan": {"warmup_steps", "warmup_ratio"},
-    "DiskPlan": {"checkpoint_bytes", "num_checkpoints", "final_bytes", "free_bytes"},
+    "DiskPlan": {"checkpoint_bytes", "num_checkpoints", "final_bytes", "free_bytes", "num_present"},
     "MemoryPlan": {"process", "weights", "gradients", "activations", "available", "is_tight", "is_bound"},
     "Plan": {"notes", "disk", "memory", "shape"},
 }
