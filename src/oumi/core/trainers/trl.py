@@ -48,9 +48,7 @@ from oumi.core.types.example import Source
 class TrlTrainer:
     """Runs a trainer of TRL or transformers with the settings of the plan."""
 
-    def __init__(
-        self, run: Progress, inner: Any, bridge: Bridge, exporter: Exporter, checkpoint: Path | None
-    ) -> None:
+    def __init__(self, run: Progress, inner: Any, bridge: Bridge, exporter: Exporter, checkpoint: Path | None) -> None:
         self.run = run
         self.inner = inner
         self._bridge = bridge
