@@ -14,6 +14,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from oumi.core.data.tokenize.chat_template import TemplateError
 from oumi.core.types.conversation import Message, Role, ToolDefinition
@@ -28,6 +29,9 @@ _WORD = re.compile(r"<[^<>]*>|\w{2,}")
 _THOUGHT_END = re.compile(r"</think(?:ing)?>|</thought>|</reasoning>|<\|END_THINKING\|>|<channel\|>|\[/THINK\]")
 """Ends of thoughts that stand in the text of an answer."""
 _JSON_SCALAR = re.compile(r'"(?P<text>(?:[^"\\]|\\.)*)"(?P<colon>\s*:)?|-?\d+(?:\.\d+)?(?P<exponent>[eE][-+]?\d+)?')
+
+_MIN_LENGTH = 16
+"""Characters of a turn that no template writes by chance."""
 
 NO_TURN = -1
 """The turn of a definition of a tool."""
@@ -47,7 +51,7 @@ class Part:
     text: str
     """The part, with its sentinel."""
     sentinel: str = ""
-    """Empty if the template treats a chat with sentinels in another way; the part is then found by its words."""
+    """What stands nowhere else: the number, or the part itself. Empty if the part may also stand elsewhere."""
     function: str = ""
     """Name of the function that is called, or of the tool."""
 
@@ -154,6 +158,7 @@ def written_parts(
     tools: Sequence[ToolDefinition] | None,
     render: Callable[..., str],
     text: str,
+    source: str,
 ) -> Written:
     """Returns where the parts of a chat are written in its text.
 
@@ -162,7 +167,10 @@ def written_parts(
         tools: Functions that the assistant may call.
         render: Renders messages and `tools`.
         text: What it returns for this chat.
+        source: The chat template.
     """
+    if not tools and (found := _found_once(messages, text, source)) is not None:
+        return found
     # Templates examine texts: whether one ends with a tag, for instance. Then sentinels at other places may do.
     for in_words, names in ((False, True), (True, False), (False, False), (True, True)):
         marker = _Marker(True, names, in_words)
@@ -177,6 +185,30 @@ def written_parts(
     marker.tools(tools or ())
     marker.messages(messages)
     return _located(text, text, marker.parts)
+
+
+def _found_once(messages: Sequence[Message], text: str, source: str) -> Written | None:
+    """Returns where the turns of a plain chat are written, None unless each of them is long and stands there once.
+
+    Most chats are like this, and need not be rendered again.
+    """
+    places, ends = dict[Part, list[int]](), list[tuple[int, int]]()
+    for turn, message in enumerate(messages):
+        words = message.content.strip() if isinstance(message.content, str) else ""
+        # The template may write such words itself, and short ones may stand anywhere.
+        if len(words) < _MIN_LENGTH or message.tool_calls or message.reasoning_content or words in source:
+            return None
+        start = text.find(words)
+        if start < 0 or text.find(words, start + 1) >= 0:
+            return None
+        end = start + len(words)
+        ends.append((end, start))
+        places[Part(turn, "text", words, words)] = [end]
+    ends.sort()
+    # One turn may quote another, which the template drops.
+    if any(start < end for (end, _), (_, start) in pairwise(ends)):
+        return None
+    return Written(text, places, set(), set())
 
 
 def check_parts(written: Written, spans: Mapping[int, Span], roles: Sequence[Role]) -> bool:

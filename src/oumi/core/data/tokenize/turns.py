@@ -186,12 +186,13 @@ class ChatRenderer:
             answered: The chat up to there; None for the chat as the template renders it.
         """
         messages, render = self._messages[: turn + 1], self._template.render
-        finished = written_parts(messages, self._tools, render, self._render(turn + 1))
+        source = self._template.text
+        finished = written_parts(messages, self._tools, render, self._render(turn + 1), source)
         if answered is None or not answered.is_joined:
             return finished
         # The prompt has the turns before the answer, and the end of the finished chat has the answer.
         text = self._render(turn, add_generation_prompt=True)
-        prompt = written_parts(messages[:-1], self._tools, partial(render, add_generation_prompt=True), text)
+        prompt = written_parts(messages[:-1], self._tools, partial(render, add_generation_prompt=True), text, source)
         if answered.is_raw:
             return prompt
         shift = len(answered.text) - len(self.upto(turn))
