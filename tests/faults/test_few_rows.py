@@ -45,7 +45,7 @@ EMPTY = {
     "blank lines": "there are no rows to train on",
     "an empty list": "there are no rows to train on",
     "a BOM": "there are no rows to train on",
-    "no usable row": "there are no rows to train on: 3 of 3 rows cannot be used, the first: ",
+    "no usable row": "there are no rows to train on: 3 of 3 rows cannot be used, the first:\n  ",
 }
 
 

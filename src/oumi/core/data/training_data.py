@@ -239,7 +239,7 @@ def check_rows_left(split: str, num_rows: int, ledgers: Sequence[Ledger]) -> Non
     counts = next((ledger.counts for ledger in ledgers if ledger.counts.shown), None)
     reason = ""
     if counts is not None:
-        reason = f": {counts.rejected} of {counts.read} rows cannot be used, the first: {counts.shown[0]}"
+        reason = f": {counts.rejected} of {counts.read} rows cannot be used, the first:\n  {counts.shown[0]}"
     names = ", ".join(ledger.dataset for ledger in ledgers)
     raise DataError(f"data.{split}: {names}: there are no rows to {purpose}{reason}")
 
