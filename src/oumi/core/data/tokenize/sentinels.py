@@ -292,9 +292,12 @@ def _located(text: str, marked_text: str, parts: Sequence[Part]) -> Written:
 
 def _holds(text: str, part: str) -> bool:
     """Returns True if a text holds a part, perhaps as JSON or with other white space."""
-    part, squeezed = part.strip(), "".join(text.split())
+    part = part.strip()
+    if part in text:
+        return True
+    squeezed = "".join(text.split())
     forms = (part, json.dumps(part, ensure_ascii=False)[1:-1], json.dumps(part)[1:-1])
-    return any(form in text or "".join(form.split()) in squeezed for form in forms)
+    return any("".join(form.split()) in squeezed for form in forms)
 
 
 def _is_json(text: str) -> bool:
