@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import Embedding, Linear
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from oumi.core.errors import ConfigError
-from oumi.core.optim.optimizers import OPTIMIZERS, build_optimizer
+from oumi.core.optim.optimizers import OPTIMIZERS, build_optimizer, decayed_names
 from oumi.core.plan import choices
 from oumi.core.plan.disk import state_bytes
 from oumi.core.plan.parts import OptimizerPlan
@@ -104,6 +106,39 @@ def test_states_of_8_bits_are_as_large_as_the_plan_counts(name: str, dtype: torc
     }  # all weights share it
     actual = sum(value.nbytes for value in own.values() if torch.is_tensor(value))
     assert actual == pytest.approx(state_bytes(plan(name), module.weight.nbytes, dtype.itemsize), rel=0.01)
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "pad_token_id": 0, "num_local_experts": 4, "num_experts_per_tok": 2, "use_qk_norm": True,
+    "state_size": 4, "mlp_bias": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model_type", "scales"),
+    {
+        "llama": {"input_layernorm.weight", "mlp.gate_proj.bias"},
+        "gpt_oss": {"gate_up_proj_bias", "down_proj_bias", "router.bias", "sinks"},
+        "cohere": {"q_norm.weight", "k_norm.weight"},
+        "mamba": {"A_log", "mixer.D", "dt_proj.bias", "conv1d.bias"},
+        "rwkv": {"time_decay", "time_mix_key", "ln1.weight"},
+        "recurrent_gemma": {"input_gate_bias", "recurrent_param"},
+    }.items(),
+)
+def test_decay_is_for_matrices_whatever_the_dimensions_of_the_rest(model_type: str, scales: set[str]) -> None:
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SMALL))
+    decayed = decayed_names(model)
+    others = {name for name, _ in model.named_parameters()} - decayed
+    for scale in scales:
+        assert any(name.endswith(scale) for name in others), scale
+        assert not any(name.endswith(scale) for name in decayed), scale
+    matrices = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, (Linear, Embedding))}
+    assert matrices & {name for name, _ in model.named_parameters()} <= decayed
+    groups = build_optimizer(model, plan("adamw")).param_groups
+    numels = [sum(weight.numel() for weight in group["params"]) for group in groups]
+    assert [group["weight_decay"] for group in groups] == [DECAY, 0.0]
+    assert sum(numels) == sum(weight.numel() for weight in model.parameters())
 
 
 def test_every_name_that_a_config_may_choose_is_there() -> None:

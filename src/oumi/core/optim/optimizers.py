@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,26 +14,45 @@ from oumi.core.errors import ConfigError
 from oumi.core.plan.parts import OptimizerPlan
 
 Groups = list[dict[str, Any]]
+_NO_MATRIX = re.compile(r"bias|norm|scale|sink|^(A_log|A|D|dt)$|(^|_)(alpha|beta|gamma|lambda|time)(_|$|\d)", re.ASCII)
+"""Names of weights that shift, scale or set a rate, in one dimension or more."""
 
 
 def build_optimizer(model: torch.nn.Module, plan: OptimizerPlan) -> torch.optim.Optimizer:
     """Returns the plan's optimizer over the weights that move.
 
-    Vectors (biases, the scales of norms) get no weight decay: decay is for matrices.
+    Biases, norms and other scales get no weight decay, whatever their dimensions: decay is for matrices.
 
     Raises:
         ConfigError: The package for it is missing, or there is nothing to train.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not trained:
         raise ConfigError("no weight is trained: everything is frozen")
+    decayed = decayed_names(model)
     # Decay pulls towards zero, which is no natural place for a scale or a shift.
     groups: Groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": plan.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for name, p in trained if name in decayed], "weight_decay": plan.weight_decay},
+        {"params": [p for name, p in trained if name not in decayed], "weight_decay": 0.0},
     ]
     # Some optimizers refuse an empty group: a model may have matrices only.
     return OPTIMIZERS[plan.name]([group for group in groups if group["params"]], plan)
+
+
+def decayed_names(model: torch.nn.Module) -> set[str]:
+    """Returns the names of the weights that are decayed: embeddings and the matrices and kernels of products.
+
+    What a weight is shows in its module and its name. gpt-oss has expert biases, Cohere has norms, and Mamba has
+    logarithms of decay rates in two dimensions.
+    """
+    names = set()
+    for path, module in model.named_modules():
+        is_norm = "norm" in type(module).__name__.lower()
+        for name, parameter in module.named_parameters(recurse=False):
+            marked = getattr(parameter, "_no_weight_decay", False)  # by the authors of state-space models
+            if parameter.ndim > 1 and not (is_norm or marked or _NO_MATRIX.search(name)):
+                names.add(f"{path}.{name}" if path else name)
+    return names
 
 
 def _adam(kind: type[torch.optim.Adam], groups: Groups, plan: OptimizerPlan) -> torch.optim.Optimizer:
