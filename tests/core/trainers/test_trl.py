@@ -5,27 +5,48 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from oumi.core.configs import TrainingConfig
 from oumi.core.configs.loading import keys_of
 from oumi.core.errors import ConfigError, DataError
 from oumi.core.inspect import gather_facts
+from oumi.core.models.acceleration.apply import accelerate
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.plan import make_plan
+from oumi.core.plan.refusals import check
 from oumi.core.plan.trainer_kwargs import OWN_KEYS, REFUSED
 from oumi.core.train import train
 from oumi.core.trainers.trl_methods import METHODS, NEWER_NAMES, arguments
 from tests.runs import losses, tiny_config
+from tests.tiny import byte_tokenizer
 
 OTHERS = ["TRL_SFT", "HF"]
 SAVING = {"save_steps": 3, "try_resume_from_last_checkpoint": True, "max_steps": 9}
+
+ROUTED = {
+    "vocab_size": 260, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "num_local_experts": 4, "router_aux_loss_coef": 0.5, "bos_token_id": 0, "eos_token_id": 2,
+}  # fmt: skip
+
+
+@contextmanager
+def logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Passes the log of oumi, which does not propagate, to `caplog`."""
+    logger = logging.getLogger("oumi")
+    logger.addHandler(caplog.handler)
+    yield
+    logger.removeHandler(caplog.handler)
 
 
 def plan_of(config: TrainingConfig) -> Plan:
@@ -176,6 +197,35 @@ def test_the_same_files_are_left_as_by_our_own_trainer(tmp_path: Path, trainer: 
         json.loads((tmp_path / folder / "metrics.jsonl").read_text().splitlines()[0]) for folder in ("ours", "out")
     ]
     assert records[0].keys() <= records[1].keys()
+
+
+def test_the_loss_of_a_router_is_told_and_its_setting_is_not_exported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = MixtralForCausalLM(MixtralConfig(**ROUTED))
+    model.save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    config = tiny_config(tmp_path, trainer_type="TRL_SFT", max_steps=1, save_steps=1)
+    with logged(caplog):
+        train(config)
+    assert [message for message in caplog.messages if "router_aux_loss_coef 0.5" in message]
+    for folder in (tmp_path / "out", tmp_path / "out" / "checkpoint-1"):
+        assert MixtralConfig.from_pretrained(folder).output_router_logits is False
+
+
+def test_our_own_trainer_refuses_the_loss_of_a_router_or_says_that_it_has_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny_config(tmp_path, max_steps=1)
+    config.model.model_kwargs = {"output_router_logits": True}
+    with pytest.raises(
+        ConfigError, match=r"output_router_logits: trainer OUMI adds no router loss: use trainer TRL_SFT"
+    ):
+        check(config)
+    model = MixtralForCausalLM(MixtralConfig(**ROUTED, output_router_logits=True))
+    with logged(caplog):
+        accelerate(model, plan_of(tiny_config(tmp_path, max_steps=1)))
+    assert [message for message in caplog.messages if "the router's auxiliary loss" in message]
 
 
 @pytest.mark.parametrize("trainer", OTHERS)

@@ -3,32 +3,93 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.hub import hub_errors
+from oumi.core.log import logger
 from oumi.core.plan.parts import LoraPlan, SavedSize
 
 
 def add_lora(model: Any, plan: LoraPlan, base_name: str) -> Any:
     """Returns the model with a new LoRA adapter; only the adapter is trained."""
     from peft import LoraConfig, get_peft_model
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
-    # Checked here, since PEFT reports only that nothing matched, and accepts a list with one match.
-    modules = [name for name, _ in model.named_modules()]
-    settings, targets = plan.settings, plan.settings["target_modules"]
-    _check_names("peft.lora_target_modules", targets if isinstance(targets, list) else None, modules)
-    _check_names("peft.lora_modules_to_save", settings["modules_to_save"], modules)
-    parameters = [name for name, _ in model.named_parameters()]
-    _check_names("peft.lora_target_parameters", settings["target_parameters"], parameters)
+    settings = {**plan.settings, "exclude_modules": _excluded(model, plan.settings["exclude_modules"])}
+    modules, parameters = ([name for name, _ in named] for named in (model.named_modules(), model.named_parameters()))
     try:
+        # PEFT takes the names that experts had before transformers stacked them, such as `w1`, for stacked weights.
+        converted = LoraConfig(**settings)
+        convert_peft_config_for_transformers(converted, model, None)
+        # Checked here, since PEFT reports only that nothing matched, and accepts a list with one match.
+        listed = converted.target_modules if isinstance(settings["target_modules"], list) else None
+        _check_names("peft.lora_target_modules", sorted(listed or ()), modules)
+        if listed is not None and (skipped := _matches(set(settings["target_modules"]) - set(listed), modules)):
+            logger.warning("PEFT adapts the experts alone, not %s and the like, which have the same name", skipped[0])
+        _check_names("peft.lora_modules_to_save", settings["modules_to_save"], modules)
+        _check_names("peft.lora_target_parameters", sorted(converted.target_parameters or ()), parameters)
         wrapped = get_peft_model(model, LoraConfig(**settings))
     except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"peft: {str(error).splitlines()[0]}") from error
     wrapped.peft_config["default"].base_model_name_or_path = base_name
+    _warn_of_frozen_experts(model)
     return wrapped
+
+
+def _excluded(model: Any, excluded: Sequence[str] | str | None) -> Sequence[str] | str | None:
+    """Returns the modules without an adapter: those that the user names, and those that are linear by name only.
+
+    PEFT takes every subclass of a linear layer for one, and fails on those that return more (Llama 4's router).
+    """
+    special = [name for name, module in model.named_modules() if _computes_more(module)]
+    if not special:
+        return excluded
+    logger.info("without an adapter, since PEFT does not support their class: %s", ", ".join(special))
+    if isinstance(excluded, str):  # a regular expression
+        return "|".join([f"(?:{excluded})", *map(re.escape, special)])
+    return [*(excluded or ()), *special]
+
+
+@torch.no_grad()
+def _computes_more(module: Any) -> bool:
+    """Returns True for a subclass of a linear layer in a transformers model that does not compute x W^T + b."""
+    is_own = isinstance(module, torch.nn.Linear) and type(module).__module__.startswith("transformers.models.")
+    if not is_own or type(module).forward is torch.nn.Linear.forward:
+        return False
+    x = torch.ones(1, module.in_features, dtype=module.weight.dtype, device=module.weight.device)
+    try:
+        result = module(x)
+    except (RuntimeError, ValueError, TypeError):  # it takes another shape
+        return True
+    return not isinstance(result, torch.Tensor) or result.shape != (1, module.out_features)
+
+
+def _warn_of_frozen_experts(model: Any) -> None:
+    """Logs the share of the weights that are experts without an adapter."""
+    experts: dict[str, int] = {}
+    adapted = set()
+    for name, weight in model.named_parameters():
+        place, is_expert, rest = name.partition(".experts.")
+        if is_expert and "lora_" in rest:
+            adapted.add(place)
+        elif is_expert:
+            experts[place] = experts.get(place, 0) + weight.numel()
+    num_frozen = sum(size for place, size in experts.items() if place not in adapted)
+    if num_frozen:
+        share = num_frozen / sum(weight.numel() for weight in model.parameters())
+        logger.warning(
+            "experts are frozen: %.0f %% of the weights have no adapter. To adapt them, name their stacked weights, "
+            "such as peft.lora_target_parameters: [experts.gate_up_proj, experts.down_proj]",
+            100 * share,
+        )
 
 
 def below_adapter(model: Any) -> Any:
@@ -39,9 +100,13 @@ def below_adapter(model: Any) -> Any:
 def _check_names(key: str, names: Sequence[str] | None, paths: Sequence[str]) -> None:
     """Raises ConfigError unless every name is the end of one of the dotted paths, as PEFT matches them."""
     for name in names or ():
-        if not any(f".{path}".endswith(f".{name}") for path in paths):
+        if not _matches({name}, paths):
             hint = did_you_mean(name, {path.rpartition(".")[2] for path in paths} | set(paths))
             raise ConfigError(f"{key}: the model has no '{name}'{hint}")
+
+
+def _matches(names: set[str], paths: Sequence[str]) -> list[str]:
+    return [path for path in paths if any(f".{path}".endswith(f".{name}") for name in names)]
 
 
 def load_adapter(model: Any, source: str | Path, is_trained: bool, revision: str | None = None) -> Any:

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from oumi.core.errors import ConfigError
-from oumi.core.models.adapters import add_lora, load_adapter
-from oumi.core.models.load import load_model
+from oumi.core.log import logger
+from oumi.core.models.adapters import add_lora, below_adapter, load_adapter
+from oumi.core.models.load import freeze, load_model
 from oumi.core.plan.choices import FLAT_ATTENTIONS
 from oumi.core.plan.parts import Plan
 from oumi.core.recipes import resolve_asset
@@ -39,14 +40,14 @@ def build_model(plan: Plan, device: torch.device, checkpoint: Path | None = None
         revision = None if checkpoint else plan.model.adapter_revision
         adapted = load_adapter(model, adapter, is_trained=True, revision=revision)
         adapted.peft_config["default"].base_model_name_or_path = _base_name(plan)
-        return adapted
+        return _without_frozen(adapted, plan)
     if plan.lora is None:
         for parameter in model.parameters():
             # A weight that is mapped from a file has an arbitrary offset. Vector loads are faster from an aligned copy.
             if parameter.requires_grad and parameter.device.type == "cpu" and parameter.data_ptr() % _CACHE_LINE:
                 parameter.data = parameter.data.clone()
         return model
-    return add_lora(model, plan.lora, _base_name(plan))
+    return _without_frozen(add_lora(model, plan.lora, _base_name(plan)), plan)
 
 
 def _base_name(plan: Plan) -> str:
@@ -72,6 +73,15 @@ def _check_positions(model: Any, max_length: int | None) -> None:
                 f"model.model_max_length: rows may have {max_length} tokens, but the model has {num_positions} "
                 f"positions ({name})"
             )
+
+
+def _without_frozen(adapted: Any, plan: Plan) -> Any:
+    """Returns the model after freezing the adapters in frozen modules: what `freeze_layers` names does not move."""
+    num_before = sum(weight.requires_grad for weight in adapted.parameters())
+    freeze(below_adapter(adapted), plan.model.freeze)
+    if num_frozen := num_before - sum(weight.requires_grad for weight in adapted.parameters()):
+        logger.info("model.freeze_layers: %d weights of adapters stay as they are", num_frozen)
+    return adapted
 
 
 @torch.no_grad()

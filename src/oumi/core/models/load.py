@@ -47,7 +47,6 @@ def load_model(plan: ModelPlan, device: torch.device, weights_from: Path | None 
             model = _from_files(auto_class, name, dtype=dtype or "auto", revision=plan.revision, **options)
         else:
             model = auto_class.from_config(dtype=dtype or torch.float32, **options)
-    # Before build_model adds an adapter: a frozen module would freeze the adapter inside it, too.
     freeze(model, plan.freeze)
     return model.to(device).eval()
 

@@ -181,6 +181,9 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         if training.per_device_train_batch_size == "auto":
             yield "training.per_device_train_batch_size", f"auto: not supported by {trainer}; set a number"
         return
+    if config.model.model_kwargs.get("output_router_logits"):
+        alternative = "use trainer TRL_SFT or HF, or leave it out"
+        yield "model.model_kwargs.output_router_logits", f"trainer {trainer} adds no router loss: {alternative}"
     recomputes = training.enable_gradient_checkpointing
     if training.compile and recomputes and training.gradient_checkpointing_kwargs.get("use_reentrant"):
         key = "training.gradient_checkpointing_kwargs.use_reentrant"

@@ -33,6 +33,7 @@ from oumi.core.models.adapters import saved_size
 from oumi.core.models.build import build_model
 from oumi.core.monitoring.build import build_efficiency, build_reporting, write_model_summary
 from oumi.core.monitoring.efficiency import Efficiency, MicroBatchSize
+from oumi.core.optim.optimizers import decayed_names
 from oumi.core.optim.schedules import build_schedule
 from oumi.core.plan.choices import SCHEDULES, is_number
 from oumi.core.plan.disk import with_saved_size
@@ -62,7 +63,7 @@ class TrlTrainer:
         Raises:
             ConfigError: The other trainer rejects an argument, or lacks one of `training.trainer_kwargs`.
         """
-        seed_everything(plan.seed, plan.deterministic)
+        seed_everything(plan.seed, plan.deterministic, plan.device)
         method = METHODS[plan.trainer]
         with _translated_errors(plan):
             settings = _checked(_load(method.config), arguments(plan))
@@ -95,6 +96,7 @@ class TrlTrainer:
             )
             # Created now, so that an unknown optimizer or a missing package is reported before training.
             trainer.create_optimizer()
+        _warn_of_router_loss(model.config.get_text_config())
         trainer.remove_callback(PrinterCallback)  # our console shows the steps
         return cls(run, trainer, bridge, exporter, start.checkpoint)
 
@@ -269,6 +271,9 @@ def _adapted(trainer_class: Any, plan: Plan, bridge: Bridge, exporter: Exporter)
         def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
             return EpochOrder(len(self.train_dataset), plan.data.seed)
 
+        def get_decay_parameter_names(self, model: Any) -> list[str]:
+            return sorted(decayed_names(model))
+
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
             if plan.schedule.name not in SCHEDULES:
                 return super().create_scheduler(num_training_steps, optimizer)
@@ -306,6 +311,15 @@ def _adapted(trainer_class: Any, plan: Plan, bridge: Bridge, exporter: Exporter)
             """Writes nothing: the card of TRL would replace a README of the user."""
 
     return AdaptedTrainer
+
+
+def _warn_of_router_loss(text_config: Any) -> None:
+    coefficient = getattr(text_config, "router_aux_loss_coef", 0.0)
+    if coefficient and getattr(text_config, "output_router_logits", False):
+        logger.warning(
+            "the loss includes the auxiliary loss of the router, times router_aux_loss_coef %g, which balances experts",
+            coefficient,
+        )
 
 
 def _terms_per_row(labels: Iterable[Any]) -> float:

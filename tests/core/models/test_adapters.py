@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which modules of a model get an adapter, and what is said of those that get none."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from oumi.core.errors import ConfigError
+from oumi.core.inspect import gather_facts
+from oumi.core.models.adapters import add_lora
+from oumi.core.models.build import build_model
+from oumi.core.plan.parts import LoraPlan
+from oumi.core.plan.plan import make_plan
+from tests.runs import tiny_config
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "num_local_experts": 4, "num_experts": 4,
+    "num_experts_per_tok": 1, "moe_intermediate_size": 16, "intermediate_size_mlp": 48, "n_routed_experts": 4,
+    "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    logger = logging.getLogger("oumi")
+    logger.addHandler(caplog.handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    yield caplog
+    logger.setLevel(level)
+    logger.removeHandler(caplog.handler)
+
+
+def adapted(model_type: str, targets: str | list[str], **settings: Any) -> Any:
+    without = {"head_dim"} if model_type == "falcon" else set()  # which computes it
+    config = AutoConfig.for_model(model_type, **{key: SMALL[key] for key in SMALL.keys() - without})
+    model = AutoModelForCausalLM.from_config(config)
+    others: dict[str, Any] = {"modules_to_save": None, "target_parameters": None, "exclude_modules": None, **settings}
+    return add_lora(model, LoraPlan({"target_modules": targets, "r": 2, **others}, "ADAPTER_ONLY"), "base")
+
+
+def places(model: Any) -> set[str]:
+    names = (name for name, weight in model.named_parameters() if weight.requires_grad)
+    return {name.partition(".lora_")[0].removeprefix("base_model.model.") for name in names}
+
+
+@pytest.mark.parametrize("excluded", [None, r".*\.o_proj"])
+def test_a_router_that_is_linear_by_name_only_gets_no_adapter(excluded: str | None) -> None:
+    model = adapted("llama4_text", "all-linear", exclude_modules=excluded)
+    tokens = torch.arange(3, 20)[None]
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    assert not any("router" in place for place in places(model))
+    assert any("q_proj" in place for place in places(model))
+    assert any("o_proj" in place for place in places(model)) is (excluded is None)
+
+
+def test_a_linear_layer_with_a_forward_of_its_own_keeps_its_adapter() -> None:
+    assert any("query_key_value" in place for place in places(adapted("falcon", "all-linear")))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "names"), [("mixtral", ["w1", "w2", "w3"]), ("qwen3_moe", ["gate_proj", "up_proj", "down_proj"])]
+)
+def test_the_former_names_of_experts_mean_their_stacked_weights(
+    model_type: str, names: list[str], log: pytest.LogCaptureFixture
+) -> None:
+    assert all(".experts" in place for place in places(adapted(model_type, names)))
+    assert not [message for message in log.messages if "experts are frozen" in message]
+    with pytest.raises(ConfigError, match="has no 'w9'"):
+        adapted(model_type, [*names, "w9"])
+    with pytest.raises(ConfigError, match="without also targeting"):
+        adapted(model_type, names[:1])
+
+
+def test_layers_that_share_the_name_of_experts_are_told(log: pytest.LogCaptureFixture) -> None:
+    adapted("deepseek_v3", ["gate_proj", "up_proj", "down_proj"])
+    assert [message for message in log.messages if "not model.layers.0.mlp.gate_proj" in message]
+
+
+def test_the_share_of_frozen_experts_is_told(log: pytest.LogCaptureFixture) -> None:
+    model = adapted("gpt_oss", "all-linear")
+    experts = sum(weight.numel() for name, weight in model.named_parameters() if ".experts." in name)
+    share = experts / sum(weight.numel() for weight in model.parameters())
+    assert [message for message in log.messages if f"experts are frozen: {100 * share:.0f} % of the weights" in message]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_what_is_frozen_stays_so_with_an_adapter(tmp_path: Path, resumed: bool) -> None:
+    config = tiny_config(tmp_path, use_peft=True)
+    config.model.freeze_layers = ["model.layers.0"]
+    plan = make_plan(config, gather_facts(config))
+    model = build_model(plan, torch.device("cpu"))
+    if resumed:
+        model.save_pretrained(tmp_path / "adapter")
+        model = build_model(plan, torch.device("cpu"), checkpoint=tmp_path / "adapter")
+    assert places(model)
+    assert all("layers.1." in place for place in places(model))
