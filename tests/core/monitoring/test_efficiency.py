@@ -77,8 +77,19 @@ def test_a_frozen_weight_needs_no_gradient_of_its_own() -> None:
 def test_a_model_without_attention_has_work_too() -> None:
     settings: dict[str, Any] = {"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
     work = model_flops(AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", **settings)))
-    assert work.pair_forward == 0
+    assert work.pairs_forward == ((None, 0.0),)
     assert work.flops([40], 40) > 0
+
+
+def test_layers_with_heads_of_different_sizes_are_counted_each_by_its_own() -> None:
+    settings: dict[str, Any] = {
+        "vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 16,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "global_head_dim": 32, "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"], "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 128,
+    }  # fmt: skip
+    work = model_flops(AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma4_text", **settings)))
+    assert dict(work.pairs_forward) == {8: 4.0 * 4 * 16, None: 4.0 * 4 * 32}
 
 
 def test_products_are_measured_apart_from_other_kernels() -> None:

@@ -25,10 +25,9 @@ class ModelFlops:
     """Per trained position in the head, forward."""
     term: float
     """Per trained position in the head, forward and backward."""
-    pair_forward: float
-    """Per pair of query and key in one layer, forward; backward takes twice as much."""
-    windows: tuple[tuple[int | None, int], ...]
-    """Pairs of an attention window in tokens (None: unlimited) and the number of layers that have it."""
+    pairs_forward: tuple[tuple[int | None, float], ...]
+    """Attention windows in tokens (None: unlimited), each with the operations per pair of query and key in all layers
+    that have it, forward; backward takes twice as much."""
 
     def flops(self, lengths: Sequence[int], num_targets: int, full_squares: bool = False) -> float:
         """Returns the operations of a forward and backward pass.
@@ -47,8 +46,9 @@ class ModelFlops:
         return self.token_forward * sum(lengths) + self._attention(lengths)
 
     def _attention(self, lengths: Sequence[int]) -> float:
-        return self.pair_forward * sum(
-            count * sum(visible_pairs(length, window) for length in lengths) for window, count in self.windows
+        return sum(
+            per_pair * sum(visible_pairs(length, window) for length in lengths)
+            for window, per_pair in self.pairs_forward
         )
 
 
@@ -80,20 +80,27 @@ def model_flops(model: Any) -> ModelFlops:
         trained += size if parameter.requires_grad else 0.0
     head_size = float(prod(head.weight.shape)) if head is not None else 0.0
     is_head_trained = head is not None and head.weight.requires_grad
-    num_heads = getattr(config, "num_attention_heads", None) or 0  # state-space models have none
-    head_dim = num_heads and (getattr(config, "head_dim", None) or config.hidden_size // num_heads)
-    # Layers called sliding have the window, all others see every token before them.
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
-    if len(kinds) == 1:  # a config without a list of layers has layers of one kind
-        kinds = kinds * (getattr(config, "num_hidden_layers", 0) or 1)
-    num_sliding = sum(kind == "sliding_attention" for kind in kinds)
-    windows = ((window, num_sliding), (None, len(kinds) - num_sliding))
     return ModelFlops(
         token_forward=2 * forward,
         token=4 * forward + 2 * trained,
         term_forward=2 * head_size,
         term=(6 if is_head_trained else 4) * head_size,
-        pair_forward=4.0 * num_heads * head_dim,
-        windows=tuple((window, count) for window, count in windows if count),
+        pairs_forward=tuple(_pairs_forward(config).items()),
     )
+
+
+def _pairs_forward(config: Any) -> dict[int | None, float]:
+    """Returns the operations per pair of query and key, summed over the layers of each attention window."""
+    kinds = getattr(config, "layer_types", None) or []
+    num_layers = len(kinds) if len(kinds) > 1 else getattr(config, "num_hidden_layers", 0) or 1
+    by_layer = getattr(config, "per_layer_config", None)  # the sizes of heads differ by layer in Gemma 4
+    operations: dict[int | None, float] = {}
+    for i in range(num_layers):
+        layer = by_layer[i] if by_layer else config
+        num_heads = getattr(layer, "num_attention_heads", None) or 0  # state-space models have none
+        head_dim = num_heads and (getattr(layer, "head_dim", None) or layer.hidden_size // num_heads)
+        # Layers called sliding have the window, all others see every token before them.
+        is_sliding = kinds[i] == "sliding_attention" if len(kinds) > 1 else True
+        window = getattr(layer, "sliding_window", None) if is_sliding else None
+        operations[window] = operations.get(window, 0.0) + 4.0 * num_heads * head_dim
+    return operations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Hugging Face language model on flat batches, or on padded ones if its attention does not support them."""
+"""A Hugging Face language model on flat batches, on padded ones, or on one document at a time."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from torch.nn.utils.rnn import pad_sequence
 from oumi.core.batch import Batch, Prediction
 from oumi.core.models.adapters import below_adapter
 from oumi.core.models.attention.interface import Documents
+from oumi.core.models.attention.rope import separate_documents
 from oumi.core.models.lm_head import ModelHead
 
 
 class LanguageModel(torch.nn.Module):
     """Computes the hidden states at the trained positions of a batch, and returns them with the head for their logits.
 
-    Without a `head`, it computes the logits themselves.
+    Without a `head`, it computes the logits themselves. Batches are flat, padded, or taken one document at a time.
     """
 
-    def __init__(self, inner: Any, is_flat: bool, head: ModelHead | None = None) -> None:
+    def __init__(self, inner: Any, is_flat: bool, head: ModelHead | None = None, one_at_a_time: bool = False) -> None:
         super().__init__()
         self.inner = inner
         self.is_flat = is_flat
+        self._one_at_a_time = one_at_a_time
         self.training = inner.training
         base = below_adapter(inner)
         config = base.config
         self._decoder = [base.base_model]  # in a list, so that it is not registered as a second submodule
         self._head = head
         self._documents = Documents()
+        separate_documents(base, self._documents)
         self._image_token: int | None = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
         # In training, Gemma 3 requires token types even for a batch without images.
         parameters = inspect.signature(base.forward).parameters
@@ -51,26 +54,38 @@ class LanguageModel(torch.nn.Module):
 
     def forward(self, batch: Batch) -> Prediction:
         """Returns the model's prediction at the positions `batch.trained`."""
+        # Only the model knows which image belongs to which document, so batches with images stay whole.
+        documents = list(batch.documents()) if self._one_at_a_time and not batch.num_images else []
+        states = torch.cat([self._states(part) for part in documents]) if documents else self._states(batch)
+        # Flat batches without a head have logits at the trained positions only.
+        is_chosen = self.is_flat and self._head is None
+        head = None if self._head is None else self._head.current()
+        return Prediction(states if is_chosen else states[batch.trained], head)
+
+    def _states(self, batch: Batch) -> torch.Tensor:
+        """Returns the hidden states [T, d], or without a head the logits [T, V], of flat batches the trained ones."""
         inputs = self._inputs(batch)
         if self._head is not None:  # the loss multiplies by the head itself, in chunks, so the decoder alone runs
-            states = self._decoder[0](**inputs, use_cache=False).last_hidden_state
+            states: torch.Tensor = self._decoder[0](**inputs, use_cache=False).last_hidden_state
         elif self.is_flat:  # with `logits_to_keep`, transformers computes the logits of trained positions only
-            return Prediction(self.inner(**inputs, use_cache=False, logits_to_keep=batch.trained).logits[0])
+            states = self.inner(**inputs, use_cache=False, logits_to_keep=batch.trained).logits
         else:
             states = self.inner(**inputs, use_cache=False).logits
-        flat = states[0] if self.is_flat else states[inputs["attention_mask"].bool()]
-        return Prediction(flat[batch.trained], None if self._head is None else self._head.current())
+        return states[inputs["attention_mask"].bool()] if "attention_mask" in inputs else states[0]
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         """Returns the arguments of the forward pass of transformers for a batch.
 
-        A flat batch is one row [1, T] without a mask. Otherwise each document is a row, padded on the right [D, S].
+        A flat batch is one row [1, T] without a mask. Otherwise each document is a row, padded on the right [D, S], or
+        the only row, whose positions the model counts by itself.
         """
         inputs: dict[str, Any]
         positions = self._positions(batch)
         if self.is_flat:
             self._documents.fill(batch.offsets)
             inputs = {"input_ids": batch.tokens[None], "position_ids": positions, "documents": self._documents}
+        elif self._one_at_a_time and not batch.num_images:
+            inputs = {"input_ids": batch.tokens[None]}
         else:
             documents = torch.split(batch.tokens, batch.lengths)
             longest = max(batch.lengths)

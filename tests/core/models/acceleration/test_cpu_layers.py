@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, xLSTMConfig, xLSTMForCausalLM
 from transformers.activations import ClippedGELUActivation, NewGELUActivation
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextRMSNormGated
 
 from oumi.core.models.acceleration.cpu_layers import fuse_layers
@@ -102,6 +103,52 @@ def test_parts_that_do_more_than_their_form_are_left_alone() -> None:
     others = [torch.nn.BatchNorm2d(16), torch.nn.LayerNorm(16), torch.nn.GELU(), ClippedGELUActivation(-10, 10)]
     assert fuse_layers(torch.nn.ModuleList(others)) == Counter()
     assert fuse_layers(torch.nn.ModuleList([NewGELUActivation(), torch.nn.RMSNorm(16, eps=1e-6)])).total() == 2
+
+
+class ClampedMlp(LlamaMLP):
+    """A gated MLP that differs from others only for inputs that no sample has."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x).clamp(max=1e9)) * self.up_proj(x))
+
+
+class BranchingMlp(LlamaMLP):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) if x.abs().max() < 1e9 else x
+
+
+class ThresholdNorm(LlamaRMSNorm):
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.where(hidden_states.abs() > 1e-12, hidden_states, 0.0))
+
+
+def test_a_part_with_a_kink_outside_of_all_samples_is_left_alone() -> None:
+    config = LlamaConfig(**{key: value for key, value in SMALL.items() if key != "head_dim"})
+    assert fuse_layers(torch.nn.ModuleList([LlamaMLP(config), LlamaRMSNorm(16)])).total() == 2
+    kinked = [ClampedMlp(config), BranchingMlp(config), ThresholdNorm(16)]
+    assert fuse_layers(torch.nn.ModuleList(kinked)) == Counter()
+
+
+def test_a_norm_that_takes_another_shape_is_left_alone() -> None:
+    config = xLSTMConfig(hidden_size=32, num_heads=2, num_hidden_layers=1, vocab_size=64)
+    assert "norms" in fuse_layers(xLSTMForCausalLM(config))
+
+
+@pytest.mark.parametrize("function", [RmsNorm, Linear, GatedMlp])
+def test_a_model_may_change_the_result_of_a_form_in_place(function: Any) -> None:
+    def gradients(in_place: bool) -> tuple[torch.Tensor, ...]:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(2, 3, 8, generator=generator, requires_grad=True)
+        weights = [torch.randn(8, 8, generator=generator, requires_grad=True) for _ in range(3)]
+        inputs: dict[Any, tuple[Any, ...]] = {
+            RmsNorm: (weights[0][0], 1e-6, 0.0), Linear: (weights[0], None), GatedMlp: (*weights, SILU)
+        }  # fmt: skip
+        y = function.apply(x, *inputs[function])
+        y = y.clamp_(-0.5, 0.5) if in_place else y.clamp(-0.5, 0.5)
+        return torch.autograd.grad(y.square().sum(), [x, weights[0]])
+
+    for actual, expected in zip(gradients(True), gradients(False), strict=True):
+        assert torch.equal(actual, expected)
 
 
 def test_an_mlp_with_dropout_keeps_it() -> None:

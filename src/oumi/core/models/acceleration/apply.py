@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from oumi.core.log import logger
 from oumi.core.models.acceleration.compile import compile_layers
 from oumi.core.models.acceleration.cpu_layers import fuse_layers
 from oumi.core.models.acceleration.flat import make_flat
@@ -20,6 +21,9 @@ def accelerate(model: Any, plan: Plan) -> LanguageModel:
     Raises:
         ConfigError: A package is missing, or the model does not support an optimization of the plan.
     """
+    if getattr(model.config.get_text_config(), "output_router_logits", False):
+        # It is one number for all tokens of a batch, so it would depend on how a step is cut.
+        logger.warning("the router's auxiliary loss, which the model's config asks for, is not part of the loss")
     if plan.speed.liger:
         use_liger(model)
     if plan.speed.fused_layers:

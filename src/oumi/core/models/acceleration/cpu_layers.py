@@ -12,19 +12,31 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from oumi.core.errors import ConfigError
 from oumi.core.log import logger
 from oumi.core.models.acceleration.cpu_ops import GELU, GELU_TANH, SILU, Activation, GatedMlp, Linear, RmsNorm, rotate
 from oumi.core.models.adapters import below_adapter
-from oumi.core.models.equivalence import is_close, trial
-from oumi.core.models.twin import NoTrialError, kind_of, plain_class, trial_models
+from oumi.core.models.equivalence import first_difference, gradients_of, is_close, logits_of, trial
+from oumi.core.models.twin import NoTrialError, kind_of, ordinary_tokens, plain_class, trial_models
 from oumi.core.system.matmul import prefers_onednn_for_gradient
 
 _ROTATE = "apply_rotary_pos_emb"
 _SCALES = (1.0, 30.0)
 """Scales of the inputs of a trial; with large inputs, activations that clip differ from those that do not."""
+_SMOOTH = {
+    "add", "addmm", "div", "erf", "exp", "gelu", "linalg_vector_norm", "linear", "mean", "mm", "mul", "neg", "pow",
+    "reciprocal", "rms_norm", "rsqrt", "sigmoid", "silu", "sqrt", "square", "sub", "sum", "tanh", "_fused_rms_norm",
+    "_to_copy", "_unsafe_view", "alias", "cat", "clone", "expand", "permute", "reshape", "select", "slice", "split",
+    "squeeze", "stack", "t", "transpose", "unsqueeze", "view",
+}  # fmt: skip
+"""Names of torch's operations without a kink, and of those that only move numbers."""
 _Form = tuple[Any, dict[str, Any]]
 """A function that replaces a module's forward, and its keyword arguments."""
+_Forms = dict[tuple[str, Any], _Form | None]
+"""Forms by part and kind of module, None if a kind has no equal form."""
+_NUM_TOKENS = 32
 
 
 def fuse_layers(model: Any) -> Counter[str]:
@@ -36,9 +48,15 @@ def fuse_layers(model: Any) -> Counter[str]:
     Returns:
         The number of replaced modules by kind.
     """
-    replaced: Counter[str] = Counter()
-    forms = _verified_forms(model)
-    for name, module in below_adapter(model).named_modules():
+    replaced = Counter(part for part, _ in _replace(model, _verified_forms(model)))
+    logger.info("fused forms: %s", ", ".join(f"{count} {part}" for part, count in replaced.items()) or "none")
+    return replaced
+
+
+def _replace(model: Any, forms: _Forms | None) -> list[tuple[str, torch.nn.Module]]:
+    """Sets the forward pass of modules to their fused forms, and returns these modules with the kind of their form."""
+    replaced: list[tuple[str, torch.nn.Module]] = []
+    for name, module in below_adapter(model).named_modules() if forms is not None else ():
         candidates = {part: forms.get((part, kind_of(name, module))) for part in _parts_of(module)}
         candidates["rotations"] = _rotation(inspect.unwrap(type(module).forward))
         candidates["GELUs"] = _gelu(module)
@@ -50,16 +68,18 @@ def fuse_layers(model: Any) -> Counter[str]:
                 forward, settings = form
                 # On the instance, not the class: other models of the process keep their own.
                 module.forward = MethodType(partial(forward, **settings) if settings else forward, module)
-                replaced[part] += 1
-    logger.info("fused forms: %s", ", ".join(f"{count} {part}" for part, count in replaced.items()) or "none")
+                replaced.append((part, module))
     return replaced
 
 
-def _verified_forms(model: Any) -> dict[tuple[str, Any], _Form | None]:
-    """Returns the fused forms of norms and MLPs by kind of module, None if no form is right for all of a kind."""
-    forms: dict[tuple[str, Any], _Form | None] = {}
+def _verified_forms(model: Any) -> _Forms | None:
+    """Returns the fused forms of norms and MLPs by kind of module, None if no form is right for all of a kind.
+
+    Returns None instead if the twin with all fused forms has other logits or gradients.
+    """
+    forms: _Forms = {}
     try:
-        for candidate in trial_models(model):
+        for i, candidate in enumerate(trial_models(model)):
             # With dropout, since fused forms have none: a module that applies dropout must fail the comparison.
             with trial(candidate, training=True):
                 for name, module in below_adapter(candidate).named_modules():
@@ -69,22 +89,69 @@ def _verified_forms(model: Any) -> dict[tuple[str, Any], _Form | None]:
                         key, form = (part, kind_of(name, module)), _first_equal(module, _FORMS[part], noise)
                         # Modules of a kind must agree on one form, in every trial.
                         forms[key] = form if forms.get(key, form) == form else None
+            if i == 0 and candidate is not model and (difference := _difference(candidate, forms)):
+                logger.warning("no layer is fused: fused layers change %s of %s", difference, model.config.model_type)
+                return None
     except NoTrialError as error:
         logger.info("norms and MLPs are not fused: %s", error)
     return forms
 
 
+def _difference(twin: Any, forms: _Forms) -> str | None:
+    """Returns what the fused forms change on a twin: the logits, or the gradient of a weight; None if nothing."""
+    tokens = torch.tensor([ordinary_tokens(twin)[:_NUM_TOKENS]])
+
+    def numbers() -> dict[str, torch.Tensor]:
+        logits = logits_of(twin, tokens)
+        return {"the logits": logits.detach(), **gradients_of(twin, logits)}
+
+    with trial(twin, gradients=True):
+        expected = numbers()
+        replaced = _replace(twin, forms)
+        try:
+            return first_difference(numbers(), expected, num_eps=256)
+        except (ConfigError, RuntimeError) as error:  # a forward or a backward pass that fails
+            return str(error).partition("\n")[0]
+        finally:
+            for module in {id(module): module for _, module in replaced}.values():
+                del module.forward
+
+
 def _first_equal(module: torch.nn.Module, forms: Sequence[_Form], noise: torch.Tensor) -> _Form | None:
-    """Returns the first form with the same results as the module for small and large inputs, None if there is none."""
+    """Returns the first form with the same results as the module for small and large inputs, None if there is none.
+
+    Two smooth functions that agree on random inputs agree everywhere. So a module must also compute by smooth
+    operations alone: a clamp, a threshold or dropout may act on no input of the trial.
+    """
     samples = [noise * scale for scale in _SCALES]
-    expected = [module(sample) for sample in samples]
-    if not all(isinstance(result, torch.Tensor) for result in expected):
+    try:
+        with _Operations() as operations:
+            expected = [module(sample) for sample in samples]
+    except (RuntimeError, ValueError, TypeError, LookupError):  # the module takes a tensor of another shape
+        return None
+    if not all(isinstance(result, torch.Tensor) for result in expected) or not operations.are_smooth():
         return None
     for forward, settings in forms:
         results = (forward(module, sample, **settings) for sample in samples)
         if all(is_close(*pair) for pair in zip(results, expected, strict=True)):
             return forward, settings
     return None
+
+
+class _Operations(TorchDispatchMode):
+    """Collects the names of the operations that run in its context."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+    def are_smooth(self) -> bool:
+        """Returns True if all of them are smooth, in place or not."""
+        return {name.removesuffix("_") for name in self.names} <= _SMOOTH
 
 
 def _parts_of(module: torch.nn.Module) -> list[str]:
@@ -178,9 +245,12 @@ def _rotates_halves(rotation: Any) -> bool:
         heads = (scale * torch.randn(1, count, 3, 8, generator=generator) for count in (2, 1))
         inputs = (*heads, angles.cos(), angles.sin())
         try:
-            rotated = rotation(*inputs)
+            with _Operations() as operations:
+                rotated = rotation(*inputs)
         except (TypeError, ValueError, RuntimeError):  # other parameters, such as one tensor of complex numbers
             return False
-        if len(rotated) != 2 or not all(is_close(a, b) for a, b in zip(rotate(*inputs), rotated, strict=True)):
+        if len(rotated) != 2 or not operations.are_smooth():
+            return False
+        if not all(is_close(a, b) for a, b in zip(rotate(*inputs), rotated, strict=True)):
             return False
     return True

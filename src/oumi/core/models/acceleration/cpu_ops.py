@@ -28,7 +28,7 @@ class RmsNorm(torch.autograd.Function):
         factor_T1 = norm_T1.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         # The normalized states are not saved: the backward pass recomputes them from x and one factor per token.
         ctx.save_for_backward(x_Td, scale_d, factor_T1)
-        return torch.mul(x_Td, factor_T1).mul_(scale_d).view(x.shape)
+        return _as_rows_of(x, torch.mul(x_Td, factor_T1).mul_(scale_d))
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -54,7 +54,7 @@ class Linear(torch.autograd.Function):
         # The input is needed only for the gradient of the weight, so not below an adapter.
         ctx.save_for_backward(x_Ti if ctx.needs_input_grad[1] else None, weight_oi)
         y_To = forward_product(x_Ti, weight_oi)
-        return (y_To if bias_o is None else y_To.add_(bias_o)).view(*x.shape[:-1], -1)
+        return _as_rows_of(x, y_To if bias_o is None else y_To.add_(bias_o))
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -85,7 +85,7 @@ class GatedMlp(torch.autograd.Function):
         ctx.save_for_backward(x_Td, g_TF, u_TF, gate_Fd, up_Fd, down_dF)
         ctx.activation = activation
         inner_TF = activation.forward(g_TF).mul_(u_TF)
-        return forward_product(inner_TF, down_dF).view(*x.shape[:-1], -1)
+        return _as_rows_of(x, forward_product(inner_TF, down_dF))
 
     @staticmethod
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -107,6 +107,14 @@ class GatedMlp(torch.autograd.Function):
             d_down,
             None,
         )
+
+
+def _as_rows_of(x: torch.Tensor, y_To: torch.Tensor) -> torch.Tensor:
+    """Returns the rows with the leading dimensions of `x`, in the same memory."""
+    # As torch's own linear layer does it. Autograd forbids to change a view of a custom function's result in place, as
+    # models do that clip their queries, or add the output of their experts to that of the shared one.
+    result: torch.Tensor = torch.ops.aten._unsafe_view(y_To, [*x.shape[:-1], y_To.shape[-1]])
+    return result
 
 
 class Activation:

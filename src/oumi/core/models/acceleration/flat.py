@@ -14,8 +14,9 @@ import torch
 from oumi.core.batch import collate
 from oumi.core.log import logger
 from oumi.core.models.adapters import below_adapter
-from oumi.core.models.attention.interface import FLAT_EAGER, FLAT_SDPA
-from oumi.core.models.equivalence import is_close, logits_of, trial
+from oumi.core.models.attention.interface import FLAT_EAGER, FLAT_SDPA, Documents
+from oumi.core.models.attention.rope import separate_documents
+from oumi.core.models.equivalence import first_difference, gradients_of, logits_of, trial
 from oumi.core.models.language_model import LanguageModel
 from oumi.core.models.lm_head import ModelHead, find_head, makes_logits
 from oumi.core.models.twin import NoTrialError, ordinary_tokens, trial_models
@@ -23,27 +24,29 @@ from oumi.core.plan.choices import FLAT_ATTENTIONS
 from oumi.core.plan.parts import SpeedPlan
 from oumi.core.types.example import Example, Source
 
-_WINDOWS = ("sliding_window", "attention_chunk_size")
+_WINDOWS = ("sliding_window", "attention_chunk_size", "index_topk")
 _NARROW = 4
 """Tokens of an attention window during the trial."""
-_LENGTHS = (12, 1, 40)
-"""Tokens of the documents that are compared; all but one are longer than the narrow window."""
+_LENGTHS = (12, 1, 40, 3, 160)
+"""Tokens of the documents that are compared: shorter and longer than the narrow window, and than blocks of keys."""
 _FAR = 10_000
 """First position of a second trial, as in a long document, if the model supports that many."""
 _NUM_EPS = 256
+_FAILURES = (TypeError, RuntimeError, ValueError, LookupError)
 _FASTEST = SpeedPlan()
 
 
 def make_flat(inner: Any, attention: str | None, speed: SpeedPlan = _FASTEST) -> LanguageModel:
-    """Returns the model on flat batches if its numbers do not change, otherwise on padded ones, and logs the reason.
+    """Returns the model on flat batches if its numbers do not change, else on padded ones, else on single documents.
 
-    Documents in one stream must give the same logits as each document alone with the model's own attention. Another
-    first document must not change the logits of the others beyond rounding. (There is some, since its length changes
-    how a mixture of experts groups its rows.) This is verified on the models that `trial_models` yields.
+    Logs the reason unless batches are flat. Logits and gradients of all weights are compared with those of each
+    document alone with the model's own attention, on the models that `trial_models` yields. Another first document must
+    not change the numbers of the others beyond rounding. (There is some, since its length changes how a mixture of
+    experts groups its rows.)
     """
     head = find_head(inner) if speed.fused_loss else None
     name = FLAT_EAGER if attention == "eager" else FLAT_SDPA
-    reason = ""
+    reason = padding_reason = ""
     if attention not in FLAT_ATTENTIONS:
         reason = f"model.attn_implementation {attention} does not separate documents"
     elif not speed.flat_batches:
@@ -51,62 +54,116 @@ def make_flat(inner: Any, attention: str | None, speed: SpeedPlan = _FASTEST) ->
     elif not below_adapter(inner)._supports_attention_backend:
         reason = f"the attention of {inner.config.model_type} cannot be replaced"
     try:
-        # Without a head and without flat batches there is nothing to verify, so no twin is built.
-        for i, model in enumerate(trial_models(inner) if head or not reason else ()):
+        for i, model in enumerate(trial_models(inner)):
             # A wrong head is dropped for good; a reason is final, too, but the next trial still verifies the head.
             trial_head = find_head(model) if head else None
             if trial_head is None or not makes_logits(trial_head, model):
                 head = trial_head = None
-            reason = reason or try_flat(model, name, trial_head, first_position=_FAR if i else 0)
+            # Gradients once only, to save time, and not of a model of full size, to save memory.
+            own = Alone(model, first_position=_FAR if i else 0, gradients=i == 0 and model is not inner)
+            reason = reason or try_flat(own, name, trial_head)
+            if reason and model is not inner:  # of full size, it would take as long as steps of training
+                padding_reason = padding_reason or try_padded(own, trial_head)
     except NoTrialError as error:
         head, reason = None, reason or f"flat batches cannot be verified: {error}"
-    if reason:
+    if padding_reason:
+        logger.warning("documents are computed one at a time: %s; %s", reason, padding_reason)
+    elif reason:
         logger.warning("batches are padded: %s", reason)
     else:
         _set_attention(inner, name)
-    return LanguageModel(inner, not reason, head)
+    return LanguageModel(inner, not reason, head, one_at_a_time=bool(padding_reason))
 
 
-def try_flat(model: Any, name: str, head: ModelHead | None, first_position: int = 0) -> str:
-    """Returns why flat batches give other numbers than the model's own attention, or "" if they are equal.
+class Alone:
+    """A model, and what it computes of a few documents, each of them alone with the model's own attention."""
+
+    def __init__(self, model: Any, first_position: int = 0, gradients: bool = True) -> None:
+        """Computes them.
+
+        Args:
+            model: A model on which the trial runs; it is restored after each trial.
+            first_position: Position of each document's first token.
+            gradients: Compare also the gradients of all weights.
+        """
+        self.model = model
+        # A learned table of positions limits the length of a document.
+        max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", 0)
+        lengths = [min(length, max_positions or length) for length in _LENGTHS]
+        self._first_position = max(min(first_position, max_positions - max(lengths)), 0)
+        tokens = ordinary_tokens(model)
+        self._documents = [_document(tokens, length, 3 * i) for i, length in enumerate(lengths)]
+        self._others = [_document(tokens, 5, start) for start in (0, 11)]
+        self._gradients = gradients
+        separate_documents(model, Documents())
+        with _narrow(model), trial(model, gradients=gradients):
+            self._expected = self._numbers(torch.cat([self._logits(document) for document in self._documents]))
+
+    def difference(self, language_model: LanguageModel) -> str | None:
+        """Returns the first numbers that differ if the documents are a batch, None if all are equal.
+
+        There are two batches with different first documents, neither of which may change the numbers of the others.
+        """
+        num_logits = len(self._expected["logits"])
+        with _narrow(self.model), trial(self.model, gradients=self._gradients):
+            for i, other in enumerate(self._others):
+                batch = collate([other, *self._documents]).to(self.model.device)
+                batch = replace(batch, positions=batch.positions + self._first_position)
+                with torch.set_grad_enabled(self._gradients and i == 0):
+                    numbers = self._numbers(language_model(batch).logits()[-num_logits:])
+                # A larger tolerance than for a single module: several layers with large weights amplify rounding.
+                if difference := first_difference(numbers, self._expected, _NUM_EPS):
+                    return difference
+        return None
+
+    def _logits(self, document: Example) -> torch.Tensor:
+        tokens_1S = torch.tensor(document.tokens, dtype=torch.long, device=self.model.device)[None]
+        positions_1S = torch.arange(tokens_1S.shape[1], device=self.model.device)[None] + self._first_position
+        # From position 0 the model counts by itself, so that the trial covers its own numbering.
+        inputs = {"position_ids": positions_1S} if self._first_position else {}
+        return logits_of(self.model, tokens_1S, **inputs)[:-1]
+
+    def _numbers(self, logits_SV: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": logits_SV.detach(), **gradients_of(self.model, logits_SV)}
+
+
+def try_flat(own: Alone, name: str, head: ModelHead | None) -> str:
+    """Returns why flat batches give other numbers than documents alone, or "" if they are equal.
 
     Args:
-        model: A model on which the trial runs; it is restored afterwards.
+        own: The model, and its numbers of documents alone.
         name: The attention of flat batches, by its registered name.
         head: The head to compute logits with, None for the model's own.
-        first_position: Position of each document's first token.
     """
-    kind, original = model.config.model_type, model.config._attn_implementation
-    tokens = ordinary_tokens(model)
-    # A learned table of positions limits the length of a document.
-    max_positions = getattr(model.config.get_text_config(), "max_position_embeddings", 0)
-    lengths = [min(length, max_positions or length) for length in _LENGTHS]
-    first_position = max(min(first_position, max_positions - max(lengths)), 0)
-    documents = [_document(tokens, length, 3 * i) for i, length in enumerate(lengths)]
+    model, kind = own.model, own.model.config.model_type
+    original = model.config._attn_implementation
+    _set_attention(model, name)
     try:
-        with _narrow(model), trial(model):
-            alone = []
-            for document in documents:
-                document_1S = torch.tensor(document.tokens, dtype=torch.long, device=model.device)[None]
-                positions_1S = torch.arange(document_1S.shape[1], device=model.device)[None] + first_position
-                # From position 0 the model counts by itself, so that the trial covers its own numbering.
-                inputs = {"position_ids": positions_1S} if first_position else {}
-                alone.append(logits_of(model, document_1S, **inputs)[:-1])
-            expected = torch.cat(alone)
-            _set_attention(model, name)
-            flat, results = LanguageModel(model, True, head), []
-            for start in (0, 11):  # two different first documents, neither of which may change the others
-                batch = collate([_document(tokens, 5, start), *documents]).to(model.device)
-                batch = replace(batch, positions=batch.positions + first_position)
-                results.append(flat(batch).logits()[-len(expected) :])
+        difference = own.difference(LanguageModel(model, True, head))
     except TypeError:  # from `flat_attention`, or from a layer without **kwargs
         return f"the layers of {kind} do not pass `documents` to the attention"
+    except _FAILURES as error:
+        return f"flat batches fail in {kind}: {_first_line(error)}"
     finally:
         _set_attention(model, original)
-    # A larger tolerance than for a single module: several layers with large weights amplify rounding.
-    if is_close(results[0], expected, _NUM_EPS) and is_close(results[0], results[1], _NUM_EPS):
+    if difference is None:
         return ""
-    return f"the attention of {kind} is not causal within a document and a window"
+    if difference == "logits":
+        return f"the attention of {kind} is not causal within a document and a window"
+    return f"flat batches change the gradient of {difference}"
+
+
+def try_padded(own: Alone, head: ModelHead | None) -> str:
+    """Returns why padded batches give other numbers than documents alone, or "" if they are equal."""
+    try:
+        difference = own.difference(LanguageModel(own.model, False, head))
+    except _FAILURES as error:
+        return f"padded batches fail: {_first_line(error)}"
+    return "" if difference is None else f"padded batches change the numbers of documents ({difference})"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _set_attention(inner: Any, name: str) -> None:
@@ -116,7 +173,7 @@ def _set_attention(inner: Any, name: str) -> None:
 
 @contextmanager
 def _narrow(model: Any) -> Iterator[None]:
-    """Reduces attention windows and chunks in the context, so that short documents are longer than they are."""
+    """Reduces windows, chunks and numbers of chosen keys in the context, so that short documents have more tokens."""
     # Layers copy the setting from the config when they are built, so both have it.
     original = [
         (holder, name, value)

@@ -93,10 +93,17 @@ def flat_attention(
 
     Raises:
         TypeError: The model's layers do not pass `documents` through.
+        ValueError: The layer's keys are not those of the batch's tokens, or it has a mask of its own.
     """
     documents = settings.get("documents")
     if documents is None:
         raise TypeError(f"{type(module).__name__} was not passed `documents`")
+    if attention_mask is not None:  # transformers makes none for this attention
+        raise ValueError(f"{type(module).__name__} chooses keys by a mask of its own")
+    if not query_1HTE.shape[2] == key_1KTE.shape[2] == value_1KTE.shape[2] == documents.offsets[-1]:
+        raise ValueError(
+            f"{type(module).__name__} attends to {key_1KTE.shape[2]} keys of {documents.offsets[-1]} tokens"
+        )
     device, dropout, sinks_H = query_1HTE.device, settings.get("dropout"), settings.get("s_aux")
     inputs: Inputs = (query_1HTE, key_1KTE, value_1KTE)
     if torch.is_autocast_enabled(device.type):  # a rotation in float32 leaves queries and keys wider than values
