@@ -171,4 +171,6 @@ def _settings(model_type: str) -> dict[str, Any]:
         }
     if model_type == "mixtral":
         return {**_SMALL, "num_local_experts": 4, "num_experts_per_tok": 2}
+    if model_type == "falcon_h1":  # whose state-space layers are large by default
+        return {**_SMALL, "mamba_d_ssm": 128, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_chunk_size": 16}
     return dict(_SMALL)

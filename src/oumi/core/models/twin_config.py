@@ -31,6 +31,8 @@ SIZES: dict[str, tuple[str, ...]] = {
     "experts of a token": ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts"),
     "groups of experts": ("n_group",),
     "groups of a token": ("topk_group",),
+    "states": ("state_size", "ssm_state_size", "mamba_d_state"),
+    "chunks": ("chunk_size", "mamba_chunk_size"),
     "vocabularies": ("vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size"),
 }  # fmt: skip
 """The names of sizes in the configs of transformers, by their role."""
@@ -38,6 +40,7 @@ _ROLES = {name: role for role, names in SIZES.items() for name in names}
 _LIMITS = {
     "dense layers": 1, "linear key heads": 2, "linear value heads": 4, "widths": 64, "inner widths": 64, "ranks": 32,
     "experts": 4, "experts of a token": 2, "groups of experts": 2, "groups of a token": 1, "vocabularies": 256,
+    "states": 16, "chunks": 16,
 }  # fmt: skip
 _HEADS = 2
 """Maximum number of key heads, and of query heads per key head."""

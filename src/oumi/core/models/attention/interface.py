@@ -98,14 +98,9 @@ def flat_attention(
     documents = settings.get("documents")
     if documents is None:
         raise TypeError(f"{type(module).__name__} was not passed `documents`")
-    if attention_mask is not None:  # transformers makes none for this attention
-        raise ValueError(f"{type(module).__name__} chooses keys by a mask of its own")
-    if not query_1HTE.shape[2] == key_1KTE.shape[2] == value_1KTE.shape[2] == documents.offsets[-1]:
-        raise ValueError(
-            f"{type(module).__name__} attends to {key_1KTE.shape[2]} keys of {documents.offsets[-1]} tokens"
-        )
     device, dropout, sinks_H = query_1HTE.device, settings.get("dropout"), settings.get("s_aux")
     inputs: Inputs = (query_1HTE, key_1KTE, value_1KTE)
+    _check_keys(module, inputs, attention_mask, documents)
     if torch.is_autocast_enabled(device.type):  # a rotation in float32 leaves queries and keys wider than values
         dtype = torch.get_autocast_dtype(device.type)
         inputs = (query_1HTE.to(dtype), key_1KTE.to(dtype), value_1KTE.to(dtype))
@@ -139,6 +134,17 @@ def flat_attention(
     split = (tensor.split(lengths, dim=2) for tensor in inputs)
     parts = [attend(*document, settings) for document in zip(*split, strict=True)]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _check_keys(
+    module: torch.nn.Module, inputs: Inputs, attention_mask: torch.Tensor | None, documents: Documents
+) -> None:
+    """Raises ValueError if a layer attends to other keys than those of all tokens before it, such as chosen ones."""
+    if attention_mask is not None:  # transformers makes none for this attention
+        raise ValueError(f"{type(module).__name__} chooses keys by a mask of its own")
+    num_tokens, num_keys = documents.offsets[-1], inputs[1].shape[2]
+    if any(tensor.shape[2] != num_tokens for tensor in inputs):
+        raise ValueError(f"{type(module).__name__} attends to {num_keys} keys of {num_tokens} tokens")
 
 
 def _has_varlen_kernel(query_1HTE: torch.Tensor) -> bool:
