@@ -208,8 +208,12 @@ def _call(value: Any, index: int) -> ToolCall:
     if isinstance(arguments, str):
         # An empty text stands for no arguments. Any other text must be an object, as the template may read it.
         arguments = "{}" if arguments.strip() in ("", "null") else arguments
-        if not isinstance(_parsed(arguments, f"turn {index}: arguments of a tool call"), Mapping):
+        values = _parsed(arguments, f"turn {index}: arguments of a tool call")
+        if not isinstance(values, Mapping):
             raise UnusableValue(f"turn {index}: arguments of a tool call: expected a JSON object, got {arguments[:40]}")
+        # Of two equal keys, readers of JSON take the last; the text should say no more than they read.
+        if len(json.loads(arguments, object_pairs_hook=list)) > len(values):
+            arguments = json.dumps(values, ensure_ascii=False)
     elif arguments is not None and not isinstance(arguments, Mapping):
         raise UnusableValue(f"turn {index}: arguments of a tool call must be an object, got {kind_of(arguments)}")
     return ToolCall(
