@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from oumi.core.distributed.world import World
+from oumi.core.distributed.world import World, seed_everything
 from oumi.core.errors import ConfigError
 
 
@@ -31,3 +32,21 @@ def test_one_process_is_the_whole_world(monkeypatch: pytest.MonkeyPatch, text: s
     monkeypatch.setenv("WORLD_SIZE", text)  # job scripts leave variables empty
     with World.start() as world:
         assert (world.rank, world.size) == (0, 1)
+
+
+def test_threads_add_the_gradients_of_repeated_rows_in_one_order_on_a_cpu() -> None:
+    rows, factors = torch.arange(600) % 4, torch.randn(600, 1024)
+    table = torch.randn(4, 1024, requires_grad=True)
+
+    def num_results() -> int:
+        gradients = (torch.autograd.grad((table[rows] * factors).sum(), table)[0] for _ in range(20))
+        return len({gradient.numpy().tobytes() for gradient in gradients})
+
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        seed_everything(0, deterministic=False, device="cpu")
+        assert num_results() == 1
+    finally:
+        torch.set_num_threads(num_threads)
+        torch.use_deterministic_algorithms(False)

@@ -224,11 +224,13 @@ def _sum_bucket(gradients: list[torch.Tensor]) -> None:
         gradient.copy_(of_gradient.view_as(gradient))
 
 
-def seed_everything(seed: int, deterministic: bool) -> None:
-    """Seeds Python, numpy and torch, so that the same command gives the same run."""
+def seed_everything(seed: int, deterministic: bool, device: str) -> None:
+    """Seeds Python, numpy and torch, so that the same command gives the same run: on a CPU always, or if asked for."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     if deterministic:  # cuBLAS adds in one order only where its workspace is of one size
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
+    # On a CPU, where threads would add the gradients of repeated rows in any order, it costs nothing.
+    torch.use_deterministic_algorithms(deterministic or device == "cpu", warn_only=not deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = deterministic  # type: ignore[attr-defined]

@@ -46,7 +46,7 @@ class NativeTrainer:
     @classmethod
     def build(cls, plan: Plan, world: World, data: TrainingData, resume_point: ResumePoint) -> NativeTrainer:
         """Loads the model, and restores the state of a checkpoint if the run is resumed."""
-        seed_everything(plan.seed, plan.deterministic)  # before random weights are drawn
+        seed_everything(plan.seed, plan.deterministic, plan.device)  # before random weights are drawn
         model = build_model(plan, world.device, resume_point.checkpoint)
         exporter = Exporter(plan, model, data.preprocessor)
         if plan.gradient_checkpointing is not None:

@@ -63,7 +63,7 @@ class TrlTrainer:
         Raises:
             ConfigError: The other trainer rejects an argument, or lacks one of `training.trainer_kwargs`.
         """
-        seed_everything(plan.seed, plan.deterministic)
+        seed_everything(plan.seed, plan.deterministic, plan.device)
         method = METHODS[plan.trainer]
         with _translated_errors(plan):
             settings = _checked(_load(method.config), arguments(plan))
