@@ -126,6 +126,23 @@ def test_an_answer_follows_the_prompt_of_inference_though_the_finished_chat_is_w
     assert drawn(told, SYSTEM_LAST) == ["<|im_start|>user\nBe. A?<|im_end|>\n<|im_start|>assistant\n[a<|im_end|>]\n"]
 
 
+# Opens a thought, writes none, and drops the last answer.
+SPEECHLESS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'user' or not loop.last %}{{ m.content }}"
+    "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+
+
+def test_an_answer_that_an_earlier_turn_says_too_is_not_taken_from_there() -> None:
+    same = chat(
+        message("user", "A?"), message("assistant", "same"), message("user", "B?"),
+        message("assistant", "same", reasoning_content="so"),
+    )  # fmt: skip
+    result = encode(same, SPEECHLESS, "final_assistant_turn")
+    assert isinstance(result, RejectedRow)
+    assert result.reason == "turn 3: the chat template changes or drops its text"
+
+
 def test_several_templates_are_chosen_by_the_tools_of_a_chat() -> None:
     templates = {"default": CHATML, "tool_use": "tools: {{ tools | length }}\n" + CHATML}
     turns = (message("user", "A?"), message("assistant", "a"))

@@ -187,14 +187,16 @@ class ChatRenderer:
         """
         messages, render = self._messages[: turn + 1], self._template.render
         source = self._template.text
+        if answered is not None and answered.is_joined:
+            text = self._render(turn, add_generation_prompt=True)
+            as_prompt = partial(render, add_generation_prompt=True)
+            prompt = written_parts(messages[:-1], self._tools, as_prompt, text, source)
+            if answered.is_raw:  # the answer is not the template's
+                return prompt
         finished = written_parts(messages, self._tools, render, self._render(turn + 1), source)
         if answered is None or not answered.is_joined:
             return finished
         # The prompt has the turns before the answer, and the end of the finished chat has the answer.
-        text = self._render(turn, add_generation_prompt=True)
-        prompt = written_parts(messages[:-1], self._tools, partial(render, add_generation_prompt=True), text, source)
-        if answered.is_raw:
-            return prompt
         shift = len(answered.text) - len(self.upto(turn))
         answer = {
             part: [place + shift for place in places] for part, places in finished.places.items() if part.turn == turn
@@ -213,10 +215,12 @@ class ChatRenderer:
             thought, answer = message.reasoning_content, message.text
         elif not end_of_thought:
             return ""
-        thought, answer = thought.strip().removeprefix("<think>").strip(), answer.strip()
-        place = upto.rfind(answer)
-        is_dropped = thought not in upto[len(self._render(turn)) :]
-        if not prompt.rstrip().endswith("<think>") or not is_dropped or message.tool_calls or not answer or place < 0:
+        thought, answer, before = thought.strip().removeprefix("<think>").strip(), answer.strip(), self._render(turn)
+        if not prompt.rstrip().endswith("<think>") or not upto.startswith(before) or message.tool_calls or not answer:
+            return ""
+        # Not before, where an earlier turn may say the same.
+        place = upto.rfind(answer, len(before))
+        if place < 0 or thought in upto[len(before) :]:
             return ""
         return f"{thought}\n</think>\n\n{upto[place:]}"
 
