@@ -69,6 +69,7 @@ def redact_command(arguments: Sequence[str]) -> list[str]:
     return shown
 
 
+@lru_cache(maxsize=4096)  # asked for each variable of the environment, for each text
 def is_secret_name(name: str) -> bool:
     """Returns True if a value called `name` (a config key, flag or variable) is a secret."""
     words = [word for word in re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()) if word]
