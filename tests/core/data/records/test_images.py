@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -15,7 +16,9 @@ from PIL import Image
 from oumi.core.data.records.conversations import chat_of
 from oumi.core.data.records.fields import UnusableValue
 from oumi.core.data.records.images import image_item, upright_rgb
+from oumi.core.data.records.schemas import detect_shape, to_value
 from oumi.core.data.tokenize.images import BadImage, load_image
+from oumi.core.types.example import RejectedRow, Row, Source
 
 RAMP = np.tile(np.linspace(0, 65_535, 64).astype(np.uint16), (8, 1))
 RAMP[:4] //= 2  # so that no inversion or rotation leaves it as it is
@@ -160,6 +163,8 @@ ROWS: dict[str, tuple[list[Any], dict[str, Any], list[str] | str]] = {
     "a mark in an answer": (["q", "<image>"], {"images": ["0"]}, "turn 1: an image in an answer"),
     "a part in an answer": (["q", [{"type": "image"}]], {"images": ["0"]}, "turn 1: an image in an answer"),
     "two columns": (["q", "a"], {"images": ["0"], "image": "1"}, "has 'images' and 'image'"),
+    "marks with numbers": (["<image_2> or <image 1>?", "a"], {"images": ["0", "1"]}, ["[1] or [0]?", "a"]),
+    "a number without an image": (["<image_3><image_1>", "a"], {"images": ["0", "1"]}, "refers to image 2"),
     "a mark where there is no column": (["What is <image>?", "a"], {}, ["What is <image>?", "a"]),
 }  # fmt: skip
 
@@ -184,3 +189,23 @@ def test_turns_of_any_role_but_the_assistant_show_images() -> None:
     ]
     messages = chat_of(turns, {"images": ["0", "1"]}).messages
     assert [len(message.image_content_items) for message in messages] == [1, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"text": "A cat.", "image": "a.png"},
+        {"text": "A cat.", "images": ["a.png"]},
+        {"prompt": "What?", "completion": "A cat.", "image": "a.png"},
+        {"text": "A cat.", "audio": "a.wav"},
+        {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A."}], "video": "a.mp4"},
+        *(
+            {"messages": [{"role": "user", "content": "What?", key: "a"}, {"role": "assistant", "content": "A."}]}
+            for key in ("image", "images", "video", "videos", "audio", "audios")
+        ),
+    ],
+)
+def test_media_that_would_not_be_trained_are_refused(record: dict[str, Any]) -> None:
+    result = to_value(Row(record, Source("set", "x.jsonl", 1)), detect_shape(record))
+    assert isinstance(result, RejectedRow)
+    assert re.search("has '(image|video|audio)s?'", result.reason)

@@ -129,7 +129,7 @@ def test_a_row_of_another_shape_than_the_first_is_refused() -> None:
         ),
         ({"messages": turns(USER, ASSISTANT), "videos": ["a.mp4"]}, "has 'videos', which is not built yet"),
         ({"messages": turns(USER, ASSISTANT), "tools": [{"f": 1}]}, "a tool must be an object with a 'name'"),
-        ({"messages": turns(USER, ASSISTANT), "tools": "{nope"}, "'tools' is text, but not JSON: {nope"),
+        ({"messages": turns(USER, ASSISTANT), "tools": "{nope"}, "'tools': expected JSON, got {nope"),
         ({"messages": turns(USER, ASSISTANT), "tools": 3}, "'tools' must be a list of functions, got a number"),
         ({"messages": [*turns(USER), {**turns(ASSISTANT)[0], "train": 0.5}]}, "turn 1: 'train' must be true or false"),
         ({"messages": [*turns(USER), {**turns(ASSISTANT)[0], "tool_calls": [{}]}]}, "turn 1: a tool call must be an"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from oumi.core.data.records.schemas import to_value
+from oumi.core.data.records.schemas import detect_shape, to_value
 from oumi.core.types.example import RejectedRow, Row, Source
 
 FUNCTION = {"name": "weather", "description": "d", "parameters": {"type": "object", "properties": {}}}
@@ -21,7 +21,7 @@ def turns(arguments: Any = "{}") -> list[dict[str, Any]]:
 
 
 def read(record: dict[str, Any]) -> Any:
-    result = to_value(Row(record, Source("set", "x.jsonl", 1)), "messages")
+    result = to_value(Row(record, Source("set", "x.jsonl", 1)), detect_shape(record))
     return result.reason if isinstance(result, RejectedRow) else result.value
 
 
@@ -45,11 +45,79 @@ def test_tools_under_a_key_that_is_not_read_are_refused() -> None:
     assert read({"messages": turns(), "functions": ["weather"]}).tools is None
 
 
+PLAIN = [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "No."}]
+
+
+@pytest.mark.parametrize(
+    ("record", "key"),
+    [
+        ({"messages": PLAIN, "function_schemas": [FUNCTION]}, "function_schemas"),
+        ({"messages": PLAIN, "schemas": [{"name": "a", "input_schema": {"type": "object"}}]}, "schemas"),
+        ({"messages": turns(), "metadata": {"tools": [TOOL]}}, "metadata"),
+        ({"messages": [PLAIN[0], {**PLAIN[1], "tools": [TOOL]}]}, "tools"),
+        ({"prompt": PLAIN[:1], "apis": [TOOL]}, "apis"),
+    ],
+)
+def test_definitions_of_functions_are_read_or_refused_whatever_calls_them(record: dict[str, Any], key: str) -> None:
+    assert read(record) == f"has definitions of functions in '{key}', which is not read: name it 'tools'"
+
+
+@pytest.mark.parametrize("record", [{"text": "Rain."}, {"prompt": "Rain?", "completion": "No."}, {"prompt": "Rain?"}])
+def test_tools_are_refused_where_no_template_writes_them(record: dict[str, Any]) -> None:
+    assert read({**record, "tools": [TOOL]}).startswith("has tools, ")
+    assert not isinstance(read({**record, "tools": []}), str)
+
+
+def test_other_columns_are_no_definitions() -> None:
+    answer = [{"name": "weather", "parameters": {"city": "Oslo"}}]
+    assert read({"messages": PLAIN, "expected": answer, "extra": {"name": "x", "type": "y"}}).tools is None
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"name": "weather", "args": {"city": "Oslo"}},
+        {"name": "weather", "input": {"city": "Oslo"}},
+        {"name": "weather", "parameters": {"city": "Oslo"}},
+        {"function": {"name": "weather"}, "arguments": '{"city": "Oslo"}'},
+    ],
+)
+def test_arguments_are_read_under_any_common_name(call: dict[str, Any]) -> None:
+    chat = read({"messages": [PLAIN[0], {"role": "assistant", "content": None, "tool_calls": [call]}]})
+    assert chat.messages[1].tool_calls[0].function.arguments == '{"city": "Oslo"}'
+
+
+def test_calls_that_would_be_lost_are_refused() -> None:
+    call = {"name": "weather", "arguments": {"city": "Oslo"}}
+
+    def reason(**turn: Any) -> Any:
+        return read({"messages": [PLAIN[0], {"role": "assistant", "content": "Hm.", **turn}]})
+
+    for key in ("tool_call", "function_calls", "calls"):
+        assert reason(**{key: [call]}) == f"turn 1: has calls in '{key}', which is not read: name it 'tool_calls'"
+    assert "expected one of them" in reason(tool_calls=[call], function_call=call)
+    unread = reason(tool_calls=[{"name": "weather", "argumnets": {"city": "Oslo"}}])
+    assert unread == "turn 1: a tool call has no 'arguments', but 'argumnets', which is not read"
+
+
+def test_json_text_in_a_row_is_held_to_the_same_rules_as_a_row() -> None:
+    repeated = json.dumps([FUNCTION]).replace('"name"', '"name": "a", "name"')
+    assert read({"messages": PLAIN, "tools": repeated}) == (
+        "'tools': not valid JSON: an object has the key 'name' twice"
+    )
+    deep = '{"a":' * 20_000
+    for text in ('{"a": NaN}', '{"a": 1e999}', deep, deep + "1" + "}" * 20_000):
+        assert read({"messages": turns(text)}).startswith("turn 1: arguments of a tool call: not valid JSON: ")
+        assert isinstance(read({"messages": PLAIN, "note": text}).messages, list)
+    assert isinstance(read({"messages": turns({"a": float("nan")})}), str)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (None, "{}"), ("", "{}"), ("  ", "{}"), ({}, "{}"), ("null", "{}"), ('{"a": null}', '{"a": null}'),
         ({"a": "é"}, '{"a": "é"}'), ('{"a":1, "a":2}', '{"a": 2}'),
+        ('{"a": {"b": 1, "b": 2}}', '{"a": {"b": 2}}'),
         ("rain", None), ('{"a"', None), ("[1]", None), ([1], None), ("5", None), (5, None),
     ],
 )  # fmt: skip

@@ -89,6 +89,15 @@ def test_files_that_name_no_split_are_read_together_or_named_as_left_out(
         names_of(tmp_path, "", "custom")
 
 
+def test_files_of_formats_that_are_not_read_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "oumi")
+    put(tmp_path, "a.jsonl", "b.ndjson", "c.jsonl.xz", "d.arrow", "part-0001", "README.md", "LICENSE", "x.py")
+    assert names_of(tmp_path, "") == ["a.jsonl"]
+    assert (
+        "4 of 8 files are left out, since their formats are not read: b.ndjson, c.jsonl.xz, d.arrow, p" in caplog.text
+    )
+
+
 @pytest.mark.parametrize("split", ["train[:3]", "train[10%:]", "train+test", "train[:1]+test[:1]"])
 @pytest.mark.parametrize("kind", ["file", "directory", "pattern", "saved"])
 def test_a_part_of_a_local_split_is_refused(tmp_path: Path, kind: str, split: str) -> None:

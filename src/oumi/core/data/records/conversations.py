@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from oumi.core.data.records.fields import UnusableValue, kind_of, says_nothing
-from oumi.core.data.records.images import IMAGE_MARK, image_item
+from oumi.core.data.records.fields import UnusableValue, json_of, kind_of, says_nothing
+from oumi.core.data.records.images import image_item
+from oumi.core.data.sources.jsonl import DECODER, LAST_VALUE_DECODER
 from oumi.core.errors import did_you_mean
 from oumi.core.types.conversation import (
     ContentItem,
@@ -33,12 +35,18 @@ _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _TRAIN_KEYS = ("train", "weight", "loss")
 _TOOL_KEYS = ("tools", "functions", "tool_defs", "tool_definitions", "available_tools")
 """Names of the definitions of functions, in a row or in its system turn: OpenAI's, its older ones, and others'."""
+_SCHEMA_KEYS = ("parameters", "input_schema", "inputSchema")
+"""Keys of a function's definition with the schema of its arguments: OpenAI's, Anthropic's and that of MCP."""
 _CALL_KEYS = ("tool_calls", "function_call", "content", "value")
 """Keys of a turn whose objects are calls, or text."""
+_ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
+"""Keys of a call with its arguments: OpenAI's, and those of Llama's templates, LangChain and Anthropic."""
 IMAGE_COLUMNS = ("images", "image")
 """Columns of the images of a row."""
-_MEDIA_KEYS = ("images", "videos", "audios")
-"""Keys of a turn that would change its text, and are rejected rather than ignored."""
+UNREAD_MEDIA = ("video", "videos", "audio", "audios")
+"""Keys of a row or a turn that would change its text, and are rejected rather than ignored."""
+_IMAGE_MARK = re.compile(r"<image(?:[ _](\d+))?>")
+"""Stands for the next image of a row in the text of a turn, or for the one with this number, from 1."""
 
 
 def chat_of(turns: Sequence[Any], record: Mapping[str, Any]) -> Conversation:
@@ -55,8 +63,8 @@ def chat_of(turns: Sequence[Any], record: Mapping[str, Any]) -> Conversation:
     messages = [_message(turn, i, images) for i, turn in enumerate(turns)]
     if len(images.used) < len(images.items):
         raise UnusableValue(f"has {len(images.items)} images, but the turns refer to {len(images.used)}")
-    tools = _tools_of_row(record, turns[0])
-    if tools is None and any(message.tool_calls for message in messages):
+    tools = tools_of_row(record, turns[0])
+    if tools is None:
         _check_no_tools_elsewhere(record, turns)
     systems = [i for i, message in enumerate(messages) if message.role == Role.SYSTEM]
     if len(systems) > 1:
@@ -84,8 +92,12 @@ def taught(chat: Conversation) -> Conversation:
     return chat
 
 
-def _tools_of_row(record: Mapping[str, Any], first_turn: Mapping[str, Any]) -> list[ToolDefinition] | None:
-    """Returns the tools of a row: from a column, or from its first turn."""
+def tools_of_row(record: Mapping[str, Any], first_turn: Mapping[str, Any]) -> list[ToolDefinition] | None:
+    """Returns the tools of a row: from a column, or from its first turn; None if there are none.
+
+    Raises:
+        UnusableValue: A tool is invalid, or there are several lists of tools that differ.
+    """
     definitions = dict[str, list[ToolDefinition] | None]()
     for place, owner in (("", record), (" of the first turn", first_turn)):
         for key in _TOOL_KEYS:
@@ -94,7 +106,7 @@ def _tools_of_row(record: Mapping[str, Any], first_turn: Mapping[str, Any]) -> l
             if key == "tools" or any(
                 isinstance(_json_or_text(item), Mapping) for item in _as_list(_json_or_text(value))
             ):
-                definitions[f"'{key}'{place}"] = tools_of(value)
+                definitions[f"'{key}'{place}"] = _tools(value, key)
     by_place = {place: tools for place, tools in definitions.items() if tools}
     places = list(by_place)
     if any(tools != by_place[places[0]] for tools in by_place.values()):
@@ -104,38 +116,50 @@ def _tools_of_row(record: Mapping[str, Any], first_turn: Mapping[str, Any]) -> l
 
 def _check_no_tools_elsewhere(record: Mapping[str, Any], turns: Sequence[Any]) -> None:
     """Raises UnusableValue if definitions of functions stand under a key that is not read."""
-    for place in (record, *turns):
+    # Most turns have a role and text, and no more.
+    for place in (record, *(turn for turn in turns if len(turn) > 2)):
         for key, value in place.items():
-            if key not in _CALL_KEYS and any(_defines_function(item) for item in _as_list(_json_or_text(value))):
+            if key not in _CALL_KEYS and value is not turns and _defines_function(value):
                 raise UnusableValue(f"has definitions of functions in '{key}', which is not read: name it 'tools'")
 
 
-def _defines_function(value: Any) -> bool:
-    schema = value.get("function", value) if isinstance(value, Mapping) else None
-    return isinstance(schema, Mapping) and "name" in schema and isinstance(schema.get("parameters"), Mapping)
+def _defines_function(value: Any, depth: int = 2) -> bool:
+    """Returns True for the definition of a function, and for a list, an object or JSON text that holds one."""
+    if isinstance(value, str):
+        value = _json_or_text(value) if '"name"' in value else None
+    if isinstance(value, list):
+        return any(_defines_function(item, depth) for item in value)
+    if not isinstance(value, Mapping):
+        return False
+    function = value.get("function", value)
+    if isinstance(function, Mapping) and isinstance(function.get("name"), str):
+        schemas = [function[key] for key in _SCHEMA_KEYS if isinstance(function.get(key), Mapping)]
+        # A call has such keys, too, but its arguments are no schema.
+        if any("properties" in schema or "type" in schema or "description" in function for schema in schemas):
+            return True
+    return depth > 0 and any(_defines_function(item, depth - 1) for item in value.values())
 
 
 def _json_or_text(value: Any) -> Any:
     try:
-        return json.loads(value) if isinstance(value, str) and value.lstrip().startswith(("[", "{")) else value
-    except ValueError:
+        is_json = isinstance(value, str) and value.lstrip().startswith(("[", "{"))
+        return json_of(value, "") if is_json else value
+    except UnusableValue:
         return value
 
 
-def tools_of(value: Any) -> list[ToolDefinition] | None:
+def _tools(value: Any, key: str) -> list[ToolDefinition] | None:
     """Returns the tools of a row: a list of function schemas, or such a list as JSON text; None if there are none."""
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise UnusableValue(f"'tools' is text, but not JSON: {value[:40]}") from None
+    if says_nothing(value) or (isinstance(value, str) and not value.strip()):
+        return None
+    value = json_of(value, f"'{key}'")
     if says_nothing(value):
         return None
     if not isinstance(value, list):
-        raise UnusableValue(f"'tools' must be a list of functions, got {kind_of(value)}")
+        raise UnusableValue(f"'{key}' must be a list of functions, got {kind_of(value)}")
     definitions = []
     for tool in value:
-        schema = _parsed(tool, "a tool")
+        schema = json_of(tool, "a tool")
         # Some rows have the function itself, without the `{"type": "function"}` around it.
         function = schema.get("function", schema) if isinstance(schema, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
@@ -163,12 +187,12 @@ def _message(turn: Any, index: int, images: _Images) -> Message:
     role = role_of(name)
     if role is None:
         raise UnusableValue(f"turn {index}: unknown role {name!r}{did_you_mean(str(name), _ROLES)}")
-    for key in _MEDIA_KEYS:
+    for key in (*IMAGE_COLUMNS, *UNREAD_MEDIA):
         if not says_nothing(turn.get(key)):
             raise UnusableValue(f"turn {index}: has '{key}'; only images are read, from 'images' of the row")
     content = turn.get(content_key)
     if name == "function_call":
-        content, calls = None, [_call(call, index) for call in _as_list(_parsed(content, f"turn {index}"))]
+        content, calls = None, [_call(call, index) for call in _as_list(json_of(content, f"turn {index}"))]
     if calls and role != Role.ASSISTANT:
         raise UnusableValue(f"turn {index}: 'tool_calls' of {role}; only the assistant calls tools")
     if content is None and not calls:
@@ -189,37 +213,63 @@ def _message(turn: Any, index: int, images: _Images) -> Message:
 
 def _calls(turn: Mapping[str, Any], index: int) -> list[ToolCall]:
     """Returns the tool calls of a turn: a list, the same as JSON text, or the older single `function_call`."""
-    calls = turn.get("tool_calls")
+    calls, older_call = turn.get("tool_calls"), turn.get("function_call")
     if says_nothing(calls):
-        calls = [] if says_nothing(turn.get("function_call")) else [turn["function_call"]]
+        calls = [] if says_nothing(older_call) else [older_call]
+    elif not says_nothing(older_call):
+        raise UnusableValue(f"turn {index}: has 'tool_calls' and 'function_call'; expected one of them")
     if isinstance(calls, str):
-        calls = _as_list(_parsed(calls, f"turn {index}: 'tool_calls'"))
+        calls = _as_list(json_of(calls, f"turn {index}: 'tool_calls'"))
     if not isinstance(calls, list):
         raise UnusableValue(f"turn {index}: 'tool_calls' must be a list, got {kind_of(calls)}")
+    for key, value in turn.items():
+        if key not in _CALL_KEYS and any(_is_call(item) for item in _as_list(_json_or_text(value))):
+            raise UnusableValue(f"turn {index}: has calls in '{key}', which is not read: name it 'tool_calls'")
     return [_call(call, index) for call in calls]
+
+
+def _is_call(value: Any) -> bool:
+    function = value.get("function", value) if isinstance(value, Mapping) else None
+    has_name = isinstance(function, Mapping) and isinstance(function.get("name"), str)
+    return has_name and any(key in function for key in _ARGUMENT_KEYS) and not _defines_function(value)
 
 
 def _call(value: Any, index: int) -> ToolCall:
     function = value.get("function", value) if isinstance(value, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise UnusableValue(f"turn {index}: a tool call must be an object with a 'name', got {str(value)[:40]}")
+    fields = {**value, **function}
+    key = next((key for key in _ARGUMENT_KEYS if fields.get(key) is not None), None)
+    others = [name for name in fields if name not in ("name", "id", "type", "index", "function", *_ARGUMENT_KEYS)]
+    if unread := next((name for name in others if key is None and not says_nothing(fields[name])), None):
+        raise UnusableValue(f"turn {index}: a tool call has no 'arguments', but '{unread}', which is not read")
     call_id = value.get("id")
-    arguments = function.get("arguments", function.get("parameters"))  # Llama's templates say `parameters`
-    if isinstance(arguments, str):
-        # An empty text stands for no arguments. Any other text must be an object, as the template may read it.
-        arguments = "{}" if arguments.strip() in ("", "null") else arguments
-        values = _parsed(arguments, f"turn {index}: arguments of a tool call")
-        if not isinstance(values, Mapping):
-            raise UnusableValue(f"turn {index}: arguments of a tool call: expected a JSON object, got {arguments[:40]}")
-        # Of two equal keys, readers of JSON take the last; the text should say no more than they read.
-        if len(json.loads(arguments, object_pairs_hook=list)) > len(values):
-            arguments = json.dumps(values, ensure_ascii=False)
-    elif arguments is not None and not isinstance(arguments, Mapping):
-        raise UnusableValue(f"turn {index}: arguments of a tool call must be an object, got {kind_of(arguments)}")
     return ToolCall(
         id=str(call_id) if call_id is not None else None,
-        function=FunctionCall(name=function["name"], arguments=arguments),
+        function=FunctionCall(
+            name=function["name"], arguments=_arguments(fields[key], f"turn {index}") if key else "{}"
+        ),
     )
+
+
+def _arguments(arguments: Any, where: str) -> str:
+    """Returns the arguments of a call as the JSON text of an object."""
+    where = f"{where}: arguments of a tool call"
+    if isinstance(arguments, Mapping):
+        return json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    if not isinstance(arguments, str):
+        raise UnusableValue(f"{where} must be an object, got {kind_of(arguments)}")
+    # An empty text stands for no arguments. Any other text must be an object, as the template may read it.
+    if arguments.strip() in ("", "null"):
+        return "{}"
+    values = json_of(arguments, where, LAST_VALUE_DECODER)
+    if not isinstance(values, Mapping):
+        raise UnusableValue(f"{where}: expected a JSON object, got {arguments[:40]}")
+    try:
+        DECODER.decode(arguments)
+    except ValueError:  # of two equal keys, templates read the last; the text should say no more than they read
+        return json.dumps(values, ensure_ascii=False)
+    return arguments
 
 
 def _content(content: Any, index: int, role: Role, images: _Images) -> str | list[ContentItem]:
@@ -258,14 +308,6 @@ def _optional_text(turn: Mapping[str, Any], key: str, index: int) -> str | None:
     if not isinstance(value, str):
         raise UnusableValue(f"turn {index}: '{key}' must be text, got {kind_of(value)}")
     return value
-
-
-def _parsed(value: Any, where: str) -> Any:
-    """Returns the value of JSON text, and any other value as it is."""
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        raise UnusableValue(f"{where}: expected JSON, got {value[:40]}") from None
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -308,14 +350,16 @@ class _Images:
 
     def placed(self, text: str) -> list[ContentItem]:
         """Returns a text with an image of the row in place of each mark."""
-        if IMAGE_MARK not in text or not self.has_column:
+        # The texts between the marks, and the number of each mark: text, number, text and so on.
+        pieces = _IMAGE_MARK.split(text) if self.has_column else [text]
+        if len(pieces) == 1:
             return [ContentItem(type=Type.TEXT, content=text)]
         parts: list[ContentItem] = []
-        for i, part in enumerate(text.split(IMAGE_MARK)):
-            if i:  # a mark is before every part but the first
-                parts.append(self.take())
-            if part:
-                parts.append(ContentItem(type=Type.TEXT, content=part))
+        for i, piece in enumerate(pieces):
+            if i % 2:
+                parts.append(self.take(None if piece is None else int(piece) - 1))
+            elif piece:
+                parts.append(ContentItem(type=Type.TEXT, content=piece))
         return parts
 
 
@@ -326,6 +370,6 @@ def _refers_to_images(turn: Any) -> bool:
     for part in parts:
         if isinstance(part, Mapping):
             text = part.get("text") or part.get("content")
-            if str(part.get("type")).startswith("image") or (isinstance(text, str) and IMAGE_MARK in text):
+            if str(part.get("type")).startswith("image") or (isinstance(text, str) and _IMAGE_MARK.search(text)):
                 return True
     return False

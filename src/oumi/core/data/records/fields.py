@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from json import JSONDecodeError, JSONDecoder
 from typing import Any
 
+from oumi.core.data.sources.jsonl import DECODER, parsed
 from oumi.core.errors import did_you_mean
 
 
@@ -34,6 +36,18 @@ def text_of(record: Mapping[str, Any], key: str) -> str:
     if not isinstance(value, str):
         raise UnusableValue(f"'{key}' must be text, got {kind_of(value)}")
     return value
+
+
+def json_of(value: Any, where: str, decoder: JSONDecoder = DECODER) -> Any:
+    """Returns the value of JSON text, and any other value as it is; raises UnusableValue if the text is no JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parsed(value, decoder)
+    except JSONDecodeError:
+        raise UnusableValue(f"{where}: expected JSON, got {value[:40]}") from None
+    except ValueError as error:
+        raise UnusableValue(f"{where}: not valid JSON: {error}") from None
 
 
 def says_nothing(value: Any) -> bool:

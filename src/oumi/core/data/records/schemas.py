@@ -7,7 +7,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from oumi.core.data.records.conversations import IMAGE_COLUMNS, chat_of, role_of, taught
+from oumi.core.data.records.conversations import (
+    IMAGE_COLUMNS,
+    UNREAD_MEDIA,
+    chat_of,
+    role_of,
+    taught,
+    tools_of_row,
+)
 from oumi.core.data.records.fields import UnusableValue, field_of, kind_of, list_of, says_nothing, text_of
 from oumi.core.data.sources.jsonl import shown
 from oumi.core.types.conversation import Conversation, Message, Role
@@ -72,7 +79,7 @@ def to_value(row: Row, shape: str | None, schema: str | None = None) -> Row | Re
         if not fits(shape, schema):
             hint = ": its 'label' is true or false, and theirs is not" if schema == "kto" else ""
             raise UnusableValue(f"has the shape '{schema}', the rows before it '{shape}'{hint}")
-        for key in ("videos", "audios"):
+        for key in UNREAD_MEDIA:
             if not says_nothing(record.get(key)):
                 raise UnusableValue(f"has '{key}', which is not built yet")
         if shape != "alpaca" and not says_nothing(record.get("history")):
@@ -150,8 +157,7 @@ def _prompt_completion(record: Mapping[str, Any]) -> Conversation | Completion:
         return taught(chat_of(_joined(prompt, completion), record))
     if not text_of(record, key):
         raise UnusableValue(f"'{key}' is empty, so there is nothing to learn")
-    if column := next((name for name in IMAGE_COLUMNS if not says_nothing(record.get(name))), None):
-        raise UnusableValue(f"has '{column}', but plain text contains no images; write 'prompt' and '{key}' as turns")
+    _check_plain(record)
     return Completion(text_of(record, "prompt"), text_of(record, key))
 
 
@@ -173,13 +179,25 @@ def _text(record: Mapping[str, Any]) -> Text:
     text = text_of(record, "text")
     if not text:
         raise UnusableValue("'text' is empty, so there is nothing to learn")
+    _check_plain(record)
     return Text(text)
+
+
+def _check_plain(record: Mapping[str, Any]) -> None:
+    """Raises UnusableValue if a row of plain text has images or tools, which only a chat template writes."""
+    if column := next((name for name in IMAGE_COLUMNS if not says_nothing(record.get(name))), None):
+        raise UnusableValue(f"has '{column}', but plain text contains no images; write the text as turns")
+    if tools_of_row(record, {}):
+        raise UnusableValue("has tools, but plain text contains none; write the text as turns, or leave the tools out")
 
 
 def _prompt(record: Mapping[str, Any]) -> Prompt:
     turns = turns_of(field_of(record, "prompt"), "user", "prompt")
     others = {key: value for key, value in record.items() if key != "prompt"}
-    return Prompt(tuple(chat_of(turns, record).messages), others)
+    chat = chat_of(turns, record)
+    if chat.tools:
+        raise UnusableValue("has tools, which prompts without answers do not support yet")
+    return Prompt(tuple(chat.messages), others)
 
 
 def _preference(record: Mapping[str, Any]) -> Preference:

@@ -26,6 +26,10 @@ _SPLIT_WORDS = {
 }
 """Words in a path that name a split, the same as on the Hub."""
 _MAX_SHOWN = 5
+_LOOKS_LIKE_DATA = re.compile(
+    r"^part-\d+$|\.(?:jsonl?|ndjson|parquet|arrow|csv|tsv|txt|xlsx?|pkl|tar)(?:\.\w{1,5})?$|\.(?:zip|tgz)$"
+)
+"""Names of files, in lower case, that a user may take for data; only some of these formats are read."""
 
 
 class BrokenFileError(DataError):
@@ -49,7 +53,14 @@ def files_of(path: Path, split: str) -> list[Path]:
         # Like a shell, it does not match hidden files, such as the `._*` that macOS writes.
         files = [file for file in map(Path, glob(pattern_of(str(path)), recursive=True)) if file.is_file()]
     elif is_directory:
-        files = [file for file in _files_below(path) if format_of(file)]
+        found = sorted(_files_below(path))
+        files = [file for file in found if format_of(file)]
+        others = [file for file in found if not format_of(file) and _LOOKS_LIKE_DATA.search(file.name.lower())]
+        if files and others:
+            _log_once(
+                f"{path}: {len(others)} of {len(found)} files are left out, since their formats are not read: "
+                f"{_names(path, others)}"
+            )
     else:
         return [path]
     if not files:
@@ -83,13 +94,18 @@ def _files_of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
     matching = [] if requested is None else [file for file in files if splits[file] == requested]
     if not matching:
         raise DataError(f"{folder}: no file of split '{split}'; the file names contain {', '.join(available)}")
-    if others := [str(file.relative_to(folder)) for file in files if splits[file] is None]:
-        shown = ", ".join(others[:_MAX_SHOWN]) + (", ..." if len(others) > _MAX_SHOWN else "")
+    if others := [file for file in files if splits[file] is None]:
         _log_once(
             f"{folder}: {len(others)} of {len(files)} files are left out, since only the names of others contain "
-            f"'{requested}': {shown}"
+            f"'{requested}': {_names(folder, others)}"
         )
     return matching
+
+
+def _names(folder: Path, files: list[Path]) -> str:
+    """Returns the names of the first files."""
+    names = ", ".join(str(file.relative_to(folder)) for file in files[:_MAX_SHOWN])
+    return names + (", ..." if len(files) > _MAX_SHOWN else "")
 
 
 @cache

@@ -32,7 +32,7 @@ _CHUNK_BYTES = 1 << 24
 _MAX_BLANK_BYTES = 64
 """Longer lines are never blank, so that an index reads only short ones again. If of white space, they are rejected."""
 _EXCERPT_LENGTH = 80
-_TOO_DEEP = f"not valid JSON: nested too deep, more than {MAX_DEPTH} lists and objects"
+_TOO_DEEP = f"nested too deep, more than {MAX_DEPTH} lists and objects"
 _GAP = re.compile(r"\s*(,?)\s*")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -89,19 +89,25 @@ def parse_line(data: bytes, source: Source) -> Row | RejectedRow:
     if "\0" in text:  # a crash during a write leaves such bytes; the JSON error would not name them
         return RejectedRow(source, "holds a NUL byte", excerpt(text))
     try:
-        value = DECODER.decode(text)
-    except RecursionError:
-        return RejectedRow(source, _TOO_DEEP, excerpt(text))
+        value = parsed(text)
     except ValueError as error:
         return RejectedRow(source, f"not valid JSON: {error}", excerpt(text))
     return _checked(value, text, source)
 
 
+def parsed(text: str, decoder: json.JSONDecoder | None = None) -> Any:
+    """Returns the value of JSON text; raises ValueError if it has none, or if it is nested too deep."""
+    try:
+        value = (decoder or DECODER).decode(text)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    if _is_too_deep(value, text):
+        raise ValueError(_TOO_DEEP)
+    return value
+
+
 def _checked(value: Any, text: str, source: Source) -> Row | RejectedRow:
     """Returns the record that was parsed from `text`, or the reason why it cannot be used."""
-    # The number of brackets bounds the depth, so that the values of most rows need no look.
-    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
-        return RejectedRow(source, _TOO_DEEP, excerpt(text))
     if _SURROGATE.search(text):
         # Tokenizers cannot encode a lone surrogate. Two that form a character are valid; encoding tells them apart.
         try:
@@ -145,10 +151,14 @@ def read_list(path: Path, dataset: str) -> Iterator[Row | RejectedRow]:
                 raise json.JSONDecodeError(message, text, at)
             value, end, problem = _decoded_at(text, at)
         except RecursionError:
-            raise DataError(f"{source}: {_TOO_DEEP}: {excerpt(text[at : at + _EXCERPT_LENGTH])}") from None
+            raise DataError(
+                f"{source}: not valid JSON: {_TOO_DEEP}: {excerpt(text[at : at + _EXCERPT_LENGTH])}"
+            ) from None
         except json.JSONDecodeError as error:
             reason = "the list is truncated here" if at >= len(text) - 1 else str(error).split(": line")[0]
             raise DataError(f"{source}: not valid JSON: {reason}: {excerpt(text[at : at + _EXCERPT_LENGTH])}") from None
+        if not problem and _is_too_deep(value, text[at:end]):
+            problem = _TOO_DEEP
         if problem:
             yield RejectedRow(source, f"not valid JSON: {problem}", excerpt(text[at:end]))
         elif end - at > MAX_ROW_BYTES:
@@ -197,6 +207,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
 """Refuses, by ValueError, what is valid for Python but loses a value, or has none."""
+LAST_VALUE_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+"""The same, but takes the last of two values under one key."""
 _LENIENT_DECODER = json.JSONDecoder(parse_int=str)
 """Finds the end of a value that `DECODER` refuses. Python converts no number of more than 4,300 digits."""
 
@@ -215,8 +227,11 @@ def _decoded_at(text: str, at: int) -> tuple[Any, int, str]:
         return None, _LENIENT_DECODER.raw_decode(text, at)[1], str(error)
 
 
-def _is_deep(value: Any) -> bool:
-    """Returns True if lists and objects are nested more than MAX_DEPTH levels deep."""
+def _is_too_deep(value: Any, text: str) -> bool:
+    """Returns True if the value of a text has lists and objects nested more than MAX_DEPTH levels deep."""
+    # The number of brackets bounds the depth, so that the values of most texts need no look.
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return False
     layer = [value]
     for _ in range(MAX_DEPTH):  # level by level: recursion could itself go too deep
         layer = [
