@@ -142,12 +142,26 @@ def test_the_key_that_is_named_instead_is_there(key: str) -> None:
         ({"dataloader_drop_last": True}, r"dataloader_drop_last: .* the seed decides the order of the rows"),
         ({"pakcing": True}, r"trainer_kwargs\.pakcing: SFTConfig has no .* did you mean 'packing'"),
         ({"loss_type": "nlll"}, r"training: TRL_SFT rejects the config: .*nlll"),
-        ({"label_smoothing_factor": "much"}, r"training: TRL_SFT rejects the config: "),
+        (
+            {"label_smoothing_factor": "much"},
+            r"trainer_kwargs\.label_smoothing_factor: got 'much', expected float",
+        ),
     ],
 )
 def test_an_argument_that_cannot_be_given_is_reported(tmp_path: Path, kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         train(tiny_config(tmp_path, trainer_type="TRL_SFT", trainer_kwargs=kwargs, max_steps=1))
+
+
+def test_text_as_of_the_environment_has_the_type_of_its_argument(tmp_path: Path) -> None:
+    losses = []
+    for i, kwargs in enumerate(
+        [{"neftune_noise_alpha": 5, "use_cache": False}, {"neftune_noise_alpha": "5", "use_cache": "false"}]
+    ):
+        out = str(tmp_path / str(i))
+        train(tiny_config(tmp_path, trainer_type="TRL_SFT", trainer_kwargs=kwargs, max_steps=1, output_dir=out))
+        losses.append(json.loads((tmp_path / str(i) / "metrics.jsonl").read_text())["loss"])
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("trainer", OTHERS)

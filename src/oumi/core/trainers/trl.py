@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from oumi.core.batch import IGNORED
 from oumi.core.callbacks.guards import SignalGuard, not_finite, stopped_early
 from oumi.core.checkpoint.state import read_progress, write_progress
 from oumi.core.checkpoint.store import checkpoint_path, seal, storage_errors
+from oumi.core.configs.base import types_in
+from oumi.core.configs.tree import scalar
 from oumi.core.data.pipeline.loader import Loader
 from oumi.core.data.pipeline.mixture import Mixture, permute
 from oumi.core.data.training_data import TrainingData
@@ -352,12 +355,20 @@ def _checked(config_class: Any, values: dict[str, Any]) -> Any:
     fields = {field.name for field in dataclasses.fields(config_class)}
     newer = {old: new for old, new in NEWER_NAMES.items() if new in fields}
     values = {newer.get(name, name): value for name, value in values.items()}
-    for name in values:
+    types = get_type_hints(config_class)
+    for name, value in values.items():
         if name not in fields:
             raise ConfigError(
                 f"training.trainer_kwargs.{name}: {config_class.__name__} has no such argument"
                 f"{did_you_mean(name, fields)}"
             )
+        # Text of an environment variable gets the type of its field, which the config class does not check.
+        expected = set(types_in(types[name]))
+        if isinstance(value, str) and expected <= {int, float, bool, NoneType}:
+            values[name] = scalar(value)
+            if isinstance(values[name], str):
+                wanted = " or ".join(sorted(kind.__name__ for kind in expected - {NoneType}))
+                raise ConfigError(f"training.trainer_kwargs.{name}: got {value!r}, expected {wanted}")
     return config_class(**values)
 
 
