@@ -103,7 +103,8 @@ class Counts:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Counts:
         """Returns the counts that `to_state` wrote."""
-        counters = {name: Counter(state[name]) for name in ("reasons", "remarks")}
+        # Checkpoints of earlier versions have no remarks.
+        counters = {name: Counter(state.get(name, {})) for name in ("reasons", "remarks")}
         return cls(**{**state, **counters})
 
 
