@@ -68,6 +68,13 @@ MUTATIONS = {
 }  # fmt: skip
 
 
+# Numbers as JSON and Python write them, and otherwise.
+OTHER_ARGUMENTS = (
+    "", ', "n": 20.0', ', "n": 20.00', ', "n": 1e5', ', "n": 48.858370123456', ', "n": 0', ', "n": -0.5', ', "n": true',
+    ', "n": null, "m": []',
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Twins:
     """A chat, and one of the same shape in which no two parts have a word in common."""
@@ -84,7 +91,7 @@ def twins(seed: int) -> Twins:
     def say() -> tuple[str, str]:
         nonlocal count
         count += 1
-        words = numbers.choice(("weather Oslo", "Oslo", "the weather", "weather weather Oslo, please"))
+        words = numbers.choice(("weather Oslo", "Oslo", "the weather", "weather weather Oslo, please", "assi"))
         return words, f"part{count:03d}x word{count:03d}x"
 
     messages: tuple[list[Message], list[Message]] = ([], [])
@@ -100,14 +107,17 @@ def twins(seed: int) -> Twins:
 
     if numbers.random() < 0.5:
         add(Role.SYSTEM)
+    if numbers.random() < 0.2:
+        add(Role.ASSISTANT)
     for _ in range(numbers.choice((1, 2))):
         add(Role.USER)
         thought = {"reasoning_content": say()} if numbers.random() < 0.4 else {}
         if tools and numbers.random() < 0.8:
             calls: tuple[list[ToolCall], list[ToolCall]] = ([], [])
             for i in range(numbers.choice((1, 2))):
+                other = numbers.choice(OTHER_ARGUMENTS)
                 for twin, city in enumerate(say()):
-                    function = FunctionCall(name="weather", arguments={"city": city})
+                    function = FunctionCall(name="weather", arguments=f'{{"city": "{city}"{other}}}')
                     calls[twin].append(ToolCall(id=f"abcdef12{i}", function=function))
             add(Role.ASSISTANT, content=("", ""), tool_calls=calls, **thought)
             for i in range(len(calls[0])):
@@ -172,6 +182,9 @@ def check(name: str, mutation: str, seeds: range) -> tuple[int, int]:
         faults = faults_of(template, pair.unique)
         if isinstance(result, RejectedRow):
             refused += 1
+            # Nor is one refused for its words.
+            twin = row_tokenizer.renderer.render(Row(pair.unique, SOURCE))
+            assert isinstance(twin, RejectedRow), f"{name}, {mutation}, seed {seed}: {result.reason}"
             continue
         assert isinstance(result, Rendered)
         assert not faults, f"{name}, {mutation}, seed {seed}: trained in silence with {faults}"
@@ -193,6 +206,36 @@ def test_no_part_of_a_chat_is_lost_in_silence(mutation: str) -> None:
         assert trained + refused == 12
         if mutation == "nothing" and name == "qwen3":
             assert trained == 12
+
+
+CODE = "def f(x):\n    if x:\n        return 1\n\n    return 2"
+
+
+@pytest.mark.parametrize("name", ["qwen3", "glm4moe", "chat_ml"])
+@pytest.mark.parametrize(
+    "change", ["m.content.replace('\n', ' ')", "m.content.replace('    ', '')", "m.content.split() | join(' ')"]
+)
+def test_white_space_within_an_answer_is_kept(name: str, change: str) -> None:
+    tokenizer = byte_tokenizer()
+    chat = Conversation(messages=[Message(role=Role.USER, content="?"), Message(role=Role.ASSISTANT, content=CODE)])
+    plain = source_of(name)
+    for source, is_kept in ((plain, True), (_changed("m.role == 'assistant'", f"content={change}") + plain, False)):
+        row_tokenizer = RowTokenizer(tokenizer, Template(tokenizer, source, NOW), TokenizeSpec("final_assistant_turn"))
+        result = row_tokenizer.renderer.render(Row(chat, SOURCE))
+        assert isinstance(result, Rendered) == is_kept
+        assert not is_kept or CODE in result.documents[0].text
+
+
+def test_a_part_is_missed_though_the_chat_has_numbers_like_the_sentinels() -> None:
+    tokenizer = byte_tokenizer()
+    template = Template(tokenizer, MUTATIONS["a turn is dropped"].replace("K", "0") + source_of("qwen3"), NOW)
+    row_tokenizer = RowTokenizer(tokenizer, template, TokenizeSpec("final_assistant_turn"))
+    for numbers in ("904112345", " ".join(f"904{digit}12345" for digit in range(10))):
+        chat = [(Role.SYSTEM, "Be brief"), (Role.USER, f"Be brief and ring {numbers}"), (Role.ASSISTANT, "Sure.")]
+        messages = [Message(role=role, content=text) for role, text in chat]
+        result = row_tokenizer.renderer.render(Row(Conversation(messages=messages), SOURCE))
+        assert isinstance(result, RejectedRow)
+        assert result.reason == "turn 0: the chat template changes or drops the text of the system"
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ HEADED = (
 )
 
 
-def tokenizer(adds: str = "", eos: str | None = "</s>", strips: bool = False) -> Any:
+def tokenizer(adds: str = "", eos: str | None = "</s>", strips: bool = False, bos: str = "<s>") -> Any:
     """Returns a tokenizer of bytes whose post-processor adds `<s>`, `</s>` or both."""
     from tokenizers import AddedToken
     from tokenizers.processors import TemplateProcessing
@@ -33,7 +33,7 @@ def tokenizer(adds: str = "", eos: str | None = "</s>", strips: bool = False) ->
     if adds:
         used = [(name, backend.token_to_id(name)) for name in ("<s>", "</s>") if name in adds]
         backend.post_processor = TemplateProcessing(single=adds, special_tokens=used)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token=eos)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos)
 
 
 def encode(value: Any, fast: Any, template: str = HEADED) -> Example:
@@ -48,7 +48,7 @@ def trained(example: Example, fast: Any) -> str:
 
 
 @pytest.mark.parametrize("adds", ["", "<s> $A", "$A </s>", "<s> $A </s>"])
-@pytest.mark.parametrize("end", ["", "</s>", "</s>\n"])
+@pytest.mark.parametrize("end", ["", "</s>", "</s>\n", "</s></s>"])
 @pytest.mark.parametrize("start", ["", "<s>"])
 def test_start_and_end_stand_once_whoever_writes_them(adds: str, end: str, start: str) -> None:
     fast = tokenizer(adds)
@@ -59,6 +59,36 @@ def test_start_and_end_stand_once_whoever_writes_them(adds: str, end: str, start
     assert fast.decode(encode(Text(f"{start}Once.{end}"), fast).tokens.tolist()) == f"{begins}Once.</s>"
     # A part of a text does not end.
     assert fast.decode(encode(Text("Once", has_end=False), fast).tokens.tolist()).endswith("Once")
+
+
+@pytest.mark.parametrize("adds", ["", "</s> $A", "</s> $A </s>"])
+def test_a_token_that_begins_and_ends_texts_does_both(adds: str) -> None:
+    # As OPT's.
+    fast = tokenizer(adds, bos="</s>")
+    begins = "</s>" if adds else ""
+    completion = encode(Completion("Q", " A"), fast)
+    assert fast.decode(completion.tokens.tolist()) == f"{begins}Q A</s>"
+    assert trained(completion, fast) == " A</s>"
+    assert fast.decode(encode(Text("Once."), fast).tokens.tolist()) == f"{begins}Once.</s>"
+
+
+ENDED = HEADED.replace("<|end|>\n", "<|end|>\n{% if loop.last and not add_generation_prompt %}</s>{% endif %}")
+
+
+@pytest.mark.parametrize("template", [HEADED, ENDED, HEADED.replace("<|end|>\n", "{{ eos_token }}")])
+@pytest.mark.parametrize("brought", ["<|end|>", "<|end|>\n", "<|end|><|end|>", "</s>", "<|end|></s>"])
+def test_an_end_that_an_answer_brings_is_not_doubled(template: str, brought: str) -> None:
+    fast = tokenizer()
+    if "<|end|>" not in template:
+        brought = brought.replace("<|end|>", "</s>")
+
+    def chat(end: str) -> Conversation:
+        turns = [("user", "Say."), ("assistant", f"Fine.{end}"), ("user", "Again."), ("assistant", f"Done. {end}")]
+        return Conversation(messages=[Message(role=Role(role), content=text) for role, text in turns])
+
+    plain, with_ends = encode(chat(""), fast, template), encode(chat(brought), fast, template)
+    assert with_ends.tokens.tolist() == plain.tokens.tolist()
+    assert with_ends.is_target.tolist() == plain.is_target.tolist()
 
 
 @pytest.mark.parametrize("value", [Completion("Q", " A"), Text("Once.")])
@@ -73,7 +103,7 @@ def test_a_text_without_an_end_is_remarked(value: Any) -> None:
         assert ["learn where to stop" in remark for remark in result.remarks] == [True] * (eos is None)
 
 
-@pytest.mark.parametrize("answer", ["Fine.", "    x = 1", "\nFine.", "<|end|>", "  \n "])
+@pytest.mark.parametrize("answer", ["Fine.", "    x = 1", "\nFine.", "  \n "])
 @pytest.mark.parametrize("question", ["say", "use <|end|> here", "  <|user|>  ", "<|assistant|>\n\n go"])
 def test_white_space_beside_control_tokens_trains_no_header(answer: str, question: str) -> None:
     fast = tokenizer(strips=True)

@@ -143,6 +143,64 @@ def test_an_answer_that_an_earlier_turn_says_too_is_not_taken_from_there() -> No
     assert result.reason == "turn 3: the chat template changes or drops its text"
 
 
+# Opens a thought, and writes finished answers without theirs, as DeepSeek-R1's template does.
+THOUGHTLESS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ (m.content or '').split('</think>')[-1] | trim }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("thought", ["so", "a", "is 5", ""])
+@pytest.mark.parametrize("is_said", [False, True])
+def test_a_thought_that_the_template_drops_is_trained_whatever_words_it_has(thought: str, is_said: bool) -> None:
+    if not thought and not is_said:
+        return
+    said = f"<think>\n{thought}\n</think>\n\n" if is_said else ""
+    answer = message("assistant", f"{said}It is 5.", reasoning_content=None if is_said else thought)
+    question = "<|im_start|>user\nA?<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    expected = f"{question}[{thought}\n</think>\n\nIt is 5.<|im_end|>]\n"
+    assert drawn(chat(message("user", "A?"), answer), THOUGHTLESS) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("template", "header"),
+    [
+        (CHATML, "<|im_start|>assistant\n"),
+        ("Be.<|im_end|>\n" + CHATML, "Be.<|im_end|>\n<|im_start|>assistant\n"),
+        # The end of a chat begins like the header, and the prompt opens a thought.
+        (f"{CHATML}{{% if not add_generation_prompt %}}<|im_end|>{{% endif %}}", "<|im_start|>assistant\n"),
+        (THOUGHTLESS, "<|im_start|>assistant\n"),
+        (THOUGHTLESS.replace("{{ (m", "{% if m.role != 'user' %}<think>{% endif %}{{ (m"),
+         "<|im_start|>assistant\n<think>"),
+    ],
+)  # fmt: skip
+def test_of_an_answer_that_opens_the_chat_the_header_is_not_trained(template: str, header: str) -> None:
+    greeting = chat(message("assistant", "Hi."), message("user", "A?"), message("assistant", "a"))
+    (text,) = drawn(greeting, template)
+    assert text.startswith(f"{header}[Hi.<|im_end|>]\n<|im_start|>user\n")
+
+
+def test_an_answer_that_opens_the_chat_without_a_header_is_refused() -> None:
+    greeting = chat(message("assistant", "Hi."), message("user", "A?"), message("assistant", "a"))
+    result = encode(greeting, THOUGHTLESS.replace("{{ m.role }}", "{{ 'first' if loop.first else m.role }}"))
+    assert isinstance(result, RejectedRow)
+    assert result.reason == "turn 0: the chat template writes no header of the assistant before it"
+
+
+def test_what_a_template_drops_from_a_chat_that_is_trained_whole_is_told() -> None:
+    thinking = chat(
+        message("user", "A?"), message("assistant", "a", reasoning_content="hm"),
+        message("user", "B?"), message("assistant", "b", reasoning_content="so"),
+    )  # fmt: skip
+    result = encode(thinking, AS_TEXT, "all")
+    assert isinstance(result, Encoded)
+    assert [remark.partition(",")[0] for remark in result.remarks] == [
+        "the chat template drops thoughts of earlier turns"
+    ]
+    # Nothing is said of a turn that no prompt of inference holds.
+    assert isinstance(encode(thinking, CHATML, "all"), RejectedRow)
+
+
 def test_several_templates_are_chosen_by_the_tools_of_a_chat() -> None:
     templates = {"default": CHATML, "tool_use": "tools: {{ tools | length }}\n" + CHATML}
     turns = (message("user", "A?"), message("assistant", "a"))

@@ -71,10 +71,10 @@ class Encoder:
         self._control = control_tokens(tokenizer)
         self._added_tokens = dict(tokenizer.added_tokens_decoder)
         self._ids = tokenizer.convert_tokens_to_ids
-        # The text of a row has its end-of-text token. The post-processor of some tokenizers adds another.
-        added_ids = self._backend.encode("", add_special_tokens=True).ids
         self._eos, self._bos = tokenizer.eos_token_id, tokenizer.bos_token_id
-        self._adds_eos = bool(added_ids) and added_ids[-1] == self._eos
+        # The text of a row has its end-of-text token. The post-processor of some tokenizers adds another. (Not probed
+        # with an empty text: some tokenizers begin and end texts with the same token.)
+        self._adds_eos = self._backend.encode("a", add_special_tokens=True).ids[-1:] == [self._eos]
         self._newline = self._backend.encode("\n", add_special_tokens=False).ids
         self._trains_all, self._trains_nothing = train_on == "all", train_on == "nothing"
         self._max_length = max_length

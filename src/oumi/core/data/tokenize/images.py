@@ -89,7 +89,7 @@ class ImageEncoder:
             )
         except _PROCESSOR_ERRORS as error:
             sizes = ", ".join("{} x {}".format(*image.size) for of_text in images for image in of_text)
-            raise BadImage(f"the processor of the model refuses an image of {sizes} pixels: {error}") from error
+            raise BadImage(f"the processor of the model refuses an image ({sizes} pixels): {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

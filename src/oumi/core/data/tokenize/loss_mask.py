@@ -12,7 +12,7 @@ from typing import Any
 from oumi.core.data.records.images import IMAGE_MARK
 from oumi.core.data.tokenize.chat_template import Template, TemplateError
 from oumi.core.data.tokenize.sentinels import Span, UnusableRow, check_parts
-from oumi.core.data.tokenize.turns import AnsweredChat, ChatRenderer, EndTokens, without_tool_results
+from oumi.core.data.tokenize.turns import AnsweredChat, ChatRenderer, EndTokens, end_of_answer, without_tool_results
 from oumi.core.types.conversation import ContentItem, Conversation, Role
 from oumi.core.types.example import Completion, Judged, Preference, RejectedRow, Row, Source, Text
 
@@ -21,7 +21,11 @@ MARKS = ("\ufdd0", "\ufdd1")
 
 _NO_EOS = "the tokenizer has no end-of-text token, so the model does not learn where to stop"
 _NO_END = "the chat template ends answers with no token of their own, so the model does not learn where to stop"
-_NO_THOUGHTS = "the chat template drops thoughts of earlier turns, so they are not trained"
+_DROPPED = {
+    "reasoning_content": "the chat template drops thoughts of earlier turns, so they are not trained",
+    "text": "the chat template drops what the assistant says beside a tool call, so it is not trained",
+}
+"""Remarks on the kinds of parts that a template may drop."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ class Renderer:
         self._control = control_tokens(tokenizer)
         self._end_tokens = EndTokens(self._control, self._eos)
         self._remedies: dict[str, str] = {}
+        self._ends: tuple[str, ...] | None = None  # of answers; None until it is needed
 
     def render(self, row: Row) -> Rendered | RejectedRow:
         """Returns a row as text with the spans that are trained, or the reason why it cannot be trained."""
@@ -161,8 +166,7 @@ class Renderer:
 
     def _ended(self, text: str) -> str:
         """Returns a text with one end-of-text token; rows may bring it."""
-        stripped = text.rstrip()
-        return stripped if self._eos and stripped.endswith(self._eos) else text + self._eos
+        return _without_ends(text, (self._eos,)) + self._eos
 
     def _preference(self, value: Preference, source: Source) -> Rendered:
         """Returns the chosen and the rejected answer, each with its prompt."""
@@ -192,6 +196,7 @@ class Renderer:
         self._check_no_images(chat)
         if not turns and self.train_on != "all":
             raise UnusableRow("has no turn to train")
+        chat = self._without_ends_of_answers(chat)
         # Render it once as a whole, and verify that the template wrote everything.
         guarded = _guarded(chat, self._control) if self._control else chat
         renderer = ChatRenderer(self.template, guarded, self._end_tokens)
@@ -201,8 +206,8 @@ class Renderer:
         self._check_images(text, chat, len(images))
         last, roles = len(chat.messages) - 1, [message.role for message in chat.messages]
         if self.train_on == "all":
-            has_dropped = check_parts(renderer.written(last), {}, roles)
-            remarks = (_NO_THOUGHTS,) if has_dropped else ()
+            dropped = check_parts(renderer.written(last), {}, roles)
+            remarks = tuple(_DROPPED[kind] for kind in sorted(dropped))
             return (Document(text, tuple(self._all_but_flagged(renderer, chat, text)), images, remarks),)
         # Find the document of each turn that is trained.
         documents = [_ChatDocument(text, last)]
@@ -219,6 +224,22 @@ class Renderer:
             spans = {turn: answered.span for turn, answered in document.answers.items()}
             check_parts(renderer.written(document.turn, document.answered), spans, roles)
         return tuple(self._document(document, guarded, images) for document in documents)
+
+    def _without_ends_of_answers(self, chat: Conversation) -> Conversation:
+        """Returns a chat without the end tokens that its answers bring, since the template writes them."""
+        if self._ends is None:
+            end = end_of_answer(self.template, self._end_tokens)
+            self._ends = (end, self._eos) if end else ()
+        messages = [
+            message.model_copy(update={"content": text})
+            if message.role == Role.ASSISTANT
+            and isinstance(message.content, str)
+            and (text := _without_ends(message.content, self._ends)) != message.content
+            else message
+            for message in chat.messages
+        ]
+        is_same = all(a is b for a, b in zip(messages, chat.messages, strict=True))
+        return chat if is_same else chat.model_copy(update={"messages": messages})
 
     def _document(self, document: _ChatDocument, chat: Conversation, images: tuple[ContentItem, ...]) -> Document:
         spans, remarks = list[Span](), dict[str, None]()  # in order, each once
@@ -303,6 +324,13 @@ class Renderer:
         count = len(re.findall(rf"(?<!{MARKS[0]}){re.escape(self._image_mark)}", text))
         if count != num_images:
             raise UnusableRow(f"the chat template marks {count} images as {self._image_mark}: of {num_images}")
+
+
+def _without_ends(text: str, ends: tuple[str, ...]) -> str:
+    """Returns a text without the tokens at its end that end it, nor the white space behind them."""
+    while end := next((end for end in ends if end and text.rstrip().endswith(end)), ""):
+        text = text.rstrip().removesuffix(end)
+    return text
 
 
 def control_tokens(tokenizer: Any) -> re.Pattern[str] | None:

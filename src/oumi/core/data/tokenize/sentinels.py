@@ -22,13 +22,15 @@ from oumi.core.types.conversation import Message, Role, ToolDefinition
 Span = tuple[int, int]
 """Index of the first character, and index after the last."""
 
-_SENTINEL = re.compile("9041[0-8]{5}")
+_SENTINELS = tuple(re.compile(f"904{digit}[0-8]{{5}}") for digit in range(1, 9))
 """Numbers, since they may stand in words and in numbers. Two cannot overlap: only the first digit is a nine."""
 _WORD = re.compile(r"<[^<>]*>|\w{2,}")
 """A tag, which stays as it is, or a word."""
 _THOUGHT_END = re.compile(r"</think(?:ing)?>|</thought>|</reasoning>|<\|END_THINKING\|>|<channel\|>|\[/THINK\]")
 """Ends of thoughts that stand in the text of an answer."""
-_JSON_SCALAR = re.compile(r'"(?P<text>(?:[^"\\]|\\.)*)"(?P<colon>\s*:)?|-?\d+(?:\.\d+)?(?P<exponent>[eE][-+]?\d+)?')
+THOUGHT_TAG = re.compile(rf"\s*({_THOUGHT_END.pattern}|<think(?:ing)?>|<thought>|<reasoning>|\[THINK\])\s*")
+"""Beginnings and ends of thoughts, with the white space around them."""
+_JSON_SCALAR = re.compile(r'"(?P<text>(?:[^"\\]|\\.)*)"(?P<colon>\s*:)?|(?P<number>-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)')
 
 _MIN_LENGTH = 16
 """Characters of a turn that no template writes by chance."""
@@ -73,15 +75,15 @@ class Written:
 class _Marker:
     """Puts a sentinel into each part of a chat."""
 
-    def __init__(self, marks: bool, names: bool, in_words: bool) -> None:
+    def __init__(self, prefix: str | None, names: bool = False, in_words: bool = False) -> None:
         """Sets which parts get sentinels, and where.
 
         Args:
-            marks: False for none at all.
+            prefix: The digits with which sentinels begin; None for none at all.
             names: Names of functions and arguments get them, too; templates may look these up.
             in_words: Texts get them within a word, not at their end, which templates may examine.
         """
-        self._marks, self._names, self._in_words = marks, names, in_words
+        self._prefix, self._names, self._in_words = prefix, names, in_words
         self.parts: list[Part] = []
 
     def messages(self, messages: Sequence[Message]) -> list[Message]:
@@ -132,23 +134,31 @@ class _Marker:
 
     def _arguments(self, turn: int, function: str, arguments: str) -> str:
         def marked(match: re.Match[str]) -> str:
-            # With an exponent, digits behind it would make another number.
-            is_marked = match["exponent"] is None and (self._names or match["colon"] is None)
-            text = match[0] if match["text"] is None else match["text"]
-            value = self._part(Part(turn, "argument", text, function=function), is_marked)
-            return value if match["text"] is None else f'"{value}"{match["colon"] or ""}'
+            if match["number"] is not None:
+                return self._number(turn, function, match[0])
+            part = Part(turn, "argument", match["text"], function=function)
+            return f'"{self._part(part, self._names or match["colon"] is None)}"{match["colon"] or ""}'
 
         # In the JSON text itself, since templates may write it as it stands.
         return _JSON_SCALAR.sub(marked, arguments)
 
+    def _number(self, turn: int, function: str, number: str) -> str:
+        # Before its digits, since no number begins with a zero.
+        place = int(number.startswith("-"))
+        marked = f"{number[:place]}{self._next()}{number[place:]}"
+        # Templates that read the value write it as Python does, which would look like another treatment.
+        is_marked = _as_python(number) == number and _as_python(marked) == marked
+        return self._part(Part(turn, "argument", number, function=function), is_marked, place)
+
+    def _next(self) -> str:
+        """Returns the sentinel of the next part."""
+        return f"{self._prefix}{''.join(str(len(self.parts) // 9**i % 9) for i in range(4, -1, -1))}"
+
     def _part(self, part: Part, is_marked: bool, place: int | None = None) -> str:
         """Adds a part and returns its text, with its sentinel if it gets one."""
-        number = len(self.parts)
-        if is_marked and self._marks and number < 9**5:
-            digits = "".join(str(number // 9**i % 9) for i in range(4, -1, -1))
-            sentinel, place = f"9041{digits}", len(part.text) if place is None else place
-            text = f"{part.text[:place]}{sentinel}{part.text[place:]}"
-            part = replace(part, text=text, sentinel=sentinel)
+        if is_marked and self._prefix is not None and len(self.parts) < 9**5:
+            sentinel, place = self._next(), len(part.text) if place is None else place
+            part = replace(part, text=f"{part.text[:place]}{sentinel}{part.text[place:]}", sentinel=sentinel)
         self.parts.append(part)
         return part.text
 
@@ -171,20 +181,21 @@ def written_parts(
     """
     if not tools and (found := _found_once(messages, text, source)) is not None:
         return found
+    pattern = next((pattern for pattern in _SENTINELS if not pattern.search(text)), _SENTINELS[0])
     # Templates examine texts: whether one ends with a tag, for instance. Then sentinels at other places may do.
     for in_words, names in ((False, True), (True, False), (False, False), (True, True)):
-        marker = _Marker(True, names, in_words)
+        marker = _Marker(pattern.pattern[:4], names, in_words)
         marked_tools = marker.tools(tools or ()) or None
         try:
             marked_text = render(marker.messages(messages), tools=marked_tools)
         except TemplateError:
             continue
-        if _SENTINEL.sub("", marked_text) == text:
-            return _located(text, marked_text, marker.parts)
-    marker = _Marker(False, False, False)
+        if pattern.sub("", marked_text) == text:
+            return _located(text, marked_text, marker.parts, pattern)
+    marker = _Marker(None)
     marker.tools(tools or ())
     marker.messages(messages)
-    return _located(text, text, marker.parts)
+    return _counted(text, marker.parts, messages)
 
 
 def _found_once(messages: Sequence[Message], text: str, source: str) -> Written | None:
@@ -211,7 +222,7 @@ def _found_once(messages: Sequence[Message], text: str, source: str) -> Written 
     return Written(text, places, set(), set())
 
 
-def check_parts(written: Written, spans: Mapping[int, Span], roles: Sequence[Role]) -> bool:
+def check_parts(written: Written, spans: Mapping[int, Span], roles: Sequence[Role]) -> set[str]:
     """Verifies that a text has each part of its chat once, in the order of the turns, and trains those of answers only.
 
     A template may drop thoughts of earlier turns, and what an assistant says beside a tool call: at inference, it drops
@@ -219,64 +230,72 @@ def check_parts(written: Written, spans: Mapping[int, Span], roles: Sequence[Rol
 
     Args:
         written: A chat, up to its last turn, and where its parts are.
-        spans: The characters of each answer that is trained, by its turn.
+        spans: The characters of each answer that is trained, by its turn; empty if the whole text is trained.
         roles: Role of each turn.
 
     Returns:
-        Whether the template has dropped a thought.
+        The kinds of parts that the template has dropped.
 
     Raises:
         UnusableRow: A part is missing, written twice, changed, or at a wrong place.
     """
-    turns, has_dropped = sorted(spans), False
+    turns, dropped = sorted(spans), set[str]()
     with_calls = {part.turn for part in written.places if part.kind == "function"}
     for part, places in written.places.items():
         if part.turn == NO_TURN:
             if not places:
                 raise UnusableRow(f"the chat template does not write the tools of the chat: {part.function}")
             continue
-        role, is_trained = roles[part.turn], part.turn in spans
-        where = f"turn {part.turn}: the chat template"
-        is_changed = part in written.changed
-        if role != Role.ASSISTANT:
-            # A template may parse results of tools, and write them anew.
-            if not places or (is_changed and not (role == Role.TOOL and _is_json(_SENTINEL.sub("", part.text)))):
-                raise UnusableRow(f"{where} changes or drops the text of the {role}")
-        elif not is_trained and (part.kind == "reasoning_content" or (part.kind == "text" and part.turn in with_calls)):
-            has_dropped |= not places
-        elif not places and part.function:
-            raise UnusableRow(f"{where} does not write its tool call: {part.function}")
-        elif not places and part.kind == "reasoning_content":
-            raise UnusableRow(f"{where} does not write its reasoning_content")
-        elif not places or (is_changed and (is_trained or part not in written.without_thought)):
-            raise UnusableRow(f"{where} changes or drops its text")
+        role, where = roles[part.turn], f"turn {part.turn}: the chat template"
+        # No prompt of inference holds the last turn.
+        is_context = part.turn not in spans and (bool(spans) or part.turn < len(roles) - 1)
+        is_spoken = part.kind == "reasoning_content" or (part.kind == "text" and part.turn in with_calls)
+        if role == Role.ASSISTANT and is_context and is_spoken:
+            dropped |= set() if places else {part.kind}
+        elif problem := _problem_of(part, written, role, is_context):
+            raise UnusableRow(f"{where} {problem}")
         # Where its turn is: in its own span, or between the spans before and after its turn.
         i = bisect_left(turns, part.turn)
         first = spans[turns[i - 1]][1] if i else 0
-        later = turns[i + is_trained :]
+        later = turns[i + (part.turn in spans) :]
         last = spans[later[0]][0] if later else len(written.text)
-        if is_trained:
+        if part.turn in spans:
             first, last = spans[part.turn]
         num_there = sum(first <= place <= last for place in places)
         # The name of a function may be repeated, with its result for instance. Words without a sentinel stand anywhere.
         is_unique = bool(part.sentinel) and part.kind != "function"
         if places and (not num_there or (is_unique and len(places) > 1)):
             raise UnusableRow(f"{where} writes a part of it twice, or at the place of another turn: {part.kind}")
-    return has_dropped
+    return dropped
 
 
-def _located(text: str, marked_text: str, parts: Sequence[Part]) -> Written:
+def _problem_of(part: Part, written: Written, role: Role, is_context: bool) -> str:
+    """Returns what a template does to a part that it must write, "" if that is written."""
+    is_missing, is_changed = not written.places[part], part in written.changed
+    if role != Role.ASSISTANT:
+        # A template may parse results of tools, and write them anew.
+        may_change = role == Role.TOOL and _is_json(part.text.replace(part.sentinel, ""))
+        return f"changes or drops the text of the {role}" if is_missing or (is_changed and not may_change) else ""
+    if is_missing and part.function:
+        return f"does not write its tool call: {part.function}"
+    if is_missing and part.kind == "reasoning_content":
+        return "does not write its reasoning_content"
+    is_cut = is_changed and not (is_context and part in written.without_thought)
+    return "changes or drops its text" if is_missing or is_cut else ""
+
+
+def _located(text: str, marked_text: str, parts: Sequence[Part], pattern: re.Pattern[str]) -> Written:
     """Returns where the parts are in a text, from the text with their sentinels."""
     marked_places: dict[str, list[int]] = {}
     unmarked_places: dict[str, list[int]] = {}
-    for i, match in enumerate(_SENTINEL.finditer(marked_text)):
+    for i, match in enumerate(pattern.finditer(marked_text)):
         marked_places.setdefault(match[0], []).append(match.start())
         # Each sentinel before it has moved it by its length.
         unmarked_places.setdefault(match[0], []).append(match.start() - i * len(match[0]))
     places, changed, without_thought = dict[Part, list[int]](), set[Part](), set[Part]()
     for part in parts:
         if not part.sentinel:
-            places[part] = _ends_of(part.text, text)
+            places[part] = _ends_of(part, text)
             continue
         places[part] = unmarked_places.get(part.sentinel, [])
         # Templates write calls in many forms.
@@ -290,14 +309,30 @@ def _located(text: str, marked_text: str, parts: Sequence[Part]) -> Written:
     return Written(text, places, changed, without_thought)
 
 
+def _counted(text: str, parts: Sequence[Part], messages: Sequence[Message]) -> Written:
+    """Returns where the parts may be in a text without sentinels: their words, if they stand as often as the parts."""
+
+    def may_drop(part: Part) -> bool:
+        is_beside_call = part.kind == "text" and bool(messages[part.turn].tool_calls)
+        return part.kind == "reasoning_content" or is_beside_call
+
+    needed = [part.text for part in parts if not may_drop(part)]
+    places = dict[Part, list[int]]()
+    for part in parts:
+        ends = _ends_of(part, text)
+        num_needed = sum(words.count(part.text) for words in needed) + may_drop(part)
+        places[part] = ends if part.text not in text or text.count(part.text) >= num_needed else []
+    return Written(text, places, set(), set())
+
+
 def _holds(text: str, part: str) -> bool:
-    """Returns True if a text holds a part, perhaps as JSON or with other white space."""
+    """Returns True if a text holds a part, perhaps as JSON or with other white space around tags of thoughts."""
     part = part.strip()
     if part in text:
         return True
-    squeezed = "".join(text.split())
     forms = (part, json.dumps(part, ensure_ascii=False)[1:-1], json.dumps(part)[1:-1])
-    return any("".join(form.split()) in squeezed for form in forms)
+    joined = THOUGHT_TAG.sub(r"\1", text)
+    return any(form in text or THOUGHT_TAG.sub(r"\1", form) in joined for form in forms)
 
 
 def _is_json(text: str) -> bool:
@@ -307,9 +342,19 @@ def _is_json(text: str) -> bool:
         return False
 
 
-def _ends_of(words: str, text: str) -> list[int]:
-    """Returns where words end in a text; the end of the text if they are there with other white space only."""
-    words = words.strip()
-    ends = [match.end() for match in re.finditer(re.escape(words), text)]
-    is_there = bool(ends) or "".join(words.split()) in "".join(text.split())
-    return ends or [len(text)] * is_there
+def _as_python(number: str) -> str:
+    """Returns a number of JSON as Python writes it, "" if it is none."""
+    try:
+        return repr(json.loads(number))
+    except ValueError:
+        return ""
+
+
+def _ends_of(part: Part, text: str) -> list[int]:
+    """Returns where the words of a part end in a text, or their first word if they stand there in another form."""
+    words = part.text.strip()
+    forms = {words, _as_python(words)} if part.kind == "argument" else {words}
+    ends = [match.end() for form in sorted(forms) if form for match in re.finditer(re.escape(form), text)]
+    if not ends and words and _holds(text, words):
+        ends = [match.end() for match in re.finditer(re.escape(words.split()[0]), text)]
+    return sorted(ends)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from oumi.core.data.tokenize.chat_template import Template, TemplateError
-from oumi.core.data.tokenize.sentinels import Span, UnusableRow, Written, written_parts
+from oumi.core.data.tokenize.sentinels import THOUGHT_TAG, Span, UnusableRow, Written, written_parts
 from oumi.core.errors import ConfigError, Problem
 from oumi.core.log import logger
 from oumi.core.types.conversation import Conversation, FunctionCall, Message, Role, ToolCall, ToolDefinition
@@ -148,11 +148,7 @@ class ChatRenderer:
         """
         upto = self.upto(turn)
         if not turn:
-            # No prompt precedes the answer, and few templates render an empty chat: the header is that of any answer.
-            question = [Message(role=Role.USER, content="?")]
-            prompt = self._template.render(question, add_generation_prompt=True)
-            header = prompt.removeprefix(self._template.render(question))
-            return AnsweredChat(upto, upto.index(header) + len(header) if header in upto else 0)
+            return self._opening_answer(upto)
         prompt = self._render(turn, add_generation_prompt=True)
         if upto.startswith(prompt):
             return AnsweredChat(upto, len(prompt))
@@ -166,17 +162,34 @@ class ChatRenderer:
             return AnsweredChat(prompt + raw, len(prompt), is_joined=True, is_raw=True)
         # The prompt of inference may hold more than the finished chat does, such as an opened thought.
         before = self._render(turn)
-        common = next((i for i, (a, b) in enumerate(zip(prompt, upto, strict=False)) if a != b), len(upto))
+        common = _num_shared(prompt, upto)
         if not upto.startswith(before) or common < len(before):
             raise UnusableRow(f"turn {turn}: the chat template gives no prompt that the finished chat begins with")
         # A tag of the answer may begin as the thought does: `<b>` or `<tool_call>`, and `<think>`.
-        tag = upto.rfind("<", len(before), common)
-        if tag >= 0 and ">" not in upto[tag:common]:
-            common = tag
+        common = max(len(_without_open_tag(upto[:common])), len(before))
         # The answer may begin with the words with which the prompt ends; they are part of the answer.
         answer_start = upto.rfind(self._messages[turn].text.strip())
         start = min(common, answer_start) if answer_start >= len(before) else common
         return AnsweredChat(upto, start, unmet_prompt=prompt[len(before) :])
+
+    def _opening_answer(self, upto: str) -> AnsweredChat:
+        """Returns the chat up to an answer that opens it."""
+        # No prompt precedes the answer, and few templates render an empty chat: the header is that of any answer.
+        question = [Message(role=Role.USER, content="?")]
+        prompt = self._template.render(question, add_generation_prompt=True)
+        shared = _num_shared(prompt, self._template.render(question))
+        header = prompt[len(_without_open_tag(prompt[:shared])) :]
+        if not header.strip():
+            answer = self._messages[0].text.strip()
+            if answer and answer in upto:
+                return AnsweredChat(upto, upto.index(answer))
+        # The prompt may also open a thought, which this answer lacks.
+        lengths = [len(header), len(header.rstrip()), *(tag.start(1) for tag in THOUGHT_TAG.finditer(header))]
+        written = next((header[:length] for length in lengths if header[:length] in upto), "")
+        if not written:
+            raise UnusableRow("turn 0: the chat template writes no header of the assistant before it")
+        is_met = written.rstrip() == header.rstrip()
+        return AnsweredChat(upto, upto.index(written) + len(written), unmet_prompt="" if is_met else header)
 
     def written(self, turn: int, answered: AnsweredChat | None = None) -> Written:
         """Returns where the parts of the chat up to a turn are written.
@@ -209,18 +222,23 @@ class ChatRenderer:
 
         Templates like that of DeepSeek-R1 write finished answers without the thoughts with which the model begins.
         """
-        message = self._messages[turn]
+        message, before = self._messages[turn], self._render(turn)
         thought, end_of_thought, answer = message.text.rpartition("</think>")
+        other = message.model_copy(update={"content": f"{thought}?{end_of_thought}{answer}"})
         if message.reasoning_content is not None:
             thought, answer = message.reasoning_content, message.text
+            other = message.model_copy(update={"reasoning_content": f"{thought}?"})
         elif not end_of_thought:
             return ""
-        thought, answer, before = thought.strip().removeprefix("<think>").strip(), answer.strip(), self._render(turn)
+        thought, answer = thought.strip().removeprefix("<think>").strip(), answer.strip()
         if not prompt.rstrip().endswith("<think>") or not upto.startswith(before) or message.tool_calls or not answer:
             return ""
+        # Dropped is a thought if another one gives the same text.
+        messages = [*self._messages[:turn], other]
+        is_dropped = self._template.render(messages, tools=self._tools) == self._render(turn + 1)
         # Not before, where an earlier turn may say the same.
         place = upto.rfind(answer, len(before))
-        if place < 0 or thought in upto[len(before) :]:
+        if place < 0 or not is_dropped:
             return ""
         return f"{thought}\n</think>\n\n{upto[place:]}"
 
@@ -336,3 +354,25 @@ def _with_tool_result(template: Template) -> str:
         return template.render(chat, tools=[tool])
     except TemplateError:
         return ""
+
+
+def end_of_answer(template: Template, end_tokens: EndTokens) -> str:
+    """Returns the control token that a template writes behind an answer, "" if it writes none."""
+    messages = [Message(role=Role.USER, content="?"), Message(role=Role.ASSISTANT, content=".")]
+    try:
+        text = ChatRenderer(template, Conversation(messages=messages), end_tokens).upto(1)
+    except TemplateError:
+        return ""
+    end = text.rpartition(".")[2].strip()
+    return end if end_tokens.token_at(end, 0) == end else ""
+
+
+def _num_shared(a: str, b: str) -> int:
+    """Returns with how many equal characters two texts begin."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _without_open_tag(text: str) -> str:
+    """Returns a text without the beginning of a tag at its end, such as `<to`."""
+    start = text.rfind("<")
+    return text[:start] if start >= 0 and ">" not in text[start:] else text
