@@ -150,7 +150,7 @@ def test_answers_are_trained_and_images_are_not_also_where_all_is(tmp_path: Path
     assert row.is_target[row.tokens != preprocessor.image_encoder.token_id].all()
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("length", range(36, 72, 3))
 @pytest.mark.parametrize("side", ["RIGHT", "LEFT"])
 def test_truncation_never_cuts_an_image(tmp_path: Path, length: int, side: str) -> None:

@@ -63,7 +63,7 @@ def first_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     return first
 
 
-@pytest.mark.sample
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("second", RUNS)
 @pytest.mark.parametrize("first", RUNS)
 def test_a_second_run_leaves_the_files_that_it_leaves_in_an_empty_directory(

@@ -86,6 +86,7 @@ def test_the_twin_has_a_layer_of_each_kind(model_type: str) -> None:
     assert set(getattr(twin.config, "layer_types", ())) == set(getattr(model.config, "layer_types", ()))
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("model_type", TINY_SETTINGS)
 def test_the_twin_decides_as_the_model_itself(model_type: str) -> None:
     model = build(model_type, TINY_SETTINGS[model_type])
@@ -100,6 +101,7 @@ def test_the_twin_decides_as_the_model_itself(model_type: str) -> None:
     assert fuse_layers(torch.nn.ModuleList([deepcopy(model)])) == fuse_layers(model)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("model_type", TINY_SETTINGS)
 def test_a_model_on_the_meta_device_gets_the_same_decisions(model_type: str) -> None:
     model, on_meta = (build(model_type, TINY_SETTINGS[model_type], device) for device in ("cpu", "meta"))
