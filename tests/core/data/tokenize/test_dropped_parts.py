@@ -147,6 +147,9 @@ def parts_of(message: Message) -> Iterator[str]:
         yield from call.function.values()["city"].split()
 
 
+OF_ANSWER = "of the answer"
+
+
 def faults_of(template: Template, chat: Conversation) -> list[str]:
     """Returns what is wrong with the last answer of a chat without repeated words, by what the template writes."""
     *before, answer = chat.messages
@@ -160,7 +163,7 @@ def faults_of(template: Template, chat: Conversation) -> list[str]:
         faults += [f"{part} of {message.role}" for part in parts_of(message) if prompt.count(part) != 1]
     for part in [*parts_of(answer), *(answer.reasoning_content or "").split()]:
         if finished.count(part) != 1 or part in prompt:
-            faults.append(f"{part} of the answer")
+            faults.append(f"{part} {OF_ANSWER}")
     for tool in chat.tools or ():
         if tool.function["name"] not in prompt:
             faults.append(f"tool {tool.function['name']}")
@@ -170,6 +173,7 @@ def faults_of(template: Template, chat: Conversation) -> list[str]:
 def check(name: str, mutation: str, seeds: range) -> tuple[int, int]:
     """Verifies that no faulty row is trained; returns how many rows were trained and refused."""
     tokenizer, trained, refused = byte_tokenizer(), 0, 0
+    tokenizer.add_special_tokens({"bos_token": "<s>"})  # templates write it
     templates = [
         Template(tokenizer, MUTATIONS[mutation].replace("K", str(k)) + source_of(name), NOW)
         for k in range(4 if "K" in MUTATIONS[mutation] else 1)
@@ -187,11 +191,15 @@ def check(name: str, mutation: str, seeds: range) -> tuple[int, int]:
             assert isinstance(twin, RejectedRow), f"{name}, {mutation}, seed {seed}: {result.reason}"
             continue
         assert isinstance(result, Rendered)
-        assert not faults, f"{name}, {mutation}, seed {seed}: trained in silence with {faults}"
         # What is trained is what follows the prompt of inference, with all that the answer holds.
         (document,) = result.documents
         answer = pair.chat.messages[-1]
         first, last = document.spans[0][0], document.spans[-1][1]
+        # An answer whose thought only the finished chat lacks is trained as it is, behind the prompt that opens it.
+        as_said = f"{answer.reasoning_content}\n</think>\n\n{answer.text}<"
+        if answer.reasoning_content and document.text[first:].startswith(as_said):
+            faults = [fault for fault in faults if OF_ANSWER not in fault]
+        assert not faults, f"{name}, {mutation}, seed {seed}: trained in silence with {faults}"
         assert answer.text in document.text[max(first - 20, 0) : last]
         prompt = template.render(pair.chat.messages[:-1], add_generation_prompt=True, tools=pair.chat.tools)
         assert prompt == document.text[:first] or document.remarks or prompt.startswith(document.text[:first])
