@@ -164,6 +164,9 @@ ROWS: dict[str, tuple[list[Any], dict[str, Any], list[str] | str]] = {
     "a part in an answer": (["q", [{"type": "image"}]], {"images": ["0"]}, "turn 1: an image in an answer"),
     "two columns": (["q", "a"], {"images": ["0"], "image": "1"}, "has 'images' and 'image'"),
     "marks with numbers": (["<image_2> or <image 1>?", "a"], {"images": ["0", "1"]}, ["[1] or [0]?", "a"]),
+    "marks with numbers from 0": (["<image_1> or <image_0>?", "a"], {"images": ["0", "1"]}, ["[1] or [0]?", "a"]),
+    "numbers in an answer": (["q", "See <image 1>."], {"images": ["0"]}, ["[0]q", "See <image 1>."]),
+    "a number where there are no images": (["What is <image 1>?", "a"], {"image": None}, ["What is <image 1>?", "a"]),
     "a number without an image": (["<image_3><image_1>", "a"], {"images": ["0", "1"]}, "refers to image 2"),
     "a mark where there is no column": (["What is <image>?", "a"], {}, ["What is <image>?", "a"]),
 }  # fmt: skip
@@ -197,7 +200,6 @@ def test_turns_of_any_role_but_the_assistant_show_images() -> None:
         {"text": "A cat.", "image": "a.png"},
         {"text": "A cat.", "images": ["a.png"]},
         {"prompt": "What?", "completion": "A cat.", "image": "a.png"},
-        {"text": "A cat.", "audio": "a.wav"},
         {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A."}], "video": "a.mp4"},
         *(
             {"messages": [{"role": "user", "content": "What?", key: "a"}, {"role": "assistant", "content": "A."}]}
@@ -209,3 +211,9 @@ def test_media_that_would_not_be_trained_are_refused(record: dict[str, Any]) -> 
     result = to_value(Row(record, Source("set", "x.jsonl", 1)), detect_shape(record))
     assert isinstance(result, RejectedRow)
     assert re.search("has '(image|video|audio)s?'", result.reason)
+
+
+def test_columns_that_say_that_there_are_no_media_are_none() -> None:
+    turns = [{"role": "user", "content": "What?", "image": False}, {"role": "assistant", "content": "A."}]
+    for record in ({"messages": turns, "video": False, "audio": {}}, {"text": "As said.", "audio": {"path": "a"}}):
+        assert isinstance(to_value(Row(record, Source("set", "x.jsonl", 1)), detect_shape(record)), Row)

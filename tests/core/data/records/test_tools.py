@@ -55,7 +55,7 @@ PLAIN = [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": 
         ({"messages": PLAIN, "schemas": [{"name": "a", "input_schema": {"type": "object"}}]}, "schemas"),
         ({"messages": turns(), "metadata": {"tools": [TOOL]}}, "metadata"),
         ({"messages": [PLAIN[0], {**PLAIN[1], "tools": [TOOL]}]}, "tools"),
-        ({"prompt": PLAIN[:1], "apis": [TOOL]}, "apis"),
+        ({"messages": PLAIN, "apis": [TOOL]}, "apis"),
     ],
 )
 def test_definitions_of_functions_are_read_or_refused_whatever_calls_them(record: dict[str, Any], key: str) -> None:
@@ -65,12 +65,32 @@ def test_definitions_of_functions_are_read_or_refused_whatever_calls_them(record
 @pytest.mark.parametrize("record", [{"text": "Rain."}, {"prompt": "Rain?", "completion": "No."}, {"prompt": "Rain?"}])
 def test_tools_are_refused_where_no_template_writes_them(record: dict[str, Any]) -> None:
     assert read({**record, "tools": [TOOL]}).startswith("has tools, ")
-    assert not isinstance(read({**record, "tools": []}), str)
+    for tools in ([], ["hammer"], "hammer, saw", [{"name": "f", "start": 1}]):
+        assert "prompt" in record or not isinstance(read({**record, "tools": tools}), str)
 
 
-def test_other_columns_are_no_definitions() -> None:
-    answer = [{"name": "weather", "parameters": {"city": "Oslo"}}]
-    assert read({"messages": PLAIN, "expected": answer, "extra": {"name": "x", "type": "y"}}).tools is None
+DEFINITION = json.dumps({**FUNCTION, "description": "Tells it"})
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": PLAIN, "expected": [{"name": "weather", "parameters": {"city": "Oslo"}}]},
+        {"messages": PLAIN, "by": {"name": "gpt", "description": "teacher", "parameters": {"temperature": 0.7}}},
+        {"messages": PLAIN, "meta": '{"pipeline": {"name": "x", "parameters": {"type": "sft"}}}'},
+        {"prompt": PLAIN[:1], "ground_truth": [FUNCTION]},
+        {"prompt": PLAIN[:1], "completion": [{"role": "assistant", "content": DEFINITION}]},
+        {"prompt": "Write a schema", "chosen": DEFINITION, "rejected": "I cannot."},
+        {"instruction": "Describe it", "input": DEFINITION, "output": DEFINITION},
+        {"system": DEFINITION, "messages": PLAIN},
+        {"conversation": {"messages": [{"role": "user", "content": DEFINITION}, PLAIN[1]]}},
+        {"messages": [PLAIN[0], {**PLAIN[1], "reasoning_content": DEFINITION}]},
+        {"messages": [PLAIN[0], {**PLAIN[1], "thinking": '{"name": "f", "arguments": {"a": 1}}'}]},
+        {"text": "def f()", "functions": [{"name": "f", "start": 1}]},
+    ],
+)
+def test_words_and_other_columns_are_no_definitions(record: dict[str, Any]) -> None:
+    assert not isinstance(read(record), str), read(record)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +113,8 @@ def test_calls_that_would_be_lost_are_refused() -> None:
     def reason(**turn: Any) -> Any:
         return read({"messages": [PLAIN[0], {"role": "assistant", "content": "Hm.", **turn}]})
 
+    assert "has calls in 'additional_kwargs'" in reason(additional_kwargs={"tool_calls": [{"function": call}]})
+    assert not isinstance(reason(additional_kwargs={"tool_calls": [call]}, tool_calls=[call]), str)
     for key in ("tool_call", "function_calls", "calls"):
         assert reason(**{key: [call]}) == f"turn 1: has calls in '{key}', which is not read: name it 'tool_calls'"
     assert "expected one of them" in reason(tool_calls=[call], function_call=call)

@@ -91,6 +91,23 @@ def test_an_end_that_an_answer_brings_is_not_doubled(template: str, brought: str
     assert with_ends.is_target.tolist() == plain.is_target.tolist()
 
 
+TWO_ENDS = HEADED.replace("<|end|>\n", "{% if m.role == 'assistant' %}<|stop|>{% endif %}<|end|>\n")
+
+
+@pytest.mark.parametrize("brought", ["<|stop|>", "<|end|>", "<|stop|><|end|>", "</s>"])
+def test_each_of_two_tokens_that_end_an_answer_stands_once(brought: str) -> None:
+    fast = tokenizer()
+    fast.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>", "<|end|>", "<|stop|>"]})
+    texts = [
+        trained(encode(Conversation(messages=[
+            Message(role=Role.USER, content="Say."), Message(role=Role.ASSISTANT, content=f"Fine.{end}"),
+            Message(role=Role.USER, content="Say."), Message(role=Role.ASSISTANT, content=f"Fine.{end}"),
+        ]), fast, TWO_ENDS), fast)
+        for end in ("", brought)
+    ]  # fmt: skip
+    assert texts == ["Fine.<|stop|><|end|>" * 2] * 2
+
+
 @pytest.mark.parametrize("value", [Completion("Q", " A"), Text("Once.")])
 def test_a_text_without_an_end_is_remarked(value: Any) -> None:
     for eos in ("</s>", None):

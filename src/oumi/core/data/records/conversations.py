@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from oumi.core.data.records.fields import UnusableValue, json_of, kind_of, says_nothing
@@ -37,16 +37,27 @@ _TOOL_KEYS = ("tools", "functions", "tool_defs", "tool_definitions", "available_
 """Names of the definitions of functions, in a row or in its system turn: OpenAI's, its older ones, and others'."""
 _SCHEMA_KEYS = ("parameters", "input_schema", "inputSchema")
 """Keys of a function's definition with the schema of its arguments: OpenAI's, Anthropic's and that of MCP."""
-_CALL_KEYS = ("tool_calls", "function_call", "content", "value")
-"""Keys of a turn whose objects are calls, or text."""
+_TEXT_COLUMNS = (
+    "messages", "conversations", "conversation", "prompt", "question", "completion", "response", "chosen", "rejected",
+    "instruction", "input", "output", "system", "history", "text",
+)  # fmt: skip
+_TEXT_KEYS = ("role", "from", "content", "value", "name", *_REASONING_KEYS)
+_CALL_KEYS = ("tool_calls", "function_call")
+_READ_KEYS = frozenset((*_TEXT_COLUMNS, *_TEXT_KEYS, *_CALL_KEYS))
+"""Keys of rows and turns that are read, in whose text definitions and calls of functions are words."""
 _ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
+_HAS_ARGUMENTS = re.compile(rf'"(?:{"|".join((*_SCHEMA_KEYS, *_ARGUMENT_KEYS, "description"))})"')
 """Keys of a call with its arguments: OpenAI's, and those of Llama's templates, LangChain and Anthropic."""
 IMAGE_COLUMNS = ("images", "image")
 """Columns of the images of a row."""
 UNREAD_MEDIA = ("video", "videos", "audio", "audios")
 """Keys of a row or a turn that would change its text, and are rejected rather than ignored."""
-_IMAGE_MARK = re.compile(r"<image(?:[ _](\d+))?>")
-"""Stands for the next image of a row in the text of a turn, or for the one with this number, from 1."""
+CHAT_COLUMNS = (*_TOOL_KEYS, *IMAGE_COLUMNS, "conversation_id")
+"""Columns that belong to the turns of a row."""
+_IMAGE_MARK = re.compile(r"<image(?:[ _](\d{1,4}))?>")
+"""Stands for the next image of a row in the text of a turn, or for the one with this number."""
+_MAX_ITEMS = 3
+"""Items of a list that are examined: they are of one kind."""
 
 
 def chat_of(turns: Sequence[Any], record: Mapping[str, Any]) -> Conversation:
@@ -101,12 +112,9 @@ def tools_of_row(record: Mapping[str, Any], first_turn: Mapping[str, Any]) -> li
     definitions = dict[str, list[ToolDefinition] | None]()
     for place, owner in (("", record), (" of the first turn", first_turn)):
         for key in _TOOL_KEYS:
-            value = owner.get(key)
             # Columns with the other names may hold something else, such as names of functions that were called.
-            if key == "tools" or any(
-                isinstance(_json_or_text(item), Mapping) for item in _as_list(_json_or_text(value))
-            ):
-                definitions[f"'{key}'{place}"] = _tools(value, key)
+            if key == "tools" or _contains(owner.get(key), _is_named_function, 0):
+                definitions[f"'{key}'{place}"] = _tools(owner.get(key), key)
     by_place = {place: tools for place, tools in definitions.items() if tools}
     places = list(by_place)
     if any(tools != by_place[places[0]] for tools in by_place.values()):
@@ -114,30 +122,52 @@ def tools_of_row(record: Mapping[str, Any], first_turn: Mapping[str, Any]) -> li
     return by_place[places[0]] if by_place else None
 
 
+def defines_tools(record: Mapping[str, Any]) -> bool:
+    """Returns True if a row has definitions of functions under one of the names of tools."""
+    return any(_contains(record.get(key), _is_definition, 0) for key in _TOOL_KEYS)
+
+
 def _check_no_tools_elsewhere(record: Mapping[str, Any], turns: Sequence[Any]) -> None:
     """Raises UnusableValue if definitions of functions stand under a key that is not read."""
     # Most turns have a role and text, and no more.
     for place in (record, *(turn for turn in turns if len(turn) > 2)):
         for key, value in place.items():
-            if key not in _CALL_KEYS and value is not turns and _defines_function(value):
+            if key not in _READ_KEYS and _contains(value, _is_definition):
                 raise UnusableValue(f"has definitions of functions in '{key}', which is not read: name it 'tools'")
 
 
-def _defines_function(value: Any, depth: int = 2) -> bool:
-    """Returns True for the definition of a function, and for a list, an object or JSON text that holds one."""
+def _contains(value: Any, is_wanted: Callable[[Mapping[str, Any]], bool], depth: int = 2) -> bool:
+    """Returns True for an object that is wanted, and for a list, an object or JSON text that holds one.
+
+    Args:
+        value: The value.
+        is_wanted: Judges the function of an object, or the object itself.
+        depth: How many objects deep to search.
+    """
     if isinstance(value, str):
-        value = _json_or_text(value) if '"name"' in value else None
+        value = _json_or_text(value) if '"name"' in value and _HAS_ARGUMENTS.search(value) else None
     if isinstance(value, list):
-        return any(_defines_function(item, depth) for item in value)
+        return any(_contains(item, is_wanted, depth) for item in value[:_MAX_ITEMS])
     if not isinstance(value, Mapping):
         return False
     function = value.get("function", value)
-    if isinstance(function, Mapping) and isinstance(function.get("name"), str):
-        schemas = [function[key] for key in _SCHEMA_KEYS if isinstance(function.get(key), Mapping)]
-        # A call has such keys, too, but its arguments are no schema.
-        if any("properties" in schema or "type" in schema or "description" in function for schema in schemas):
-            return True
-    return depth > 0 and any(_defines_function(item, depth - 1) for item in value.values())
+    if isinstance(function, Mapping) and isinstance(function.get("name"), str) and is_wanted({**value, **function}):
+        return True
+    return depth > 0 and any(_contains(item, is_wanted, depth - 1) for item in value.values())
+
+
+def _is_definition(function: Mapping[str, Any]) -> bool:
+    schemas = [function[key] for key in _SCHEMA_KEYS if isinstance(function.get(key), Mapping)]
+    # The arguments of a call, or settings of a program, may have such a key, too, but are no schema.
+    return any(schema.get("type") == "object" or isinstance(schema.get("properties"), Mapping) for schema in schemas)
+
+
+def _is_named_function(function: Mapping[str, Any]) -> bool:
+    return "description" in function or any(key in function for key in _SCHEMA_KEYS)
+
+
+def _is_call(function: Mapping[str, Any]) -> bool:
+    return any(key in function for key in _ARGUMENT_KEYS) and not _is_definition(function)
 
 
 def _json_or_text(value: Any) -> Any:
@@ -188,7 +218,7 @@ def _message(turn: Any, index: int, images: _Images) -> Message:
     if role is None:
         raise UnusableValue(f"turn {index}: unknown role {name!r}{did_you_mean(str(name), _ROLES)}")
     for key in (*IMAGE_COLUMNS, *UNREAD_MEDIA):
-        if not says_nothing(turn.get(key)):
+        if has_media(turn.get(key)):
             raise UnusableValue(f"turn {index}: has '{key}'; only images are read, from 'images' of the row")
     content = turn.get(content_key)
     if name == "function_call":
@@ -222,16 +252,10 @@ def _calls(turn: Mapping[str, Any], index: int) -> list[ToolCall]:
         calls = _as_list(json_of(calls, f"turn {index}: 'tool_calls'"))
     if not isinstance(calls, list):
         raise UnusableValue(f"turn {index}: 'tool_calls' must be a list, got {kind_of(calls)}")
-    for key, value in turn.items():
-        if key not in _CALL_KEYS and any(_is_call(item) for item in _as_list(_json_or_text(value))):
+    for key, value in turn.items() if not calls else ():
+        if key not in _READ_KEYS and _contains(value, _is_call):
             raise UnusableValue(f"turn {index}: has calls in '{key}', which is not read: name it 'tool_calls'")
     return [_call(call, index) for call in calls]
-
-
-def _is_call(value: Any) -> bool:
-    function = value.get("function", value) if isinstance(value, Mapping) else None
-    has_name = isinstance(function, Mapping) and isinstance(function.get("name"), str)
-    return has_name and any(key in function for key in _ARGUMENT_KEYS) and not _defines_function(value)
 
 
 def _call(value: Any, index: int) -> ToolCall:
@@ -278,7 +302,7 @@ def _content(content: Any, index: int, role: Role, images: _Images) -> str | lis
         raise UnusableValue(f"turn {index}: the content must be text, got {kind_of(content)}")
     items = images.unplaced() if role == Role.USER else []
     for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-        items += _part(part, index, images)
+        items += _part(part, index, role, images)
     if all(item.is_text() for item in items):
         return "".join(item.content or "" for item in items)
     if role == Role.ASSISTANT:
@@ -286,13 +310,13 @@ def _content(content: Any, index: int, role: Role, images: _Images) -> str | lis
     return items
 
 
-def _part(part: Any, index: int, images: _Images) -> list[ContentItem]:
+def _part(part: Any, index: int, role: Role, images: _Images) -> list[ContentItem]:
     """Returns a part of a content: text with its images, an image, or the image of the row that the part refers to."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text":
         text = part.get("text") if part.get("text") is not None else part.get("content")
         if isinstance(text, str):
-            return images.placed(text)
+            return images.placed(text, role)
     elif isinstance(kind, str) and kind.startswith("image"):
         # OpenAI, Transformers, Oumi and others each use another key.
         values = [part.get(key) for key in (kind, "image", "url", "path", "content", "binary", "bytes")]
@@ -329,6 +353,9 @@ class _Images:
         """False if the row cannot have images beside its turns, so that what looks like a mark is text."""
         # If any turn says where an image stands, the first question does not get all of them.
         self._is_placed = not self.items or any(_refers_to_images(turn) for turn in turns)
+        # Some rows count their images from 0.
+        marks = _IMAGE_MARK.findall(str(turns)) if self.items else ()
+        self._first_number = int("0" not in marks)
 
     def take(self, index: Any = None) -> ContentItem:
         """Returns the image at an index, or the next one; raises UnusableValue if the row has no such image."""
@@ -348,28 +375,37 @@ class _Images:
         self._is_placed = True
         return [self.take() for _ in self.items]
 
-    def placed(self, text: str) -> list[ContentItem]:
+    def placed(self, text: str, role: Role) -> list[ContentItem]:
         """Returns a text with an image of the row in place of each mark."""
-        # The texts between the marks, and the number of each mark: text, number, text and so on.
-        pieces = _IMAGE_MARK.split(text) if self.has_column else [text]
-        if len(pieces) == 1:
-            return [ContentItem(type=Type.TEXT, content=text)]
-        parts: list[ContentItem] = []
-        for i, piece in enumerate(pieces):
-            if i % 2:
-                parts.append(self.take(None if piece is None else int(piece) - 1))
-            elif piece:
-                parts.append(ContentItem(type=Type.TEXT, content=piece))
+        parts, start = list[ContentItem](), 0
+        for mark in _IMAGE_MARK.finditer(text) if self.has_column else ():
+            # With a number, an answer speaks of an image, and a row without images of something else.
+            if mark[1] is not None and (role == Role.ASSISTANT or not self.items):
+                continue
+            if mark.start() > start:
+                parts.append(ContentItem(type=Type.TEXT, content=text[start : mark.start()]))
+            parts.append(self.take(None if mark[1] is None else int(mark[1]) - self._first_number))
+            start = mark.end()
+        if start < len(text) or not parts:
+            parts.append(ContentItem(type=Type.TEXT, content=text[start:]))
         return parts
 
 
+def has_media(value: Any) -> bool:
+    """Returns True unless a column of images, videos or audio says that a row has none."""
+    return not (says_nothing(value) or value is False or value == {})
+
+
 def _refers_to_images(turn: Any) -> bool:
-    """Returns True if a turn contains an image mark or a part of type image."""
-    content = turn.get("content", turn.get("value")) if isinstance(turn, Mapping) else None
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    for part in parts:
+    """Returns True if a turn contains a part of type image, or an image mark that stands for one."""
+    if not isinstance(turn, Mapping):
+        return False
+    content = turn.get("content", turn.get("value"))
+    is_answer = role_of(turn.get("role", turn.get("from"))) == Role.ASSISTANT
+    for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
         if isinstance(part, Mapping):
             text = part.get("text") or part.get("content")
-            if str(part.get("type")).startswith("image") or (isinstance(text, str) and _IMAGE_MARK.search(text)):
+            marks = _IMAGE_MARK.finditer(text) if isinstance(text, str) else ()
+            if str(part.get("type")).startswith("image") or any(not (is_answer and mark[1]) for mark in marks):
                 return True
     return False

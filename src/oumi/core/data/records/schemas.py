@@ -8,12 +8,14 @@ from functools import partial
 from typing import Any
 
 from oumi.core.data.records.conversations import (
+    CHAT_COLUMNS,
     IMAGE_COLUMNS,
     UNREAD_MEDIA,
     chat_of,
+    defines_tools,
+    has_media,
     role_of,
     taught,
-    tools_of_row,
 )
 from oumi.core.data.records.fields import UnusableValue, field_of, kind_of, list_of, says_nothing, text_of
 from oumi.core.data.sources.jsonl import shown
@@ -80,7 +82,7 @@ def to_value(row: Row, shape: str | None, schema: str | None = None) -> Row | Re
             hint = ": its 'label' is true or false, and theirs is not" if schema == "kto" else ""
             raise UnusableValue(f"has the shape '{schema}', the rows before it '{shape}'{hint}")
         for key in UNREAD_MEDIA:
-            if not says_nothing(record.get(key)):
+            if shape != "text" and has_media(record.get(key)):
                 raise UnusableValue(f"has '{key}', which is not built yet")
         if shape != "alpaca" and not says_nothing(record.get("history")):
             raise UnusableValue(f"has 'history', which is only read with instruction and output; this is '{shape}'")
@@ -185,16 +187,17 @@ def _text(record: Mapping[str, Any]) -> Text:
 
 def _check_plain(record: Mapping[str, Any]) -> None:
     """Raises UnusableValue if a row of plain text has images or tools, which only a chat template writes."""
-    if column := next((name for name in IMAGE_COLUMNS if not says_nothing(record.get(name))), None):
+    if column := next((name for name in IMAGE_COLUMNS if has_media(record.get(name))), None):
         raise UnusableValue(f"has '{column}', but plain text contains no images; write the text as turns")
-    if tools_of_row(record, {}):
+    if defines_tools(record):
         raise UnusableValue("has tools, but plain text contains none; write the text as turns, or leave the tools out")
 
 
 def _prompt(record: Mapping[str, Any]) -> Prompt:
     turns = turns_of(field_of(record, "prompt"), "user", "prompt")
     others = {key: value for key, value in record.items() if key != "prompt"}
-    chat = chat_of(turns, record)
+    # The other columns are for the reward, and may hold anything.
+    chat = chat_of(turns, {key: record[key] for key in CHAT_COLUMNS if key in record})
     if chat.tools:
         raise UnusableValue("has tools, which prompts without answers do not support yet")
     return Prompt(tuple(chat.messages), others)

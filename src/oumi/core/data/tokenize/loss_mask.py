@@ -12,7 +12,7 @@ from typing import Any
 from oumi.core.data.records.images import IMAGE_MARK
 from oumi.core.data.tokenize.chat_template import Template, TemplateError
 from oumi.core.data.tokenize.sentinels import Span, UnusableRow, check_parts
-from oumi.core.data.tokenize.turns import AnsweredChat, ChatRenderer, EndTokens, end_of_answer, without_tool_results
+from oumi.core.data.tokenize.turns import AnsweredChat, ChatRenderer, EndTokens, ends_of_answers, without_tool_results
 from oumi.core.types.conversation import ContentItem, Conversation, Role
 from oumi.core.types.example import Completion, Judged, Preference, RejectedRow, Row, Source, Text
 
@@ -111,7 +111,7 @@ class Renderer:
         self.train_on = train_on
         self._tool_results = tool_results
         self._image_mark = image_mark
-        self._eos = tokenizer.eos_token or ""
+        self._eos, self._pad = tokenizer.eos_token or "", tokenizer.pad_token or ""
         self._control = control_tokens(tokenizer)
         self._end_tokens = EndTokens(self._control, self._eos)
         self._remedies: dict[str, str] = {}
@@ -183,6 +183,8 @@ class Renderer:
             last = len(chat.messages) - 1
             # The last document of a chat is the one that contains its last turn.
             documents += self._chat(chat, [last] if chat.messages[last].role == Role.ASSISTANT else [])[-1:]
+        if documents[0].text == documents[1].text:
+            raise UnusableRow("'chosen' and 'rejected' are the same, so there is nothing to learn")
         return Rendered(tuple(documents), source, has_specials=True, is_pair=True)
 
     def _chat(self, chat: Conversation, turns: Sequence[int]) -> tuple[Document, ...]:
@@ -228,13 +230,13 @@ class Renderer:
     def _without_ends_of_answers(self, chat: Conversation) -> Conversation:
         """Returns a chat without the end tokens that its answers bring, since the template writes them."""
         if self._ends is None:
-            end = end_of_answer(self.template, self._end_tokens)
-            self._ends = (end, self._eos) if end else ()
+            ends = ends_of_answers(self.template, self._end_tokens)
+            self._ends = (*ends, self._eos, self._pad) if ends else ()
         messages = [
             message.model_copy(update={"content": text})
             if message.role == Role.ASSISTANT
             and isinstance(message.content, str)
-            and (text := _without_ends(message.content, self._ends)) != message.content
+            and (text := _without_ends(message.content, self._ends)) not in ("", message.content)
             else message
             for message in chat.messages
         ]

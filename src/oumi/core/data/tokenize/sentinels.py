@@ -28,8 +28,8 @@ _WORD = re.compile(r"<[^<>]*>|\w{2,}")
 """A tag, which stays as it is, or a word."""
 _THOUGHT_END = re.compile(r"</think(?:ing)?>|</thought>|</reasoning>|<\|END_THINKING\|>|<channel\|>|\[/THINK\]")
 """Ends of thoughts that stand in the text of an answer."""
-THOUGHT_TAG = re.compile(rf"\s*({_THOUGHT_END.pattern}|<think(?:ing)?>|<thought>|<reasoning>|\[THINK\])\s*")
-"""Beginnings and ends of thoughts, with the white space around them."""
+THOUGHT_TAG = re.compile(rf"({_THOUGHT_END.pattern}|<think(?:ing)?>|<thought>|<reasoning>|\[THINK\])")
+"""Beginnings and ends of thoughts."""
 _JSON_SCALAR = re.compile(r'"(?P<text>(?:[^"\\]|\\.)*)"(?P<colon>\s*:)?|(?P<number>-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)')
 
 _MIN_LENGTH = 16
@@ -316,12 +316,12 @@ def _counted(text: str, parts: Sequence[Part], messages: Sequence[Message]) -> W
         is_beside_call = part.kind == "text" and bool(messages[part.turn].tool_calls)
         return part.kind == "reasoning_content" or is_beside_call
 
-    needed = [part.text for part in parts if not may_drop(part)]
+    needed = "\0".join(part.text for part in parts if not may_drop(part))
+    num_needed = {words: needed.count(words) for words in {part.text for part in parts}}
     places = dict[Part, list[int]]()
     for part in parts:
-        ends = _ends_of(part, text)
-        num_needed = sum(words.count(part.text) for words in needed) + may_drop(part)
-        places[part] = ends if part.text not in text or text.count(part.text) >= num_needed else []
+        is_seldom = part.text in text and text.count(part.text) < num_needed[part.text] + may_drop(part)
+        places[part] = [] if is_seldom else _ends_of(part, text)
     return Written(text, places, set(), set())
 
 
@@ -331,8 +331,14 @@ def _holds(text: str, part: str) -> bool:
     if part in text:
         return True
     forms = (part, json.dumps(part, ensure_ascii=False)[1:-1], json.dumps(part)[1:-1])
-    joined = THOUGHT_TAG.sub(r"\1", text)
-    return any(form in text or THOUGHT_TAG.sub(r"\1", form) in joined for form in forms)
+    if any(form in text for form in forms):
+        return True
+    return bool(THOUGHT_TAG.search(part)) and any(_joined_tags(form) in _joined_tags(text) for form in forms)
+
+
+def _joined_tags(text: str) -> str:
+    """Returns a text without the white space around tags of thoughts."""
+    return "".join(piece.strip() for piece in THOUGHT_TAG.split(text))
 
 
 def _is_json(text: str) -> bool:

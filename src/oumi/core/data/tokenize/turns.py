@@ -182,9 +182,9 @@ class ChatRenderer:
         if not header.strip():
             answer = self._messages[0].text.strip()
             if answer and answer in upto:
-                return AnsweredChat(upto, upto.index(answer))
+                return AnsweredChat(upto, len(upto[: upto.index(answer)].rstrip()))
         # The prompt may also open a thought, which this answer lacks.
-        lengths = [len(header), len(header.rstrip()), *(tag.start(1) for tag in THOUGHT_TAG.finditer(header))]
+        lengths = [len(header), len(header.rstrip()), *(tag.start() for tag in THOUGHT_TAG.finditer(header))]
         written = next((header[:length] for length in lengths if header[:length] in upto), "")
         if not written:
             raise UnusableRow("turn 0: the chat template writes no header of the assistant before it")
@@ -356,15 +356,23 @@ def _with_tool_result(template: Template) -> str:
         return ""
 
 
-def end_of_answer(template: Template, end_tokens: EndTokens) -> str:
-    """Returns the control token that a template writes behind an answer, "" if it writes none."""
+def ends_of_answers(template: Template, end_tokens: EndTokens) -> tuple[str, ...]:
+    """Returns the control tokens that a template writes behind an answer, at the end of a chat and within it."""
     messages = [Message(role=Role.USER, content="?"), Message(role=Role.ASSISTANT, content=".")]
+    chat = Conversation(messages=messages)
+    renderer, ends = ChatRenderer(template, chat, end_tokens), list[str]()
     try:
-        text = ChatRenderer(template, Conversation(messages=messages), end_tokens).upto(1)
+        text = renderer.upto(1)
     except TemplateError:
-        return ""
-    end = text.rpartition(".")[2].strip()
-    return end if end_tokens.token_at(end, 0) == end else ""
+        return ()
+    _, continued = renderer._with_plain_answer(1)
+    # Only the first one within a chat: those of the next turn follow.
+    ends.append(end_tokens.token_at(continued, continued.rfind(".") + 1))
+    start = text.rfind(".") + 1
+    while token := end_tokens.token_at(text, start):
+        ends.append(token)
+        start += len(token)
+    return tuple(dict.fromkeys(filter(None, ends)))
 
 
 def _num_shared(a: str, b: str) -> int:
