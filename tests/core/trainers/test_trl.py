@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from transformers import MixtralConfig, MixtralForCausalLM
 
+from oumi.core.batch import IGNORED
 from oumi.core.configs import TrainingConfig
 from oumi.core.configs.loading import keys_of
 from oumi.core.errors import ConfigError, DataError
@@ -27,9 +28,10 @@ from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import check
 from oumi.core.plan.trainer_kwargs import OWN_KEYS, REFUSED
 from oumi.core.train import train
+from oumi.core.trainers.trl import TrlTrainer
 from oumi.core.trainers.trl_methods import METHODS, NEWER_NAMES, arguments
-from tests.runs import losses, tiny_config
-from tests.tiny import byte_tokenizer
+from tests.runs import build, losses, tiny_config
+from tests.tiny import byte_tokenizer, tiny_llama
 
 OTHERS = ["TRL_SFT", "HF"]
 SAVING = {"save_steps": 3, "try_resume_from_last_checkpoint": True, "max_steps": 9}
@@ -240,6 +242,25 @@ def test_our_own_trainer_refuses_the_loss_of_a_router_or_says_that_it_has_none(
     with logged(caplog):
         accelerate(model, plan_of(tiny_config(tmp_path, max_steps=1)))
     assert [message for message in caplog.messages if "the router's auxiliary loss" in message]
+
+
+@pytest.mark.parametrize("trainer", OTHERS)
+def test_a_loss_depends_on_no_row_before_or_beside_it(tmp_path: Path, trainer: str) -> None:
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0}
+    tiny_llama(max_position_embeddings=16, rope_parameters=rope).save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    config = tiny_config(tmp_path, trainer_type=trainer)
+    config.model.model_max_length = 512
+    inner = build(config, TrlTrainer).inner
+    short, *_, long = sorted(inner.train_dataset, key=lambda row: len(row["input_ids"]))
+
+    def loss_sum(rows: list[Any]) -> float:
+        batch = inner.data_collator(rows)
+        return float(inner.compute_loss(inner.model, batch).detach()) * int((batch["labels"] != IGNORED).sum())
+
+    first, beside_another = loss_sum([short]), loss_sum([short, long])
+    assert loss_sum([short]) == pytest.approx(first, rel=1e-6)
+    assert beside_another == pytest.approx(first + loss_sum([long]), rel=1e-6)
 
 
 @pytest.mark.parametrize("trainer", OTHERS)

@@ -33,6 +33,7 @@ from oumi.core.errors import ConfigError, NotFiniteError, OumiError, StorageErro
 from oumi.core.log import logger
 from oumi.core.models.acceleration.liger import check_liger
 from oumi.core.models.adapters import saved_size
+from oumi.core.models.attention.rope import separate_rows
 from oumi.core.models.build import build_model
 from oumi.core.monitoring.build import build_efficiency, build_reporting, write_model_summary
 from oumi.core.monitoring.efficiency import Efficiency, MicroBatchSize
@@ -77,6 +78,7 @@ class TrlTrainer:
         plan = with_saved_size(plan, saved_size(model, plan.save_mode))
         if plan.speed.liger:
             check_liger(model)
+        separate_rows(model)
         # On a GPU, TRL also computes the logits of trained positions only.
         efficiency = build_efficiency(plan, model, has_full_head=plan.trainer == "HF" or plan.device == "cpu")
         run = Progress(plan=plan, callbacks=Callbacks([SignalGuard(), build_reporting(plan, efficiency)]))

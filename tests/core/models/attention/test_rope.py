@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 
 from oumi.core.models.attention.interface import Documents
-from oumi.core.models.attention.rope import separate_documents
+from oumi.core.models.attention.rope import separate_documents, separate_rows
 from tests.tiny import tiny_llama
 
 ORIGINAL = 16
@@ -58,3 +60,36 @@ def test_other_rotary_embeddings_are_left_alone() -> None:
     model = tiny_llama()
     separate_documents(model, Documents())
     assert "forward" not in vars(model.model.rotary_emb)
+
+
+@pytest.mark.parametrize("is_adapted", [False, True])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_a_row_of_a_padded_batch_has_the_logits_that_it_has_alone(kind: str, side: str, is_adapted: bool) -> None:
+    def build() -> Any:
+        model = tiny_llama(max_position_embeddings=ORIGINAL, rope_parameters=SETTINGS[kind], num_hidden_layers=1)
+        return get_peft_model(model, LoraConfig(target_modules=["q_proj"])) if is_adapted else model
+
+    model = build()
+    separate_rows(model)
+    rows = [torch.arange(length) * 7 % 250 + 5 for length in (3 * ORIGINAL, 5, 2 * ORIGINAL)]
+    tokens, mask = (
+        torch.nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_side=side)
+        for parts in (rows, [torch.ones_like(row) for row in rows])
+    )
+    with torch.no_grad():
+        logits = model(input_ids=tokens, attention_mask=mask).logits
+        for i, row in enumerate(rows):
+            torch.testing.assert_close(logits[i, mask[i].bool()], build()(input_ids=row[None]).logits[0])
+
+
+def test_rows_that_a_model_does_not_tell_apart_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    module, logger = rotary("dynamic"), logging.getLogger("oumi")
+    separate_documents(module, Documents())
+    logger.addHandler(caplog.handler)
+    module(torch.zeros(2, 40, 64), torch.arange(40)[None])
+    num_messages = len(caplog.messages)  # 2 where the log of oumi also propagates
+    module(torch.zeros(2, 40, 64), torch.arange(40)[None])
+    logger.removeHandler(caplog.handler)
+    assert len(caplog.messages) == num_messages
+    assert set(caplog.messages) == {"numbers depend on the longest row of a batch: LlamaRotaryEmbedding has one length"}

@@ -7,14 +7,17 @@ later batches. Here each document gets the frequencies of its own length, whatev
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
+from oumi.core.log import logger
 from oumi.core.models.attention.interface import Documents
 
 _ORIGINAL = "original_inv_freq"
+_INPUTS = {"input_ids", "attention_mask", "position_ids"}
 
 
 def follows_length(module: torch.nn.Module) -> bool:
@@ -37,8 +40,38 @@ def separate_documents(model: torch.nn.Module, documents: Documents) -> None:
             module.forward = _by_document(module, forward, documents)  # type: ignore[method-assign, assignment]
 
 
+def separate_rows(model: torch.nn.Module) -> None:
+    """Makes the rotary embeddings of a model see one row of a padded batch at a time, padded on either side.
+
+    Args:
+        model: A transformers model, with or without an adapter, that is passed a mask and no positions.
+    """
+    separate_documents(model, Documents())
+    for part in model.modules():
+        takes_positions = inspect.signature(type(part).forward).parameters.keys() >= _INPUTS
+        if takes_positions and any(map(follows_length, part.modules())):
+            part.register_forward_pre_hook(_with_positions, with_kwargs=True)
+
+
+def _with_positions(
+    part: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Adds the positions [B, S] of rows; a model that counts them itself takes all rows to be as long as the batch."""
+    inputs = inspect.signature(type(part).forward).bind(part, *args, **named).arguments
+    mask_BS = inputs.get("attention_mask")
+    if mask_BS is not None and inputs.get("position_ids") is None:
+        named = {**named, "position_ids": (mask_BS.cumsum(-1) - 1).clamp_min(0)}
+    return args, named
+
+
 def _by_document(module: Any, forward: Callable[..., Any], documents: Documents) -> Callable[..., Any]:
+    has_warned = False
+
     def embed(x: torch.Tensor, position_ids: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        nonlocal has_warned
+        if len(x) > position_ids.shape[-2] and not has_warned:
+            logger.warning("numbers depend on the longest row of a batch: %s has one length", type(module).__name__)
+            has_warned = True
         parts, dim = _documents(position_ids, documents)
         results = []
         for positions in parts:
