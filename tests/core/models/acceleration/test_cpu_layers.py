@@ -129,6 +129,31 @@ def test_a_part_with_a_kink_outside_of_all_samples_is_left_alone() -> None:
     assert fuse_layers(torch.nn.ModuleList(kinked)) == Counter()
 
 
+class OuterEpsNorm(LlamaRMSNorm):
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        root = hidden_states.pow(2).mean(-1, keepdim=True).sqrt()
+        return self.weight * (hidden_states / (root + self.variance_epsilon))
+
+
+class CappedNorm(LlamaRMSNorm):
+    """Normalized values reach the root of the number of channels only where one channel is far above the others."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return 2e3 * torch.tanh(super().forward(hidden_states) / 2e3)
+
+
+class CappedMlp(LlamaMLP):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = 1e5 * torch.tanh(self.gate_proj(x) / 1e5)
+        return self.down_proj(self.act_fn(gate) * self.up_proj(x))
+
+
+def test_a_smooth_part_that_differs_at_the_ends_of_the_range_is_left_alone() -> None:
+    config = LlamaConfig(**{key: value for key, value in SMALL.items() if key != "head_dim"})
+    for smooth in (OuterEpsNorm(256), OuterEpsNorm(256, eps=1e-12), CappedNorm(256), CappedMlp(config)):
+        assert fuse_layers(torch.nn.ModuleList([smooth])) == Counter()
+
+
 def test_a_norm_that_takes_another_shape_is_left_alone() -> None:
     config = xLSTMConfig(hidden_size=32, num_heads=2, num_hidden_layers=1, vocab_size=64)
     assert "norms" in fuse_layers(xLSTMForCausalLM(config))

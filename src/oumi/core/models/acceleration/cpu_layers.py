@@ -23,8 +23,10 @@ from oumi.core.models.twin import NoTrialError, kind_of, ordinary_tokens, plain_
 from oumi.core.system.matmul import prefers_onednn_for_gradient
 
 _ROTATE = "apply_rotary_pos_emb"
-_SCALES = (1.0, 30.0)
-"""Scales of the inputs of a trial; with large inputs, activations that clip differ from those that do not."""
+_SCALES = (0.0, 1e-6, 1e-3, 1.0, 30.0, 1e4)
+"""Scales of the inputs of a trial: small ones show where a norm adds its epsilon, large ones what saturates."""
+_OUTLIER = 1e4
+"""Scale of one channel, far above the others, as in the hidden states of large models."""
 _SMOOTH = {
     "add", "addmm", "div", "erf", "exp", "gelu", "linalg_vector_norm", "linear", "mean", "mm", "mul", "neg", "pow",
     "reciprocal", "rms_norm", "rsqrt", "sigmoid", "silu", "sqrt", "square", "sub", "sum", "tanh", "_fused_rms_norm",
@@ -118,22 +120,26 @@ def _difference(twin: Any, forms: _Forms) -> str | None:
 
 
 def _first_equal(module: torch.nn.Module, forms: Sequence[_Form], noise: torch.Tensor) -> _Form | None:
-    """Returns the first form with the same results as the module for small and large inputs, None if there is none.
+    """Returns the first form with the same results as the module at all scales of `noise`, None if there is none.
 
-    Two smooth functions that agree on random inputs agree everywhere. So a module must also compute by smooth
-    operations alone: a clamp, a threshold or dropout may act on no input of the trial.
+    `noise` is [1, N, d]. A module must also compute by smooth operations alone: a clamp, a threshold or dropout may act
+    on no input of the trial. Smooth functions, too, can differ at the ends of the range only, so the trial reaches
+    beyond what layers see.
     """
-    samples = [noise * scale for scale in _SCALES]
+    outlier = noise.clone()
+    outlier[..., 0] *= _OUTLIER
+    samples = torch.cat([*(noise * scale for scale in _SCALES), outlier], dim=1)
     try:
         with _Operations() as operations:
-            expected = [module(sample) for sample in samples]
+            expected = module(samples)
     except (RuntimeError, ValueError, TypeError, LookupError):  # the module takes a tensor of another shape
         return None
-    if not all(isinstance(result, torch.Tensor) for result in expected) or not operations.are_smooth():
+    if not isinstance(expected, torch.Tensor) or expected.shape[:2] != samples.shape[:2] or not operations.are_smooth():
         return None
     for forward, settings in forms:
-        results = (forward(module, sample, **settings) for sample in samples)
-        if all(is_close(*pair) for pair in zip(results, expected, strict=True)):
+        result = forward(module, samples, **settings)
+        pairs = zip(*(y.split(noise.shape[1], dim=1) for y in (result, expected)), strict=True)
+        if all(is_close(*pair) for pair in pairs):
             return forward, settings
     return None
 
@@ -217,7 +223,7 @@ def _gelu(module: torch.nn.Module) -> _Form | None:
     if next(module.parameters(), None) is not None:
         return None
     # Without weights, the module itself runs on any machine. The exact formula and that by tanh differ most near 2.
-    return _first_equal(module, _FORMS["GELUs"], torch.linspace(-4, 4, 256))
+    return _first_equal(module, _FORMS["GELUs"], torch.linspace(-4, 4, 256)[None, None])
 
 
 @cache
