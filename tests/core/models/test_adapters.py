@@ -85,11 +85,39 @@ def test_layers_that_share_the_name_of_experts_are_told(log: pytest.LogCaptureFi
     assert [message for message in log.messages if "not model.layers.0.mlp.gate_proj" in message]
 
 
-def test_the_share_of_frozen_experts_is_told(log: pytest.LogCaptureFixture) -> None:
-    model = adapted("gpt_oss", "all-linear")
-    experts = sum(weight.numel() for name, weight in model.named_parameters() if ".experts." in name)
-    share = experts / sum(weight.numel() for weight in model.parameters())
-    assert [message for message in log.messages if f"experts are frozen: {100 * share:.0f} % of the weights" in message]
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize(
+    ("settings", "frozen"),
+    [
+        ({}, ["gate_up_proj", "down_proj"]),
+        ({"target_parameters": ["experts.gate_up_proj"]}, ["down_proj"]),
+        ({"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}, []),
+        ({"modules_to_save": ["experts"]}, []),
+    ],
+)
+def test_the_share_of_frozen_experts_is_told(
+    model_type: str, settings: dict[str, Any], frozen: list[str], log: pytest.LogCaptureFixture
+) -> None:
+    model = adapted(model_type, ["q_proj"], **settings)
+    sizes = {name: weight.numel() for name, weight in model.named_parameters() if "original_module" not in name}
+    experts = sum(size for name, size in sizes.items() if ".experts." in name and name.endswith(tuple(frozen)))
+    messages = {message for message in log.messages if "experts are frozen" in message}
+    assert len(messages) == bool(frozen)
+    assert all(f": {100 * experts / sum(sizes.values()):.0f} % of the weights" in message for message in messages)
+
+
+def test_frozen_experts_of_an_adapter_that_is_trained_further_are_told(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    config = tiny_config(tmp_path, use_peft=True, max_steps=1)
+    config.peft.lora_target_modules = ["q_proj"]
+    routed = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_moe", **{**SMALL, "vocab_size": 260}))
+    routed.save_pretrained(tmp_path / "model")
+    plan = make_plan(config, gather_facts(config))
+    build_model(plan, torch.device("cpu")).save_pretrained(tmp_path / "adapter")
+    log.clear()
+    build_model(plan, torch.device("cpu"), checkpoint=tmp_path / "adapter")
+    assert [message for message in log.messages if "experts are frozen" in message]
 
 
 @pytest.mark.parametrize("resumed", [False, True])

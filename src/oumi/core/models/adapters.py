@@ -40,7 +40,7 @@ def add_lora(model: Any, plan: LoraPlan, base_name: str) -> Any:
             raise
         raise ConfigError(f"peft: {str(error).splitlines()[0]}") from error
     wrapped.peft_config["default"].base_model_name_or_path = base_name
-    _warn_of_frozen_experts(model)
+    _warn_of_frozen_experts(wrapped)
     return wrapped
 
 
@@ -72,23 +72,26 @@ def _computes_more(module: Any) -> bool:
     return not isinstance(result, torch.Tensor) or result.shape != (1, module.out_features)
 
 
-def _warn_of_frozen_experts(model: Any) -> None:
-    """Logs the share of the weights that are experts without an adapter."""
-    experts: dict[str, int] = {}
-    adapted = set()
-    for name, weight in model.named_parameters():
-        place, is_expert, rest = name.partition(".experts.")
-        if is_expert and "lora_" in rest:
-            adapted.add(place)
-        elif is_expert:
-            experts[place] = experts.get(place, 0) + weight.numel()
-    num_frozen = sum(size for place, size in experts.items() if place not in adapted)
+def _warn_of_frozen_experts(adapted: Any) -> None:
+    """Logs the share of the weights of an adapted model that are experts, and neither trained nor adapted."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in adapted.modules() if isinstance(module, BaseTunerLayer)]
+    # A layer on stacked weights names the one that it adapts.
+    with_adapter = {id(getattr(x.get_base_layer(), getattr(x, "parameter_name", "weight"), None)) for x in layers}
+    num_frozen = num_weights = 0
+    for name, weight in adapted.named_parameters():
+        if ".original_module." in name:  # of `modules_to_save`, whose copy takes its place
+            continue
+        num_weights += weight.numel()
+        is_frozen = not weight.requires_grad and id(weight) not in with_adapter
+        if ".experts." in name and is_frozen and not name.endswith("bias"):  # which no adapter takes
+            num_frozen += weight.numel()
     if num_frozen:
-        share = num_frozen / sum(weight.numel() for weight in model.parameters())
         logger.warning(
-            "experts are frozen: %.0f %% of the weights have no adapter. To adapt them, name their stacked weights, "
-            "such as peft.lora_target_parameters: [experts.gate_up_proj, experts.down_proj]",
-            100 * share,
+            "experts are frozen: %.0f %% of the weights have no adapter. To adapt them, name their stacked weights in "
+            "a new adapter, such as peft.lora_target_parameters: [experts.gate_up_proj, experts.down_proj]",
+            100 * num_frozen / num_weights,
         )
 
 
@@ -114,7 +117,10 @@ def load_adapter(model: Any, source: str | Path, is_trained: bool, revision: str
     from peft import PeftModel
 
     with hub_errors("adapter", str(source)):
-        return PeftModel.from_pretrained(model, str(source), is_trainable=is_trained, revision=revision)
+        adapted = PeftModel.from_pretrained(model, str(source), is_trainable=is_trained, revision=revision)
+    if is_trained:
+        _warn_of_frozen_experts(adapted)
+    return adapted
 
 
 def is_adapted(model: Any) -> bool:
