@@ -19,12 +19,10 @@ from typing import Any
 
 from oumi.core.errors import StorageError
 from oumi.core.log import logger
-from oumi.core.system.filesystem import replace, set_mode, storage_errors, sync
+from oumi.core.system.filesystem import REPLACED, replace, set_mode, storage_errors, sync
 
 MANIFEST = "MANIFEST.json"
 UNFINISHED = ".tmp-"
-_REPLACED = ".replaced-"
-"""Prefix of an old directory while a new one takes its place."""
 
 
 def checkpoint_path(output_dir: Path, step: int) -> Path:
@@ -120,12 +118,12 @@ def find_checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
 
 
 def clear_unfinished(output_dir: Path) -> None:
-    """Cleans up after killed processes: deletes partial directories, and restores a checkpoint that was moved away."""
-    for path in output_dir.glob(f"{_REPLACED}*"):
-        target = output_dir / path.name.removeprefix(_REPLACED)
+    """Cleans up after killed processes: deletes partial directories, and restores what was moved away."""
+    for path in output_dir.glob(f"{REPLACED}*"):
+        target = output_dir / path.name.removeprefix(REPLACED)
         if os.path.lexists(target):
             _delete(path)
-        else:  # killed between the two renames of `_put_in_place`
+        else:  # killed before the new one was in its place
             path.rename(target)
     for path in output_dir.glob(f"{UNFINISHED}*"):
         _delete(path)
@@ -148,7 +146,7 @@ def apply_umask(directory: Path) -> None:
 
 def _put_in_place(directory: Path, target: Path) -> None:
     """Renames a directory to `target`; an existing one is deleted afterwards, or restored after an error."""
-    replaced = target.with_name(f"{_REPLACED}{target.name}")
+    replaced = target.with_name(f"{REPLACED}{target.name}")
     if os.path.lexists(target):  # rename(2) does not replace a directory that is not empty
         target.rename(replaced)
     try:

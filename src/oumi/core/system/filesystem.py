@@ -26,6 +26,9 @@ _TORCH_WRITER = "inline_container"
 _FAILED = (*_DISK_FULL, errno.EIO)
 """Errors of a file system that has a feature, but fails."""
 
+REPLACED = ".replaced-"
+"""Prefix of an old file or directory while a new one takes its place."""
+
 
 def expanded(path: str) -> Path:
     """Returns a path with the home directory in place of `~`; unchanged if there is none, so that it is not found."""
@@ -82,15 +85,21 @@ def sync_descriptor(descriptor: int) -> None:
 
 
 def replace(source: Path, target: Path) -> None:
-    """Renames a file into the place of another one."""
+    """Renames a file into the place of another one, which is unchanged if that fails."""
     try:
         source.replace(target)
     except OSError as error:
         if error.errno in (*_FAILED, errno.EROFS) or not (source.is_file() and target.is_file()):
             raise
-        # SMB and FUSE may refuse to rename over a file. A kill between these two lines leaves the source alone.
-        target.unlink()
-        source.rename(target)
+        # SMB and FUSE may refuse to rename over a file.
+        replaced = target.with_name(f"{REPLACED}{target.name}")
+        target.rename(replaced)
+        try:
+            source.rename(target)
+        except OSError:
+            replaced.rename(target)
+            raise
+        replaced.unlink()
 
 
 def alias(name: Path, target: str) -> None:
