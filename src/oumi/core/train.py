@@ -15,7 +15,7 @@ from oumi.core.checkpoint.store import storage_errors
 from oumi.core.configs import TrainingConfig
 from oumi.core.configs.loading import dump
 from oumi.core.data.training_data import load_training_data, write_report
-from oumi.core.distributed.world import World
+from oumi.core.distributed.world import World, determinism_restored
 from oumi.core.errors import ConfigError
 from oumi.core.inspect import gather_facts, index_ahead
 from oumi.core.plan.fitting import with_rows
@@ -80,6 +80,7 @@ def train(
             world.held_by_main(lock_output_dir(plan.output_dir)),
             storage_errors(plan.output_dir),
             log.file(plan.output_dir, plan.logs.level),
+            determinism_restored(),
         ):
             log.logger.info("%s", plan_text(plan))
             return _run(plan, world, source)

@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
-from oumi.core.distributed.world import World, seed_everything
+from oumi.core.distributed.world import World, determinism_restored, seed_everything
 from oumi.core.errors import ConfigError
+from oumi.core.train import train
+from tests.runs import tiny_config
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"])
@@ -45,8 +50,23 @@ def test_threads_add_the_gradients_of_repeated_rows_in_one_order_on_a_cpu() -> N
     num_threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        seed_everything(0, deterministic=False, device="cpu")
-        assert num_results() == 1
+        with determinism_restored():
+            seed_everything(0, deterministic=False, device="cpu")
+            assert num_results() == 1
     finally:
         torch.set_num_threads(num_threads)
-        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("is_on", [False, True])
+def test_a_run_leaves_the_choice_of_operations_to_the_code_after_it(tmp_path: Path, is_on: bool) -> None:
+    def settings() -> tuple[bool, ...]:
+        enabled = torch.are_deterministic_algorithms_enabled()
+        return enabled, torch.is_deterministic_algorithms_warn_only_enabled(), memory.fill_uninitialized_memory
+
+    memory: Any = torch.utils.deterministic
+    with determinism_restored():
+        torch.use_deterministic_algorithms(is_on)
+        memory.fill_uninitialized_memory = True
+        before = settings()
+        train(tiny_config(tmp_path, num_rows=4, max_steps=1, save_final_model=False))
+        assert settings() == before

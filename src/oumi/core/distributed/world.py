@@ -225,12 +225,31 @@ def _sum_bucket(gradients: list[torch.Tensor]) -> None:
 
 
 def seed_everything(seed: int, deterministic: bool, device: str) -> None:
-    """Seeds Python, numpy and torch, so that the same command gives the same run: on a CPU always, or if asked for."""
+    """Seeds Python, numpy and torch, so that the same command gives the same run: on a CPU always, or if asked for.
+
+    Also chooses torch's operations for the whole process, see `determinism_restored`.
+    """
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     if deterministic:  # cuBLAS adds in one order only where its workspace is of one size
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # On a CPU, where threads would add the gradients of repeated rows in any order, it costs nothing.
+    # On a CPU, threads would add the gradients of repeated rows in any order. One order takes no longer there, but
+    # torch warns of operations that have none.
     torch.use_deterministic_algorithms(deterministic or device == "cpu", warn_only=not deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = deterministic  # type: ignore[attr-defined]
+
+
+@contextmanager
+def determinism_restored() -> Iterator[None]:
+    """Restores on exit which operations torch chooses: code after a run may want the faster ones."""
+    is_on, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    fills_memory = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(is_on, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fills_memory  # type: ignore[attr-defined]
