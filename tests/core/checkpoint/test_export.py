@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import peft
 import pytest
+import transformers
 
 from oumi.core.checkpoint.export import finish_export, foreign_model_files, has_export, publish_model
 from oumi.core.checkpoint.store import clear_unfinished
@@ -26,6 +29,11 @@ OTHERS = {
     "README.md": "mine",
     "logs/rank_0000.log": "log",
 }
+BESIDE = (
+    "tokenizer.json", "chat_template.jinja", "pytorch_model.bin", "pytorch_model.bin.index.json", "tekken.json",
+    "additional_chat_templates/tool_use.jinja", "sentencepiece.bpe.model", "modeling_x.py", "image_processing_x.py",
+    "model.safetensors.index.fp16.json", "qformer_tokenizer/tokenizer_config.json", "custom_generate/generate.py",
+)  # fmt: skip
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "open"}
 """Audit events of changes to the file system."""
 
@@ -144,11 +152,23 @@ def test_the_old_model_is_unchanged_when_writing_fails(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {*FULL, "model_files.json"}
 
 
-@pytest.mark.parametrize("name", [*FULL, *ADAPTER, "tokenizer.json", "chat_template.jinja", "pytorch_model.bin"])
+@pytest.mark.parametrize("name", [*FULL, *ADAPTER, *BESIDE])
 def test_a_file_that_loaders_read_and_no_run_exported_is_found(tmp_path: Path, name: str) -> None:
     publish_model(tmp_path, writer(MERGED))
     writer({**OTHERS, name: "mine"})(tmp_path)
     assert foreign_model_files(tmp_path) == ([] if name in MERGED else [name])
+
+
+def test_every_name_of_the_installed_loaders_is_found(tmp_path: Path) -> None:
+    names = {value for name, value in vars(transformers.utils).items() if re.fullmatch(r"[A-Z_]+_(NAME|FILE)", name)}
+    names = {name for name in names if "." in name} - {transformers.utils.MODEL_CARD_NAME}
+    for path in Path(transformers.__file__).parent.glob("models/*/tokenization_*.py"):
+        for table in re.findall(r"VOCAB_FILES_NAMES = {(.*?)}", path.read_text(), re.DOTALL):
+            names |= set(re.findall(r': "([^"]+\.[^"]+)"', table))
+    names |= {peft.utils.constants.WEIGHTS_NAME, peft.utils.constants.SAFETENSORS_WEIGHTS_NAME}
+    assert len(names) > 30
+    writer(dict.fromkeys(names, "mine"))(tmp_path)
+    assert foreign_model_files(tmp_path) == sorted(names)
 
 
 @pytest.mark.parametrize("text", ['["../precious.txt", "/precious.txt", 3]', "{", "[1", '{"a": 1}', "7", "null"])

@@ -22,24 +22,17 @@ _STAGED = ".new-model"
 _CONFIGS = ("config.json", "adapter_config.json")
 """Without these, no library loads a model or an adapter."""
 _READ_BY_LOADERS = (
-    *_CONFIGS,
-    "generation_config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "pytorch_model*.bin",
-    "adapter_model.bin",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "chat_template.*",
-    "*processor_config.json",
-    "base/config.json",
-    "adapter/adapter_config.json",
-)
+    *_CONFIGS, "base/config.json", "adapter/adapter_config.json", "generation_config.json",
+    "*.safetensors", "*.safetensors.index*.json", "pytorch_model*.bin*", "adapter_model.bin",
+    # Tokenizers, by the names of all families; any *.model is taken for the vocabulary of SentencePiece.
+    "tokenizer*", "*_tokenizer/tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "vocab-*.json",
+    "*_vocab.json", "merges.txt", "*.model", "*.spm", "*.tokenizer", "*tekken*.json", "bpe.codes", "dict.txt",
+    "word_*.json", "byte_maps.json", "emoji.json", "normalizer.json",
+    "chat_template.*", "additional_chat_templates/*.jinja", "*processor_config.json", "audio_tokenizer_config.json",
+    # Code of models from the Hub, as it is named there.
+    "modeling_*.py", "configuration_*.py", "tokenization_*.py", "processing_*.py", "image_processing_*.py",
+    "video_processing_*.py", "feature_extraction_*.py", "custom_generate/*.py",
+)  # fmt: skip
 """Patterns of the files that `from_pretrained` or PEFT may read from a directory."""
 
 
