@@ -15,6 +15,7 @@ import pytest
 from oumi.core.checkpoint.store import newest_good
 from oumi.core.errors import OutputError
 from oumi.core.system.cache import cache_home
+from oumi.core.system.filesystem import can_write
 from oumi.core.train import train
 from tests.runs import losses, tiny_config
 
@@ -62,6 +63,23 @@ def test_a_cache_that_cannot_be_written_costs_only_the_cache(tmp_path: Path, mon
     train(tiny_config(tmp_path, max_steps=2))
     log = (tmp_path / "out" / "logs" / "rank_0000.log").read_text()
     assert f"{tmp_path / 'file' / 'cache' / 'tokens'} cannot be written" in log
+
+
+@pytest.mark.parametrize("has_temporary", [False, True])
+def test_a_process_without_any_place_for_a_cache_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_temporary: bool
+) -> None:
+    (tmp_path / "file").write_text("")
+    for name in ("OUMI_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "~")
+    if has_temporary:
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
+    else:
+        monkeypatch.setattr("tempfile.tempdir", None)
+        monkeypatch.setattr("tempfile._candidate_tempdir_list", list)
+    assert cache_home().name == f"oumi-{os.getuid()}"
+    assert not has_temporary or not can_write(cache_home())
 
 
 def test_a_process_without_a_home_has_a_cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

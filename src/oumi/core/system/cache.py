@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,15 @@ def cache_home() -> Path:
 
 
 def _cache_without_home() -> Path:
-    """Returns a cache for a process whose user has no home, as in containers with any number for a user."""
-    path = Path(tempfile.gettempdir()) / f"oumi-{os.getuid()}"
-    path.mkdir(mode=0o700, exist_ok=True)
-    if path.stat().st_uid != os.getuid():  # another user could put tokens there
+    """Returns a cache for a process whose user has no home, as in containers with any number for a user.
+
+    It may be one that cannot be written, as other caches may: what keeps files there goes on without.
+    """
+    path = Path("/tmp") / f"oumi-{os.getuid()}"
+    with suppress(OSError):
+        path = Path(tempfile.gettempdir()) / path.name  # raises if no temporary directory can be written
+        path.mkdir(mode=0o700, exist_ok=True)
+    if os.path.exists(path) and path.stat().st_uid != os.getuid():  # another user could put tokens there
         raise OutputError(f"{path} belongs to another user: set OUMI_CACHE_DIR to a directory for cached tokens")
     return path
 
