@@ -103,6 +103,9 @@ def test_a_new_model_leaves_nothing_of_the_old_one_and_all_else_untouched(
         publish_model(tmp_path, writer(files))
         assert model_in(tmp_path) == files
     assert has_export(tmp_path)
+    for path in tmp_path.glob("*.safetensors"):
+        path.unlink()
+    assert not has_export(tmp_path)
     assert not foreign_model_files(tmp_path)
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from oumi.core.errors import ConfigError
 from oumi.core.models.acceleration.cpu_layers import fuse_layers
-from oumi.core.models.acceleration.flat import Alone, make_flat, try_flat
+from oumi.core.models.acceleration.flat import Reference, make_flat, try_flat
 from oumi.core.models.attention.interface import FLAT_EAGER, FLAT_SDPA
 from oumi.core.models.lm_head import find_head, makes_logits
 from oumi.core.models.tied_embedding import may_tie
@@ -95,7 +95,7 @@ def test_the_twin_decides_as_the_model_itself(model_type: str) -> None:
         for tried in (model, *trial_models(model)):
             head = find_head(tried)
             assert head is not None
-            decisions.append((makes_logits(head, tried), bool(try_flat(Alone(tried), attention, head))))
+            decisions.append((makes_logits(head, tried), bool(try_flat(Reference(tried), attention, head))))
         assert len(set(decisions)) == 1
     # Within a list, modules are of no model of transformers, and are tried themselves.
     assert fuse_layers(torch.nn.ModuleList([deepcopy(model)])) == fuse_layers(model)

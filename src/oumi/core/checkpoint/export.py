@@ -74,8 +74,8 @@ def finish_export(output_dir: Path) -> None:
 
 
 def has_export(output_dir: Path) -> bool:
-    """Returns True if a directory has the model of a run."""
-    return any((output_dir / name).exists() for name in _listed(output_dir))
+    """Returns True if a directory has weights that a run exported."""
+    return any((output_dir / name).exists() for name in _listed(output_dir) if name.endswith(".safetensors"))
 
 
 def foreign_model_files(output_dir: Path) -> list[str]:

@@ -16,6 +16,7 @@ from oumi.core.models.load import freeze, load_model
 from oumi.core.plan.choices import FLAT_ATTENTIONS
 from oumi.core.plan.parts import Plan
 from oumi.core.recipes import resolve_asset
+from oumi.core.system.filesystem import expanded
 
 _CACHE_LINE = 64
 """Bytes."""
@@ -50,11 +51,20 @@ def build_model(plan: Plan, device: torch.device, checkpoint: Path | None = None
     return _without_frozen(add_lora(model, plan.lora, _base_name(plan)), plan)
 
 
+def router_loss_coefficient(model: Any) -> float:
+    """Returns the factor of the auxiliary loss that balances experts, 0 if the model's config asks for no such loss."""
+    config = model.config.get_text_config()
+    if not getattr(config, "output_router_logits", False):
+        return 0.0
+    # JetMoE has the shorter name.
+    return float(getattr(config, "router_aux_loss_coef", getattr(config, "aux_loss_coef", 0.0)))
+
+
 def _base_name(plan: Plan) -> str:
     """Returns the model that an adapter's config names as its base, which is found from any directory."""
     if not plan.model.pretrained:  # random weights have no name, and the plan saves them in `base`
         return str(plan.output_dir.absolute() / "base")
-    folder = Path(str(resolve_asset(plan.model.name))).expanduser()
+    folder = expanded(str(resolve_asset(plan.model.name)))
     return str(folder.absolute()) if folder.is_dir() else plan.model.name
 
 

@@ -19,6 +19,7 @@ from oumi.core.models.build import load_weights
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.trajectory import differences, trajectory
 from oumi.core.run import Progress, Run
+from oumi.core.system.filesystem import expanded
 
 _MAX_LISTED = 3
 """Number of files that a message lists by name."""
@@ -52,7 +53,7 @@ class ResumePoint:
             return False
         # The trajectory is written only at the end of a run, so an unfinished run never compares equal.
         is_same = self.identity.data == data and not differences(self.identity.trajectory or {}, trajectory(plan))
-        return is_same and (not plan.checkpoints.final_model or any(plan.output_dir.glob("*.safetensors")))
+        return is_same and (not plan.checkpoints.final_model or has_export(plan.output_dir))
 
     def check_rows(self, data: str) -> None:
         """Raises DataError if the checkpoint was trained on rows with another digest than `data`."""
@@ -158,7 +159,7 @@ def _check_export(plan: Plan) -> None:
     """Raises OutputError if the final model would mix with another one in the output directory, or replace its base."""
     output_dir, elsewhere = plan.output_dir.resolve(), "; name another training.output_dir"
     for key, name in (("model.model_name", plan.model.name), ("model.adapter_model", plan.model.adapter)):
-        source = Path(name or "").expanduser().resolve()
+        source = expanded(name or "").resolve()
         if name and source in (output_dir, output_dir / "base", output_dir / "adapter"):
             raise OutputError(f"training.output_dir: {output_dir} holds {key}, which the run would replace{elsewhere}")
     if foreign := foreign_model_files(plan.output_dir):
@@ -170,7 +171,7 @@ def _check_export(plan: Plan) -> None:
     if not plan.checkpoints.final_model and has_export(plan.output_dir):
         raise OutputError(
             f"training.output_dir: {plan.output_dir} has the model of an earlier run, which would stand beside the "
-            f"records of this one: set training.save_final_model: true{elsewhere}"
+            "records of this one: set training.save_final_model: true, or name another training.output_dir"
         )
 
 

@@ -34,7 +34,7 @@ from oumi.core.log import logger
 from oumi.core.models.acceleration.liger import check_liger
 from oumi.core.models.adapters import saved_size
 from oumi.core.models.attention.rope import separate_rows
-from oumi.core.models.build import build_model
+from oumi.core.models.build import build_model, router_loss_coefficient
 from oumi.core.monitoring.build import build_efficiency, build_reporting, write_model_summary
 from oumi.core.monitoring.efficiency import Efficiency, MicroBatchSize
 from oumi.core.optim.optimizers import decayed_names
@@ -101,7 +101,11 @@ class TrlTrainer:
             )
             # Created now, so that an unknown optimizer or a missing package is reported before training.
             trainer.create_optimizer()
-        _warn_of_router_loss(model.config.get_text_config())
+        if coefficient := router_loss_coefficient(model):  # now, since the trainer may have set it
+            logger.warning(
+                "the loss includes the router's auxiliary loss, which balances experts, times router_aux_loss_coef %g",
+                coefficient,
+            )
         trainer.remove_callback(PrinterCallback)  # our console shows the steps
         return cls(run, trainer, bridge, exporter, start.checkpoint)
 
@@ -316,15 +320,6 @@ def _adapted(trainer_class: Any, plan: Plan, bridge: Bridge, exporter: Exporter)
             """Writes nothing: the card of TRL would replace a README of the user."""
 
     return AdaptedTrainer
-
-
-def _warn_of_router_loss(text_config: Any) -> None:
-    coefficient = getattr(text_config, "router_aux_loss_coef", 0.0)
-    if coefficient and getattr(text_config, "output_router_logits", False):
-        logger.warning(
-            "the loss includes the auxiliary loss of the router, times router_aux_loss_coef %g, which balances experts",
-            coefficient,
-        )
 
 
 def _terms_per_row(labels: Iterable[Any]) -> float:

@@ -11,6 +11,7 @@ from oumi.core.models.acceleration.cpu_layers import fuse_layers
 from oumi.core.models.acceleration.flat import make_flat
 from oumi.core.models.acceleration.fp8 import use_fp8
 from oumi.core.models.acceleration.liger import use_liger
+from oumi.core.models.build import router_loss_coefficient
 from oumi.core.models.language_model import LanguageModel
 from oumi.core.plan.parts import Plan
 
@@ -21,7 +22,7 @@ def accelerate(model: Any, plan: Plan) -> LanguageModel:
     Raises:
         ConfigError: A package is missing, or the model does not support an optimization of the plan.
     """
-    if getattr(model.config.get_text_config(), "output_router_logits", False):
+    if router_loss_coefficient(model):
         # It is one number for all tokens of a batch, so it would depend on how a step is cut.
         logger.warning("the router's auxiliary loss, which the model's config asks for, is not part of the loss")
     if plan.speed.liger:

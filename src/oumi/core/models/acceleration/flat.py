@@ -60,10 +60,10 @@ def make_flat(inner: Any, attention: str | None, speed: SpeedPlan = _FASTEST) ->
             if trial_head is None or not makes_logits(trial_head, model):
                 head = trial_head = None
             # Gradients once only, to save time, and not of a model of full size, to save memory.
-            own = Alone(model, first_position=_FAR if i else 0, gradients=i == 0 and model is not inner)
-            reason = reason or try_flat(own, name, trial_head)
+            reference = Reference(model, first_position=_FAR if i else 0, gradients=i == 0 and model is not inner)
+            reason = reason or try_flat(reference, name, trial_head)
             if reason and model is not inner:  # of full size, it would take as long as steps of training
-                padding_reason = padding_reason or try_padded(own, trial_head)
+                padding_reason = padding_reason or try_padded(reference, trial_head)
     except NoTrialError as error:
         head, reason = None, reason or f"flat batches cannot be verified: {error}"
     if padding_reason:
@@ -75,8 +75,8 @@ def make_flat(inner: Any, attention: str | None, speed: SpeedPlan = _FASTEST) ->
     return LanguageModel(inner, not reason, head, one_at_a_time=bool(padding_reason))
 
 
-class Alone:
-    """A model, and what it computes of a few documents, each of them alone with the model's own attention."""
+class Reference:
+    """A model, and its logits and gradients of a few documents, each of them alone with the model's own attention."""
 
     def __init__(self, model: Any, first_position: int = 0, gradients: bool = True) -> None:
         """Computes them.
@@ -127,19 +127,19 @@ class Alone:
         return {"logits": logits_SV.detach(), **gradients_of(self.model, logits_SV)}
 
 
-def try_flat(own: Alone, name: str, head: ModelHead | None) -> str:
+def try_flat(reference: Reference, name: str, head: ModelHead | None) -> str:
     """Returns why flat batches give other numbers than documents alone, or "" if they are equal.
 
     Args:
-        own: The model, and its numbers of documents alone.
+        reference: The model, and its numbers of documents alone.
         name: The attention of flat batches, by its registered name.
         head: The head to compute logits with, None for the model's own.
     """
-    model, kind = own.model, own.model.config.model_type
+    model, kind = reference.model, reference.model.config.model_type
     original = model.config._attn_implementation
     _set_attention(model, name)
     try:
-        difference = own.difference(LanguageModel(model, True, head))
+        difference = reference.difference(LanguageModel(model, True, head))
     except TypeError:  # from `flat_attention`, or from a layer without **kwargs
         return f"the layers of {kind} do not pass `documents` to the attention"
     except _FAILURES as error:
@@ -153,10 +153,10 @@ def try_flat(own: Alone, name: str, head: ModelHead | None) -> str:
     return f"flat batches change the gradient of {difference}"
 
 
-def try_padded(own: Alone, head: ModelHead | None) -> str:
+def try_padded(reference: Reference, head: ModelHead | None) -> str:
     """Returns why padded batches give other numbers than documents alone, or "" if they are equal."""
     try:
-        difference = own.difference(LanguageModel(own.model, False, head))
+        difference = reference.difference(LanguageModel(reference.model, False, head))
     except _FAILURES as error:
         return f"padded batches fail: {_first_line(error)}"
     return "" if difference is None else f"padded batches change the numbers of documents ({difference})"
