@@ -202,6 +202,30 @@ def test_two_signals_at_once_are_one_request(tmp_path: Path) -> None:
     assert len([*(tmp_path / "out").glob("checkpoint-*/MANIFEST.json")]) == 1
 
 
+IN_OWN_GROUP = """
+import os, sys
+os.setpgid(0, 0)
+sys.argv = ["oumi", "train", "-c", "config.yaml"]
+from oumi.cli.main import run
+run()
+"""
+
+
+@pytest.mark.parametrize("trainer", ["HF", pytest.param("TRL_SFT", marks=pytest.mark.slow)])
+def test_signals_to_the_whole_process_group_leave_the_workers_for_the_last_step(tmp_path: Path, trainer: str) -> None:
+    config = tiny_config(tmp_path, num_rows=800, trainer_type=trainer, max_steps=200, dataloader_num_workers=1)
+    config.to_yaml(tmp_path / "config.yaml")
+    running = start_python("-c", IN_OWN_GROUP, folder=tmp_path)
+    wait_for_steps(tmp_path / "out", 3)
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):  # together they are one request
+        os.killpg(running.pid, number)
+    errors = running.communicate(timeout=60)[1]
+    assert running.returncode == 75, errors
+    assert len([*(tmp_path / "out").glob("checkpoint-*/MANIFEST.json")]) == 1
+    with pytest.raises(ProcessLookupError):  # no worker is left
+        os.killpg(running.pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("is_ignored", [False, True], ids=["hung up", "nohup"])
 def test_a_lost_connection_stops_the_run_unless_it_is_ignored(tmp_path: Path, is_ignored: bool) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN if is_ignored else signal.SIG_DFL)

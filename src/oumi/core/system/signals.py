@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum, auto
+from threading import Thread
 from types import FrameType
 from typing import Any
 
@@ -63,9 +64,12 @@ class _Signals:
         return PreemptedError(f"stopped by {self._name} before the first step; run the same command again")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a forked worker ends as if nobody handled the signal
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        if os.getpid() != self._pid:
+            # A terminal signals its whole process group. While the run goes on, so must a forked worker that it needs;
+            # but SIGTERM ends it, as by its parent.
+            if number == signal.SIGTERM or self.answer is _Answer.INTERRUPT:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
             return
         is_first, now_s = not self.is_stop_requested, time.monotonic()
         if is_first:
@@ -87,6 +91,22 @@ _signals = _Signals()
 def is_stop_requested() -> bool:
     """Returns True if this process has received a signal to stop since the run started."""
     return _signals.is_stop_requested
+
+
+def only_parent_ends() -> None:
+    """Lets no signal to stop end this worker process, except a SIGTERM of its parent."""
+    parent = os.getppid()
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+    def wait_for_parent() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+            pass
+        os._exit(0)
+
+    if hasattr(signal, "sigwaitinfo"):  # macOS does not tell who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        Thread(target=wait_for_parent, daemon=True).start()
 
 
 @contextmanager

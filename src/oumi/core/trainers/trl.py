@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -43,7 +43,7 @@ from oumi.core.plan.choices import SCHEDULES, is_number
 from oumi.core.plan.disk import with_saved_size
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callbacks, Progress, StepReport
-from oumi.core.system.signals import signals_held
+from oumi.core.system.signals import only_parent_ends, signals_held
 from oumi.core.trainers.export import Exporter
 from oumi.core.trainers.resume import ResumePoint
 from oumi.core.trainers.trl_methods import METHODS, NEWER_NAMES, arguments
@@ -280,6 +280,12 @@ def _adapted(trainer_class: Any, plan: Plan, bridge: Bridge, exporter: Exporter)
         def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
             return EpochOrder(len(self.train_dataset), plan.data.seed)
 
+        def _get_dataloader(self, *arguments: Any, **named: Any) -> Any:
+            loader = super()._get_dataloader(*arguments, **named)
+            torch_loader = getattr(loader, "base_dataloader", loader)  # accelerate wraps it
+            torch_loader.worker_init_fn = functools.partial(_init_worker, torch_loader.worker_init_fn)
+            return loader
+
         def get_decay_parameter_names(self, model: Any) -> list[str]:
             return sorted(decayed_names(model))
 
@@ -320,6 +326,13 @@ def _adapted(trainer_class: Any, plan: Plan, bridge: Bridge, exporter: Exporter)
             """Writes nothing: the card of TRL would replace a README of the user."""
 
     return AdaptedTrainer
+
+
+def _init_worker(init: Callable[[int], None] | None, worker: int) -> None:
+    """Initializes a worker of a DataLoader: the step at which a signal stops the run still needs its rows."""
+    only_parent_ends()
+    if init is not None:
+        init(worker)
 
 
 def _terms_per_row(labels: Iterable[Any]) -> float:
