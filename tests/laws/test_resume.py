@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from oumi.core.checkpoint.identity import Identity, write_identity
+from oumi.core.checkpoint.identity import Identity, read_identity, write_identity
 from oumi.core.data.tokenize.chat_template import bundled_template
 from oumi.core.errors import ConfigError, DataError, OutputError, StorageError
 from oumi.core.plan.trajectory import differences, trajectory
@@ -72,6 +72,12 @@ def test_a_run_resumed_across_an_epoch_is_bitwise_the_uninterrupted_run(
     assert losses(tmp_path / "again") == losses(tmp_path / "whole")[4:]
 
 
+def run_id_of(output_dir: Path) -> str:
+    identity = read_identity(output_dir)
+    assert identity is not None
+    return identity.run_id
+
+
 def test_a_finished_run_is_reported_complete_and_left_untouched(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, **_SAVING)
     first = train(config)
@@ -96,7 +102,7 @@ def test_a_finished_run_whose_model_was_deleted_is_not_complete(tmp_path: Path) 
 def test_other_rows_do_not_count_as_complete(tmp_path: Path, trainer: str, saving: dict[str, Any]) -> None:
     shape = {"trainer_type": trainer, "try_resume_from_last_checkpoint": True, **saving}
     train(tiny_config(tmp_path, **shape))
-    before = weights(tmp_path / "out")
+    before, run_id = weights(tmp_path / "out"), run_id_of(tmp_path / "out")
     chats = tmp_path / "chats.jsonl"
     chats.write_text(chats.read_text().replace("Quite sure", "Quite pure"))
     if saving:
@@ -106,6 +112,17 @@ def test_other_rows_do_not_count_as_complete(tmp_path: Path, trainer: str, savin
         train(tiny_config(tmp_path, **shape))
         after = weights(tmp_path / "out")
         assert any(not torch.equal(after[name], before[name]) for name in before)
+        assert run_id_of(tmp_path / "out") != run_id
+
+
+def test_a_complete_run_keeps_its_id_only_if_it_is_repeated(tmp_path: Path) -> None:
+    shape = {"max_steps": 1, "try_resume_from_last_checkpoint": True}
+    ids = []
+    for learning_rate in (1e-3, 1e-3, 1e-2):
+        train(tiny_config(tmp_path, **shape, learning_rate=learning_rate))
+        ids.append(run_id_of(tmp_path / "out"))
+        (tmp_path / "out" / "model.safetensors").unlink()
+    assert ids[0] == ids[1] != ids[2]
 
 
 @pytest.mark.parametrize("use_peft", [False, True])

@@ -97,7 +97,7 @@ def _run(plan: Plan, world: World, source: str | None) -> TrainResult:
     resume_point.check_rows(data.fingerprint)
     plan = with_rows(plan, data.num_rows, data.largest)  # refused here if memory is short
     check_same_on_ranks(world.gather(shared_values(plan, data.fingerprint)))
-    world.on_main(lambda: claim(plan, resume_point))
+    resume_point = world.on_main(lambda: claim(plan, resume_point, data.fingerprint))
     world.on_main(lambda: write_records(plan, source))
     trainer = TRAINERS.get(plan.trainer).build(plan, world, data, resume_point)
     world.on_main(lambda: write_plan(trainer.run.plan))

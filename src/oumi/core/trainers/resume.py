@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -87,8 +87,8 @@ def find_resume_point(plan: Plan) -> ResumePoint:
     checkpoint_and_facts = _checkpoint(plan, identity)
     if checkpoint_and_facts is None:
         _check_unoccupied(plan)
-        # A run that was stopped before its first checkpoint, or that is complete, keeps its id.
-        if identity is None or not plan.checkpoints.resume_last:
+        # A run that was stopped before its first checkpoint keeps its id, and so does a complete one that is repeated.
+        if identity is None or not plan.checkpoints.resume_last or _is_of_other_plan(identity, plan):
             identity = Identity(uuid4().hex, datetime.now().astimezone().isoformat())
         return ResumePoint(identity)
     checkpoint, facts = checkpoint_and_facts
@@ -108,15 +108,21 @@ def find_resume_point(plan: Plan) -> ResumePoint:
     return ResumePoint(identity, checkpoint, facts["step"], facts["data"])
 
 
-def claim(plan: Plan, resume_point: ResumePoint) -> None:
-    """Writes the run into the output directory as not complete.
+def claim(plan: Plan, resume_point: ResumePoint, data: str) -> ResumePoint:
+    """Writes the run into the output directory as not complete, and returns its point to resume from.
+
+    The run has a new id if the last one is complete with other training rows than those of digest `data`: a tracker
+    would take its steps for those of the last one.
 
     Raises:
         OutputError: The model at the end of the run would mix with another one, or replace the one that is trained.
     """
     _check_export(plan)
-    # A new Identity, since that of a complete run also has its result.
-    write_identity(plan.output_dir, Identity(resume_point.identity.run_id, resume_point.identity.began))
+    last = resume_point.identity
+    # Without the result of a complete run.
+    identity = Identity(last.run_id if last.data in (None, data) else uuid4().hex, last.began)
+    write_identity(plan.output_dir, identity)
+    return replace(resume_point, identity=identity)
 
 
 def mark_finished(progress: Progress, resume_point: ResumePoint, data: str) -> None:
@@ -153,6 +159,11 @@ def _checkpoint(plan: Plan, identity: Identity | None) -> tuple[Path, dict[str, 
     # A run that resumed from the named checkpoint and was stopped again continues where it was stopped.
     is_later = last is not None and last[1]["run_id"] == facts["run_id"] and last[1]["step"] > facts["step"]
     return last if is_later else (named, facts)
+
+
+def _is_of_other_plan(identity: Identity, plan: Plan) -> bool:
+    """Returns True if a run is complete, and its weights were determined by other settings than the plan's."""
+    return identity.trajectory is not None and bool(differences(identity.trajectory, trajectory(plan)))
 
 
 def _check_export(plan: Plan) -> None:
