@@ -45,6 +45,12 @@ def test_tensorboard_holds_the_reported_steps_and_the_validation(tmp_path: Path,
     assert [event.step for event in events.Scalars("eval/loss")] == [3, 6]
 
 
+def test_tensorboard_shows_only_the_last_run_of_a_directory(tmp_path: Path) -> None:
+    for num_steps in (3, 2):
+        train(tiny_config(tmp_path, max_steps=num_steps, logging_steps=1, enable_tensorboard=True))
+    assert [event.step for event in tensorboard(tmp_path / "out").Scalars("train/loss")] == [1, 2]
+
+
 def test_the_metrics_of_a_method_reach_every_sink_under_their_own_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

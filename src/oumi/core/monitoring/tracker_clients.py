@@ -43,8 +43,8 @@ class TensorBoard:
 
     def __init__(self, run: Progress) -> None:
         self._directory = run.plan.logs.tensorboard_dir
-        # A resumed run repeats the steps after its checkpoint, whose old events would be shown as well.
-        self._purge_step = run.state.step + 1 if run.state.step else None
+        # Events of later steps are of a run that this one resumes or replaces, and would be shown as well.
+        self._purge_step = run.state.step + 1
 
     def start(self) -> None:
         from torch.utils.tensorboard import SummaryWriter
