@@ -144,6 +144,9 @@ class Callback:
     def close(self) -> None:
         """Always, also when training failed: release what is held."""
 
+    def wait(self) -> None:
+        """Always and last, after the model is written: wait, for a bounded time, for what is still under way."""
+
 
 class Callbacks(Callback):
     """Tells several callbacks, in order."""
@@ -183,3 +186,7 @@ class Callbacks(Callback):
     def close(self) -> None:
         for callback in self.all:
             callback.close()
+
+    def wait(self) -> None:
+        for callback in self.all:
+            callback.wait()

@@ -102,11 +102,14 @@ def _run(plan: Plan, world: World, source: str | None) -> TrainResult:
     trainer = TRAINERS.get(plan.trainer).build(plan, world, data, resume_point)
     world.on_main(lambda: write_plan(trainer.run.plan))
     try:
-        trainer.train()
+        try:
+            trainer.train()
+        finally:
+            data.close()
+            if world.is_main:
+                write_report(plan.output_dir, data.ledgers, data.duplicates)
+        trainer.save(plan.output_dir)
+        world.on_main(lambda: mark_finished(trainer.run, resume_point, data.fingerprint))
     finally:
-        data.close()
-        if world.is_main:
-            write_report(plan.output_dir, data.ledgers, data.duplicates)
-    trainer.save(plan.output_dir)
-    world.on_main(lambda: mark_finished(trainer.run, resume_point, data.fingerprint))
+        trainer.run.callbacks.wait()
     return TrainResult(plan.output_dir, trainer.run.state.step, dict(trainer.run.metrics))

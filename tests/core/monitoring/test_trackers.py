@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import sys
 import threading
 import time
@@ -15,14 +17,15 @@ import pytest
 
 from oumi.core.errors import PreemptedError
 from oumi.core.monitoring.trackers import Tracker
+from oumi.core.system.signals import hold_signals, signals_answered
 from oumi.core.train import train
 from oumi.core.trainers.native import NativeTrainer
 from tests.runs import build, losses, tiny_config
 
 PACKAGE = """
-import json, os, signal, types
+import json, os, signal, time, types
 
-runs, params, failure, stop_at = {}, {}, "", 0
+runs, params, failure, stop_at, awaited = {}, {}, "", 0, None
 _active = None
 
 def _fail(place):
@@ -43,7 +46,13 @@ run = None
 class Run:
     def __init__(self, id): self.id = id
     def log(self, values, step=None): _log(self.id, values, step)
-    def finish(self): _fail("finish")
+    def finish(self):
+        _fail("finish")
+        deadline = time.monotonic() + 3
+        while awaited and not awaited.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        global finished_with_model
+        finished_with_model = awaited and awaited.exists()
 
 def init(id, config, resume, **rest):
     _fail("start")
@@ -123,6 +132,10 @@ class Hanging:
         if place == self.place:
             threading.Event().wait()
 
+    @classmethod
+    def tracker(cls, place: str, finish_s: float, finish_stopped_s: float) -> Tracker:
+        return Tracker("Tracker", lambda _: cls(place), finish_s, finish_stopped_s)
+
     def start(self) -> None:
         self._wait("start")
 
@@ -142,17 +155,72 @@ def test_a_tracker_that_hangs_holds_up_no_step_and_the_end_for_a_bounded_time(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("oumi"), "propagate", True)
     run = build(tiny_config(tmp_path, logging_steps=1), NativeTrainer).run
-    tracker = Tracker("Tracker", lambda _: Hanging(place), finish_s=0.2)
+    tracker = Hanging.tracker(place, 0.2, 0.2)
     began = time.monotonic()
     tracker.start(run)
     for step in range(3000):
         run.state.step = step
         tracker.step(run, {"loss": 1.0}, ())
     tracker.close()
+    tracker.wait()
     assert time.monotonic() - began < 10
     # A set, since the logger of a process that runs many tests may propagate to more than one handler.
     (warning,) = {message for message in caplog.messages if message.startswith("Tracker ")}
     assert warning.startswith(("Tracker is too slow. The run goes on", "Tracker did not finish within 0.2 s. The run"))
+
+
+@pytest.mark.parametrize("signal_after_s", [None, 0.2])
+def test_trackers_that_hang_share_one_wait_which_a_signal_shortens(
+    tmp_path: Path, signal_after_s: float | None
+) -> None:
+    run = build(tiny_config(tmp_path, logging_steps=1), NativeTrainer).run
+    finish_s, expected_s = (1.0, 1.0) if signal_after_s is None else (30.0, 0.5)
+    trackers = [Hanging.tracker("start", finish_s, 0.5) for _ in range(3)]
+    with signals_answered():
+        hold_signals()  # as after the last step
+        for tracker in trackers:
+            tracker.start(run)
+        began = time.monotonic()
+        for tracker in trackers:
+            tracker.close()
+        if signal_after_s is not None:
+            threading.Timer(signal_after_s, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        for tracker in trackers:
+            tracker.wait()
+    assert expected_s <= time.monotonic() - began < expected_s + 0.4
+
+
+def test_a_tracker_whose_queue_is_full_still_finishes(tmp_path: Path) -> None:
+    class Slow(Hanging):
+        """A tracker that takes nothing until it is released."""
+
+        released, finished = threading.Event(), threading.Event()
+
+        def write(self, values: object, step: int) -> None:
+            self.released.wait()
+
+        def finish(self) -> None:
+            self.finished.set()
+
+    run = build(tiny_config(tmp_path, logging_steps=1), NativeTrainer).run
+    tracker = Slow.tracker("", 10.0, 10.0)
+    tracker.start(run)
+    for step in range(3000):
+        run.state.step = step
+        tracker.step(run, {"loss": 1.0}, ())
+    tracker.close()
+    Slow.released.set()
+    tracker.wait()
+    assert Slow.finished.is_set()
+
+
+@pytest.mark.parametrize("trainer", ["OUMI", pytest.param("HF", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("package", ["wandb"], indirect=True)
+def test_the_model_does_not_wait_for_trackers(tmp_path: Path, package: Any, trainer: str) -> None:
+    package.awaited = tmp_path / "out" / "model.safetensors"
+    train(tiny_config(tmp_path, trainer_type=trainer, max_steps=1, logging_steps=1, enable_wandb=True))
+    assert ("train/loss", 1) in next(iter(package.runs.values()))
+    assert package.finished_with_model
 
 
 @pytest.mark.parametrize("package", ["wandb", "mlflow"], indirect=True)

@@ -33,6 +33,9 @@ class Sink:
     def close(self) -> None:
         """Called at the end, also after an error."""
 
+    def wait(self) -> None:
+        """Called last, after the model is written: waits, for a bounded time, for what is still being sent."""
+
 
 class Reporting(Callback):
     """Builds the records of a run and passes them to its sinks."""
@@ -108,6 +111,10 @@ class Reporting(Callback):
         self._efficiency.close()
         for sink in self._sinks:
             sink.close()
+
+    def wait(self) -> None:
+        for sink in self._sinks:
+            sink.wait()
 
     def _restart(self) -> None:
         self._wall_s, self._cpu_s = time.perf_counter(), time.process_time()

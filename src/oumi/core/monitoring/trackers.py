@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
-from queue import Full, Queue
+from queue import Empty, Full, Queue
 from threading import Thread
 from typing import Any
 
@@ -21,8 +23,10 @@ from oumi.core.system.signals import is_stop_requested
 
 _MAX_WAITING = 1000
 """Records that wait for a slow tracker; later ones are dropped."""
-_FINISH_S, _FINISH_STOPPED_S = 15.0, 5.0
-"""How long a run that ends waits for a tracker, and at most one that was asked to stop."""
+_FINISH_S, _FINISH_STOPPED_S = 15.0, 3.0
+"""How long after its end a run waits for its trackers, and at most one that was asked to stop."""
+_CHECK_S = 0.1
+"""How often a run that waits looks whether it was asked to stop."""
 
 
 def build_trackers(plan: Plan) -> list[Sink]:
@@ -46,10 +50,17 @@ class Tracker(Sink):
     Names begin with `train/` or `eval/`. After its first failure the tracker gets the later records all the same.
     """
 
-    def __init__(self, name: str, make_client: Callable[[Progress], Client], finish_s: float = _FINISH_S) -> None:
-        """Sets the name for warnings, the tracker, and how long the end of the run waits for it."""
+    def __init__(
+        self,
+        name: str,
+        make_client: Callable[[Progress], Client],
+        finish_s: float = _FINISH_S,
+        finish_stopped_s: float = _FINISH_STOPPED_S,
+    ) -> None:
+        """Sets the name for warnings, the tracker, and how long after its end the run waits for it."""
         self._name = name
-        self._finish_s = finish_s
+        self._finish_s, self._finish_stopped_s = finish_s, finish_stopped_s
+        self._closed_s = 0.0
         self._make_client = make_client
         self._client: Client | None = None
         self._epoch = 0
@@ -75,13 +86,23 @@ class Tracker(Sink):
         self._put((_prefixed("eval", record), run.state.step))
 
     def close(self) -> None:
-        if self._client is None:
-            return
+        self._closed_s = time.monotonic()
+        if self._records.full():  # room for the mark of the end, without which the tracker's run stays open
+            with suppress(Empty):
+                self._records.get_nowait()
+            self._warn("is too slow")
         self._put(None)
-        timeout_s = min(self._finish_s, _FINISH_STOPPED_S) if is_stop_requested() else self._finish_s
-        self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            self._warn(f"did not finish within {timeout_s:g} s")
+
+    def wait(self) -> None:
+        while self._thread.is_alive():
+            # Asked each time, since a signal may come while the run waits.
+            timeout_s = min(self._finish_s, self._finish_stopped_s) if is_stop_requested() else self._finish_s
+            # Counted from the end of the run, so that several trackers share the time.
+            left_s = self._closed_s + timeout_s - time.monotonic()
+            if left_s <= 0:
+                self._warn(f"did not finish within {timeout_s:g} s")
+                return
+            self._thread.join(min(left_s, _CHECK_S))
 
     def _put(self, record: tuple[Record, int] | None) -> None:
         try:
