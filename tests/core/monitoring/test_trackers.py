@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from oumi.core.errors import PreemptedError
+from oumi.core.errors import ConfigError, PreemptedError
 from oumi.core.monitoring.trackers import Tracker
 from oumi.core.system.signals import hold_signals, signals_answered
 from oumi.core.train import train
@@ -221,6 +221,21 @@ def test_the_model_does_not_wait_for_trackers(tmp_path: Path, package: Any, trai
     train(tiny_config(tmp_path, trainer_type=trainer, max_steps=1, logging_steps=1, enable_wandb=True))
     assert ("train/loss", 1) in next(iter(package.runs.values()))
     assert package.finished_with_model
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [("raise TypeError('old')", "cannot be imported: TypeError: old"), ("import not_there", "cannot be imported")],
+)
+def test_a_package_that_cannot_be_imported_is_refused_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, reason: str
+) -> None:
+    (tmp_path / "wandb.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with pytest.raises(ConfigError, match=rf"training\.enable_wandb: package wandb {reason}"):
+        train(tiny_config(tmp_path, max_steps=1, enable_wandb=True))
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize("package", ["wandb", "mlflow"], indirect=True)

@@ -144,5 +144,7 @@ def _prefixed(prefix: str, record: Record) -> Record:
 def _import_package(name: str, key: str) -> Any:
     try:
         return import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"{key}: package {name} is not installed: pip install 'oumi[tracking]'") from error
+    except Exception as error:  # one of another version than its dependencies raises anything
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name == name
+        reason = "is not installed" if is_missing else f"cannot be imported: {type(error).__name__}: {error}"
+        raise ConfigError(f"{key}: package {name} {reason}: pip install 'oumi[tracking]'") from error
