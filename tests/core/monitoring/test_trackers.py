@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -64,11 +63,19 @@ def init(id, config, resume, **rest):
 MLFLOW = """
 def active_run(): return _active
 
-def start_run(run_id=None, run_name=None):
+tagged = {}
+
+def start_run(run_id=None, run_name=None, tags=None):
     global _active
     _fail("start")
     _active = types.SimpleNamespace(info=types.SimpleNamespace(run_id=run_id or f"theirs-{len(runs)}"))
     runs.setdefault(_active.info.run_id, [])
+    for name, value in (tags or {}).items():
+        tagged[f"tags.`{name}` = '{value}'"] = _active
+
+def search_runs(filter_string, max_results, output_format):
+    assert output_format == "list"
+    return [tagged[filter_string]] if filter_string in tagged else []
 
 def end_run():
     global _active
@@ -239,6 +246,17 @@ def test_a_package_that_cannot_be_imported_is_refused_before_the_first_step(
 
 
 @pytest.mark.parametrize("package", ["wandb", "mlflow"], indirect=True)
+def test_a_run_continues_its_run_of_the_tracker_in_another_directory(tmp_path: Path, package: Any) -> None:
+    shape = {"max_steps": 3, "logging_steps": 1, f"enable_{package.__name__}": True}
+    train(tiny_config(tmp_path, **shape, save_steps=2))
+    named = {"resume_from_checkpoint": str(tmp_path / "out" / "checkpoint-2"), "output_dir": str(tmp_path / "two")}
+    train(tiny_config(tmp_path, **shape, **named))
+    assert len(package.runs) == 1
+    train(tiny_config(tmp_path, **shape, output_dir=str(tmp_path / "three")))
+    assert len(package.runs) == 2
+
+
+@pytest.mark.parametrize("package", ["wandb", "mlflow"], indirect=True)
 def test_a_resumed_run_continues_its_run_of_the_tracker_and_repeats_no_point(tmp_path: Path, package: Any) -> None:
     config = tiny_config(tmp_path, max_steps=8, logging_steps=1, save_steps=2, eval_strategy="steps", eval_steps=2)
     config.data.validation.datasets = list(config.data.train.datasets)
@@ -257,7 +275,5 @@ def test_a_resumed_run_continues_its_run_of_the_tracker_and_repeats_no_point(tmp
     if package.__name__ == "mlflow":  # the other one ignores repeated steps by itself
         assert [step for name, step in points if name == "train/loss"] == list(range(1, 9))
         assert [step for name, step in points if name == "eval/loss"] == [2, 4, 6, 8]
-        identity = json.loads((tmp_path / "out" / "run.json").read_text())
-        assert json.loads((tmp_path / "out" / "mlflow.json").read_text())["run_id"] == identity["run_id"]
     else:
         assert {step for name, step in points if name == "train/loss"} == set(range(1, 9))

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Protocol
 
 from oumi.core.checkpoint.identity import read_identity
@@ -18,6 +16,8 @@ from oumi.core.system.redact import redact
 _MAX_PARAMS = 100
 """Parameters that MLflow takes in one call."""
 _MAX_PARAM_LENGTH = 500
+_RUN_TAG = "oumi.run_id"
+"""The tag of an MLflow run that holds the id of our run, which goes on in whichever directory it is resumed."""
 
 
 class Client(Protocol):
@@ -112,21 +112,21 @@ class Mlflow:
         self._run_name = run.plan.run_name
         self._config = redact(to_plain(run.plan.config))
         self._run_id = _run_id(run)
-        # MLflow chooses the ids of its runs.
-        self._file = run.plan.output_dir / "mlflow.json"
         active = package.active_run()  # asked here, since each thread may have its own
         self._active_id = active.info.run_id if active is not None else None
-        self._resumed_id = None if active is not None else _read_run_id(self._file, self._run_id)
+        self._resumed_id: str | None = None
         self._last_steps: dict[str, int] = {}
         """The last step that a resumed run already has, for `train` and `eval`."""
 
     def start(self) -> None:
         if self._package.active_run() is not None:  # older versions have one for all threads
             return
+        if self._active_id is None:
+            self._resumed_id = self._find_run_id()
         if run_id := self._active_id or self._resumed_id:
             self._package.start_run(run_id=run_id)
         else:
-            self._package.start_run(run_name=self._run_name)
+            self._package.start_run(run_name=self._run_name, tags={_RUN_TAG: self._run_id})
 
     def describe(self) -> None:
         if self._resumed_id is not None:
@@ -135,9 +135,6 @@ class Mlflow:
                 history = client.get_metric_history(self._resumed_id, f"{kind}/loss")
                 self._last_steps[kind] = max((metric.step for metric in history), default=0)
             return
-        active = self._package.active_run()
-        if active is not None and self._active_id is None:
-            self._file.write_text(json.dumps({"run_id": self._run_id, "mlflow_run_id": active.info.run_id}) + "\n")
         params = list(_flat(self._config))
         for i in range(0, len(params), _MAX_PARAMS):
             self._package.log_params(dict(params[i : i + _MAX_PARAMS]))
@@ -151,20 +148,18 @@ class Mlflow:
         if self._active_id is None:  # the owner of an active run may log more to it
             self._package.end_run()
 
+    def _find_run_id(self) -> str | None:
+        """Returns the id that MLflow, which chooses it, gave to our run in this experiment, None if it has none yet."""
+        is_ours = f"tags.`{_RUN_TAG}` = '{self._run_id}'"
+        runs = self._package.search_runs(filter_string=is_ours, max_results=1, output_format="list")
+        return str(runs[0].info.run_id) if runs else None
 
-def _run_id(run: Progress) -> str | None:
+
+def _run_id(run: Progress) -> str:
     """Returns the id of a run, which it keeps when it is resumed."""
     identity = read_identity(run.plan.output_dir)
-    return identity.run_id if identity is not None else None
-
-
-def _read_run_id(path: Path, run_id: str | None) -> str | None:
-    """Returns the id that MLflow gave to our run, None if it has none yet."""
-    try:
-        ids = json.loads(path.read_text(encoding="utf-8"))
-        return str(ids["mlflow_run_id"]) if ids["run_id"] == run_id else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    assert identity is not None, "claim has written it"
+    return identity.run_id
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
