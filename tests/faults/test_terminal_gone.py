@@ -84,6 +84,18 @@ def test_what_can_be_written_is_written_and_mistakes_are_raised() -> None:
         sys.stdout.write(1)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("lost", LOSE)
+@pytest.mark.parametrize(
+    "call", ["stdout.writelines(['a\\n'] * 9999)", "stdout.buffer.write(b'a' * 99999)", "stderr.buffer.flush()"]
+)
+def test_no_way_to_write_passes_by_the_guard(lost: str, call: str) -> None:
+    code = (
+        f"import os, sys\n{LOSE[lost]}\nfrom oumi.core.system.terminal import lasting_output\nwith lasting_output():\n"
+        f"    sys.{call}\n    print('a' * 99999, flush=True)\nos._exit(0)"
+    )
+    assert run_python("-c", code).returncode == 0
+
+
 def test_a_command_that_is_not_a_run_reports_that_it_could_not_print(tmp_path: Path) -> None:
     tiny_config(tmp_path, max_steps=1).to_yaml(tmp_path / "config.yaml")
     assert run_python("-c", RUN.format(LOSE["a full disk"], "plan"), folder=tmp_path).returncode != 0

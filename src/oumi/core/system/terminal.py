@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO
+from typing import IO, Any
 
 from oumi.core.log import logger
 
@@ -30,20 +30,29 @@ def lasting_output() -> Iterator[None]:
 
 
 class _LastingStream:
-    """A text stream that drops what cannot be written, after one note in the log."""
+    """A stream of text or bytes that drops what cannot be written, after one note in the log."""
 
-    def __init__(self, stream: TextIO | None) -> None:
+    def __init__(self, stream: IO[Any] | None) -> None:
         # Python has no stream where the process was started with a closed descriptor, as in `2>&-`.
         self._stream = stream if stream is not None else os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
         self._is_lost = False
 
-    def write(self, text: str) -> int:
+    @property
+    def buffer(self) -> _LastingStream:
+        """Returns the stream of bytes below a stream of text."""
+        return _LastingStream(self._stream.buffer)  # type: ignore[attr-defined]  # a StringIO has none
+
+    def write(self, text: Any) -> int:
         if not self._is_lost:
             try:
                 self._stream.write(text)
             except (OSError, ValueError) as error:
                 self._drop(error)
         return len(text)
+
+    def writelines(self, lines: Iterable[Any]) -> None:
+        for line in lines:
+            self.write(line)
 
     def flush(self) -> None:
         if not self._is_lost:
