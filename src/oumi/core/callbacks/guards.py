@@ -41,10 +41,7 @@ class FiniteGuard(Callback):
         all_rows = run.world.gather(list(sources))
         # A gradient can overflow although each loss is finite. Then any row of the step may be the cause.
         rows = list(chain.from_iterable(broken_rows)) or list(chain.from_iterable(all_rows))
-        try:
-            self._save_last_step(run)
-        except StorageError as error:
-            logger.warning("%s", error)  # the loss is what the user has to know
+        save_if_possible(lambda: self._save_last_step(run))
         raise not_finite(run, " and ".join(broken), rows)
 
 
@@ -64,6 +61,14 @@ def stopped_early(run: Progress) -> PreemptedError:
         f"stopped after step {run.state.step} of {run.plan.num_steps}; a checkpoint is saved. To resume, run the same "
         "command with --training.try_resume_from_last_checkpoint true"
     )
+
+
+def save_if_possible(save_last_step: Callable[[], None]) -> None:
+    """Saves the last complete step of a run that is not finite; if that fails, it is only logged."""
+    try:
+        save_last_step()
+    except StorageError as error:
+        logger.warning("%s", error)  # the loss is what the user has to know
 
 
 def not_finite(run: Progress, broken: str, rows: Sequence[Source]) -> NotFiniteError:

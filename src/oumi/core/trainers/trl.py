@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainerCallback
 
 from oumi.core.batch import IGNORED
-from oumi.core.callbacks.guards import SignalGuard, not_finite, stopped_early
+from oumi.core.callbacks.guards import SignalGuard, not_finite, save_if_possible, stopped_early
 from oumi.core.checkpoint.state import read_progress, write_progress
 from oumi.core.checkpoint.store import checkpoint_path, seal, storage_errors
 from oumi.core.configs.base import types_in
@@ -29,7 +29,7 @@ from oumi.core.data.pipeline.loader import Loader
 from oumi.core.data.pipeline.mixture import Mixture, permute
 from oumi.core.data.training_data import TrainingData
 from oumi.core.distributed.world import World, seed_everything
-from oumi.core.errors import ConfigError, NotFiniteError, OumiError, StorageError, did_you_mean
+from oumi.core.errors import ConfigError, NotFiniteError, OumiError, did_you_mean
 from oumi.core.log import logger
 from oumi.core.models.acceleration.liger import check_liger
 from oumi.core.models.adapters import saved_size
@@ -120,10 +120,7 @@ class TrlTrainer:
             run.stop_requested = run.state.awaits_evaluation = True
             self._save_last_step()
         except NotFiniteError:
-            try:
-                self._save_last_step()
-            except StorageError as error:
-                logger.warning("%s", error)  # the loss is what the user has to know
+            save_if_possible(self._save_last_step)
             raise
         finally:
             run.callbacks.close()
