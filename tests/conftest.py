@@ -7,12 +7,15 @@ import atexit
 import gc
 import os
 import shutil
+import signal
 import zlib
 from collections import defaultdict
 from tempfile import mkdtemp
 
 import pytest
 
+# A shell ignores SIGINT in what it starts in the background, and so would the runs that the tests start and signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 gc.disable()  # until all is imported, of which nothing can be freed
 # Two workers of pytest-xdist share two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
