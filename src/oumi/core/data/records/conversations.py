@@ -3,25 +3,22 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from oumi.core.data.records.fields import UnusableValue, json_of, kind_of, says_nothing
+from oumi.core.data.records.fields import UnusableValue, as_list, json_of, kind_of, says_nothing
 from oumi.core.data.records.images import image_item
-from oumi.core.data.sources.jsonl import DECODER, LAST_VALUE_DECODER
-from oumi.core.errors import did_you_mean
-from oumi.core.types.conversation import (
-    ContentItem,
-    Conversation,
-    FunctionCall,
-    Message,
-    Role,
-    ToolCall,
-    ToolDefinition,
-    Type,
+from oumi.core.data.records.tools import (
+    REASONING_KEYS,
+    TOOL_KEYS,
+    call_of,
+    calls_of,
+    check_no_tools_elsewhere,
+    tools_of_row,
 )
+from oumi.core.errors import did_you_mean
+from oumi.core.types.conversation import ContentItem, Conversation, Message, Role, Type
 
 _ROLES = {
     "system": Role.SYSTEM, "developer": Role.SYSTEM, "user": Role.USER, "human": Role.USER,
@@ -31,33 +28,15 @@ _ROLES = {
 }  # fmt: skip
 # A turn of role `function_call` has the call as its content, so it is never plain.
 _PLAIN_ROLES = {name: role for name, role in _ROLES.items() if name != "function_call"}
-_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _TRAIN_KEYS = ("train", "weight", "loss")
-_TOOL_KEYS = ("tools", "functions", "tool_defs", "tool_definitions", "available_tools")
-"""Names of the definitions of functions, in a row or in its system turn: OpenAI's, its older ones, and others'."""
-_SCHEMA_KEYS = ("parameters", "input_schema", "inputSchema")
-"""Keys of a function's definition with the schema of its arguments: OpenAI's, Anthropic's and that of MCP."""
-_TEXT_COLUMNS = (
-    "messages", "conversations", "conversation", "prompt", "question", "completion", "response", "chosen", "rejected",
-    "instruction", "input", "output", "system", "history", "text",
-)  # fmt: skip
-_TEXT_KEYS = ("role", "from", "content", "value", "name", *_REASONING_KEYS)
-_CALL_KEYS = ("tool_calls", "function_call")
-_READ_KEYS = frozenset((*_TEXT_COLUMNS, *_TEXT_KEYS, *_CALL_KEYS))
-"""Keys of rows and turns that are read, in whose text definitions and calls of functions are words."""
-_ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
-_HAS_ARGUMENTS = re.compile(rf'"(?:{"|".join((*_SCHEMA_KEYS, *_ARGUMENT_KEYS, "description"))})"')
-"""Keys of a call with its arguments: OpenAI's, and those of Llama's templates, LangChain and Anthropic."""
 IMAGE_COLUMNS = ("images", "image")
 """Columns of the images of a row."""
 UNREAD_MEDIA = ("video", "videos", "audio", "audios")
 """Keys of a row or a turn that would change its text, and are rejected rather than ignored."""
-CHAT_COLUMNS = (*_TOOL_KEYS, *IMAGE_COLUMNS, "conversation_id")
+CHAT_COLUMNS = (*TOOL_KEYS, *IMAGE_COLUMNS, "conversation_id")
 """Columns that belong to the turns of a row."""
 _IMAGE_MARK = re.compile(r"<image(?:[ _](\d{1,4}))?>")
 """Stands for the next image of a row in the text of a turn, or for the one with this number."""
-_MAX_ITEMS = 3
-"""Items of a list that are examined: they are of one kind."""
 
 
 def chat_of(turns: Sequence[Any], record: Mapping[str, Any]) -> Conversation:
@@ -76,7 +55,7 @@ def chat_of(turns: Sequence[Any], record: Mapping[str, Any]) -> Conversation:
         raise UnusableValue(f"has {len(images.items)} images, but the turns refer to {len(images.used)}")
     tools = tools_of_row(record, turns[0])
     if tools is None:
-        _check_no_tools_elsewhere(record, turns)
+        check_no_tools_elsewhere(record, turns)
     systems = [i for i, message in enumerate(messages) if message.role == Role.SYSTEM]
     if len(systems) > 1:
         raise UnusableValue(f"turn {systems[1]}: a second system turn")
@@ -103,101 +82,6 @@ def taught(chat: Conversation) -> Conversation:
     return chat
 
 
-def tools_of_row(record: Mapping[str, Any], first_turn: Mapping[str, Any]) -> list[ToolDefinition] | None:
-    """Returns the tools of a row: from a column, or from its first turn; None if there are none.
-
-    Raises:
-        UnusableValue: A tool is invalid, or there are several lists of tools that differ.
-    """
-    definitions = dict[str, list[ToolDefinition] | None]()
-    for place, owner in (("", record), (" of the first turn", first_turn)):
-        for key in _TOOL_KEYS:
-            # Columns with the other names may hold something else, such as names of functions that were called.
-            if key == "tools" or _contains(owner.get(key), _is_named_function, 0):
-                definitions[f"'{key}'{place}"] = _tools(owner.get(key), key)
-    by_place = {place: tools for place, tools in definitions.items() if tools}
-    places = list(by_place)
-    if any(tools != by_place[places[0]] for tools in by_place.values()):
-        raise UnusableValue(f"has tools in {' and in '.join(places)}, and they differ")
-    return by_place[places[0]] if by_place else None
-
-
-def defines_tools(record: Mapping[str, Any]) -> bool:
-    """Returns True if a row has definitions of functions under one of the names of tools."""
-    return any(_contains(record.get(key), _is_definition, 0) for key in _TOOL_KEYS)
-
-
-def _check_no_tools_elsewhere(record: Mapping[str, Any], turns: Sequence[Any]) -> None:
-    """Raises UnusableValue if definitions of functions stand under a key that is not read."""
-    # Most turns have a role and text, and no more.
-    for place in (record, *(turn for turn in turns if len(turn) > 2)):
-        for key, value in place.items():
-            if key not in _READ_KEYS and _contains(value, _is_definition):
-                raise UnusableValue(f"has definitions of functions in '{key}', which is not read: name it 'tools'")
-
-
-def _contains(value: Any, is_wanted: Callable[[Mapping[str, Any]], bool], depth: int = 2) -> bool:
-    """Returns True for an object that is wanted, and for a list, an object or JSON text that holds one.
-
-    Args:
-        value: The value.
-        is_wanted: Judges the function of an object, or the object itself.
-        depth: How many objects deep to search.
-    """
-    if isinstance(value, str):
-        value = _json_or_text(value) if '"name"' in value and _HAS_ARGUMENTS.search(value) else None
-    if isinstance(value, list):
-        return any(_contains(item, is_wanted, depth) for item in value[:_MAX_ITEMS])
-    if not isinstance(value, Mapping):
-        return False
-    function = value.get("function", value)
-    if isinstance(function, Mapping) and isinstance(function.get("name"), str) and is_wanted({**value, **function}):
-        return True
-    return depth > 0 and any(_contains(item, is_wanted, depth - 1) for item in value.values())
-
-
-def _is_definition(function: Mapping[str, Any]) -> bool:
-    schemas = [function[key] for key in _SCHEMA_KEYS if isinstance(function.get(key), Mapping)]
-    # The arguments of a call, or settings of a program, may have such a key, too, but are no schema.
-    return any(schema.get("type") == "object" or isinstance(schema.get("properties"), Mapping) for schema in schemas)
-
-
-def _is_named_function(function: Mapping[str, Any]) -> bool:
-    return "description" in function or any(key in function for key in _SCHEMA_KEYS)
-
-
-def _is_call(function: Mapping[str, Any]) -> bool:
-    return any(key in function for key in _ARGUMENT_KEYS) and not _is_definition(function)
-
-
-def _json_or_text(value: Any) -> Any:
-    try:
-        is_json = isinstance(value, str) and value.lstrip().startswith(("[", "{"))
-        return json_of(value, "") if is_json else value
-    except UnusableValue:
-        return value
-
-
-def _tools(value: Any, key: str) -> list[ToolDefinition] | None:
-    """Returns the tools of a row: a list of function schemas, or such a list as JSON text; None if there are none."""
-    if says_nothing(value) or (isinstance(value, str) and not value.strip()):
-        return None
-    value = json_of(value, f"'{key}'")
-    if says_nothing(value):
-        return None
-    if not isinstance(value, list):
-        raise UnusableValue(f"'{key}' must be a list of functions, got {kind_of(value)}")
-    definitions = []
-    for tool in value:
-        schema = json_of(tool, "a tool")
-        # Some rows have the function itself, without the `{"type": "function"}` around it.
-        function = schema.get("function", schema) if isinstance(schema, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise UnusableValue(f"a tool must be an object with a 'name', got {str(schema)[:40]}")
-        definitions.append(ToolDefinition(function=dict(function)))
-    return definitions
-
-
 def _message(turn: Any, index: int, images: _Images) -> Message:
     """Returns a turn as a message."""
     if not isinstance(turn, Mapping):
@@ -209,7 +93,7 @@ def _message(turn: Any, index: int, images: _Images) -> Message:
         plain_role = _PLAIN_ROLES.get(name) if isinstance(name, str) else None
         if plain_role is not None:
             return Message(role=plain_role, content=turn[content_key])
-    calls = _calls(turn, index)
+    calls = calls_of(turn, index)
     for key in (role_key,) if calls else (role_key, content_key):  # a turn that calls a tool may have no content
         if key not in turn:
             raise UnusableValue(f"turn {index}: has no '{key}'{did_you_mean(key, map(str, turn))}")
@@ -222,7 +106,7 @@ def _message(turn: Any, index: int, images: _Images) -> Message:
             raise UnusableValue(f"turn {index}: has '{key}'; only images are read, from 'images' of the row")
     content = turn.get(content_key)
     if name == "function_call":
-        content, calls = None, [_call(call, index) for call in _as_list(json_of(content, f"turn {index}"))]
+        content, calls = None, [call_of(call, index) for call in as_list(json_of(content, f"turn {index}"))]
     if calls and role != Role.ASSISTANT:
         raise UnusableValue(f"turn {index}: 'tool_calls' of {role}; only the assistant calls tools")
     if content is None and not calls:
@@ -236,64 +120,9 @@ def _message(turn: Any, index: int, images: _Images) -> Message:
         name=_optional_text(turn, "name", index),
         tool_calls=calls or None,
         tool_call_id=_optional_text(turn, "tool_call_id", index),
-        reasoning_content=next(filter(None, (_optional_text(turn, key, index) for key in _REASONING_KEYS)), None),
+        reasoning_content=next(filter(None, (_optional_text(turn, key, index) for key in REASONING_KEYS)), None),
         train=None if flag_key is None else bool(turn[flag_key]),
     )
-
-
-def _calls(turn: Mapping[str, Any], index: int) -> list[ToolCall]:
-    """Returns the tool calls of a turn: a list, the same as JSON text, or the older single `function_call`."""
-    calls, older_call = turn.get("tool_calls"), turn.get("function_call")
-    if says_nothing(calls):
-        calls = [] if says_nothing(older_call) else [older_call]
-    elif not says_nothing(older_call):
-        raise UnusableValue(f"turn {index}: has 'tool_calls' and 'function_call'; expected one of them")
-    if isinstance(calls, str):
-        calls = _as_list(json_of(calls, f"turn {index}: 'tool_calls'"))
-    if not isinstance(calls, list):
-        raise UnusableValue(f"turn {index}: 'tool_calls' must be a list, got {kind_of(calls)}")
-    for key, value in turn.items() if not calls else ():
-        if key not in _READ_KEYS and _contains(value, _is_call):
-            raise UnusableValue(f"turn {index}: has calls in '{key}', which is not read: name it 'tool_calls'")
-    return [_call(call, index) for call in calls]
-
-
-def _call(value: Any, index: int) -> ToolCall:
-    function = value.get("function", value) if isinstance(value, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise UnusableValue(f"turn {index}: a tool call must be an object with a 'name', got {str(value)[:40]}")
-    fields = {**value, **function}
-    key = next((key for key in _ARGUMENT_KEYS if fields.get(key) is not None), None)
-    others = [name for name in fields if name not in ("name", "id", "type", "index", "function", *_ARGUMENT_KEYS)]
-    if unread := next((name for name in others if key is None and not says_nothing(fields[name])), None):
-        raise UnusableValue(f"turn {index}: a tool call has no 'arguments', but '{unread}', which is not read")
-    call_id = value.get("id")
-    return ToolCall(
-        id=str(call_id) if call_id is not None else None,
-        function=FunctionCall(
-            name=function["name"], arguments=_arguments(fields[key], f"turn {index}") if key else "{}"
-        ),
-    )
-
-
-def _arguments(arguments: Any, where: str) -> str:
-    """Returns the arguments of a call as the JSON text of an object."""
-    where = f"{where}: arguments of a tool call"
-    if isinstance(arguments, Mapping):
-        return json.dumps(arguments, ensure_ascii=False, allow_nan=False)
-    if not isinstance(arguments, str):
-        raise UnusableValue(f"{where} must be an object, got {kind_of(arguments)}")
-    # An empty text stands for no arguments. Any other text must be an object, as the template may read it.
-    if arguments.strip() in ("", "null"):
-        return "{}"
-    values = json_of(arguments, where, LAST_VALUE_DECODER)
-    if not isinstance(values, Mapping):
-        raise UnusableValue(f"{where}: expected a JSON object, got {arguments[:40]}")
-    try:
-        DECODER.decode(arguments)
-    except ValueError:  # of two equal keys, templates read the last; the text should say no more than they read
-        return json.dumps(values, ensure_ascii=False)
-    return arguments
 
 
 def _content(content: Any, index: int, role: Role, images: _Images) -> str | list[ContentItem]:
@@ -334,10 +163,6 @@ def _optional_text(turn: Mapping[str, Any], key: str, index: int) -> str | None:
     return value
 
 
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
 class _Images:
     """The images of a row, and which of them its turns refer to: by marks in their text, or by parts of type image."""
 
@@ -346,7 +171,7 @@ class _Images:
         columns = [record[key] for key in IMAGE_COLUMNS if not says_nothing(record.get(key))]
         if len(columns) > 1:
             raise UnusableValue("has 'images' and 'image'; expected one of them")
-        self.items = [image_item(image) for value in columns for image in _as_list(value)]
+        self.items = [image_item(image) for value in columns for image in as_list(value)]
         self.used = set[int]()
         self._next = 0
         self.has_column = any(key in record for key in IMAGE_COLUMNS)

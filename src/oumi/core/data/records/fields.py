@@ -50,6 +50,11 @@ def json_of(value: Any, where: str, decoder: JSONDecoder = DECODER) -> Any:
         raise UnusableValue(f"{where}: not valid JSON: {error}") from None
 
 
+def as_list(value: Any) -> list[Any]:
+    """Returns a list as it is, and any other value as a list of it."""
+    return value if isinstance(value, list) else [value]
+
+
 def says_nothing(value: Any) -> bool:
     """Returns True for the values of a column in rows that do not use it: null, empty text, an empty list."""
     return value is None or value == "" or (isinstance(value, list) and not value)

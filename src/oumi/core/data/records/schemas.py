@@ -12,12 +12,12 @@ from oumi.core.data.records.conversations import (
     IMAGE_COLUMNS,
     UNREAD_MEDIA,
     chat_of,
-    defines_tools,
     has_media,
     role_of,
     taught,
 )
 from oumi.core.data.records.fields import UnusableValue, field_of, kind_of, list_of, says_nothing, text_of
+from oumi.core.data.records.tools import defines_tools
 from oumi.core.data.sources.jsonl import shown
 from oumi.core.types.conversation import Conversation, Message, Role
 from oumi.core.types.example import Completion, Judged, Preference, Prompt, RejectedRow, Row, Text
