@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -290,12 +292,14 @@ class _TableProcess:
     def __init__(self, spec: TableSpec, folder: Path, inputs: Inputs, ledger: Ledger) -> None:
         self._folder, self._inputs, self._ledger = folder, inputs, ledger
         # A new interpreter, since a fork would copy the locks that other threads of this process hold.
-        command = [sys.executable, "-m", "oumi.core.data.build"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        command = [sys.executable, "-m", "oumi.core.data.build", str(os.getpid())]
+        # In a session of its own, which signals of the terminal do not reach: this process ends it.
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
         os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
         assert self._process.stdin is not None, "it is a pipe"
         self._process.stdin.write(pickle.dumps(spec))
         self._process.stdin.close()
+        atexit.register(self.stop)
 
     def poll(self) -> TokenTable | None:
         """Returns the table if it is complete, otherwise None; raises as `wait` does."""
@@ -325,9 +329,10 @@ class _TableProcess:
         return table
 
     def stop(self) -> None:
-        """Ends the process if it is still running."""
+        """Ends the process and its workers if it is still running."""
+        atexit.unregister(self.stop)
         if self._process.poll() is None:
-            self._process.terminate()
+            os.killpg(self._process.pid, signal.SIGTERM)
             self._process.wait()
 
 
@@ -350,11 +355,13 @@ def _guard(chunks: Iterator[Chunk], dataset: BaseMapDataset, ledger: Ledger, par
 
 
 def _main() -> None:
-    """Writes the table of the spec on standard input into the cache; prints a failure as JSON, otherwise nothing."""
+    """Writes the table of the spec on standard input for a parent process; prints a failure as JSON, else nothing."""
+    # An argument, since the parent may have ended while this process was starting.
+    parent = int(sys.argv[1])
     spec: TableSpec = pickle.loads(sys.stdin.buffer.read())
     ledger = spec.ledger()
     try:
-        make_table(spec, spec.dataset(), load_preprocessor(spec.model), ledger, _num_workers(spec), os.getppid())
+        make_table(spec, spec.dataset(), load_preprocessor(spec.model), ledger, _num_workers(spec), parent)
     except OumiError as error:
         counts, is_storage = ledger.counts.to_state(), isinstance(error, StorageError)
         print(json.dumps({"error": str(error), "counts": counts, "is_storage": is_storage}))

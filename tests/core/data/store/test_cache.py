@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -97,6 +101,41 @@ def test_a_table_that_grows_is_the_one_that_is_kept(tmp_path: Path) -> None:
     assert [example.tokens.tolist() for example in early] == [example.tokens.tolist() for example in late]
     assert [example.is_target.tolist() for example in early] == [example.is_target.tolist() for example in late]
     assert [example.source for example in early] == [example.source for example in late]
+
+
+STARTED_ONLY = """
+import os, signal, sys
+from pathlib import Path
+from oumi.core.configs import TrainingConfig
+from oumi.core.data.sources import source
+from tests.core.data.store.test_cache import read
+source._LARGE_BYTES = 1
+rows = read(TrainingConfig.from_yaml(sys.argv[1]))
+print(rows.train.parts[0].table._build._process.pid, flush=True)
+if sys.argv[2] == "is killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["exits", "is killed"])
+def test_the_process_that_tokenizes_ends_with_its_parent(tmp_path: Path, end: str) -> None:
+    tiny_config(tmp_path, num_rows=60_000).to_yaml(tmp_path / "config.yaml")
+    command = [sys.executable, "-c", STARTED_ONLY, str(tmp_path / "config.yaml"), end]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    group = int(done.stdout)
+    deadline = time.monotonic() + (0 if end == "exits" else 60)
+    while is_alive(group) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not is_alive(group)
+
+
+def is_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.usefixtures("is_large")
