@@ -70,7 +70,7 @@ def test_the_command_says_so_with_code_65(tmp_path: Path) -> None:
         assert "Traceback" not in process.stderr
 
 
-@pytest.mark.sample
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("num_rows", [1, 3, 4, 5])
 @pytest.mark.parametrize("trainer", ["OUMI", "TRL_SFT"])
 def test_fewer_rows_than_a_step_takes_are_all_trained(tmp_path: Path, trainer: str, num_rows: int) -> None:

@@ -107,6 +107,7 @@ def test_the_parts_of_a_split_text_have_one_id_and_do_not_repeat_each_other(tmp_
     assert duplicates["rows"]["rows"] == 4  # each of the second row's parts
 
 
+@pytest.mark.slow
 def test_a_large_data_set_is_counted_when_all_of_it_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "_LARGE_BYTES", 1)
     config = config_of(tmp_path, write(tmp_path / "a.jsonl", row("1"), row("2"), row("1")))

@@ -114,6 +114,7 @@ def evaluated(folder: Path, trainer: str, **training: object) -> TrainingConfig:
     return config
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("count", [3, 15], ids=["first", "last"])
 @pytest.mark.parametrize("trainer", ["OUMI", "HF"])
 def test_a_signal_within_an_evaluation_stops_it_and_the_resumed_run_repeats_it(

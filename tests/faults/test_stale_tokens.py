@@ -194,6 +194,7 @@ def test_what_a_killed_process_left_is_never_used(tmp_path: Path, cache: Path, s
     assert len(tables(cache)) == 1
 
 
+@pytest.mark.slow
 def test_another_code_does_not_use_what_this_one_kept(tmp_path: Path, cache: Path) -> None:
     config = tiny_config(tmp_path)
     config.to_yaml(tmp_path / "c.yaml")

@@ -75,6 +75,7 @@ def test_two_ranks_equal_one(folder: Path, name: str) -> None:
     assert_close(weights(folder / name / "two"), weights(folder / name / "out"))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ["sft", "pairs"])
 def test_a_checkpoint_of_two_ranks_goes_on_in_one(folder: Path, name: str) -> None:
     two = folder / name / "two"

@@ -97,6 +97,7 @@ def test_a_finished_run_whose_model_was_deleted_is_not_complete(tmp_path: Path) 
     assert model.read_bytes() == before
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("trainer", ["OUMI", "TRL_SFT"])
 @pytest.mark.parametrize("saving", [{}, {"save_steps": 3}])
 def test_other_rows_do_not_count_as_complete(tmp_path: Path, trainer: str, saving: dict[str, Any]) -> None:
@@ -173,6 +174,7 @@ def test_a_new_run_does_not_touch_the_checkpoints_of_another(tmp_path: Path, tra
     assert all(after[name] == content for name, content in before.items() if name != "run.json")
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("trainer", ["OUMI", "TRL_SFT"])
 def test_a_run_that_went_on_from_a_named_checkpoint_goes_on_from_its_own_later_one(
     tmp_path: Path, trainer: str

@@ -62,6 +62,7 @@ def config_of(folder: Path, kind: str, **training: Any) -> TrainingConfig:
     return config
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", SPLITS)
 @pytest.mark.parametrize("quarter", [2, *(pytest.param(quarter, marks=pytest.mark.slow) for quarter in (1, 3))])
 def test_a_run_resumed_in_any_epoch_is_bitwise_the_uninterrupted_run(tmp_path: Path, kind: str, quarter: int) -> None:

@@ -43,7 +43,7 @@ def logits(model: Any) -> torch.Tensor:
     return result
 
 
-@pytest.mark.sample
+@pytest.mark.sample(10)
 @pytest.mark.parametrize("trainer", ["OUMI", "TRL_SFT", "HF"])
 @pytest.mark.parametrize("mode", ["ADAPTER_ONLY", "ADAPTER_AND_BASE_MODEL", "MERGED"])
 @pytest.mark.parametrize("is_tied", [True, False])

@@ -113,6 +113,7 @@ def warnings_of(output_dir: Path) -> list[str]:
     return [line for line in log.splitlines() if " WARNING " in line]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("failure", ["start", "log", "third", "finish"])
 @pytest.mark.parametrize("package", ["wandb", "mlflow"], indirect=True)
 def test_a_tracker_that_fails_never_changes_the_run(tmp_path: Path, package: Any, failure: str) -> None:

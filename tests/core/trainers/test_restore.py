@@ -28,7 +28,7 @@ class BackOnce(Callback):
             restore(run, self.checkpoint)
 
 
-@pytest.mark.sample
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", [{}, {"use_peft": True}, {"optimizer": "adafactor"}])
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_step_back_changes_nothing(tmp_path: Path, kind: dict[str, Any], stream: bool) -> None:

@@ -263,6 +263,7 @@ def test_a_loss_depends_on_no_row_before_or_beside_it(tmp_path: Path, trainer: s
     assert beside_another == pytest.approx(first + loss_sum([long]), rel=1e-6)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("trainer", OTHERS)
 def test_the_validation_loss_is_the_mean_over_all_terms_as_in_our_own_trainer(tmp_path: Path, trainer: str) -> None:
     losses_of_trainers = []

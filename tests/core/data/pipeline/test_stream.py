@@ -243,7 +243,7 @@ def test_an_epoch_ends_with_the_first_or_with_the_last_data_set(tmp_path: Path) 
         assert abs(sum(1 if text[0] == "a" else -1 for text in texts)) <= 2
 
 
-@pytest.mark.sample
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("strategy", ["first_exhausted", "all_exhausted"])
 @pytest.mark.parametrize("proportions", [None, [0.3, 0.7]])
 @pytest.mark.parametrize("packs", [False, True])

@@ -69,6 +69,7 @@ counted.register_fake(torch.empty_like)
 counted.register_autograd(lambda _context, grad: grad)
 
 
+@pytest.mark.slow
 def test_the_last_product_of_a_layer_is_not_computed_again(tmp_path: Path) -> None:
     torch._dynamo.reset()
     inner = checkpointing(tiny_llama().bfloat16())
