@@ -93,6 +93,7 @@ def replace(source: Path, target: Path) -> None:
             raise
         # SMB and FUSE may refuse to rename over a file.
         replaced = target.with_name(f"{REPLACED}{target.name}")
+        replaced.unlink(missing_ok=True)  # of a process that was killed here
         target.rename(replaced)
         try:
             source.rename(target)
