@@ -150,11 +150,10 @@ THOUGHTLESS = (
 )
 
 
-@pytest.mark.parametrize("thought", ["so", "a", "is 5", ""])
-@pytest.mark.parametrize("is_said", [False, True])
+@pytest.mark.parametrize(
+    ("thought", "is_said"), [(thought, True) for thought in ("so", "a", "is 5", "")] + [("so", False), ("is 5", False)]
+)
 def test_a_thought_that_the_template_drops_is_trained_whatever_words_it_has(thought: str, is_said: bool) -> None:
-    if not thought and not is_said:
-        return
     said = f"<think>\n{thought}\n</think>\n\n" if is_said else ""
     answer = message("assistant", f"{said}It is 5.", reasoning_content=None if is_said else thought)
     question = "<|im_start|>user\nA?<|im_end|>\n<|im_start|>assistant\n<think>\n"
@@ -185,6 +184,13 @@ def test_an_answer_that_opens_the_chat_without_a_header_is_refused() -> None:
     result = encode(greeting, THOUGHTLESS.replace("{{ m.role }}", "{{ 'first' if loop.first else m.role }}"))
     assert isinstance(result, RejectedRow)
     assert result.reason == "turn 0: the chat template writes no header of the assistant before it"
+    # Nor does a line break tell where a call begins.
+    bare = (
+        "Be.\n{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}"
+        "{{ m.content or '' }}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '\n' }}{% endif %}"
+    )
+    call = chat(message("assistant", tool_calls=[CALL]), message("user", "A?"), message("assistant", "a"))
+    assert encode(call, bare).reason == result.reason
 
 
 def test_what_a_template_drops_from_a_chat_that_is_trained_whole_is_told() -> None:

@@ -140,8 +140,8 @@ def calls_of(turn: Mapping[str, Any], index: int) -> list[ToolCall]:
         calls = as_list(json_of(calls, f"turn {index}: 'tool_calls'"))
     if not isinstance(calls, list):
         raise UnusableValue(f"turn {index}: 'tool_calls' must be a list, got {kind_of(calls)}")
-    for key, value in turn.items() if not calls else ():
-        if key not in _READ_KEYS and _contains(value, _is_call):
+    for key, value in turn.items():
+        if not calls and key not in _READ_KEYS and _contains(value, _is_call):
             raise UnusableValue(f"turn {index}: has calls in '{key}', which is not read: name it 'tool_calls'")
     return [call_of(call, index) for call in calls]
 
@@ -153,8 +153,9 @@ def call_of(value: Any, index: int) -> ToolCall:
         raise UnusableValue(f"turn {index}: a tool call must be an object with a 'name', got {str(value)[:40]}")
     fields = {**value, **function}
     key = next((key for key in _ARGUMENT_KEYS if fields.get(key) is not None), None)
-    others = [name for name in fields if name not in ("name", "id", "type", "index", "function", *_ARGUMENT_KEYS)]
-    if unread := next((name for name in others if key is None and not says_nothing(fields[name])), None):
+    others = fields.keys() - {"name", "id", "type", "index", "function", *_ARGUMENT_KEYS}
+    unread = next((name for name in sorted(others, key=str) if not says_nothing(fields[name])), None)
+    if key is None and unread is not None:
         raise UnusableValue(f"turn {index}: a tool call has no 'arguments', but '{unread}', which is not read")
     call_id = value.get("id")
     return ToolCall(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -195,7 +195,7 @@ def written_parts(
     marker = _Marker(None)
     marker.tools(tools or ())
     marker.messages(messages)
-    return _counted(text, marker.parts, messages)
+    return _counted(text, marker.parts)
 
 
 def _found_once(messages: Sequence[Message], text: str, source: str) -> Written | None:
@@ -239,8 +239,7 @@ def check_parts(written: Written, spans: Mapping[int, Span], roles: Sequence[Rol
     Raises:
         UnusableRow: A part is missing, written twice, changed, or at a wrong place.
     """
-    turns, dropped = sorted(spans), set[str]()
-    with_calls = {part.turn for part in written.places if part.kind == "function"}
+    turns, dropped, droppable = sorted(spans), set[str](), _droppable(written.places)
     for part, places in written.places.items():
         if part.turn == NO_TURN:
             if not places:
@@ -249,8 +248,7 @@ def check_parts(written: Written, spans: Mapping[int, Span], roles: Sequence[Rol
         role, where = roles[part.turn], f"turn {part.turn}: the chat template"
         # No prompt of inference holds the last turn.
         is_context = part.turn not in spans and (bool(spans) or part.turn < len(roles) - 1)
-        is_spoken = part.kind == "reasoning_content" or (part.kind == "text" and part.turn in with_calls)
-        if role == Role.ASSISTANT and is_context and is_spoken:
+        if is_context and part in droppable:
             dropped |= set() if places else {part.kind}
         elif problem := _problem_of(part, written, role, is_context):
             raise UnusableRow(f"{where} {problem}")
@@ -267,6 +265,13 @@ def check_parts(written: Written, spans: Mapping[int, Span], roles: Sequence[Rol
         if places and (not num_there or (is_unique and len(places) > 1)):
             raise UnusableRow(f"{where} writes a part of it twice, or at the place of another turn: {part.kind}")
     return dropped
+
+
+def _droppable(parts: Iterable[Part]) -> set[Part]:
+    """Returns thoughts, and what is said beside a tool call."""
+    parts = list(parts)
+    with_calls = {part.turn for part in parts if part.kind == "function"}
+    return {p for p in parts if p.kind == "reasoning_content" or (p.kind == "text" and p.turn in with_calls)}
 
 
 def _problem_of(part: Part, written: Written, role: Role, is_context: bool) -> str:
@@ -309,19 +314,15 @@ def _located(text: str, marked_text: str, parts: Sequence[Part], pattern: re.Pat
     return Written(text, places, changed, without_thought)
 
 
-def _counted(text: str, parts: Sequence[Part], messages: Sequence[Message]) -> Written:
+def _counted(text: str, parts: Sequence[Part]) -> Written:
     """Returns where the parts may be in a text without sentinels: their words, if they stand as often as the parts."""
-
-    def may_drop(part: Part) -> bool:
-        is_beside_call = part.kind == "text" and bool(messages[part.turn].tool_calls)
-        return part.kind == "reasoning_content" or is_beside_call
-
-    needed = "\0".join(part.text for part in parts if not may_drop(part))
+    droppable = _droppable(parts)
+    needed = "\0".join(part.text for part in parts if part not in droppable)
     num_needed = {words: needed.count(words) for words in {part.text for part in parts}}
     places = dict[Part, list[int]]()
     for part in parts:
-        is_seldom = part.text in text and text.count(part.text) < num_needed[part.text] + may_drop(part)
-        places[part] = [] if is_seldom else _ends_of(part, text)
+        is_missing = part.text in text and text.count(part.text) < num_needed[part.text] + (part in droppable)
+        places[part] = [] if is_missing else _ends_of(part, text)
     return Written(text, places, set(), set())
 
 

@@ -179,14 +179,13 @@ class ChatRenderer:
         prompt = self._template.render(question, add_generation_prompt=True)
         shared = _num_shared(prompt, self._template.render(question))
         header = prompt[len(_without_open_tag(prompt[:shared])) :]
-        if not header.strip():
-            answer = self._messages[0].text.strip()
-            if answer and answer in upto:
-                return AnsweredChat(upto, len(upto[: upto.index(answer)].rstrip()))
+        answer = self._messages[0].text.strip()
+        if not header.strip() and answer and answer in upto:
+            return AnsweredChat(upto, len(upto[: upto.index(answer)].rstrip()))
         # The prompt may also open a thought, which this answer lacks.
         lengths = [len(header), len(header.rstrip()), *(tag.start() for tag in THOUGHT_TAG.finditer(header))]
         written = next((header[:length] for length in lengths if header[:length] in upto), "")
-        if not written:
+        if not written.strip():
             raise UnusableRow("turn 0: the chat template writes no header of the assistant before it")
         is_met = written.rstrip() == header.rstrip()
         return AnsweredChat(upto, upto.index(written) + len(written), unmet_prompt="" if is_met else header)
