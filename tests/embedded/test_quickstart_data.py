@@ -26,6 +26,7 @@ def test_more_chats_of_a_seed_begin_with_the_fewer():
     assert list(make_chats("train", 60, 1))[:20] == list(make_chats("train", 20, 1))
 
 
+@pytest.mark.slow
 def test_splits_share_no_word_whatever_the_seeds():
     words = {
         split: {_word(q) for seed in range(3) for chat in make_chats(split, 3000, seed) for q, _ in chat}

@@ -29,7 +29,7 @@ def rates(folder: Path, trainer: str, **training: Any) -> list[float]:
     return [json.loads(line)["learning_rate"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.sample(5)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("trainer", ["TRL_SFT", "HF"])
 @pytest.mark.parametrize("warmup", WARMUPS)
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -68,7 +68,7 @@ def test_blocks_that_nobody_sees_are_left_out() -> None:
     assert int(mask.kv_num_blocks.sum() + mask.full_kv_num_blocks.sum()) == 8 + 7 + 8 + 7  # type: ignore[union-attr]
 
 
-@pytest.mark.sample
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("window", [None, 50])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("has_sinks", [False, True])
