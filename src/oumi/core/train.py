@@ -72,7 +72,7 @@ def train(
     TRAINERS.get(config.training.trainer_type.name)  # imports what takes long, meanwhile
     with World.start(config.training.nccl_default_timeout_minutes) as world:
         facts = gather_facts(config, may_download=True, local_size=world.local_size)
-        plan = make_plan(config, facts, world.size)  # pure: every number decided
+        plan = make_plan(config, facts, world.size, world.local_size)  # pure: every number decided
         if world.is_main:
             text = dump(config, hides_secrets=True) if verbose else ""
             print(text + plan_text(plan), file=sys.stderr, flush=True)

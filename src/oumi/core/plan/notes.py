@@ -15,7 +15,8 @@ from oumi.core.plan import collators
 from oumi.core.plan.choices import FLAT_ATTENTIONS
 from oumi.core.plan.facts import Facts, ModelFacts
 from oumi.core.plan.methods import METHODS, method_of
-from oumi.core.plan.parts import DiskPlan, PrecisionPlan, StepsPlan
+from oumi.core.plan.parts import DiskPlan, Plan, PrecisionPlan, StepsPlan
+from oumi.core.plan.sharding import sharding_notes
 from oumi.core.plan.trainer_kwargs import mapped_arguments
 
 _GROUPS = (
@@ -75,15 +76,15 @@ _NOT_READ_BY_ADAPTER: dict[tuple[str, ...], str] = {
 }
 
 
-def plan_notes(
-    config: TrainingConfig, facts: Facts, steps: StepsPlan, dtype: str, precision: PrecisionPlan, disk: DiskPlan
-) -> tuple[str, ...]:
+def plan_notes(plan: Plan, facts: Facts) -> tuple[str, ...]:
     """Returns the notes of a plan, a sentence each; those about memory come from `fitting.memory_notes`."""
+    config = plan.config
     return (
-        *_surprises(config, facts, precision),
-        *_never_due(config, steps),
-        *_limits(config, facts.model, dtype, disk),
-        *_unread(config, steps),
+        *_surprises(config, facts, plan.precision),
+        *_never_due(config, plan.steps),
+        *_limits(config, facts.model, plan.model.dtype, plan.disk),
+        *_unread(config, plan.steps),
+        *sharding_notes(config, plan.sharding, plan.steps.world_size, plan.device),
         *(f"not read: {key}: it only changes the elements that your own code reads" for key in facts.unread),
     )
 

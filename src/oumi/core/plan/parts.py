@@ -13,6 +13,7 @@ from oumi.core.configs import DatasetParams, TrainerType, TrainingConfig
 from oumi.core.errors import ConfigError
 from oumi.core.plan.methods import METHODS, MethodSpec
 from oumi.core.plan.shapes import ModelShape
+from oumi.core.plan.sharding import ShardingPlan
 
 _MEMORY_MARGIN = 0.05
 """Share of the memory that is reserved for the system."""
@@ -355,6 +356,7 @@ class Plan:
     deterministic: bool
     model: ModelPlan
     lora: LoraPlan | None
+    sharding: ShardingPlan | None
     data: DataPlan
     steps: StepsPlan
     loss: LossPlan

@@ -14,10 +14,11 @@ from oumi.core.plan.fitting import memory_notes, with_what_fits
 from oumi.core.plan.memory import plan_memory
 from oumi.core.plan.notes import argument_notes, plan_notes
 from oumi.core.plan.parts import LossPlan, Plan
+from oumi.core.plan.sharding import plan_sharding
 from oumi.core.plan.trainer_kwargs import as_run
 
 
-def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan:
+def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1, ranks_per_node: int = 1) -> Plan:
     """Returns what a run of `config` will do on the machine, data and model that `facts` describe."""
     notes_on_arguments, config = argument_notes(config), as_run(config)  # as_run() drops the arguments that are noted
     training = config.training
@@ -28,6 +29,7 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan
     optimizer = sections.plan_optimizer(training)
     lora = sections.plan_lora(config.peft) if training.use_peft else None
     model = sections.plan_model(config, dtype, facts.model)
+    sharding = plan_sharding(config, world_size, ranks_per_node, dtype, facts.has_bf16)
     disk = plan_disk(steps, checkpoints, optimizer, saved_size_of_files(facts.model, dtype, lora), facts.free_bytes)
     plan = Plan(
         config=config,
@@ -41,6 +43,7 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan
         deterministic=training.use_deterministic or training.full_determinism,
         model=model,
         lora=lora,
+        sharding=sharding,
         data=sections.plan_data(config),
         steps=steps,
         loss=LossPlan(training.label_smoothing, training.z_loss),
@@ -56,8 +59,8 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1) -> Plan
         disk=disk,
         shape=facts.model.shape,
         memory=None,
-        notes=(*notes_on_arguments, *plan_notes(config, facts, steps, dtype, precision, disk)),
+        notes=notes_on_arguments,
     )
     plan = replace(plan, memory=plan_memory(plan, facts.memory_bytes, facts.has_tight_heap))
     plan = with_what_fits(plan, lambda _: None)  # no row is read yet, so each counts as long as it may be
-    return replace(plan, notes=(*plan.notes, *memory_notes(plan)))
+    return replace(plan, notes=(*plan.notes, *plan_notes(plan, facts), *memory_notes(plan)))

@@ -18,6 +18,7 @@ _DECISIVE = {
     "deterministic": None,
     "model": None,
     "lora": None,
+    "sharding": ("compute_dtype",),
     "data": ("train_on", "seed"),
     "steps": ("rows_per_step", "num_epochs", "max_steps"),
     "loss": None,

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans how a model is divided over the ranks of a run. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from oumi.core.configs import TrainingConfig
+from oumi.core.configs.deepspeed import ZeRORuntimeStage
+from oumi.core.configs.fsdp import AutoWrapPolicy, BackwardPrefetch, FSDPParams, ShardingStrategy, StateDictType
+
+_HYBRID = (ShardingStrategy.HYBRID_SHARD, ShardingStrategy.HYBRID_SHARD_ZERO2)
+_KEEPS_GATHERED = (ShardingStrategy.SHARD_GRAD_OP, ShardingStrategy.HYBRID_SHARD_ZERO2)
+_ELEMENTWISE = ("adam", "adamw", "adamw_torch", "adamw_torch_fused", "sgd")
+"""Optimizers that update each number on its own, so that a slice of a weight is updated as within the whole."""
+_ZERO: dict[ZeRORuntimeStage, ShardingStrategy] = {
+    ZeRORuntimeStage.ZERO_0: ShardingStrategy.NO_SHARD,
+    ZeRORuntimeStage.ZERO_1: ShardingStrategy.SHARD_GRAD_OP,
+    ZeRORuntimeStage.ZERO_2: ShardingStrategy.SHARD_GRAD_OP,
+    ZeRORuntimeStage.ZERO_3: ShardingStrategy.FULL_SHARD,
+}
+"""The strategy of FSDP that divides what a stage of ZeRO divides. It divides gradients in stage 1, too."""
+
+
+@dataclass(frozen=True)
+class ShardingPlan:
+    """How the trainer OUMI divides weights, gradients and optimizer state over the ranks, by FSDP2 of torch."""
+
+    num_shards: int
+    """Ranks that hold one copy of the model together."""
+    num_replicas: int
+    """Copies of the model, each of them on `num_shards` ranks."""
+    frees_after_forward: bool
+    """Gather the weights of a block for the forward pass and again for the backward pass, not once for both."""
+    block_classes: tuple[str, ...]
+    """Names of the classes of the blocks that are gathered one at a time; empty for those that the model names."""
+    min_block_weights: int | None
+    """Choose the blocks by their number of weights instead."""
+    offload: bool
+    """Keep shards, their gradients and the optimizer state in the memory of the host."""
+    compute_dtype: str | None
+    """Dtype in which weights are gathered and multiplied, None for their own."""
+    gathers_ahead_in_forward: bool
+    """Gather the next block during the forward pass of the one before."""
+    gathers_ahead_in_backward: bool
+    """Gather the next block during the backward pass of the one before."""
+    saves_whole_model: bool
+    """Checkpoints contain the model as Hugging Face files, and not only the slices of each rank."""
+
+
+def plan_sharding(
+    config: TrainingConfig, world_size: int, ranks_per_node: int, dtype: str, has_narrow: bool
+) -> ShardingPlan | None:
+    """Returns how the model is divided over the ranks, None if each rank has all of it.
+
+    Args:
+        config: The run.
+        world_size: Number of ranks.
+        ranks_per_node: Number of ranks of a machine, which hold one copy together with the hybrid strategies.
+        dtype: Dtype of the weights.
+        has_narrow: The device computes in bfloat16.
+    """
+    fsdp = equivalent_fsdp(config)
+    strategy = fsdp.sharding_strategy
+    is_native = config.training.trainer_type.spec.is_native
+    if not is_native or not fsdp.enable_fsdp or world_size == 1 or strategy == ShardingStrategy.NO_SHARD:
+        return None
+    num_shards = ranks_per_node if strategy in _HYBRID else world_size
+    if num_shards == 1:
+        return None
+    by_size = fsdp.auto_wrap_policy == AutoWrapPolicy.SIZE_BASED_WRAP
+    return ShardingPlan(
+        num_shards=num_shards,
+        num_replicas=world_size // num_shards,
+        frees_after_forward=strategy not in _KEEPS_GATHERED,
+        block_classes=() if by_size else class_names(fsdp),
+        min_block_weights=fsdp.min_num_params if by_size else None,
+        offload=fsdp.cpu_offload,
+        compute_dtype="bfloat16" if fsdp.mixed_precision == "bf16" and has_narrow and dtype != "bfloat16" else None,
+        gathers_ahead_in_forward=fsdp.forward_prefetch,
+        gathers_ahead_in_backward=fsdp.backward_prefetch == BackwardPrefetch.BACKWARD_PRE,
+        saves_whole_model=fsdp.state_dict_type == StateDictType.FULL_STATE_DICT,
+    )
+
+
+def equivalent_fsdp(config: TrainingConfig) -> FSDPParams:
+    """Returns the section `fsdp`, or the one that divides the model as the section `deepspeed` says if that is on."""
+    deepspeed = config.deepspeed
+    if not deepspeed.enable_deepspeed:
+        return config.fsdp
+    return FSDPParams(
+        enable_fsdp=True,
+        sharding_strategy=_ZERO[deepspeed.zero_stage],
+        cpu_offload=deepspeed.offload_optimizer is not None or deepspeed.offload_param is not None,
+        auto_wrap_policy=AutoWrapPolicy.TRANSFORMER_BASED_WRAP,
+        state_dict_type=StateDictType.FULL_STATE_DICT,
+    )
+
+
+def sharding_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+    """Yields (key, message) of what the trainer OUMI cannot divide over ranks."""
+    training = config.training
+    fsdp, deepspeed = equivalent_fsdp(config), config.deepspeed
+    if not training.trainer_type.spec.is_native or not fsdp.enable_fsdp:
+        return
+    if deepspeed.enable_deepspeed and deepspeed.deepspeed_config_path is not None:
+        yield "deepspeed.deepspeed_config_path", "trainer OUMI reads no file of DeepSpeed; set zero_stage instead"
+    if fsdp.sharding_strategy == ShardingStrategy.NO_SHARD:
+        return
+    if training.optimizer not in _ELEMENTWISE:
+        yield (
+            "training.optimizer",
+            f"{training.optimizer} needs whole weights, and fsdp divides them over the ranks; "
+            f"available: {', '.join(_ELEMENTWISE)}",
+        )
+    if fsdp.mixed_precision == "fp16" or training.mixed_precision_dtype.name == "FP16":
+        key = "fsdp.mixed_precision" if fsdp.mixed_precision == "fp16" else "training.mixed_precision_dtype"
+        yield key, "fp16 needs a loss scale, which is not supported with fsdp; use bf16"
+    if training.fp8_recipe is not None:
+        yield "training.fp8_recipe", "not supported with fsdp; leave one of them out"
+    if training.use_peft and config.peft.lora_target_parameters:
+        yield "peft.lora_target_parameters", "not supported with fsdp.enable_fsdp: an adapter on stacked weights"
+
+
+def class_names(fsdp: FSDPParams) -> tuple[str, ...]:
+    """Returns the names of classes in `transformer_layer_cls`, without their modules."""
+    names = (fsdp.transformer_layer_cls or "").split(",")
+    return tuple(name.strip().rpartition(".")[2] for name in names if name.strip())
+
+
+def sharding_notes(config: TrainingConfig, plan: ShardingPlan | None, world_size: int, device: str) -> Iterator[str]:
+    """Yields where sharding differs from what the keys of `fsdp` suggest, for the trainer OUMI."""
+    fsdp = equivalent_fsdp(config)
+    if not fsdp.enable_fsdp or not config.training.trainer_type.spec.is_native:
+        return
+    if config.deepspeed.enable_deepspeed:
+        stage = config.deepspeed.zero_stage
+        yield (
+            f"deepspeed: trainer OUMI divides the model by FSDP2: {stage.name} is {_ZERO[stage].name}; its other keys "
+            "but offload_* are not read"
+        )
+    if plan is None:
+        if world_size == 1:
+            yield "fsdp: the run is a single process, so nothing is sharded"
+        elif fsdp.sharding_strategy in _HYBRID:
+            yield "fsdp: each machine has one rank, so nothing is sharded within it"
+        return
+    if fsdp.sharding_strategy in _HYBRID and plan.num_replicas == 1:
+        yield f"fsdp.sharding_strategy: {fsdp.sharding_strategy.name} on one machine is the same as without HYBRID"
+    if fsdp.auto_wrap_policy == AutoWrapPolicy.NO_WRAP:
+        yield (
+            "fsdp.auto_wrap_policy: NO_WRAP would gather the whole model at once; its blocks are gathered one at a "
+            "time, as with TRANSFORMER_BASED_WRAP"
+        )
+    if fsdp.use_orig_params is False:
+        yield "fsdp.use_orig_params: false has no equivalent in FSDP2, which always keeps the parameters"
+    if not fsdp.sync_module_states:
+        yield "fsdp.sync_module_states: every rank reads its slices of the same files, so nothing needs to be sent"
+    if fsdp.backward_prefetch == BackwardPrefetch.BACKWARD_POST:
+        yield "fsdp.backward_prefetch: FSDP2 gathers ahead (BACKWARD_PRE) or not; BACKWARD_POST does not gather ahead"
+    if fsdp.mixed_precision == "bf16" and plan.compute_dtype is None:
+        yield "fsdp.mixed_precision: bf16 changes nothing: the weights are bfloat16, or the CPU has no bfloat16"
+    if plan.offload and device == "cpu":
+        yield "not read: fsdp.cpu_offload: the run is on a CPU"
