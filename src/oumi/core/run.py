@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from oumi.core.batch import Batch
+from oumi.core.distributed.parameters import Parameters
 from oumi.core.distributed.world import World
 from oumi.core.plan.parts import Plan
 from oumi.core.system.signals import is_stop_requested
@@ -79,6 +80,8 @@ class Run(Progress):
     model: torch.nn.Module
     method: Method
     """What is minimized."""
+    parameters: Parameters
+    """What the optimizer updates."""
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler

@@ -3,29 +3,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from oumi.core.checkpoint.retention import keep_last
-from oumi.core.checkpoint.state import random_state, save_state
-from oumi.core.checkpoint.store import checkpoint_path, find_checkpoints, publish
+from oumi.core.checkpoint.state import FOLDER, random_state, save_slices, save_state
+from oumi.core.checkpoint.store import UNFINISHED, checkpoint_path, find_checkpoints, publish, recreate
+from oumi.core.distributed.world import World
 from oumi.core.run import Callback, Run, StepReport
+from oumi.core.system.filesystem import storage_errors
 from oumi.core.system.signals import signals_held
+
+
+class ModelExporter(Protocol):
+    """Writes the model of a run."""
+
+    def gathered(self, world: World, mode: str = ...) -> AbstractContextManager[None]:
+        """Makes a divided model whole on the main rank; on all ranks."""
+        ...
+
+    def write(self, directory: Path, mode: str = ...) -> None:
+        """Writes the model and its tokenizer as Hugging Face files; on the main rank."""
+        ...
 
 
 class Checkpointing(Callback):
     """Saves a checkpoint at the steps and epochs of the plan, and when the run is stopped by a signal."""
 
-    def __init__(self, write_model: Callable[[Path], None], facts: Mapping[str, Any], saved_until: int) -> None:
+    def __init__(self, exporter: ModelExporter, facts: Mapping[str, Any], saved_until: int) -> None:
         """Initializes the callback.
 
         Args:
-            write_model: Writes the model and its tokenizer as Hugging Face files.
+            exporter: Writes the model and its tokenizer as Hugging Face files.
             facts: The facts of the run for the manifest.
             saved_until: The step from which the run resumes, 0 for a new run; checkpoints up to it belong to the run.
         """
-        self._write_model = write_model
+        self._exporter = exporter
         self._facts = facts
         self._saved_until = saved_until
         self._saved: list[Path] = []
@@ -54,22 +69,34 @@ class Checkpointing(Callback):
             self.save(run)
 
     def save(self, run: Run) -> None:
-        """Writes the checkpoint of the last complete step, on the main rank."""
-        target = checkpoint_path(run.plan.output_dir, run.state.step)
+        """Writes the checkpoint of the last complete step: each rank what it alone has, the main rank the rest."""
+        plan = run.plan
+        target = checkpoint_path(plan.output_dir, run.state.step)
         own_state, position = self._after_step
         # On all ranks, since gather is a collective operation: each rank has random states of its own.
         random_states = run.world.gather(own_state)
+        slices = plan.output_dir / f"{UNFINISHED}{target.name}-slices" if run.parameters.divided else None
+        saves_model = plan.sharding is None or plan.sharding.saves_whole_model
 
         def write(directory: Path) -> None:
-            self._write_model(directory)
+            if saves_model:
+                self._exporter.write(directory)
+            if slices is not None:
+                slices.rename(directory / FOLDER)
             save_state(run, directory, random_states, position)
 
         def publish_and_keep_last() -> None:
             # A run that resumed from an older checkpoint replaces the later ones.
             publish(target, write, {**self._facts, "step": run.state.step})
-            self._saved = keep_last([*self._saved, target], run.plan.checkpoints.keep)
+            self._saved = keep_last([*self._saved, target], plan.checkpoints.keep)
 
-        with signals_held():
+        with signals_held(), ExitStack() as stack:
+            if saves_model:
+                stack.enter_context(self._exporter.gathered(run.world))
+            if slices is not None:
+                with storage_errors(target):
+                    run.world.on_main(lambda: recreate(slices))
+                    save_slices(run, slices)
             run.world.on_main(publish_and_keep_last)  # raises on all ranks if it fails, so that none waits
         run.callbacks.saved(run, target)
         # A signal that came meanwhile finds its checkpoint already saved.

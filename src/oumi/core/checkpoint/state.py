@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 
+from oumi.core.checkpoint.slices import Slice, SlicedTensors, write_index, write_slices
+from oumi.core.distributed.parameters import Parameters
+from oumi.core.distributed.sharding import SHARD, local_rows
 from oumi.core.errors import StorageError
 from oumi.core.run import Run, TrainState
 
@@ -34,8 +39,12 @@ def save_state(run: Run, directory: Path, random_states: list[dict[str, Any]], p
         position: The position in the rows, the result of `run.loader.state`.
     """
     folder = directory / FOLDER
-    folder.mkdir()
-    _write(folder / "optimizer", optimizer_state(run.model, run.optimizer))
+    folder.mkdir(exist_ok=True)
+    optimizer = optimizer_state(run.parameters.by_name, run.optimizer)
+    if run.parameters.divided:  # the ranks have written their slices of the tensors
+        (folder / "optimizer.json").write_text(json.dumps(_without_tensors(optimizer, "", {}, {})) + "\n")
+    else:
+        _write(folder / "optimizer", optimizer)
     for rank, state in enumerate(random_states):
         _write(folder / f"random-{rank:05}", state)
     progress = {
@@ -48,6 +57,42 @@ def save_state(run: Run, directory: Path, random_states: list[dict[str, Any]], p
     (folder / "progress.json").write_text(json.dumps(progress, indent=1) + "\n")
 
 
+def save_slices(run: Run, folder: Path) -> None:
+    """Writes this rank's slices of a divided model's optimizer state into a folder; collective.
+
+    With `SHARDED_STATE_DICT` also its slices of the weights. The ranks of a second copy of the model write nothing.
+
+    Raises:
+        StorageError: Disk full, or another failure of the file system.
+        OtherRankError: Of another rank.
+    """
+    parameters = run.parameters
+    mesh = next(iter(parameters.divided.values())).device_mesh
+    rank, num_ranks = mesh.get_local_rank(SHARD), mesh.size(mesh.mesh_dim_names.index(SHARD))
+    is_first_copy = run.world.rank == rank if mesh.ndim == 1 else mesh.get_local_rank(0) == 0
+    states: dict[str, torch.Tensor] = {}
+    _without_tensors(optimizer_state(parameters.by_name, run.optimizer), "", states, {})
+    tensors = {"optimizer": {key: _slice(tensor, _divided(key, parameters)) for key, tensor in states.items()}}
+    if not run.plan.sharding.saves_whole_model:
+        tensors["weights"] = {
+            name: _slice(weight.to_local() if isinstance(weight, DTensor) else weight, weight)
+            for name, weight in run.model.named_parameters()
+            if weight.requires_grad or run.plan.lora is None
+        }
+
+    def write() -> dict[str, Any]:
+        entries = {}
+        for name, slices in tensors.items() if is_first_copy else ():
+            # What is not divided is on all ranks.
+            own = {key: part for key, part in slices.items() if rank == 0 or part.rows.shape != part.shape}
+            entries[name] = write_slices(folder / name, own, rank, num_ranks)
+        return entries
+
+    entries = run.world.on_all(write)
+    for name in tensors if run.world.is_main else ():
+        write_index(folder / name, [of_rank[name] for of_rank in entries if name in of_rank])
+
+
 def load_state(run: Run, directory: Path) -> None:
     """Restores what `save_state` wrote; the weights are already loaded.
 
@@ -57,7 +102,17 @@ def load_state(run: Run, directory: Path) -> None:
     folder = directory / FOLDER
     if not folder.is_dir():
         raise StorageError(f"{directory}: has weights but no training state, so the run cannot resume from it")
-    load_optimizer_state(run.model, run.optimizer, _read(folder / "optimizer"))
+    if (folder / "weights.index.json").exists():
+        _load_weights(run.model, SlicedTensors(folder / "weights"))
+    states = SlicedTensors(folder / "optimizer")
+
+    def rows(key: str) -> torch.Tensor:
+        divided = _divided(key, run.parameters)
+        is_like_weight = divided is not None and states.shape(key) == tuple(divided.shape)
+        return states.read(key, *local_rows(divided)) if is_like_weight else states.read(key)
+
+    optimizer = _with_tensors(_read_json(folder / "optimizer.json"), rows)
+    load_optimizer_state(run.parameters.by_name, run.optimizer, optimizer)
     progress = _read_json(folder / "progress.json")
     # None makes LambdaLR keep its own functions.
     unchanged = {"lr_lambdas": [None] * len(run.optimizer.param_groups)}
@@ -89,9 +144,9 @@ def read_progress(directory: Path, step: int) -> TrainState:
     return TrainState(**_read_json(path)) if path.exists() else TrainState(step=step)
 
 
-def optimizer_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def optimizer_state(parameters: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Returns the state of an optimizer by parameter names, so that it does not depend on the order of parameters."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {id(parameter): name for name, parameter in parameters.items()}
     groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
     numbered = optimizer.state_dict()
     order = [name for group in groups for name in group]
@@ -103,13 +158,15 @@ def optimizer_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer) ->
     }
 
 
-def load_optimizer_state(model: torch.nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+def load_optimizer_state(
+    parameters: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer, saved: dict[str, Any]
+) -> None:
     """Restores the state of an optimizer from the result of `optimizer_state`, by parameter names.
 
     Raises:
         StorageError: The optimizer has other parameters, or other groups of them.
     """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {id(parameter): name for name, parameter in parameters.items()}
     groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
     saved_groups = {frozenset(group["params"]): group for group in saved["param_groups"]}
     if {frozenset(group) for group in groups} != saved_groups.keys():
@@ -148,10 +205,7 @@ def _write(stem: Path, value: Any) -> None:
 
 def _read(stem: Path) -> Any:
     """Returns the values that `_write` wrote."""
-    tensors_path = stem.with_suffix(".safetensors")
-    if not tensors_path.exists():
-        raise StorageError(f"{tensors_path}: missing, so the run cannot resume from this checkpoint")
-    return _with_tensors(_read_json(stem.with_suffix(".json")), load_file(tensors_path))
+    return _with_tensors(_read_json(stem.with_suffix(".json")), SlicedTensors(stem).read)
 
 
 def _read_json(path: Path) -> Any:
@@ -187,12 +241,37 @@ def _without_tensors(
     return value
 
 
-def _with_tensors(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+def _with_tensors(value: Any, read: Callable[[str], torch.Tensor]) -> Any:
     """Returns the value with tensors in place of their names, the inverse of `_without_tensors`."""
     if isinstance(value, dict) and "tensor" in value:
-        return tensors[value["tensor"]]
+        return read(value["tensor"])
     if isinstance(value, dict):
-        return {key: _with_tensors(item, tensors) for key, item in value["dict"]}
+        return {key: _with_tensors(item, read) for key, item in value["dict"]}
     if isinstance(value, list):
-        return [_with_tensors(item, tensors) for item in value]
+        return [_with_tensors(item, read) for item in value]
     return value
+
+
+def _divided(key: str, parameters: Parameters) -> DTensor | None:
+    """Returns the divided weight that a tensor of the optimizer state belongs to, by the path of the tensor."""
+    _, kind, name, *_ = *key.split("/"), "", ""
+    return parameters.divided.get(name) if kind == "state" else None
+
+
+def _slice(tensor: torch.Tensor, weight: torch.Tensor | None) -> Slice:
+    """Returns a tensor as the rows that a rank has of it, if it has as many as of its weight; else as a whole."""
+    if isinstance(weight, DTensor) and tensor.shape == weight._local_tensor.shape:
+        return Slice(tensor, local_rows(weight)[0], tuple(weight.shape))
+    return Slice(tensor, 0, tuple(tensor.shape))
+
+
+@torch.no_grad()
+def _load_weights(model: torch.nn.Module, slices: SlicedTensors) -> None:
+    names = set(slices)
+    for name, weight in model.named_parameters():
+        if name not in names:
+            continue
+        if isinstance(weight, DTensor):
+            weight._local_tensor.copy_(slices.read(name, *local_rows(weight)))
+        else:
+            weight.copy_(slices.read(name))

@@ -129,6 +129,13 @@ def clear_unfinished(output_dir: Path) -> None:
         _delete(path)
 
 
+def recreate(directory: Path) -> None:
+    """Makes an empty directory in place of what is there."""
+    if os.path.lexists(directory):
+        _delete(directory)
+    directory.mkdir(parents=True)
+
+
 def remove(checkpoint: Path) -> None:
     """Deletes a checkpoint, which is renamed first, so that a kill leaves no partial checkpoint."""
     deleted = checkpoint.with_name(f"{UNFINISHED}old-{checkpoint.name}-{os.getpid()}")

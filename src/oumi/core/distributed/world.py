@@ -158,6 +158,26 @@ class World:
         result: Result = outcome[0]
         return result
 
+    def on_all(self, function: Callable[[], Result]) -> list[Result]:
+        """Returns on every rank what a function returns on each of them, in their order.
+
+        Raises:
+            OtherRankError: On the ranks where the function did not raise, if it did on another.
+        """
+        result: Any = None
+        problem: Exception | None = None
+        try:
+            result = function()
+        except Exception as error:  # raised below, after the other ranks know
+            problem = error
+        outcomes = self.gather((result, problem and (str(problem) or type(problem).__name__)))
+        if problem is not None:
+            raise problem
+        for rank, (_, message) in enumerate(outcomes):
+            if message is not None:
+                raise OtherRankError(f"rank {rank} stopped: {message}")
+        return [value for value, _ in outcomes]
+
     @contextmanager
     def held_by_main(self, lock: AbstractContextManager[object]) -> Iterator[None]:
         """Holds a lock on the main rank, for all of them.

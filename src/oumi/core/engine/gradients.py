@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from oumi.core.batch import Batch, collate
+from oumi.core.batch import Batch, collate, empty_batch
 from oumi.core.errors import ConfigError, OtherRankError
 from oumi.core.log import logger
 from oumi.core.methods.method import Loss
@@ -32,7 +32,7 @@ def add_gradients(run: Run, micro_batches: list[Batch], num_terms: int) -> Loss:
         ConfigError: A single row does not fit.
     """
     while True:
-        parts = [part for batch in micro_batches for part in batch.cut(run.state.parts)]
+        parts = [part for batch in micro_batches for part in _cut(run, batch)]
         mean = None
         try:
             mean = _add(run, parts, num_terms)
@@ -44,7 +44,7 @@ def add_gradients(run: Run, micro_batches: list[Batch], num_terms: int) -> Loss:
         worst = run.world.agree(_CANNOT_CUT if cannot_cut else _OUT_OF_MEMORY if mean is None else _FITS)
         if mean is not None and worst == _FITS:
             return mean
-        run.optimizer.zero_grad(set_to_none=True)
+        run.parameters.drop_gradients()
         if run.world.device.type != "cpu":
             torch.accelerator.empty_cache()
         if cannot_cut:
@@ -77,7 +77,7 @@ def try_largest_micro_batch(run: Run, largest: LargestMicroBatch | None) -> None
         optimizer_state = torch.empty(reserved, dtype=torch.uint8, device=run.world.device)
         add_gradients(run, [batch], run.method.num_terms(batch))
         del optimizer_state
-    run.optimizer.zero_grad(set_to_none=True)
+    run.parameters.drop_gradients()
 
 
 def _like(largest: LargestMicroBatch, documents_per_row: int) -> Batch:
@@ -102,6 +102,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Returns True if an error says that memory ran out, of a GPU or of this process."""
     kinds = (torch.OutOfMemoryError, MemoryError)
     return isinstance(error, kinds) or any(sign in str(error) for sign in ("can't allocate memory", "bad_alloc"))
+
+
+def _cut(run: Run, batch: Batch) -> list[Batch]:
+    """Returns the parts of a micro-batch, of a divided model as many on all ranks."""
+    parts = batch.cut(run.state.parts)
+    # Each pass gathers weights of the other ranks.
+    missing = run.state.parts - len(parts) if run.parameters.divided else 0
+    return [*parts, *(empty_batch() for _ in range(missing))]
 
 
 def _add(run: Run, parts: list[Batch], num_terms: int) -> Loss:

@@ -19,12 +19,12 @@ def take_step(run: Run, micro_batches: list[Batch]) -> StepReport:
     counts = [(run.method.num_terms(batch), batch.num_targets, batch.num_tokens) for batch in micro_batches]
     num_terms, num_targets, num_tokens = run.world.sum(torch.tensor(counts).sum(0)).tolist()
     mean = add_gradients(run, micro_batches, num_terms)
-    parameters = [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
-    run.world.sum_gradients(parameters)
+    run.parameters.sum_gradients()
     run.scaler.unscale_(run.optimizer)
     measures = run.world.sum(torch.stack([mean.total, *mean.metrics.values()]))
     # The only wait for the device, but for float16's scale: no weight moves before these are known to be finite.
-    grad_norm, loss, *metrics = torch.cat([clip(run).to(measures.dtype)[None], measures]).tolist()
+    norm = run.parameters.clip_gradients(run.plan.optimizer.max_grad_norm)
+    grad_norm, loss, *metrics = torch.cat([norm.to(measures.dtype)[None], measures]).tolist()
     report = StepReport(
         loss=loss,
         grad_norm=grad_norm,
@@ -41,11 +41,3 @@ def take_step(run: Run, micro_batches: list[Batch]) -> StepReport:
         run.schedule.step()
     run.optimizer.zero_grad(set_to_none=True)
     return report
-
-
-def clip(run: Run) -> torch.Tensor:
-    """Scales the gradients down to the plan's norm, if it has one, and returns their norm before."""
-    limit = run.plan.optimizer.max_grad_norm
-    trained = (parameter for group in run.optimizer.param_groups for parameter in group["params"])
-    parameters = [parameter for parameter in trained if parameter.grad is not None]
-    return torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)

@@ -15,6 +15,9 @@ from oumi.core.hub import hub_errors
 from oumi.core.log import logger
 from oumi.core.plan.parts import LoraPlan, SavedSize
 
+_ADDED_BY_PEFT = re.compile(r"\.(base_layer|original_module|modules_to_save\.default)(?=\.)")
+"""Parts of the path of a base weight within an adapted model."""
+
 
 def add_lora(model: Any, plan: LoraPlan, base_name: str) -> Any:
     """Returns the model with a new LoRA adapter; only the adapter is trained."""
@@ -93,6 +96,11 @@ def _warn_of_frozen_experts(adapted: Any) -> None:
             "a new adapter, such as peft.lora_target_parameters: [experts.gate_up_proj, experts.down_proj]",
             100 * num_frozen / num_weights,
         )
+
+
+def base_weight_name(name: str) -> str:
+    """Returns the name that a base weight of an adapted model has without the adapter."""
+    return _ADDED_BY_PEFT.sub("", name)
 
 
 def below_adapter(model: Any) -> Any:

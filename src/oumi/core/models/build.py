@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from oumi.core.distributed.sharding import replace_parameters
 from oumi.core.errors import ConfigError
 from oumi.core.log import logger
-from oumi.core.models.adapters import add_lora, below_adapter, load_adapter
+from oumi.core.models.adapters import add_lora, base_weight_name, below_adapter, load_adapter
 from oumi.core.models.load import freeze, load_model
 from oumi.core.plan.choices import FLAT_ATTENTIONS
 from oumi.core.plan.parts import Plan
@@ -24,8 +27,18 @@ _MAX_OFFSET = 8
 """Rows of a table of positions that no token uses; OPT has two."""
 
 
-def build_model(plan: Plan, device: torch.device, checkpoint: Path | None = None) -> Any:
+def build_model(
+    plan: Plan, device: torch.device, checkpoint: Path | None = None, weights_from: Path | None = None
+) -> Any:
     """Returns the model of a checkpoint, or else the model of the plan, whose adapter, if any, is trained further.
+
+    A model that is divided over ranks has no base weights yet, see `sharded.shard_model`.
+
+    Args:
+        plan: The plan of the run.
+        device: Device of the model.
+        checkpoint: Directory with the weights, or the adapter, of the run that is resumed.
+        weights_from: Directory of the base weights, None for those that the plan names.
 
     Raises:
         ConfigError: The attention of the plan does not run on a CPU, or rows may be longer than the model takes.
@@ -33,13 +46,15 @@ def build_model(plan: Plan, device: torch.device, checkpoint: Path | None = None
     if plan.device == "cpu" and plan.model.attention not in FLAT_ATTENTIONS:
         raise ConfigError(f"model.attn_implementation: {plan.model.attention} trains on a GPU only; sdpa is for all")
     is_full = plan.lora is None and plan.model.adapter is None
-    model = load_model(plan.model, device, weights_from=checkpoint if is_full else None)
+    device = device if plan.sharding is None else torch.device("meta")
+    model = load_model(plan.model, device, base_source(plan, checkpoint) or weights_from)
     _check_positions(model, plan.model.max_length)
     # The checkpoint of an adapter has no weights of the base model, so those always come from the plan.
     adapter = checkpoint or plan.model.adapter
     if not is_full and adapter is not None:
         revision = None if checkpoint else plan.model.adapter_revision
-        adapted = load_adapter(model, adapter, is_trained=True, revision=revision)
+        with shapes_on_host(model) as shapes:
+            adapted = load_adapter(shapes, adapter, is_trained=True, revision=revision)
         adapted.peft_config["default"].base_model_name_or_path = _base_name(plan)
         return _without_frozen(adapted, plan)
     if plan.lora is None:
@@ -48,7 +63,40 @@ def build_model(plan: Plan, device: torch.device, checkpoint: Path | None = None
             if parameter.requires_grad and parameter.device.type == "cpu" and parameter.data_ptr() % _CACHE_LINE:
                 parameter.data = parameter.data.clone()
         return model
-    return _without_frozen(add_lora(model, plan.lora, _base_name(plan)), plan)
+    with shapes_on_host(model) as shapes:
+        adapted = add_lora(shapes, plan.lora, _base_name(plan))
+    return _without_frozen(adapted, plan)
+
+
+def base_source(plan: Plan, checkpoint: Path | None) -> Path | None:
+    """Returns a checkpoint if it has the base weights as Hugging Face files: without an adapter, and not in slices."""
+    is_full = plan.lora is None and plan.model.adapter is None
+    return checkpoint if checkpoint is not None and is_full and (checkpoint / "config.json").exists() else None
+
+
+@contextmanager
+def shapes_on_host(model: Any) -> Iterator[Any]:
+    """Lets a model on the meta device appear to be on the host, so that an adapter gets weights there.
+
+    Each base weight is a single zero, repeated without memory for it. Does nothing to a model with weights.
+    """
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        yield model
+        return
+
+    names = {name for name, _ in model.named_parameters()}
+    repeated = {
+        id(p): nn.Parameter(torch.zeros((), dtype=p.dtype).expand(p.shape), p.requires_grad) for p in model.parameters()
+    }
+    replace_parameters(model, repeated)
+    yield model
+    # Modules that are trained as a whole are copies of those of the base, or come from the adapter's files.
+    without_weights = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
+        for name, p in below_adapter(model).named_parameters()
+        if base_weight_name(name) in names and (p.numel() == 1 or p.untyped_storage().nbytes() < p.nbytes)
+    }
+    replace_parameters(model, without_weights)
 
 
 def router_loss_coefficient(model: Any) -> float:

@@ -43,6 +43,11 @@ class LanguageModel(torch.nn.Module):
         self._rope_index = getattr(getattr(base, "model", None), "get_rope_index", None)
 
     @property
+    def takes_single_documents(self) -> bool:
+        """Returns True if the documents of a batch are computed one at a time."""
+        return self._one_at_a_time
+
+    @property
     def has_full_head(self) -> bool:
         """Returns True if logits are also computed at positions that are not trained."""
         return not self.is_flat and self._head is None

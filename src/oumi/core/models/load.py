@@ -21,13 +21,14 @@ _MAX_LISTED = 3
 """Number of weights that a message lists by name."""
 
 
-def load_model(plan: ModelPlan, device: torch.device, weights_from: Path | None = None) -> Any:
+def load_model(plan: ModelPlan, device: torch.device, weights_from: Path | None = None, model_class: Any = None) -> Any:
     """Returns the model of a plan on `device`, in eval mode.
 
     Args:
         plan: The name, dtype and config overrides of the model.
-        device: Device of the model.
+        device: Device of the model; on `meta` it has no weights, and files are only checked.
         weights_from: A checkpoint whose weights replace those of the plan.
+        model_class: Class of the model, None for the one that the config names.
 
     Raises:
         ConfigError: An unknown override, an unknown module to freeze, or no such model.
@@ -35,16 +36,19 @@ def load_model(plan: ModelPlan, device: torch.device, weights_from: Path | None 
     """
     config = load_model_config(plan)
     auto_class = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+    auto_class = model_class or auto_class
     dtype = None if plan.dtype == "auto" else getattr(torch, plan.dtype)
     options: dict[str, Any] = {"config": config, "trust_remote_code": plan.trust_remote_code}
     if plan.attention is not None:
         options["attn_implementation"] = plan.attention
+    placed = {"device_map": "meta"} if device.type == "meta" else {}
     with hub_errors("model", plan.name), remote_code_refused(plan.name):
         if weights_from is not None:
-            model = _from_files(auto_class, str(weights_from), dtype=dtype or "auto", **options)
+            model = _from_files(auto_class, str(weights_from), dtype=dtype or "auto", **options, **placed)
         elif plan.pretrained:
             name = str(resolve_asset(plan.name))
-            model = _from_files(auto_class, name, dtype=dtype or "auto", revision=plan.revision, **options)
+            options |= {"dtype": dtype or "auto", "revision": plan.revision}
+            model = _from_files(auto_class, name, **options, **placed)
         else:
             model = auto_class.from_config(dtype=dtype or torch.float32, **options)
     freeze(model, plan.freeze)

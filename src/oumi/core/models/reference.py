@@ -10,26 +10,30 @@ from typing import Any
 import torch
 
 from oumi.core.batch import Batch, Prediction
+from oumi.core.distributed.world import World
 from oumi.core.models.acceleration.apply import accelerate
 from oumi.core.models.build import build_model
+from oumi.core.models.sharded import base_weights, shard_model
 from oumi.core.plan.parts import Plan
 
 
-def build_reference(plan: Plan, device: torch.device, model: Any) -> Callable[[Batch], Prediction]:
+def build_reference(plan: Plan, world: World, model: Any) -> Callable[[Batch], Prediction]:
     """Returns a function that computes the predictions of the model as the plan names it, before any step.
 
     That is a frozen copy, or where the plan says so the model in training with its adapter disabled.
 
     Args:
         plan: The plan of the run.
-        device: Device of the copy.
+        world: This rank, on whose device the copy is.
         model: The model in training, as the loop calls it.
     """
     if plan.method.copies_reference:
         # With the same seed, a model with random weights begins with the weights that the run began with.
         with torch.random.fork_rng():
             torch.manual_seed(plan.seed)
-            reference = accelerate(build_model(plan, device).requires_grad_(False), plan)
+            source = base_weights(plan, world)
+            reference = accelerate(build_model(plan, world.device, weights_from=source).requires_grad_(False), plan)
+            shard_model(reference, plan, world, source)
         context = nullcontext
     else:
         reference, context = model, model.inner.disable_adapter

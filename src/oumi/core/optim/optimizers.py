@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,15 +18,22 @@ _NO_MATRIX = re.compile(r"bias|norm|scale|sink|^(A_log|A|D|dt)$|(^|_)(alpha|beta
 """Names of weights that shift, scale or set a rate, in one dimension or more."""
 
 
-def build_optimizer(model: torch.nn.Module, plan: OptimizerPlan) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: torch.nn.Module, plan: OptimizerPlan, parameters: Mapping[str, torch.nn.Parameter] | None = None
+) -> torch.optim.Optimizer:
     """Returns the plan's optimizer over the weights that move.
 
     Biases, norms and other scales get no weight decay, whatever their dimensions: decay is for matrices.
 
+    Args:
+        model: The model.
+        plan: The optimizer and its settings.
+        parameters: What is updated, by the names of the model's weights; None for the weights themselves.
+
     Raises:
         ConfigError: The package for it is missing, or there is nothing to train.
     """
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    trained = [(name, p) for name, p in (parameters or dict(model.named_parameters())).items() if p.requires_grad]
     if not trained:
         raise ConfigError("no weight is trained: everything is frozen")
     decayed = decayed_names(model)

@@ -3,14 +3,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from oumi.core.checkpoint.export import publish_model
+from oumi.core.checkpoint.store import UNFINISHED
 from oumi.core.data.tokenize.preprocessor import Preprocessor
+from oumi.core.distributed.world import World
+from oumi.core.models.adapters import is_adapted
 from oumi.core.models.saving import ModelWriter
+from oumi.core.models.whole import read_whole, write_whole
 from oumi.core.plan.parts import Plan
+from oumi.core.system.filesystem import storage_errors
 
 
 class Exporter:
@@ -19,8 +27,35 @@ class Exporter:
     def __init__(self, plan: Plan, model: Any, preprocessor: Preprocessor) -> None:
         """Initializes the exporter; call it before a trainer changes the settings of the model for itself."""
         self._plan = plan
-        self._writer = ModelWriter(model, plan.model)
+        self._model = model
+        # A divided model is written through a copy, which has no weights until then.
+        self._copy = None if plan.sharding is None else deepcopy(model)
+        self._writer = ModelWriter(model if self._copy is None else self._copy, plan.model)
         self._preprocessor = preprocessor
+
+    @contextmanager
+    def gathered(self, world: World, mode: str = "ADAPTER_ONLY") -> Iterator[None]:
+        """Makes the weights that a mode writes whole on the main rank, in a file; does nothing unless they are divided.
+
+        Collective, and so outside of what the main rank does alone.
+
+        Raises:
+            StorageError: On the main rank, if the file cannot be written.
+            OtherRankError: On the others.
+        """
+        if self._copy is None:
+            yield
+            return
+        path = self._plan.output_dir / f"{UNFINISHED}whole-weights"
+        only_trained = is_adapted(self._model) and mode == "ADAPTER_ONLY"
+        weights = {name: p for name, p in self._model.named_parameters() if p.requires_grad or not only_trained}
+        problem = write_whole(weights, path if world.is_main else None)
+        try:
+            world.on_main(partial(self._read_whole, path, problem))
+            yield
+        finally:
+            if world.is_main:
+                path.unlink(missing_ok=True)
 
     def write(self, directory: Path, mode: str = "ADAPTER_ONLY") -> None:
         """Writes all weights, or the adapter, into a directory; the other modes of `ModelWriter` end the training."""
@@ -31,3 +66,9 @@ class Exporter:
         """Writes the final model, if the plan saves one, in place of that of an earlier run."""
         if self._plan.checkpoints.final_model:
             publish_model(directory, partial(self.write, mode=self._plan.save_mode))
+
+    def _read_whole(self, path: Path, problem: OSError | None) -> None:
+        with storage_errors(path.parent):
+            if problem is not None:
+                raise problem
+        read_whole(self._copy, path, self._model)

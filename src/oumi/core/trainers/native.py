@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from oumi.core.callbacks.guards import FiniteGuard, SignalGuard, stopped_early
 from oumi.core.checkpoint.state import load_state
 from oumi.core.data.pipeline.loader import in_order
 from oumi.core.data.training_data import TrainingData
+from oumi.core.distributed.parameters import Parameters
 from oumi.core.distributed.world import World, seed_everything
 from oumi.core.engine.gradients import try_largest_micro_batch
 from oumi.core.engine.loop import fit
@@ -24,6 +26,7 @@ from oumi.core.models.acceleration.checkpointing import recompute_layers
 from oumi.core.models.adapters import saved_size
 from oumi.core.models.build import build_model
 from oumi.core.models.reference import build_reference
+from oumi.core.models.sharded import base_weights, shard_model
 from oumi.core.monitoring.build import build_efficiency, build_reporting, write_model_summary
 from oumi.core.optim.optimizers import build_optimizer
 from oumi.core.optim.schedules import build_schedule
@@ -47,7 +50,8 @@ class NativeTrainer:
     def build(cls, plan: Plan, world: World, data: TrainingData, resume_point: ResumePoint) -> NativeTrainer:
         """Loads the model, and restores the state of a checkpoint if the run is resumed."""
         seed_everything(plan.seed, plan.deterministic, plan.device)  # before random weights are drawn
-        model = build_model(plan, world.device, resume_point.checkpoint)
+        source = base_weights(plan, world, resume_point.checkpoint)
+        model = build_model(plan, world.device, resume_point.checkpoint, source)
         exporter = Exporter(plan, model, data.preprocessor)
         if plan.gradient_checkpointing is not None:
             recompute_layers(model, plan.gradient_checkpointing)
@@ -55,13 +59,16 @@ class NativeTrainer:
         data.check_vocabulary(model)
         plan = with_saved_size(plan, saved_size(model, plan.save_mode))
         language_model = accelerate(model, plan)
-        optimizer = build_optimizer(language_model, plan.optimizer)
+        shard_model(language_model, plan, world, source)
+        parameters = Parameters(language_model, world)
+        optimizer = build_optimizer(language_model, plan.optimizer, parameters.by_name)
         run = Run(
             plan=plan,
             callbacks=Callbacks([]),
             world=world,
             model=language_model,
-            method=build_method(plan, partial(build_reference, plan, world.device, language_model)),
+            method=build_method(plan, partial(build_reference, plan, world, language_model)),
+            parameters=parameters,
             optimizer=optimizer,
             schedule=build_schedule(optimizer, plan.schedule, plan.num_steps),
             scaler=torch.amp.GradScaler(world.device.type, enabled=plan.precision.autocast == "float16"),
@@ -89,12 +96,14 @@ class NativeTrainer:
 
     def save(self, directory: Path) -> None:
         """Writes the trained model and its tokenizer, on the main rank."""
-        self.run.world.on_main(lambda: self._exporter.publish(directory))
+        world, final = self.run.world, self.run.plan.checkpoints.final_model
+        with self._exporter.gathered(world, self.run.plan.save_mode) if final else nullcontext():
+            world.on_main(lambda: self._exporter.publish(directory))
 
     def _callbacks(self) -> list[Callback]:
         plan, world, data = self.run.plan, self.run.world, self._data
         facts = self._resume_point.facts(plan, data.fingerprint)
-        checkpointing = Checkpointing(self._exporter.write, facts, self._resume_point.step)
+        checkpointing = Checkpointing(self._exporter, facts, self._resume_point.step)
         callbacks: list[Callback] = [SignalGuard(), FiniteGuard(checkpointing.save_last_step)]
         if world.is_main:
             efficiency = build_efficiency(plan, self.run.model.inner, self.run.model.has_full_head)

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models whose weights are divided over ranks: built without weights, divided, and filled with each rank's slices."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from oumi.core.batch import empty_batch
+from oumi.core.distributed.sharding import (
+    SHARD,
+    build_mesh,
+    divided_like,
+    free_gathered,
+    local_rows,
+    replace_parameters,
+    shard_modules,
+    with_local,
+)
+from oumi.core.distributed.world import World
+from oumi.core.errors import ConfigError, did_you_mean
+from oumi.core.models.adapters import base_weight_name, below_adapter
+from oumi.core.models.build import base_source
+from oumi.core.models.language_model import LanguageModel
+from oumi.core.models.load import load_model
+from oumi.core.plan.parts import Plan
+from oumi.core.plan.sharding import ShardingPlan
+
+_DRAWN = ".tmp-drawn-weights"
+
+
+def base_weights(plan: Plan, world: World, checkpoint: Path | None = None) -> Path | None:
+    """Returns the directory of a model's base weights if it is not the one that the plan names; else None.
+
+    That is a checkpoint with all weights, or random weights of a divided model. These the main rank draws, as a single
+    process would, and every rank reads its slices. Only the main rank has all of them, and only meanwhile.
+    """
+    if (source := base_source(plan, checkpoint)) is not None or plan.sharding is None or plan.model.pretrained:
+        return source
+    folder = plan.output_dir / _DRAWN
+
+    def draw() -> torch.Tensor:
+        load_model(plan.model, torch.device("cpu")).save_pretrained(folder)
+        return torch.get_rng_state()
+
+    torch.set_rng_state(world.on_main(draw))  # an adapter is drawn next, the same on all ranks
+    return folder
+
+
+def shard_model(language_model: LanguageModel, plan: Plan, world: World, source: Path | None) -> None:
+    """Divides a model without weights over the ranks as the plan says, and reads this rank's slices.
+
+    Does nothing if the plan does not divide the model.
+
+    Args:
+        language_model: The model, whose base weights are on the meta device, and whose adapter is drawn.
+        plan: The plan of the run.
+        world: This rank.
+        source: Directory of the base weights, None for those that the plan names.
+
+    Raises:
+        ConfigError: The model has no such blocks, or ranks would run different numbers of passes.
+    """
+    if plan.sharding is None:
+        return
+    if language_model.takes_single_documents:
+        raise ConfigError(
+            "fsdp: the documents of this model are computed one at a time, so ranks would run different numbers of "
+            "passes; set fsdp.sharding_strategy: NO_SHARD"
+        )
+    base = below_adapter(language_model.inner)
+    loaded = _load_slices(base, plan, source, _rows_mesh(plan.sharding))
+    whole = _parts_that_may_not_run(base)
+    mesh = build_mesh(plan.sharding, world.device.type)
+    shard_modules(language_model, _blocks(base, plan.sharding), plan.sharding, mesh, whole)
+    _fill(language_model, base, loaded, world.device)
+    with torch.no_grad():  # FSDP sets up its state, and pads slices, in the first pass
+        language_model(empty_batch().to(world.device))
+    free_gathered(language_model)
+    if world.is_main and source is not None and source.name == _DRAWN:  # all ranks have read it
+        shutil.rmtree(source)
+
+
+def fill_weights(language_model: LanguageModel, plan: Plan, source: Path) -> None:
+    """Copies the base weights of a directory into a divided model, in place."""
+    assert plan.sharding is not None
+    base = below_adapter(language_model.inner)
+    loaded = dict(_load_slices(base, plan, source, _rows_mesh(plan.sharding)).named_parameters(remove_duplicate=False))
+    for name, parameter in base.named_parameters():
+        if (weight := loaded.get(base_weight_name(name))) is not None:
+            _copy(parameter, weight)
+
+
+def _rows_mesh(plan: ShardingPlan) -> DeviceMesh:
+    """Returns the ranks that hold one copy of the model, for tensors in the memory of the host."""
+    mesh = build_mesh(plan, "cpu")
+    return mesh if plan.num_replicas == 1 else mesh[SHARD]
+
+
+def _blocks(base: Any, plan: ShardingPlan) -> list[nn.Module]:
+    """Returns the repeated layers of a decoder, in order, each of which is gathered as a whole.
+
+    Raises:
+        ConfigError: It has no layers of the classes that the config names.
+    """
+    modules = [module for module in base.get_decoder().modules() if module is not base.get_decoder()]
+    # transformers names the layers in the list of modules that must not be split among devices.
+    names = set(plan.block_classes or base._no_split_modules or ())
+    kinds = {type(module).__name__ for module in modules}
+    for name in plan.block_classes:
+        if name not in kinds and name not in {type(module).__name__ for module in base.modules()}:
+            hint = did_you_mean(name, kinds) or f"; it has {', '.join(sorted(base._no_split_modules or kinds))}"
+            raise ConfigError(f"fsdp.transformer_layer_cls: the model has no layer of class '{name}'{hint}")
+    blocks: list[nn.Module] = []
+    within: set[int] = set()
+    for module in modules:
+        if type(module).__name__ not in names or id(module) in within:
+            continue
+        within.update(map(id, module.modules()))
+        if plan.min_block_weights is None or sum(p.numel() for p in module.parameters()) >= plan.min_block_weights:
+            blocks.append(module)
+    return blocks
+
+
+def _parts_that_may_not_run(base: Any) -> list[nn.Parameter]:
+    """Returns the weights outside of decoder, embedding and head, such as an image encoder's.
+
+    A rank without images does not run them, so it would not take part in gathering them.
+    """
+    always = [base.get_decoder(), base.get_input_embeddings(), base.get_output_embeddings()]
+    run = {id(parameter) for module in always if module is not None for parameter in module.parameters()}
+    return [parameter for parameter in base.parameters() if id(parameter) not in run] if len(run) else []
+
+
+def _load_slices(base: Any, plan: Plan, source: Path | None, mesh: DeviceMesh) -> Any:
+    """Returns a second model of the same class with this rank's slices of the weights of files.
+
+    transformers reads only the slice of a weight that is divided. (Before version 5.14 it reads all of it.)
+    """
+    original = type(base)
+
+    def initialize(self: Any, *args: Any, **kwargs: Any) -> None:
+        original.__init__(self, *args, **kwargs)
+        divided = {id(p): divided_like(p, mesh) for p in self.parameters() if p.is_meta and p.ndim}
+        replace_parameters(self, divided)
+
+    # Of the same name, since transformers looks up some settings by the name of a class.
+    sliced = type(original.__name__, (original,), {"__init__": initialize, "__module__": original.__module__})
+    return load_model(plan.model, torch.device("cpu"), source, model_class=sliced)
+
+
+def _fill(language_model: LanguageModel, base: Any, loaded: Any, device: torch.device) -> None:
+    """Sets the parameters and buffers of a divided model from the slices of `loaded`."""
+    weights = dict(loaded.named_parameters(remove_duplicate=False))
+    buffers = dict(loaded.named_buffers(remove_duplicate=False))
+    replacements: dict[int, nn.Parameter] = {}
+    for name, parameter in base.named_parameters():
+        weight = weights.get(base_weight_name(name))
+        if weight is None or not parameter.is_meta:  # of an adapter, which is in place
+            continue
+        if isinstance(parameter, DTensor):
+            local = _rows_of(weight, parameter)
+            replacements[id(parameter)] = with_local(parameter, local.to(parameter.device_mesh.device_type))
+        else:
+            whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+            replacements[id(parameter)] = nn.Parameter(whole.detach().to(device), parameter.requires_grad)
+    replace_parameters(language_model, replacements)
+    for module_name, module in base.named_modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                path = base_weight_name(f"{module_name}.{name}" if module_name else name)
+                module._buffers[name] = buffers[path].to(device)
+
+
+def _rows_of(weight: torch.Tensor, like: DTensor) -> torch.Tensor:
+    """Returns the slice of a weight that belongs to this rank's slice of `like`, copied."""
+    if isinstance(weight, DTensor):
+        return weight._local_tensor.detach().clone()
+    start, count = local_rows(like)
+    return weight.detach()[start : start + count].clone()
+
+
+@torch.no_grad()
+def _copy(parameter: torch.Tensor, weight: torch.Tensor) -> None:
+    if isinstance(parameter, DTensor):
+        parameter._local_tensor.copy_(_rows_of(weight, parameter))
+    else:
+        parameter.copy_(weight.full_tensor() if isinstance(weight, DTensor) else weight)
