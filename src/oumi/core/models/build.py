@@ -53,7 +53,7 @@ def build_model(
     adapter = checkpoint or plan.model.adapter
     if not is_full and adapter is not None:
         revision = None if checkpoint else plan.model.adapter_revision
-        with shapes_on_host(model) as shapes:
+        with shapes_on_host(model, keeps_copies=True) as shapes:
             adapted = load_adapter(shapes, adapter, is_trained=True, revision=revision)
         adapted.peft_config["default"].base_model_name_or_path = _base_name(plan)
         return _without_frozen(adapted, plan)
@@ -63,7 +63,7 @@ def build_model(
             if parameter.requires_grad and parameter.device.type == "cpu" and parameter.data_ptr() % _CACHE_LINE:
                 parameter.data = parameter.data.clone()
         return model
-    with shapes_on_host(model) as shapes:
+    with shapes_on_host(model, keeps_copies=False) as shapes:
         adapted = add_lora(shapes, plan.lora, _base_name(plan))
     return _without_frozen(adapted, plan)
 
@@ -75,26 +75,30 @@ def base_source(plan: Plan, checkpoint: Path | None) -> Path | None:
 
 
 @contextmanager
-def shapes_on_host(model: Any) -> Iterator[Any]:
+def shapes_on_host(model: Any, keeps_copies: bool) -> Iterator[Any]:
     """Lets a model on the meta device appear to be on the host, so that an adapter gets weights there.
 
     Each base weight is a single zero, repeated without memory for it. Does nothing to a model with weights.
+
+    Args:
+        model: The model.
+        keeps_copies: The copies of modules that are trained as a whole come from the files of the adapter, so they
+            keep their weights.
     """
     if not any(parameter.is_meta for parameter in model.parameters()):
         yield model
         return
 
-    names = {name for name, _ in model.named_parameters()}
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     repeated = {
         id(p): nn.Parameter(torch.zeros((), dtype=p.dtype).expand(p.shape), p.requires_grad) for p in model.parameters()
     }
     replace_parameters(model, repeated)
     yield model
-    # Modules that are trained as a whole are copies of those of the base, or come from the adapter's files.
     without_weights = {
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
         for name, p in below_adapter(model).named_parameters()
-        if base_weight_name(name) in names and (p.numel() == 1 or p.untyped_storage().nbytes() < p.nbytes)
+        if base_weight_name(name) in names and not (keeps_copies and ".modules_to_save." in name)
     }
     replace_parameters(model, without_weights)
 
