@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from oumi.core.batch import Batch
+from oumi.core.distributed.sharding import free_gathered
 from oumi.core.run import Callback, Run, StepReport
 
 
@@ -54,7 +55,7 @@ def evaluate(run: Run, batches: Iterable[Batch]) -> dict[str, float] | None:
     sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=run.world.device))
     run.model.eval()
     for batch in batches:
-        if run.stop_signaled:
+        if run.world.agree(run.stop_signaled):  # ranks with a divided model take as many passes
             break
         with run.autocast():
             loss = run.method.loss(run.model, batch.to(run.world.device))
@@ -62,6 +63,7 @@ def evaluate(run: Run, batches: Iterable[Batch]) -> dict[str, float] | None:
             sums[name] += value
         sums["terms"] += run.method.num_terms(batch)
     run.model.train()
+    free_gathered(run.model)
     if run.world.agree(run.stop_signaled):
         return None
     # One collective operation for all sums.

@@ -9,7 +9,8 @@ from itertools import chain
 
 import torch
 
-from oumi.core.batch import Batch
+from oumi.core.batch import Batch, empty_batch
+from oumi.core.distributed.sharding import free_gathered
 from oumi.core.errors import NotFiniteError, PreemptedError, StorageError
 from oumi.core.log import logger
 from oumi.core.run import Callback, Progress, Run, StepReport
@@ -84,10 +85,12 @@ def not_finite(run: Progress, broken: str, rows: Sequence[Source]) -> NotFiniteE
 
 def _broken_rows(run: Run, micro_batches: list[Batch]) -> Iterator[Source]:
     """Yields the rows whose own loss is not finite."""
-    for batch in micro_batches:
-        for i in range(batch.num_rows):
-            row = batch.part(i, i + 1)  # computed again on its own, since the step has only the sum of the losses
-            with torch.no_grad(), run.autocast():
-                loss = run.method.loss(run.model, row.to(run.world.device))
-            if not math.isfinite(loss.total):
-                yield row.sources[0]
+    # Computed again one by one, since the step has only the sum of their losses.
+    rows = [batch.part(i, i + 1) for batch in micro_batches for i in range(batch.num_rows)]
+    # Ranks with a divided model take as many passes.
+    for row in [*rows, *(empty_batch() for _ in range(run.world.agree(len(rows)) - len(rows)))]:
+        with torch.no_grad(), run.autocast():
+            loss = run.method.loss(run.model, row.to(run.world.device))
+        if row.num_rows and not math.isfinite(loss.total):
+            yield row.sources[0]
+    free_gathered(run.model)

@@ -6,6 +6,7 @@ See PyTorch FSDP (arXiv 2304.11277) and ZeRO (arXiv 1910.02054).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -15,6 +16,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
+from oumi.core.distributed.traffic import Traffic
+from oumi.core.errors import ConfigError
 from oumi.core.plan.sharding import ShardingPlan
 
 SHARD = "shard"
@@ -30,7 +33,12 @@ def build_mesh(plan: ShardingPlan, device_type: str) -> DeviceMesh:
 
 
 def shard_modules(
-    root: nn.Module, blocks: Sequence[nn.Module], plan: ShardingPlan, mesh: DeviceMesh, whole: Iterable[nn.Parameter]
+    root: nn.Module,
+    blocks: Sequence[nn.Module],
+    plan: ShardingPlan,
+    mesh: DeviceMesh,
+    whole: Iterable[nn.Parameter] = (),
+    traffic: Traffic | None = None,
 ) -> None:
     """Divides the weights of a module over the ranks of a mesh.
 
@@ -40,6 +48,7 @@ def shard_modules(
         plan: What is gathered when.
         mesh: The result of `build_mesh`.
         whole: Weights that each rank keeps as they are.
+        traffic: Records the collective operations.
     """
     narrow = None if plan.compute_dtype is None else getattr(torch, plan.compute_dtype)
     is_narrow = narrow is not None or any(p.dtype in (torch.bfloat16, torch.float16) for p in root.parameters())
@@ -53,6 +62,8 @@ def shard_modules(
     fully_shard(
         root, mesh=mesh, reshard_after_forward=False, mp_policy=policy, offload_policy=offload, ignored_params=ignored
     )
+    # The weight of a tied head is one; nothing writes to it.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
     for module in root.modules():
         if isinstance(module, FSDPModule):
             # A loss is divided by the terms of all ranks, so the gradients of the ranks are added. Without the second
@@ -61,6 +72,8 @@ def shard_modules(
             module.set_force_sum_reduction_for_comms(True)
             if hasattr(module, "set_reduce_scatter_unused_params"):  # since torch 2.13
                 module.set_reduce_scatter_unused_params(True)
+            if traffic is not None:
+                traffic.attach(module, mesh.get_group(_REPLICATE) if plan.num_replicas > 1 else None)
     if plan.gathers_ahead_in_forward:
         for block, following in pairwise(blocks):
             block.set_modules_to_forward_prefetch([following])  # type: ignore[operator]
@@ -68,6 +81,17 @@ def shard_modules(
         for block in blocks:
             # Without a list FSDP gathers the next block ahead; a block itself is there already.
             block.set_modules_to_backward_prefetch([block])  # type: ignore[operator]
+
+
+def reset_passes(root: nn.Module) -> None:
+    """Lets a divided model begin a new pass after one that failed; its ranks hold their slices only."""
+    root.zero_grad(
+        set_to_none=True
+    )  # also of gathered weights, whose gradients FSDP would add to those of the next pass
+    if isinstance(root, FSDPModule):
+        if not hasattr(root, "reset_iter_state"):
+            raise ConfigError("out of memory on a rank of a divided model; with torch 2.13 it would go on in parts")
+        root.reset_iter_state()
 
 
 def free_gathered(root: nn.Module) -> None:

@@ -8,7 +8,7 @@ import random
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ import torch
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from oumi.core.distributed.traffic import Traffic
 from oumi.core.errors import ConfigError, OtherRankError
 from oumi.core.system import host
 
@@ -39,6 +40,8 @@ class World:
     device: torch.device
     mesh: DeviceMesh | None = None
     """All ranks in one dimension, `data`; None with one process."""
+    traffic: Traffic = field(default_factory=Traffic)
+    """The collective operations of a pass over a model that is divided over the ranks."""
 
     @classmethod
     @contextmanager

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from oumi.core.batch import Batch, collate, empty_batch
+from oumi.core.distributed.sharding import reset_passes
 from oumi.core.errors import ConfigError, OtherRankError
 from oumi.core.log import logger
 from oumi.core.methods.method import Loss
@@ -40,6 +41,8 @@ def add_gradients(run: Run, micro_batches: list[Batch], num_terms: int) -> Loss:
             if not is_out_of_memory(error):
                 raise
         # Out of the handler, so that the error holds no tensor of the failed try any more.
+        if mean is None and run.parameters.divided:
+            _complete_passes(run)
         cannot_cut = mean is None and all(part.num_rows <= 1 or part.num_images for part in parts)
         worst = run.world.agree(_CANNOT_CUT if cannot_cut else _OUT_OF_MEMORY if mean is None else _FITS)
         if mean is not None and worst == _FITS:
@@ -57,6 +60,19 @@ def add_gradients(run: Run, micro_batches: list[Batch], num_terms: int) -> Loss:
             run.state.step + 1,
             run.state.parts,
         )
+
+
+def record_pass(run: Run) -> None:
+    """Takes one pass without rows, from which a rank knows the operations of a pass if memory runs out in its first.
+
+    Random numbers go on as if nothing had been. Does nothing unless the model is divided.
+    """
+    if not run.parameters.divided:
+        return
+    run.model.train()
+    with torch.random.fork_rng():
+        add_gradients(run, [empty_batch()], 1)
+    run.parameters.drop_gradients()
 
 
 def try_largest_micro_batch(run: Run, largest: LargestMicroBatch | None) -> None:
@@ -104,6 +120,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, kinds) or any(sign in str(error) for sign in ("can't allocate memory", "bad_alloc"))
 
 
+def _complete_passes(run: Run) -> None:
+    """Takes part in what the other ranks gather and add up, after a pass failed on this one."""
+    reset_passes(run.model)
+    if run.world.device.type != "cpu":
+        torch.accelerator.empty_cache()
+    run.world.traffic.complete()
+
+
 def _cut(run: Run, batch: Batch) -> list[Batch]:
     """Returns the parts of a micro-batch, of a divided model as many on all ranks."""
     parts = batch.cut(run.state.parts)
@@ -115,7 +139,9 @@ def _cut(run: Run, batch: Batch) -> list[Batch]:
 def _add(run: Run, parts: list[Batch], num_terms: int) -> Loss:
     total = torch.zeros((), device=run.world.device)
     metrics: dict[str, torch.Tensor] = {}
+    run.world.traffic.begin(len(parts))
     for batch in parts:
+        run.world.traffic.begin_pass()
         with run.autocast():
             loss = run.method.loss(run.model, batch.to(run.world.device))
             part = loss.total / max(num_terms, 1)
@@ -123,6 +149,7 @@ def _add(run: Run, parts: list[Batch], num_terms: int) -> Loss:
         total += part.detach()
         for name, value in loss.metrics.items():
             metrics[name] = metrics.get(name, 0.0) + value / max(num_terms, 1)
+    run.world.traffic.end()
     return Loss(total, metrics)
 
 

@@ -78,7 +78,7 @@ def shard_model(language_model: LanguageModel, plan: Plan, world: World, source:
     loaded = _load_slices(base, plan, source, _rows_mesh(plan.sharding))
     whole = _parts_that_may_not_run(base)
     mesh = build_mesh(plan.sharding, world.device.type)
-    shard_modules(language_model, _blocks(base, plan.sharding), plan.sharding, mesh, whole)
+    shard_modules(language_model, _blocks(base, plan.sharding), plan.sharding, mesh, whole, world.traffic)
     _fill(language_model, base, loaded, world.device)
     with torch.no_grad():  # FSDP sets up its state, and pads slices, in the first pass
         language_model(empty_batch().to(world.device))

@@ -18,7 +18,7 @@ from oumi.core.data.pipeline.loader import in_order
 from oumi.core.data.training_data import TrainingData
 from oumi.core.distributed.parameters import Parameters
 from oumi.core.distributed.world import World, seed_everything
-from oumi.core.engine.gradients import try_largest_micro_batch
+from oumi.core.engine.gradients import record_pass, try_largest_micro_batch
 from oumi.core.engine.loop import fit
 from oumi.core.methods.method import build_method
 from oumi.core.models.acceleration.apply import accelerate
@@ -85,6 +85,7 @@ class NativeTrainer:
     def train(self) -> None:
         """Runs every step of the plan; raises PreemptedError if the run was stopped before the last one."""
         run = self.run
+        record_pass(run)
         if run.world.device.type == "cuda":  # on a CPU, the system kills a process instead of raising an error
             try_largest_micro_batch(run, self._data.largest(run.plan))
         try:
