@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from itertools import count
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oumi.core.batch import Batch, collate, empty_batch
+from oumi.core.data.pipeline.balance import micro_batches_of_ranks
 from oumi.core.data.pipeline.mixture import Mixture, SeparateDocuments, permute
 from oumi.core.data.pipeline.packing import Packed
 from oumi.core.plan.parts import StepsPlan
@@ -36,7 +38,7 @@ class Loader:
     """Cuts the shuffled rows of each epoch into optimizer steps, and those into micro-batches.
 
     The last step of an epoch takes the rows that are left, so every row is trained once per epoch. The rows of a step
-    do not depend on the number of ranks: each rank takes every `world_size`-th micro-batch of them.
+    do not depend on the number of ranks, which divide them by their tokens.
     """
 
     def __init__(self, rows: Epoch, steps: StepsPlan, seed: int, rank: int = 0, collate: Collate = collate) -> None:
@@ -55,11 +57,15 @@ class Loader:
 
         def next_step() -> list[Batch]:
             size, rows = self.steps.micro_batch_rows, self.rows_of(next(steps))
-            micro_batches = [rows[i : i + size] for i in range(0, len(rows), size)]
-            share = share_of(micro_batches, self.rank, self.steps.world_size)
-            return [_batch(self.rows, indices, self._collate) for indices in share]
+            shares = micro_batches_of_ranks(rows, self._lengths[rows].tolist(), size, self.steps.world_size)
+            return [_batch(self.rows, indices, self._collate) for indices in shares[self.rank]]
 
         return read_ahead(next_step)
+
+    @cached_property
+    def _lengths(self) -> npt.NDArray[np.int64]:
+        """Returns the tokens of each row [R]; a single rank does not read them, which may not be known yet."""
+        return self.rows.lengths() if self.steps.world_size > 1 else np.zeros(len(self.rows), dtype=np.int64)
 
     def rows_of(self, step: int) -> list[int]:
         """Returns the indices of the rows that step `step` trains, in order."""
@@ -118,11 +124,25 @@ def most_tokens(lengths: npt.NDArray[np.int64], steps: StepsPlan, seed: int) -> 
     if num_positions > _MAX_ORDERED or num_epochs > _MAX_ORDERED_EPOCHS:
         return bound
     most = 0
+    if steps.world_size > 1:
+        return _most_of_ranks(lengths, steps, seed)
     for epoch in range(num_epochs):
         # The last epoch may end early.
         num_left = min(num_rows, num_positions - epoch * (steps.per_epoch or 1) * steps.rows_per_step)
         order = permute(np.arange(num_left), num_rows, seed, epoch)
         most = max(most, int(np.add.reduceat(lengths[order], np.arange(0, num_left, size)).max()))
+    return most
+
+
+def _most_of_ranks(lengths: npt.NDArray[np.int64], steps: StepsPlan, seed: int) -> int:
+    most, num_rows, size = 0, len(lengths), steps.rows_per_step
+    for epoch in range(-(-(steps.total or 0) // (steps.per_epoch or 1))):
+        num_steps = min(steps.per_epoch or 1, (steps.total or 0) - epoch * (steps.per_epoch or 1))
+        in_order = lengths[permute(np.arange(min(num_rows, num_steps * size)), num_rows, seed, epoch)]
+        for first in range(0, len(in_order), size):
+            tokens = in_order[first : first + size].tolist()
+            shares = micro_batches_of_ranks(tokens, tokens, steps.micro_batch_rows, steps.world_size)
+            most = max(most, *(sum(batch) for share in shares for batch in share))
     return most
 
 

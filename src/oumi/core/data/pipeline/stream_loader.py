@@ -12,7 +12,8 @@ from collections.abc import Generator, Sequence
 import numpy as np
 
 from oumi.core.batch import Batch, collate, empty_batch
-from oumi.core.data.pipeline.loader import Collate, read_ahead, share_of
+from oumi.core.data.pipeline.balance import micro_batches_of_ranks
+from oumi.core.data.pipeline.loader import Collate, read_ahead
 from oumi.core.data.pipeline.mixture import permute
 from oumi.core.data.pipeline.packing import best_fit
 from oumi.core.data.pipeline.stream import LimitedStream, State
@@ -165,8 +166,7 @@ class PackedStream:
 class StreamLoader:
     """Cuts the rows of a stream into optimizer steps and micro-batches, some steps ahead of the training.
 
-    The rows of a step do not depend on the number of ranks: each rank reads all of them, and takes every
-    `world_size`-th micro-batch.
+    The rows of a step do not depend on the number of ranks: each rank reads all of them, and takes its share by tokens.
     """
 
     def __init__(
@@ -208,9 +208,9 @@ class StreamLoader:
         size = self._steps.micro_batch_rows
         # All rows, those of the other ranks too: a stream cannot skip any.
         rows = [self._rows.next_group() for _ in range(self._steps.rows_per_step)]
-        micro_batches = [rows[i : i + size] for i in range(0, len(rows), size)]
+        lengths = [sum(len(example.tokens) for example in row) for row in rows]
         batches = [
             self._collate([example for row in micro_batch for example in row]) if micro_batch else empty_batch()
-            for micro_batch in share_of(micro_batches, self._rank, self._steps.world_size)
+            for micro_batch in micro_batches_of_ranks(rows, lengths, size, self._steps.world_size)[self._rank]
         ]
         return batches, self._rows.state()
