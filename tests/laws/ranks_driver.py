@@ -2,7 +2,7 @@
 """Trains the configs that it is given, one after the other, on the ranks of a launcher; started by test_ranks.py.
 
 Each is named with the port on which its ranks meet. Where the file is called `short.yaml`, rank 1 runs out of memory
-with more than 120 tokens at a time.
+with more than 120 tokens at a time; `poisoned.yaml` has a loss that is not finite.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from datetime import datetime
 from pathlib import Path
 
 import torch
+from accelerate.state import PartialState
 
 from oumi.core.batch import Batch
 from oumi.core.configs import TrainingConfig
 from oumi.core.data.training_data import load_training_data
 from oumi.core.distributed.world import World
+from oumi.core.errors import NotFiniteError
 from oumi.core.inspect import gather_facts
 from oumi.core.methods.method import Loss
 from oumi.core.methods.next_token import NextToken
@@ -51,9 +53,23 @@ def train_with_small_memory(config: TrainingConfig) -> None:
         trainer.save(plan.output_dir)
 
 
+def train_until_not_finite(config: TrainingConfig) -> None:
+    try:
+        train(config)
+    except NotFiniteError as error:
+        print(error)
+    else:
+        sys.exit("a loss that is not finite was not noticed")
+
+
+SPECIAL = {"short": train_with_small_memory, "poisoned": train_until_not_finite}
+
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
         os.environ["MASTER_PORT"], _, name = argument.partition(":")
         path = Path(name)
-        config = TrainingConfig.from_yaml(path)
-        train_with_small_memory(config) if path.stem == "short" else train(config)
+        environment = dict(os.environ)
+        SPECIAL.get(path.stem, train)(TrainingConfig.from_yaml(path))
+        if path.stem in ("trl", "hf", "poisoned"):  # the first run of all sets variables for the process
+            assert dict(os.environ) == environment, set(os.environ.items()) ^ set(environment.items())
+        assert not PartialState._shared_state, "no state of Accelerate is left for the next run"

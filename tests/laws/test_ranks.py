@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import math
 import re
+import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +17,11 @@ import torch
 
 from oumi.core.configs import TrainingConfig
 from oumi.core.train import train
+from tests.faults.test_not_finite import poisoned
 from tests.laws.test_preference import dpo_config
 from tests.ranks import SECONDS, free_port, run_ranks, start_ranks
 from tests.runs import records, tiny_config, weights
+from tests.tiny import save_tiny_model
 
 DRIVER = Path(__file__).with_name("ranks_driver.py")
 
@@ -43,7 +48,24 @@ def short_config(folder: Path, **training: Any) -> TrainingConfig:
                        gradient_accumulation_steps=1, **training)  # fmt: skip
 
 
-CONFIGS: dict[str, Callable[..., TrainingConfig]] = {"sft": sft_config, "pairs": pairs_config, "short": short_config}
+def trl_config(folder: Path, **training: Any) -> TrainingConfig:
+    return sft_config(folder, trainer_type="TRL_SFT", **training)
+
+
+def hf_config(folder: Path, **training: Any) -> TrainingConfig:
+    return sft_config(folder, trainer_type="HF", **training)
+
+
+def poisoned_config(folder: Path, **training: Any) -> TrainingConfig:
+    """Returns a run of which a row of one rank has a loss that is not finite."""
+    save_tiny_model(folder / "model", tie_word_embeddings=False)
+    return poisoned(folder, (POISONED_LINE,), trainer_type="TRL_SFT", per_device_train_batch_size=1, **training)
+
+
+CONFIGS: dict[str, Callable[..., TrainingConfig]] = {
+    "sft": sft_config, "pairs": pairs_config, "short": short_config, "trl": trl_config, "hf": hf_config,
+}  # fmt: skip
+POISONED_LINE = 5
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +78,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder / name, gradient_accumulation_steps=2, output_dir=str(folder / name / "two"), save_steps=6
         )
         config.to_yaml(folder / f"{name}.yaml")
-    command = [str(DRIVER), *(f"{free_port()}:{folder / name}.yaml" for name in CONFIGS)]
+    (folder / "poisoned").mkdir()
+    poisoned_config(folder / "poisoned", gradient_accumulation_steps=2).to_yaml(folder / "poisoned.yaml")
+    command = [str(DRIVER), *(f"{free_port()}:{folder / name}.yaml" for name in (*CONFIGS, "poisoned"))]
     (main, text), (other, silence) = run_ranks(2, *command, folder=Path(__file__).parents[2])
     assert (main, other) == (0, 0), text + silence
     assert "step 10/10" in text
     assert "Plan" not in silence, "only the main rank prints"
+    assert f"chats.jsonl:{POISONED_LINE}" in text
     return folder
 
 
@@ -75,17 +100,44 @@ def test_two_ranks_equal_one(folder: Path, name: str) -> None:
     assert_close(weights(folder / name / "two"), weights(folder / name / "out"))
 
 
-@pytest.mark.sample(1)
-@pytest.mark.parametrize("name", ["sft", "pairs"])
+@pytest.mark.sample(2)
+@pytest.mark.parametrize("name", ["sft", "pairs", "trl", "hf"])
 def test_a_checkpoint_of_two_ranks_goes_on_in_one(folder: Path, name: str) -> None:
     two = folder / name / "two"
     before = weights(two)
     (two / "model.safetensors").unlink()
+    shutil.rmtree(two / "checkpoint-10", ignore_errors=True)  # which other trainers save at the end
     config = CONFIGS[name](folder / name, gradient_accumulation_steps=4, output_dir=str(two), save_steps=6)
     config.training.try_resume_from_last_checkpoint = True
     train(config)
     assert [step["step"] for step in records(two)[-4:]] == [7, 8, 9, 10]
     assert_close(weights(two), before)
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_other_trainers_on_all(folder: Path) -> None:
+    out = folder / "poisoned" / "out"
+    steps = records(out)
+    assert all(math.isfinite(step["loss"]) for step in steps)
+    assert [path.name for path in out.glob("checkpoint-*")] == [f"checkpoint-{len(steps)}"]
+    assert not (out / "model.safetensors").exists()
+
+
+@pytest.mark.sample(1)
+@pytest.mark.parametrize("trainer", ["TRL_SFT", "HF"])
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path: Path, trainer: str) -> None:
+    tiny_config(tmp_path, trainer_type=trainer, max_steps=100_000).to_yaml(tmp_path / "ranks.yaml")
+    main, other = start_ranks(2, "-m", "oumi", "train", "-c", str(tmp_path / "ranks.yaml"), folder=tmp_path)
+    try:
+        wait_for_steps(tmp_path / "out")
+        other.send_signal(signal.SIGTERM)
+        texts = ["".join(rank.communicate(timeout=SECONDS)) for rank in (main, other)]
+    finally:
+        main.kill()
+        other.kill()
+    assert (main.returncode, other.returncode) == (75, 75), texts
+    step = records(tmp_path / "out")[-1]["step"]
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == [f"checkpoint-{step}"]
+    assert all(f"stopped after step {step} of" in text for text in texts)
 
 
 def test_a_rank_that_cannot_train_stops_all(tmp_path: Path) -> None:
@@ -116,10 +168,7 @@ def test_a_rank_whose_peer_is_killed_says_so(tmp_path: Path) -> None:
     tiny_config(tmp_path, max_steps=100_000).to_yaml(tmp_path / "ranks.yaml")
     main, other = start_ranks(2, "-m", "oumi", "train", "-c", str(tmp_path / "ranks.yaml"), folder=tmp_path)
     try:
-        metrics = tmp_path / "out" / "metrics.jsonl"
-        deadline = time.monotonic() + SECONDS
-        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for_steps(tmp_path / "out")
         other.kill()
         text = "".join(main.communicate(timeout=SECONDS))
     finally:
@@ -140,6 +189,13 @@ def test_a_main_rank_that_cannot_write_stops_all(tmp_path: Path, name: str) -> N
     assert (main, other != 0) == (74, True), text + message
     assert "rank 0 stopped" in message
     assert "Traceback" not in text + message
+
+
+def wait_for_steps(output_dir: Path) -> None:
+    metrics = output_dir / "metrics.jsonl"
+    deadline = time.monotonic() + SECONDS
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 1e-5) -> None:

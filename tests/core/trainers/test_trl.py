@@ -107,7 +107,8 @@ def test_automatic_workers_need_no_cpu_affinity_which_macos_lacks(
 # Arguments that are passed on, since they act on what the trainers still do by themselves.
 PASSED = {
     "optim_args", "optim_target_modules", "label_smoothing_factor", "tf32", "use_cache", "neftune_noise_alpha",
-    "eval_delay", "eval_on_start", "eval_accumulation_steps", "load_best_model_at_end", "metric_for_best_model",
+    "eval_delay", "eval_on_start", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph",
+    "load_best_model_at_end", "metric_for_best_model",
     "greater_is_better", "dataloader_multiprocessing_context", "label_names", "debug", "skip_memory_metrics",
     "router_aux_loss_coef", "loss_type", "activation_offloading",
 }  # fmt: skip

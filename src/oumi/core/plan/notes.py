@@ -57,10 +57,10 @@ _NEVER_READ: dict[tuple[str, ...], str] = {
         "model.tool_call_parser",
     ): "training does not read it",
     ("model.device_map",): "each process holds the whole model on its device",
-    ("training.ddp_find_unused_parameters",): "gradients are summed for all parameters, used or not",
     _GROUPS: "this method does not read it",
 }
 _NOT_READ_BY_NATIVE: dict[tuple[str, ...], str] = {
+    ("training.ddp_find_unused_parameters",): "gradients are summed for all parameters, used or not",
     ("training.dataloader_*",): "batches are made from tokens in memory, which needs no workers",
     ("training.label_ignore_index",): "only trained positions reach the loss",
     ("training.include_alternative_mfu_metrics",): "it repeats include_performance_metrics",
@@ -73,6 +73,7 @@ _NOT_READ_BY_ADAPTER: dict[tuple[str, ...], str] = {
     ("training.label_ignore_index",): "the collator of the trainer marks ignored labels with -100",
     ("training.include_alternative_mfu_metrics",): "it repeats include_performance_metrics",
     ("training.sgd_momentum",): "transformers takes it from trainer_kwargs.optim_args",
+    ("training.dataloader_main_process_only",): "each process reads its own rows",
 }
 
 

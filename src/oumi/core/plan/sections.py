@@ -190,14 +190,7 @@ def plan_method(config: TrainingConfig, model: ModelPlan) -> MethodPlan:
 
 
 def plan_steps(training: TrainingParams, world_size: int, num_rows: int | None) -> StepsPlan:
-    """Returns how rows are divided into optimizer steps.
-
-    Raises:
-        ConfigError: The run has several processes, and its trainer supports only one.
-    """
-    if world_size > 1 and not training.trainer_type.spec.is_native:
-        name = training.trainer_type.name
-        raise ConfigError(f"training.trainer_type: {name} supports only one process; use OUMI for several")
+    """Returns how rows are divided into optimizer steps."""
     rows = training.per_device_train_batch_size
     return StepsPlan(
         micro_batch_rows=_ROWS_OF_AUTO if rows == "auto" else rows,

@@ -55,7 +55,6 @@ _INSTEAD = {
     "training.compile": ("torch_compile_backend", "torch_compile_mode"),
     "training.save_steps or training.save_epoch": ("save_strategy",),
     "training.enable_tensorboard, enable_wandb or enable_mlflow": ("report_to",),
-    "training.dataloader_main_process_only": ("accelerator_config",),
     "training.nccl_default_timeout_minutes": ("ddp_timeout",),
     "model.enable_liger_kernel": ("liger_kernel_config",),
     "model.model_kwargs": ("model_init_kwargs",),
@@ -81,17 +80,17 @@ _REASONS = {
     "every step is logged unchanged": ("logging_nan_inf_filter", "disable_tqdm", "include_num_input_tokens_seen"),
     "metrics functions are not supported yet": (
         "include_for_metrics", "batch_eval_metrics", "prediction_loss_only", "eval_do_concat_batches",
-        "eval_use_gather_object",
+        "eval_use_gather_object", "eval_accumulation_steps",
     ),
     "nothing is uploaded; push the output directory after the run": (
         "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push",
         "hub_revision", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
     ),
-    "the adapter trains in a single process": (
-        "local_rank", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend",
-        "parallelism_config", "save_on_each_node", "log_on_each_node", "log_level_replica",
-        "average_tokens_across_devices",
-    ),
+    "the launcher and the device decide it": ("local_rank", "ddp_backend"),
+    "each process reads its own rows": ("accelerator_config",),
+    "the sections fsdp and deepspeed decide what is sharded": ("parallelism_config",),
+    "the main process alone writes and logs": ("save_on_each_node", "log_on_each_node", "log_level_replica"),
+    "a loss is the mean over the tokens of all processes": ("average_tokens_across_devices",),
     "`oumi train` always trains; it evaluates by training.eval_strategy": ("do_train", "do_eval", "do_predict"),
     "Oumi saves and resumes checkpoints": (
         "save_only_model", "enable_jit_checkpoint", "restore_callback_states_from_checkpoint",

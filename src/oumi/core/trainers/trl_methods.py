@@ -72,7 +72,6 @@ def arguments(plan: Plan) -> dict[str, Any]:
         "dataloader_num_workers": num_workers,
         "dataloader_prefetch_factor": training.dataloader_prefetch_factor if num_workers else None,
         "dataloader_pin_memory": plan.device != "cpu",
-        "accelerator_config": {"dispatch_batches": training.dataloader_main_process_only},
         # Our callbacks report every step, so the other trainer logs each one unfiltered, and reports nothing itself.
         "logging_strategy": "steps",
         "logging_steps": 1,

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What our runs change in a trainer of TRL or transformers: rows, schedule, evaluation, files, on all ranks alike."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from oumi.core.batch import IGNORED
+from oumi.core.checkpoint.store import checkpoint_path
+from oumi.core.distributed.world import World
+from oumi.core.errors import OtherRankError
+from oumi.core.optim.optimizers import decayed_names
+from oumi.core.optim.schedules import build_schedule
+from oumi.core.plan.choices import SCHEDULES
+from oumi.core.plan.parts import Plan
+from oumi.core.system.filesystem import storage_errors
+from oumi.core.system.signals import signals_held
+from oumi.core.trainers.export import Exporter
+from oumi.core.trainers.trl_bridge import Bridge, EvaluationStoppedError
+from oumi.core.trainers.trl_rows import EpochLoader, RankBatches
+
+
+@dataclass(frozen=True)
+class Seams:
+    """What an adapted trainer needs of ours."""
+
+    plan: Plan
+    bridge: Bridge
+    exporter: Exporter
+
+
+def adapted(trainer_class: type[Trainer], seams: Seams) -> Any:
+    """Returns a subclass of a trainer that acts as the run wants it."""
+    return type(trainer_class.__name__, (AdaptedTrainer, trainer_class), {"seams": seams})
+
+
+class AdaptedTrainer(Trainer):
+    """The methods that replace those of the other trainer."""
+
+    seams: Seams
+
+    @property
+    def _world(self) -> World:
+        return self.seams.bridge.world
+
+    def _get_dataloader(
+        self, dataset: Any, description: str, batch_size: int, *_: Any, is_training: bool = False, **__: Any
+    ) -> EpochLoader:
+        num_rows = len(dataset) - int(self._world.size > 1)  # without the blank one
+        seed = self.seams.plan.data.seed if is_training else None
+        return EpochLoader(dataset, RankBatches(num_rows, batch_size, self._world, seed), self.data_collator, self.args)
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        return sorted(decayed_names(model))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        schedule = self.seams.plan.schedule
+        if schedule.name not in SCHEDULES:
+            return super().create_scheduler(num_training_steps, optimizer)
+        if self.lr_scheduler is None:
+            self.lr_scheduler = build_schedule(optimizer or self.optimizer, schedule, num_training_steps)
+        return self.lr_scheduler
+
+    def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(model, inputs, *rest, **named)
+        self.seams.bridge.count(inputs, loss)
+        return loss
+
+    def evaluation_loop(
+        self, dataloader: Any, description: str, *_: Any, metric_key_prefix: str = "eval", **__: Any
+    ) -> EvalLoopOutput:
+        # transformers averages the losses of batches weighted by rows; this is the mean over terms.
+        sums = torch.zeros(2, dtype=torch.float64)
+        for part in (self.model, self.optimizer):
+            if callable(getattr(part, "eval", None)):  # some optimizers have other weights for it
+                part.eval()
+        for inputs in dataloader:
+            if self.seams.bridge.stop_is_signaled():
+                raise EvaluationStoppedError
+            num_terms = int((inputs["labels"] != IGNORED).sum())
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss = self.compute_loss(self.model, self._prepare_inputs(inputs))  # the mean of this batch alone
+            if num_terms:  # the mean over no terms is not a number
+                sums += torch.tensor([float(loss) * num_terms, num_terms], dtype=torch.float64)
+        loss_sum, num_terms = self._world.sum(sums).tolist()
+        metrics = {f"{metric_key_prefix}_loss": loss_sum / max(num_terms, 1)}
+        return EvalLoopOutput(None, None, metrics, len(dataloader.dataset))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        step = self.state.global_step
+        checkpoint = checkpoint_path(self.seams.plan.output_dir, step)
+        with signals_held(), storage_errors(checkpoint):
+            try:
+                with _failing_together(self._world):
+                    super()._save_checkpoint(model, trial)
+                self._world.on_main(lambda: self.seams.bridge.seal(step))
+            except (OSError, RuntimeError, SafetensorError, OtherRankError):
+                if self._world.is_main:  # a part of it would only take up a full disk
+                    shutil.rmtree(checkpoint, ignore_errors=True)
+                raise
+
+    # What the main rank writes alone raises on all ranks if it fails, so that none waits for it.
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        directory = Path(output_dir or self.seams.plan.output_dir)
+        self._world.on_main(lambda: self.seams.exporter.write(directory))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        self._world.on_main(partial(super()._save_optimizer_and_scheduler, output_dir))
+
+    def _save_scaler(self, output_dir: str) -> None:
+        self._world.on_main(partial(super()._save_scaler, output_dir))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        with TemporaryDirectory() as folder:
+            super()._save_rng_state(folder)
+            states = self._world.gather({path.name: path.read_bytes() for path in Path(folder).iterdir()})
+        files = {Path(output_dir, name): content for state in states for name, content in state.items()}
+        self._world.on_main(lambda: _write_files(files))
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Writes nothing: the card of TRL would replace a README of the user."""
+
+
+@contextmanager
+def _failing_together(world: World) -> Iterator[None]:
+    """Raises OtherRankError on the ranks where a block succeeds if it fails on another one."""
+    has_failed, on_any = 1, 0
+    try:
+        yield
+        has_failed = 0
+    finally:
+        on_any = world.agree(has_failed)
+    if on_any:
+        raise OtherRankError("another rank could not write its part of the checkpoint; its message says why")
+
+
+def _write_files(files: Mapping[Path, bytes]) -> None:
+    for path, content in files.items():
+        path.write_bytes(content)
