@@ -10,6 +10,7 @@ import struct
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def gather_facts(
         model=_model_facts(config.model, may_download),
         has_tight_heap=host.has_tight_heap(),
         without=host.disabled_optimizations(),
+        missing=frozenset(name for name in _optional_packages(config) if find_spec(name) is None),
         unread=tuple(
             f"data.{split}.datasets[{i}].dataset_kwargs.{key}"
             for split in ("train", "validation")
@@ -72,6 +74,11 @@ def gather_facts(
             for key in unread_arguments(params)
         ),
     )
+
+
+def _optional_packages(config: TrainingConfig) -> list[str]:
+    needs_deepspeed = config.deepspeed.enable_deepspeed and not config.training.trainer_type.spec.is_native
+    return ["deepspeed"] if needs_deepspeed else []
 
 
 def _free_bytes(training: TrainingParams) -> int:

@@ -16,17 +16,16 @@ TRAIN_PATH, VALIDATION_PATH = "data.train.datasets[0].dataset_path", "data.valid
 NO_FILE, NOT_BUILT = "no such file or directory", "not supported yet"
 
 PROBLEMS = {
-    "coalm_8b_lora_train": {TRAIN_PATH: NO_FILE, VALIDATION_PATH: NO_FILE, "fsdp.enable_fsdp": NOT_BUILT},
-    "coalm_70b_full_train": {TRAIN_PATH: NO_FILE, VALIDATION_PATH: NO_FILE, "fsdp.enable_fsdp": NOT_BUILT},
-    "coalm_405b_qlora_train": {TRAIN_PATH: NO_FILE, "peft.q_lora": NOT_BUILT, "fsdp.enable_fsdp": NOT_BUILT},
-    "llava_7b_dpo_train": {TRAIN_PATH: NO_FILE, "training.trainer_type": NOT_BUILT, "fsdp.enable_fsdp": NOT_BUILT},
+    "coalm_8b_lora_train": {TRAIN_PATH: NO_FILE, VALIDATION_PATH: NO_FILE},
+    "coalm_70b_full_train": {TRAIN_PATH: NO_FILE, VALIDATION_PATH: NO_FILE},
+    "coalm_405b_qlora_train": {TRAIN_PATH: NO_FILE, "peft.q_lora": NOT_BUILT},
+    "llava_7b_dpo_train": {TRAIN_PATH: NO_FILE, "training.trainer_type": NOT_BUILT},
     "phi3_vision_dpo_train": {TRAIN_PATH: NO_FILE, "training.trainer_type": NOT_BUILT},
     "grpo_tldr_train": {"training.trainer_type": NOT_BUILT},
     "letter_counting_grpo_train": {"training.trainer_type": NOT_BUILT},
     "qwen2_5_vl_openr1_train": {
         "data.train.collator_name": "TRL_SFT does not support images yet",
         "training.output_dir": "environment variable SCRATCH_OF_THE_CLUSTER is not set",
-        "fsdp.enable_fsdp": NOT_BUILT,
     },
 }
 """Training file -> the problems that its check tells: key and words."""

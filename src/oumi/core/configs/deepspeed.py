@@ -60,6 +60,14 @@ class OffloadConfig(Params):
     thread_count: PositiveInt = 1
     """Threads of an NVMe request."""
 
+    def to_deepspeed(self) -> dict[str, Any]:
+        """Returns the block of DeepSpeed's config; what concerns NVMe only for that device."""
+        block: dict[str, Any] = {"device": self.device.value, "pin_memory": self.pin_memory}
+        if self.device == DeepSpeedOffloadDevice.CPU:
+            return {**block, "buffer_count": self.buffer_count}
+        names = ("block_size", "queue_depth", "single_submit", "overlap_events", "thread_count")
+        return {**block, "buffer_count": self.buffer_count_nvme, **{name: getattr(self, name) for name in names}}
+
 
 class DeepSpeedParams(Params):
     """ZeRO through DeepSpeed."""
@@ -132,3 +140,58 @@ class DeepSpeedParams(Params):
     def is_zero3_enabled(self) -> bool:
         """Returns True if parameters are sharded."""
         return self.enable_deepspeed and self.zero_stage == ZeRORuntimeStage.ZERO_3
+
+    def requires_optimizer_offloading(self) -> bool:
+        """Returns True if the state of the optimizer is kept out of the memory of the GPU."""
+        return self.enable_deepspeed and self.offload_optimizer is not None
+
+    def requires_param_offloading(self) -> bool:
+        """Returns True if parameters are kept out of the memory of the GPU."""
+        return self.enable_deepspeed and self.offload_param is not None
+
+    def unread_keys(self) -> set[str]:
+        """Returns the keys whose value is not the default, and which the stage does not read."""
+        others = _OF_STAGES_0_TO_2 if self.zero_stage == ZeRORuntimeStage.ZERO_3 else _OF_STAGE_3
+        default = DeepSpeedParams()
+        return {name for name in others if getattr(self, name) != getattr(default, name)}
+
+    def to_deepspeed(self) -> dict[str, Any]:
+        """Returns DeepSpeed's config, in which transformers replaces `auto` by the values of `training`."""
+        of_stage = _OF_STAGE_3 if self.zero_stage == ZeRORuntimeStage.ZERO_3 else _OF_STAGES_0_TO_2
+        zero: dict[str, Any] = {"stage": int(self.zero_stage.value)}
+        zero |= {name: _whole(getattr(self, name)) for name in (*_OF_ALL_STAGES, *of_stage)}
+        for name in ("offload_optimizer", "offload_param"):
+            if (offload := getattr(self, name)) is not None:
+                zero[name] = offload.to_deepspeed()
+        config: dict[str, Any] = {"zero_optimization": zero, **{name: getattr(self, name) for name in _TOP_LEVEL}}
+        if self.precision is not None:
+            config[self.precision.value] = dict(_PRECISION_BLOCKS[self.precision])
+        if self.activation_checkpointing:
+            config["activation_checkpointing"] = dict(self.activation_checkpointing)
+        return config
+
+
+_OF_ALL_STAGES = ("overlap_comm", "contiguous_gradients", "reduce_bucket_size")
+_OF_STAGES_0_TO_2 = ("allgather_bucket_size", "allgather_partitions", "reduce_scatter", "round_robin_gradients")
+_OF_STAGE_3 = (
+    "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_max_live_parameters",
+    "stage3_max_reuse_distance", "sub_group_size", "stage3_gather_16bit_weights_on_model_save",
+)  # fmt: skip
+"""Keys of the block `zero_optimization`."""
+_TOP_LEVEL = (
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+    "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "steps_per_print", "wall_clock_breakdown",
+)  # fmt: skip
+_PRECISION_BLOCKS: dict[DeepSpeedPrecision, dict[str, Any]] = {
+    DeepSpeedPrecision.BF16: {"enabled": "auto"},
+    DeepSpeedPrecision.FP16: {
+        "enabled": "auto", "loss_scale": 0, "loss_scale_window": 1000, "initial_scale_power": 16, "hysteresis": 2,
+        "min_loss_scale": 1,
+    },
+}  # fmt: skip
+"""The blocks of the dtypes; `training.mixed_precision_dtype` enables them."""
+
+
+def _whole(value: Any) -> Any:
+    """Returns a size such as 5e8 as the integer that DeepSpeed expects."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

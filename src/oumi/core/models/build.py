@@ -60,7 +60,9 @@ def build_model(
     if plan.lora is None:
         for parameter in model.parameters():
             # A weight that is mapped from a file has an arbitrary offset. Vector loads are faster from an aligned copy.
-            if parameter.requires_grad and parameter.device.type == "cpu" and parameter.data_ptr() % _CACHE_LINE:
+            # On the way to a GPU, all processes of a machine share the mapped file instead.
+            is_trained_here = plan.device == "cpu" and parameter.requires_grad and parameter.device.type == "cpu"
+            if is_trained_here and parameter.data_ptr() % _CACHE_LINE:
                 parameter.data = parameter.data.clone()
         return model
     with shapes_on_host(model, keeps_copies=False) as shapes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,22 @@ _DTYPES = {
     torch.int8: "I8",
 }  # fmt: skip
 """Names of dtypes in safetensors files."""
+_WRAPPER = "_checkpoint_wrapped_module."
+"""What torch's wrapper that recomputes a block puts into the names of its parameters."""
+
+
+def plain_name(name: str) -> str:
+    """Returns the name of a parameter without that of a wrapper around its block."""
+    return name.replace(_WRAPPER, "")
+
+
+def empty_copy(model: nn.Module) -> nn.Module:
+    """Returns a copy of a model whose parameters take no memory."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        empty = torch.empty(_shape(parameter), dtype=parameter.dtype, device="meta")
+        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    return deepcopy(model, memo)
 
 
 def write_whole(weights: Mapping[str, torch.Tensor], path: Path | None) -> OSError | None:
@@ -37,8 +54,9 @@ def write_whole(weights: Mapping[str, torch.Tensor], path: Path | None) -> OSErr
     header: dict[str, Any] = {}
     end = 0
     for name, weight in weights.items():
-        start, end = end, end + weight.numel() * weight.element_size()
-        header[name] = {"dtype": _DTYPES[weight.dtype], "shape": list(weight.shape), "data_offsets": [start, end]}
+        shape = _shape(weight)
+        start, end = end, end + shape.numel() * weight.element_size()
+        header[name] = {"dtype": _DTYPES[weight.dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
     problem: OSError | None = None
@@ -50,7 +68,7 @@ def write_whole(weights: Mapping[str, torch.Tensor], path: Path | None) -> OSErr
     except OSError as error:
         problem = error
     for weight in weights.values():
-        whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        whole = _gathered(weight)
         try:
             if file is not None and problem is None:
                 file.write(whole.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy())
@@ -76,7 +94,24 @@ def read_whole(model: nn.Module, path: Path, buffers_of: nn.Module) -> None:
     replace_parameters(
         model, {id(p): nn.Parameter(files[name], False) for name, p in model.named_parameters() if name in files}
     )
-    buffers = dict(buffers_of.named_buffers(remove_duplicate=False))
+    buffers = {plain_name(name): buffer for name, buffer in buffers_of.named_buffers(remove_duplicate=False)}
     for module_name, module in model.named_modules():
         for name in module._buffers:
             module._buffers[name] = buffers.get(f"{module_name}.{name}" if module_name else name)
+
+
+def _shape(weight: torch.Tensor) -> torch.Size:
+    """Returns the shape of a whole weight; DeepSpeed leaves an empty tensor in place of one that it divides."""
+    return torch.Size(getattr(weight, "ds_shape", weight.shape))
+
+
+def _gathered(weight: torch.Tensor) -> torch.Tensor:
+    """Returns a whole weight. Collective if it is divided."""
+    if isinstance(weight, DTensor):
+        return weight.full_tensor()
+    if not hasattr(weight, "ds_shape"):
+        return weight
+    from deepspeed.zero import GatheredParameters  # the package is there, since it divided the weight
+
+    with GatheredParameters([weight]):
+        return weight.detach().clone()

@@ -51,5 +51,7 @@ class Facts:
     model: ModelFacts = field(default_factory=ModelFacts)
     without: frozenset[str] = frozenset()
     """Optimizations that are disabled, to measure their effect."""
+    missing: frozenset[str] = frozenset()
+    """Packages that the config needs and that are not installed."""
     unread: tuple[str, ...] = ()
     """Keys in `dataset_kwargs` that the class of the data set accepts, but no run reads."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from oumi.core.configs import DatasetParams, TrainerType, TrainingConfig
 from oumi.core.errors import ConfigError
+from oumi.core.plan.accelerate import AccelerateSettings
 from oumi.core.plan.methods import METHODS, MethodSpec
 from oumi.core.plan.shapes import ModelShape
 from oumi.core.plan.sharding import ShardingPlan
@@ -327,8 +328,7 @@ class StepsPlan:
 
     @property
     def per_epoch(self) -> int | None:
-        """Returns the optimizer steps of an epoch, None until the rows are counted."""
-        # Rounded up: the last step of an epoch trains the remaining rows.
+        """Returns the steps of an epoch, of which the last trains the remaining rows; None until they are counted."""
         return None if self.num_rows is None else math.ceil(self.num_rows / self.rows_per_step)
 
     @property
@@ -357,6 +357,7 @@ class Plan:
     model: ModelPlan
     lora: LoraPlan | None
     sharding: ShardingPlan | None
+    accelerate: AccelerateSettings
     data: DataPlan
     steps: StepsPlan
     loss: LossPlan

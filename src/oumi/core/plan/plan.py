@@ -8,6 +8,7 @@ from pathlib import Path
 
 from oumi.core.configs import TrainingConfig
 from oumi.core.plan import sections
+from oumi.core.plan.accelerate import plan_accelerate
 from oumi.core.plan.disk import plan_disk, saved_size_of_files
 from oumi.core.plan.facts import Facts
 from oumi.core.plan.fitting import memory_notes, with_what_fits
@@ -44,6 +45,7 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1, ranks_p
         model=model,
         lora=lora,
         sharding=sharding,
+        accelerate=plan_accelerate(config, facts, world_size, ranks_per_node, dtype),
         data=sections.plan_data(config),
         steps=steps,
         loss=LossPlan(training.label_smoothing, training.z_loss),

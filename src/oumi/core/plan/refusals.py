@@ -19,6 +19,7 @@ from oumi.core.configs.problems import follows, in_order, semantic_problems, spl
 from oumi.core.configs.trainers import TRAINERS
 from oumi.core.errors import ConfigError, Problem, did_you_mean
 from oumi.core.plan import collators
+from oumi.core.plan.accelerate import accelerate_problems
 from oumi.core.plan.choices import ATTENTIONS, CHECKPOINTING, NUM_RECOMPUTED, wrong_optimizer, wrong_schedule
 from oumi.core.plan.methods import METHODS, is_of_other_method, method_of, methods_of
 from oumi.core.plan.notes import changed_keys, matches_key
@@ -83,6 +84,7 @@ def refusals(config: TrainingConfig) -> list[Problem]:
         _wrong_gradient_checkpointing,
         _wrong_adapter,
         sharding_problems,
+        accelerate_problems,
     )
     run, arguments = as_run(config), mapped_arguments(config)
     problems = [(argument.place, argument.problem) for argument in arguments if argument.problem]
@@ -111,10 +113,6 @@ def _unsupported(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         if name in collators.VISION and not training.trainer_type.spec.is_native:
             trainer = training.trainer_type.name
             yield f"data.{split}.collator_name", f"{name}: {trainer} does not support images yet; trainer OUMI does"
-    if not training.trainer_type.spec.is_native:
-        for section in ("fsdp", "deepspeed"):
-            if getattr(getattr(config, section), f"enable_{section}"):
-                yield f"{section}.enable_{section}", f"{training.trainer_type.name}: not supported yet"
     # Adapters.
     if training.use_peft and not config.peft.lora_init_weights.keeps_base:
         starts = ", ".join(start.name for start in LoraWeightInitialization if start.keeps_base)

@@ -10,8 +10,8 @@ from oumi.core.configs import TrainingConfig
 from oumi.core.configs.deepspeed import ZeRORuntimeStage
 from oumi.core.configs.fsdp import AutoWrapPolicy, BackwardPrefetch, FSDPParams, ShardingStrategy, StateDictType
 
-_HYBRID = (ShardingStrategy.HYBRID_SHARD, ShardingStrategy.HYBRID_SHARD_ZERO2)
-_KEEPS_GATHERED = (ShardingStrategy.SHARD_GRAD_OP, ShardingStrategy.HYBRID_SHARD_ZERO2)
+HYBRID = (ShardingStrategy.HYBRID_SHARD, ShardingStrategy.HYBRID_SHARD_ZERO2)
+KEEPS_GATHERED = (ShardingStrategy.SHARD_GRAD_OP, ShardingStrategy.HYBRID_SHARD_ZERO2)
 _ELEMENTWISE = ("adam", "adamw", "adamw_torch", "adamw_torch_fused", "sgd")
 """Optimizers that update each number on its own, so that a slice of a weight is updated as within the whole."""
 _ZERO: dict[ZeRORuntimeStage, ShardingStrategy] = {
@@ -66,14 +66,14 @@ def plan_sharding(
     is_native = config.training.trainer_type.spec.is_native
     if not is_native or not fsdp.enable_fsdp or world_size == 1 or strategy == ShardingStrategy.NO_SHARD:
         return None
-    num_shards = ranks_per_node if strategy in _HYBRID else world_size
+    num_shards = ranks_per_node if strategy in HYBRID else world_size
     if num_shards == 1:
         return None
     by_size = fsdp.auto_wrap_policy == AutoWrapPolicy.SIZE_BASED_WRAP
     return ShardingPlan(
         num_shards=num_shards,
         num_replicas=world_size // num_shards,
-        frees_after_forward=strategy not in _KEEPS_GATHERED,
+        frees_after_forward=strategy not in KEEPS_GATHERED,
         block_classes=() if by_size else class_names(fsdp),
         min_block_weights=fsdp.min_num_params if by_size else None,
         offload=fsdp.cpu_offload,
@@ -143,10 +143,10 @@ def sharding_notes(config: TrainingConfig, plan: ShardingPlan | None, world_size
     if plan is None:
         if world_size == 1:
             yield "fsdp: the run is a single process, so nothing is sharded"
-        elif fsdp.sharding_strategy in _HYBRID:
+        elif fsdp.sharding_strategy in HYBRID:
             yield "fsdp: each machine has one rank, so nothing is sharded within it"
         return
-    if fsdp.sharding_strategy in _HYBRID and plan.num_replicas == 1:
+    if fsdp.sharding_strategy in HYBRID and plan.num_replicas == 1:
         yield f"fsdp.sharding_strategy: {fsdp.sharding_strategy.name} on one machine is the same as without HYBRID"
     if fsdp.auto_wrap_policy == AutoWrapPolicy.NO_WRAP:
         yield (

@@ -19,6 +19,7 @@ _DECISIVE = {
     "model": None,
     "lora": None,
     "sharding": ("compute_dtype",),
+    "accelerate": ("computes_in_bf16",),
     "data": ("train_on", "seed"),
     "steps": ("rows_per_step", "num_epochs", "max_steps"),
     "loss": None,

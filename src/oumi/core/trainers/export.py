@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from oumi.core.data.tokenize.preprocessor import Preprocessor
 from oumi.core.distributed.world import World
 from oumi.core.models.adapters import is_adapted
 from oumi.core.models.saving import ModelWriter
-from oumi.core.models.whole import read_whole, write_whole
+from oumi.core.models.whole import empty_copy, plain_name, read_whole, write_whole
 from oumi.core.plan.parts import Plan
 from oumi.core.system.filesystem import storage_errors
 
@@ -29,7 +28,8 @@ class Exporter:
         self._plan = plan
         self._model = model
         # A divided model is written through a copy, which has no weights until then.
-        self._copy = None if plan.sharding is None else deepcopy(model)
+        is_divided = plan.sharding is not None or plan.accelerate.divides_weights
+        self._copy = empty_copy(model) if is_divided else None
         self._writer = ModelWriter(model if self._copy is None else self._copy, plan.model)
         self._preprocessor = preprocessor
 
@@ -48,7 +48,8 @@ class Exporter:
             return
         path = self._plan.output_dir / f"{UNFINISHED}whole-weights"
         only_trained = is_adapted(self._model) and mode == "ADAPTER_ONLY"
-        weights = {name: p for name, p in self._model.named_parameters() if p.requires_grad or not only_trained}
+        parameters = self._model.named_parameters()
+        weights = {plain_name(name): p for name, p in parameters if p.requires_grad or not only_trained}
         problem = write_whole(weights, path if world.is_main else None)
         try:
             world.on_main(partial(self._read_whole, path, problem))

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_type_hints
 
 import torch
+from accelerate import ParallelismConfig
 from transformers import DataCollatorForSeq2Seq, PrinterCallback
 
 from oumi.core.batch import IGNORED
@@ -71,9 +72,12 @@ class TrlTrainer:
         seed_everything(plan.seed, plan.deterministic, plan.device)
         method = METHODS[plan.trainer]
         with _translated_errors(plan):
-            settings = _checked(_load(method.config), arguments(plan))
+            settings = _checked(_load(method.config), {**arguments(plan), **_replicas(plan)})
+        if start.checkpoint is not None:
+            _check_kind(plan, start.checkpoint)
         model = build_model(plan, torch.device("cpu"))  # the other trainer moves it to its device
         exporter = Exporter(plan, model, rows.preprocessor)
+        _check_blocks(plan, model)
         rows.check_vocabulary(model)
         write_model_summary(plan, model)
         plan = with_saved_size(plan, saved_size(model, plan.save_mode))
@@ -137,7 +141,9 @@ class TrlTrainer:
 
     def save(self, directory: Path) -> None:
         """Writes the trained model and its tokenizer, on the main rank."""
-        self._bridge.world.on_main(lambda: self._exporter.publish(directory))
+        world, final = self._bridge.world, self.run.plan.checkpoints.final_model
+        with self._exporter.gathered(world, self.run.plan.save_mode) if final else nullcontext():
+            world.on_main(lambda: self._exporter.publish(directory))
 
 
 class _Ending(Callback):
@@ -148,6 +154,43 @@ class _Ending(Callback):
 
     def wait(self) -> None:
         self._restore()
+
+
+def _replicas(plan: Plan) -> dict[str, ParallelismConfig]:
+    """Returns the argument for several copies of a divided model, nothing for one."""
+    num_replicas = plan.accelerate.num_replicas
+    if num_replicas == 1:
+        return {}
+    num_shards = plan.steps.world_size // num_replicas
+    return {"parallelism_config": ParallelismConfig(dp_replicate_size=num_replicas, dp_shard_size=num_shards)}
+
+
+def _check_kind(plan: Plan, checkpoint: Path) -> None:
+    """Raises ConfigError if a checkpoint has its training state in another form than the run reads."""
+    settings = plan.accelerate
+    section = "fsdp" if settings.fsdp is not None else "deepspeed" if settings.deepspeed is not None else None
+    forms = {"fsdp": "pytorch_model_fsdp*", "deepspeed": "global_step*"}
+    saved = next((name for name, pattern in forms.items() if any(checkpoint.glob(pattern))), None)
+    if saved != section:
+        names = {
+            None: "each process has the whole model",
+            "fsdp": "fsdp divides it",
+            "deepspeed": "deepspeed divides it",
+        }
+        raise ConfigError(
+            f"{checkpoint} is of a run in which {names[saved]}, and {plan.trainer} resumes it only so; in this one "
+            f"{names[section]}. Or start a new run with model.model_name set to the checkpoint"
+        )
+
+
+def _check_blocks(plan: Plan, model: torch.nn.Module) -> None:
+    """Raises ConfigError for a class of blocks that the model does not have."""
+    classes = {type(module).__name__ for module in model.modules()}
+    for name in (plan.accelerate.fsdp or {}).get("transformer_layer_cls_to_wrap", []):
+        if name not in classes:
+            raise ConfigError(
+                f"fsdp.transformer_layer_cls: the model has no module of class {name}{did_you_mean(name, classes)}"
+            )
 
 
 def _warn_of_router_loss(model: Any) -> None:

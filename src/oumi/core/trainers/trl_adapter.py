@@ -115,10 +115,16 @@ class AdaptedTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         directory = Path(output_dir or self.seams.plan.output_dir)
-        self._world.on_main(lambda: self.seams.exporter.write(directory))
+        with self.seams.exporter.gathered(self._world):
+            self._world.on_main(lambda: self.seams.exporter.write(directory))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        self._world.on_main(partial(super()._save_optimizer_and_scheduler, output_dir))
+        save = partial(super()._save_optimizer_and_scheduler, output_dir)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # each rank has a part
+            with _failing_together(self._world):
+                save()
+        else:
+            self._world.on_main(save)
 
     def _save_scaler(self, output_dir: str) -> None:
         self._world.on_main(partial(super()._save_scaler, output_dir))

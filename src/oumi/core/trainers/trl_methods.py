@@ -7,6 +7,7 @@ A new method is a row of METHODS; a test compares the table with the installed v
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,14 +58,20 @@ def arguments(plan: Plan) -> dict[str, Any]:
         "output_dir": str(plan.output_dir),
         "optim": RENAMED_OPTIMIZERS.get(training.optimizer, training.optimizer),
         "log_level": training.dep_log_level,
-        "gradient_checkpointing": plan.gradient_checkpointing is not None,
+        # FSDP recomputes whole blocks by itself, which saves gathering their weights twice.
+        "gradient_checkpointing": plan.gradient_checkpointing is not None and plan.accelerate.fsdp is None,
         "gradient_checkpointing_kwargs": plan.gradient_checkpointing,
         "warmup_steps": plan.schedule.num_warmup_steps(plan.steps.total or 0),
         "fp16": plan.precision.autocast == "float16",
-        "bf16": plan.precision.autocast == "bfloat16",  # not left out, since TRL would set it to True
+        # Not left out, since TRL would set it to True.
+        "bf16": plan.precision.autocast == "bfloat16" or plan.accelerate.computes_in_bf16,
         "use_cpu": plan.device == "cpu",
         "torch_compile": plan.speed.compile,
         "use_liger_kernel": plan.speed.liger,
+        # Copies, since transformers fills in values.
+        "fsdp": plan.accelerate.fsdp is not None,
+        "fsdp_config": deepcopy(plan.accelerate.fsdp),
+        "deepspeed": deepcopy(plan.accelerate.deepspeed),
         "max_grad_norm": plan.optimizer.max_grad_norm or 0.0,
         "torch_empty_cache_steps": plan.empty_cache_every,
         "save_strategy": save_strategy,

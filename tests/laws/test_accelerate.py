@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models that Accelerate divides train to the losses of one process, and are saved whole."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from oumi.core.configs import TrainingConfig
+from oumi.core.train import train
+from tests.laws.test_ranks import assert_close
+from tests.ranks import free_port, run_ranks
+from tests.runs import records, tiny_config
+
+DRIVER = Path(__file__).with_name("accelerate_driver.py")
+LORA = {"use_peft": True, "enable_gradient_checkpointing": True}
+CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "whole files": (2, {"trainer_type": "TRL_SFT"}, {}, {}),
+    "parts": (2, {"trainer_type": "HF", "enable_gradient_checkpointing": True},
+              {"state_dict_type": "SHARDED_STATE_DICT", "sharding_strategy": "SHARD_GRAD_OP"}, {}),
+    "copies": (4, {"trainer_type": "TRL_SFT"}, {"sharding_strategy": "HYBRID_SHARD"}, {}),
+    "adapter": (2, {"trainer_type": "TRL_SFT", **LORA}, {"transformer_layer_cls": "LlamaDecoderLayer"}, {}),
+    "merged": (2, {"trainer_type": "HF", **LORA}, {}, {"peft_save_mode": "MERGED"}),
+}  # fmt: skip
+"""Ranks, `training`, `fsdp`, `peft`."""
+
+
+def configured(folder: Path, name: str, **training: Any) -> TrainingConfig:
+    _, of_case, _, peft = CASES[name]
+    config = tiny_config(
+        folder, num_rows=27, per_device_train_batch_size=1, max_steps=6, save_steps=3, save_final_model=True,
+        **{**of_case, **training},
+    )  # fmt: skip
+    config.peft.lora_target_modules = ["q_proj", "v_proj"]
+    for key, value in peft.items():
+        setattr(config.peft, key, value)
+    config.training.eval_strategy = "steps"
+    config.training.eval_steps = 5
+    config.data.validation.datasets = [config.data.train.datasets[0].model_copy()]
+    return config
+
+
+def train_on_ranks(folder: Path, name: str, **training: Any) -> None:
+    num_ranks, _, fsdp, _ = CASES[name]
+    accumulation = 4 // num_ranks
+    out = str(folder / "divided")
+    config = configured(folder, name, gradient_accumulation_steps=accumulation, output_dir=out, **training)
+    config.fsdp.enable_fsdp = True
+    for key, value in fsdp.items():
+        setattr(config.fsdp, key, value)
+    config.to_yaml(folder / "divided.yaml")
+    ranks = run_ranks(
+        num_ranks, str(DRIVER), f"{free_port()}:{folder / 'divided.yaml'}", folder=Path(__file__).parents[2]
+    )
+    assert [code for code, _ in ranks] == [0] * num_ranks, ranks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_a_divided_model_equals_a_whole_one(tmp_path: Path, name: str) -> None:
+    train(configured(tmp_path, name, gradient_accumulation_steps=4))
+    train_on_ranks(tmp_path, name)
+    whole, divided = tmp_path / "out", tmp_path / "divided"
+    for key in ("loss", "grad_norm", "num_tokens"):
+        expected = [step[key] for step in records(whole)]
+        assert [step[key] for step in records(divided)] == pytest.approx(expected, rel=1e-5), key
+    files = [path.relative_to(whole) for path in whole.rglob("*.safetensors")]
+    assert len(files) >= 3
+    for file in files:
+        assert_close(load_file(divided / file), load_file(whole / file))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["whole files", "parts"])
+def test_a_divided_run_goes_on_where_it_was_stopped(tmp_path: Path, name: str) -> None:
+    train_on_ranks(tmp_path, name)
+    out = tmp_path / "divided"
+    losses, model = [step["loss"] for step in records(out)], AutoModelForCausalLM.from_pretrained(out).state_dict()
+    shutil.rmtree(out / "checkpoint-6")
+    (out / "model.safetensors").unlink()
+    train_on_ranks(tmp_path, name, try_resume_from_last_checkpoint=True)
+    assert [step["loss"] for step in records(out)] == losses
+    resumed = AutoModelForCausalLM.from_pretrained(out).state_dict()
+    assert all(torch.equal(resumed[key], weight) for key, weight in model.items())
