@@ -111,7 +111,7 @@ def _gathered(weight: torch.Tensor) -> torch.Tensor:
         return weight.full_tensor()
     if not hasattr(weight, "ds_shape"):
         return weight
-    from deepspeed.zero import GatheredParameters  # the package is there, since it divided the weight
+    import deepspeed  # the package is there, since it divided the weight
 
-    with GatheredParameters([weight]):
+    with deepspeed.zero.GatheredParameters([weight]):
         return weight.detach().clone()

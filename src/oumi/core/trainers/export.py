@@ -33,6 +33,11 @@ class Exporter:
         self._writer = ModelWriter(model if self._copy is None else self._copy, plan.model)
         self._preprocessor = preprocessor
 
+    @property
+    def shapes(self) -> Any:
+        """Returns the model, or its copy without weights if it is divided: DeepSpeed leaves empty weights in place."""
+        return self._model if self._copy is None else self._copy
+
     @contextmanager
     def gathered(self, world: World, mode: str = "ADAPTER_ONLY") -> Iterator[None]:
         """Makes the weights that a mode writes whole on the main rank, in a file; does nothing unless they are divided.

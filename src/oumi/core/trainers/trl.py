@@ -78,9 +78,9 @@ class TrlTrainer:
         model = build_model(plan, torch.device("cpu"))  # the other trainer moves it to its device
         exporter = Exporter(plan, model, rows.preprocessor)
         _check_blocks(plan, model)
-        rows.check_vocabulary(model)
+        rows.check_vocabulary(exporter.shapes)
         write_model_summary(plan, model)
-        plan = with_saved_size(plan, saved_size(model, plan.save_mode))
+        plan = with_saved_size(plan, saved_size(exporter.shapes, plan.save_mode))
         if plan.speed.liger:
             check_liger(model)
         separate_rows(model)
@@ -88,7 +88,8 @@ class TrlTrainer:
         efficiency = None
         if world.is_main:
             # On a GPU, TRL also computes the logits of trained positions only.
-            efficiency = build_efficiency(plan, model, has_full_head=plan.trainer == "HF" or plan.device == "cpu")
+            has_full_head = plan.trainer == "HF" or plan.device == "cpu"
+            efficiency = build_efficiency(plan, exporter.shapes, has_full_head)
             run.callbacks.all.append(build_reporting(plan, efficiency))
         if start.checkpoint is not None:
             run.state = read_progress(start.checkpoint, start.step)
