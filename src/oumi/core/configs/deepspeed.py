@@ -70,12 +70,12 @@ class OffloadConfig(Params):
 
 
 class DeepSpeedParams(Params):
-    """ZeRO through DeepSpeed."""
+    """ZeRO: through DeepSpeed with trainers TRL_SFT and HF, by the same division through FSDP2 with trainer OUMI."""
 
     enable_deepspeed: bool = False
-    """Use DeepSpeed."""
+    """Divide the model by ZeRO. TRL_SFT and HF need GPUs and the package deepspeed."""
     deepspeed_config_path: PathText | None = None
-    """A DeepSpeed JSON file, instead of all keys below."""
+    """A DeepSpeed JSON file, instead of all keys below; for TRL_SFT and HF."""
     zero_stage: ZeRORuntimeStage = ZeRORuntimeStage.ZERO_0
     """What is sharded."""
     offload_optimizer: OffloadConfig | None = None
@@ -83,7 +83,7 @@ class DeepSpeedParams(Params):
     offload_param: OffloadConfig | None = None
     """Stage 3."""
     precision: DeepSpeedPrecision | None = None
-    """Emits a block that follows mixed_precision_dtype."""
+    """BF16 computes in bfloat16, with float32 weights in the optimizer; FP16 follows mixed_precision_dtype."""
     overlap_comm: bool = False
     """Overlap communication and computation."""
     contiguous_gradients: bool = True
@@ -109,7 +109,7 @@ class DeepSpeedParams(Params):
     sub_group_size: float = 1e9
     """Elements per group of an optimizer step."""
     stage3_gather_16bit_weights_on_model_save: bool = False
-    """Gather the weights when saving."""
+    """Not needed: checkpoints and the final model always contain the whole weights."""
     train_batch_size: int | str = "auto"
     """Rows of a step."""
     train_micro_batch_size_per_gpu: int | str = "auto"

@@ -63,20 +63,20 @@ class FSDPParams(Params):
     cpu_offload: bool = False
     """Keep shards in CPU memory."""
     mixed_precision: Literal["bf16", "fp16"] | None = None
-    """Dtype in which sharded blocks compute."""
+    """Dtype in which sharded blocks of float32 weights compute; fp16 is not supported."""
     backward_prefetch: BackwardPrefetch = BackwardPrefetch.BACKWARD_PRE
-    """When weights are gathered in backward."""
+    """When weights are gathered in backward; only trainer OUMI reads it."""
     forward_prefetch: bool = False
-    """Gather the next block early in forward."""
+    """Gather the next block early in forward; only trainer OUMI reads it."""
     use_orig_params: bool | None = None
-    """Null chooses."""
+    """Of FSDP1: FSDP2 always keeps the parameters."""
     state_dict_type: StateDictType = StateDictType.FULL_STATE_DICT
-    """How the state is saved."""
+    """How the state is saved; checkpoints of TRL_SFT and HF also contain the whole model."""
     auto_wrap_policy: AutoWrapPolicy = AutoWrapPolicy.NO_WRAP
-    """Which modules are sharded as one."""
+    """Which modules are gathered as one: blocks, but for SIZE_BASED_WRAP of trainer OUMI."""
     min_num_params: PositiveInt = 100000
-    """Smallest module of the size policy."""
+    """Smallest module of the size policy, which only trainer OUMI has."""
     transformer_layer_cls: str | None = None
     """Class names of blocks, with commas; null finds them."""
     sync_module_states: bool = True
-    """Start all processes from the weights of the first."""
+    """Of FSDP1: every process reads the same weights."""

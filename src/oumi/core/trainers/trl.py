@@ -58,7 +58,7 @@ class TrlTrainer:
         Raises:
             ConfigError: The other trainer rejects an argument, or lacks one of `training.trainer_kwargs`.
         """
-        restore = contain_accelerate(world)
+        restore = contain_accelerate(world, plan.accelerate.deepspeed is not None)
         try:
             trainer = cls._build(plan, world, rows, start)
         except BaseException:
