@@ -40,6 +40,10 @@ class CpuAsGpu(PartialState):
 
 def train_divided(config: TrainingConfig) -> None:
     with World.start() as world:
+        if config.deepspeed.enable_deepspeed:
+            import deepspeed
+
+            deepspeed.init_distributed("gloo")  # which Accelerate does on a GPU
         facts = replace(gather_facts(config), device="cuda", has_bf16=True)
         plan = replace(make_plan(config, facts, world.size, RANKS_PER_NODE), device="cpu")
         plan.output_dir.mkdir(exist_ok=True)
@@ -47,8 +51,9 @@ def train_divided(config: TrainingConfig) -> None:
         resume_point = world.on_main(lambda: find_resume_point(plan))
         trainer = TrlTrainer.build(plan.with_num_rows(data.num_rows), world, data, resume_point)
         trainer.train()
-        assert all(isinstance(weight, DTensor) for weight in trainer.inner.model.parameters())
-        assert not trainer.inner.args.gradient_checkpointing, "FSDP recomputes by itself"
+        if config.fsdp.enable_fsdp:
+            assert all(isinstance(weight, DTensor) for weight in trainer.inner.model.parameters())
+            assert not trainer.inner.args.gradient_checkpointing, "FSDP recomputes by itself"
         trainer.save(plan.output_dir)
         trainer.run.callbacks.wait()
 

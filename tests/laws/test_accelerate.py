@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,16 @@ CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "copies": (4, {"trainer_type": "TRL_SFT"}, {"sharding_strategy": "HYBRID_SHARD"}, {}),
     "adapter": (2, {"trainer_type": "TRL_SFT", **LORA}, {"transformer_layer_cls": "LlamaDecoderLayer"}, {}),
     "merged": (2, {"trainer_type": "HF", **LORA}, {}, {"peft_save_mode": "MERGED"}),
+    "zero 2": (2, {"trainer_type": "HF"}, {"zero_stage": "ZERO_2"}, {}),
+    "zero 3": (2, {"trainer_type": "TRL_SFT"}, {"zero_stage": "ZERO_3"}, {}),
+    "zero 3 merged": (2, {"trainer_type": "TRL_SFT", **LORA}, {"zero_stage": "ZERO_3"}, {"peft_save_mode": "MERGED"}),
 }  # fmt: skip
-"""Ranks, `training`, `fsdp`, `peft`."""
+"""Ranks, `training`, `fsdp` or `deepspeed`, `peft`."""
+
+
+def with_package(name: str) -> Any:
+    needs = [pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the package deepspeed")]
+    return pytest.param(name, marks=needs if name.startswith("zero") else [])
 
 
 def configured(folder: Path, name: str, **training: Any) -> TrainingConfig:
@@ -47,13 +56,13 @@ def configured(folder: Path, name: str, **training: Any) -> TrainingConfig:
 
 
 def train_on_ranks(folder: Path, name: str, **training: Any) -> None:
-    num_ranks, _, fsdp, _ = CASES[name]
+    num_ranks, _, values, _ = CASES[name]
     accumulation = 4 // num_ranks
     out = str(folder / "divided")
     config = configured(folder, name, gradient_accumulation_steps=accumulation, output_dir=out, **training)
-    config.fsdp.enable_fsdp = True
-    for key, value in fsdp.items():
-        setattr(config.fsdp, key, value)
+    section = "deepspeed" if name.startswith("zero") else "fsdp"
+    for key, value in {f"enable_{section}": True, **values}.items():
+        setattr(getattr(config, section), key, value)
     config.to_yaml(folder / "divided.yaml")
     ranks = run_ranks(
         num_ranks, str(DRIVER), f"{free_port()}:{folder / 'divided.yaml'}", folder=Path(__file__).parents[2]
@@ -62,7 +71,7 @@ def train_on_ranks(folder: Path, name: str, **training: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [with_package(name) for name in CASES])
 def test_a_divided_model_equals_a_whole_one(tmp_path: Path, name: str) -> None:
     train(configured(tmp_path, name, gradient_accumulation_steps=4))
     train_on_ranks(tmp_path, name)
@@ -77,7 +86,7 @@ def test_a_divided_model_equals_a_whole_one(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["whole files", "parts"])
+@pytest.mark.parametrize("name", [with_package(name) for name in ("whole files", "parts", "zero 3")])
 def test_a_divided_run_goes_on_where_it_was_stopped(tmp_path: Path, name: str) -> None:
     train_on_ranks(tmp_path, name)
     out = tmp_path / "divided"
