@@ -9,26 +9,11 @@ import pytest
 
 from oumi.core.train import train
 from tests.laws.test_ranks import assert_close
-from tests.ranks import run_ranks
+from tests.ranks import free_port, run_ranks
 from tests.runs import records, tiny_config, weights
 
-DRIVER = """
-import sys
-from torch.distributed.tensor import DTensor
-from transformers import TrainerCallback
-from oumi.core.configs import TrainingConfig
-from oumi.core.train import train
-from oumi.core.trainers.trl_bridge import Bridge
-
-class Looking(Bridge):
-    def on_train_begin(self, args, state, control, **parts):
-        assert all(isinstance(weight, DTensor) for weight in parts["model"].parameters())
-        super().on_train_begin(args, state, control, **parts)
-
-import oumi.core.trainers.trl
-oumi.core.trainers.trl.Bridge = Looking
-train(TrainingConfig.from_yaml(sys.argv[1]))
-"""
+DRIVER = Path(__file__).parents[1] / "laws" / "accelerate_driver.py"
+"""Trains, and finds every parameter divided."""
 
 
 @pytest.mark.multi_gpu
@@ -44,8 +29,8 @@ def test_fsdp_divides_the_model_and_trains_to_the_same_losses(tmp_path: Path, tr
     config.training.gradient_accumulation_steps = 2
     config.fsdp.enable_fsdp = True
     config.to_yaml(tmp_path / "divided.yaml")
-    (tmp_path / "driver.py").write_text(DRIVER)
-    ranks = run_ranks(2, str(tmp_path / "driver.py"), str(tmp_path / "divided.yaml"), folder=Path(__file__).parents[2])
+    command = (str(DRIVER), f"{free_port()}:{tmp_path / 'divided.yaml'}")
+    ranks = run_ranks(2, *command, folder=Path(__file__).parents[2])
     assert [code for code, _ in ranks] == [0, 0], ranks
     expected = [step["loss"] for step in records(tmp_path / "out")]
     assert [step["loss"] for step in records(tmp_path / "divided")] == pytest.approx(expected, rel=1e-4)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains configs of other trainers on ranks that Accelerate takes for GPUs; started by test_accelerate.py.
+"""Trains configs of other trainers on ranks that Accelerate divides a model over; started by tests.
 
 On a CPU, Accelerate divides nothing, since it takes the ranks for another kind. Told that they are GPUs, it divides
-models over gloo as it does over NCCL. Each config is named with the port on which its ranks meet.
+models over gloo as it does over NCCL. With GPUs nothing of that is needed. Each config is named with the port on which
+its ranks meet.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from oumi.core.trainers.resume import find_resume_point
 from oumi.core.trainers.trl import TrlTrainer
 
 RANKS_PER_NODE = 2
+HAS_GPUS = torch.cuda.is_available()
 
 
 class CpuAsGpu(PartialState):
@@ -40,12 +42,13 @@ class CpuAsGpu(PartialState):
 
 def train_divided(config: TrainingConfig) -> None:
     with World.start() as world:
-        if config.deepspeed.enable_deepspeed:
+        if config.deepspeed.enable_deepspeed and not HAS_GPUS:
             import deepspeed
 
             deepspeed.init_distributed("gloo")  # which Accelerate does on a GPU
-        facts = replace(gather_facts(config), device="cuda", has_bf16=True)
-        plan = replace(make_plan(config, facts, world.size, RANKS_PER_NODE), device="cpu")
+        facts = gather_facts(config)
+        as_if = facts if HAS_GPUS else replace(facts, device="cuda", has_bf16=True)
+        plan = replace(make_plan(config, as_if, world.size, RANKS_PER_NODE), device=facts.device)
         plan.output_dir.mkdir(exist_ok=True)
         data = load_training_data(plan, datetime(2026, 1, 1), writes=world.is_main)
         resume_point = world.on_main(lambda: find_resume_point(plan))
@@ -59,8 +62,9 @@ def train_divided(config: TrainingConfig) -> None:
 
 
 if __name__ == "__main__":
-    PartialState._prepare_backend = CpuAsGpu._prepare_backend
-    PartialState.set_device = CpuAsGpu.set_device
+    if not HAS_GPUS:
+        PartialState._prepare_backend = CpuAsGpu._prepare_backend
+        PartialState.set_device = CpuAsGpu.set_device
     for argument in sys.argv[1:]:
         os.environ["MASTER_PORT"], _, name = argument.partition(":")
         train_divided(TrainingConfig.from_yaml(Path(name)))
