@@ -18,20 +18,25 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_ranks(world_size: int, *command: str, folder: Path) -> list[ForkedProcess]:
+def start_ranks(world_size: int, *command: str, folder: Path, ranks_per_node: int | None = None) -> list[ForkedProcess]:
     """Starts a Python command (`-m oumi train ...`) once for each rank; each is a process of its own."""
-    port, ranks = free_port(), []
+    port, ranks, local_size = free_port(), [], ranks_per_node or world_size
     for rank in range(world_size):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+        place = {
+            "RANK": rank,
+            "LOCAL_RANK": rank % local_size,
+            "WORLD_SIZE": world_size,
+            "LOCAL_WORLD_SIZE": local_size,
+        }
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         environment = {**{name: str(value) for name, value in place.items()}, **address}
         ranks.append(start_python(*command, folder=folder, **environment))
     return ranks
 
 
-def run_ranks(world_size: int, *command: str, folder: Path) -> list[tuple[int, str]]:
+def run_ranks(world_size: int, *command: str, folder: Path, ranks_per_node: int | None = None) -> list[tuple[int, str]]:
     """Returns the exit code of each rank, and what it printed."""
-    ranks = start_ranks(world_size, *command, folder=folder)
+    ranks = start_ranks(world_size, *command, folder=folder, ranks_per_node=ranks_per_node)
     try:
         outputs = ["".join(rank.communicate(timeout=SECONDS)) for rank in ranks]
     finally:

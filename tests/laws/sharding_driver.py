@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains the configs that it is given, one after the other, on the ranks of a launcher; started by test_sharding.py.
+
+Each is named with the port on which its ranks meet. Where the name begins with `short_forward` or `short_backward`,
+rank 1 runs out of memory in the second layer with more than 120 tokens at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oumi.core.configs import TrainingConfig
+from oumi.core.data.training_data import load_training_data
+from oumi.core.distributed.world import World
+from oumi.core.inspect import gather_facts
+from oumi.core.plan.plan import make_plan
+from oumi.core.train import train
+from oumi.core.trainers.native import NativeTrainer
+from oumi.core.trainers.resume import find_resume_point
+
+LIMIT = 120
+
+
+class Backward(torch.autograd.Function):
+    """Runs out of memory in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor) -> torch.Tensor:
+        return states.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        if gradients[0].shape[-2] > LIMIT:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return gradients[0]
+
+
+def forward(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+    if arguments[0].shape[-2] > LIMIT:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def train_with_small_memory(config: TrainingConfig, is_forward: bool) -> None:
+    with World.start() as world:
+        plan = make_plan(config, gather_facts(config), world.size, world.local_size)
+        world.on_main(lambda: plan.output_dir.mkdir(exist_ok=True))
+        data = load_training_data(plan, datetime(2026, 1, 1), writes=world.is_main)
+        resume_point = world.on_main(lambda: find_resume_point(plan))
+        trainer = NativeTrainer.build(plan.with_num_rows(data.num_rows), world, data, resume_point)
+        if world.rank == 1:
+            mlp = trainer.run.model.inner.get_decoder().layers[1].mlp
+            mlp.register_forward_pre_hook(forward if is_forward else lambda _, x: (Backward.apply(x[0]),))
+        trainer.train()
+        assert trainer.run.state.parts > 1, "all ranks cut their micro-batches"
+        trainer.save(plan.output_dir)
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        os.environ["MASTER_PORT"], _, name = argument.partition(":")
+        path = Path(name)
+        config = TrainingConfig.from_yaml(path)
+        if path.stem.startswith("short"):
+            train_with_small_memory(config, path.stem.startswith("short_forward"))
+        else:
+            train(config)

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models that are divided over ranks train to the losses and weights of one rank, and their checkpoints fit any number.
+
+The plain run has the cases of `PLAIN`; the campaign has every kind of run with every strategy on 2 and 4 ranks.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from oumi.core.configs import TrainingConfig
+from oumi.core.train import train
+from tests.laws.test_preference import dpo_config
+from tests.ranks import free_port, run_ranks
+from tests.runs import records, tiny_config
+from tests.tiny import save_tiny_model
+
+DRIVER = Path(__file__).with_name("sharding_driver.py")
+LORA = {"training.use_peft": True}
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora": LORA,
+    "head": {**LORA, "peft.lora_modules_to_save": ["lm_head"]},
+    "merged": {**LORA, "peft.peft_save_mode": "MERGED"},
+    "both": {**LORA, "peft.peft_save_mode": "ADAPTER_AND_BASE_MODEL", "model.load_pretrained_weights": False},
+    "packed": {"data.train.pack": True, "model.model_max_length": 256},
+    "streamed": {"data.train.stream": True},
+    "recomputed": {"training.enable_gradient_checkpointing": True},
+    "random": {"model.load_pretrained_weights": False},
+    "double": {"model.torch_dtype_str": "float64"},
+    "sgd": {"training.optimizer": "sgd"},
+    "untied": {},
+    "pairs": {},
+}
+"""Kinds of runs, by the keys in which they differ from full fine-tuning of a tied model on chats."""
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "FULL_SHARD": {},
+    "SHARD_GRAD_OP": {"fsdp.sharding_strategy": "SHARD_GRAD_OP"},
+    "HYBRID_SHARD": {"fsdp.sharding_strategy": "HYBRID_SHARD"},
+    "HYBRID_SHARD_ZERO2": {"fsdp.sharding_strategy": "HYBRID_SHARD_ZERO2"},
+    "NO_SHARD": {"fsdp.sharding_strategy": "NO_SHARD"},
+    "SLICES": {"fsdp.state_dict_type": "SHARDED_STATE_DICT"},
+    "SIZE": {"fsdp.auto_wrap_policy": "SIZE_BASED_WRAP", "fsdp.min_num_params": 100_000_000},
+    "AHEAD": {
+        "fsdp.forward_prefetch": True,
+        "fsdp.backward_prefetch": "NO_PREFETCH",
+        "fsdp.transformer_layer_cls": "transformers.models.llama.modeling_llama.LlamaDecoderLayer",
+    },
+}
+PLAIN = ["full-FULL_SHARD-2", "lora-SHARD_GRAD_OP-2", "untied-SLICES-2"]
+ALL = [
+    *PLAIN,
+    *(f"{kind}-FULL_SHARD-2" for kind in KINDS if kind != "full"),
+    *(f"full-{strategy}-2" for strategy in STRATEGIES if strategy != "FULL_SHARD"),
+    *(f"{kind}-{strategy}-4" for kind in ("full", "lora", "packed", "streamed", "untied", "pairs")
+      for strategy in ("NO_SHARD", "FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD")),
+    "head-HYBRID_SHARD-4", "full-HYBRID_SHARD_ZERO2-4", "full-SLICES-4", "lora-SLICES-2",
+]  # fmt: skip
+STEPS = 20
+
+
+def config_of(folder: Path, kind: str, ranks: int, keys: dict[str, Any], **training: Any) -> TrainingConfig:
+    """Returns a run on 27 chats or 23 pairs, four at a time: the last step of an epoch has three, for one rank none."""
+    save_tiny_model(folder / "model", tie_word_embeddings=kind != "untied")
+    training = {
+        "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4 // ranks, "max_steps": STEPS,
+        "save_steps": 12, **training,
+    }  # fmt: skip
+    if kind == "pairs":
+        config = dpo_config(folder, **training)
+        config.data.train.datasets[0].sample_count = 23
+    else:
+        config = tiny_config(folder, num_rows=27, **training)
+    values = config.model_dump(mode="json")
+    for key, value in {**KINDS[kind], **keys}.items():
+        *path, name = key.split(".")
+        section = values
+        for part in path:
+            section = section[part]
+        section[name] = value
+    return TrainingConfig.model_validate(values)
+
+
+class Runs:
+    """Runs in a folder, each of which is carried out once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def on_one_rank(self, kind: str) -> Path:
+        """Returns the output directory of a kind of run on one rank."""
+        output = self._kind(kind) / "one"
+        if not output.exists():
+            train(config_of(output.parent, kind, 1, {}, output_dir=str(output)))
+        return output
+
+    def on_ranks(self, *names: str, resumes: Path | None = None) -> list[Path]:
+        """Returns the output directories of runs `kind-strategy-ranks`, which are carried out by the same processes.
+
+        With `resumes` they go on from the checkpoint of that directory, without what came after it.
+        """
+        outputs, arguments = [], []
+        for name in names:
+            kind, strategy, ranks = name.split("-")
+            folder = self._kind(kind)
+            output = folder / (name if resumes is None else f"{name}-after-{resumes.name}")
+            outputs.append(output)
+            if output.exists():
+                continue
+            keys = {"fsdp.enable_fsdp": True, **STRATEGIES[strategy]}
+            config = config_of(folder, kind, int(ranks), keys, output_dir=str(output))
+            if resumes is not None:
+                copy_until_checkpoint(resumes, output)
+                config.training.try_resume_from_last_checkpoint = True
+            config.to_yaml(folder / f"{output.name}.yaml")
+            arguments.append(f"{free_port()}:{folder / output.name}.yaml")
+        if arguments:
+            ends = run_ranks(int(ranks), str(DRIVER), *arguments, folder=DRIVER.parents[2], ranks_per_node=2)
+            assert {code for code, _ in ends} == {0}, "".join(text for _, text in ends)
+        return outputs
+
+    def _kind(self, kind: str) -> Path:
+        folder = self._folder / kind
+        folder.mkdir(exist_ok=True)
+        return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    folder = tmp_path_factory.mktemp("sharding")
+    runs = Runs(folder)
+    runs.on_ranks(*PLAIN)
+    yield runs
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *(pytest.param(name, marks=pytest.mark.slow) for name in ALL[len(PLAIN) :])])
+def test_ranks_equal_one(runs: Runs, name: str) -> None:
+    (output,) = runs.on_ranks(name)
+    assert_equal(output, runs.on_one_rank(name.partition("-")[0]))
+
+
+PASSES = [
+    ("full-FULL_SHARD-2", "full-NO_SHARD-1"), ("untied-SLICES-2", "untied-NO_SHARD-1"),
+    ("lora-SHARD_GRAD_OP-2", "lora-FULL_SHARD-4"), ("full-FULL_SHARD-2", "full-FULL_SHARD-4"),
+    ("full-FULL_SHARD-2", "full-NO_SHARD-2"), ("full-NO_SHARD-2", "full-FULL_SHARD-2"),
+    ("full-HYBRID_SHARD-4", "full-FULL_SHARD-2"), ("untied-SLICES-2", "untied-HYBRID_SHARD-4"),
+    ("head-FULL_SHARD-2", "head-NO_SHARD-1"), ("packed-FULL_SHARD-2", "packed-FULL_SHARD-4"),
+    ("streamed-FULL_SHARD-2", "streamed-FULL_SHARD-4"), ("both-FULL_SHARD-2", "both-NO_SHARD-1"),
+    ("merged-FULL_SHARD-2", "merged-NO_SHARD-1"), ("random-FULL_SHARD-2", "random-SLICES-2"),
+    ("pairs-FULL_SHARD-2", "pairs-NO_SHARD-1"),
+]  # fmt: skip
+"""A run, and another one that goes on from its checkpoint."""
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pytest.param(*passed, id=" to ".join(passed), marks=[pytest.mark.slow] if i > 1 else [])
+        for i, passed in enumerate(PASSES)
+    ],
+)
+def test_a_checkpoint_goes_on_under_other_ranks_and_strategies(runs: Runs, first: str, second: str) -> None:
+    kind = first.partition("-")[0]
+    (before,) = runs.on_ranks(first)
+    if second.endswith("-1"):
+        after = before.with_name(f"{before.name}-then-one")
+        copy_until_checkpoint(before, after)
+        train(config_of(before.parent, kind, 1, {}, output_dir=str(after), try_resume_from_last_checkpoint=True))
+    else:
+        (after,) = runs.on_ranks(second, resumes=before)
+    assert [step["step"] for step in records(after)][-1] == STEPS
+    assert_equal(after, runs.on_one_rank(kind))
+
+
+@pytest.mark.slow
+def test_a_run_goes_from_one_rank_to_two_and_back(runs: Runs) -> None:
+    config = partial(config_of, runs.on_one_rank("full").parent, "full", 1, {}, try_resume_from_last_checkpoint=True)
+    there = runs.on_one_rank("full").with_name("one-then")
+    train(config(output_dir=str(there), save_steps=5))
+    for checkpoint in ("checkpoint-10", "checkpoint-15", "checkpoint-20"):
+        shutil.rmtree(there / checkpoint)
+    (two,) = runs.on_ranks("full-FULL_SHARD-2", resumes=there)  # from step 5, with a checkpoint at step 12
+    back = two.with_name("back")
+    copy_until_checkpoint(two, back)
+    train(config(output_dir=str(back)))
+    assert_equal(back, runs.on_one_rank("full"))
+
+
+@pytest.mark.sample(1)
+@pytest.mark.parametrize("strategy", ["FULL_SHARD-2", "SHARD_GRAD_OP-2", "HYBRID_SHARD-4"])
+@pytest.mark.parametrize("place", ["backward", "forward"])
+def test_ranks_cut_their_micro_batches_alike_where_one_is_out_of_memory(
+    tmp_path: Path, place: str, strategy: str
+) -> None:
+    name, _, ranks = strategy.partition("-")
+    keys = {"fsdp.enable_fsdp": True, **STRATEGIES[name]}
+    rows = {"per_device_train_batch_size": 8 // int(ranks), "gradient_accumulation_steps": 1, "max_steps": 3}
+    config = config_of(tmp_path, "full", int(ranks), keys, output_dir=str(tmp_path / "two"), save_steps=0, **rows)
+    config.to_yaml(tmp_path / f"short_{place}.yaml")
+    command = [str(DRIVER), f"{free_port()}:{tmp_path / f'short_{place}.yaml'}"]
+    ends = run_ranks(int(ranks), *command, folder=DRIVER.parents[2], ranks_per_node=2)
+    assert {code for code, _ in ends} == {0}, "".join(text for _, text in ends)
+    rows["per_device_train_batch_size"] = 8
+    train(config_of(tmp_path, "full", 1, {}, output_dir=str(tmp_path / "one"), save_steps=0, **rows))
+    assert_equal(tmp_path / "two", tmp_path / "one")
+
+
+def copy_until_checkpoint(before: Path, after: Path) -> None:
+    """Copies a run as it was when its first checkpoint was saved, without its final model."""
+    shutil.copytree(before, after)
+    last = max(after.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+    if len(list(after.glob("checkpoint-*"))) > 1:
+        shutil.rmtree(last)
+    for path in [*after.glob("*.safetensors"), *after.glob("*/*.safetensors")]:
+        if not path.parent.name.startswith("checkpoint-"):
+            path.unlink()
+
+
+def assert_equal(output: Path, expected: Path) -> None:
+    """Asserts that two runs have the same losses at each step, and the same weights in the same files."""
+    steps, expected_steps = ([step for step in records(path) if "loss" in step] for path in (output, expected))
+    losses = {step["step"]: step["loss"] for step in steps}
+    assert losses == pytest.approx({step["step"]: step["loss"] for step in expected_steps}, rel=1e-6)
+    norms = {step["step"]: step["grad_norm"] for step in steps}
+    assert norms == pytest.approx({step["step"]: step["grad_norm"] for step in expected_steps}, rel=1e-5, abs=1e-5)
+    weights, expected_weights = weights_of(output), weights_of(expected)
+    assert weights.keys() == expected_weights.keys()
+    for name, weight in expected_weights.items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def weights_of(output: Path) -> dict[str, torch.Tensor]:
+    """Returns the weights of all files of a final model: the model, its adapter, and the base of that."""
+    files = [path for path in output.rglob("*.safetensors") if "checkpoint-" not in str(path.relative_to(output))]
+    return {f"{path.relative_to(output)}: {name}": weight for path in files for name, weight in load_file(path).items()}
