@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from oumi.core.configs import TrainingConfig
 from oumi.core.train import train
+from tests.end_to_end.test_images import config_of as vision_config
 from tests.laws.test_preference import dpo_config
 from tests.ranks import free_port, run_ranks
 from tests.runs import records, tiny_config
@@ -39,8 +40,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "sgd": {"training.optimizer": "sgd"},
     "untied": {},
     "pairs": {},
+    "llava": {},
+    "qwen2_vl": {},
+    "gemma3": {},
+    "frozen": {"model.freeze_layers": ["model.vision_tower"]},
 }
 """Kinds of runs, by the keys in which they differ from full fine-tuning of a tied model on chats."""
+VISION = {"llava": "llava", "qwen2_vl": "qwen2_vl", "gemma3": "gemma3", "frozen": "llava"}
+"""The models of kinds of runs with images; some rows have none, so a rank may have none at a time."""
 STRATEGIES: dict[str, dict[str, Any]] = {
     "FULL_SHARD": {},
     "SHARD_GRAD_OP": {"fsdp.sharding_strategy": "SHARD_GRAD_OP"},
@@ -69,7 +76,8 @@ STEPS = 20
 
 def config_of(folder: Path, kind: str, ranks: int, keys: dict[str, Any], **training: Any) -> TrainingConfig:
     """Returns a run on 27 chats or 23 pairs, four at a time: the last step of an epoch has three, for one rank none."""
-    save_tiny_model(folder / "model", tie_word_embeddings=kind != "untied")
+    if kind not in VISION:
+        save_tiny_model(folder / "model", tie_word_embeddings=kind != "untied")
     training = {
         "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4 // ranks, "max_steps": STEPS,
         "save_steps": 12, **training,
@@ -77,6 +85,8 @@ def config_of(folder: Path, kind: str, ranks: int, keys: dict[str, Any], **train
     if kind == "pairs":
         config = dpo_config(folder, **training)
         config.data.train.datasets[0].sample_count = 23
+    elif kind in VISION:
+        config = vision_config(folder, VISION[kind], **training)
     else:
         config = tiny_config(folder, num_rows=27, **training)
     values = config.model_dump(mode="json")

@@ -146,8 +146,13 @@ def _most_of_ranks(lengths: npt.NDArray[np.int64], steps: StepsPlan, seed: int) 
     return most
 
 
-def read_ahead(make: Callable[[], Item]) -> Generator[Item, None, None]:
-    """Yields the results of calls of `make`, which a thread calls ahead of the caller."""
+def read_ahead(make: Callable[[], Item], completes: bool = False) -> Generator[Item, None, None]:
+    """Yields the results of calls of `make`, which a thread calls ahead of the caller.
+
+    Args:
+        make: Returns an item.
+        completes: Make the calls that were planned also where the caller has no use for them any more.
+    """
     # One thread, so that the calls stay in order.
     thread = ThreadPoolExecutor(1, "reads-ahead")
     waiting: deque[Future[Item]] = deque()
@@ -158,7 +163,7 @@ def read_ahead(make: Callable[[], Item]) -> Generator[Item, None, None]:
             yield waiting.popleft().result()
     # When the caller closes the generator, or a call raises.
     finally:
-        thread.shutdown(wait=True, cancel_futures=True)
+        thread.shutdown(wait=True, cancel_futures=not completes)
 
 
 def _batch(rows: Epoch, indices: Sequence[int], collate: Collate) -> Batch:

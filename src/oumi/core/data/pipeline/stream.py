@@ -16,6 +16,7 @@ import numpy as np
 from oumi.core.data.ledger import Counts, Ledger
 from oumi.core.data.pipeline.concatenate import Concatenation, join_pieces
 from oumi.core.data.pipeline.mixture import permute
+from oumi.core.data.pipeline.share import RankTokenizer
 from oumi.core.data.sources.reader import Place, RowReader
 from oumi.core.data.tokenize.encoder import RowTokenizer
 from oumi.core.errors import DataError
@@ -68,7 +69,7 @@ class ExampleStream:
     def __init__(self, rows: DatasetRows, row_tokenizer: RowTokenizer, ledger: Ledger, shuffle: Shuffle | None) -> None:
         """Sets the rows, their tokenizer, the ledger that counts them, and their shuffle, if there is one."""
         self._dataset = rows
-        self._row_tokenizer = row_tokenizer
+        self._row_tokenizer: RowTokenizer | RankTokenizer = row_tokenizer
         self._ledger = ledger
         self._shuffle = shuffle
         self._round = self._row = self._num_yielded = 0
@@ -105,6 +106,11 @@ class ExampleStream:
                     return encoded.examples[self._num_yielded - 1]
             self._row, self._num_yielded = self._row + 1, 0
         return None
+
+    def share(self, group: Any) -> None:
+        """Tokenizes together with the other ranks of a process group from here on: all make the same calls."""
+        assert isinstance(self._row_tokenizer, RowTokenizer), "shared once"
+        self._row_tokenizer = RankTokenizer(self._row_tokenizer, group)
 
     def drop(self, pieces: Sequence[Example]) -> None:
         """Counts the rest of the last documents of a round as cut off."""
@@ -181,6 +187,10 @@ class ConcatenatedStream:
             return None
         return join_pieces(pieces) if pieces else None
 
+    def share(self, group: Any) -> None:
+        """Tokenizes together with the other ranks of a process group from here on."""
+        self._documents.share(group)
+
     def restart(self) -> None:
         """Starts the next round."""
         self._documents.restart()
@@ -228,6 +238,10 @@ class LimitedStream:
         self._num_drawn += 1
         self._since_restart += 1
         return example
+
+    def share(self, group: Any) -> None:
+        """Tokenizes together with the other ranks of a process group from here on."""
+        self._stream.share(group)
 
     def restart(self) -> None:
         """Starts the next round."""

@@ -8,8 +8,10 @@ stream reads only the next rows, so its order is another function of seed and po
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from typing import Any
 
 import numpy as np
+from torch import distributed
 
 from oumi.core.batch import Batch, collate, empty_batch
 from oumi.core.data.pipeline.balance import micro_batches_of_ranks
@@ -81,6 +83,11 @@ class MixedStream:
             elif self._ends is not None:
                 self._parts[index].restart()
 
+    def share(self, group: Any) -> None:
+        """Tokenizes together with the other ranks of a process group from here on."""
+        for part in self._parts:
+            part.share(group)
+
     def next_group(self) -> list[Example]:
         """Returns the examples of the next row: one."""
         return [self.next()]
@@ -117,6 +124,10 @@ class PackedStream:
         self._row = 0
         self.num_rows = self.num_tokens = 0
         """Rows that were packed, and their tokens."""
+
+    def share(self, group: Any) -> None:
+        """Tokenizes together with the other ranks of a process group from here on."""
+        self._mixture.share(group)
 
     @property
     def empty_share(self) -> float:
@@ -166,7 +177,8 @@ class PackedStream:
 class StreamLoader:
     """Cuts the rows of a stream into optimizer steps and micro-batches, some steps ahead of the training.
 
-    The rows of a step do not depend on the number of ranks: each rank reads all of them, and takes its share by tokens.
+    The rows of a step do not depend on the number of ranks: each rank reads all of them, tokenizes some, and takes its
+    share by tokens.
     """
 
     def __init__(
@@ -177,6 +189,8 @@ class StreamLoader:
         self._steps = steps
         self._rank = rank
         self._collate = collate
+        if steps.world_size > 1 and distributed.is_initialized():
+            rows.share(distributed.new_group(backend="gloo"))
         # The position of the training; the stream itself is some steps ahead.
         self._state = rows.state()
 
@@ -184,7 +198,8 @@ class StreamLoader:
         """Yields the micro-batches of each step from the position of the stream, which must be before `step`."""
         # A call before this one has read some steps ahead of the last that it yielded.
         self._rows.restore(self._state)
-        for batches, state in read_ahead(self._next_step):
+        # The steps that are read ahead are the same on all ranks, which read them together.
+        for batches, state in read_ahead(self._next_step, completes=self._steps.world_size > 1):
             self._state = state
             yield batches
 
