@@ -17,8 +17,8 @@ from oumi.cli.plan import plan
 from oumi.cli.quickstart import quickstart
 from oumi.cli.train import train
 from oumi.core import log
-from oumi.core.errors import OumiError
 from oumi.core.system import host
+from oumi.core.system.exits import exits_explained
 from oumi.core.system.terminal import lasting_output
 
 app = typer.Typer(
@@ -64,10 +64,5 @@ def run() -> None:
     """Runs the command line; prints a problem that the user can fix without a traceback."""
     if _TRAINING_COMMANDS & set(sys.argv):
         host.tighten_heap()  # restarts the process, so before torch is imported; a plan estimates its memory
-    try:
+    with exits_explained():
         app()
-    except OumiError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -73,7 +73,13 @@ class NotFiniteError(OumiError):
 class OtherRankError(OumiError):
     """Another process of the run failed; it reports the cause itself."""
 
-    exit_code = 1  # that of the cause is the other process's
+    exit_code = 1
+
+    def __init__(self, message: str, rank: int | None = None, exit_code: int = 1) -> None:
+        """Initializes the error with its message, the rank that failed, and the exit code of that one, if known."""
+        super().__init__(message)
+        self.rank = rank
+        self.exit_code = exit_code or 1
 
 
 class RefusedError(OumiError):

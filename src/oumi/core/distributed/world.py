@@ -18,13 +18,18 @@ import torch
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from oumi.core.distributed.rendezvous import Place, meet
 from oumi.core.distributed.traffic import Traffic
-from oumi.core.errors import ConfigError, OtherRankError
+from oumi.core.distributed.watchdog import Watchdog, is_agreed_end
+from oumi.core.errors import OtherRankError
 from oumi.core.system import host
+from oumi.core.system.exits import end_with_launcher
 
 Result = TypeVar("Result")
 _BUCKET_BYTES = 32 << 20
 """Gradients that are summed over the ranks in one call: large enough for bandwidth, small beside the model."""
+_CAUSE_S = 3.0
+"""How long a rank waits to learn why a collective operation failed."""
 
 
 @dataclass(frozen=True)
@@ -53,40 +58,34 @@ class World:
 
         Raises:
             ConfigError: The launcher's variables contradict each other, or another rank cannot be reached.
-            OtherRankError: Another rank is gone while this one waits for it.
+            OtherRankError: Another rank failed while this one waited for it.
         """
-        rank, size, local_rank, local_size = _read_environment()
+        place = Place.read()
         device = torch.device(host.describe_host().device)
         # On a CPU the ranks of a machine share its cores.
-        num_threads = max(1, host.num_cpus() // (local_size if device.type == "cpu" else 1))
+        num_threads = max(1, host.num_cpus() // (place.local_size if device.type == "cpu" else 1))
         if torch.get_num_threads() > num_threads:
             torch.set_num_threads(num_threads)
-        if size == 1:
+        if place.size == 1:
             yield cls(rank=0, size=1, local_rank=0, local_size=1, device=device)
             return
         if device.type == "cuda":
-            device = torch.device("cuda", local_rank)
+            device = torch.device("cuda", place.local_rank)
             torch.cuda.set_device(device)
         # Counts and answers stay on the host, so that they do not wait for the device.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         timeout = None if timeout_minutes is None else timedelta(minutes=timeout_minutes)
-        try:
-            distributed.init_process_group(backend, timeout=timeout)
-        except (ValueError, distributed.DistError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise ConfigError(f"rank {rank} of {size} cannot reach the other ranks: {reason}") from error
-        try:
-            mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("data",))
-            yield cls(rank, size, local_rank, local_size, device, mesh)
-        except RuntimeError as error:
-            if not _is_of_collective(error):
-                raise
-            reason = str(error).partition("\n")[0]
-            raise OtherRankError(
-                f"rank {rank}: another rank ended or does not answer; its own messages say why ({reason})"
-            ) from error
-        finally:
-            distributed.destroy_process_group()
+        end_with_launcher()
+        meeting = meet(place)
+        with _failures_shared(place, Watchdog.start(place, meeting)):
+            distributed.init_process_group(
+                backend, store=meeting.store, rank=place.rank, world_size=place.size, timeout=timeout
+            )
+            try:
+                mesh = init_device_mesh(device.type, (place.size,), mesh_dim_names=("data",))
+                yield cls(place.rank, place.size, place.local_rank, place.local_size, device, mesh)
+            finally:
+                distributed.destroy_process_group()
 
     @property
     def is_main(self) -> bool:
@@ -194,41 +193,58 @@ class World:
 
     @contextmanager
     def run_first(self) -> Iterator[None]:
-        """Runs a block on the main rank, then on the others: what the first leaves in a cache is there for them.
+        """Runs a block on the main rank, then on the first rank of each other machine, then on the others.
+
+        What the first ones leave in a cache is there for the others: that of the main rank if the machines share the
+        cache, else that of their own machine.
 
         Raises:
-            OtherRankError: On the other ranks, if the main one raised.
+            OtherRankError: On the other ranks, if an earlier one raised.
         """
-        if self.size > 1 and not self.is_main and self.agree(0):
-            raise OtherRankError("rank 0 stopped; its message tells why")
-        has_failed = 1
+        if self.size == 1:
+            yield
+            return
+        num_turns = 2 if self.local_size == self.size else 3
+        turn = 0 if self.is_main else num_turns - 1 if self.local_rank else 1
+        for _ in range(turn):
+            self._end_turn(False)
+        is_done = False
         try:
             yield
-            has_failed = 0
+            is_done = True
         finally:
-            if self.size > 1 and self.is_main:
-                self.agree(has_failed)
+            if turn < num_turns - 1:
+                self._end_turn(not is_done)
+        for _ in range(turn + 1, num_turns - 1):
+            self._end_turn(False)
+
+    def _end_turn(self, has_failed: bool) -> None:
+        if self.agree(int(has_failed)) and not has_failed:
+            raise OtherRankError("a rank that goes first stopped; its message tells why")
 
 
-def _read_environment() -> tuple[int, int, int, int]:
-    """Returns rank, size, local rank and local size, as a launcher set them."""
-    defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
-    # Job scripts leave variables empty that they do not use.
-    texts = {name: os.environ.get(name) or str(default) for name, default in defaults.items()}
-    for name, text in texts.items():
-        least = 1 if name.endswith("SIZE") else 0
-        if not text.isdecimal() or int(text) < least:
-            raise ConfigError(f"{name} is '{text}' in the environment: expected a number >= {least}, or not set")
-    rank, size, local_rank, local_size = map(int, texts.values())
-    if rank >= size:
-        raise ConfigError(f"RANK is {rank} in the environment: expected a number below WORLD_SIZE, {size}")
-    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if size > 1 and missing:
-        raise ConfigError(
-            f"WORLD_SIZE is {size} in the environment, but {', '.join(missing)} not set: start the ranks with a "
-            "launcher such as torchrun"
-        )
-    return rank, size, local_rank, local_size
+@contextmanager
+def _failures_shared(place: Place, watchdog: Watchdog) -> Iterator[None]:
+    """Tells the other ranks of an error that ends this one, and says of theirs what it was.
+
+    Raises:
+        OtherRankError: Another rank failed while this one waited for it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if is_agreed_end(error):
+            raise
+        follows = isinstance(error, OtherRankError) or _is_of_collective(error)
+        failure = watchdog.wait_for_failure(_CAUSE_S) if follows else None
+        if failure is None:
+            if not isinstance(error, OtherRankError):
+                watchdog.fail(error)
+            raise
+        message = f"rank {place.rank}: stopped, since {failure}"
+        raise OtherRankError(message, failure.rank, failure.exit_code) from error
+    finally:
+        watchdog.close()
 
 
 def _is_of_collective(error: BaseException) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What SIGTERM, SIGINT and SIGHUP do to a run: the only place that handles signals.
+"""What SIGTERM, SIGINT and SIGHUP do to a run, and SIGUSR1 and SIGUSR2 under a launcher: the only place that does.
 
 Before the first step they end the run at once. During the steps they request a stop, which the run carries out after
 the step, or within an evaluation; a second one ends the process. While files are written, none interrupts.
@@ -21,6 +21,10 @@ from oumi.core.errors import PreemptedError
 from oumi.core.log import current_rank
 
 _NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
+"""Schedulers send them some time before they end a job, as `sbatch --signal=USR1@90` says."""
+_SCHEDULERS = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "SLURM_JOBID", "PBS_JOBID", "SKYPILOT_NODE_RANK")
+"""Variables of those that start processes and signal them."""
 _ONE_REQUEST_S = 0.25
 """Signals within this time of the first one belong to it: a shell and a launcher both pass on a Ctrl-C."""
 
@@ -49,7 +53,8 @@ class _Signals:
 
     def install(self) -> None:
         self.is_stop_requested, self.answer, self._pid = False, _Answer.INTERRUPT, os.getpid()
-        for number in _NUMBERS:
+        is_scheduled = any(name in os.environ for name in _SCHEDULERS)
+        for number in (*_NUMBERS, *_WARNINGS) if is_scheduled else _NUMBERS:
             # An ignored signal stays so, as `nohup` wants it. A handler that is not Python's cannot be restored.
             if signal.getsignal(number) in (signal.SIG_IGN, None):
                 continue
@@ -96,7 +101,7 @@ def is_stop_requested() -> bool:
 def only_parent_ends() -> None:
     """Lets no signal to stop end this worker process, except a SIGTERM of its parent."""
     parent = os.getppid()
-    for number in (signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGHUP, *_WARNINGS):
         signal.signal(number, signal.SIG_IGN)
 
     def wait_for_parent() -> None:

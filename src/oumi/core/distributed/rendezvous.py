@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the ranks of a run meet at its start, and who is missing if they do not."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+from typing import TypeVar
+
+from torch import distributed
+from torch.distributed import PrefixStore, Store, TCPStore
+
+from oumi.core.errors import ConfigError
+from oumi.core.system.exits import restart_count
+
+Answer = TypeVar("Answer")
+_LOCAL_START_S, _START_S = 30.0, 300.0
+"""How long ranks wait for each other where all are on one machine, and otherwise."""
+_NOTE_S = 10.0
+"""Time between two lines that tell what is waited for."""
+_POLL_S = 0.1
+_ANSWER_S = 5.0
+"""How long the others wait for the decision of rank 0 beyond its own time, and it for them to read it."""
+_starts = count()
+"""A script may train several times: each time has its own keys in a store that a launcher keeps."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One rank among all of a run, and where it runs."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    host: str = ""
+    machine: str = ""
+    """Digest of the machine and its process ids: processes with the same one see each other."""
+    pid: int = 0
+
+    @classmethod
+    def read(cls) -> Place:
+        """Returns the place of this process, as a launcher set it in the environment.
+
+        Raises:
+            ConfigError: The variables contradict each other.
+        """
+        defaults = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+        # Job scripts leave variables empty that they do not use.
+        texts = {name: os.environ.get(name) or str(default) for name, default in defaults.items()}
+        for name, text in texts.items():
+            least = 1 if name.endswith("SIZE") else 0
+            if not text.isdecimal() or int(text) < least:
+                raise ConfigError(f"{name} is '{text}' in the environment: expected a number >= {least}, or not set")
+        rank, size, local_rank, local_size = map(int, texts.values())
+        if rank >= size:
+            raise ConfigError(f"RANK is {rank} in the environment: expected a number below WORLD_SIZE, {size}")
+        missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+        if size > 1 and missing:
+            raise ConfigError(
+                f"WORLD_SIZE is {size} in the environment, but {', '.join(missing)} not set: start the ranks with a "
+                "launcher such as `oumi distributed torchrun`"
+            )
+        return cls(rank, size, local_rank, local_size, socket.gethostname(), _machine(), os.getpid())
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} on {self.host}"
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """All ranks of a run after they have met."""
+
+    store: Store
+    """Keys that all of them share; another attempt, or another run in the same processes, has its own."""
+    places: list[Place]
+
+
+def meet(place: Place) -> Meeting:
+    """Waits until all ranks of a run are there.
+
+    Raises:
+        ConfigError: They cannot reach each other, some did not come in time, or they disagree on how many they are.
+    """
+    default_s = _LOCAL_START_S if place.local_size == place.size else _START_S
+    wait_s = seconds_of("OUMI_START_TIMEOUT_S", default_s)
+    deadline = time.monotonic() + wait_s
+    # The store of a launcher outlives its ranks: without a prefix, a second attempt reads the first one's addresses.
+    # TODO of torch: https://github.com/pytorch/pytorch/issues/135712
+    store = PrefixStore(f"attempt_{restart_count()}_{next(_starts)}", _open_store(place, wait_s, deadline))
+    try:
+        return Meeting(store, _come_together(place, store, wait_s, deadline))
+    except distributed.DistError as error:
+        reason = _first_line(error)
+        raise ConfigError(
+            f"rank {place.rank} of {place.size}: rank 0 ended while it was waited for ({reason})"
+        ) from error
+
+
+def seconds_of(name: str, default: float) -> float:
+    """Returns a time in seconds from the environment; raises ConfigError if it is no number >= 0."""
+    text = os.environ.get(name) or str(default)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ConfigError(f"{name} is '{text}' in the environment: expected seconds >= 0, or not set")
+    return seconds
+
+
+def _open_store(place: Place, wait_s: float, deadline: float) -> Store:
+    """Returns the store of the run, which rank 0 opens, or the launcher before it."""
+    address, port_text = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if not port_text.isdecimal() or not 0 < int(port_text) < 1 << 16:
+        raise ConfigError(f"MASTER_PORT is '{port_text}' in the environment: expected a port from 1 to 65535")
+    port, timeout = int(port_text), timedelta(seconds=max(wait_s, 1.0))
+    is_opened_here = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
+        if not is_opened_here:
+            _wait_for_answer(place, address, port, wait_s, deadline)
+        return TCPStore(address, port, place.size, is_opened_here, timeout, wait_for_workers=False)
+    except (distributed.DistError, ValueError) as error:
+        if "EADDRINUSE" in str(error):
+            raise ConfigError(
+                f"port {port} of {place.host} is in use by another process: set MASTER_PORT to a free port, the same "
+                "one for all ranks"
+            ) from error
+        raise ConfigError(
+            f"rank {place.rank} of {place.size}: what listens at {address}:{port} is no rank 0 of a run "
+            f"({_first_line(error)}); set MASTER_ADDR and MASTER_PORT to a free port of the machine of rank 0"
+        ) from error
+
+
+def _wait_for_answer(place: Place, address: str, port: int, wait_s: float, deadline: float) -> None:
+    """Waits until something listens at an address: torch itself would wait in silence."""
+
+    def connect() -> bool | OSError:
+        try:
+            socket.create_connection((address, port), timeout=_ANSWER_S).close()
+        except OSError as error:  # also a name that is not known yet: clusters publish names late
+            return error
+        return True
+
+    answer = _poll(
+        connect, deadline, f"rank {place.rank}: waiting for rank 0 at {address}:{port}", place.local_rank == 0
+    )
+    if answer is not True:
+        raise ConfigError(
+            f"rank {place.rank} of {place.size} on {place.host}: rank 0 does not answer at {address}:{port} within "
+            f"{wait_s:.0f} s ({answer}). Is it started, is MASTER_ADDR right, does a firewall close MASTER_PORT?"
+        ) from (answer if isinstance(answer, OSError) else None)
+
+
+def _come_together(place: Place, store: Store, wait_s: float, deadline: float) -> list[Place]:
+    """Returns the places of all ranks, which rank 0 gathers."""
+    if store.add(f"came_{place.rank}", 1) > 1:
+        raise ConfigError(
+            f"rank {place.rank} is there twice at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: another run "
+            "uses this port, or two processes have the same RANK"
+        )
+    store.set(f"place_{place.rank}", json.dumps(asdict(place)))
+    if place.rank == 0:
+        places, problem = _gather(place, store, wait_s, deadline)
+        store.set("decision", json.dumps({"problem": problem, "places": [asdict(other) for other in places]}))
+        if problem:
+            # This process holds the store: it stays until the others know, but not for those that never came.
+            limit = min(_ANSWER_S, wait_s)
+            _poll(lambda: store.add("readers", 0) >= len(places) - 1, time.monotonic() + limit)
+    else:
+        _compare_with_main(place, store, deadline)
+        patience = deadline + _ANSWER_S
+        if _poll(lambda: store.check(["decision"]), patience) is not True:
+            raise ConfigError(f"rank {place.rank} of {place.size}: rank 0 does not answer within {wait_s:.0f} s")
+        decision = json.loads(store.get("decision"))
+        store.add("readers", 1)
+        problem, places = decision["problem"], [Place(**other) for other in decision["places"]]
+    if problem:
+        raise ConfigError(problem)
+    return places
+
+
+def _gather(main: Place, store: Store, wait_s: float, deadline: float) -> tuple[list[Place], str]:
+    """Returns the places of the ranks that came, and what keeps the run from starting."""
+    places = {0: main}
+    wrong: list[Place] = []
+
+    def is_complete() -> bool:
+        for rank in range(main.size):
+            if rank not in places and store.check([f"place_{rank}"]):
+                places[rank] = Place(**json.loads(store.get(f"place_{rank}")))
+                wrong.extend([places[rank]] if places[rank].size != main.size else [])
+        return len(places) == main.size or bool(wrong)
+
+    def missing() -> str:
+        ranks = [rank for rank in range(main.size) if rank not in places]
+        return f"{ranks_text(ranks)} of {main.size}"
+
+    is_there = _poll(is_complete, deadline, lambda: f"rank 0: waiting for {missing()}")
+    in_order = [places[rank] for rank in sorted(places)]
+    if wrong:
+        return in_order, _disagreement(main, wrong[0])
+    if is_there is not True:
+        port = os.environ["MASTER_PORT"]
+        return in_order, (
+            f"{missing()} did not come to {main.host}, port {port}, within {wait_s:.0f} s: their own messages say why. "
+            "Start them with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE; OUMI_START_TIMEOUT_S sets the time"
+        )
+    return in_order, ""
+
+
+def _compare_with_main(place: Place, store: Store, deadline: float) -> None:
+    if (
+        _poll(lambda: store.check(["place_0"]), deadline, f"rank {place.rank}: waiting for rank 0", place.rank == 1)
+        is not True
+    ):
+        raise ConfigError(f"rank 0 of {place.size} did not come: its own message says why")
+    main = Place(**json.loads(store.get("place_0")))
+    if main.size != place.size:
+        raise ConfigError(_disagreement(main, place))
+
+
+def _disagreement(main: Place, other: Place) -> str:
+    return (
+        f"{other} has WORLD_SIZE={other.size}, {main} has WORLD_SIZE={main.size}: expected the same number for all "
+        "ranks, nodes times processes of each node"
+    )
+
+
+def ranks_text(ranks: list[int], max_listed: int = 8) -> str:
+    """Returns `rank 3`, or `ranks 1, 2, 5`, shortened where there are many."""
+    more = f" and {len(ranks) - max_listed} more" if len(ranks) > max_listed else ""
+    return f"rank{'s' if len(ranks) != 1 else ''} {', '.join(map(str, ranks[:max_listed]))}{more}"
+
+
+def _poll(
+    ask: Callable[[], Answer], deadline: float, note: str | Callable[[], str] = "", is_noted: bool = True
+) -> Answer:
+    """Returns the first answer that is True, or the last one before a deadline; prints now and then what is missing."""
+    began = noted = time.monotonic()
+    while (answer := ask()) is not True:
+        now = time.monotonic()
+        if now >= deadline:
+            break
+        if note and is_noted and now - noted >= _NOTE_S:
+            noted = now
+            print(f"{note if isinstance(note, str) else note()} ({now - began:.0f} s)", file=sys.stderr, flush=True)
+        time.sleep(_POLL_S)
+    return answer
+
+
+def _machine() -> str:
+    """Returns what the processes have in common that can signal each other: the machine, and its namespace of ids."""
+    parts = [socket.gethostname()]
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    if boot.exists():
+        parts += [boot.read_text(encoding="utf-8").strip(), str(namespace.readlink())]
+    return " ".join(parts)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
