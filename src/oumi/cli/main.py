@@ -12,6 +12,7 @@ from oumi import __version__
 from oumi.cli.chat import chat, infer
 from oumi.cli.config import EXTRA, config_app
 from oumi.cli.data import data_app
+from oumi.cli.distributed import distributed_app
 from oumi.cli.env import env
 from oumi.cli.plan import plan
 from oumi.cli.quickstart import quickstart
@@ -32,6 +33,7 @@ app.command(context_settings=EXTRA)(lasting_output()(train))
 app.command(context_settings=EXTRA)(plan)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
+app.add_typer(distributed_app, name="distributed")
 app.command()(lasting_output()(quickstart))
 app.command()(chat)
 app.command()(infer)

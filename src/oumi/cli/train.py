@@ -13,8 +13,10 @@ def train(
     config: Annotated[str | None, typer.Option("--config", "-c", help="Config file, recipe or oumi:// name.")] = None,
     list_recipes: Annotated[bool, typer.Option("--list", help="List the available recipes.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print the full config first.")] = False,
+    num_procs: Annotated[str | None, typer.Option("--nproc-per-node", help="Processes, or auto: one per GPU.")] = None,
 ) -> None:
     """Train a model. Any key of the config can be overridden: --training.learning_rate 1e-4."""
+    from oumi.cli.distributed import start_here
     from oumi.cli.overrides import parse_overrides, refuse_malformed
     from oumi.core import log, recipes
     from oumi.core.configs.loading import read_text
@@ -32,6 +34,8 @@ def train(
         raise typer.BadParameter("missing; expected a config file or a recipe", param_hint="--config / -c")
     path = recipes.resolve_config(config)
     loaded = load_checked(path, overrides)  # before torch is imported: a typo is reported immediately
+    if num_procs is not None:
+        return start_here(num_procs, context, f"--config={config}", *["--verbose"] * verbose)
     host.let_waiting_threads_sleep()
     from oumi.core.train import train as run_training
 

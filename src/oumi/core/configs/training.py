@@ -14,6 +14,7 @@ from oumi.core.configs.loading import BaseConfig
 from oumi.core.configs.model import DTYPES, ModelParams
 from oumi.core.configs.peft import PeftParams
 from oumi.core.configs.training_params import MixedPrecisionDtype, TrainingParams
+from oumi.core.log import logger
 
 
 class TrainingConfig(BaseConfig):
@@ -44,6 +45,15 @@ class TrainingConfig(BaseConfig):
         config = self.model_copy(deep=True)
         config.model.model_kwargs = {**config.model.model_kwargs, **model_kwargs}
         config.training.trainer_kwargs = {**config.training.trainer_kwargs, **trainer_kwargs}
+        return config
+
+    def on_attempt(self, num_restarts: int) -> TrainingConfig:
+        """Returns a copy that resumes the last checkpoint if a launcher has restarted the run, or the config itself."""
+        if not num_restarts:
+            return self
+        logger.warning("restart %d after a failure: the run resumes from its last checkpoint, if any", num_restarts)
+        config = self.model_copy(deep=True)
+        config.training.try_resume_from_last_checkpoint = True
         return config
 
     def complaints(self) -> Iterator[Complaint]:

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts the processes of this machine with torch's elastic agent, and reports the first failure once and last."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+from uuid import uuid4
+
+import torch
+from torch import distributed
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous.api import RendezvousError
+from torch.distributed.launcher.api import LaunchConfig, launch_agent
+from torch.distributed.run import config_from_args, determine_local_world_size, get_args_parser
+
+from oumi.core.distributed.cluster import Cluster, check_totals, find_cluster
+from oumi.core.errors import ConfigError, OumiError, PreemptedError
+from oumi.core.system import host
+from oumi.core.system.exits import LAUNCH_DIR, LAUNCHER_PID, Outcome, read_outcomes
+
+_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+"""Signals that go on to the processes, which then save a checkpoint; schedulers warn by the last two."""
+_SHUTDOWN_S = 600
+"""Time for a checkpoint after such a signal, before the processes are killed."""
+_NODES_S = 300
+"""How long the machines of a run wait for each other."""
+
+
+class LaunchedError(OumiError):
+    """A process of the run failed: its exit code becomes that of the launcher."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def launch(arguments: Sequence[str]) -> None:
+    """Starts the processes that arguments of torchrun ask for, and waits for them.
+
+    What they leave open comes from the scheduler: the number of machines, which of them this is, and where they meet.
+
+    Raises:
+        ConfigError: The arguments or the scheduler's variables are wrong, or the machines cannot reach each other.
+        LaunchedError: A process failed.
+        PreemptedError: A signal stopped the run.
+    """
+    args = parse(arguments, find_cluster())
+    if _is_plain_run(args):
+        _become([sys.executable, "-m", args.training_script, *args.training_script_args])
+    procs = _num_processes(args)
+    if "OMP_NUM_THREADS" not in os.environ and procs > 1:  # the agent would set 1, however many cores there are
+        os.environ["OMP_NUM_THREADS"] = str(max(1, host.num_cpus() // procs))
+    if args.rdzv_backend == "c10d":
+        # Each attempt gets a store of its own: a shared one keeps the addresses of the last attempt.
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    try:
+        config, command, rest = config_from_args(args)
+    except (ValueError, AssertionError, RuntimeError) as error:
+        raise ConfigError(f"torchrun: {error}") from error
+    if not isinstance(command, str):
+        raise ConfigError("torchrun: --run-path is not supported; name the script, or a module with -m")
+    with _outcomes_dir() as folder, _quiet_agent():
+        _run_agent(config, command, rest, folder)
+
+
+def parse(arguments: Sequence[str], cluster: Cluster) -> Namespace:
+    """Returns the arguments of torchrun; what neither they nor PET_* variables set is taken from a cluster."""
+    parser = get_args_parser()
+    parser.prog = "oumi distributed torchrun"
+    defaults = {
+        "nnodes": str(cluster.num_nodes),
+        "node_rank": cluster.node_rank,
+        "nproc_per_node": str(cluster.procs_per_node or torch.cuda.device_count() or 1),
+        "master_addr": cluster.master_addr,
+        "master_port": cluster.master_port,
+        "signals_to_handle": ",".join(name for name in _SIGNALS if not _is_ignored(name)),
+        "shutdown_timeout": _SHUTDOWN_S,
+    }
+    is_open = {name: value is not None and f"PET_{name.upper()}" not in os.environ for name, value in defaults.items()}
+    parser.set_defaults(**{name: value for name, value in defaults.items() if is_open[name]})
+    args = parser.parse_args(list(arguments))
+    is_single = args.standalone or args.nnodes in ("1", "1:1")
+    if args.standalone:
+        args.nnodes = "1"
+    if args.rdzv_backend == "static" and not args.rdzv_endpoint:
+        if is_single and (args.standalone or args.master_port is None):
+            args.rdzv_backend, args.rdzv_endpoint, args.rdzv_id = "c10d", "localhost:0", uuid4().hex
+        elif not is_single and args.max_restarts:
+            # Only this one lets the machines restart together.
+            args.rdzv_backend, args.rdzv_endpoint = "c10d", f"{args.master_addr}:{args.master_port or 29500}"
+            args.rdzv_conf = ",".join(filter(None, [f"is_host={int(args.node_rank == 0)}", args.rdzv_conf]))
+    elif args.standalone:
+        args.rdzv_backend, args.rdzv_endpoint, args.rdzv_id = "c10d", "localhost:0", uuid4().hex
+    if "timeout=" not in args.rdzv_conf:
+        args.rdzv_conf = ",".join(filter(None, [args.rdzv_conf, f"timeout={_NODES_S}"]))
+    if args.master_port is None:
+        args.master_port = 29500
+    if args.nnodes == str(cluster.num_nodes):
+        check_totals(cluster, _num_processes(args))
+    return args
+
+
+def _num_processes(args: Namespace) -> int:
+    try:
+        return int(determine_local_world_size(args.nproc_per_node))
+    except ValueError as error:
+        raise ConfigError(f"--nproc-per-node is '{args.nproc_per_node}': {error}") from error
+
+
+def _is_plain_run(args: Namespace) -> bool:
+    """Returns True if one process of Oumi does the whole run: it needs no agent beside it."""
+    is_oumi = args.module and args.training_script == "oumi" and not args.no_python
+    return is_oumi and args.nnodes == "1" and _num_processes(args) == 1 and not args.max_restarts
+
+
+def _become(command: list[str]) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(command[0], command)
+
+
+def _run_agent(config: LaunchConfig, command: str, rest: list[str], folder: Path) -> None:
+    failures: dict[int, ProcessFailure] = {}
+    stopped_by = ""
+    try:
+        launch_agent(config, command, rest)
+    except ChildFailedError as error:
+        failures = error.failures
+    except SignalException as error:
+        stopped_by = signal.Signals(error.sigval).name
+    except (distributed.DistError, RendezvousError) as error:
+        raise ConfigError(_meeting_problem(config, error)) from error
+    for name in _SIGNALS:  # only a message is left to print
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    outcomes = read_outcomes(folder)
+    if not stopped_by and not failures:
+        return
+    first = _first_failure(failures, outcomes)
+    if first is None or first.exit_code == PreemptedError.exit_code:
+        message = (
+            first.message if first else f"stopped by {stopped_by} before the first step; run the same command again"
+        )
+        raise PreemptedError(message)
+    if first.trace:
+        print(first.trace, end="", file=sys.stderr)
+    place = f"rank {first.rank} on {socket.gethostname()}: "
+    # One that ended since another did says so itself.
+    raise LaunchedError(first.message if first.cause is not None else place + first.message, first.exit_code)
+
+
+def _first_failure(failures: dict[int, ProcessFailure], outcomes: dict[int, Outcome]) -> Outcome | None:
+    """Returns how the rank ended that failed first: the others did since it failed, or by the agent's SIGTERM."""
+    of_processes = {rank: _outcome_of_process(rank, failure) for rank, failure in failures.items()}
+    ends = [outcome for outcome in {**of_processes, **outcomes}.values() if outcome.exit_code]
+    return min(ends, key=lambda end: (end.cause is not None, end.time_s), default=None)
+
+
+def _outcome_of_process(rank: int, failure: ProcessFailure) -> Outcome:
+    """Returns the outcome of a process that has left none itself."""
+    if failure.exitcode >= 0:
+        message = f"exited with code {failure.exitcode}; its own messages say why"
+        return Outcome(rank, failure.exitcode, message, time_s=failure.timestamp)
+    message = f"was killed by {failure.signal_name()}"
+    if -failure.exitcode == signal.SIGKILL:
+        message += "; the system does this when memory runs out"
+    # The agent ends the others by SIGTERM once one has failed.
+    cause = rank if -failure.exitcode == signal.SIGTERM else None
+    return Outcome(rank, 1, message, cause=cause, time_s=failure.timestamp)
+
+
+def _meeting_problem(config: LaunchConfig, error: Exception) -> str:
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    place = config.rdzv_endpoint
+    if "EADDRINUSE" in str(error):
+        port = place.rpartition(":")[2]
+        return f"port {port} of this machine is in use by another process: set MASTER_PORT to a free one"
+    return (
+        f"the {config.max_nodes} machines of this run did not meet at {place}: {reason}. Start the same command on "
+        "each of them; the first one has to be reachable there"
+    )
+
+
+@contextmanager
+def _outcomes_dir() -> Iterator[Path]:
+    """Yields a folder into which the processes write how they ended."""
+    folder = Path(tempfile.mkdtemp(prefix="oumi-launch-"))
+    os.environ[LAUNCH_DIR], os.environ[LAUNCHER_PID] = str(folder), str(os.getpid())
+    try:
+        yield folder
+    finally:
+        del os.environ[LAUNCH_DIR], os.environ[LAUNCHER_PID]
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _quiet_agent() -> Iterator[None]:
+    """Silences the agent's own log, unless LOGLEVEL asks for it: it repeats each failure several times."""
+    if "LOGLEVEL" not in os.environ:
+        logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _is_ignored(name: str) -> bool:
+    """Returns True if a signal is ignored, as `nohup` wants it for SIGHUP: the agent would take it all the same."""
+    return signal.getsignal(getattr(signal, name)) is signal.SIG_IGN
