@@ -35,7 +35,7 @@ _SILENCE_S = 12.0
 _BUSY_FACTOR = 5
 """A process that runs may be silent so many times longer: its thread has to wait while an import or a copy holds the
 interpreter."""
-_GRACE_S = 2.5
+_GRACE_S = 2.0
 """Time for a rank to end by itself after another one has failed."""
 _OWN_GRACE_S = 10.0
 """The same for the rank that failed, which may have files to close."""
@@ -241,7 +241,7 @@ class Watchdog:
     def _look_around(self) -> None:
         """Looks for a rank that does not run: by its silence, and the next one on this machine by its state."""
         if is_launcher_gone():
-            self._leave("its launcher ended", 1)
+            self._leave("its launcher has ended", 1)
         if not self._silence_s:
             return
         now_s = time.monotonic()
@@ -302,28 +302,36 @@ class Watchdog:
         failure = self._failure
         assert failure is not None
         is_own = failure.rank == self.place.rank
-        if is_own and failure.is_silent:
-            leave_outcome(Outcome(failure.rank, failure.exit_code, str(failure), time_s=time.time()))
-        if failure.is_silent and (is_own or _is_in_collective()):
+        if failure.is_silent:
             self._print_stacks()
-        if self._is_closed.wait(_OWN_GRACE_S if self._own_failure_s is not None else _GRACE_S):
+        if is_own and failure.is_silent:  # it ran on only to show where it was
+            self._leave(f"it {failure.reason}", failure.exit_code)
+        grace_s = _OWN_GRACE_S if self._own_failure_s is not None else _GRACE_S
+        if self._is_closed.wait(grace_s):
             return
-        if not failure.is_silent and (self._own_failure_s is not None or _is_in_collective()):
+        if not failure.is_silent:
             self._print_stacks()
-        self._leave("it does not end after its own failure" if is_own else f"since {failure}", failure.exit_code)
+        self._leave("it did not end after its own failure" if is_own else str(failure), failure.exit_code)
 
     def _print_stacks(self) -> None:
-        os.write(2, f"rank {self.place.rank}: all threads, as they are:\n".encode())
-        faulthandler.dump_traceback(2)
+        """Shows where all threads are, if this rank waits for others or does not run; else it is only busy."""
+        failure, collective = self._failure, _collective()
+        is_own = failure is not None and failure.rank == self.place.rank
+        if collective or is_own:
+            place = f", in {collective}" if collective else ""
+            os.write(2, f"rank {self.place.rank}: all threads, as they are{place}:\n".encode())
+            faulthandler.dump_traceback(2)
 
     def _leave(self, reason: str, code: int) -> None:
         """Ends this process at once."""
-        message = f"rank {self.place.rank}: stopped, {reason}"
+        message = f"rank {self.place.rank}: stopped, since {reason}"
         # Not through Python's streams and locks, which the main thread may hold.
         with contextlib.suppress(OSError):
             os.write(2, f"{message}\n".encode())
         cause = self._failure.rank if self._failure else None
-        if cause != self.place.rank:
+        if cause == self.place.rank:
+            cause, message = None, reason
+        if self._own_failure_s is None:
             leave_outcome(Outcome(self.place.rank, code, message, cause=cause, time_s=time.time()))
         os._exit(code)
 
@@ -357,11 +365,15 @@ def _is_stopped(pid: int) -> bool:
     return status.rpartition(") ")[2][:1] in ("T", "t")
 
 
-def _is_in_collective() -> bool:
-    """Returns True if the main thread is within torch's communication between ranks."""
+def _collective() -> str:
+    """Returns the collective operation in which the main thread waits and the line that calls it, or an empty text."""
     frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
+    name = ""
     while frame is not None:
-        if "torch/distributed/" in Path(frame.f_code.co_filename).as_posix():
-            return True
+        code = frame.f_code
+        if "torch/distributed/" in Path(code.co_filename).as_posix():
+            name = name or code.co_name
+        elif name:
+            return f"{name}, called by {code.co_name} ({Path(code.co_filename).name}:{frame.f_lineno})"
         frame = frame.f_back
-    return False
+    return name
