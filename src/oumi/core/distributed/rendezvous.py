@@ -9,10 +9,12 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
+from threading import Thread
 from typing import TypeVar
 
 from torch import distributed
@@ -127,8 +129,10 @@ def _open_store(place: Place, wait_s: float, deadline: float) -> Store:
     try:
         if not is_opened_here:
             _wait_for_answer(place, address, port, wait_s, deadline)
-        return TCPStore(address, port, place.size, is_opened_here, timeout, wait_for_workers=False)
-    except (distributed.DistError, ValueError) as error:
+        return _within(
+            wait_s, lambda: TCPStore(address, port, place.size, is_opened_here, timeout, wait_for_workers=False)
+        )
+    except (distributed.DistError, TimeoutError, ValueError) as error:
         if "EADDRINUSE" in str(error):
             raise ConfigError(
                 f"port {port} of {place.host} is in use by another process: set MASTER_PORT to a free port, the same "
@@ -138,6 +142,23 @@ def _open_store(place: Place, wait_s: float, deadline: float) -> Store:
             f"rank {place.rank} of {place.size}: what listens at {address}:{port} is no rank 0 of a run "
             f"({_first_line(error)}); set MASTER_ADDR and MASTER_PORT to a free port of the machine of rank 0"
         ) from error
+
+
+def _within(seconds: float, make: Callable[[], Answer]) -> Answer:
+    """Returns what a call returns; raises TimeoutError if it takes longer, as where a stranger listens at a port."""
+    call: Future[Answer] = Future()
+
+    def run() -> None:
+        try:
+            call.set_result(make())
+        except BaseException as error:
+            call.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    try:
+        return call.result(max(seconds, 1.0))
+    except TimeoutError as error:
+        raise TimeoutError(str(error) or f"no answer within {seconds:.0f} s") from None
 
 
 def _wait_for_answer(place: Place, address: str, port: int, wait_s: float, deadline: float) -> None:
