@@ -10,16 +10,18 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 from typing import NoReturn
 from uuid import uuid4
 
 import torch
 from torch import distributed
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, launch_agent
@@ -36,6 +38,9 @@ _SHUTDOWN_S = 600
 """Time for a checkpoint after such a signal, before the processes are killed."""
 _NODES_S = 300
 """How long the machines of a run wait for each other."""
+_NOTE_S = 10
+"""Time between two lines that tell that they still do."""
+_COMMAND_LINE = Cluster("the command line")
 
 
 class LaunchedError(OumiError):
@@ -71,7 +76,7 @@ def launch(arguments: Sequence[str]) -> None:
         raise ConfigError(f"torchrun: {error}") from error
     if not isinstance(command, str):
         raise ConfigError("torchrun: --run-path is not supported; name the script, or a module with -m")
-    with _outcomes_dir() as folder, _quiet_agent():
+    with _outcomes_dir() as folder, _quiet_agent(), _waiting_noted(config):
         _run_agent(config, command, rest, folder)
 
 
@@ -91,6 +96,8 @@ def parse(arguments: Sequence[str], cluster: Cluster) -> Namespace:
     is_open = {name: value is not None and f"PET_{name.upper()}" not in os.environ for name, value in defaults.items()}
     parser.set_defaults(**{name: value for name, value in defaults.items() if is_open[name]})
     args = parser.parse_args(list(arguments))
+    if args.nnodes != str(cluster.num_nodes) and cluster != _COMMAND_LINE:
+        return parse(arguments, _COMMAND_LINE)  # other machines than those of the scheduler, or only this one
     is_single = args.standalone or args.nnodes in ("1", "1:1")
     if args.standalone:
         args.nnodes = "1"
@@ -107,7 +114,7 @@ def parse(arguments: Sequence[str], cluster: Cluster) -> Namespace:
         args.rdzv_conf = ",".join(filter(None, [args.rdzv_conf, f"timeout={_NODES_S}"]))
     if args.master_port is None:
         args.master_port = 29500
-    if args.nnodes == str(cluster.num_nodes):
+    if cluster != _COMMAND_LINE:
         check_totals(cluster, _num_processes(args))
     return args
 
@@ -155,9 +162,10 @@ def _run_agent(config: LaunchConfig, command: str, rest: list[str], folder: Path
         raise PreemptedError(message)
     if first.trace:
         print(first.trace, end="", file=sys.stderr)
-    place = f"rank {first.rank} on {socket.gethostname()}: "
-    # One that ended since another did says so itself.
-    raise LaunchedError(first.message if first.cause is not None else place + first.message, first.exit_code)
+    # One that ended since another did says so itself; one that was killed says nothing.
+    colon = ":" if first.rank in outcomes else ""
+    message = f"rank {first.rank} on {socket.gethostname()}{colon} {first.message}"
+    raise LaunchedError(first.message if first.cause not in (None, first.rank) else message, first.exit_code)
 
 
 def _first_failure(failures: dict[int, ProcessFailure], outcomes: dict[int, Outcome]) -> Outcome | None:
@@ -174,7 +182,7 @@ def _outcome_of_process(rank: int, failure: ProcessFailure) -> Outcome:
         return Outcome(rank, failure.exitcode, message, time_s=failure.timestamp)
     message = f"was killed by {failure.signal_name()}"
     if -failure.exitcode == signal.SIGKILL:
-        message += "; the system does this when memory runs out"
+        message += " (the system does this when memory runs out)"
     # The agent ends the others by SIGTERM once one has failed.
     cause = rank if -failure.exitcode == signal.SIGTERM else None
     return Outcome(rank, 1, message, cause=cause, time_s=failure.timestamp)
@@ -213,6 +221,44 @@ def _quiet_agent() -> Iterator[None]:
         yield
     finally:
         logging.disable(logging.NOTSET)
+
+
+class _NotedStart(LogsSpecs):
+    """The agent's settings of logs, which it asks for when all machines have met and it starts its processes."""
+
+    def __init__(self, inner: LogsSpecs, is_started: Event) -> None:
+        self._inner, self._is_started = inner, is_started
+
+    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+        self._is_started.set()
+        return self._inner.reify(envs)
+
+    @property
+    def root_log_dir(self) -> str:
+        return str(self._inner.root_log_dir)
+
+
+@contextmanager
+def _waiting_noted(config: LaunchConfig) -> Iterator[None]:
+    """Prints now and then that the other machines have not come yet: the agent waits in silence."""
+    is_started = Event()
+
+    def note() -> None:
+        began = time.monotonic()
+        while not is_started.wait(_NOTE_S):
+            place, waited_s = config.rdzv_endpoint, time.monotonic() - began
+            print(
+                f"waiting for the {config.max_nodes} machines of this run at {place} ({waited_s:.0f} s)",
+                file=sys.stderr,
+            )
+
+    assert config.logs_specs is not None
+    config.logs_specs = _NotedStart(config.logs_specs, is_started)
+    Thread(target=note, daemon=True).start()
+    try:
+        yield
+    finally:
+        is_started.set()
 
 
 def _is_ignored(name: str) -> bool:
