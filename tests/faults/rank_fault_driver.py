@@ -2,7 +2,7 @@
 """Runs the command line with a fault planted on one rank; started by the tests of ranks.
 
 FAULT is `rank:file:function:call:action`: at that call of the function, the rank raises an error, is killed or is
-stopped, or finds the disk full. It happens on the first attempt only.
+stopped, pauses, or finds the disk full. It happens on the first attempt only.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -35,6 +36,8 @@ def strike(frame: FrameType, event: str, _: Any) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     elif action == "term":
         os.kill(os.getpid(), signal.SIGTERM)
+    elif action == "pause":
+        time.sleep(3)
     elif action == "full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a file of the checkpoint")
     else:
