@@ -52,7 +52,7 @@ NAMES = {
 }  # fmt: skip
 
 FLAGS = {
-    "train": {"--config", "--list", "--verbose"},
+    "train": {"--config", "--list", "--nproc-per-node", "--verbose"},
     "plan": {"--config", "--json"},
     "config check": set(),
     "config show": {"--set-only"},

@@ -195,9 +195,9 @@ def assert_like(output_dir: Path, uninterrupted: Path) -> None:
 
 FAULTS = {
     "forward": "1:modeling_llama.py:forward:40:kill",
-    "backward": "1:linear_cross_entropy.py:backward:30:kill",
+    "backward": "1:linear_cross_entropy.py:backward:15:kill",
     "save": "0:state.py:save_state:2:kill",
-    "error": "1:batch.py:collate:30:raise",
+    "error": "1:batch.py:collate:17:raise",
 }
 
 

@@ -26,7 +26,6 @@ from oumi.core.plan.render import plan_text
 from oumi.core.plan.trajectory import check_same_on_ranks, shared_values
 from oumi.core.run_directory import write_plan, write_records
 from oumi.core.system import host
-from oumi.core.system.exits import restart_count
 from oumi.core.system.signals import signals_answered
 from oumi.core.system.terminal import lasting_output
 from oumi.core.trainers.resume import claim, find_resume_point, mark_finished
@@ -67,8 +66,7 @@ def train(
     host.limit_kernel_caches()
     if not isinstance(config, TrainingConfig):
         raise ConfigError(f"train() takes a TrainingConfig, got {type(config).__name__}")
-    config = config.with_kwargs(additional_model_kwargs or {}, additional_trainer_kwargs or {})
-    config = config.on_attempt(restart_count())
+    config = config.with_kwargs(additional_model_kwargs or {}, additional_trainer_kwargs or {}).on_attempt()
     check(config)  # every problem at once, before anything is loaded
     index_ahead(config)
     TRAINERS.get(config.training.trainer_type.name)  # imports what takes long, meanwhile

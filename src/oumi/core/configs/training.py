@@ -15,6 +15,7 @@ from oumi.core.configs.model import DTYPES, ModelParams
 from oumi.core.configs.peft import PeftParams
 from oumi.core.configs.training_params import MixedPrecisionDtype, TrainingParams
 from oumi.core.log import logger
+from oumi.core.system.exits import restart_count
 
 
 class TrainingConfig(BaseConfig):
@@ -47,8 +48,9 @@ class TrainingConfig(BaseConfig):
         config.training.trainer_kwargs = {**config.training.trainer_kwargs, **trainer_kwargs}
         return config
 
-    def on_attempt(self, num_restarts: int) -> TrainingConfig:
+    def on_attempt(self) -> TrainingConfig:
         """Returns a copy that resumes the last checkpoint if a launcher has restarted the run, or the config itself."""
+        num_restarts = restart_count()
         if not num_restarts:
             return self
         logger.warning("restart %d after a failure: the run resumes from its last checkpoint, if any", num_restarts)

@@ -22,6 +22,7 @@ from oumi.core.distributed.rendezvous import Place, meet
 from oumi.core.distributed.traffic import Traffic
 from oumi.core.distributed.watchdog import Watchdog, is_agreed_end
 from oumi.core.errors import OtherRankError
+from oumi.core.log import logger
 from oumi.core.system import host
 from oumi.core.system.exits import end_with_launcher
 
@@ -67,6 +68,9 @@ class World:
         if torch.get_num_threads() > num_threads:
             torch.set_num_threads(num_threads)
         if place.size == 1:
+            if device.type == "cuda" and not os.environ.get("WORLD_SIZE") and torch.cuda.device_count() > 1:
+                note = "this run has one process for %d GPUs: oumi train --nproc-per-node auto starts one for each"
+                logger.warning(note, torch.cuda.device_count())
             yield cls(rank=0, size=1, local_rank=0, local_size=1, device=device)
             return
         if device.type == "cuda":
