@@ -107,6 +107,21 @@ def test_a_failed_attempt_is_restarted(tmp_path: Path, worker: str) -> None:
     assert text.count("attempt 2") == 2
 
 
+def test_the_failure_of_an_attempt_is_shown_before_the_next_one(tmp_path: Path, worker: str) -> None:
+    code = "if rank and attempt < 1: raise ValueError('boom')\ntime.sleep(0.3)"
+    returncode, text = run_workers(tmp_path, worker, code, "--max-restarts=1")
+    assert returncode == 0, text
+    assert text.count(f"Error: rank 1 on {HOST}: ValueError: boom") == 1
+
+
+def test_a_mistake_of_the_user_is_not_tried_again(tmp_path: Path, worker: str) -> None:
+    code = "print('attempt', attempt, flush=True)\nif rank: raise DataError('bad')\nsteps()"
+    returncode, text = run_workers(tmp_path, worker, code, "--max-restarts=2")
+    assert returncode == 65, text
+    assert text.splitlines()[-1] == f"Error: rank 1 on {HOST}: bad"
+    assert "attempt 1" not in text
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"])
 def test_a_signal_reaches_the_workers_and_the_launcher_waits_for_them(tmp_path: Path, worker: str, name: str) -> None:
     running = start_python(*LAUNCH, "--nproc-per-node=2", worker, "steps()", folder=tmp_path)
@@ -208,6 +223,16 @@ def test_a_restarted_run_equals_one_without_a_fault(uninterrupted: Path, config:
                       folder=Path(__file__).parents[2], FAULT=FAULTS[moment])  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "restart 1 after a failure: the run resumes from its last checkpoint" in done.stderr
+    assert_like(config.parent / "out", uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("--standalone",), ("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")])
+def test_plain_torchrun_restarts_too(uninterrupted: Path, config: Path, flags: tuple[str, ...]) -> None:
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=2", *flags)
+    done = run_python(*torchrun, str(DRIVER), "train", "-c", str(config), folder=Path(__file__).parents[2],
+                      FAULT=FAULTS["forward"])  # fmt: skip
+    assert done.returncode == 0, done.stderr
     assert_like(config.parent / "out", uninterrupted)
 
 

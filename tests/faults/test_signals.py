@@ -203,6 +203,14 @@ def test_two_signals_at_once_are_one_request(tmp_path: Path) -> None:
     assert len([*(tmp_path / "out").glob("checkpoint-*/MANIFEST.json")]) == 1
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_the_warning_of_a_scheduler_stops_a_run(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with signal_in_pass(number, lambda is_training, count: is_training and count == 3), pytest.raises(PreemptedError):
+        train(tiny_config(tmp_path))
+    assert len([*(tmp_path / "out").glob("checkpoint-*/MANIFEST.json")]) == 1
+
+
 IN_OWN_GROUP = """
 import os, sys
 os.setpgid(0, 0)

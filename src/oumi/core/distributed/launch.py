@@ -40,6 +40,8 @@ _NODES_S = 300
 """How long the machines of a run wait for each other."""
 _NOTE_S = 10
 """Time between two lines that tell that they still do."""
+_FINAL_CODES = (2, 65, 73, 76, 77)
+"""Exit codes that another attempt would end with, too: a mistake in the config, in rows; a loss that is not finite."""
 _COMMAND_LINE = Cluster("the command line")
 
 
@@ -76,7 +78,7 @@ def launch(arguments: Sequence[str]) -> None:
         raise ConfigError(f"torchrun: {error}") from error
     if not isinstance(command, str):
         raise ConfigError("torchrun: --run-path is not supported; name the script, or a module with -m")
-    with _outcomes_dir() as folder, _quiet_agent(), _waiting_noted(config):
+    with _outcomes_dir() as folder, _quiet_agent(), _attempts_noted(config, folder):
         _run_agent(config, command, rest, folder)
 
 
@@ -160,12 +162,22 @@ def _run_agent(config: LaunchConfig, command: str, rest: list[str], folder: Path
             first.message if first else f"stopped by {stopped_by} before the first step; run the same command again"
         )
         raise PreemptedError(message)
+    raise _error_of(first, is_said=first.rank in outcomes)
+
+
+def _error_of(first: Outcome, is_said: bool) -> LaunchedError:
+    """Returns the error of a launcher whose ranks failed, after the traceback of the first one.
+
+    Args:
+        first: How the rank ended that failed first.
+        is_said: The rank says it itself; otherwise the message goes on after its name.
+    """
     if first.trace:
         print(first.trace, end="", file=sys.stderr)
-    # One that ended since another did says so itself; one that was killed says nothing.
-    colon = ":" if first.rank in outcomes else ""
-    message = f"rank {first.rank} on {socket.gethostname()}{colon} {first.message}"
-    raise LaunchedError(first.message if first.cause not in (None, first.rank) else message, first.exit_code)
+    # One that ended since another did names both.
+    is_named = first.cause not in (None, first.rank)
+    place = f"rank {first.rank} on {socket.gethostname()}{':' if is_said else ''} "
+    return LaunchedError(first.message if is_named else place + first.message, first.exit_code)
 
 
 def _first_failure(failures: dict[int, ProcessFailure], outcomes: dict[int, Outcome]) -> Outcome | None:
@@ -223,14 +235,25 @@ def _quiet_agent() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-class _NotedStart(LogsSpecs):
-    """The agent's settings of logs, which it asks for when all machines have met and it starts its processes."""
+class _Attempts(LogsSpecs):
+    """The agent's settings of logs, which it asks for whenever all machines have met and it starts its processes."""
 
-    def __init__(self, inner: LogsSpecs, is_started: Event) -> None:
-        self._inner, self._is_started = inner, is_started
+    def __init__(self, inner: LogsSpecs, folder: Path, is_started: Event) -> None:
+        self._inner, self._folder, self._is_started = inner, folder, is_started
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+        """Returns the files of logs; before another attempt, shows why the last one failed.
+
+        Raises:
+            LaunchedError: It failed by what another attempt cannot change.
+        """
         self._is_started.set()
+        first = _first_failure({}, read_outcomes(self._folder))
+        if first is not None and first.cause is None:
+            error = _error_of(first, is_said=True)
+            if first.exit_code in _FINAL_CODES:
+                raise error
+            print(f"Error: {error}", file=sys.stderr, flush=True)
         return self._inner.reify(envs)
 
     @property
@@ -239,8 +262,8 @@ class _NotedStart(LogsSpecs):
 
 
 @contextmanager
-def _waiting_noted(config: LaunchConfig) -> Iterator[None]:
-    """Prints now and then that the other machines have not come yet: the agent waits in silence."""
+def _attempts_noted(config: LaunchConfig, folder: Path) -> Iterator[None]:
+    """Prints now and then that other machines have not come yet, and why an attempt failed: the agent tells neither."""
     is_started = Event()
 
     def note() -> None:
@@ -253,7 +276,7 @@ def _waiting_noted(config: LaunchConfig) -> Iterator[None]:
             )
 
     assert config.logs_specs is not None
-    config.logs_specs = _NotedStart(config.logs_specs, is_started)
+    config.logs_specs = _Attempts(config.logs_specs, folder, is_started)
     Thread(target=note, daemon=True).start()
     try:
         yield
