@@ -27,6 +27,7 @@ TIMEOUT_S = 240
 _PRELOADED = (
     "oumi.cli.main",
     "oumi.core.train",
+    "oumi.core.distributed.launch",
     "oumi.core.trainers.native",
     "oumi.core.trainers.trl",
     "oumi.core.monitoring.trackers",

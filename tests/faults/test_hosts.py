@@ -54,7 +54,7 @@ class Machines:
         for name in self.names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
-    def start(self, config: Path, **variables: str) -> list[subprocess.Popen[str]]:
+    def start(self, config: Path, *flags: str, **variables: str) -> list[subprocess.Popen[str]]:
         """Starts a launcher with two ranks on each machine."""
         launchers = []
         for i, name in enumerate(self.names):
@@ -62,7 +62,8 @@ class Machines:
                 "NNODES": "2", "NODE_RANK": str(i), "MASTER_ADDR": "10.77.0.1", "MASTER_PORT": "8007",
                 "NPROC_PER_NODE": "2", "GLOO_SOCKET_IFNAME": self._cable[i],
             }  # fmt: skip
-            command = [sys.executable, "-m", "oumi", "distributed", "torchrun", str(DRIVER), "train", "-c", str(config)]
+            launch = [sys.executable, "-m", "oumi", "distributed", "torchrun", *flags]
+            command = [*launch, str(DRIVER), "train", "-c", str(config)]
             # A namespace of process ids as well: nobody sees, or signals, the ranks of the other machine.
             isolated = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "--uts"]
             named = ["sh", "-c", f'hostname {"ab"[i]} && exec "$@"', "sh", *command]
@@ -177,6 +178,16 @@ def test_a_lost_machine_stops_the_other_and_the_run_goes_on(
     machines.create()
     ends = ends_of(machines.start(config), 180)
     assert [code for code, _ in ends] == [0, 0], ends
+    assert_trained(config, uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 3])
+def test_two_machines_restart_together(machines: Machines, uninterrupted: Path, config: Path, rank: int) -> None:
+    launchers = machines.start(config, "--max-restarts=2", FAULT=f"{rank}:linear_cross_entropy.py:backward:9:kill")
+    ends = ends_of(launchers, 180)
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert "restart 1 after a failure" in ends[0][1] + ends[1][1]
     assert_trained(config, uninterrupted)
 
 

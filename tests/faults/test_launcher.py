@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.test_ranks import DRIVER, faulty_config
+from tests.faults.test_ranks import DRIVER, LIMIT_S, faulty_config
 from tests.fork_server import ForkedProcess, run_python, start_python
-from tests.ranks import free_port, run_ranks
+from tests.ranks import ends_of, free_port, run_ranks, start_ranks
 from tests.runs import records, weights
 
 LAUNCH = ("-m", "oumi", "distributed", "torchrun")
@@ -72,6 +72,7 @@ def wait_until_gone(pids: list[int]) -> None:
             time.sleep(0.02)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("code", "exit_code", "last_line"),
     [
@@ -82,6 +83,7 @@ def wait_until_gone(pids: list[int]) -> None:
         ("if rank: raise ValueError('boom')\nsteps()", 1, f"Error: rank 1 on {HOST}: ValueError: boom"),
         ("if rank: raise PreemptedError('stopped after step 3')\nsteps()", 75, "Error: stopped after step 3"),
     ],
+    ids=["mistake", "mistake of all", "killed", "exit code", "traceback", "stopped"],
 )
 def test_the_first_failure_is_shown_once_and_last(
     tmp_path: Path, worker: str, code: str, exit_code: int, last_line: str
@@ -122,6 +124,7 @@ def test_a_mistake_of_the_user_is_not_tried_again(tmp_path: Path, worker: str) -
     assert "attempt 1" not in text
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"])
 def test_a_signal_reaches_the_workers_and_the_launcher_waits_for_them(tmp_path: Path, worker: str, name: str) -> None:
     running = start_python(*LAUNCH, "--nproc-per-node=2", worker, "steps()", folder=tmp_path)
@@ -227,7 +230,9 @@ def test_a_restarted_run_equals_one_without_a_fault(uninterrupted: Path, config:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [(), ("--standalone",), ("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")])
+@pytest.mark.parametrize(
+    "flags", [(), ("--standalone",), (f"--master-port={free_port()}",)], ids=["default", "standalone", "static"]
+)
 def test_plain_torchrun_restarts_too(uninterrupted: Path, config: Path, flags: tuple[str, ...]) -> None:
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=2", *flags)
     done = run_python(*torchrun, str(DRIVER), "train", "-c", str(config), folder=Path(__file__).parents[2],
@@ -253,8 +258,8 @@ def children_of(pid: int) -> Iterator[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", range(20))
-def test_a_rank_killed_at_any_time_leaves_the_same_weights(uninterrupted: Path, config: Path, moment: int) -> None:
+@pytest.mark.parametrize("moment", range(10))
+def test_a_run_is_restarted_whenever_a_rank_is_killed(uninterrupted: Path, config: Path, moment: int) -> None:
     running, metrics = started_run(config, "--max-restarts=2")
     wait_for_line(metrics, 1 + moment % 4)
     time.sleep(moment * 0.013)
@@ -264,6 +269,23 @@ def test_a_rank_killed_at_any_time_leaves_the_same_weights(uninterrupted: Path, 
     assert running.returncode == 0, text
     assert_like(config.parent / "out", uninterrupted)
     wait_until_gone(pids)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(20))
+def test_a_rank_killed_at_any_time_leaves_the_same_weights(uninterrupted: Path, config: Path, moment: int) -> None:
+    command = ("-m", "oumi", "train", "-c", str(config), "--training.try_resume_from_last_checkpoint", "true")
+    ranks = start_ranks(2, *command, folder=config.parent)
+    time.sleep(0.5 + 0.06 * moment)
+    ranks[moment % 2].kill()
+    killed_s = time.monotonic()
+    (code, text), _ = ends_of([ranks[1 - moment % 2], ranks[moment % 2]])
+    assert time.monotonic() - killed_s < LIMIT_S
+    if not (config.parent / "out" / "model.safetensors").exists():
+        assert code == 1, text
+        assert f"rank {moment % 2}" in text.splitlines()[-1]
+    assert [code for code, _ in run_ranks(2, *command, folder=config.parent)] == [0, 0]
+    assert_like(config.parent / "out", uninterrupted)
 
 
 @pytest.mark.slow

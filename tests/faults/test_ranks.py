@@ -68,7 +68,7 @@ PLACES = {
 }
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("place", PLACES)
 def test_an_error_on_one_rank_is_shown_once_and_ends_all(tmp_path: Path, place: str) -> None:
     faulty_config(tmp_path)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
@@ -16,25 +17,28 @@ PASSED_ON = {
     "help_option_names": [],
 }
 """Settings of a command whose arguments, `--help` among them, belong to another program."""
+LOG_LEVEL = typer.Option("--log-level", "-log", help="What the launcher logs: debug, info, warning, error.")
 distributed_app = typer.Typer(no_args_is_help=True, help="Start one run in several processes.")
 
 
 @distributed_app.command(context_settings=PASSED_ON)
-def torchrun(context: typer.Context) -> None:
+def torchrun(context: typer.Context, log_level: Annotated[str | None, LOG_LEVEL] = None) -> None:
     """Start processes with torchrun: oumi distributed torchrun -m oumi train -c FILE.
 
     The number of machines and where they meet come from SkyPilot, PBS, Slurm, MPI or variables such as NNODES; the
     number of processes from the GPUs of this machine. Flags of torchrun override both.
     """
+    _set_log_level(log_level)
     start(context.args)
 
 
 @distributed_app.command(context_settings=PASSED_ON)
-def accelerate(context: typer.Context) -> None:
+def accelerate(context: typer.Context, log_level: Annotated[str | None, LOG_LEVEL] = None) -> None:
     """Start processes with accelerate: oumi distributed accelerate launch -m oumi train -c FILE."""
     from oumi.core.distributed.cluster import DEFAULT_PORT, check_totals, find_cluster
     from oumi.core.errors import ConfigError
 
+    _set_log_level(log_level)
     program = shutil.which("accelerate")
     if program is None:
         raise ConfigError("the command `accelerate` is not on PATH: install it with `pip install accelerate`")
@@ -52,6 +56,11 @@ def accelerate(context: typer.Context) -> None:
             flags += [f"--main_process_ip={cluster.master_addr}"]
             flags += [f"--main_process_port={cluster.master_port or DEFAULT_PORT}"]
     os.execv(program, [program, command, *flags, *rest])
+
+
+def _set_log_level(level: str | None) -> None:
+    if level is not None:  # of torch's agent, which reads it when it is imported
+        os.environ["LOGLEVEL"] = level.upper()
 
 
 def start(arguments: Sequence[str]) -> None:

@@ -90,8 +90,9 @@ def parse(arguments: Sequence[str], cluster: Cluster) -> Namespace:
         "nnodes": str(cluster.num_nodes),
         "node_rank": cluster.node_rank,
         "nproc_per_node": str(cluster.procs_per_node or torch.cuda.device_count() or 1),
-        "master_addr": cluster.master_addr,
-        "master_port": cluster.master_port,
+        # One machine takes any free port, so that several runs can share it.
+        "master_addr": cluster.master_addr if cluster.num_nodes > 1 else None,
+        "master_port": cluster.master_port if cluster.num_nodes > 1 or os.environ.get("MASTER_PORT") else None,
         "signals_to_handle": ",".join(name for name in _SIGNALS if not _is_ignored(name)),
         "shutdown_timeout": _SHUTDOWN_S,
     }
@@ -100,25 +101,30 @@ def parse(arguments: Sequence[str], cluster: Cluster) -> Namespace:
     args = parser.parse_args(list(arguments))
     if args.nnodes != str(cluster.num_nodes) and cluster != _COMMAND_LINE:
         return parse(arguments, _COMMAND_LINE)  # other machines than those of the scheduler, or only this one
-    is_single = args.standalone or args.nnodes in ("1", "1:1")
     if args.standalone:
         args.nnodes = "1"
-    if args.rdzv_backend == "static" and not args.rdzv_endpoint:
-        if is_single and (args.standalone or args.master_port is None):
-            args.rdzv_backend, args.rdzv_endpoint, args.rdzv_id = "c10d", "localhost:0", uuid4().hex
-        elif not is_single and args.max_restarts:
-            # Only this one lets the machines restart together.
-            args.rdzv_backend, args.rdzv_endpoint = "c10d", f"{args.master_addr}:{args.master_port or 29500}"
-            args.rdzv_conf = ",".join(filter(None, [f"is_host={int(args.node_rank == 0)}", args.rdzv_conf]))
-    elif args.standalone:
+    is_open_place = args.rdzv_backend == "static" and not args.rdzv_endpoint
+    if args.standalone or (is_open_place and args.nnodes in ("1", "1:1") and args.master_port is None):
         args.rdzv_backend, args.rdzv_endpoint, args.rdzv_id = "c10d", "localhost:0", uuid4().hex
+    elif is_open_place and args.max_restarts and args.nnodes not in ("1", "1:1"):
+        # Only this one lets the machines restart together.
+        args.rdzv_backend, args.rdzv_endpoint = "c10d", f"{args.master_addr}:{args.master_port or 29500}"
+        args.rdzv_conf = _joined(f"is_host={int(args.node_rank == 0)}", args.rdzv_conf)
+        # Names of machines need not be known to the others, their addresses are.
+        address = cluster.nodes[args.node_rank] if cluster.nodes else args.master_addr if args.node_rank == 0 else None
+        args.local_addr = args.local_addr or address
     if "timeout=" not in args.rdzv_conf:
-        args.rdzv_conf = ",".join(filter(None, [args.rdzv_conf, f"timeout={_NODES_S}"]))
+        name = "timeout" if args.rdzv_backend == "static" else "join_timeout"
+        args.rdzv_conf = _joined(args.rdzv_conf, f"{name}={_NODES_S}")
     if args.master_port is None:
         args.master_port = 29500
     if cluster != _COMMAND_LINE:
         check_totals(cluster, _num_processes(args))
     return args
+
+
+def _joined(*settings: str) -> str:
+    return ",".join(filter(None, settings))
 
 
 def _num_processes(args: Namespace) -> int:
