@@ -130,7 +130,8 @@ class Watchdog:
         """
         self.place, self._places, self._silence_s = place, places, silence_s
         self._failure: Failure | None = None
-        self._own_failure_s: float | None = None
+        self._own: Outcome | None = None
+        """How this rank ends, once it has failed by itself."""
         self._is_known, self._is_closed = threading.Event(), threading.Event()
         self._links: list[_Link] = []
         self._selector = selectors.DefaultSelector()
@@ -179,13 +180,12 @@ class Watchdog:
     def fail(self, error: BaseException) -> None:
         """Tells all ranks that an error ends this one."""
         code = exit_code(error)
-        outcome = Outcome.of(error)
+        self._own = outcome = Outcome.of(error)
         reason = f"failed: {outcome.message}"
         if isinstance(error, KeyboardInterrupt):
             reason = "was stopped by a signal" if is_stop_requested() else "was interrupted"
         elif isinstance(error, SystemExit):
             reason = f"exited with code {code}"
-        self._own_failure_s = time.monotonic()
         self._tell(Failure(self.place.rank, self.place.host, reason[:_MAX_REASON], code or 1))
 
     def close(self) -> None:
@@ -241,7 +241,7 @@ class Watchdog:
     def _look_around(self) -> None:
         """Looks for a rank that does not run: by its silence, and the next one on this machine by its state."""
         if is_launcher_gone():
-            self._leave("its launcher has ended", 1)
+            self._leave(Outcome(self.place.rank, 1, "stopped, since its launcher has ended", time_s=time.time()))
         if not self._silence_s:
             return
         now_s = time.monotonic()
@@ -301,17 +301,17 @@ class Watchdog:
         """Gives the main thread some time to end the run; ends the process if it does not."""
         failure = self._failure
         assert failure is not None
-        is_own = failure.rank == self.place.rank
         if failure.is_silent:
             self._print_stacks()
-        if is_own and failure.is_silent:  # it ran on only to show where it was
-            self._leave(f"it {failure.reason}", failure.exit_code)
-        grace_s = _OWN_GRACE_S if self._own_failure_s is not None else _GRACE_S
-        if self._is_closed.wait(grace_s):
+        if failure.is_silent and failure.rank == self.place.rank:  # it ran on only to show where it was
+            self._leave(Outcome(failure.rank, failure.exit_code, f"it {failure.reason}", time_s=time.time()))
+        if self._is_closed.wait(_OWN_GRACE_S if self._own is not None else _GRACE_S):
             return
         if not failure.is_silent:
             self._print_stacks()
-        self._leave("it did not end after its own failure" if is_own else str(failure), failure.exit_code)
+        message = f"stopped, since {failure}"
+        following = Outcome(self.place.rank, failure.exit_code, message, cause=failure.rank, time_s=time.time())
+        self._leave(self._own or following)
 
     def _print_stacks(self) -> None:
         """Shows where all threads are, if this rank waits for others or does not run; else it is only busy."""
@@ -322,18 +322,13 @@ class Watchdog:
             os.write(2, f"rank {self.place.rank}: all threads, as they are{place}:\n".encode())
             faulthandler.dump_traceback(2)
 
-    def _leave(self, reason: str, code: int) -> None:
+    def _leave(self, outcome: Outcome) -> None:
         """Ends this process at once."""
-        message = f"rank {self.place.rank}: stopped, since {reason}"
-        # Not through Python's streams and locks, which the main thread may hold.
-        with contextlib.suppress(OSError):
-            os.write(2, f"{message}\n".encode())
-        cause = self._failure.rank if self._failure else None
-        if cause == self.place.rank:
-            cause, message = None, reason
-        if self._own_failure_s is None:
-            leave_outcome(Outcome(self.place.rank, code, message, cause=cause, time_s=time.time()))
-        os._exit(code)
+        if not leave_outcome(outcome) or outcome.cause is not None:  # a launcher prints only what failed first
+            # Not through Python's streams and locks, which the main thread may hold.
+            with contextlib.suppress(OSError):
+                os.write(2, f"{outcome.trace}rank {self.place.rank}: {outcome.message}\n".encode())
+        os._exit(outcome.exit_code or 1)
 
     def _add_link(self, connection: socket.socket) -> _Link:
         link = _Link(connection, self._silence_s)
