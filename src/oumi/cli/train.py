@@ -24,9 +24,7 @@ def train(
     from oumi.core.system import host
 
     if list_recipes:
-        for recipe in recipes.list_recipes():
-            if recipe.kind == "training":
-                typer.echo(recipe.name)
+        typer.echo("\n".join(recipe.name for recipe in recipes.list_recipes() if recipe.kind == "training"))
         return
     overrides = parse_overrides(context.args)
     if config is None:
