@@ -12,12 +12,13 @@ import pytest
 
 from oumi.core.checkpoint.store import read_facts
 from oumi.core.configs import TrainingConfig
-from tests.fork_server import start_python
+from tests.fork_server import run_python, start_python
 from tests.ranks import ends_of, free_port, run_ranks, start_ranks
 from tests.runs import tiny_config
 
 DRIVER = Path(__file__).with_name("rank_fault_driver.py")
 LIMIT_S = 15.0
+"""Time for all ranks to end after one has failed, on a machine that is not busy with other tests."""
 
 
 def faulty_config(folder: Path, **training: object) -> TrainingConfig:
@@ -33,8 +34,14 @@ def run_with_fault(folder: Path, fault: str, **variables: str) -> list[tuple[int
     command = (str(DRIVER), "train", "-c", str(folder / "train.yaml"))
     began = time.monotonic()
     ends = run_ranks(2, *command, folder=Path(__file__).parents[2], FAULT=fault, **variables)
-    assert time.monotonic() - began < 2 * LIMIT_S
+    assert time.monotonic() - began < 4 * LIMIT_S
     return ends
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fork_server() -> None:
+    """Starts the server of processes, so that no test measures how long that takes."""
+    run_python("-c", "pass")
 
 
 MOMENTS = {
@@ -83,15 +90,18 @@ def test_an_error_on_one_rank_is_shown_once_and_ends_all(tmp_path: Path, place: 
     assert message in texts[1 - rank].splitlines()[-1]
 
 
-def test_a_full_disk_while_a_checkpoint_is_saved_leaves_the_previous_one_to_all(tmp_path: Path) -> None:
-    faulty_config(tmp_path)
-    (main, text), (other, message) = run_with_fault(tmp_path, "0:state.py:save_state:2:full")
-    assert (main, other) == (74, 74), text + message
-    assert "No space left on device" in text
-    assert "rank 1: stopped, since rank 0" in message
-    assert "Traceback" not in text + message
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_full_disk_while_a_checkpoint_is_saved_leaves_the_previous_one_to_all(tmp_path: Path, rank: int) -> None:
+    config = faulty_config(tmp_path, eval_strategy="no")
+    config.fsdp.enable_fsdp = bool(rank)  # then each rank saves a part
+    config.to_yaml(tmp_path / "train.yaml")
+    ends = run_with_fault(tmp_path, f"{rank}:{'slices.py:write_slices' if rank else 'state.py:save_state'}:2:full")
+    assert [code for code, _ in ends] == [74, 74], ends
+    assert "No space left on device" in ends[rank][1]
+    assert f"rank {1 - rank}: stopped, since rank {rank}" in ends[1 - rank][1]
+    assert "Traceback" not in ends[0][1] + ends[1][1]
     read_facts(tmp_path / "out" / "checkpoint-3")
-    assert [path.name for path in (tmp_path / "out").glob("*checkpoint-*")] == ["checkpoint-3"]
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-3"]
 
 
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
@@ -99,7 +109,7 @@ def test_a_stopped_rank_is_found_and_all_show_where_they_are(tmp_path: Path, ran
     faulty_config(tmp_path)
     began = time.monotonic()
     ends = run_with_fault(tmp_path, f"{rank}:world.py:agree:7:stop", OUMI_RANK_TIMEOUT_S="2")
-    assert time.monotonic() - began < LIMIT_S
+    assert time.monotonic() - began < 4 * LIMIT_S
     for i, (code, text) in enumerate(ends):
         assert code == 1, text
         assert f"rank {i}: all threads, as they are" in text
@@ -136,7 +146,7 @@ def start_worlds(folder: Path, *places: dict[str, object]) -> list[tuple[int, st
         texts = {name: str(value) for name, value in variables.items()}
         ranks.append(start_python("-c", WORLD, folder=folder, **texts))
     ends = ends_of(ranks)
-    assert time.monotonic() - began < LIMIT_S
+    assert time.monotonic() - began < 2 * LIMIT_S
     return [(code, text, time.monotonic() - began) for code, text in ends]
 
 
@@ -199,7 +209,7 @@ def test_a_rank_that_waits_elsewhere_leaves_after_a_failure(tmp_path: Path) -> N
     code = WORLD + "    if world.rank:\n        raise ValueError('boom')\n    time.sleep(60)\n"
     began = time.monotonic()
     (main, text), (other, _) = run_ranks(2, "-c", code, folder=tmp_path)
-    assert time.monotonic() - began < LIMIT_S
+    assert time.monotonic() - began < 2 * LIMIT_S
     assert (main, other) == (1, 1)
     assert text.splitlines()[-1].endswith("failed: ValueError: boom")
     assert "all threads" not in text, "it waits for no other rank"
@@ -234,13 +244,13 @@ def test_the_first_rank_of_each_machine_goes_before_its_others(tmp_path: Path) -
 def test_a_forked_worker_that_lives_on_does_not_hide_that_its_rank_is_gone(tmp_path: Path) -> None:
     code = WORLD + (
         "    import os, signal\n"
-        "    if world.rank and os.fork() == 0:\n        time.sleep(8)\n        os._exit(0)\n"
+        "    if world.rank and os.fork() == 0:\n        time.sleep(60)\n        os._exit(0)\n"
         "    if world.rank:\n        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    world.agree(0)\n    time.sleep(60)\n"
+        "    world.agree(0)\n    time.sleep(90)\n"
     )
     began = time.monotonic()
     (main, text), _ = run_ranks(2, "-c", code, folder=tmp_path)
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 2 * LIMIT_S
     assert main == 1
     assert "rank 1" in text
     assert "ended without a message" in text
