@@ -200,8 +200,8 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_works_alone_for_long_is_not_called_silent(tmp_path: Path) -> None:
-    code = WORLD + "    if world.rank:\n        time.sleep(3)\n    world.agree(0)\n"
-    ranks = start_ranks(2, "-c", code, folder=tmp_path, OUMI_RANK_TIMEOUT_S="1")
+    code = WORLD + "    if world.rank:\n        time.sleep(4)\n    world.agree(0)\n"
+    ranks = start_ranks(2, "-c", code, folder=tmp_path, OUMI_RANK_TIMEOUT_S="2")
     assert [(end, text) for end, text in ends_of(ranks)] == [(0, "met 1\n"), (0, "met 1\n")]
 
 
@@ -244,7 +244,7 @@ def test_the_first_rank_of_each_machine_goes_before_its_others(tmp_path: Path) -
 def test_a_forked_worker_that_lives_on_does_not_hide_that_its_rank_is_gone(tmp_path: Path) -> None:
     code = WORLD + (
         "    import os, signal\n"
-        "    if world.rank and os.fork() == 0:\n        time.sleep(60)\n        os._exit(0)\n"
+        "    if world.rank and os.fork() == 0:\n        time.sleep(40)\n        os._exit(0)\n"
         "    if world.rank:\n        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    world.agree(0)\n    time.sleep(90)\n"
     )
