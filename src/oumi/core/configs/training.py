@@ -14,7 +14,7 @@ from oumi.core.configs.loading import BaseConfig
 from oumi.core.configs.model import DTYPES, ModelParams
 from oumi.core.configs.peft import PeftParams
 from oumi.core.configs.training_params import MixedPrecisionDtype, TrainingParams
-from oumi.core.log import logger
+from oumi.core.log import current_rank, logger
 from oumi.core.system.exits import restart_count
 
 
@@ -53,7 +53,8 @@ class TrainingConfig(BaseConfig):
         num_restarts = restart_count()
         if not num_restarts:
             return self
-        logger.warning("restart %d after a failure: the run resumes from its last checkpoint, if any", num_restarts)
+        if current_rank() == 0:
+            logger.warning("restart %d after a failure: the run resumes from its last checkpoint, if any", num_restarts)
         config = self.model_copy(deep=True)
         config.training.try_resume_from_last_checkpoint = True
         return config

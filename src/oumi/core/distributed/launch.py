@@ -30,7 +30,7 @@ from torch.distributed.run import config_from_args, determine_local_world_size, 
 from oumi.core.distributed.cluster import Cluster, check_totals, find_cluster
 from oumi.core.errors import ConfigError, OumiError, PreemptedError
 from oumi.core.system import host
-from oumi.core.system.exits import LAUNCH_DIR, LAUNCHER_PID, Outcome, read_outcomes
+from oumi.core.system.exits import LAUNCH_DIR, LAUNCHER_PID, RESTARTS, Outcome, read_outcomes
 
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 """Signals that go on to the processes, which then save a checkpoint; schedulers warn by the last two."""
@@ -73,7 +73,8 @@ def launch(arguments: Sequence[str]) -> None:
         # Each attempt gets a store of its own: a shared one keeps the addresses of the last attempt.
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     try:
-        config, command, rest = config_from_args(args)
+        with _quiet_agent():
+            config, command, rest = config_from_args(args)
     except (ValueError, AssertionError, RuntimeError) as error:
         raise ConfigError(f"torchrun: {error}") from error
     if not isinstance(command, str):
@@ -226,7 +227,8 @@ def _outcomes_dir() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        del os.environ[LAUNCH_DIR], os.environ[LAUNCHER_PID]
+        for name in (LAUNCH_DIR, LAUNCHER_PID, RESTARTS):
+            os.environ.pop(name, None)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -246,6 +248,7 @@ class _Attempts(LogsSpecs):
 
     def __init__(self, inner: LogsSpecs, folder: Path, is_started: Event) -> None:
         self._inner, self._folder, self._is_started = inner, folder, is_started
+        self._num_starts = 0
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
         """Returns the files of logs; before another attempt, shows why the last one failed.
@@ -253,6 +256,8 @@ class _Attempts(LogsSpecs):
         Raises:
             LaunchedError: It failed by what another attempt cannot change.
         """
+        os.environ[RESTARTS] = str(self._num_starts)  # the processes inherit it
+        self._num_starts += 1
         self._is_started.set()
         first = _first_failure({}, read_outcomes(self._folder))
         if first is not None and first.cause is None:

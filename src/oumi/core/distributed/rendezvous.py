@@ -12,8 +12,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from itertools import count
 from pathlib import Path
+from secrets import token_hex
 from threading import Thread
 from typing import TypeVar
 
@@ -21,7 +21,6 @@ from torch import distributed
 from torch.distributed import PrefixStore, Store, TCPStore
 
 from oumi.core.errors import ConfigError
-from oumi.core.system.exits import restart_count
 
 Answer = TypeVar("Answer")
 _LOCAL_START_S, _START_S = 30.0, 300.0
@@ -31,8 +30,6 @@ _NOTE_S = 10.0
 _POLL_S = 0.1
 _ANSWER_S = 5.0
 """How long the others wait for the decision of rank 0 beyond its own time, and it for them to read it."""
-_starts = count()
-"""A script may train several times: each time has its own keys in a store that a launcher keeps."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,8 @@ class Place:
     machine: str = ""
     """Digest of the machine and its process ids: processes with the same one see each other."""
     pid: int = 0
+    nonce: str = ""
+    """Tells this start of the process from all others."""
 
     @classmethod
     def read(cls) -> Place:
@@ -71,7 +70,7 @@ class Place:
                 f"WORLD_SIZE is {size} in the environment, but {', '.join(missing)} not set: start the ranks with a "
                 "launcher such as `oumi distributed torchrun`"
             )
-        return cls(rank, size, local_rank, local_size, socket.gethostname(), _machine(), os.getpid())
+        return cls(rank, size, local_rank, local_size, socket.gethostname(), _machine(), os.getpid(), token_hex(8))
 
     def __str__(self) -> str:
         return f"rank {self.rank} on {self.host}"
@@ -95,16 +94,17 @@ def meet(place: Place) -> Meeting:
     default_s = _LOCAL_START_S if place.local_size == place.size else _START_S
     wait_s = seconds_of("OUMI_START_TIMEOUT_S", default_s)
     deadline = time.monotonic() + wait_s
-    # The store of a launcher outlives its ranks: without a prefix, a second attempt reads the first one's addresses.
-    # TODO of torch: https://github.com/pytorch/pytorch/issues/135712
-    store = PrefixStore(f"attempt_{restart_count()}_{next(_starts)}", _open_store(place, wait_s, deadline))
+    store = _open_store(place, wait_s, deadline)
     try:
-        return Meeting(store, _come_together(place, store, wait_s, deadline))
+        meeting, problem = _gather(place, store, wait_s, deadline) if place.rank == 0 else _join(place, store, deadline)
     except distributed.DistError as error:
         reason = _first_line(error)
         raise ConfigError(
             f"rank {place.rank} of {place.size}: rank 0 ended while it was waited for ({reason})"
         ) from error
+    if problem:
+        raise ConfigError(problem)
+    return meeting
 
 
 def seconds_of(name: str, default: float) -> float:
@@ -181,36 +181,12 @@ def _wait_for_answer(place: Place, address: str, port: int, wait_s: float, deadl
         ) from (answer if isinstance(answer, OSError) else None)
 
 
-def _come_together(place: Place, store: Store, wait_s: float, deadline: float) -> list[Place]:
-    """Returns the places of all ranks, which rank 0 gathers."""
-    if store.add(f"came_{place.rank}", 1) > 1:
-        raise ConfigError(
-            f"rank {place.rank} is there twice at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: another run "
-            "uses this port, or two processes have the same RANK"
-        )
-    store.set(f"place_{place.rank}", json.dumps(asdict(place)))
-    if place.rank == 0:
-        places, problem = _gather(place, store, wait_s, deadline)
-        store.set("decision", json.dumps({"problem": problem, "places": [asdict(other) for other in places]}))
-        if problem:
-            # This process holds the store: it stays until the others know, but not for those that never came.
-            limit = min(_ANSWER_S, wait_s)
-            _poll(lambda: store.add("readers", 0) >= len(places) - 1, time.monotonic() + limit)
-    else:
-        _compare_with_main(place, store, deadline)
-        patience = deadline + _ANSWER_S
-        if _poll(lambda: store.check(["decision"]), patience) is not True:
-            raise ConfigError(f"rank {place.rank} of {place.size}: rank 0 does not answer within {wait_s:.0f} s")
-        decision = json.loads(store.get("decision"))
-        store.add("readers", 1)
-        problem, places = decision["problem"], [Place(**other) for other in decision["places"]]
-    if problem:
-        raise ConfigError(problem)
-    return places
-
-
-def _gather(main: Place, store: Store, wait_s: float, deadline: float) -> tuple[list[Place], str]:
-    """Returns the places of the ranks that came, and what keeps the run from starting."""
+def _gather(main: Place, launcher_store: Store, wait_s: float, deadline: float) -> tuple[Meeting, str]:
+    """Returns the meeting that rank 0 opens, and what keeps the run from starting."""
+    # The store of a launcher outlives its ranks: without a prefix, another attempt reads the first one's addresses
+    # (https://github.com/pytorch/pytorch/issues/135712). Machines may differ in how often they have restarted.
+    store = PrefixStore(main.nonce, launcher_store)
+    launcher_store.set("main", json.dumps(asdict(main)))
     places = {0: main}
     wrong: list[Place] = []
 
@@ -222,31 +198,61 @@ def _gather(main: Place, store: Store, wait_s: float, deadline: float) -> tuple[
         return len(places) == main.size or bool(wrong)
 
     def missing() -> str:
-        ranks = [rank for rank in range(main.size) if rank not in places]
-        return f"{ranks_text(ranks)} of {main.size}"
+        return f"{ranks_text([rank for rank in range(main.size) if rank not in places])} of {main.size}"
 
     is_there = _poll(is_complete, deadline, lambda: f"rank 0: waiting for {missing()}")
-    in_order = [places[rank] for rank in sorted(places)]
-    if wrong:
-        return in_order, _disagreement(main, wrong[0])
-    if is_there is not True:
-        port = os.environ["MASTER_PORT"]
-        return in_order, (
-            f"{missing()} did not come to {main.host}, port {port}, within {wait_s:.0f} s: their own messages say why. "
-            "Start them with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE; OUMI_START_TIMEOUT_S sets the time"
+    problem = _disagreement(main, wrong[0]) if wrong else ""
+    if not problem and is_there is not True:
+        problem = (
+            f"{missing()} did not come to {main.host}, port {os.environ['MASTER_PORT']}, within {wait_s:.0f} s: their "
+            "own messages say why. Start them with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE; "
+            "OUMI_START_TIMEOUT_S sets the time"
         )
-    return in_order, ""
+    in_order = [places[rank] for rank in sorted(places)]
+    store.set("decision", json.dumps({"problem": problem, "places": [asdict(place) for place in in_order]}))
+    if problem:
+        # This process may hold the store: it stays until the others know, but not for those that never came.
+        limit_s = time.monotonic() + min(_ANSWER_S, wait_s)
+        _poll(lambda: store.add("readers", 0) >= len(places) - 1, limit_s)
+    return Meeting(store, in_order), problem
 
 
-def _compare_with_main(place: Place, store: Store, deadline: float) -> None:
-    if (
-        _poll(lambda: store.check(["place_0"]), deadline, f"rank {place.rank}: waiting for rank 0", place.rank == 1)
-        is not True
-    ):
-        raise ConfigError(f"rank 0 of {place.size} did not come: its own message says why")
-    main = Place(**json.loads(store.get("place_0")))
+def _join(place: Place, launcher_store: Store, deadline: float) -> tuple[Meeting, str]:
+    """Returns the meeting that rank 0 has opened, and what keeps the run from starting."""
+    main: Place | None = None
+    joined = ""
+
+    def decision() -> bool:
+        nonlocal main, joined
+        if not launcher_store.check(["main"]):
+            return False
+        main = Place(**json.loads(launcher_store.get("main")))
+        store = PrefixStore(main.nonce, launcher_store)
+        is_decided = bool(store.check(["decision"]))
+        if joined != main.nonce and not is_decided:  # a decision that came before is of the last attempt
+            joined = main.nonce
+            store.set(f"place_{place.rank}", json.dumps(asdict(place)))
+        return joined == main.nonce and (is_decided or main.size != place.size)
+
+    def note() -> str:
+        return "" if joined else f"rank {place.rank}: waiting for rank 0"
+
+    is_there = _poll(decision, deadline + _ANSWER_S, note, place.rank == 1)
+    if main is None or is_there is not True:
+        return Meeting(launcher_store, []), f"rank 0 of {place.size} did not come: its own message says why"
     if main.size != place.size:
-        raise ConfigError(_disagreement(main, place))
+        return Meeting(launcher_store, []), _disagreement(main, place)
+    store = PrefixStore(main.nonce, launcher_store)
+    answer = json.loads(store.get("decision"))
+    store.add("readers", 1)
+    places = [Place(**other) for other in answer["places"]]
+    if not answer["problem"] and places[place.rank] != place:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        answer["problem"] = (
+            f"rank {place.rank} is there twice at {address}: another run uses this port, or two processes have the "
+            "same RANK"
+        )
+    return Meeting(store, places), answer["problem"]
 
 
 def _disagreement(main: Place, other: Place) -> str:
@@ -271,9 +277,10 @@ def _poll(
         now = time.monotonic()
         if now >= deadline:
             break
-        if note and is_noted and now - noted >= _NOTE_S:
+        text = note if isinstance(note, str) else note()
+        if text and is_noted and now - noted >= _NOTE_S:
             noted = now
-            print(f"{note if isinstance(note, str) else note()} ({now - began:.0f} s)", file=sys.stderr, flush=True)
+            print(f"{text} ({now - began:.0f} s)", file=sys.stderr, flush=True)
         time.sleep(_POLL_S)
     return answer
 

@@ -23,7 +23,7 @@ from oumi.core.errors import OtherRankError, OumiError
 from oumi.core.log import current_rank
 from oumi.core.system.signals import is_stop_requested
 
-LAUNCHER_PID, LAUNCH_DIR = "OUMI_LAUNCHER_PID", "OUMI_LAUNCH_DIR"
+LAUNCHER_PID, LAUNCH_DIR, RESTARTS = "OUMI_LAUNCHER_PID", "OUMI_LAUNCH_DIR", "OUMI_LAUNCH_RESTARTS"
 _PR_SET_PDEATHSIG = 1
 """From <sys/prctl.h>."""
 INTERRUPTED = 130
@@ -118,8 +118,9 @@ def read_outcomes(folder: Path) -> dict[int, Outcome]:
 
 def restart_count() -> int:
     """Returns how often an elastic launcher has started the ranks of this run again after a failure."""
-    count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
-    return int(count) if count.isdecimal() else 0
+    # torch does not count a restart of this machine that follows one of another machine; a launcher of ours does.
+    counts = (os.environ.get(name, "") for name in (RESTARTS, "TORCHELASTIC_RESTART_COUNT"))
+    return max((int(count) for count in counts if count.isdecimal()), default=0)
 
 
 def end_with_launcher() -> None:
