@@ -221,9 +221,10 @@ def _join(place: Place, launcher_store: Store, deadline: float) -> tuple[Meeting
     """Returns the meeting that rank 0 has opened, and what keeps the run from starting."""
     main: Place | None = None
     joined = ""
+    is_twice = False
 
     def decision() -> bool:
-        nonlocal main, joined
+        nonlocal main, joined, is_twice
         if not launcher_store.check(["main"]):
             return False
         main = Place(**json.loads(launcher_store.get("main")))
@@ -231,8 +232,9 @@ def _join(place: Place, launcher_store: Store, deadline: float) -> tuple[Meeting
         is_decided = bool(store.check(["decision"]))
         if joined != main.nonce and not is_decided:  # a decision that came before is of the last attempt
             joined = main.nonce
+            is_twice = store.add(f"came_{place.rank}", 1) > 1
             store.set(f"place_{place.rank}", json.dumps(asdict(place)))
-        return joined == main.nonce and (is_decided or main.size != place.size)
+        return is_twice or (joined == main.nonce and (is_decided or main.size != place.size))
 
     def note() -> str:
         return "" if joined else f"rank {place.rank}: waiting for rank 0"
@@ -242,16 +244,16 @@ def _join(place: Place, launcher_store: Store, deadline: float) -> tuple[Meeting
         return Meeting(launcher_store, []), f"rank 0 of {place.size} did not come: its own message says why"
     if main.size != place.size:
         return Meeting(launcher_store, []), _disagreement(main, place)
+    if is_twice:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        problem = (
+            f"rank {place.rank} is there twice at {address}: two runs use this port, or two processes are this rank"
+        )
+        return Meeting(launcher_store, []), problem
     store = PrefixStore(main.nonce, launcher_store)
     answer = json.loads(store.get("decision"))
     store.add("readers", 1)
     places = [Place(**other) for other in answer["places"]]
-    if not answer["problem"] and places[place.rank] != place:
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        answer["problem"] = (
-            f"rank {place.rank} is there twice at {address}: another run uses this port, or two processes have the "
-            "same RANK"
-        )
     return Meeting(store, places), answer["problem"]
 
 
