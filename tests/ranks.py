@@ -24,7 +24,12 @@ def start_ranks(
     """Starts a Python command (`-m oumi train ...`) once for each rank; each is a process of its own."""
     port, ranks, local_size = free_port(), [], ranks_per_node or world_size
     for rank in range(world_size):
-        place = {"RANK": rank, "LOCAL_RANK": rank % local_size, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": local_size}
+        place = {
+            "RANK": rank,
+            "LOCAL_RANK": rank % local_size,
+            "WORLD_SIZE": world_size,
+            "LOCAL_WORLD_SIZE": local_size,
+        }
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         environment = {**{name: str(value) for name, value in place.items()}, **address, **variables}
         ranks.append(start_python(*command, folder=folder, **environment))

@@ -68,10 +68,13 @@ class Exporter:
         self._writer.write(directory, mode)
         self._preprocessor.save(directory)
 
-    def publish(self, directory: Path) -> None:
-        """Writes the final model, if the plan saves one, in place of that of an earlier run."""
-        if self._plan.checkpoints.final_model:
-            publish_model(directory, partial(self.write, mode=self._plan.save_mode))
+    def publish(self, directory: Path, world: World) -> None:
+        """Writes the final model, if the plan saves one, in place of that of an earlier run; collective."""
+        if not self._plan.checkpoints.final_model:
+            return
+        mode = self._plan.save_mode
+        with self.gathered(world, mode):
+            world.on_main(lambda: publish_model(directory, partial(self.write, mode=mode)))
 
     def _read_whole(self, path: Path, problem: OSError | None) -> None:
         with storage_errors(path.parent):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -97,9 +96,7 @@ class NativeTrainer:
 
     def save(self, directory: Path) -> None:
         """Writes the trained model and its tokenizer, on the main rank."""
-        world, final = self.run.world, self.run.plan.checkpoints.final_model
-        with self._exporter.gathered(world, self.run.plan.save_mode) if final else nullcontext():
-            world.on_main(lambda: self._exporter.publish(directory))
+        self._exporter.publish(directory, self.run.world)
 
     def _callbacks(self) -> list[Callback]:
         plan, world, data = self.run.plan, self.run.world, self._data

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import NoneType
@@ -142,9 +142,7 @@ class TrlTrainer:
 
     def save(self, directory: Path) -> None:
         """Writes the trained model and its tokenizer, on the main rank."""
-        world, final = self._bridge.world, self.run.plan.checkpoints.final_model
-        with self._exporter.gathered(world, self.run.plan.save_mode) if final else nullcontext():
-            world.on_main(lambda: self._exporter.publish(directory))
+        self._exporter.publish(directory, self._bridge.world)
 
 
 class _Ending(Callback):
