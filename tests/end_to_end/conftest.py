@@ -44,4 +44,5 @@ def python(
     """Runs Python with arguments in the folder `work`, which is empty as the caches are."""
     shutil.rmtree(HOME, ignore_errors=True)
     (tmp_path / "work").mkdir()
-    return lambda *arguments: _online[1].run(*arguments, folder=tmp_path / "work", HOME=str(tmp_path))
+    variables = {"folder": tmp_path / "work", "HOME": str(tmp_path)}
+    return lambda *arguments, **more: _online[1].run(*arguments, **variables, **more)
