@@ -37,7 +37,11 @@ _UNLIMITED = 1_000_000_000
 
 
 def gather_facts(
-    config: TrainingConfig, may_download: bool = False, counts_rows: bool = True, local_size: int = 1
+    config: TrainingConfig,
+    may_download: bool = False,
+    counts_rows: bool = True,
+    local_size: int = 1,
+    machine: host.Host | None = None,
 ) -> Facts:
     """Returns the facts for a plan.
 
@@ -46,13 +50,14 @@ def gather_facts(
         may_download: Download the few small files that describe a model of the Hub. Otherwise facts that are not in
             the cache stay unknown.
         counts_rows: Count the rows of the training set, if that is possible without reading them.
-        local_size: Number of processes of the run on this machine, which share its memory.
+        local_size: Number of processes of the run on a machine, which share its memory.
+        machine: The machine, None for this one.
 
     Raises:
         ConfigError: The model does not exist, or is not accessible.
     """
     config = as_run(config)  # callers pass either the config of the user or that of the run
-    machine = host.describe_host()
+    machine = machine or host.describe_host()
     return Facts(
         device=machine.device,
         device_name=machine.device_name,

@@ -13,8 +13,9 @@ from oumi.core.errors import OutputError
 from oumi.core.inspect import gather_facts
 from oumi.core.plan.disk import plan_disk, saved_size_of_files, with_saved_size
 from oumi.core.plan.facts import ModelFacts
-from oumi.core.plan.parts import CheckpointPlan, OptimizerPlan, SavedSize, StepsPlan
+from oumi.core.plan.parts import CheckpointPlan, OptimizerPlan, StepsPlan
 from oumi.core.plan.plan import make_plan
+from oumi.core.plan.resources import SavedSize
 from oumi.core.train import train
 from tests.runs import tiny_config
 from tests.tiny import save_tiny_model

@@ -19,9 +19,10 @@ from oumi.core.inspect import gather_facts
 from oumi.core.plan import sections
 from oumi.core.plan.fitting import changes_that_fit, memory_of, with_rows, with_what_fits
 from oumi.core.plan.memory import LargestMicroBatch, plan_memory
-from oumi.core.plan.parts import LoraPlan, MemoryPlan, Plan
+from oumi.core.plan.parts import LoraPlan, Plan
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.render import plan_json, plan_text
+from oumi.core.plan.resources import MemoryPlan
 from oumi.core.plan.shapes import ModelShape, shape_of
 from oumi.core.system.host import memory_limit
 from oumi.core.train import train

@@ -13,7 +13,8 @@ import torch
 from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.hub import hub_errors
 from oumi.core.log import logger
-from oumi.core.plan.parts import LoraPlan, SavedSize
+from oumi.core.plan.parts import LoraPlan
+from oumi.core.plan.resources import SavedSize
 
 _ADDED_BY_PEFT = re.compile(r"\.(base_layer|original_module|modules_to_save\.default)(?=\.)")
 """Parts of the path of a base weight within an adapted model."""

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from oumi.core.errors import OutputError
 from oumi.core.plan.facts import ModelFacts
-from oumi.core.plan.parts import CheckpointPlan, DiskPlan, LoraPlan, OptimizerPlan, Plan, SavedSize, StepsPlan
+from oumi.core.plan.parts import CheckpointPlan, LoraPlan, OptimizerPlan, Plan, StepsPlan
+from oumi.core.plan.resources import DiskPlan, SavedSize
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a number, by dtype."""

@@ -13,7 +13,8 @@ from typing import Any
 
 from oumi.core.plan.choices import NUM_RECOMPUTED
 from oumi.core.plan.disk import BYTES, state_bytes
-from oumi.core.plan.parts import MemoryPlan, Plan
+from oumi.core.plan.parts import Plan
+from oumi.core.plan.resources import MemoryPlan
 from oumi.core.plan.shapes import ModelShape
 
 _PROCESS = {"cpu": 465 << 20, "cuda": 800 << 20}

@@ -16,7 +16,8 @@ from oumi.core.plan.accelerate import accelerate_notes
 from oumi.core.plan.choices import FLAT_ATTENTIONS
 from oumi.core.plan.facts import Facts, ModelFacts
 from oumi.core.plan.methods import METHODS, method_of
-from oumi.core.plan.parts import DiskPlan, Plan, PrecisionPlan, StepsPlan
+from oumi.core.plan.parts import Plan, PrecisionPlan, StepsPlan
+from oumi.core.plan.resources import DiskPlan
 from oumi.core.plan.sharding import sharding_notes
 from oumi.core.plan.trainer_kwargs import mapped_arguments
 

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from oumi.core.plan.choices import NUM_RECOMPUTED
+from oumi.core.plan.communication import ASSUMED_EFFICIENCY, plan_communication
 from oumi.core.plan.memory import num_recomputed
 from oumi.core.plan.parts import Plan
+from oumi.core.system.devices import find_device
+from oumi.core.system.peaks import nominal_flops
 from oumi.core.system.redact import redact
 
 
@@ -26,6 +29,8 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     }
     if plan.memory is not None:
         record["memory"] |= {"total": plan.memory.total, "is_short": plan.memory.is_short}
+    if (sent := plan_communication(plan)) is not None:
+        record["communication"] = {**_plain(sent), "total_bytes": sent.total_bytes, "share": sent.share}
     return dict(redact(record))
 
 
@@ -46,6 +51,9 @@ def plan_text(plan: Plan) -> str:
         "optimizer": _optimizer(plan),
         "precision": plan.precision.reason,
         "device": f"{plan.device}, {plan.device_name}",
+        "ranks": _ranks(plan),
+        "sent": _communication(plan),
+        "assumed": _assumptions(plan),
         "memory": _memory(plan),
         "recompute": _recompute(plan),
         "evaluation": evaluation,
@@ -90,15 +98,62 @@ def _optimizer(plan: Plan) -> str:
     return f"{plan.optimizer.name}, learning rate {plan.optimizer.learning_rate:g} {plan.schedule.name}{ramp}{clip}"
 
 
+def _ranks(plan: Plan) -> str:
+    """Returns how many ranks there are, and what each of them has of the model."""
+    world_size, sharding = plan.steps.world_size, plan.sharding
+    if world_size == 1:
+        return ""
+    num_nodes = world_size // plan.steps.ranks_per_node
+    place = f"{world_size} on {num_nodes} nodes of {plan.steps.ranks_per_node}" if num_nodes > 1 else f"{world_size}"
+    if sharding is None:
+        return f"{place}, the whole model on each"
+    copies = "one copy" if sharding.num_replicas == 1 else f"each of {sharding.num_replicas} copies"
+    return f"{place}, {copies} of the model divided over {sharding.num_shards}"
+
+
+def _communication(plan: Plan) -> str:
+    sent = plan_communication(plan)
+    if sent is None:
+        return ""
+    parts = {
+        "weights": sent.gathered_bytes, "gradients": sent.reduced_bytes, "between copies": sent.between_copies_bytes,
+    }  # fmt: skip
+    listed = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
+    time = ""
+    if sent.seconds is not None:
+        time = f"; {sent.seconds:.2g} s"
+    if sent.share is not None:
+        most = "up to " if plan.memory is None or plan.memory.is_bound else ""
+        time += f", {sent.share:.0%} of a step if nothing is computed meanwhile ({most}{sent.compute_seconds:.2g} s)"
+    return f"{_size(sent.total_bytes)} by each rank in a step: {listed}{time}"
+
+
+def _assumptions(plan: Plan) -> str:
+    """Returns what the time of the communication depends on."""
+    device, speed = find_device(plan.device_name), nominal_flops(plan.device_name)
+    if device is None or plan_communication(plan) is None:
+        return ""
+    lines = [f"{plan.steps.ranks_per_node} x {device.name} a node"]
+    if plan.steps.ranks_per_node > 1:
+        lines.append(f"{device.link} {device.link_bandwidth / 1e9:g} GB/s each way")
+    if plan.steps.world_size > plan.steps.ranks_per_node:
+        lines.append(f"{device.network_bandwidth * 8 / 1e9:g} Gb/s a GPU between nodes")
+    if speed is not None:
+        lines.append(f"{ASSUMED_EFFICIENCY:.0%} of {speed / 1e12:g} TFLOP/s")
+    return ", ".join(lines)
+
+
 def _memory(plan: Plan) -> str:
     memory = plan.memory
     if memory is None:
         # Memory of other trainers is never predicted, so a line would say nothing.
         return "not known before the run" if plan.is_native else ""
-    parts = {name: getattr(memory, name) for name in ("weights", "gradients", "optimizer", "activations", "loss")}
-    listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in {**parts, "process": memory.process}.items())
+    names = ["weights", "gradients", "optimizer", *(["gathered"] if memory.gathered else []), "activations", "loss"]
+    listed = ", ".join(f"{name} {getattr(memory, name) / 1e9:.1f}" for name in [*names, "process"])
     most = "up to " if memory.is_bound else ""
-    return f"{most}{memory.total / 1e9:,.1f} GB of {memory.available / 1e9:,.0f} GB: {listed}"
+    each = " a rank" if plan.steps.world_size > 1 else ""
+    host = f"; {memory.on_host / 1e9:,.1f} GB in the memory of the host" if memory.on_host else ""
+    return f"{most}{memory.total / 1e9:,.1f} GB of {memory.available / 1e9:,.0f} GB{each}: {listed}{host}"
 
 
 def _recompute(plan: Plan) -> str:

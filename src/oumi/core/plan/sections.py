@@ -189,7 +189,7 @@ def plan_method(config: TrainingConfig, model: ModelPlan) -> MethodPlan:
     return MethodPlan(name, settings.model_dump(), METHODS[name].has_reference and not is_restored)
 
 
-def plan_steps(training: TrainingParams, world_size: int, num_rows: int | None) -> StepsPlan:
+def plan_steps(training: TrainingParams, world_size: int, num_rows: int | None, ranks_per_node: int = 1) -> StepsPlan:
     """Returns how rows are divided into optimizer steps."""
     rows = training.per_device_train_batch_size
     return StepsPlan(
@@ -199,6 +199,7 @@ def plan_steps(training: TrainingParams, world_size: int, num_rows: int | None) 
         num_epochs=training.num_train_epochs,
         max_steps=training.max_steps if training.max_steps > 0 else None,
         num_rows=num_rows,
+        ranks_per_node=ranks_per_node,
     )
 
 

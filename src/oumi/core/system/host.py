@@ -42,9 +42,11 @@ class Host:
 @lru_cache(maxsize=1)
 def describe_host() -> Host:
     """Returns this machine as torch would describe it, in most cases without importing torch."""
-    gpu = _first_gpu()
-    if gpu is not None:
-        return gpu
+    return _first_gpu() or describe_cpu()
+
+
+def describe_cpu() -> Host:
+    """Returns this machine without its GPUs of NVIDIA and AMD."""
     # In a container, the kernel kills a process that exceeds the limit, however much memory the machine has.
     memory = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory_limit() or 1 << 62)
     if os.uname().sysname == "Darwin" and os.uname().machine == "arm64":

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The weights of a model as FSDP2 divides and gathers them: in groups, a group for each block. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from oumi.core.plan.disk import BYTES
+from oumi.core.plan.parts import LoraPlan, Plan
+from oumi.core.plan.shapes import ModelShape
+
+USUAL_TARGETS = ("q_proj", "v_proj")
+"""Modules that PEFT adapts by default in these families."""
+_LAYER = "DecoderLayer"
+"""End of the names of the classes of layers in these families."""
+_ODD_SETTINGS = ("target_parameters", "modules_to_save", "exclude_modules")
+"""Settings of PEFT whose weights cannot be counted from the shape alone."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight of a model."""
+
+    rows: int
+    columns: int
+    """Numbers of a row."""
+    number_bytes: int
+    """Bytes of a number as it is kept."""
+    is_trained: bool
+
+    @property
+    def num_bytes(self) -> int:
+        """Returns the bytes of the weight."""
+        return self.rows * self.columns * self.number_bytes
+
+    def rows_of(self, rank: int, num_ranks: int) -> int:
+        """Returns the rows of a rank's slice, as torch.chunk cuts them: the last ranks may have fewer, or none."""
+        size = -(-self.rows // num_ranks)
+        return min(max(self.rows - rank * size, 0), size)
+
+
+@dataclass(frozen=True)
+class Division:
+    """The groups of weights that are gathered together, and how many ranks hold one copy of them."""
+
+    block: tuple[Weight, ...]
+    """The weights of a layer."""
+    num_blocks: int
+    root: tuple[Weight, ...]
+    """The weights outside of the layers, which are gathered for a whole step."""
+    num_shards: int
+    """1 if each rank has all of them."""
+    compute_bytes: int | None
+    """Bytes of a number as it is gathered and multiplied, None for those of the weight."""
+    reduce_bytes: int | None
+    """Bytes of a number of a gradient while it is summed, None for those of the weight."""
+
+    def gathered_bytes(self, weights: Iterable[Weight]) -> int:
+        """Returns the bytes of weights as they are gathered; the slices of all ranks are padded to equal rows."""
+        return sum(self._padded(weight) * (self.compute_bytes or weight.number_bytes) for weight in weights)
+
+    def reduced_bytes(self, weights: Iterable[Weight]) -> int:
+        """Returns the bytes of the gradients of weights as they are summed over the ranks."""
+        return sum(
+            self._padded(weight) * (self.reduce_bytes or weight.number_bytes) for weight in weights if weight.is_trained
+        )
+
+    def gradient_bytes(self, weights: Iterable[Weight]) -> int:
+        """Returns the bytes of the gradients of weights as the backward pass computes them."""
+        return self.gathered_bytes(weight for weight in weights if weight.is_trained)
+
+    def slice_bytes(self, rank: int = 0, only_trained: bool = False) -> int:
+        """Returns the bytes of a rank's slices of all weights; the first rank has most."""
+        return self._slices(self.root, rank, only_trained) + self.num_blocks * self._slices(
+            self.block, rank, only_trained
+        )
+
+    def _slices(self, weights: Iterable[Weight], rank: int, only_trained: bool) -> int:
+        return sum(
+            weight.rows_of(rank, self.num_shards) * weight.columns * weight.number_bytes
+            for weight in weights
+            if weight.is_trained or not only_trained
+        )
+
+    def _padded(self, weight: Weight) -> int:
+        return -(-weight.rows // self.num_shards) * self.num_shards * weight.columns
+
+
+def divide(plan: Plan) -> Division | None:
+    """Returns how the weights of a plan's model are divided, None if they cannot be counted before it is built."""
+    shape, sharding = plan.shape, plan.sharding
+    if shape is None or not can_count_weights(plan):
+        return None
+    number = BYTES.get(plan.model.dtype, 4)
+    block, root = _block(shape, plan.lora, number), _root(shape, plan.lora, number)
+    if sharding is None:
+        return Division(block, shape.layers, root, 1, None, None)
+    if sharding.block_classes and not any(name.endswith(_LAYER) for name in sharding.block_classes):
+        return None
+    compute = None if sharding.compute_dtype is None else BYTES[sharding.compute_dtype]
+    is_narrow = number < 4 or (compute or 4) < 4
+    least = sharding.min_block_weights or 0
+    if sum(weight.rows * weight.columns for weight in block) < least:  # no layer is a group of its own
+        block, root, num_blocks = (), (*root, *block * shape.layers), 0
+    else:
+        num_blocks = shape.layers
+    return Division(block, num_blocks, root, sharding.num_shards, compute, 4 if is_narrow else None)
+
+
+def can_count_weights(plan: Plan) -> bool:
+    """Returns True if weights are frozen, adapted or replaced only in ways that the shape of the model shows."""
+    settings = {} if plan.lora is None else plan.lora.settings
+    is_plain = not plan.model.freeze and plan.model.adapter is None and not plan.model.sees_images
+    return plan.shape is not None and is_plain and not any(settings.get(name) for name in _ODD_SETTINGS)
+
+
+def adapted_modules(shape: ModelShape, lora: LoraPlan) -> tuple[str, ...]:
+    """Returns the names of the modules of a layer that have an adapter."""
+    targets: Sequence[str] | str | None = lora.settings["target_modules"]
+    if targets is None:
+        return USUAL_TARGETS
+    names = tuple(shape.matrices)
+    # A text is `all-linear`.
+    return names if isinstance(targets, str) else tuple(n for n in names if any(t.endswith(n) for t in targets))
+
+
+def _block(shape: ModelShape, lora: LoraPlan | None, number: int) -> tuple[Weight, ...]:
+    is_full = lora is None
+    weights = [Weight(outputs, inputs, number, is_full) for inputs, outputs in shape.matrices.values()]
+    weights += [Weight(shape.hidden, 1, number, is_full)] * (4 if shape.has_norms_after else 2)
+    weights += [Weight(shape.head_size, 1, number, is_full)] * (2 * shape.has_head_norms)
+    if lora is not None:
+        rank = int(lora.settings["r"])
+        for name in adapted_modules(shape, lora):
+            inputs, outputs = shape.matrices[name]
+            weights += [Weight(rank, inputs, 4, True), Weight(outputs, rank, 4, True)]  # PEFT keeps them in float32
+    return tuple(weights)
+
+
+def _root(shape: ModelShape, lora: LoraPlan | None, number: int) -> tuple[Weight, ...]:
+    tables = [Weight(shape.vocabulary, shape.hidden, number, lora is None)] * (1 if shape.is_tied else 2)
+    return (*tables, Weight(shape.hidden, 1, number, lora is None))
