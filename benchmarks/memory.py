@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,13 +36,16 @@ class Case:
     """Documents of `text` in packed rows, instead of chats."""
     without: str = ""
     """Optimizations that are disabled."""
+    fsdp: Mapping[str, Any] | None = None
+    """Arguments of `fsdp` for two ranks; None for a single process."""
 
     @property
     def name(self) -> str:
         """Returns the case in a few words."""
         changes = [f"{key}: {value}" for key, value in self.training.items()]
         parts = [self.model, f"{self.rows} x {self.length}", "pack" if self.pack else "chat", *changes]
-        return ", ".join([*parts, *([f"without {self.without}"] if self.without else [])])
+        fsdp = [] if self.fsdp is None else ["two ranks", *(f"{key}: {value}" for key, value in self.fsdp.items())]
+        return ", ".join([*parts, *fsdp, *([f"without {self.without}"] if self.without else [])])
 
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -79,6 +83,7 @@ MODELS["gemma2"] = {
     "hidden_activation": "gelu_pytorch_tanh",
 }
 MODELS["mistral"] = {**MODELS["31m"], "model_type": "mistral", "sliding_window": 256}
+MODELS["wide"] = {**MODELS["untied"], "hidden_size": 640, "intermediate_size": 1720, "vocab_size": 64_000}
 _LORA = {"use_peft": True}
 _RECOMPUTED = {"enable_gradient_checkpointing": True}
 CASES = (
@@ -99,6 +104,22 @@ CASES = (
     Case("mistral", 2, 2048),
     Case("untied", 16, 128),
 )
+_FULL, _GRADIENTS = {"sharding_strategy": "FULL_SHARD"}, {"sharding_strategy": "SHARD_GRAD_OP"}
+_ACCUMULATED = {"gradient_accumulation_steps": 2}
+RANKS_CASES = (
+    Case("135m", 2, 256, fsdp={}),
+    Case("135m", 2, 256, fsdp=_FULL),
+    Case("135m", 2, 256, _ACCUMULATED, fsdp=_FULL),
+    Case("135m", 4, 512, _RECOMPUTED, fsdp=_FULL),
+    Case("135m", 2, 256, {"optimizer": "sgd"}, fsdp=_FULL),
+    Case("135m", 2, 256, fsdp=_GRADIENTS),
+    Case("135m", 2, 256, _LORA, fsdp=_FULL),
+    Case("31m", 4, 512, fsdp=_FULL),
+    Case("31m", 4, 512, fsdp={}),
+    Case("wide", 2, 256, fsdp=_FULL),
+    Case("wide", 2, 256, fsdp={}),
+)
+PHASES = ("load", "train", "save")
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -106,17 +127,60 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="the cases that contain this")
     parser.add_argument("--loose", action="store_true", help="let glibc cache small blocks, as in a process of Python")
+    parser.add_argument("--ranks", action="store_true", help="the runs of two ranks, by phase")
     parser.add_argument("--folder", type=Path, default=Path("~/.cache/oumi/benchmarks/memory"), help="for files")
     arguments = parser.parse_args(words)
     if arguments.loose:
         os.environ["GLIBC_TUNABLES"] = LOOSE
     folder = arguments.folder.expanduser().absolute()
+    if arguments.ranks:
+        _print_ranks([case for case in RANKS_CASES if arguments.only in case.name], folder)
+        return
     print("| run | predicted MB | measured MB | error |\n|---|---:|---:|---:|")
     for case in CASES:
         if arguments.only in case.name:
             predicted, measured = run_case(case, folder)
             error = predicted / measured - 1
             print(f"| {case.name} | {predicted / 1e6:,.0f} | {measured / 1e6:,.0f} | {error:+.1%} |", flush=True)
+
+
+def _print_ranks(cases: Sequence[Case], folder: Path) -> None:
+    """Prints the predicted peak of the ranks, and the measured peaks while they load, train and save.
+
+    The error is that of the last rank. The first one also maps the file of whole weights while it saves, which the
+    kernel frees when memory is short.
+    """
+    print("| run | rank | predicted MB | load | train | save | error |\n|---|---:|---:|---:|---:|---:|---:|")
+    for case in cases:
+        for rank, peaks in enumerate(run_ranks(case, folder)):
+            phases = " | ".join(f"{peaks[phase] / 1e6:,.0f}" for phase in PHASES)
+            error = f"{peaks['predicted'] / max(peaks[phase] for phase in PHASES) - 1:+.1%}" if rank else ""
+            print(f"| {case.name} | {rank} | {peaks['predicted'] / 1e6:,.0f} | {phases} | {error} |", flush=True)
+
+
+def run_ranks(case: Case, folder: Path, num_ranks: int = 2) -> list[dict[str, Any]]:
+    """Returns the predicted peak of each rank of a run, and its peaks by phase, in bytes."""
+    output = folder / "out"
+    shutil.rmtree(output, ignore_errors=True)
+    config = folder / "config.json"
+    write_model(case.model, folder)
+    config.write_text(json.dumps(make_config(case, folder, output)))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    ranks = []
+    for rank in range(num_ranks):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks}
+        environment = {**os.environ, **address, **{name: str(value) for name, value in place.items()}}
+        command = [sys.executable, "-m", "benchmarks.ranks", str(config)]
+        ranks.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    outputs = [rank.communicate() for rank in ranks]
+    for rank, (_, errors) in zip(ranks, outputs, strict=True):
+        if rank.returncode:
+            raise SystemExit(f"{case.name}: {errors[-2000:]}")
+    return [json.loads(text.splitlines()[-1]) for text, _ in outputs]
 
 
 def run_case(case: Case, folder: Path) -> tuple[int, int]:
@@ -154,13 +218,14 @@ def make_config(case: Case, folder: Path, output: Path) -> dict[str, Any]:
             }
         },
         "peft": {"peft_save_mode": "MERGED"},
+        "fsdp": {"enable_fsdp": bool(case.fsdp), **(case.fsdp or {})},
         "training": {
             "trainer_type": "OUMI",
             "output_dir": str(output),
             "per_device_train_batch_size": case.rows,
             "max_steps": STEPS,
             "save_steps": 0,
-            "save_final_model": False,
+            "save_final_model": case.fsdp is not None,
             "enable_tensorboard": False,
             "logging_steps": 1,
             **case.training,

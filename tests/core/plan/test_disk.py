@@ -11,7 +11,7 @@ import pytest
 
 from oumi.core.errors import OutputError
 from oumi.core.inspect import gather_facts
-from oumi.core.plan.disk import plan_disk, saved_size_of_files, with_saved_size
+from oumi.core.plan.disk import plan_disk, size_of_files, with_saved_size
 from oumi.core.plan.facts import ModelFacts
 from oumi.core.plan.parts import CheckpointPlan, OptimizerPlan, StepsPlan
 from oumi.core.plan.plan import make_plan
@@ -74,7 +74,7 @@ def test_the_prediction_is_what_a_checkpoint_takes(tmp_path: Path, lora: dict[st
 
 
 def test_nothing_is_predicted_of_a_model_that_is_not_here(tmp_path: Path) -> None:
-    assert saved_size_of_files(ModelFacts(), "float32", None) is None
+    assert size_of_files(ModelFacts(), "float32", None) is None
 
 
 def test_a_run_without_room_is_refused_with_what_would_help(tmp_path: Path) -> None:

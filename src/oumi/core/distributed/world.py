@@ -23,12 +23,11 @@ from oumi.core.distributed.traffic import Traffic
 from oumi.core.distributed.watchdog import Watchdog, is_agreed_end
 from oumi.core.errors import OtherRankError
 from oumi.core.log import logger
+from oumi.core.plan.sharding import BUCKET_BYTES
 from oumi.core.system import host
 from oumi.core.system.exits import end_with_launcher
 
 Result = TypeVar("Result")
-_BUCKET_BYTES = 32 << 20
-"""Gradients that are summed over the ranks in one call: large enough for bandwidth, small beside the model."""
 _CAUSE_S = 3.0
 """How long a rank waits to learn why a collective operation failed."""
 
@@ -118,7 +117,7 @@ class World:
                 parameter.grad = torch.zeros_like(parameter)
             if bucket and (
                 bucket[0].dtype != parameter.grad.dtype
-                or sum(gradient.nbytes for gradient in bucket) + parameter.grad.nbytes > _BUCKET_BYTES
+                or sum(gradient.nbytes for gradient in bucket) + parameter.grad.nbytes > BUCKET_BYTES
             ):
                 _sum_bucket(bucket)
                 bucket = []

@@ -9,6 +9,7 @@ from oumi.core.errors import OutputError
 from oumi.core.plan.facts import ModelFacts
 from oumi.core.plan.parts import CheckpointPlan, LoraPlan, OptimizerPlan, Plan, StepsPlan
 from oumi.core.plan.resources import DiskPlan, SavedSize
+from oumi.core.plan.sharding import ShardingPlan
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a number, by dtype."""
@@ -22,19 +23,33 @@ EMBEDDINGS = ("embed", "lm_head", "wte", "wpe")
 
 
 def plan_disk(
-    steps: StepsPlan, checkpoints: CheckpointPlan, optimizer: OptimizerPlan, saved: SavedSize | None, free_bytes: int
+    steps: StepsPlan,
+    checkpoints: CheckpointPlan,
+    optimizer: OptimizerPlan,
+    saved: SavedSize | None,
+    free_bytes: int,
+    sharding: ShardingPlan | None = None,
 ) -> DiskPlan:
-    """Returns the bytes of a checkpoint and of the final model, None where the weights are unknown."""
+    """Returns the bytes of a checkpoint and of the final model, None where the weights are unknown.
+
+    The ranks of a divided model save their slices of the optimizer's state, those of a second copy nothing.
+    """
     # A checkpoint has the state of the optimizer, the final model has the base weights if the adapter's mode says so.
     final_bytes = checkpoint_bytes = None
+    temporary_bytes, num_checkpoints = 0, _num_checkpoints(steps, checkpoints)
     if saved is not None:
         final_bytes = saved.num_bytes + saved.base_bytes
         checkpoint_bytes = saved.num_bytes + state_bytes(optimizer, saved.trained_bytes, saved.number_bytes)
+        if sharding is not None and checkpoints.final_model:
+            temporary_bytes = final_bytes
+        elif sharding is not None and num_checkpoints and sharding.saves_whole_model:
+            temporary_bytes = saved.num_bytes
     return DiskPlan(
         checkpoint_bytes=checkpoint_bytes,
-        num_checkpoints=_num_checkpoints(steps, checkpoints),
+        num_checkpoints=num_checkpoints,
         final_bytes=final_bytes if checkpoints.final_model else 0,
         free_bytes=free_bytes,
+        temporary_bytes=temporary_bytes,
     )
 
 
@@ -59,7 +74,7 @@ def with_saved_size(plan: Plan, saved: SavedSize) -> Plan:
     Raises:
         OutputError: The run writes more than there is free space.
     """
-    disk = plan_disk(plan.steps, plan.checkpoints, plan.optimizer, saved, plan.disk.free_bytes)
+    disk = plan_disk(plan.steps, plan.checkpoints, plan.optimizer, saved, plan.disk.free_bytes, plan.sharding)
     if disk.is_short:
         assert disk.total_bytes is not None, "the weights are known"
         raise OutputError(
@@ -70,7 +85,7 @@ def with_saved_size(plan: Plan, saved: SavedSize) -> Plan:
     return replace(plan, disk=disk)
 
 
-def saved_size_of_files(facts: ModelFacts, dtype: str, lora: LoraPlan | None) -> SavedSize | None:
+def size_of_files(facts: ModelFacts, dtype: str, lora: LoraPlan | None) -> SavedSize | None:
     """Returns the size of what will be saved, None if the model's files do not show it.
 
     Args:
@@ -79,10 +94,12 @@ def saved_size_of_files(facts: ModelFacts, dtype: str, lora: LoraPlan | None) ->
         lora: The adapter, None if all weights are trained.
     """
     if lora is None:
-        if facts.num_parameters is None:
+        # Without files of weights, the shape shows how many there are.
+        num_parameters = facts.num_parameters or (facts.shape.num_parameters if facts.shape else None)
+        if num_parameters is None:
             return None
         number_bytes = BYTES.get(dtype, 4)
-        num_bytes = facts.num_parameters * number_bytes
+        num_bytes = num_parameters * number_bytes
         return SavedSize(num_bytes, num_bytes, number_bytes=number_bytes)
     settings, targets = lora.settings, lora.settings["target_modules"]
     # These cases depend on PEFT or on the modules of the model, which are not loaded yet.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from oumi.core.plan.disk import BYTES
 from oumi.core.plan.parts import LoraPlan, Plan
 from oumi.core.plan.shapes import ModelShape
+from oumi.core.plan.sharding import BUCKET_BYTES
 
 USUAL_TARGETS = ("q_proj", "v_proj")
 """Modules that PEFT adapts by default in these families."""
@@ -106,6 +107,45 @@ def divide(plan: Plan) -> Division | None:
     else:
         num_blocks = shape.layers
     return Division(block, num_blocks, root, sharding.num_shards, compute, 4 if is_narrow else None)
+
+
+def gathered_bytes(plan: Plan, division: Division, sums_tied: bool) -> tuple[int, int, int]:
+    """Returns the bytes of whole weights and gradients that a rank holds: at the head, in backward, and at its end.
+
+    Args:
+        plan: The plan of the run.
+        division: How its weights are divided.
+        sums_tied: Head and embedding each make a gradient of the weights that they share.
+    """
+    sharding, on_cpu = plan.sharding, plan.device == "cpu"
+    if sharding is None:
+        # The gradients of a bucket are copied to be summed; large ones are a bucket of their own.
+        largest = max(weight.num_bytes for weight in division.root if weight.is_trained) if plan.lora is None else 0
+        return 0, 0, max(BUCKET_BYTES, largest) if plan.steps.world_size > 1 else 0
+    block, root = division.gathered_bytes(division.block), division.gathered_bytes(division.root)
+    num_kept = 0 if sharding.frees_after_forward else division.num_blocks
+    # What the last block was copied from when it was gathered is freed by the next one.
+    at_head = root + (max(num_kept, 1) + 1) * block
+    # The weights of a block and of the next, and its gradients as they are computed and as they are sent.
+    sent = division.gradient_bytes(division.block) + division.reduced_bytes(division.block)
+    in_backward = root + max(num_kept, 1 + sharding.gathers_ahead_in_backward) * block + sent
+    # The gradients of the root come last; gloo copies what it sums. Freed blocks lie between gradients on a CPU.
+    at_end = root + division.gradient_bytes(division.root) + division.reduced_bytes(division.root) * (1 + on_cpu)
+    if sums_tied:
+        at_end += 2 * division.gradient_bytes(division.root[:1])
+    at_end += num_kept * block * on_cpu
+    # A checkpoint makes one weight whole at a time; on a CPU, it does not fit between what is left of the step.
+    whole = max(weight.num_bytes for weight in division.root) if on_cpu and saves_whole_model(plan) else 0
+    return at_head + whole, in_backward + whole, at_end + whole
+
+
+def saves_whole_model(plan: Plan) -> bool:
+    """Returns True if a run of a divided model ever makes its base weights whole to save them."""
+    saving = plan.checkpoints
+    has_checkpoints = bool(saving.every_steps or saving.every_epoch) and plan.lora is None
+    saves_base = plan.lora is None or plan.save_mode != "ADAPTER_ONLY"
+    whole_checkpoints = has_checkpoints and plan.sharding is not None and plan.sharding.saves_whole_model
+    return whole_checkpoints or (saving.final_model and saves_base)
 
 
 def can_count_weights(plan: Plan) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from oumi.core.plan.choices import NUM_RECOMPUTED
 from oumi.core.plan.disk import BYTES, state_bytes
+from oumi.core.plan.division import Division, adapted_modules, can_count_weights, divide, gathered_bytes
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.resources import MemoryPlan
 from oumi.core.plan.shapes import ModelShape
@@ -21,6 +22,8 @@ _PROCESS = {"cpu": 465 << 20, "cuda": 800 << 20}
 """Memory before there is a model. On a CPU: Python, torch, transformers and the tokenizer, rounded up to huge pages. On
 a GPU: its context and the workspaces of matrix products."""
 _PEFT = 30 << 20
+_RANKS = 40 << 20
+"""Memory of the communication between ranks on a CPU: measured."""
 _HOLES_TIGHT, _HOLES = 0.06, 0.38
 """Fragmentation as a share of what each step allocates and frees: measured.
 
@@ -29,6 +32,9 @@ bytes, a freed block is too small for the next one of the same size; see `host.h
 """
 _HOLES_SCORED = 0.06
 """Additional fragmentation where attention allocates scores of many sizes: measured."""
+_HOLES_GATHERED = 0.12
+"""Additional fragmentation on a CPU where the weights of blocks are gathered and freed between activations: measured.
+"""
 _LEFT_TIGHT = 0.67
 """Share of the activations' memory that is still held at the end of backward, since gradients lie between the freed
 blocks: measured. Without a tight heap it is all of it."""
@@ -58,8 +64,6 @@ _FEWEST_QUERIES = 64
 """Fewest queries of a block."""
 _BLOCKS_HELD = 5
 """Matrices of the size of a block of scores that the backward pass holds."""
-_USUAL_TARGETS = ("q_proj", "v_proj")
-"""Modules that PEFT adapts by default in these families."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,8 @@ def plan_memory(
         is_tight: Freed memory is reused without fragmentation, see `host.has_tight_heap`.
         largest: The largest micro-batch, None if the rows are not read yet: then each is as long as it may be.
     """
-    if plan.shape is None or not _can_be_predicted(plan):
+    division = divide(plan)
+    if plan.shape is None or division is None or not _can_be_predicted(plan):
         return None
     if largest is None and plan.model.max_length is None:
         return None
@@ -116,59 +121,74 @@ def plan_memory(
     documents = plan.steps.micro_batch_rows * plan.method.spec.documents_per_row
     padded = LargestMicroBatch(documents * length, length)
     micro_batch = largest if largest and plan.speed.flat_batches else padded
-    moments = _moments(_Step(plan, plan.shape, micro_batch, is_tight or plan.device != "cpu"))
+    moments = _moments(_Step(plan, plan.shape, division, micro_batch, is_tight or plan.device != "cpu"))
     peak = max(moments, key=lambda moment: moment.total)
     return replace(peak, available=available, is_tight=is_tight, is_bound=largest is None)
 
 
 def _can_be_predicted(plan: Plan) -> bool:
-    """Returns True for trainer OUMI if weights are frozen, adapted or replaced only in ways that are counted here."""
-    settings = {} if plan.lora is None else plan.lora.settings
-    # Settings of PEFT whose weights cannot be counted from the shape alone.
-    odd = ("target_parameters", "modules_to_save", "exclude_modules")
-    is_plain = not plan.model.freeze and plan.model.adapter is None and not plan.model.sees_images
+    """Returns True for trainer OUMI if all weights and activations can be counted."""
     # The mask of a padded batch is small compared with scores that are kept, but not with fused attention.
     has_mask = plan.shape is not None and plan.shape.has_window and not plan.shape.has_softcap
-    is_plain &= plan.speed.flat_batches or not (has_mask or plan.data.train.pack)
-    return plan.is_native and is_plain and not any(settings.get(name) for name in odd)
+    is_plain = plan.speed.flat_batches or not (has_mask or plan.data.train.pack)
+    return plan.is_native and is_plain and can_count_weights(plan)
 
 
 def _moments(step: _Step) -> Iterator[MemoryPlan]:
-    """Yields the memory at the three candidates for the peak: at the head, in backward, and at the end of backward."""
-    plan, shape = step.plan, step.shape
-    device, number = plan.device, BYTES.get(plan.model.dtype, 4)
-    trained = step.trained_bytes
+    """Yields the memory at the candidates for the peak: at the head, in backward, at its end, and while loading."""
+    plan, shape, division = step.plan, step.shape, step.division
+    number = division.compute_bytes or BYTES.get(plan.model.dtype, 4)
     head = shape.embedding * number if step.adapted is None else 0
     states = 2 * step.largest.tokens * shape.hidden * number
+    kept = _kept(step)
+    whole_at_head, whole_in_backward, whole_at_end = gathered_bytes(plan, division, step.sums_tied)
+    layers, layer, holes = step.layers_bytes, step.layer_bytes, step.holes
+    recomputed = layer - states // 2  # the input of the layer is kept already
+    # At the head: all activations, one chunk of logits, and the gradient of the head.
+    loss = head + states + step.logits_bytes
+    yield replace(kept, activations=int(layers * holes), loss=int(loss * holes), gathered=whole_at_head)
+    # In the backward pass of the first recomputed layer.
+    at_first, at_last = step.layers_again
+    inner = int((layers + at_first * recomputed + step.backward_bytes) * holes)
+    yield replace(kept, activations=inner, loss=int((head + states) * holes), gathered=whole_in_backward)
+    # At the end of backward. If head and embedding each make a gradient of tied weights, both and their sum exist.
+    gradients = step.trained_bytes
+    if plan.sharding is None:
+        gradients += head * (2 * step.sums_tied + (plan.steps.accumulation > 1))
+    activations = int(at_last * layer * holes + step.left_bytes(gradients))
+    on_device = 0 if kept.on_host else gradients
+    yield replace(kept, gradients=on_device, activations=activations, gathered=whole_at_end)
+    if plan.sharding is not None and plan.device == "cpu":
+        # The slices are read, and then copied. Random weights are drawn as a whole first.
+        drawn = 0 if plan.model.pretrained else shape.num_parameters * BYTES.get(plan.model.dtype, 4)
+        yield replace(kept, gradients=0, optimizer=0, gathered=drawn + division.slice_bytes())
+
+
+def _kept(step: _Step) -> MemoryPlan:
+    """Returns the memory that is held during the whole step."""
+    plan, device, trained = step.plan, step.plan.device, step.trained_bytes
+    process = _PROCESS.get(device, _PROCESS["cuda"])
+    if device == "cpu":
+        process += (_PEFT if plan.lora else 0) + (_RANKS if plan.steps.world_size > 1 else 0)
     # Paged states move to the host's memory when the GPU's is full.
     is_paged = device != "cpu" and plan.optimizer.name.startswith("paged")
-    # Held during the whole step.
+    state = 0 if is_paged else state_bytes(plan.optimizer, trained, step.trained_number)
+    is_offloaded = plan.sharding is not None and plan.sharding.offload and device != "cpu"
     kept = MemoryPlan(
-        process=_PROCESS.get(device, _PROCESS["cuda"]) + (_PEFT if plan.lora and device == "cpu" else 0),
+        process=process,
         weights=step.weight_bytes,
         # Gradients exist during the forward pass only where they accumulate.
         gradients=trained if plan.steps.accumulation > 1 else 0,
-        optimizer=0 if is_paged else state_bytes(plan.optimizer, trained, step.trained_number),
+        optimizer=state,
         activations=0,
         loss=0,
         available=0,
         is_tight=step.is_tight,
         is_bound=False,
     )
-    holes = 1 + (_HOLES_TIGHT if step.is_tight else _HOLES) + (_HOLES_SCORED if step.scores_in_blocks else 0)
-    layers, layer = step.layers_bytes, step.layer_bytes
-    recomputed = layer - states // 2  # the input of the layer is kept already
-    # At the head: all activations, one chunk of logits, and the gradient of the head.
-    loss = head + states + step.logits_bytes
-    yield replace(kept, activations=int(layers * holes), loss=int(loss * holes))
-    # In the backward pass of the first recomputed layer.
-    at_first, at_last = step.layers_again
-    inner = int((layers + at_first * recomputed + step.backward_bytes) * holes)
-    yield replace(kept, activations=inner, loss=int((head + states) * holes))
-    # At the end of backward. If head and embedding each make a gradient of tied weights, both and their sum exist.
-    all_gradients = trained + head * (2 * step.sums_tied + (plan.steps.accumulation > 1))
-    left = min(layers, all_gradients) * (0 if device != "cpu" else _LEFT_TIGHT if step.is_tight else 1)
-    yield replace(kept, gradients=all_gradients, activations=int(at_last * layer * holes + left))
+    if not is_offloaded:
+        return kept
+    return replace(kept, weights=0, gradients=0, optimizer=0, on_host=step.weight_bytes + trained + state)
 
 
 @dataclass(frozen=True)
@@ -177,20 +197,14 @@ class _Step:
 
     plan: Plan
     shape: ModelShape
+    division: Division
     largest: LargestMicroBatch
     is_tight: bool
 
     @property
     def adapted(self) -> tuple[str, ...] | None:
         """Returns the names of the modules with an adapter, None if all weights are trained."""
-        if self.plan.lora is None:
-            return None
-        targets = self.plan.lora.settings["target_modules"]
-        if targets is None:
-            return _USUAL_TARGETS
-        names = tuple(self.shape.matrices)
-        # A text is `all-linear`.
-        return names if isinstance(targets, str) else tuple(n for n in names if any(t.endswith(n) for t in targets))
+        return None if self.plan.lora is None else adapted_modules(self.shape, self.plan.lora)
 
     @property
     def trained_number(self) -> int:
@@ -199,20 +213,18 @@ class _Step:
 
     @property
     def trained_bytes(self) -> int:
-        """Returns the bytes of the trained weights."""
-        if self.adapted is None or self.plan.lora is None:
-            return self.shape.num_parameters * self.trained_number
-        sizes = sum(sum(self.shape.matrices[name]) for name in self.adapted)
-        return self.trained_number * self.shape.layers * int(self.plan.lora.settings["r"]) * sizes
+        """Returns the bytes of the trained weights, or of this rank's slices of them."""
+        return self.division.slice_bytes(only_trained=True)
 
     @property
     def weight_bytes(self) -> int:
-        """Returns the bytes of all weights: of the model, the adapter and a frozen reference."""
-        # Autocast caches a 16-bit copy of each weight.
-        number = BYTES.get(self.plan.model.dtype, 4) + (2 if self.plan.precision.autocast else 0)
-        if self.plan.method.copies_reference:
-            number *= 2
-        return self.shape.num_parameters * number + (0 if self.adapted is None else self.trained_bytes)
+        """Returns the bytes of all weights, or of this rank's slices: of the model, the adapter, a frozen reference."""
+        adapter = 0 if self.adapted is None else self.trained_bytes
+        base = self.division.slice_bytes() - adapter
+        # Autocast keeps a 16-bit copy of each weight that it multiplies: of whole weights, once they are gathered.
+        is_cast = self.plan.precision.autocast and self.division.compute_bytes is None
+        copies = self.shape.num_parameters * 2 if is_cast else 0
+        return (base + copies) * (2 if self.plan.method.copies_reference else 1) + adapter
 
     @property
     def number(self) -> float:
@@ -220,6 +232,27 @@ class _Step:
         if self.plan.precision.autocast:
             return _MIXED_BYTES.get(self.plan.device, _MIXED_BYTES_ELSEWHERE)
         return BYTES.get(self.plan.model.dtype, 4)
+
+    @property
+    def holes(self) -> float:
+        """Returns the memory of activations as a multiple of their size, with fragmentation."""
+        gathers = self.plan.sharding is not None and self.plan.device == "cpu"
+        return (
+            1
+            + (_HOLES_TIGHT if self.is_tight else _HOLES)
+            + (_HOLES_SCORED if self.scores_in_blocks else 0)
+            + (_HOLES_GATHERED if gathers else 0)
+        )
+
+    def left_bytes(self, gradients: int) -> float:
+        """Returns the bytes of activations that are still held at the end of backward, between gradients."""
+        if self.plan.device != "cpu":
+            return 0.0
+        if self.plan.sharding is not None:
+            # Whole gradients come and go between the slices that stay.
+            whole = self.division.gradient_bytes(self.division.block) * self.division.num_blocks
+            return min(self.layers_bytes, whole)
+        return min(self.layers_bytes, gradients) * (_LEFT_TIGHT if self.is_tight else 1)
 
     @property
     def has_scores(self) -> bool:

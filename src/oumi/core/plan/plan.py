@@ -9,7 +9,7 @@ from pathlib import Path
 from oumi.core.configs import TrainingConfig
 from oumi.core.plan import sections
 from oumi.core.plan.accelerate import plan_accelerate
-from oumi.core.plan.disk import plan_disk, saved_size_of_files
+from oumi.core.plan.disk import plan_disk, size_of_files
 from oumi.core.plan.facts import Facts
 from oumi.core.plan.fitting import memory_notes, with_what_fits
 from oumi.core.plan.memory import plan_memory
@@ -31,7 +31,7 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1, ranks_p
     lora = sections.plan_lora(config.peft) if training.use_peft else None
     model = sections.plan_model(config, dtype, facts.model)
     sharding = plan_sharding(config, world_size, ranks_per_node, dtype, facts.has_bf16)
-    disk = plan_disk(steps, checkpoints, optimizer, saved_size_of_files(facts.model, dtype, lora), facts.free_bytes)
+    disk = plan_disk(steps, checkpoints, optimizer, size_of_files(facts.model, dtype, lora), facts.free_bytes, sharding)
     plan = Plan(
         config=config,
         trainer=training.trainer_type.name,

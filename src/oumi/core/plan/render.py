@@ -177,9 +177,11 @@ def _checkpoints(plan: Plan) -> str:
     disk = plan.disk
     if disk.checkpoint_bytes is None:
         return f"{when}{kept}; {_size(disk.free_bytes)} free"
-    total = disk.checkpoint_bytes * disk.num_checkpoints + (disk.final_bytes or 0)
     each = f"; {disk.num_checkpoints} x {_size(disk.checkpoint_bytes)}" if disk.num_checkpoints else ""
-    return f"{when}{kept}{each}; {_size(total)} in all, {_size(disk.free_bytes)} free"
+    if each and plan.sharding is not None:
+        each += f" with state in {plan.sharding.num_shards} files"
+    temporary = f" with {_size(disk.temporary_bytes)} while saving" if disk.temporary_bytes else ""
+    return f"{when}{kept}{each}; {_size(disk.total_bytes or 0)} in all{temporary}, {_size(disk.free_bytes)} free"
 
 
 def _size(num_bytes: int) -> str:

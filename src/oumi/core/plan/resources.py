@@ -34,13 +34,15 @@ class DiskPlan:
     final_bytes: int | None
     """Bytes of the model at the end of the run."""
     free_bytes: int
+    temporary_bytes: int = 0
+    """Bytes of a file with the whole weights of a divided model, which exists while they are saved."""
 
     @property
     def total_bytes(self) -> int | None:
-        """Returns the bytes of all files, None if the size of the model is not known yet."""
+        """Returns the bytes of all files that exist together, None if the size of the model is not known yet."""
         if self.checkpoint_bytes is None or self.final_bytes is None:
             return None
-        return self.checkpoint_bytes * self.num_checkpoints + self.final_bytes
+        return self.checkpoint_bytes * self.num_checkpoints + self.final_bytes + self.temporary_bytes
 
     @property
     def is_short(self) -> bool:

@@ -10,6 +10,8 @@ from oumi.core.configs import TrainingConfig
 from oumi.core.configs.deepspeed import ZeRORuntimeStage
 from oumi.core.configs.fsdp import AutoWrapPolicy, BackwardPrefetch, FSDPParams, ShardingStrategy, StateDictType
 
+BUCKET_BYTES = 32 << 20
+"""Gradients that ranks with whole models sum in one call: large enough for bandwidth, small beside the model."""
 HYBRID = (ShardingStrategy.HYBRID_SHARD, ShardingStrategy.HYBRID_SHARD_ZERO2)
 KEEPS_GATHERED = (ShardingStrategy.SHARD_GRAD_OP, ShardingStrategy.HYBRID_SHARD_ZERO2)
 _ELEMENTWISE = ("adam", "adamw", "adamw_torch", "adamw_torch_fused", "sgd")
@@ -161,5 +163,10 @@ def sharding_notes(config: TrainingConfig, plan: ShardingPlan | None, world_size
         yield "fsdp.backward_prefetch: FSDP2 gathers ahead (BACKWARD_PRE) or not; BACKWARD_POST does not gather ahead"
     if fsdp.mixed_precision == "bf16" and plan.compute_dtype is None:
         yield "fsdp.mixed_precision: bf16 changes nothing: the weights are bfloat16, or the CPU has no bfloat16"
+    if config.training.mixed_precision_dtype.name != "NONE" and plan.compute_dtype is None and device != "cpu":
+        yield (
+            "training.mixed_precision_dtype: each rank keeps a 16-bit copy of all weights during a step; with "
+            "fsdp.mixed_precision: bf16 only of those that are gathered"
+        )
     if plan.offload and device == "cpu":
         yield "not read: fsdp.cpu_offload: the run is on a CPU"

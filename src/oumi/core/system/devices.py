@@ -47,7 +47,7 @@ DEVICES = {
 """Devices by the name that a user gives.
 
 Sources: memory as nvidia-smi reports it (thundergolfer.com/blog/nvidia-gpu-memory-capacity; of a B200 and an RTX 4090,
-the data sheet and nvidia-smi). Bandwidths of memory and NVLink from NVIDIA's data sheets, half of what they sum over both
+the data sheet and nvidia-smi). Bandwidths of memory and NVLink from NVIDIA's data sheets, half of their sums over both
 directions. Networks from the data sheets of DGX A100 (200 Gb/s a GPU), and of DGX H100, H200 and B200 (400 Gb/s); for
 cards in PCIe slots, 100 Gb/s a GPU is an assumption.
 """
