@@ -51,8 +51,6 @@ def _ranks_per_node(world_size: int, gpus_per_node: int | None) -> int:
     count = min(world_size, _USUAL_GPUS) if gpus_per_node is None else gpus_per_node
     if world_size % count:
         near = [size for size in (world_size // count * count, (world_size // count + 1) * count) if size]
-        raise ConfigError(
-            f"--world-size: expected a multiple of --gpus-per-node, {count}, got {world_size}; the nearest are "
-            f"{' and '.join(map(str, near))}"
-        )
+        nearest = f"the nearest {'is' if len(near) == 1 else 'are'} {' and '.join(map(str, near))}"
+        raise ConfigError(f"--world-size: expected a multiple of --gpus-per-node, {count}, got {world_size}; {nearest}")
     return count

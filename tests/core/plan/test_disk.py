@@ -16,6 +16,8 @@ from oumi.core.plan.facts import ModelFacts
 from oumi.core.plan.parts import CheckpointPlan, OptimizerPlan, StepsPlan
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.resources import SavedSize
+from oumi.core.plan.shapes import ModelShape
+from oumi.core.plan.sharding import ShardingPlan
 from oumi.core.train import train
 from tests.runs import tiny_config
 from tests.tiny import save_tiny_model
@@ -71,6 +73,37 @@ def test_the_prediction_is_what_a_checkpoint_takes(tmp_path: Path, lora: dict[st
     assert predicted.checkpoint_bytes == pytest.approx(bytes_below(tmp_path / "out" / "checkpoint-2"), rel=0.05)
     final = next((tmp_path / "out").glob("*model.safetensors"))
     assert predicted.final_bytes == pytest.approx(final.stat().st_size, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("saving", "saves_whole", "temporary"),
+    [
+        (checkpoints(), True, 4 * MB),
+        (checkpoints(), False, 4 * MB),
+        (checkpoints(final_model=False), True, 4 * MB),
+        (checkpoints(final_model=False), False, 0),
+        (checkpoints(final_model=False, every_steps=None), True, 0),
+    ],
+)
+def test_a_divided_model_is_whole_in_a_file_while_it_is_saved(
+    saving: CheckpointPlan, saves_whole: bool, temporary: int
+) -> None:
+    steps, saved = StepsPlan(1, 1, 64, 1, None, 20 * 64), SavedSize(4 * MB, 4 * MB)
+    whole = plan_disk(steps, saving, ADAM, saved, 1)
+    sharding = ShardingPlan(8, 8, True, (), None, False, None, False, True, saves_whole)
+    disk = plan_disk(steps, saving, ADAM, saved, 1, sharding)
+    assert disk.temporary_bytes == temporary
+    assert disk.checkpoint_bytes == whole.checkpoint_bytes, (
+        "the ranks of one copy write the state, those of others none"
+    )
+    assert disk.total_bytes == (whole.total_bytes or 0) + temporary
+
+
+def test_the_shape_shows_what_is_saved_where_there_are_no_files() -> None:
+    shape = ModelShape("llama", 2, 64, 4, 2, 16, 128, 260, True)
+    saved = saved_size_of_files(ModelFacts(shape=shape), "bfloat16", None)
+    assert saved is not None
+    assert saved.num_bytes == 2 * shape.num_parameters
 
 
 def test_nothing_is_predicted_of_a_model_that_is_not_here(tmp_path: Path) -> None:

@@ -249,9 +249,10 @@ class _Step:
         if self.plan.device != "cpu":
             return 0.0
         if self.plan.sharding is not None:
-            # Whole gradients come and go between the slices that stay.
+            # Whole gradients come and go between the slices that stay; recomputed layers leave no blocks between them.
             whole = self.division.gradient_bytes(self.division.block) * self.division.num_blocks
-            return min(self.layers_bytes, whole)
+            again = num_recomputed(self.plan.gradient_checkpointing, self.shape.layers)
+            return min(self.layers_bytes if again < self.shape.layers else 0, whole)
         return min(self.layers_bytes, gradients) * (_LEFT_TIGHT if self.is_tight else 1)
 
     @property
