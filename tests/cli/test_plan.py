@@ -51,9 +51,9 @@ def test_a_plan_is_that_of_the_ranks_and_devices_that_are_named(config: Path) ->
 
 def test_without_a_device_a_plan_is_for_devices_like_this_one(config: Path) -> None:
     record = json.loads(plan(config, "--world-size", "4", "--json"))
-    assert (record["ranks_per_node"], record["device_name"]) == (4, describe_host().device_name)
+    assert (record["steps"]["ranks_per_node"], record["device_name"]) == (4, describe_host().device_name)
     single = json.loads(plan(config, "--json"))
-    assert (single["ranks_per_node"], single["sharding"]) == (1, None)
+    assert (single["steps"]["ranks_per_node"], single["sharding"]) == (1, None)
     assert "communication" not in single
 
 

@@ -14,6 +14,7 @@ from datetime import datetime
 from oumi.core.configs import TrainingConfig
 from oumi.core.data.training_data import load_training_data
 from oumi.core.distributed.world import World
+from oumi.core.engine.loop import fit
 from oumi.core.inspect import gather_facts
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.render import plan_json
@@ -31,7 +32,7 @@ for argument in sys.argv[1:]:
         resume_point = world.on_main(lambda plan=plan: find_resume_point(plan))  # type: ignore[misc]
         trainer = NativeTrainer.build(plan.with_num_rows(data.num_rows), world, data, resume_point)
         with Collectives() as collectives:
-            trainer.train()
+            fit(trainer.run)
         sizes = {kind: collectives.total(kind) for kind in ("gather", "scatter", "sum")}
         if world.is_main:
             print(json.dumps({"sent": plan_json(plan)["communication"], **sizes}))

@@ -101,7 +101,7 @@ def test_a_divided_model_is_whole_in_a_file_while_it_is_saved(
 
 def test_the_shape_shows_what_is_saved_where_there_are_no_files() -> None:
     shape = ModelShape("llama", 2, 64, 4, 2, 16, 128, 260, True)
-    saved = saved_size_of_files(ModelFacts(shape=shape), "bfloat16", None)
+    saved = size_of_files(ModelFacts(shape=shape), "bfloat16", None)
     assert saved is not None
     assert saved.num_bytes == 2 * shape.num_parameters
 
