@@ -53,7 +53,7 @@ NAMES = {
 
 FLAGS = {
     "train": {"--config", "--list", "--nproc-per-node", "--verbose"},
-    "plan": {"--config", "--json"},
+    "plan": {"--config", "--json", "--world-size", "--gpus-per-node", "--device"},
     "config check": set(),
     "config show": {"--set-only"},
     "config schema": {"--kind"},

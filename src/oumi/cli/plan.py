@@ -17,7 +17,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     world_size: Annotated[int, typer.Option("--world-size", help="Number of processes, one for each GPU.")] = 1,
     gpus_per_node: Annotated[
-        int | None, typer.Option("--gpus-per-node", help="Processes of a machine; 8, or all if they are fewer.")
+        int | None, typer.Option("--gpus-per-node", help="Processes of a machine: 8, or all if they are fewer.")
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="Device of the machines, such as h100-80gb.")] = None,
 ) -> None:
