@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -94,6 +95,8 @@ class Checkpointing(Callback):
             if saves_model:
                 stack.enter_context(self._exporter.gathered(run.world))
             if slices is not None:
+                if run.world.is_main:  # after a failure, of any rank, a full disk needs the space
+                    stack.callback(shutil.rmtree, slices, ignore_errors=True)
                 with storage_errors(target):
                     run.world.on_main(lambda: recreate(slices))
                     save_slices(run, slices)
