@@ -42,12 +42,13 @@ class Parameters:
             self.by_name[name].grad = gradient._local_tensor if isinstance(gradient, DTensor) else None
             parameter.grad = None
 
-    def clip_gradients(self, limit: float | None) -> torch.Tensor:
+    def clip_gradients(self, optimizer: torch.optim.Optimizer, limit: float | None) -> torch.Tensor:
         """Scales the gradients down to a norm, unless `limit` is None, and returns the norm of them all before."""
         bound = float("inf") if limit is None else limit
-        gradients = {name: p.grad for name, p in self.by_name.items() if p.grad is not None}
         if not self.divided:
-            return nn.utils.clip_grad_norm_([self.by_name[name] for name in gradients], bound)
+            trained = (parameter for group in optimizer.param_groups for parameter in group["params"])
+            return nn.utils.clip_grad_norm_([p for p in trained if p.grad is not None], bound)
+        gradients = {name: p.grad for name, p in self.by_name.items() if p.grad is not None}
         slices = [gradient for name, gradient in gradients.items() if name in self.divided]
         whole = [gradient for name, gradient in gradients.items() if name not in self.divided]
         squares = nn.utils.get_total_norm(slices).float().square() if slices else torch.zeros(())

@@ -23,7 +23,7 @@ def take_step(run: Run, micro_batches: list[Batch]) -> StepReport:
     run.scaler.unscale_(run.optimizer)
     measures = run.world.sum(torch.stack([mean.total, *mean.metrics.values()]))
     # The only wait for the device, but for float16's scale: no weight moves before these are known to be finite.
-    norm = run.parameters.clip_gradients(run.plan.optimizer.max_grad_norm)
+    norm = run.parameters.clip_gradients(run.optimizer, run.plan.optimizer.max_grad_norm)
     grad_norm, loss, *metrics = torch.cat([norm.to(measures.dtype)[None], measures]).tolist()
     report = StepReport(
         loss=loss,
