@@ -29,6 +29,8 @@ from benchmarks.sft.workload import SHAPES, make_workload
 RESULTS = Path(__file__).parent / "results"
 MAX_CONTENTION = 0.15
 TITLES = {"oumi": "Every token is trained", "oumi_answers": "Only answers are trained"}
+OURS = ("torch", "oumi", "transformers")
+"""Packages of this repository whose versions are in the result."""
 MAX_TRIES = 3
 """Of one turn of a peer."""
 
@@ -36,27 +38,36 @@ MAX_TRIES = 3
 def main() -> None:
     """Runs the comparison of each shape, and prints and writes its table."""
     arguments = parse_options()
+    kind = "before" if arguments.before else "ablation" if arguments.ablate else "cpu"
     for shape in arguments.shapes:
-        num_rows = arguments.rows or arguments.steps * BATCH
-        folder = arguments.cache / "work" / f"{shape}-{num_rows}"
-        work = make_workload(folder, SHAPES[shape], num_rows)
-        task = Task(work, arguments.steps, folder / "run")
-        names = dict.fromkeys(peer.reference for peer in arguments.peers.values())
-        references = {name: reference_losses(task, name, arguments.cache) for name in names}
-        outcomes = run_rounds(task, arguments.peers, arguments)
-        num_tokens = [sum(work.num_tokens[i * BATCH : (i + 1) * BATCH]) for i in range(arguments.steps)]
-        rows = summary(outcomes, references, num_tokens, BATCH)
-        write_results(arguments, shape, rows, outcomes, num_tokens)
+        rows, outcomes, num_tokens = compare(arguments, shape)
+        facts = facts_of(arguments, shape, outcomes, num_tokens)
+        write_results(
+            arguments.results / f"sft_{kind}-{shape}", report(facts, rows), {**facts, "peers": rows}, outcomes
+        )
 
 
 def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Returns the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", type=_names, default=["14m"], help=f"of {', '.join(SHAPES)}")
-    parser.add_argument("--peers", type=_names, help=f"of {', '.join(PEERS)}")
+    parser = new_parser(__doc__, PEERS)
     parser.add_argument(
         "--ablate", action="store_true", help="Oumi alone, with each of its techniques disabled in turn"
     )
+    parser.add_argument(
+        "--before", type=Path, metavar="CHECKOUT", help="compare with an older checkout of this repository instead"
+    )
+    options = parser.parse_args(words)
+    if options.before and not (options.before / "src/oumi").is_dir():
+        parser.error(f"--before {options.before}: expected a checkout of this repository")
+    peers = before_and_now(options.before) if options.before else ablations() if options.ablate else PEERS
+    return checked(parser, options, peers)
+
+
+def new_parser(description: str | None, peers: Mapping[str, Peer]) -> argparse.ArgumentParser:
+    """Returns a parser of the options that all comparisons have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", type=_names, default=["14m"], help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--peers", type=_names, help=f"of {', '.join(peers)}")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30, help=f"the first {NUM_SKIPPED_STEPS} are not timed")
     parser.add_argument("--rows", type=int, help="of the file; as many as the steps need by default")
@@ -65,14 +76,14 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the tables")
     parser.add_argument("--max-contention", type=float, default=MAX_CONTENTION)
-    parser.add_argument(
-        "--before", type=Path, metavar="CHECKOUT", help="compare with an older checkout of this repository instead"
-    )
-    options = parser.parse_args(words)
+    return parser
+
+
+def checked(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, peers: Mapping[str, Peer]
+) -> argparse.Namespace:
+    """Returns the options with the selected peers; ends the program if they are wrong."""
     options.cache = options.cache.expanduser().absolute()
-    if options.before and not (options.before / "src/oumi").is_dir():
-        parser.error(f"--before {options.before}: expected a checkout of this repository")
-    peers = before_and_now(options.before) if options.before else ablations() if options.ablate else PEERS
     for names, table_of in ((options.peers or [], peers), (options.shapes, SHAPES)):
         for name in names:
             if name not in table_of:
@@ -84,6 +95,21 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     selected = options.peers or [name for name, peer in peers.items() if not peer.is_extra]
     options.peers = {name: peers[name] for name in selected}
     return options
+
+
+def compare(
+    arguments: argparse.Namespace, shape: str
+) -> tuple[dict[str, dict[str, Any]], dict[str, Outcome], list[int]]:
+    """Runs the peers on a shape, and returns the rows of the table, the runs, and the tokens of each step."""
+    num_rows = arguments.rows or arguments.steps * BATCH
+    folder = arguments.cache / "work" / f"{shape}-{num_rows}"
+    work = make_workload(folder, SHAPES[shape], num_rows)
+    task = Task(work, arguments.steps, folder / "run")
+    names = dict.fromkeys(peer.reference for peer in arguments.peers.values())
+    references = {name: reference_losses(task, name, arguments.cache) for name in names}
+    outcomes = run_rounds(task, arguments.peers, arguments)
+    num_tokens = [sum(work.num_tokens[i * BATCH : (i + 1) * BATCH]) for i in range(arguments.steps)]
+    return summary(outcomes, references, num_tokens, BATCH), outcomes, num_tokens
 
 
 def reference_losses(task: Task, name: str, cache: Path) -> list[float]:
@@ -135,21 +161,16 @@ def take_turn(task: Task, outcome: Outcome, arguments: argparse.Namespace) -> No
 def start(task: Task, peer: Peer, cache: Path) -> Run:
     """Runs a peer once, in its environment."""
     if peer.environment is None:
-        return run_peer(task, peer, sys.executable, ())
+        return run_peer(task, peer, sys.executable, OURS)
     environment = ENVIRONMENTS[peer.environment]
     return run_peer(task, peer, ready_python(cache / peer.environment, environment), environment.reported)
 
 
-def write_results(
-    arguments: argparse.Namespace,
-    shape: str,
-    rows: Mapping[str, Mapping[str, Any]],
-    outcomes: Mapping[str, Outcome],
-    num_tokens: Sequence[int],
-) -> None:
-    """Prints the tables, and writes them with all measurements."""
-    kind = "before" if arguments.before else "ablation" if arguments.ablate else "cpu"
-    facts = {
+def facts_of(
+    arguments: argparse.Namespace, shape: str, outcomes: Mapping[str, Outcome], num_tokens: Sequence[int]
+) -> dict[str, Any]:
+    """Returns the setting of a comparison."""
+    return {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "commit": commit(),
         "cpu": cpu_model(),
@@ -160,13 +181,15 @@ def write_results(
         "tokens_per_step": list(num_tokens),
         "versions": {name: dict(outcome.runs[0].steps.versions) for name, outcome in outcomes.items() if outcome.runs},
     }
-    text = report(facts, rows)
+
+
+def write_results(path: Path, text: str, facts: Mapping[str, Any], outcomes: Mapping[str, Outcome]) -> None:
+    """Prints a report, and writes it as Markdown, and all measurements as JSON; `path` has no ending."""
     print("\n" + text)
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    path = arguments.results / f"sft_{kind}-{shape}"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".md").write_text(text + "\n")
     runs = {name: [asdict(run) for run in outcome.runs] for name, outcome in outcomes.items()}
-    path.with_suffix(".json").write_text(json.dumps({**facts, "peers": rows, "runs": runs}) + "\n")
+    path.with_suffix(".json").write_text(json.dumps({**facts, "runs": runs}) + "\n")
 
 
 def report(facts: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -185,8 +208,13 @@ def report(facts: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> s
         part = {name: row for name, row in rows.items() if row["base"] == base}
         if part:
             lines += ["", f"## {title}", "", table(part)]
+    return "\n".join([*lines, *versions_of(facts)])
+
+
+def versions_of(facts: Mapping[str, Any]) -> list[str]:
+    """Returns the end of a report: the packages of the peers, each set of them once."""
     versions = {" ".join(f"{k} {v}" for k, v in packages.items()): name for name, packages in facts["versions"].items()}
-    return "\n".join([*lines, "", "Versions:", "", *(f"- {name}: {text}" for text, name in versions.items())])
+    return ["", "Versions:", "", *(f"- {name}: {text}" for text, name in versions.items())]
 
 
 def cpu_model() -> str:

@@ -48,6 +48,8 @@ class Peer:
     """The row that its times are compared with."""
     is_extra: bool = False
     """Runs only if it is selected."""
+    num_ranks: int = 1
+    """Processes, which divide the threads and the rows of a step; more than one need a driver."""
     note: str = ""
 
 
@@ -112,6 +114,19 @@ PEERS = {
     "oumi_trl_sft": Peer("Oumi (this repository), TRL_SFT", None, None, {"trainer_type": "TRL_SFT"}, is_extra=True),
     "oumi_hf": Peer("Oumi (this repository), HF", None, None, {"trainer_type": "HF"}, is_extra=True),
 }  # fmt: skip
+RANKS = {
+    "oumi": Peer("Oumi (this repository), one rank", "oumi_ranks.py", None),
+    "oumi_ddp": Peer("Oumi, DDP", "oumi_ranks.py", None, num_ranks=2),
+    "oumi_full_shard": Peer(
+        "Oumi, FULL_SHARD", "oumi_ranks.py", None, {"sharding_strategy": "FULL_SHARD"}, num_ranks=2
+    ),
+    "oumi_shard_grad_op": Peer(
+        "Oumi, SHARD_GRAD_OP", "oumi_ranks.py", None, {"sharding_strategy": "SHARD_GRAD_OP"}, num_ranks=2
+    ),
+    "trl": Peer("TRL 1.16, tuned, one rank", "trl_sft.py", "trl", _TUNED),
+    "trl_ddp": Peer("TRL 1.16, tuned, DDP", "trl_sft.py", "trl", _TUNED, num_ranks=2),
+}
+"""Each with two threads in all."""
 REFERENCES = {
     "plain": PEERS["plain"],
     "plain_answers": PEERS["plain_answers"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,12 +118,28 @@ def summary(
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns the rows as a table in Markdown, with their notes below."""
-    lines = [_HEAD, "|---" + "|---:" * (_HEAD.count("|") - 2) + "|"]
+    """Returns the rows of `summary` as a table in Markdown, with their notes below."""
+    return table_with(_HEAD, _cells, rows)
+
+
+def table_with(
+    head: str, cells: Callable[[Mapping[str, Any]], list[str]], rows: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Returns rows as a table in Markdown, with their notes below.
+
+    Args:
+        head: The first line of the table.
+        cells: Returns what follows the title of a row that has measures.
+        rows: Those of `summary`, which may have more values.
+    """
+    num_cells = head.count("|") - 2
+    lines = [head, "|---" + "|---:" * num_cells + "|"]
     notes = list(dict.fromkeys(row["note"] for row in rows.values() if row["note"]))
     for row in rows.values():
         mark = f" [{notes.index(row['note']) + 1}]" if row["note"] else ""
-        lines.append(f"| {row['title']}{mark} | " + " | ".join(_cells(row)) + " |")
+        problem = _problem(row)
+        values = [problem, *[""] * (num_cells - 1)] if problem else cells(row)
+        lines.append(f"| {row['title']}{mark} | " + " | ".join(values) + " |")
     lines += ["", *(f"[{i}] {note}." for i, note in enumerate(notes, start=1))]
     return "\n".join(lines).rstrip()
 
@@ -138,21 +154,32 @@ def _relation(own: Median, base: Median | None) -> dict[str, float | None]:
     }
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    blanks = [""] * 10
+def ratio(value: float | None) -> str:
+    """Returns a ratio to the base row as text."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def num_runs(row: Mapping[str, Any]) -> str:
+    """Returns how many runs count and how many were discarded as text."""
+    return f"{row['num_runs']}" + (f", {row['num_discarded']} discarded" if row["num_discarded"] else "")
+
+
+def _problem(row: Mapping[str, Any]) -> str:
+    """Returns why a row has no measures, empty if it has them."""
     if not row["num_runs"]:
-        return [row["failure"] or f"no quiet run in {row['num_discarded']}", *blanks]
-    if row["is_rejected"]:
-        return [f"rejected: losses differ by {row['losses_differ_by']:.1e}", *blanks]
-    ratios = [row[name] for name in ("time_ratio", "cpu_ratio", "memory_ratio")]
+        return row["failure"] or f"no quiet run in {row['num_discarded']}"
+    return f"rejected: losses differ by {row['losses_differ_by']:.1e}" if row["is_rejected"] else ""
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
     return [
         f"{1 / row['step_s']:.3f}",
         f"{row['tokens_per_second']:,.0f}",
         f"{row['cpu_ms_per_token']:.2f}",
-        *("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
+        *(ratio(row[name]) for name in ("time_ratio", "cpu_ratio", "memory_ratio")),
         f"{row['peak_mib']:,.0f}",
         f"{row['first_step_s']:.1f}",
         f"{row['wall_s']:.1f}",
         f"{row['losses_differ_by']:.1e}",
-        f"{row['num_runs']}" + (f", {row['num_discarded']} discarded" if row["num_discarded"] else ""),
+        num_runs(row),
     ]
