@@ -238,8 +238,9 @@ def read_results(folder: Path, started: float, num_ranks: int = 1) -> Steps:
     """
     names = ["result.json", *(f"result.{rank}.json" for rank in range(1, num_ranks))]
     results = [json.loads((folder / name).read_text()) for name in names]
-    if len({len(result["marks"]) for result in results} | {0}) != 2:
-        raise PeerError("took no step, or not as many on each rank")
+    counts = [len(result["marks"]) for result in results]
+    if min(counts) == 0 or min(counts) != max(counts):
+        raise PeerError(f"expected as many steps on each rank, got {', '.join(map(str, counts))}")
     walls, cpus, _faults, sent = zip((started, 0.0, 0, 0), *results[0]["marks"], strict=True)
     for result in results[1:]:
         cpus = tuple(a + b for a, b in zip(cpus, (0.0, *(mark[1] for mark in result["marks"])), strict=True))
