@@ -18,6 +18,8 @@ LEARNING_RATE = 1e-5
 LORA = {"r": 16, "alpha": 32}
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 VOCABULARY = 128_256
+FSDP_KEYS = ("sharding_strategy", "forward_prefetch", "cpu_offload")
+"""Options of an arm that are keys of the section `fsdp`."""
 _SEED = 20
 DATA_SEED = 1
 
@@ -141,7 +143,8 @@ def oumi_config(
     cell: Cell, model: Path, rows: Path, out: Path, num_steps: int, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns the config of a run of this repository, with the optimizations in the options."""
-    again = options.get("recompute")
+    again, fsdp = options.get("recompute"), {key: options[key] for key in FSDP_KEYS if key in options}
+    recomputes = cell.recomputes or options.get("recomputes", False)
     peft = {"lora_r": LORA["r"], "lora_alpha": LORA["alpha"], "lora_target_modules": TARGETS}
     return {
         "model": {
@@ -160,8 +163,8 @@ def oumi_config(
             "lr_scheduler_type": "constant",
             "optimizer": "adamw_torch_fused",
             "use_peft": cell.has_lora,
-            "enable_gradient_checkpointing": cell.recomputes,
-            "gradient_checkpointing_kwargs": {"recompute_num_layers": again} if cell.recomputes and again else {},
+            "enable_gradient_checkpointing": recomputes,
+            "gradient_checkpointing_kwargs": {"recompute_num_layers": again} if recomputes and again else {},
             "compile": options.get("compile", False),
             "fp8_recipe": options.get("fp8_recipe"),
             "data_seed": DATA_SEED,
@@ -170,6 +173,7 @@ def oumi_config(
             "enable_tensorboard": False,
         },
         **({"peft": peft} if cell.has_lora else {}),
+        **({"fsdp": {"enable_fsdp": True, **fsdp}} if fsdp else {}),
     }
 
 

@@ -124,7 +124,9 @@ RANKS = {
         "Oumi, SHARD_GRAD_OP", "oumi_ranks.py", None, {"sharding_strategy": "SHARD_GRAD_OP"}, num_ranks=2
     ),
     "trl": Peer("TRL 1.16, tuned, one rank", "trl_sft.py", "trl", _TUNED),
-    "trl_ddp": Peer("TRL 1.16, tuned, DDP", "trl_sft.py", "trl", _TUNED, num_ranks=2),
+    "trl_ddp": Peer(
+        "TRL 1.16, tuned, DDP", "trl_sft.py", "trl", {**_TUNED, "ddp_find_unused_parameters": False}, num_ranks=2
+    ),
 }
 """Each with two threads in all."""
 REFERENCES = {

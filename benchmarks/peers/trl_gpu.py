@@ -6,10 +6,9 @@ from __future__ import annotations
 import json
 import time
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
-from clock import load_job
+from clock import load_job, result_path
 from datasets import load_dataset
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import Trainer
@@ -37,32 +36,34 @@ def main() -> None:
     trainer = SFTTrainer(model=job["model"], args=settings(job), train_dataset=rows, peft_config=adapter(job))
     trainer.train()
     result = {"marks": marks, "losses": losses, "peak_bytes": torch.cuda.max_memory_allocated()}
-    Path(job["result"]).write_text(
-        json.dumps({**result, "versions": {name: version(name) for name in job["packages"]}})
-    )
+    result_path(job).write_text(json.dumps({**result, "versions": {name: version(name) for name in job["packages"]}}))
 
 
 def settings(job: dict) -> SFTConfig:
     """Returns the job as arguments of TRL."""
-    attention = job["options"].pop("attention")
-    return SFTConfig(
-        output_dir=job["out"],
-        per_device_train_batch_size=job["cell"]["rows"],
-        max_steps=job["steps"],
-        learning_rate=job["learning_rate"],
-        lr_scheduler_type="constant",
-        max_length=job["length"],
-        train_sampling_strategy="sequential",
-        packing=attention != "sdpa",  # whose flash kernel takes full rows as they are, but no packed ones
-        bf16=True,
-        gradient_checkpointing=job["cell"]["recomputes"],
-        optim="adamw_torch_fused",
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        model_init_kwargs={"dtype": "bfloat16", "attn_implementation": attention},
-        **job["options"],
-    )
+    options, recomputes = dict(job["options"]), job["cell"]["recomputes"]
+    attention = options.pop("attention")
+    if "fsdp_config" in options:  # FSDP recomputes by itself
+        options["fsdp_config"] = {**options["fsdp_config"], "activation_checkpointing": recomputes}
+        recomputes = False
+    values = {
+        "output_dir": job["out"],
+        "per_device_train_batch_size": job["cell"]["rows"],
+        "max_steps": job["steps"],
+        "learning_rate": job["learning_rate"],
+        "lr_scheduler_type": "constant",
+        "max_length": job["length"],
+        "train_sampling_strategy": "sequential",
+        "packing": attention != "sdpa",  # whose flash kernel takes full rows as they are, but no packed ones
+        "bf16": True,
+        "gradient_checkpointing": recomputes,
+        "optim": "adamw_torch_fused",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "model_init_kwargs": {"dtype": "bfloat16", "attn_implementation": attention},
+    }
+    return SFTConfig(**{**values, **options})
 
 
 def adapter(job: dict) -> object:

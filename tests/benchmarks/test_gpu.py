@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from benchmarks.gpu.__main__ import ARMS, NUM_SKIPPED_STEPS, Steps, main, read_result, run_line, table
+from benchmarks.gpu.__main__ import ARMS, main, table
 from benchmarks.gpu.cells import (
     CELLS,
     DATA_SEED,
@@ -22,6 +22,7 @@ from benchmarks.gpu.cells import (
     write_rows,
     write_tokenizer,
 )
+from benchmarks.gpu.runs import NUM_SKIPPED_STEPS, Steps, read_result, run_line
 from benchmarks.sft.workload import place_rows
 from oumi.core.configs import TrainingConfig
 from oumi.core.plan.refusals import refusals
