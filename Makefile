@@ -19,7 +19,7 @@ help:
 	@echo "make schema       write configs/schema anew, after a change of the config"
 	@echo "make narrow-test  8-bit optimizers and products, in an environment of its own: their packages slow down every start"
 	@echo "make slow-test    the campaigns that take minutes"
-	@echo "make bench        the benchmarks, each peer in an environment of its own (an hour, several GB)"
+	@echo "make bench        the benchmarks of CPUs, each peer in an environment of its own (an hour, several GB)"
 	@echo "make clean        remove the virtual environment and every cache"
 
 # Set-up runs once, and again when the dependencies change.
