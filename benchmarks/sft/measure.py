@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run of a peer in a process of its own: its measurements, and the work of other programs meanwhile."""
+"""A run of a peer in processes of its own: its measurements, and the work of other programs meanwhile."""
 
 from __future__ import annotations
 
