@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import distributed
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from oumi.core.distributed.rendezvous import Place, meet
 from oumi.core.distributed.traffic import Traffic
@@ -43,8 +42,6 @@ class World:
     local_size: int
     """How many processes of the run this machine has."""
     device: torch.device
-    mesh: DeviceMesh | None = None
-    """All ranks in one dimension, `data`; None with one process."""
     traffic: Traffic = field(default_factory=Traffic)
     """The collective operations of a pass over a model that is divided over the ranks."""
 
@@ -85,8 +82,7 @@ class World:
                 backend, store=meeting.store, rank=place.rank, world_size=place.size, timeout=timeout
             )
             try:
-                mesh = init_device_mesh(device.type, (place.size,), mesh_dim_names=("data",))
-                yield cls(place.rank, place.size, place.local_rank, place.local_size, device, mesh)
+                yield cls(place.rank, place.size, place.local_rank, place.local_size, device)
             finally:
                 distributed.destroy_process_group()
 
