@@ -30,6 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "full": {},
     "lora": LORA,
     "head": {**LORA, "peft.lora_modules_to_save": ["lm_head"]},
+    "part": {**LORA, "model.freeze_layers": ["model.layers.0"]},
     "merged": {**LORA, "peft.peft_save_mode": "MERGED"},
     "both": {**LORA, "peft.peft_save_mode": "ADAPTER_AND_BASE_MODEL", "model.load_pretrained_weights": False},
     "packed": {"data.train.pack": True, "model.model_max_length": 256},
@@ -165,6 +166,7 @@ PASSES = [
     ("full-HYBRID_SHARD-4", "full-FULL_SHARD-2"), ("untied-SLICES-2", "untied-HYBRID_SHARD-4"),
     ("head-FULL_SHARD-2", "head-NO_SHARD-1"), ("packed-FULL_SHARD-2", "packed-FULL_SHARD-4"),
     ("streamed-FULL_SHARD-2", "streamed-FULL_SHARD-4"), ("both-FULL_SHARD-2", "both-NO_SHARD-1"),
+    ("part-FULL_SHARD-2", "part-FULL_SHARD-2"), ("lora-SLICES-2", "lora-NO_SHARD-1"),
     ("merged-FULL_SHARD-2", "merged-NO_SHARD-1"), ("random-FULL_SHARD-2", "random-SLICES-2"),
     ("pairs-FULL_SHARD-2", "pairs-NO_SHARD-1"),
 ]  # fmt: skip

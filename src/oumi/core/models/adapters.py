@@ -137,6 +137,15 @@ def is_adapted(model: Any) -> bool:
     return hasattr(model, "peft_config")
 
 
+def adapter_names(model: Any) -> set[str]:
+    """Returns the names of the weights that the files of a model's adapter contain, whether trained or frozen."""
+    from peft import get_peft_model_state_dict
+
+    weights = dict(model.named_parameters())
+    kept = {id(weight) for weight in get_peft_model_state_dict(model, weights, save_embedding_layers=False).values()}
+    return {name for name, weight in weights.items() if id(weight) in kept}
+
+
 def saved_size(model: Any, mode: str = "ADAPTER_ONLY") -> SavedSize:
     """Returns the size in bytes of the weights that `ModelWriter` writes in a mode."""
     trainable = [p for p in model.parameters() if p.requires_grad]

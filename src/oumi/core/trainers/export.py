@@ -13,7 +13,7 @@ from oumi.core.checkpoint.export import publish_model
 from oumi.core.checkpoint.store import UNFINISHED
 from oumi.core.data.tokenize.preprocessor import Preprocessor
 from oumi.core.distributed.world import World
-from oumi.core.models.adapters import is_adapted
+from oumi.core.models.adapters import adapter_names, is_adapted
 from oumi.core.models.saving import ModelWriter
 from oumi.core.models.whole import empty_copy, plain_name, read_whole, write_whole
 from oumi.core.plan.parts import Plan
@@ -52,9 +52,10 @@ class Exporter:
             yield
             return
         path = self._plan.output_dir / f"{UNFINISHED}whole-weights"
-        only_trained = is_adapted(self._model) and mode == "ADAPTER_ONLY"
-        parameters = self._model.named_parameters()
-        weights = {plain_name(name): p for name, p in parameters if p.requires_grad or not only_trained}
+        weights = {plain_name(name): parameter for name, parameter in self._model.named_parameters()}
+        if is_adapted(self._copy) and mode == "ADAPTER_ONLY":
+            kept = adapter_names(self._copy)
+            weights = {name: weight for name, weight in weights.items() if name in kept}
         problem = write_whole(weights, path if world.is_main else None)
         try:
             world.on_main(partial(self._read_whole, path, problem))
