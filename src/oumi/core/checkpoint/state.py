@@ -77,7 +77,6 @@ def save_slices(run: Run, folder: Path) -> None:
         tensors["weights"] = {
             name: _slice(weight.to_local() if isinstance(weight, DTensor) else weight, weight)
             for name, weight in run.model.named_parameters()
-            if weight.requires_grad or run.plan.lora is None
         }
 
     def write() -> dict[str, Any]:

@@ -48,11 +48,11 @@ class ShardingPlan:
     gathers_ahead_in_backward: bool
     """Gather the next block during the backward pass of the one before."""
     saves_whole_model: bool
-    """Checkpoints contain the model as Hugging Face files, and not only the slices of each rank."""
+    """Checkpoints contain the model or adapter as Hugging Face files, and not only the slices of each rank."""
 
 
 def plan_sharding(
-    config: TrainingConfig, world_size: int, ranks_per_node: int, dtype: str, has_narrow: bool
+    config: TrainingConfig, world_size: int, ranks_per_node: int, dtype: str, has_narrow: bool, is_full: bool
 ) -> ShardingPlan | None:
     """Returns how the model is divided over the ranks, None if each rank has all of it.
 
@@ -62,6 +62,7 @@ def plan_sharding(
         ranks_per_node: Number of ranks of a machine, which hold one copy together with the hybrid strategies.
         dtype: Dtype of the weights.
         has_narrow: The device computes in bfloat16.
+        is_full: All weights are trained, not an adapter.
     """
     fsdp = equivalent_fsdp(config)
     strategy = fsdp.sharding_strategy
@@ -82,7 +83,8 @@ def plan_sharding(
         compute_dtype="bfloat16" if fsdp.mixed_precision == "bf16" and has_narrow and dtype != "bfloat16" else None,
         gathers_ahead_in_forward=fsdp.forward_prefetch,
         gathers_ahead_in_backward=fsdp.backward_prefetch == BackwardPrefetch.BACKWARD_PRE,
-        saves_whole_model=fsdp.state_dict_type == StateDictType.FULL_STATE_DICT,
+        # Only the adapter is saved, which is small, and its files say what it is.
+        saves_whole_model=fsdp.state_dict_type == StateDictType.FULL_STATE_DICT or not is_full,
     )
 
 
@@ -168,5 +170,7 @@ def sharding_notes(config: TrainingConfig, plan: ShardingPlan | None, world_size
             "training.mixed_precision_dtype: each rank keeps a 16-bit copy of all weights during a step; with "
             "fsdp.mixed_precision: bf16 only of those that are gathered"
         )
+    if fsdp.state_dict_type != StateDictType.FULL_STATE_DICT and plan.saves_whole_model:
+        yield f"not read: fsdp.state_dict_type: {fsdp.state_dict_type.name}: an adapter is saved as a whole"
     if plan.offload and device == "cpu":
         yield "not read: fsdp.cpu_offload: the run is on a CPU"
