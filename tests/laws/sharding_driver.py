@@ -2,7 +2,7 @@
 """Trains the configs that it is given, one after the other, on the ranks of a launcher; started by test_sharding.py.
 
 Each is named with the port on which its ranks meet. Where the name begins with `short_forward` or `short_backward`,
-rank 1 runs out of memory in the second layer with more than 120 tokens at a time.
+rank 1 runs out of memory in the second layer with more than 120 tokens at a time, or 200 tokens of pairs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +25,27 @@ from oumi.core.train import train
 from oumi.core.trainers.native import NativeTrainer
 from oumi.core.trainers.resume import find_resume_point
 
-LIMIT = 120
+LIMITS = {None: 120, "dpo": 200}
+"""Tokens that fit at a time, by method."""
 
 
 class Backward(torch.autograd.Function):
     """Runs out of memory in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, states: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, states: torch.Tensor, limit: int) -> torch.Tensor:
+        ctx.limit = limit
         return states.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        if gradients[0].shape[-2] > LIMIT:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        if gradients[0].shape[-2] > ctx.limit:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return gradients[0]
+        return gradients[0], None
 
 
-def forward(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-    if arguments[0].shape[-2] > LIMIT:
+def forward(limit: int, _: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+    if arguments[0].shape[-2] > limit:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
@@ -55,7 +58,9 @@ def train_with_small_memory(config: TrainingConfig, is_forward: bool) -> None:
         trainer = NativeTrainer.build(plan.with_num_rows(data.num_rows), world, data, resume_point)
         if world.rank == 1:
             mlp = trainer.run.model.inner.get_decoder().layers[1].mlp
-            mlp.register_forward_pre_hook(forward if is_forward else lambda _, x: (Backward.apply(x[0]),))
+            limit = LIMITS[config.training.method]
+            hook = partial(forward, limit) if is_forward else lambda _, x: (Backward.apply(x[0], limit),)
+            mlp.register_forward_pre_hook(hook)
         trainer.train()
         assert trainer.run.state.parts > 1, "all ranks cut their micro-batches"
         trainer.save(plan.output_dir)

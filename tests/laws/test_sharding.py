@@ -213,16 +213,27 @@ def test_a_run_goes_from_one_rank_to_two_and_back(runs: Runs) -> None:
 def test_ranks_cut_their_micro_batches_alike_where_one_is_out_of_memory(
     tmp_path: Path, place: str, strategy: str
 ) -> None:
+    assert_cut_alike(tmp_path, "full", place, strategy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["FULL_SHARD-2", "SHARD_GRAD_OP-2"])
+def test_ranks_cut_pairs_alike_though_a_pass_also_gathers_the_reference(tmp_path: Path, strategy: str) -> None:
+    assert_cut_alike(tmp_path, "pairs", "backward", strategy)
+
+
+def assert_cut_alike(tmp_path: Path, kind: str, place: str, strategy: str) -> None:
+    """Asserts that ranks, of which one has little memory, train to the losses and weights of one rank."""
     name, _, ranks = strategy.partition("-")
     keys = {"fsdp.enable_fsdp": True, **STRATEGIES[name]}
     rows = {"per_device_train_batch_size": 8 // int(ranks), "gradient_accumulation_steps": 1, "max_steps": 3}
-    config = config_of(tmp_path, "full", int(ranks), keys, output_dir=str(tmp_path / "two"), save_steps=0, **rows)
+    config = config_of(tmp_path, kind, int(ranks), keys, output_dir=str(tmp_path / "two"), save_steps=0, **rows)
     config.to_yaml(tmp_path / f"short_{place}.yaml")
     command = [str(DRIVER), f"{free_port()}:{tmp_path / f'short_{place}.yaml'}"]
     ends = run_ranks(int(ranks), *command, folder=DRIVER.parents[2], ranks_per_node=2)
     assert {code for code, _ in ends} == {0}, "".join(text for _, text in ends)
     rows["per_device_train_batch_size"] = 8
-    train(config_of(tmp_path, "full", 1, {}, output_dir=str(tmp_path / "one"), save_steps=0, **rows))
+    train(config_of(tmp_path, kind, 1, {}, output_dir=str(tmp_path / "one"), save_steps=0, **rows))
     assert_equal(tmp_path / "two", tmp_path / "one")
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from oumi.core.batch import Batch, Prediction
+from oumi.core.distributed.sharding import free_gathered, reset_passes
 from oumi.core.distributed.world import World
 from oumi.core.models.acceleration.apply import accelerate
 from oumi.core.models.build import build_model
@@ -27,7 +29,10 @@ def build_reference(plan: Plan, world: World, model: Any) -> Callable[[Batch], P
         world: This rank, on whose device the copy is.
         model: The model in training, as the loop calls it.
     """
-    if plan.method.copies_reference:
+    is_copy = plan.method.copies_reference
+    if is_copy:
+        if plan.sharding is not None:  # no backward pass needs its weights again
+            plan = replace(plan, sharding=replace(plan.sharding, frees_after_forward=True))
         # With the same seed, a model with random weights begins with the weights that the run began with.
         with torch.random.fork_rng():
             torch.manual_seed(plan.seed)
@@ -41,10 +46,15 @@ def build_reference(plan: Plan, world: World, model: Any) -> Callable[[Batch], P
     def predict(batch: Batch) -> Prediction:
         was_training = reference.training
         reference.eval()  # no dropout: the reference is deterministic
+        if is_copy:  # each pass begins with slices, so that all ranks gather the same, also after a pass that failed
+            free_gathered(reference)
         try:
             with torch.no_grad(), context():
                 prediction: Prediction = reference(batch)
                 return prediction
+        except (RuntimeError, MemoryError):  # if memory ran out, the step is computed anew in smaller parts
+            reset_passes(reference)
+            raise
         finally:
             reference.train(was_training)
 
