@@ -100,6 +100,12 @@ def read_whole(model: nn.Module, path: Path, buffers_of: nn.Module) -> None:
             module._buffers[name] = buffers.get(f"{module_name}.{name}" if module_name else name)
 
 
+def free_whole(model: nn.Module) -> None:
+    """Takes the weights of a model away, after which nothing refers to the file that they were read from."""
+    empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()}
+    replace_parameters(model, empty)
+
+
 def _shape(weight: torch.Tensor) -> torch.Size:
     """Returns the shape of a whole weight; DeepSpeed leaves an empty tensor in place of one that it divides."""
     return torch.Size(getattr(weight, "ds_shape", weight.shape))

@@ -15,7 +15,7 @@ from oumi.core.data.tokenize.preprocessor import Preprocessor
 from oumi.core.distributed.world import World
 from oumi.core.models.adapters import adapter_names, is_adapted
 from oumi.core.models.saving import ModelWriter
-from oumi.core.models.whole import empty_copy, plain_name, read_whole, write_whole
+from oumi.core.models.whole import empty_copy, free_whole, plain_name, read_whole, write_whole
 from oumi.core.plan.parts import Plan
 from oumi.core.system.filesystem import storage_errors
 
@@ -62,6 +62,7 @@ class Exporter:
             yield
         finally:
             if world.is_main:
+                free_whole(self._copy)  # a deleted file takes up the disk until nothing maps it
                 path.unlink(missing_ok=True)
 
     def write(self, directory: Path, mode: str = "ADAPTER_ONLY") -> None:
