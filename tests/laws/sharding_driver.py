@@ -3,12 +3,15 @@
 
 Each is named with the port on which its ranks meet. Where the name begins with `short_forward` or `short_backward`,
 rank 1 runs out of memory in the second layer with more than 120 tokens at a time, or 200 tokens of pairs.
+With `back`, the run is put back from step 7 to its checkpoint of step 3.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -24,6 +27,7 @@ from oumi.core.plan.plan import make_plan
 from oumi.core.train import train
 from oumi.core.trainers.native import NativeTrainer
 from oumi.core.trainers.resume import find_resume_point
+from tests.core.trainers.test_restore import BackOnce
 
 LIMITS = {None: 120, "dpo": 200}
 """Tokens that fit at a time, by method."""
@@ -49,21 +53,35 @@ def forward(limit: int, _: torch.nn.Module, arguments: tuple[torch.Tensor, ...])
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def train_with_small_memory(config: TrainingConfig, is_forward: bool) -> None:
+@contextmanager
+def built_trainer(config: TrainingConfig) -> Iterator[NativeTrainer]:
+    """Yields the trainer of a run, ready to take its first step."""
     with World.start() as world:
         plan = make_plan(config, gather_facts(config), world.size, world.local_size)
         world.on_main(lambda: plan.output_dir.mkdir(exist_ok=True))
         data = load_training_data(plan, datetime(2026, 1, 1), writes=world.is_main)
         resume_point = world.on_main(lambda: find_resume_point(plan))
-        trainer = NativeTrainer.build(plan.with_num_rows(data.num_rows), world, data, resume_point)
-        if world.rank == 1:
+        yield NativeTrainer.build(plan.with_num_rows(data.num_rows), world, data, resume_point)
+
+
+def train_with_small_memory(config: TrainingConfig, is_forward: bool) -> None:
+    with built_trainer(config) as trainer:
+        if trainer.run.world.rank == 1:
             mlp = trainer.run.model.inner.get_decoder().layers[1].mlp
             limit = LIMITS[config.training.method]
             hook = partial(forward, limit) if is_forward else lambda _, x: (Backward.apply(x[0], limit),)
             mlp.register_forward_pre_hook(hook)
         trainer.train()
         assert trainer.run.state.parts > 1, "all ranks cut their micro-batches"
-        trainer.save(plan.output_dir)
+        trainer.save(trainer.run.plan.output_dir)
+
+
+def train_with_a_step_back(config: TrainingConfig) -> None:
+    with built_trainer(config) as trainer:
+        output = trainer.run.plan.output_dir
+        trainer.run.callbacks.all.append(BackOnce(output / "checkpoint-3", at_step=7))
+        trainer.train()
+        trainer.save(output)
 
 
 if __name__ == "__main__":
@@ -73,5 +91,7 @@ if __name__ == "__main__":
         config = TrainingConfig.from_yaml(path)
         if path.stem.startswith("short"):
             train_with_small_memory(config, path.stem.startswith("short_forward"))
+        elif path.stem.startswith("back"):
+            train_with_a_step_back(config)
         else:
             train(config)

@@ -237,6 +237,20 @@ def assert_cut_alike(tmp_path: Path, kind: str, place: str, strategy: str) -> No
     assert_equal(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["full-FULL_SHARD", "head-SHARD_GRAD_OP", "untied-SLICES", "recomputed-FULL_SHARD"])
+def test_ranks_go_back_to_a_checkpoint_in_place(tmp_path: Path, kind: str) -> None:
+    kind, _, strategy = kind.partition("-")
+    keys = {"fsdp.enable_fsdp": True, **STRATEGIES[strategy]}
+    steps = {"max_steps": 8, "save_steps": 3}
+    config_of(tmp_path, kind, 2, keys, output_dir=str(tmp_path / "two"), **steps).to_yaml(tmp_path / "back.yaml")
+    ends = run_ranks(2, str(DRIVER), f"{free_port()}:{tmp_path / 'back.yaml'}", folder=DRIVER.parents[2])
+    assert {code for code, _ in ends} == {0}, "".join(text for _, text in ends)
+    train(config_of(tmp_path, kind, 1, {}, output_dir=str(tmp_path / "one"), **steps))
+    assert [step["step"] for step in records(tmp_path / "two")] == [*range(1, 8), *range(4, 9)]
+    assert_equal(tmp_path / "two", tmp_path / "one")
+
+
 def copy_until_checkpoint(before: Path, after: Path) -> None:
     """Copies a run as it was when its first checkpoint was saved, without its final model."""
     shutil.copytree(before, after)

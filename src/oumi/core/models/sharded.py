@@ -25,8 +25,8 @@ from oumi.core.distributed.sharding import (
 )
 from oumi.core.distributed.world import World
 from oumi.core.errors import ConfigError, did_you_mean
-from oumi.core.models.adapters import base_weight_name, below_adapter
-from oumi.core.models.build import base_source
+from oumi.core.models.adapters import base_weight_name, below_adapter, is_adapted
+from oumi.core.models.build import base_source, build_model
 from oumi.core.models.language_model import LanguageModel
 from oumi.core.models.load import load_model
 from oumi.core.plan.parts import Plan
@@ -87,13 +87,23 @@ def shard_model(language_model: LanguageModel, plan: Plan, world: World, source:
         shutil.rmtree(source)
 
 
-def fill_weights(language_model: LanguageModel, plan: Plan, source: Path) -> None:
-    """Copies the base weights of a directory into a divided model, in place."""
+def load_divided_weights(language_model: LanguageModel, plan: Plan, checkpoint: Path) -> None:
+    """Copies the weights or the adapter of a checkpoint into a divided model, in place.
+
+    Does nothing if the checkpoint has them in slices, which are part of the training state.
+    """
     assert plan.sharding is not None
     base = below_adapter(language_model.inner)
-    loaded = dict(_load_slices(base, plan, source, _rows_mesh(plan.sharding)).named_parameters(remove_duplicate=False))
+    if (source := base_source(plan, checkpoint)) is not None:
+        loaded = _load_slices(base, plan, source, _rows_mesh(plan.sharding))
+        weights = dict(loaded.named_parameters(remove_duplicate=False))
+    elif is_adapted(language_model.inner):
+        adapted = below_adapter(build_model(plan, torch.device("meta"), checkpoint))
+        weights = {name: weight for name, weight in adapted.named_parameters() if not weight.is_meta}
+    else:
+        return
     for name, parameter in base.named_parameters():
-        if (weight := loaded.get(base_weight_name(name))) is not None:
+        if (weight := weights.get(name)) is not None:
             _copy(parameter, weight)
 
 

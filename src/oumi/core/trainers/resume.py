@@ -16,6 +16,7 @@ from oumi.core.checkpoint.state import load_state
 from oumi.core.checkpoint.store import clear_unfinished, find_checkpoints, newest_good, read_facts
 from oumi.core.errors import ConfigError, DataError, OutputError
 from oumi.core.models.build import load_weights
+from oumi.core.models.sharded import load_divided_weights
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.trajectory import differences, trajectory
 from oumi.core.run import Progress, Run
@@ -138,7 +139,10 @@ def restore(run: Run, checkpoint: Path) -> None:
 
     The loop continues from there.
     """
-    load_weights(run.model.inner, run.plan, checkpoint)
+    if run.plan.sharding is None:
+        load_weights(run.model.inner, run.plan, checkpoint)
+    else:
+        load_divided_weights(run.model, run.plan, checkpoint)
     load_state(run, checkpoint)
 
 
