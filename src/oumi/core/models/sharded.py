@@ -87,7 +87,7 @@ def shard_model(language_model: LanguageModel, plan: Plan, world: World, source:
         shutil.rmtree(source)
 
 
-def load_divided_weights(language_model: LanguageModel, plan: Plan, checkpoint: Path) -> None:
+def load_divided_weights(language_model: nn.Module, plan: Plan, checkpoint: Path) -> None:
     """Copies the weights or the adapter of a checkpoint into a divided model, in place.
 
     Does nothing if the checkpoint has them in slices, which are part of the training state.
