@@ -31,6 +31,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "lora": LORA,
     "head": {**LORA, "peft.lora_modules_to_save": ["lm_head"]},
     "part": {**LORA, "model.freeze_layers": ["model.layers.0"]},
+    "mixed": {**LORA, "model.torch_dtype_str": "bfloat16", "peft.lora_modules_to_save": ["input_layernorm"]},
     "merged": {**LORA, "peft.peft_save_mode": "MERGED"},
     "both": {**LORA, "peft.peft_save_mode": "ADAPTER_AND_BASE_MODEL", "model.load_pretrained_weights": False},
     "packed": {"data.train.pack": True, "model.model_max_length": 256},
@@ -66,7 +67,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 PLAIN = ["full-FULL_SHARD-2", "lora-SHARD_GRAD_OP-2", "untied-SLICES-2"]
 ALL = [
     *PLAIN,
-    *(f"{kind}-FULL_SHARD-2" for kind in KINDS if kind != "full"),
+    *(f"{kind}-FULL_SHARD-2" for kind in KINDS if kind not in ("full", "mixed")),
     *(f"full-{strategy}-2" for strategy in STRATEGIES if strategy != "FULL_SHARD"),
     *(f"{kind}-{strategy}-4" for kind in ("full", "lora", "packed", "streamed", "untied", "pairs")
       for strategy in ("NO_SHARD", "FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD")),
@@ -157,6 +158,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
 def test_ranks_equal_one(runs: Runs, name: str) -> None:
     (output,) = runs.on_ranks(name)
     assert_equal(output, runs.on_one_rank(name.partition("-")[0]))
+
+
+@pytest.mark.slow
+def test_a_block_may_have_trained_weights_of_two_dtypes(runs: Runs) -> None:
+    (output,) = runs.on_ranks("mixed-FULL_SHARD-2")
+    losses, expected = (
+        [s["loss"] for s in records(path) if "loss" in s] for path in (output, runs.on_one_rank("mixed"))
+    )
+    assert losses == pytest.approx(expected, rel=1e-3)  # as exact as bfloat16 is
 
 
 PASSES = [

@@ -57,7 +57,14 @@ def shard_modules(
     offload = CPUOffloadPolicy() if plan.offload and mesh.device_type != "cpu" else OffloadPolicy()
     frees, ignored = plan.frees_after_forward, set(whole)
     for block in blocks:
-        fully_shard(block, mesh=mesh, reshard_after_forward=frees, mp_policy=policy, offload_policy=offload)
+        fully_shard(
+            block,
+            mesh=mesh,
+            reshard_after_forward=frees,
+            mp_policy=policy,
+            offload_policy=offload,
+            ignored_params=ignored,
+        )
     # The loss reads the weight of the head after the forward pass of the root.
     fully_shard(
         root, mesh=mesh, reshard_after_forward=False, mp_policy=policy, offload_policy=offload, ignored_params=ignored

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,10 @@ def shard_model(language_model: LanguageModel, plan: Plan, world: World, source:
         )
     base = below_adapter(language_model.inner)
     loaded = _load_slices(base, plan, source, _rows_mesh(plan.sharding))
-    whole = _parts_that_may_not_run(base)
+    blocks, whole = _blocks(base, plan.sharding), _parts_that_may_not_run(base)
+    whole += _of_other_dtypes(base, blocks, whole)
     mesh = build_mesh(plan.sharding, world.device.type)
-    shard_modules(language_model, _blocks(base, plan.sharding), plan.sharding, mesh, whole, world.traffic)
+    shard_modules(language_model, blocks, plan.sharding, mesh, whole, world.traffic)
     _fill(language_model, base, loaded, world.device)
     with torch.no_grad():  # FSDP sets up its state, and pads slices, in the first pass
         language_model(empty_batch().to(world.device))
@@ -148,6 +150,24 @@ def _parts_that_may_not_run(base: Any) -> list[nn.Parameter]:
     return [parameter for parameter in base.parameters() if id(parameter) not in run] if len(run) else []
 
 
+def _of_other_dtypes(base: Any, blocks: list[nn.Module], whole: list[nn.Parameter]) -> list[nn.Parameter]:
+    """Returns the trained weights of another dtype than most of those that are gathered with them.
+
+    FSDP takes gradients of one dtype at a time. The router of DeepSeek V3 is in float32 within a bfloat16 model.
+    """
+    is_left = {id(parameter): parameter.requires_grad for parameter in base.parameters()}
+    is_left |= {id(parameter): False for parameter in whole}
+    others: list[nn.Parameter] = []
+    for module in [*blocks, base]:
+        group = [parameter for parameter in module.parameters() if is_left[id(parameter)]]
+        is_left |= {id(parameter): False for parameter in group}
+        counts: Counter[torch.dtype] = Counter()
+        for parameter in group:
+            counts[parameter.dtype] += parameter.numel()
+        others += [parameter for parameter in group if parameter.dtype != counts.most_common(1)[0][0]]
+    return others
+
+
 def _load_slices(base: Any, plan: Plan, source: Path | None, mesh: DeviceMesh) -> Any:
     """Returns a second model of the same class with this rank's slices of the weights of files.
 
@@ -172,7 +192,9 @@ def _fill(language_model: LanguageModel, base: Any, loaded: Any, device: torch.d
     replacements: dict[int, nn.Parameter] = {}
     for name, parameter in base.named_parameters():
         weight = weights.get(base_weight_name(name))
-        if weight is None or not parameter.is_meta:  # of an adapter, which is in place
+        if weight is None or not parameter.is_meta:  # of an adapter, which has its weights
+            if not isinstance(parameter, DTensor) and parameter.device.type != device.type:
+                replacements[id(parameter)] = nn.Parameter(parameter.detach().to(device), parameter.requires_grad)
             continue
         if isinstance(parameter, DTensor):
             local = _rows_of(weight, parameter)
