@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from oumi.core.batch import empty_batch
 from oumi.core.distributed.sharding import (
@@ -26,6 +27,7 @@ from oumi.core.distributed.sharding import (
 )
 from oumi.core.distributed.world import World
 from oumi.core.errors import ConfigError, did_you_mean
+from oumi.core.log import logger
 from oumi.core.models.adapters import base_weight_name, below_adapter, is_adapted
 from oumi.core.models.build import base_source, build_model
 from oumi.core.models.language_model import LanguageModel
@@ -77,7 +79,7 @@ def shard_model(language_model: LanguageModel, plan: Plan, world: World, source:
         )
     base = below_adapter(language_model.inner)
     loaded = _load_slices(base, plan, source, _rows_mesh(plan.sharding))
-    blocks, whole = _blocks(base, plan.sharding), _parts_that_may_not_run(base)
+    blocks, whole = blocks_of(base, plan.sharding), _parts_that_may_not_run(base)
     whole += _of_other_dtypes(base, blocks, whole)
     mesh = build_mesh(plan.sharding, world.device.type)
     shard_modules(language_model, blocks, plan.sharding, mesh, whole, world.traffic)
@@ -115,16 +117,17 @@ def _rows_mesh(plan: ShardingPlan) -> DeviceMesh:
     return mesh if plan.num_replicas == 1 else mesh[SHARD]
 
 
-def _blocks(base: Any, plan: ShardingPlan) -> list[nn.Module]:
+def blocks_of(base: Any, plan: ShardingPlan) -> list[nn.Module]:
     """Returns the repeated layers of a decoder, in order, each of which is gathered as a whole.
 
     Raises:
         ConfigError: It has no layers of the classes that the config names.
     """
     modules = [module for module in base.get_decoder().modules() if module is not base.get_decoder()]
-    # transformers names the layers in the list of modules that must not be split among devices.
-    names = set(plan.block_classes or base._no_split_modules or ())
     kinds = {type(module).__name__ for module in modules}
+    # transformers names the layers in the list of modules that must not be split among devices, of some models wrongly.
+    layers = {type(module).__name__ for module in modules if isinstance(module, GradientCheckpointingLayer)}
+    names = set(plan.block_classes) or kinds.intersection(base._no_split_modules or ()) or layers
     for name in plan.block_classes:
         if name not in kinds and name not in {type(module).__name__ for module in base.modules()}:
             hint = did_you_mean(name, kinds) or f"; it has {', '.join(sorted(base._no_split_modules or kinds))}"
@@ -137,6 +140,9 @@ def _blocks(base: Any, plan: ShardingPlan) -> list[nn.Module]:
         within.update(map(id, module.modules()))
         if plan.min_block_weights is None or sum(p.numel() for p in module.parameters()) >= plan.min_block_weights:
             blocks.append(module)
+    if not blocks and plan.min_block_weights is None:
+        logger.warning("fsdp: no layers of the model are known, so all weights are gathered at once; name the class of "
+                       "the layers in fsdp.transformer_layer_cls")  # fmt: skip
     return blocks
 
 
