@@ -157,6 +157,12 @@ def sharding_notes(config: TrainingConfig, plan: ShardingPlan | None, world_size
             "fsdp.auto_wrap_policy: NO_WRAP would gather the whole model at once; its blocks are gathered one at a "
             "time, as with TRANSFORMER_BASED_WRAP"
         )
+    if plan.min_block_weights is None and fsdp.min_num_params != FSDPParams().min_num_params:
+        yield "not read: fsdp.min_num_params: only SIZE_BASED_WRAP of fsdp.auto_wrap_policy reads it"
+    if plan.min_block_weights is not None and fsdp.transformer_layer_cls:
+        yield "not read: fsdp.transformer_layer_cls: SIZE_BASED_WRAP of fsdp.auto_wrap_policy chooses by size"
+    if fsdp.state_dict_type == StateDictType.LOCAL_STATE_DICT and not plan.saves_whole_model:
+        yield "fsdp.state_dict_type: LOCAL_STATE_DICT has no equivalent in FSDP2; it is taken for SHARDED_STATE_DICT"
     if fsdp.use_orig_params is False:
         yield "fsdp.use_orig_params: false has no equivalent in FSDP2, which always keeps the parameters"
     if not fsdp.sync_module_states:
