@@ -95,9 +95,12 @@ class _Link:
         self.heard_s = time.monotonic()
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         try:
-            return [json.loads(line) for line in lines] if len(self._buffer) < _MAX_LINE else None
-        except ValueError:  # a stranger, such as a scanner of ports
+            messages = [json.loads(line) for line in lines]
+        except (ValueError, RecursionError):
             return None
+        # A stranger, such as a scanner of ports, may send anything.
+        is_ours = len(self._buffer) < _MAX_LINE and all(isinstance(message, dict) for message in messages)
+        return messages if is_ours else None
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
