@@ -40,6 +40,12 @@ def test_a_typo_is_reported_once_and_starts_no_processes(tmp_path: Path) -> None
     assert "rank" not in done.stderr
 
 
+def test_a_log_level_that_is_none_is_refused(tmp_path: Path) -> None:
+    done = run_python("-m", "oumi", "distributed", "torchrun", "x.py", folder=tmp_path, LOGLEVEL="loud")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: the log level (--log-level or LOGLEVEL) is 'loud': expected one of debug")
+
+
 def test_a_number_of_processes_that_is_none_is_refused(tmp_path: Path) -> None:
     tiny_config(tmp_path).to_yaml(tmp_path / "train.yaml")
     done = run_python("-m", "oumi", "train", "-c", "train.yaml", "--nproc-per-node", "many", folder=tmp_path)

@@ -171,9 +171,38 @@ def test_flags_of_the_user_win_over_the_scheduler(tmp_path: Path, worker: str) -
     port = str(free_port())
     done = run_python(
         *LAUNCH, "--nnodes=1", "--master-port", port, "--nproc-per-node=3", worker, code, folder=tmp_path,
-        NNODES="2", NODE_RANK="0", MASTER_ADDR="elsewhere", NPROC_PER_NODE="5",
+        SLURM_NODELIST="a,b", SLURM_JOBID="1", MASTER_ADDR="elsewhere",  # a shell of salloc has no SLURM_NODEID
     )  # fmt: skip
     assert done.stdout.splitlines() == [f"3 {port}"] * 3, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--no-python", "no-such-command"), "the processes cannot be started: [Errno 2] No such file or directory"),
+        (("--rdzv-backend=foo", "--rdzv-endpoint=localhost:0", "x.py"), "--rdzv-backend is 'foo': The rendezvous"),
+    ],
+    ids=["command", "backend"],
+)
+def test_what_the_agent_refuses_is_reported(tmp_path: Path, flags: tuple[str, ...], message: str) -> None:
+    done = run_python(*LAUNCH, "--nproc-per-node=2", *flags, folder=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"Error: {message}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("--max-restarts=1",)], ids=["static", "c10d"])
+def test_a_signal_ends_a_launcher_that_waits_for_the_first_machine(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    place = ("--nnodes=2", "--node-rank=1", "--master-addr=127.0.0.1", f"--master-port={free_port()}")
+    running = start_python(*LAUNCH, *place, *flags, "x.py", folder=tmp_path)
+    time.sleep(8)
+    running.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    text = "".join(running.communicate(timeout=60))
+    assert time.monotonic() - began < 5
+    assert running.returncode == 75
+    assert text.splitlines()[-1] == "Error: stopped by SIGTERM before the first step; run the same command again"
 
 
 def test_one_process_needs_no_launcher(tmp_path: Path) -> None:

@@ -167,6 +167,7 @@ def test_a_main_rank_that_does_not_come_is_named(tmp_path: Path) -> None:
     assert code == 2
     assert "rank 0 does not answer at 127.0.0.1:" in text
     assert "Connection refused" in text
+    assert "what listens" not in text
 
 
 def test_an_address_that_is_unknown_is_named(tmp_path: Path) -> None:

@@ -10,6 +10,9 @@ from typing import Annotated
 
 import typer
 
+from oumi.core.errors import ConfigError
+from oumi.core.log import LEVELS
+
 PASSED_ON = {
     "allow_extra_args": True,
     "ignore_unknown_options": True,
@@ -28,15 +31,13 @@ def torchrun(context: typer.Context, log_level: Annotated[str | None, LOG_LEVEL]
     The number of machines and where they meet come from SkyPilot, PBS, Slurm, MPI or variables such as NNODES; the
     number of processes from the GPUs of this machine. Flags of torchrun override both.
     """
-    _set_log_level(log_level)
-    start(context.args)
+    start(context.args, log_level)
 
 
 @distributed_app.command(context_settings=PASSED_ON)
 def accelerate(context: typer.Context, log_level: Annotated[str | None, LOG_LEVEL] = None) -> None:
     """Start processes with accelerate: oumi distributed accelerate launch -m oumi train -c FILE."""
     from oumi.core.distributed.cluster import DEFAULT_PORT, check_totals, find_cluster
-    from oumi.core.errors import ConfigError
 
     _set_log_level(log_level)
     program = shutil.which("accelerate")
@@ -59,14 +60,20 @@ def accelerate(context: typer.Context, log_level: Annotated[str | None, LOG_LEVE
 
 
 def _set_log_level(level: str | None) -> None:
-    if level is not None:  # of torch's agent, which reads it when it is imported
-        os.environ["LOGLEVEL"] = level.upper()
+    """Sets the level of torch's agent, which reads it from LOGLEVEL when it is imported, and ends at any other word."""
+    level = level or os.environ.get("LOGLEVEL")
+    if not level:
+        return
+    if level.lower() not in LEVELS:
+        raise ConfigError(f"the log level (--log-level or LOGLEVEL) is '{level}': expected one of {', '.join(LEVELS)}")
+    os.environ["LOGLEVEL"] = level.upper()
 
 
-def start(arguments: Sequence[str]) -> None:
+def start(arguments: Sequence[str], log_level: str | None = None) -> None:
     """Runs torchrun's arguments to the end of all processes, and ends with the error of the first one that failed."""
     from oumi.core.system.signals import signals_answered
 
+    _set_log_level(log_level)
     with signals_answered():  # until the agent takes them over, which has to import torch first
         from oumi.core.distributed.launch import launch
 

@@ -40,7 +40,6 @@ app.command()(infer)
 app.command()(env)
 
 _TRAINING_COMMANDS = {"train", "plan", "quickstart"}
-_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 def _show_version(is_requested: bool) -> None:
@@ -57,8 +56,8 @@ def main(
     log_level: Annotated[str, typer.Option("--log-level", "-log", help="debug, info, warning, error.")] = "info",
 ) -> None:
     """Train language models from one YAML file."""
-    if log_level.lower() not in _LEVELS:
-        raise typer.BadParameter(f"got '{log_level}', must be one of {', '.join(_LEVELS)}", param_hint="--log-level")
+    if log_level.lower() not in log.LEVELS:
+        raise typer.BadParameter(f"got '{log_level}', must be one of {', '.join(log.LEVELS)}", param_hint="--log-level")
     log.start_console(log_level)
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 logger = logging.getLogger("oumi")
+LEVELS = ("debug", "info", "warning", "error", "critical")
 
 _LINE = "%(asctime)s %(levelname)s rank{rank} %(filename)s:%(lineno)d %(message)s"
 

@@ -11,7 +11,7 @@ import socket
 import sys
 import tempfile
 import time
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +28,8 @@ from torch.distributed.launcher.api import LaunchConfig, launch_agent
 from torch.distributed.run import config_from_args, determine_local_world_size, get_args_parser
 
 from oumi.core.distributed.cluster import Cluster, check_totals, find_cluster
-from oumi.core.errors import ConfigError, OumiError, PreemptedError
+from oumi.core.distributed.rendezvous import wait_for_listener
+from oumi.core.errors import ConfigError, OumiError, PreemptedError, StorageError
 from oumi.core.system import host
 from oumi.core.system.exits import LAUNCH_DIR, LAUNCHER_PID, RESTARTS, Outcome, read_outcomes
 
@@ -63,7 +64,7 @@ def launch(arguments: Sequence[str]) -> None:
         LaunchedError: A process failed.
         PreemptedError: A signal stopped the run.
     """
-    args = parse(arguments, find_cluster())
+    args = parse(arguments, _COMMAND_LINE if _names_one_machine(arguments) else find_cluster())
     if _is_plain_run(args):
         _become([sys.executable, "-m", args.training_script, *args.training_script_args])
     procs = _num_processes(args)
@@ -83,10 +84,24 @@ def launch(arguments: Sequence[str]) -> None:
         _run_agent(config, command, rest, folder)
 
 
-def parse(arguments: Sequence[str], cluster: Cluster) -> Namespace:
-    """Returns the arguments of torchrun; what neither they nor PET_* variables set is taken from a cluster."""
+def _parser() -> ArgumentParser:
     parser = get_args_parser()
     parser.prog = "oumi distributed torchrun"
+    return parser
+
+
+def _names_one_machine(arguments: Sequence[str]) -> bool:
+    """Returns True if flags ask for this machine alone: the variables of a scheduler then do not matter."""
+    parser = _parser()
+    if "PET_NNODES" not in os.environ:
+        parser.set_defaults(nnodes="")
+    args = parser.parse_args(list(arguments))
+    return args.standalone or args.nnodes in ("1", "1:1")
+
+
+def parse(arguments: Sequence[str], cluster: Cluster) -> Namespace:
+    """Returns the arguments of torchrun; what neither they nor PET_* variables set is taken from a cluster."""
+    parser = _parser()
     defaults = {
         "nnodes": str(cluster.num_nodes),
         "node_rank": cluster.node_rank,
@@ -104,9 +119,13 @@ def parse(arguments: Sequence[str], cluster: Cluster) -> Namespace:
         return parse(arguments, _COMMAND_LINE)  # other machines than those of the scheduler, or only this one
     if args.standalone:
         args.nnodes = "1"
+    else:
+        _check_machines(args)
     is_open_place = args.rdzv_backend == "static" and not args.rdzv_endpoint
     if args.standalone or (is_open_place and args.nnodes in ("1", "1:1") and args.master_port is None):
         args.rdzv_backend, args.rdzv_endpoint, args.rdzv_id = "c10d", "localhost:0", uuid4().hex
+        # The name of a container or a laptop is often one that it cannot resolve itself.
+        args.local_addr = args.local_addr or "localhost"
     elif is_open_place and args.max_restarts and args.nnodes not in ("1", "1:1"):
         # Only this one lets the machines restart together.
         args.rdzv_backend, args.rdzv_endpoint = "c10d", f"{args.master_addr}:{args.master_port or 29500}"
@@ -128,11 +147,22 @@ def _joined(*settings: str) -> str:
     return ",".join(filter(None, settings))
 
 
+def _check_machines(args: Namespace) -> None:
+    least, _, most = args.nnodes.rpartition(":")
+    if not (most.isdecimal() and (least or most).isdecimal() and 0 < int(least or most) <= int(most)):
+        raise ConfigError(f"--nnodes is '{args.nnodes}': expected a number > 0, or a range such as 1:4")
+    if not 0 <= args.node_rank < int(most):
+        raise ConfigError(f"--node-rank is {args.node_rank}: expected a number from 0 to {int(most) - 1}, see --nnodes")
+
+
 def _num_processes(args: Namespace) -> int:
     try:
-        return int(determine_local_world_size(args.nproc_per_node))
+        count = int(determine_local_world_size(args.nproc_per_node))
     except ValueError as error:
         raise ConfigError(f"--nproc-per-node is '{args.nproc_per_node}': {error}") from error
+    if count < 1:
+        raise ConfigError(f"--nproc-per-node is {count}: expected a number > 0, auto, cpu or gpu")
+    return count
 
 
 def _is_plain_run(args: Namespace) -> bool:
@@ -151,6 +181,7 @@ def _run_agent(config: LaunchConfig, command: str, rest: list[str], folder: Path
     failures: dict[int, ProcessFailure] = {}
     stopped_by = ""
     try:
+        _wait_for_first_machine(config)
         launch_agent(config, command, rest)
     except ChildFailedError as error:
         failures = error.failures
@@ -158,6 +189,14 @@ def _run_agent(config: LaunchConfig, command: str, rest: list[str], folder: Path
         stopped_by = signal.Signals(error.sigval).name
     except (distributed.DistError, RendezvousError) as error:
         raise ConfigError(_meeting_problem(config, error)) from error
+    except (ImportError, ValueError) as error:
+        if config.rdzv_backend in ("static", "c10d"):
+            raise
+        raise ConfigError(f"--rdzv-backend is '{config.rdzv_backend}': {error}") from error
+    except OSError as error:
+        is_mistake = isinstance(error, FileNotFoundError | PermissionError)  # a command that does not exist
+        kind = ConfigError if is_mistake else StorageError
+        raise kind(f"the processes cannot be started: {error}") from error
     for name in _SIGNALS:  # only a message is left to print
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     outcomes = read_outcomes(folder)
@@ -207,6 +246,17 @@ def _outcome_of_process(rank: int, failure: ProcessFailure) -> Outcome:
     return Outcome(rank, 1, message, cause=cause, time_s=failure.timestamp)
 
 
+def _wait_for_first_machine(config: LaunchConfig) -> None:
+    """Waits until the first machine listens, if this is another one: torch would wait where no signal interrupts it."""
+    settings, (address, _, port) = config.rdzv_configs, config.rdzv_endpoint.rpartition(":")
+    is_first = settings.get("rank") == 0 if config.rdzv_backend == "static" else settings.get("is_host") != "0"
+    if not is_first and port.isdecimal():
+        wait_s = float(settings.get("timeout") or settings.get("join_timeout") or _NODES_S)
+        problem = wait_for_listener(address.strip("[]"), int(port), time.monotonic() + wait_s)
+        if problem:
+            raise ConfigError(_meeting_problem(config, TimeoutError(problem)))
+
+
 def _meeting_problem(config: LaunchConfig, error: Exception) -> str:
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     place = config.rdzv_endpoint
@@ -222,7 +272,10 @@ def _meeting_problem(config: LaunchConfig, error: Exception) -> str:
 @contextmanager
 def _outcomes_dir() -> Iterator[Path]:
     """Yields a folder into which the processes write how they ended."""
-    folder = Path(tempfile.mkdtemp(prefix="oumi-launch-"))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="oumi-launch-"))
+    except OSError as error:
+        raise StorageError(f"the launcher needs a folder for temporary files: {error}; set TMPDIR to one") from error
     os.environ[LAUNCH_DIR], os.environ[LAUNCHER_PID] = str(folder), str(os.getpid())
     try:
         yield folder

@@ -126,9 +126,15 @@ def _open_store(place: Place, wait_s: float, deadline: float) -> Store:
         raise ConfigError(f"MASTER_PORT is '{port_text}' in the environment: expected a port from 1 to 65535")
     port, timeout = int(port_text), timedelta(seconds=max(wait_s, 1.0))
     is_opened_here = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    if not is_opened_here:
+        note = f"rank {place.rank}: waiting for rank 0 at {address}:{port}"
+        problem = wait_for_listener(address, port, deadline, note, place.local_rank == 0)
+        if problem:
+            raise ConfigError(
+                f"rank {place.rank} of {place.size} on {place.host}: rank 0 does not answer at {address}:{port} within "
+                f"{wait_s:.0f} s ({problem}). Is it started, is MASTER_ADDR right, does a firewall close MASTER_PORT?"
+            )
     try:
-        if not is_opened_here:
-            _wait_for_answer(place, address, port, wait_s, deadline)
         return _within(
             wait_s, lambda: TCPStore(address, port, place.size, is_opened_here, timeout, wait_for_workers=False)
         )
@@ -161,8 +167,11 @@ def _within(seconds: float, make: Callable[[], Answer]) -> Answer:
         raise TimeoutError(str(error) or f"no answer within {seconds:.0f} s") from None
 
 
-def _wait_for_answer(place: Place, address: str, port: int, wait_s: float, deadline: float) -> None:
-    """Waits until something listens at an address: torch itself would wait in silence."""
+def wait_for_listener(address: str, port: int, deadline: float, note: str = "", is_noted: bool = True) -> str:
+    """Waits until something listens at an address, and returns why nothing did before a deadline, or an empty text.
+
+    torch itself would wait in silence, and no signal could interrupt it.
+    """
 
     def connect() -> bool | OSError:
         try:
@@ -171,14 +180,8 @@ def _wait_for_answer(place: Place, address: str, port: int, wait_s: float, deadl
             return error
         return True
 
-    answer = _poll(
-        connect, deadline, f"rank {place.rank}: waiting for rank 0 at {address}:{port}", place.local_rank == 0
-    )
-    if answer is not True:
-        raise ConfigError(
-            f"rank {place.rank} of {place.size} on {place.host}: rank 0 does not answer at {address}:{port} within "
-            f"{wait_s:.0f} s ({answer}). Is it started, is MASTER_ADDR right, does a firewall close MASTER_PORT?"
-        ) from (answer if isinstance(answer, OSError) else None)
+    answer = _poll(connect, deadline, note, is_noted)
+    return "" if answer is True else str(answer)
 
 
 def _gather(main: Place, launcher_store: Store, wait_s: float, deadline: float) -> tuple[Meeting, str]:
