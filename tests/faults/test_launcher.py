@@ -98,10 +98,12 @@ def test_the_first_failure_is_shown_once_and_last(
     assert "=====" not in text
 
 
+@pytest.mark.slow
 def test_workers_that_end_well_leave_nothing_to_say(tmp_path: Path, worker: str) -> None:
     assert run_workers(tmp_path, worker, "print(rank, flush=True)")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_failed_attempt_is_restarted(tmp_path: Path, worker: str) -> None:
     code = "if rank and attempt < 2: os._exit(1)\nprint('attempt', attempt, flush=True); time.sleep(0.3)"
     returncode, text = run_workers(tmp_path, worker, code, "--max-restarts=2")
@@ -124,7 +126,7 @@ def test_a_mistake_of_the_user_is_not_tried_again(tmp_path: Path, worker: str) -
     assert "attempt 1" not in text
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"])
 def test_a_signal_reaches_the_workers_and_the_launcher_waits_for_them(tmp_path: Path, worker: str, name: str) -> None:
     running = start_python(*LAUNCH, "--nproc-per-node=2", worker, "steps()", folder=tmp_path)
