@@ -21,6 +21,7 @@ from oumi.core.errors import ConfigError
 from oumi.core.plan import parts
 from oumi.core.plan.facts import Facts
 from oumi.core.plan.methods import METHODS
+from oumi.core.plan.parts import Plan
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import refusals
 from oumi.core.plan.render import plan_json
@@ -37,7 +38,7 @@ SAMPLES: dict[str, Any] = {
     "training.lr_scheduler_kwargs": {"x": 1}, "training.max_steps": 7, "training.num_train_epochs": 2,
     "model.device_map": "cpu", "model.attn_implementation": "eager",
     "training.telemetry.telemetry_dir": "t", "peft.lora_dropout": 0.1, "peft.q_lora_bits": 8,
-    "deepspeed.train_batch_size": 8, "deepspeed.train_micro_batch_size_per_gpu": 8,
+    "deepspeed.train_batch_size": 32, "deepspeed.train_micro_batch_size_per_gpu": 8,
     "deepspeed.gradient_accumulation_steps": 8, "deepspeed.gradient_clipping": 0.5,
 }  # fmt: skip
 SAMPLES_OF_OTHERS = {"data.train.collator_name": "text_completions_only_with_padding"}
@@ -55,9 +56,11 @@ TRAINERS = ["OUMI", "TRL_SFT", "HF"]
 
 
 @cache
-def base_config(trainer: str) -> TrainingConfig:
+def base_config(trainer: str, section: str = "") -> TrainingConfig:
+    """Returns a config whose keys are changed; `section` is one that divides the model, and is on."""
+    switch = f"{section}: {{enable_{section}: true}}\n" if section else ""
     return TrainingConfig.from_str(
-        "model: {model_name: m}\n"
+        f"{switch}model: {{model_name: m}}\n"
         "data: {train: {datasets: [{dataset_name: a}]}, validation: {datasets: [{dataset_name: b}]}}\n"
         "training: {eval_strategy: steps, use_peft: true, enable_gradient_checkpointing: true, "
         f"trainer_type: {trainer}}}\n"
@@ -70,8 +73,9 @@ KEYS = [key for key, _ in keys_of(TrainingConfig) if not key.startswith(("deepsp
 @pytest.mark.parametrize("trainer", TRAINERS)
 @pytest.mark.parametrize("key", KEYS)
 def test_a_key_changes_what_is_done_or_is_refused_or_reported_as_not_read(key: str, trainer: str) -> None:
-    name = key.rpartition(".")[2]
-    base = base_config(trainer)
+    name, section = key.rpartition(".")[2], key.partition(".")[0]
+    section = section if section in ("fsdp", "deepspeed") else ""
+    base = base_config(trainer, section)
     default = value_of(base, key)
     tried = 0
     for value in others(key, default, annotation_of(base, key), trainer):
@@ -81,11 +85,18 @@ def test_a_key_changes_what_is_done_or_is_refused_or_reported_as_not_read(key: s
         except ConfigError:
             continue  # refused as it is set
         tried += 1
-        if semantic_problems(config) or refusals(config) or is_noted_as_not_read(config, key):
+        if semantic_problems(config) or refusals(config):
+            continue
+        try:
+            actions = acted(config)
+        except ConfigError as error:  # refused by the plan, which knows the machine
+            assert str(error).startswith(key), error
+            continue
+        if is_noted_as_not_read(config, key):
             continue
         if ".datasets[]." in key:
             assert name in OF_DATASETS, f"nothing reads {key}: {value!r}"
-        assert acted(config) != acted_by_default(trainer), f"{key}: {value!r} changes nothing"
+        assert actions != acted_by_default(trainer, section), f"{key}: {value!r} changes nothing"
     assert tried, f"no other value of {key} is known to this test"
 
 
@@ -99,11 +110,18 @@ def test_every_value_of_the_plan_is_read_by_our_own_trainer(name: str) -> None:
 # What only the plan itself reads, or tells.
 NOTED = {
     "ModelPlan": {"digest"},  # compared as part of the trajectory
-    "StepsPlan": {"num_epochs", "max_steps", "num_rows", "accumulation"},  # by its properties
+    "StepsPlan": {"num_epochs", "max_steps", "num_rows", "accumulation", "ranks_per_node"},  # by its properties
     "PrecisionPlan": {"reason"},
     "SchedulePlan": {"warmup_steps", "warmup_ratio"},
-    "DiskPlan": {"checkpoint_bytes", "num_checkpoints", "final_bytes", "free_bytes", "num_present"},
-    "MemoryPlan": {"process", "weights", "gradients", "activations", "available", "is_tight", "is_bound"},
+    "DiskPlan": {
+        "checkpoint_bytes",
+        "num_checkpoints",
+        "final_bytes",
+        "free_bytes",
+        "num_present",
+        "temporary_bytes",
+    },
+    "MemoryPlan": {"process", "weights", "gradients", "activations", "available", "is_tight", "is_bound", "on_host"},
     "Plan": {"notes", "disk", "memory", "shape"},
 }
 
@@ -140,23 +158,29 @@ def imported_by(modules: list[str]) -> list[Path]:
 
 def acted(config: TrainingConfig) -> dict[str, Any]:
     """Returns what a config makes the trainer do."""
-    plan = make_plan(config, FACTS)
+    plan = plan_of(config)
     record = {key: value for key, value in plan_json(plan).items() if key != "notes"}
     if config.training.trainer_type.name == "OUMI":
         return record
     return {**{key: value for key, value in record.items() if key not in BY_ARGUMENTS}, "arguments": arguments(plan)}
 
 
+def plan_of(config: TrainingConfig) -> Plan:
+    """Returns the plan of one rank, or of two machines with two ranks each if the config divides the model."""
+    is_divided = config.fsdp.enable_fsdp or config.deepspeed.enable_deepspeed
+    return make_plan(config, FACTS, *((4, 2) if is_divided else (1, 1)))
+
+
 @cache
-def acted_by_default(trainer: str) -> dict[str, Any]:
-    return acted(base_config(trainer))
+def acted_by_default(trainer: str, section: str) -> dict[str, Any]:
+    return acted(base_config(trainer, section))
 
 
 def is_noted_as_not_read(config: TrainingConfig, key: str) -> bool:
     named = key.replace("[]", "[0]")
     return any(
         note.startswith("not read:") and any(word.startswith(named) for word in re.split(r"[ ,:]+", note))
-        for note in make_plan(config, FACTS).notes
+        for note in plan_of(config).notes
     )
 
 

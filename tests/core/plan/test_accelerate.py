@@ -106,7 +106,7 @@ def test_a_strategy_decides_copies_and_when_weights_are_freed(
          "not read: fsdp.use_orig_params, fsdp.sync_module_states"),
         ({"auto_wrap_policy": "SIZE_BASED_WRAP"}, "weights are gathered block by block all the same"),
         ({"state_dict_type": "LOCAL_STATE_DICT"}, "it is taken for SHARDED_STATE_DICT"),
-        ({"mixed_precision": "bf16", "dtype": "bfloat16"}, "bf16 changes nothing: the weights are bfloat16"),
+        ({"mixed_precision": "bf16", "dtype": "bfloat16"}, "not read: fsdp.mixed_precision: the weights are bfloat16"),
     ],
 )  # fmt: skip
 def test_a_key_of_fsdp_without_a_meaning_is_noted(fsdp: dict[str, Any], note: str) -> None:

@@ -30,7 +30,7 @@ BY_SIZE = {"auto_wrap_policy": "SIZE_BASED_WRAP", "min_num_params": 5}
         ({**BY_BLOCK, "min_num_params": 5}, "not read: fsdp.min_num_params"),
         ({**BY_SIZE, "transformer_layer_cls": "LlamaDecoderLayer"}, "not read: fsdp.transformer_layer_cls"),
         ({**BY_BLOCK, "state_dict_type": "LOCAL_STATE_DICT"}, "fsdp.state_dict_type: LOCAL_STATE_DICT"),
-        ({**BY_BLOCK, "use_orig_params": False}, "fsdp.use_orig_params"),
+        ({**BY_BLOCK, "use_orig_params": False}, "not read: fsdp.use_orig_params"),
         ({**BY_BLOCK, "backward_prefetch": "BACKWARD_POST"}, "fsdp.backward_prefetch"),
         ({**BY_BLOCK, "sharding_strategy": "HYBRID_SHARD"}, "fsdp.sharding_strategy"),
     ],

@@ -207,15 +207,16 @@ def _fsdp_notes(config: TrainingConfig, settings: AccelerateSettings, dtype: str
         yield f"fsdp.sharding_strategy: {fsdp.sharding_strategy.name} on one machine is the same as without HYBRID"
     if fsdp.auto_wrap_policy.name != "TRANSFORMER_BASED_WRAP":
         yield (
-            f"fsdp.auto_wrap_policy: {fsdp.auto_wrap_policy.name}: weights are gathered block by block all the same, "
-            "as with TRANSFORMER_BASED_WRAP, whatever min_num_params"
+            f"not read: fsdp.auto_wrap_policy: {fsdp.auto_wrap_policy.name}: weights are gathered block by block all "
+            "the same, as with TRANSFORMER_BASED_WRAP"
         )
     if fsdp.state_dict_type == StateDictType.LOCAL_STATE_DICT:
         yield "fsdp.state_dict_type: LOCAL_STATE_DICT has no equivalent in FSDP2; it is taken for SHARDED_STATE_DICT"
     if fsdp.mixed_precision == "bf16" and not settings.computes_in_bf16:
-        yield f"fsdp.mixed_precision: bf16 changes nothing: the weights are {dtype}"
+        yield f"not read: fsdp.mixed_precision: the weights are {dtype}"
     unread = {
-        "use_orig_params": fsdp.use_orig_params is False,
+        "use_orig_params": fsdp.use_orig_params is not None,
+        "min_num_params": fsdp.min_num_params != default.min_num_params,
         "sync_module_states": not fsdp.sync_module_states,
         "forward_prefetch": fsdp.forward_prefetch,
         "backward_prefetch": fsdp.backward_prefetch != default.backward_prefetch,

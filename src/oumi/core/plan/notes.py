@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from oumi.core.configs import DatasetParams, TrainingConfig
+from oumi.core.configs.deepspeed import DeepSpeedParams, OffloadConfig
 from oumi.core.configs.loading import leaves
 from oumi.core.configs.model import DTYPES
 from oumi.core.configs.problems import shown
@@ -37,6 +38,12 @@ _QUANTIZATION = (
     "peft.llm_int8_skip_modules",
     "peft.use_bnb_nested_quant",
 )
+_READ_BY_FSDP = {"enable_deepspeed", "deepspeed_config_path", "zero_stage", "offload_optimizer", "offload_param"}
+_OF_DEEPSPEED = (
+    *(f"deepspeed.{name}*" for name in DeepSpeedParams.model_fields if name not in _READ_BY_FSDP),
+    *(f"deepspeed.offload_*.{name}" for name in OffloadConfig.model_fields if name != "device"),
+)
+"""Keys without an equivalent in FSDP2."""
 
 # Patterns of keys -> why they are not read. `[[]]` matches `[]`, since fnmatch reads a bracket as a set of characters.
 _NEVER_READ: dict[tuple[str, ...], str] = {
@@ -275,6 +282,8 @@ def _switched_off(config: TrainingConfig) -> dict[tuple[str, ...], str]:
         off[("fsdp.*",)] = "fsdp.enable_fsdp is false"
     if not config.deepspeed.enable_deepspeed:
         off[("deepspeed.*",)] = "deepspeed.enable_deepspeed is false"
+    elif training.trainer_type.spec.is_native:
+        off[_OF_DEEPSPEED] = "trainer OUMI divides the model by FSDP2, which has no such setting"
     # Settings of other optimizers and strategies.
     if training.optimizer != "sgd":
         off[("training.sgd_momentum",)] = "only sgd has momentum"

@@ -140,13 +140,11 @@ def sharding_notes(config: TrainingConfig, plan: ShardingPlan | None, world_size
         return
     if config.deepspeed.enable_deepspeed:
         stage = config.deepspeed.zero_stage
-        yield (
-            f"deepspeed: trainer OUMI divides the model by FSDP2: {stage.name} is {_ZERO[stage].name}; its other keys "
-            "but offload_* are not read"
-        )
+        yield (f"deepspeed: trainer OUMI divides the model by FSDP2: {stage.name} is {_ZERO[stage].name}")
     if plan is None:
         if world_size == 1:
-            yield "fsdp: the run is a single process, so nothing is sharded"
+            section = "deepspeed" if config.deepspeed.enable_deepspeed else "fsdp"
+            yield f"not read: {section}.enable_{section}: the run is a single process"
         elif fsdp.sharding_strategy in HYBRID:
             yield "fsdp: each machine has one rank, so nothing is sharded within it"
         return
@@ -163,14 +161,14 @@ def sharding_notes(config: TrainingConfig, plan: ShardingPlan | None, world_size
         yield "not read: fsdp.transformer_layer_cls: SIZE_BASED_WRAP of fsdp.auto_wrap_policy chooses by size"
     if fsdp.state_dict_type == StateDictType.LOCAL_STATE_DICT and not plan.saves_whole_model:
         yield "fsdp.state_dict_type: LOCAL_STATE_DICT has no equivalent in FSDP2; it is taken for SHARDED_STATE_DICT"
-    if fsdp.use_orig_params is False:
-        yield "fsdp.use_orig_params: false has no equivalent in FSDP2, which always keeps the parameters"
+    if fsdp.use_orig_params is not None:
+        yield "not read: fsdp.use_orig_params: FSDP2 always keeps the parameters"
     if not fsdp.sync_module_states:
-        yield "fsdp.sync_module_states: every rank reads its slices of the same files, so nothing needs to be sent"
+        yield "not read: fsdp.sync_module_states: every rank reads its slices of the same files"
     if fsdp.backward_prefetch == BackwardPrefetch.BACKWARD_POST:
         yield "fsdp.backward_prefetch: FSDP2 gathers ahead (BACKWARD_PRE) or not; BACKWARD_POST does not gather ahead"
     if fsdp.mixed_precision == "bf16" and plan.compute_dtype is None:
-        yield "fsdp.mixed_precision: bf16 changes nothing: the weights are bfloat16, or the CPU has no bfloat16"
+        yield "not read: fsdp.mixed_precision: the weights are bfloat16 already, or the CPU has no bfloat16"
     if config.training.mixed_precision_dtype.name != "NONE" and plan.compute_dtype is None and device != "cpu":
         yield (
             "training.mixed_precision_dtype: each rank keeps a 16-bit copy of all weights during a step; with "
