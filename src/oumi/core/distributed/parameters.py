@@ -51,12 +51,12 @@ class Parameters:
         gradients = {name: p.grad for name, p in self.by_name.items() if p.grad is not None}
         slices = [gradient for name, gradient in gradients.items() if name in self.divided]
         whole = [gradient for name, gradient in gradients.items() if name not in self.divided]
-        squares = nn.utils.get_total_norm(slices).float().square() if slices else torch.zeros(())
-        squares = squares.to(self._world.device)
+        # In float64 on all ranks, so that weights of that dtype keep their digits.
+        squares = _square_of_norm(slices).to(self._world.device)
         # Copies of the model have equal gradients, so only the ranks of one copy are added.
         distributed.all_reduce(squares, group=next(iter(self.divided.values())).device_mesh.get_group(SHARD))
         if whole:
-            squares = squares + nn.utils.get_total_norm(whole).to(squares).square()
+            squares = squares + _square_of_norm(whole).to(squares.device)
         norm = squares.sqrt()
         nn.utils.clip_grads_with_norm_([self.by_name[name] for name in gradients], bound, norm)
         return norm
@@ -66,3 +66,7 @@ class Parameters:
         self._model.zero_grad(set_to_none=True)
         for parameter in self.by_name.values():
             parameter.grad = None
+
+
+def _square_of_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
+    return nn.utils.get_total_norm(gradients).double().square()

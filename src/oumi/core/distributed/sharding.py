@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from oumi.core.distributed.traffic import Traffic
 from oumi.core.errors import ConfigError
-from oumi.core.plan.sharding import ShardingPlan
+from oumi.core.plan.sharding import ShardingPlan, rows_of_rank
 
 SHARD = "shard"
 """Dimension of a mesh whose ranks hold one copy of the model together."""
@@ -92,9 +92,8 @@ def shard_modules(
 
 def reset_passes(root: nn.Module) -> None:
     """Lets a divided model begin a new pass after one that failed; its ranks hold their slices only."""
-    root.zero_grad(
-        set_to_none=True
-    )  # also of gathered weights, whose gradients FSDP would add to those of the next pass
+    # Also of gathered weights, whose gradients FSDP would add to those of the next pass.
+    root.zero_grad(set_to_none=True)
     if isinstance(root, FSDPModule):
         if not hasattr(root, "reset_iter_state"):
             raise ConfigError("out of memory on a rank of a divided model; with torch 2.13 it would go on in parts")
@@ -111,14 +110,7 @@ def free_gathered(root: nn.Module) -> None:
 def local_rows(parameter: DTensor) -> tuple[int, int]:
     """Returns the first row of a rank's slice of a weight, and the number of its rows."""
     mesh = parameter.device_mesh
-    return _rows_of_rank(len(parameter), mesh.get_local_rank(SHARD), mesh.size(mesh.ndim - 1))
-
-
-def _rows_of_rank(num_rows: int, rank: int, num_ranks: int) -> tuple[int, int]:
-    # As torch.chunk divides: the last ranks may have fewer rows, or none.
-    size = -(-num_rows // num_ranks)
-    start = min(rank * size, num_rows)
-    return start, min(size, num_rows - start)
+    return rows_of_rank(len(parameter), mesh.get_local_rank(SHARD), mesh.size(mesh.ndim - 1))
 
 
 def with_local(parameter: DTensor, local: torch.Tensor) -> nn.Parameter:
@@ -136,7 +128,7 @@ def with_local(parameter: DTensor, local: torch.Tensor) -> nn.Parameter:
 
 def divided_like(parameter: nn.Parameter, mesh: DeviceMesh) -> nn.Parameter:
     """Returns a weight on the meta device that is divided by rows over the ranks of a mesh."""
-    _, count = _rows_of_rank(len(parameter), mesh.get_local_rank(), mesh.size())
+    _, count = rows_of_rank(len(parameter), mesh.get_local_rank(), mesh.size())
     local = torch.empty((count, *parameter.shape[1:]), dtype=parameter.dtype, device="meta")
     divided = DTensor.from_local(
         local, mesh, (Shard(0),), run_check=False, shape=parameter.shape, stride=parameter.stride()

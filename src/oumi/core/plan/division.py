@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from oumi.core.plan.disk import BYTES
 from oumi.core.plan.parts import LoraPlan, Plan
 from oumi.core.plan.shapes import ModelShape
-from oumi.core.plan.sharding import BUCKET_BYTES
+from oumi.core.plan.sharding import BUCKET_BYTES, rows_of_rank
 
 USUAL_TARGETS = ("q_proj", "v_proj")
 """Modules that PEFT adapts by default in these families."""
@@ -36,9 +36,8 @@ class Weight:
         return self.rows * self.columns * self.number_bytes
 
     def rows_of(self, rank: int, num_ranks: int) -> int:
-        """Returns the rows of a rank's slice, as torch.chunk cuts them: the last ranks may have fewer, or none."""
-        size = -(-self.rows // num_ranks)
-        return min(max(self.rows - rank * size, 0), size)
+        """Returns the number of rows of a rank's slice."""
+        return rows_of_rank(self.rows, rank, num_ranks)[1]
 
 
 @dataclass(frozen=True)

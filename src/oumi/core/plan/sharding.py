@@ -127,6 +127,16 @@ def sharding_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         yield "peft.lora_target_parameters", "not supported with fsdp.enable_fsdp: an adapter on stacked weights"
 
 
+def rows_of_rank(num_rows: int, rank: int, num_ranks: int) -> tuple[int, int]:
+    """Returns the first row of a rank's slice and the number of its rows, as torch.chunk divides a weight.
+
+    The last ranks may have fewer rows than the others, or none.
+    """
+    size = -(-num_rows // num_ranks)
+    start = min(rank * size, num_rows)
+    return start, min(size, num_rows - start)
+
+
 def class_names(fsdp: FSDPParams) -> tuple[str, ...]:
     """Returns the names of classes in `transformer_layer_cls`, without their modules."""
     names = (fsdp.transformer_layer_cls or "").split(",")
