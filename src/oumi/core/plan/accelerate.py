@@ -14,7 +14,7 @@ from oumi.core.configs.deepspeed import DeepSpeedOffloadDevice, DeepSpeedParams,
 from oumi.core.configs.fsdp import FSDPParams, ShardingStrategy, StateDictType
 from oumi.core.errors import ConfigError
 from oumi.core.plan.facts import Facts
-from oumi.core.plan.sharding import HYBRID, KEEPS_GATHERED, class_names
+from oumi.core.plan.sharding import HYBRID, KEEPS_GATHERED, class_names, strategy_notes
 from oumi.core.system.filesystem import expanded
 
 
@@ -197,14 +197,9 @@ def accelerate_notes(config: TrainingConfig, settings: AccelerateSettings, dtype
 
 def _fsdp_notes(config: TrainingConfig, settings: AccelerateSettings, dtype: str, size: int) -> Iterator[str]:
     fsdp, default = config.fsdp, FSDPParams()
+    yield from strategy_notes(fsdp, None if settings.fsdp is None else settings.num_replicas, size)
     if settings.fsdp is None:
-        if size == 1:
-            yield "not read: fsdp.enable_fsdp: the run is a single process, so nothing is sharded"
-        elif fsdp.sharding_strategy in HYBRID:
-            yield "fsdp: each machine has one rank, so nothing is sharded within it"
         return
-    if fsdp.sharding_strategy in HYBRID and settings.num_replicas == 1:
-        yield f"fsdp.sharding_strategy: {fsdp.sharding_strategy.name} on one machine is the same as without HYBRID"
     if fsdp.auto_wrap_policy.name != "TRANSFORMER_BASED_WRAP":
         yield (
             f"not read: fsdp.auto_wrap_policy: {fsdp.auto_wrap_policy.name}: weights are gathered block by block all "

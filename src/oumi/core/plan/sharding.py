@@ -143,6 +143,17 @@ def class_names(fsdp: FSDPParams) -> tuple[str, ...]:
     return tuple(name.strip().rpartition(".")[2] for name in names if name.strip())
 
 
+def strategy_notes(fsdp: FSDPParams, num_replicas: int | None, world_size: int) -> Iterator[str]:
+    """Yields where a strategy has no effect; `num_replicas` is None if the model is not divided."""
+    is_hybrid = fsdp.sharding_strategy in HYBRID
+    if num_replicas is None and world_size == 1:
+        yield "not read: fsdp.enable_fsdp: the run is a single process, so nothing is sharded"
+    elif num_replicas is None and is_hybrid:
+        yield "fsdp: each machine has one rank, so nothing is sharded within it"
+    elif num_replicas == 1 and is_hybrid:
+        yield f"fsdp.sharding_strategy: {fsdp.sharding_strategy.name} on one machine is the same as without HYBRID"
+
+
 def sharding_notes(config: TrainingConfig, plan: ShardingPlan | None, world_size: int, device: str) -> Iterator[str]:
     """Yields where sharding differs from what the keys of `fsdp` suggest, for the trainer OUMI."""
     fsdp = equivalent_fsdp(config)
@@ -150,16 +161,13 @@ def sharding_notes(config: TrainingConfig, plan: ShardingPlan | None, world_size
         return
     if config.deepspeed.enable_deepspeed:
         stage = config.deepspeed.zero_stage
-        yield (f"deepspeed: trainer OUMI divides the model by FSDP2: {stage.name} is {_ZERO[stage].name}")
+        yield f"deepspeed: trainer OUMI divides the model by FSDP2: {stage.name} is {_ZERO[stage].name}"
+    if config.deepspeed.enable_deepspeed and world_size == 1:
+        yield "not read: deepspeed.enable_deepspeed: the run is a single process, so nothing is sharded"
+    else:
+        yield from strategy_notes(fsdp, None if plan is None else plan.num_replicas, world_size)
     if plan is None:
-        if world_size == 1:
-            section = "deepspeed" if config.deepspeed.enable_deepspeed else "fsdp"
-            yield f"not read: {section}.enable_{section}: the run is a single process"
-        elif fsdp.sharding_strategy in HYBRID:
-            yield "fsdp: each machine has one rank, so nothing is sharded within it"
         return
-    if fsdp.sharding_strategy in HYBRID and plan.num_replicas == 1:
-        yield f"fsdp.sharding_strategy: {fsdp.sharding_strategy.name} on one machine is the same as without HYBRID"
     if fsdp.auto_wrap_policy == AutoWrapPolicy.NO_WRAP:
         yield (
             "fsdp.auto_wrap_policy: NO_WRAP would gather the whole model at once; its blocks are gathered one at a "
