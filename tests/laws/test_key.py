@@ -111,6 +111,7 @@ NOTED = {
     "ModelPlan": {"digest"},  # compared as part of the trajectory
     "StepsPlan": {"num_epochs", "max_steps", "num_rows", "accumulation", "ranks_per_node"},  # by its properties
     "PrecisionPlan": {"reason"},
+    "BestPlan": {"is_greater_better"},  # by its method
     "SchedulePlan": {"warmup_steps", "warmup_ratio"},
     "DiskPlan": {
         "checkpoint_bytes",

@@ -34,6 +34,14 @@ class TrainState:
     epoch: float = 0.0
     parts: int = 1
     """Into how many parts a micro-batch is cut since memory ran out; kept, so that a resumed run adds as before."""
+    best_value: float | None = None
+    """The metric of the best evaluation, None before the first one, or if the plan does not look for it."""
+    best_step: int = 0
+    """The step of the best evaluation."""
+    num_worse: int = 0
+    """Evaluations since the last one that was an improvement for early stopping."""
+    has_converged: bool = False
+    """Early stopping has ended the run."""
     awaits_evaluation: bool = False
     """The evaluation of this step was stopped by a signal; a resumed run begins with it."""
 
@@ -65,6 +73,12 @@ class Progress:
     """The last value of everything that was measured."""
     stop_requested: bool = False
     """The run ends after this step, with a checkpoint."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Returns True after the last step, or after early stopping, once the evaluation of the step is done."""
+        is_last = self.state.step >= self.plan.num_steps or self.state.has_converged
+        return is_last and not self.state.awaits_evaluation
 
     @property
     def stop_signaled(self) -> bool:

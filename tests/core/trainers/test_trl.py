@@ -108,8 +108,7 @@ def test_automatic_workers_need_no_cpu_affinity_which_macos_lacks(
 PASSED = {
     "optim_args", "optim_target_modules", "label_smoothing_factor", "tf32", "use_cache", "neftune_noise_alpha",
     "eval_delay", "eval_on_start", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph",
-    "load_best_model_at_end", "metric_for_best_model",
-    "greater_is_better", "dataloader_multiprocessing_context", "label_names", "debug", "skip_memory_metrics",
+    "dataloader_multiprocessing_context", "label_names", "debug", "skip_memory_metrics",
     "router_aux_loss_coef", "loss_type", "activation_offloading",
 }  # fmt: skip
 

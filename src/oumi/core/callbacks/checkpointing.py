@@ -9,6 +9,13 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
+from oumi.core.checkpoint.best import (
+    best_checkpoint,
+    forget_missing_best,
+    is_periodic,
+    saves_best,
+    without_superseded,
+)
 from oumi.core.checkpoint.retention import keep_last
 from oumi.core.checkpoint.state import FOLDER, random_state, save_slices, save_state
 from oumi.core.checkpoint.store import UNFINISHED, checkpoint_path, find_checkpoints, publish, recreate
@@ -45,6 +52,8 @@ class Checkpointing(Callback):
         self._facts = facts
         self._saved_until = saved_until
         self._saved: list[Path] = []
+        self._best_step = 0
+        """The step of the best evaluation whose checkpoint is saved."""
         self._after_step: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
         """The random states of this rank and the position in the rows, after the last complete step."""
 
@@ -52,16 +61,15 @@ class Checkpointing(Callback):
         # Later checkpoints are left alone: they are not on the way to the one from which the run resumes.
         checkpoints = find_checkpoints(run.plan.output_dir) if self._saved_until else []
         self._saved = [path for step, path in checkpoints if step <= self._saved_until]
+        forget_missing_best(run, run.world)
+        self._best_step = run.state.best_step
         self._keep_position(run)
 
     def step_end(self, run: Run, report: StepReport) -> None:  # type: ignore[override]
-        plan, step = run.plan.checkpoints, run.state.step
         self._keep_position(run)
-        is_interval = plan.every_steps is not None and step % plan.every_steps == 0
-        is_epoch_end = plan.every_epoch and run.loader.ends_epoch(step)
+        is_due = is_periodic(run.plan, run.state.step, run.loader) or saves_best(run)
         # A signal during the last step needs no checkpoint: the run is complete, once it is evaluated.
-        is_complete = step >= run.plan.num_steps and not run.state.awaits_evaluation
-        if is_interval or is_epoch_end or (run.stop_requested and not is_complete):
+        if is_due or (run.stop_requested and not run.is_complete):
             self.save(run)
 
     def save_last_step(self, run: Run) -> None:
@@ -89,7 +97,9 @@ class Checkpointing(Callback):
         def publish_and_keep_last() -> None:
             # A run that resumed from an older checkpoint replaces the later ones.
             publish(target, write, {**self._facts, "step": run.state.step})
-            self._saved = keep_last([*self._saved, target], plan.checkpoints.keep)
+            best = best_checkpoint(plan, run.state)
+            saved = without_superseded(self._saved, run, self._best_step, run.loader)
+            self._saved = keep_last([*saved, target], plan.checkpoints.keep, best)
 
         with signals_held(), ExitStack() as stack:
             if saves_model:
@@ -101,6 +111,7 @@ class Checkpointing(Callback):
                     run.world.on_main(lambda: recreate(slices))
                     save_slices(run, slices)
             run.world.on_main(publish_and_keep_last)  # raises on all ranks if it fails, so that none waits
+        self._best_step = run.state.best_step
         run.callbacks.saved(run, target)
         # A signal that came meanwhile finds its checkpoint already saved.
         run.stop_requested = bool(run.world.agree(run.stop_requested or run.stop_signaled))

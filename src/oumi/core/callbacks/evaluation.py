@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable
 import torch
 
 from oumi.core.batch import Batch
+from oumi.core.checkpoint.best import track_best
 from oumi.core.distributed.sharding import free_gathered
+from oumi.core.plan.parts import Plan
 from oumi.core.run import Callback, Run, StepReport
 
 
@@ -26,6 +28,7 @@ class Evaluation(Callback):
     def train_start(self, run: Run) -> None:  # type: ignore[override]  # the native loop passes a Run
         if run.state.awaits_evaluation:
             self._evaluate(run)
+        run.stop_requested |= run.state.has_converged  # of a run that was killed after its last step
 
     def step_end(self, run: Run, report: StepReport) -> None:  # type: ignore[override]
         plan, step = run.plan.evaluation, run.state.step
@@ -39,17 +42,23 @@ class Evaluation(Callback):
         if metrics is None:
             run.stop_requested = True
             return
-        if run.plan.method.spec.term == "token":
-            # math.exp raises OverflowError above 709.
-            metrics["eval_perplexity"] = math.exp(min(metrics["eval_loss"], 700.0))
-        run.callbacks.measured(run, metrics)
+        run.callbacks.measured(run, {**metrics, **track_best(run, metrics)})
+
+
+def with_perplexity(metrics: dict[str, float], plan: Plan, prefix: str = "eval") -> dict[str, float]:
+    """Returns metrics with the perplexity that belongs to their loss, if that is a mean over tokens."""
+    if plan.method.spec.is_per_token:
+        # math.exp raises OverflowError above 709.
+        metrics[f"{prefix}_perplexity"] = math.exp(min(metrics[f"{prefix}_loss"], 700.0))
+    return metrics
 
 
 @torch.no_grad()
 def evaluate(run: Run, batches: Iterable[Batch]) -> dict[str, float] | None:
     """Returns the mean loss over all terms of the batches of all ranks, and the means of the method's metrics.
 
-    Names begin with `eval_`. None if a signal to stop came meanwhile. The model is in training mode afterwards.
+    For losses per token, it also returns the perplexity. Names begin with `eval_`. None if a signal to stop came
+    meanwhile. The model is in training mode afterwards.
     """
     # Sums in float64, divided once at the end: a mean of means would weigh short batches too much.
     sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=run.world.device))
@@ -70,4 +79,4 @@ def evaluate(run: Run, batches: Iterable[Batch]) -> dict[str, float] | None:
     values = run.world.sum(torch.stack(list(sums.values()))).tolist()
     means = dict(zip(sums, values, strict=True))
     num_terms = max(means.pop("terms"), 1)
-    return {f"eval_{name}": value / num_terms for name, value in means.items()}
+    return with_perplexity({f"eval_{name}": value / num_terms for name, value in means.items()}, run.plan)

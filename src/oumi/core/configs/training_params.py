@@ -145,6 +145,16 @@ class TrainingParams(Params):
     """When the validation loss is computed."""
     eval_steps: PositiveInt = 500
     """Steps between evaluations."""
+    metric_for_best_model: str | None = None
+    """Metric of the best evaluation, such as `eval_loss`, the default; `eval_` may be left out."""
+    greater_is_better: bool | None = None
+    """Whether the metric improves as it rises; null knows it for losses, perplexities, accuracies and margins."""
+    load_best_model_at_end: bool = False
+    """Save the model of the best evaluation at the end, and keep its checkpoint until then."""
+    early_stopping_patience: PositiveInt | None = None
+    """End the run after so many evaluations without an improvement."""
+    early_stopping_threshold: NonNegativeFloat = 0.0
+    """How much the metric must improve on the best one to count for early_stopping_patience."""
     metrics_function: str | None = None
     """Registered function that computes metrics."""
 

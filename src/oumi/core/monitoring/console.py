@@ -55,7 +55,10 @@ class Console(Sink):
         self._epoch = int(run.state.epoch)
 
     def measured(self, run: Progress, record: Record) -> None:
-        values = "  ".join(f"{name} {value:.4f}" for name, value in record.items() if name not in ("step", "epoch"))
+        named = [(name, value) for name, value in record.items() if name not in ("step", "epoch")]
+        values = "  ".join(
+            f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4f}" for name, value in named
+        )
         self.note(f"step {run.state.step}/{run.plan.num_steps}  {values}")
 
     def note(self, text: str) -> None:

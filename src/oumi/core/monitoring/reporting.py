@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from oumi.core.batch import Batch
+from oumi.core.checkpoint.best import outcome
 from oumi.core.monitoring.efficiency import Efficiency, MicroBatchSize, Record
 from oumi.core.run import Callback, Progress, Run, StepReport
 from oumi.core.system import host
@@ -103,7 +104,7 @@ class Reporting(Callback):
         self._restart()  # nor the time to save
 
     def train_end(self, run: Progress) -> None:
-        if text := self._efficiency.summary():
+        for text in filter(None, (outcome(run), self._efficiency.summary())):
             for sink in self._sinks:
                 sink.note(text)
 

@@ -121,6 +121,12 @@ def _is_adapted(name: str, targets: list[str] | str) -> bool:
 
 def _num_checkpoints(steps: StepsPlan, checkpoints: CheckpointPlan) -> int:
     """Returns how many checkpoints exist at the same time, at most."""
+    # That of the best evaluation, and while it is replaced also the one before it.
+    extra = 2 if checkpoints.best is not None and checkpoints.best.restores else 0
+    return _num_periodic(steps, checkpoints) + extra
+
+
+def _num_periodic(steps: StepsPlan, checkpoints: CheckpointPlan) -> int:
     every = checkpoints.every_steps or (steps.per_epoch if checkpoints.every_epoch else None)
     if not every:
         return 0

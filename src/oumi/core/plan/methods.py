@@ -34,6 +34,8 @@ class MethodSpec:
     """Its arguments in `training.trainer_kwargs` of trainer OUMI."""
     keys: tuple[str, ...] = ()
     """Keys of `training` that only its loss reads."""
+    metrics: tuple[str, ...] = ()
+    """What its loss reports beside, by the names of TRL."""
     loss: str | None = None
     """`module:attribute` of its loss, None if trainer OUMI does not support it."""
 
@@ -42,6 +44,11 @@ class MethodSpec:
         """Returns True if each token has a loss of its own, so that rows may be split or packed."""
         return self.term == "token"
 
+
+PAIR_METRICS = (
+    "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected",
+)  # fmt: skip
+"""What methods of pairs report."""
 
 # A loss is named, not imported, since its module imports torch.
 METHODS: Mapping[str, MethodSpec] = {
@@ -58,6 +65,7 @@ METHODS: Mapping[str, MethodSpec] = {
         documents_per_row=2,
         has_reference=True,
         settings=DpoSettings,
+        metrics=PAIR_METRICS,
         loss="oumi.core.methods.preference:DirectPreference",
     ),
     # Methods that trainer OUMI does not support.

@@ -12,6 +12,7 @@ from typing import Any
 from oumi.core.configs import DatasetParams, TrainerType, TrainingConfig
 from oumi.core.errors import ConfigError
 from oumi.core.plan.accelerate import AccelerateSettings
+from oumi.core.plan.best import BestPlan
 from oumi.core.plan.methods import METHODS, MethodSpec
 from oumi.core.plan.resources import DiskPlan, MemoryPlan
 from oumi.core.plan.shapes import ModelShape
@@ -207,6 +208,8 @@ class CheckpointPlan:
     resume_from: Path | None
     resume_last: bool
     """Resume from the newest checkpoint in the output directory, if there is one."""
+    best: BestPlan | None = None
+    """How the best evaluation is found, None if nothing asks for it."""
 
 
 @dataclass(frozen=True)

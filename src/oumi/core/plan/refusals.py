@@ -20,6 +20,7 @@ from oumi.core.configs.trainers import TRAINERS
 from oumi.core.errors import ConfigError, Problem, did_you_mean
 from oumi.core.plan import collators
 from oumi.core.plan.accelerate import accelerate_problems
+from oumi.core.plan.best import best_problems
 from oumi.core.plan.choices import ATTENTIONS, CHECKPOINTING, NUM_RECOMPUTED, wrong_optimizer, wrong_schedule
 from oumi.core.plan.methods import METHODS, is_of_other_method, method_of, methods_of
 from oumi.core.plan.notes import changed_keys, matches_key
@@ -83,6 +84,7 @@ def refusals(config: TrainingConfig) -> list[Problem]:
         _wrong_data,
         _wrong_gradient_checkpointing,
         _wrong_adapter,
+        best_problems,
         sharding_problems,
         accelerate_problems,
     )

@@ -42,6 +42,8 @@ def plan_text(plan: Plan) -> str:
     evaluation = "after each epoch" if plan.evaluation.every_epoch else ""
     if plan.evaluation.every_steps:
         evaluation = f"every {plan.evaluation.every_steps} steps"
+    if plan.checkpoints.best is not None:
+        evaluation += f"; {plan.checkpoints.best.text}"
     # In the order of this dict; a line without a value is left out.
     lines = {
         "model": _model(plan),

@@ -18,6 +18,7 @@ from oumi.core.configs.methods import NoSettings
 from oumi.core.configs.model import DTYPES
 from oumi.core.errors import ConfigError
 from oumi.core.plan import collators
+from oumi.core.plan.best import plan_best
 from oumi.core.plan.choices import FLAT_ATTENTIONS, NO_LARGE_LAYER, NUM_RECOMPUTED, gains_by_fp8
 from oumi.core.plan.disk import EMBEDDINGS
 from oumi.core.plan.facts import Facts, ModelFacts
@@ -251,6 +252,7 @@ def plan_checkpoints(training: TrainingParams) -> CheckpointPlan:
         final_model=training.save_final_model,
         resume_from=Path(resume_from) if resume_from else None,
         resume_last=training.try_resume_from_last_checkpoint,
+        best=plan_best(training),
     )
 
 

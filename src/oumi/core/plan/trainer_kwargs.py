@@ -45,7 +45,7 @@ _OTHER_NAME = {
 _DERIVED = (
     "output_dir", "warmup_steps", "warmup_ratio", "max_grad_norm", "gradient_checkpointing_kwargs", "save_steps",
     "logging_strategy", "logging_steps", "logging_first_step", "resume_from_checkpoint", "dataloader_num_workers",
-    "dataloader_prefetch_factor",
+    "dataloader_prefetch_factor", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
 )  # fmt: skip
 """Keys of `training` with the same name in transformers, from which the plan derives other values."""
 

@@ -43,6 +43,9 @@ def trajectory(plan: Plan) -> dict[str, str]:
     # Only what decides the rows: the data sets themselves are compared by their contents elsewhere.
     mixture = record["data"]["train"]
     chosen["mixture"] = {name: mixture[name] for name in ("strategy", "pack", "stream", "truncation")}
+    chosen["best"] = best = record["checkpoints"]["best"]
+    if best is not None:  # it is one of these steps
+        chosen["evaluation"] = {name: record["evaluation"][name] for name in ("every_steps", "every_epoch")}
     chosen["trainer_kwargs"] = dict(plan.config.training.trainer_kwargs)
     return dict(_flat(chosen, ""))
 

@@ -33,7 +33,7 @@ from oumi.core.plan.disk import with_saved_size
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callback, Callbacks, Run
 from oumi.core.trainers.export import Exporter
-from oumi.core.trainers.resume import ResumePoint
+from oumi.core.trainers.resume import ResumePoint, restore_best
 
 
 class NativeTrainer:
@@ -88,14 +88,15 @@ class NativeTrainer:
         if run.world.device.type == "cuda":  # on a CPU, the system kills a process instead of raising an error
             try_largest_micro_batch(run, self._data.largest(run.plan))
         try:
-            state = fit(run)
+            fit(run)
         finally:
             run.callbacks.close()
-        if state.step < run.plan.num_steps or state.awaits_evaluation:
+        if not run.is_complete:
             raise stopped_early(run)
 
     def save(self, directory: Path) -> None:
         """Writes the trained model and its tokenizer, on the main rank."""
+        restore_best(self.run)
         self._exporter.publish(directory, self.run.world)
 
     def _callbacks(self) -> list[Callback]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from oumi.core.checkpoint.best import best_checkpoint
 from oumi.core.checkpoint.export import finish_export, foreign_model_files, has_export
 from oumi.core.checkpoint.identity import Identity, read_identity, write_identity
 from oumi.core.checkpoint.state import load_state
@@ -144,6 +145,27 @@ def restore(run: Run, checkpoint: Path) -> None:
     else:
         load_divided_weights(run.model, run.plan, checkpoint)
     load_state(run, checkpoint)
+
+
+def checkpoint_to_restore(run: Progress) -> Path | None:
+    """Returns the intact checkpoint whose weights the final model has, None if they are those of the last step.
+
+    Raises:
+        StorageError: The checkpoint is no longer as it was saved.
+    """
+    checkpoint = best_checkpoint(run.plan, run.state)
+    if checkpoint is None or run.state.best_step == run.state.step:
+        return None
+    read_facts(checkpoint)
+    return checkpoint
+
+
+def restore_best(run: Run) -> None:
+    """Restores the weights of the best evaluation, if the plan saves its model. How far the run came is unchanged."""
+    state = run.state
+    if (checkpoint := checkpoint_to_restore(run)) is not None:
+        restore(run, checkpoint)
+        run.state = state
 
 
 def _checkpoint(plan: Plan, identity: Identity | None) -> tuple[Path, dict[str, Any]] | None:

@@ -27,14 +27,14 @@ from oumi.core.log import logger
 from oumi.core.models.acceleration.liger import check_liger
 from oumi.core.models.adapters import saved_size
 from oumi.core.models.attention.rope import separate_rows
-from oumi.core.models.build import build_model, router_loss_coefficient
+from oumi.core.models.build import build_model, load_weights, router_loss_coefficient
 from oumi.core.monitoring.build import build_efficiency, build_reporting, write_model_summary
 from oumi.core.plan.disk import with_saved_size
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callback, Callbacks, Progress
 from oumi.core.trainers.accelerate_state import contain_accelerate
 from oumi.core.trainers.export import Exporter
-from oumi.core.trainers.resume import ResumePoint
+from oumi.core.trainers.resume import ResumePoint, checkpoint_to_restore
 from oumi.core.trainers.trl_adapter import Seams, adapted
 from oumi.core.trainers.trl_bridge import AlreadyTrainedError, Bridge, EvaluationStoppedError
 from oumi.core.trainers.trl_methods import METHODS, NEWER_NAMES, arguments
@@ -131,7 +131,7 @@ class TrlTrainer:
             raise
         finally:
             run.callbacks.close()
-        if run.stop_requested and (run.state.step < run.plan.num_steps or run.state.awaits_evaluation):
+        if run.stop_requested and not run.is_complete:
             raise stopped_early(run)
 
     def _save_last_step(self) -> None:
@@ -142,6 +142,8 @@ class TrlTrainer:
 
     def save(self, directory: Path) -> None:
         """Writes the trained model and its tokenizer, on the main rank."""
+        if (checkpoint := checkpoint_to_restore(self.run)) is not None:
+            load_weights(self._exporter.shapes, self.run.plan, checkpoint)
         self._exporter.publish(directory, self._bridge.world)
 
 

@@ -18,6 +18,7 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from oumi.core.batch import IGNORED
+from oumi.core.callbacks.evaluation import with_perplexity
 from oumi.core.checkpoint.store import checkpoint_path
 from oumi.core.distributed.world import World
 from oumi.core.errors import OtherRankError
@@ -95,7 +96,8 @@ class AdaptedTrainer(Trainer):
             if num_terms:  # the mean over no terms is not a number
                 sums += torch.tensor([float(loss) * num_terms, num_terms], dtype=torch.float64)
         loss_sum, num_terms = self._world.sum(sums).tolist()
-        metrics = {f"{metric_key_prefix}_loss": loss_sum / max(num_terms, 1)}
+        loss_of_all = {f"{metric_key_prefix}_loss": loss_sum / max(num_terms, 1)}
+        metrics = with_perplexity(loss_of_all, self.seams.plan, metric_key_prefix)
         return EvalLoopOutput(None, None, metrics, len(dataloader.dataset))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

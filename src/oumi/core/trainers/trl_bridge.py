@@ -13,6 +13,13 @@ from transformers import TrainerCallback
 
 from oumi.core.batch import IGNORED
 from oumi.core.callbacks.guards import not_finite
+from oumi.core.checkpoint.best import (
+    best_checkpoint,
+    forget_missing_best,
+    saves_best,
+    track_best,
+    without_superseded,
+)
 from oumi.core.checkpoint.state import write_progress
 from oumi.core.checkpoint.store import checkpoint_path, seal
 from oumi.core.data.pipeline.loader import Loader
@@ -56,12 +63,15 @@ class Bridge(TrainerCallback):
         self._learning_rate = 0.0
         self.saved_step = run.state.step
         """Step of the last checkpoint."""
+        self._best_step = run.state.best_step
+        """The step of the best evaluation whose checkpoint is saved."""
 
     def seal(self, step: int) -> None:
         """Completes the checkpoint of a step, which the other trainer has written; on the main rank."""
         checkpoint = checkpoint_path(self.run.plan.output_dir, step)
         write_progress(checkpoint, self.run.state)
         seal(checkpoint, {**self._facts, "step": step})
+        without_superseded([], self.run, self._best_step, self._order)
 
     def count(self, inputs: Mapping[str, Any], loss: torch.Tensor) -> None:
         """Counts a micro-batch of this rank and keeps its loss."""
@@ -78,12 +88,14 @@ class Bridge(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.run.state.step = state.global_step
+        forget_missing_best(self.run, self.world)
+        self._keep_best(state)
         self.run.callbacks.train_start(self.run)
         if state.global_step:
             args.eval_on_start = self.run.state.awaits_evaluation
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step >= self.run.plan.num_steps:
+        if state.global_step >= self.run.plan.num_steps or self.run.state.has_converged:
             raise AlreadyTrainedError
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -155,18 +167,26 @@ class Bridge(TrainerCallback):
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
     ) -> None:
         self.run.state.awaits_evaluation = False
-        self.run.callbacks.measured(
-            self.run, {k: v for k, v in (metrics or {}).items() if is_number(v) and k != "epoch"}
-        )
+        values = {k: v for k, v in (metrics or {}).items() if is_number(v) and k != "epoch"}
+        self.run.callbacks.measured(self.run, {**values, **track_best(self.run, values)})
+        self._keep_best(state)
+        control.should_save |= saves_best(self.run)
+        control.should_training_stop |= self.run.state.has_converged
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.saved_step = state.global_step
+        self._best_step = self.run.state.best_step
         self.run.callbacks.saved(self.run, checkpoint_path(self.run.plan.output_dir, state.global_step))
         if self.stop_is_signaled():  # the signal finds its checkpoint already saved
             self.run.stop_requested = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.run.callbacks.train_end(self.run)
+
+    def _keep_best(self, state: Any) -> None:
+        """Tells the other trainer which checkpoint it must not delete, whatever `save_total_limit` says."""
+        checkpoint = best_checkpoint(self.run.plan, self.run.state)
+        state.best_model_checkpoint = str(checkpoint) if checkpoint is not None else None
 
     def _rows_of_step(self) -> list[Source]:
         """Returns the rows of the current step, of all ranks."""
