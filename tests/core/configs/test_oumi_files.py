@@ -24,7 +24,6 @@ PROBLEMS = {
     "grpo_tldr_train": {"training.trainer_type": NOT_BUILT},
     "letter_counting_grpo_train": {"training.trainer_type": NOT_BUILT},
     "qwen2_5_vl_openr1_train": {
-        "data.train.collator_name": "TRL_SFT does not support images yet",
         "training.output_dir": "environment variable SCRATCH_OF_THE_CLUSTER is not set",
     },
 }

@@ -156,18 +156,11 @@ def deepspeed_files() -> Iterator[tuple[str, dict[str, Any], set[str]]]:
 FILES = {name: (sections, traits) for name, sections, traits in [*fsdp_files(), *deepspeed_files()]}
 
 
-def refused(sections: dict[str, Any], traits: set[str], trainer: str) -> dict[str, str]:
+def refused(sections: dict[str, Any]) -> dict[str, str]:
     """Returns what is rightly refused: key and words."""
     problems = {}
     if sections["training"]["optimizer"] == "adafactor":
         problems["training.optimizer"] = "needs whole weights, and fsdp divides them"
-    if trainer != "OUMI":
-        others = {
-            "packed": ("data.train.pack", "would let packed documents attend to each other; trainer OUMI does not"),
-            "streamed": ("data.train.stream", "only by trainer OUMI"),
-            "images": ("data.train.collator_name", "does not support images yet; trainer OUMI does"),
-        }
-        problems |= dict(others[trait] for trait in others if trait in traits)
     return problems
 
 
@@ -189,10 +182,10 @@ def test_the_files_have_the_traits_of_those_that_are_shipped() -> None:
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_every_file_passes_the_check_or_is_refused_by_name(tmp_path: Path, trainer: str) -> None:
     start = time.process_time()
-    for name, (sections, traits) in FILES.items():
+    for name, (sections, _) in FILES.items():
         file = tmp_path / f"{name}.yaml"
         file.write_text(yaml.safe_dump({**sections, "training": {**sections["training"], "trainer_type": trainer}}))
-        expected = refused(sections, traits, trainer)
+        expected = refused(sections)
         if not expected:
             assert check_file(str(file)) == [], name
             continue
@@ -209,7 +202,7 @@ def test_every_file_passes_the_check_or_is_refused_by_name(tmp_path: Path, train
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_becomes_a_plan_that_divides_the_model(trainer: str, name: str) -> None:
     sections, traits = FILES[name]
-    if refused(sections, traits, trainer):
+    if refused(sections):
         sections = {**sections, "training": {**sections["training"], "optimizer": "adamw_torch"}}
         sections["data"] = {"train": {"datasets": [{"dataset_name": "yahma/alpaca-cleaned"}]}}
     training = {**sections["training"], "trainer_type": trainer}

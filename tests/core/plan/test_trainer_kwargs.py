@@ -99,7 +99,6 @@ def test_a_key_that_says_the_same_is_no_contradiction() -> None:
         ({"seed": "x"}, "seed", "got 'x', must be a whole number"),
         ({"num_train_epochs": 0.5}, "num_train_epochs", "got 0.5, must be a whole number"),
         ({"optim": "adamw_trch"}, "optim", "unknown optimizer 'adamw_trch', did you mean 'adamw_torch'?"),
-        ({"packing": True}, "packing", "TRL_SFT would let packed documents attend to each other"),
         ({"eval_strategy": "steps"}, "eval_strategy", "data.validation.datasets is empty"),
         ({"bf16": True}, "bf16", "the adapter decides it: set training.mixed_precision_dtype"),
         ({"group_by_length": True}, "group_by_length", "the seed decides the order of the rows"),

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from oumi.core.batch import IGNORED
+from oumi.core.batch import collate
 from oumi.core.configs import TrainingConfig
 from oumi.core.configs.loading import keys_of
 from oumi.core.errors import ConfigError, DataError
@@ -30,6 +30,7 @@ from oumi.core.plan.trainer_kwargs import OWN_KEYS, REFUSED
 from oumi.core.train import train
 from oumi.core.trainers.trl import TrlTrainer
 from oumi.core.trainers.trl_methods import METHODS, NEWER_NAMES, arguments
+from oumi.core.trainers.trl_rows import RowCollator
 from tests.runs import build, losses, tiny_config
 from tests.tiny import byte_tokenizer, tiny_llama
 
@@ -140,7 +141,6 @@ def test_the_key_that_is_named_instead_is_there(key: str) -> None:
             {"report_to": "wandb"},
             r"trainer_kwargs\.report_to: the adapter decides it: set training\.enable_tensorboard",
         ),
-        ({"packing": True}, r"trainer_kwargs\.packing: TRL_SFT would let packed documents attend to each other"),
         ({"dataloader_drop_last": True}, r"dataloader_drop_last: .* the seed decides the order of the rows"),
         ({"pakcing": True}, r"trainer_kwargs\.pakcing: SFTConfig has no .* did you mean 'packing'"),
         ({"loss_type": "nlll"}, r"training: TRL_SFT rejects the config: .*nlll"),
@@ -252,11 +252,13 @@ def test_a_loss_depends_on_no_row_before_or_beside_it(tmp_path: Path, trainer: s
     config = tiny_config(tmp_path, trainer_type=trainer)
     config.model.model_max_length = 512
     inner = build(config, TrlTrainer).inner
-    short, *_, long = sorted(inner.train_dataset, key=lambda row: len(row["input_ids"]))
+    rows = inner.seams.rows.train
+    short, *_, long = sorted(range(len(rows)), key=lambda i: rows.lengths()[i])
 
-    def loss_sum(rows: list[Any]) -> float:
-        batch = inner.data_collator(rows)
-        return float(inner.compute_loss(inner.model, batch).detach()) * int((batch["labels"] != IGNORED).sum())
+    def loss_sum(numbers: list[int]) -> float:
+        item = RowCollator(rows, collate)(numbers)
+        loss = inner.compute_loss(inner.model, inner._prepare_inputs(item))
+        return float(loss.detach()) * item["batch"].num_targets
 
     first, beside_another = loss_sum([short]), loss_sum([short, long])
     assert loss_sum([short]) == pytest.approx(first, rel=1e-6)

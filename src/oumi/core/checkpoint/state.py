@@ -132,15 +132,17 @@ def load_state(run: Run, directory: Path) -> None:
         torch.cuda.set_rng_state(state["cuda"], run.world.device)
 
 
-def write_progress(directory: Path, state: TrainState) -> None:
-    """Adds how far the run has come to the checkpoint of another trainer."""
-    (directory / _PROGRESS).write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
+def write_progress(directory: Path, state: TrainState, position: dict[str, Any]) -> None:
+    """Adds how far the run has come, and its position in the rows, to the checkpoint of another trainer."""
+    progress = {**asdict(state), "loader": position}
+    (directory / _PROGRESS).write_text(json.dumps(progress) + "\n", encoding="utf-8")
 
 
-def read_progress(directory: Path, step: int) -> TrainState:
+def read_progress(directory: Path, step: int) -> tuple[TrainState, dict[str, Any]]:
     """Returns what `write_progress` wrote; the step alone if the checkpoint is of a version that wrote nothing."""
     path = directory / _PROGRESS
-    return TrainState(**_read_json(path)) if path.exists() else TrainState(step=step)
+    progress = _read_json(path) if path.exists() else {"step": step}
+    return TrainState(**{key: value for key, value in progress.items() if key != "loader"}), progress.get("loader", {})
 
 
 def optimizer_state(parameters: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

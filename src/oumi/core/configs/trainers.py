@@ -18,7 +18,7 @@ class TrainerSpec:
     is_built: bool = False
     """Supported by this version."""
     is_native: bool = False
-    """Oumi's own loop: flat batches, packed rows, streams, images."""
+    """Oumi's own loop: flat batches, and sums over the terms of a step."""
     is_trl: bool = False
     """A trainer of TRL."""
     trains_prompts: bool = False

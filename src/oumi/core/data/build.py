@@ -67,7 +67,6 @@ class TableSpec:
     """Training may start before all rows are tokenized."""
     method: str = "next_token"
     """The training method, which decides the types of rows that are allowed."""
-    takes_images: bool = True
     tool_results: tuple[str, str] | None = None
     """Strings that open and close the results of tools within answers."""
 
@@ -122,15 +121,15 @@ class TableSpec:
     def row_tokenizer(self, dataset: BaseMapDataset, preprocessor: Preprocessor) -> RowTokenizer:
         """Returns the tokenizer for the rows of a data set."""
         template = Template(preprocessor.tokenizer, preprocessor.tokenizer.chat_template, self.began)
-        image_encoder = preprocessor.image_encoder if self.takes_images else None
-        return RowTokenizer(preprocessor.tokenizer, template, self.tokenize_spec(dataset), image_encoder)
+        return RowTokenizer(preprocessor.tokenizer, template, self.tokenize_spec(dataset), preprocessor.image_encoder)
 
 
 def specs_of(plan: Plan, split: str, began: datetime) -> list[TableSpec]:
     """Returns the spec of each data set of a split, `train` or `validation`, in the order of the config."""
     mixed = plan.data.train if split == "train" else plan.data.validation
     # Training may start early, unless it is refused for duplicates, which are not known before all rows are tokenized.
-    # With several ranks, the main one tokenizes first, and the others read its tables from the cache.
+    # With several ranks, the main one tokenizes first, and the others read its tables from the cache. The workers of
+    # other trainers cannot ask for the end of a process that their parent has started.
     duplicates_allowed = "error" not in (plan.data.train.on_duplicates, plan.data.validation.on_duplicates)
     return [
         TableSpec(
@@ -141,9 +140,8 @@ def specs_of(plan: Plan, split: str, began: datetime) -> list[TableSpec]:
             key=f"data.{split}",
             max_rejected=mixed.max_rejected_rows,
             began=began,
-            may_grow=duplicates_allowed and plan.steps.world_size == 1,
+            may_grow=duplicates_allowed and plan.steps.world_size == 1 and plan.is_native,
             method=plan.method.name,
-            takes_images=plan.is_native,
             tool_results=plan.data.tool_results,
         )
         for params in mixed.datasets

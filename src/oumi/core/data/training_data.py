@@ -17,7 +17,7 @@ from oumi.core.data.checks.duplicates import check_duplicates, count_duplicates,
 from oumi.core.data.checks.supervision import check_supervision, draw, spread
 from oumi.core.data.ledger import Ledger
 from oumi.core.data.pipeline.loader import Epoch, Loader, most_tokens
-from oumi.core.data.pipeline.mixture import Mixture, Part, SeparateDocuments, draws_of
+from oumi.core.data.pipeline.mixture import Mixture, Part, draws_of
 from oumi.core.data.pipeline.packing import Packed
 from oumi.core.data.store.lazy_table import LazyTable
 from oumi.core.data.tokenize.chat_template import Template
@@ -64,7 +64,7 @@ class TrainingData:
         # Without flat batches, each document of a packed row is padded, so lengths of rows say nothing.
         if plan.data.train.pack and not plan.speed.flat_batches:
             return None
-        if isinstance(train, StreamedRows | SeparateDocuments):
+        if isinstance(train, StreamedRows):
             return None
         # A lazy table would wait here until all of its rows are tokenized.
         if any(isinstance(part.table, LazyTable) for part in train.parts):
@@ -221,9 +221,7 @@ def _mixture(
             check_supervision(spread(identified.table), preprocessor.tokenizer, identified.supervision)
     mixture = Mixture(parts)
     if not mixed.pack:
-        # Other trainers support one document a row. Documents that belong together, such as a pair, are not separated.
-        is_separated = not plan.is_native and plan.method.spec.is_per_token
-        return SeparateDocuments(mixture) if is_separated else mixture, identity
+        return mixture, identity
     packed = Packed(mixture, plan.data.row_length(split, plan.model.max_length))
     logger.info(
         "data.%s: %d examples in %d rows, %.1f%% empty", split, len(mixture), len(packed), 100 * packed.empty_share

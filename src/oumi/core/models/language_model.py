@@ -69,7 +69,7 @@ class LanguageModel(torch.nn.Module):
 
     def _states(self, batch: Batch) -> torch.Tensor:
         """Returns the hidden states [T, d], or without a head the logits [T, V], of flat batches the trained ones."""
-        inputs = self._inputs(batch)
+        inputs = self.inputs(batch)
         if self._head is not None:  # the loss multiplies by the head itself, in chunks, so the decoder alone runs
             states: torch.Tensor = self._decoder[0](**inputs, use_cache=False).last_hidden_state
         elif self.is_flat:  # with `logits_to_keep`, transformers computes the logits of trained positions only
@@ -78,7 +78,7 @@ class LanguageModel(torch.nn.Module):
             states = self.inner(**inputs, use_cache=False).logits
         return states[inputs["attention_mask"].bool()] if "attention_mask" in inputs else states[0]
 
-    def _inputs(self, batch: Batch) -> dict[str, Any]:
+    def inputs(self, batch: Batch) -> dict[str, Any]:
         """Returns the arguments of the forward pass of transformers for a batch.
 
         A flat batch is one row [1, T] without a mask. Otherwise each document is a row, padded on the right [D, S], or

@@ -273,6 +273,8 @@ def _switched_off(config: TrainingConfig) -> dict[tuple[str, ...], str]:
     for split in ("train", "validation"):
         if all(params.mixture_proportion is None for params in getattr(config.data, split).datasets):
             off[(f"data.{split}.mixture_strategy",)] = "only mixtures with proportions read it"
+    if config.data.train.stream and training.eval_strategy == "no" and not training.trainer_type.spec.is_native:
+        off[("training.dataloader_*",)] = "a stream is read by a thread"
     # Whole sections.
     if not training.use_peft:
         off[("peft.*",)] = "training.use_peft is false"

@@ -97,6 +97,13 @@ class DataPlan:
     """Strings around turns that the config names and the chat template must contain, by argument."""
 
     @property
+    def joins_documents(self) -> bool:
+        """Returns True if rows have many documents, since they are packed or cut from concatenated texts."""
+        splits = (self.train, self.validation)
+        is_concatenated = any(params.dataset_kwargs.get("seq_length") for split in splits for params in split.datasets)
+        return is_concatenated or any(split.pack for split in splits)
+
+    @property
     def tool_results(self) -> tuple[str, str] | None:
         """Returns the delimiters of tool results within answers, which are not trained; None if the config has none."""
         start = self.landmarks.get("tool_response_template")

@@ -110,11 +110,6 @@ def _unsupported(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         for pattern, purpose in _NOT_BUILT.items():
             if matches_key(key, pattern) and not is_off:
                 yield key, f"{purpose}: not supported yet"
-    for split in ("train", "validation"):
-        name = getattr(config.data, split).collator_name
-        if name in collators.VISION and not training.trainer_type.spec.is_native:
-            trainer = training.trainer_type.name
-            yield f"data.{split}.collator_name", f"{name}: {trainer} does not support images yet; trainer OUMI does"
     # Adapters.
     if training.use_peft and not config.peft.lora_init_weights.keeps_base:
         starts = ", ".join(start.name for start in LoraWeightInitialization if start.keeps_base)
@@ -233,18 +228,13 @@ def _wrong_data(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 
 def _wrong_packing(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     """Yields the problems of keys that put documents together or split them."""
-    method, trainer = method_of(config.training), config.training.trainer_type
+    method = method_of(config.training)
     # An unknown method has a problem of its own.
     compares_parts = method in METHODS and not METHODS[method].is_per_token
     for split in ("train", "validation"):
         params = getattr(config.data, split)
         if params.pack and compares_parts:
             yield f"data.{split}.pack", f"rows of method {method} cannot be packed; leave this key out"
-        elif params.pack and not trainer.spec.is_native:
-            yield (
-                f"data.{split}.pack",
-                f"{trainer.name} would let packed documents attend to each other; trainer OUMI does not",
-            )
         if params.truncation == Truncation.SPLIT and compares_parts:
             yield (
                 f"data.{split}.truncation",
@@ -253,11 +243,9 @@ def _wrong_packing(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 
 
 def _wrong_stream(config: TrainingConfig) -> Iterator[tuple[str, str]]:
-    training, key = config.training, "data.train.stream"
+    training = config.training
     if not config.data.train.stream:
         return
-    if not training.trainer_type.spec.is_native:
-        yield key, f"not supported by {training.trainer_type.name}, only by trainer OUMI"
     if training.max_steps <= 0:
         yield "training.max_steps", "the length of a stream is not known in advance: set the number of steps"
     if config.data.train.on_duplicates == OnDuplicates.ERROR:

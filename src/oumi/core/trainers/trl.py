@@ -13,9 +13,8 @@ from typing import Any, get_type_hints
 
 import torch
 from accelerate import ParallelismConfig
-from transformers import DataCollatorForSeq2Seq, PrinterCallback
+from transformers import PrinterCallback
 
-from oumi.core.batch import IGNORED
 from oumi.core.callbacks.guards import SignalGuard, save_if_possible, stopped_early
 from oumi.core.checkpoint.state import read_progress
 from oumi.core.configs.base import types_in
@@ -26,7 +25,6 @@ from oumi.core.errors import ConfigError, NotFiniteError, OumiError, did_you_mea
 from oumi.core.log import logger
 from oumi.core.models.acceleration.liger import check_liger
 from oumi.core.models.adapters import saved_size
-from oumi.core.models.attention.rope import separate_rows
 from oumi.core.models.build import build_model, load_weights, router_loss_coefficient
 from oumi.core.monitoring.build import build_efficiency, build_reporting, write_model_summary
 from oumi.core.plan.disk import with_saved_size
@@ -37,8 +35,9 @@ from oumi.core.trainers.export import Exporter
 from oumi.core.trainers.resume import ResumePoint, checkpoint_to_restore
 from oumi.core.trainers.trl_adapter import Seams, adapted
 from oumi.core.trainers.trl_bridge import AlreadyTrainedError, Bridge, EvaluationStoppedError
+from oumi.core.trainers.trl_inputs import ModelInputs, average_over_step
 from oumi.core.trainers.trl_methods import METHODS, NEWER_NAMES, arguments
-from oumi.core.trainers.trl_rows import as_dataset
+from oumi.core.trainers.trl_rows import row_numbers
 
 
 class TrlTrainer:
@@ -83,7 +82,8 @@ class TrlTrainer:
         plan = with_saved_size(plan, saved_size(exporter.shapes, plan.save_mode))
         if plan.speed.liger:
             check_liger(model)
-        separate_rows(model)
+        inputs = ModelInputs.build(plan, model)
+        source = rows.loader(plan, world.rank)
         run = Progress(plan=plan, callbacks=Callbacks([SignalGuard()]))
         efficiency = None
         if world.is_main:
@@ -92,24 +92,21 @@ class TrlTrainer:
             efficiency = build_efficiency(plan, exporter.shapes, has_full_head)
             run.callbacks.all.append(build_reporting(plan, efficiency))
         if start.checkpoint is not None:
-            run.state = read_progress(start.checkpoint, start.step)
-        bridge = Bridge(run, world, efficiency, rows.train, start.facts(plan, rows.fingerprint))
+            run.state, position = read_progress(start.checkpoint, start.step)
+            source.restore(position)
+        bridge = Bridge(run, world, efficiency, source, start.facts(plan, rows.fingerprint))
         with _translated_errors(plan):
-            trainer = adapted(_load(method.trainer), Seams(plan, bridge, exporter))(
+            trainer = adapted(_load(method.trainer), Seams(plan, bridge, exporter, rows, inputs))(
                 model=model,
                 args=settings,
-                train_dataset=as_dataset(rows.train, world),
-                eval_dataset=as_dataset(rows.validation, world) if len(rows.validation) else None,
-                data_collator=DataCollatorForSeq2Seq(
-                    rows.preprocessor.tokenizer,
-                    label_pad_token_id=IGNORED,
-                    pad_to_multiple_of=plan.config.data.train.collator_kwargs.get("pad_to_multiple_of"),
-                ),
+                train_dataset=row_numbers(rows.train),
+                eval_dataset=row_numbers(rows.validation) if len(rows.validation) else None,
                 processing_class=rows.preprocessor.tokenizer,
                 callbacks=[bridge],
             )
             # Created now, so that an unknown optimizer or a missing package is reported before training.
             trainer.create_optimizer()
+        average_over_step(trainer, has_own_loss=plan.trainer != "HF")
         if world.rank:  # otherwise all ranks would draw the same dropout masks
             torch.manual_seed(plan.seed + world.rank)
         _warn_of_router_loss(model)

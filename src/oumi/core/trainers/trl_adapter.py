@@ -17,9 +17,10 @@ from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from oumi.core.batch import IGNORED
 from oumi.core.callbacks.evaluation import with_perplexity
 from oumi.core.checkpoint.store import checkpoint_path
+from oumi.core.data.build_stream import StreamedRows
+from oumi.core.data.training_data import TrainingData
 from oumi.core.distributed.world import World
 from oumi.core.errors import OtherRankError
 from oumi.core.optim.optimizers import decayed_names
@@ -30,7 +31,8 @@ from oumi.core.system.filesystem import storage_errors
 from oumi.core.system.signals import signals_held
 from oumi.core.trainers.export import Exporter
 from oumi.core.trainers.trl_bridge import Bridge, EvaluationStoppedError
-from oumi.core.trainers.trl_rows import EpochLoader, RankBatches
+from oumi.core.trainers.trl_inputs import ModelInputs
+from oumi.core.trainers.trl_rows import EpochLoader, RankBatches, RowCollator, StreamBatches
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Seams:
     plan: Plan
     bridge: Bridge
     exporter: Exporter
+    rows: TrainingData
+    inputs: ModelInputs
 
 
 def adapted(trainer_class: type[Trainer], seams: Seams) -> Any:
@@ -58,10 +62,22 @@ class AdaptedTrainer(Trainer):
 
     def _get_dataloader(
         self, dataset: Any, description: str, batch_size: int, *_: Any, is_training: bool = False, **__: Any
-    ) -> EpochLoader:
-        num_rows = len(dataset) - int(self._world.size > 1)  # without the blank one
+    ) -> EpochLoader | StreamBatches:
+        rows = self.seams.rows.train if is_training else self.seams.rows.validation
+        if isinstance(rows, StreamedRows):
+            return StreamBatches(self.seams.bridge.source, self.seams.bridge.run.state.step)
         seed = self.seams.plan.data.seed if is_training else None
-        return EpochLoader(dataset, RankBatches(num_rows, batch_size, self._world, seed), self.data_collator, self.args)
+        batches = RankBatches(len(rows), batch_size, self._world, seed)
+        collator = RowCollator(rows, self.seams.rows.preprocessor.collate)
+        return EpochLoader(range(len(rows) + 1), batches, collator, self.args)  # with the blank row
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        if "error" in inputs:
+            raise inputs["error"]
+        return self.seams.inputs(inputs["batch"].to(self.args.device))
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return int(super().floating_point_ops({self.model.main_input_name: inputs["batch"].tokens}))
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
         return sorted(decayed_names(model))
@@ -76,7 +92,8 @@ class AdaptedTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(model, inputs, *rest, **named)
-        self.seams.bridge.count(inputs, loss)
+        batch = inputs["batch"]
+        self.seams.bridge.count(batch, self.seams.inputs.num_positions(batch), loss)
         return loss
 
     def evaluation_loop(
@@ -90,7 +107,7 @@ class AdaptedTrainer(Trainer):
         for inputs in dataloader:
             if self.seams.bridge.stop_is_signaled():
                 raise EvaluationStoppedError
-            num_terms = int((inputs["labels"] != IGNORED).sum())
+            num_terms = inputs["batch"].num_targets
             with torch.no_grad(), self.compute_loss_context_manager():
                 loss = self.compute_loss(self.model, self._prepare_inputs(inputs))  # the mean of this batch alone
             if num_terms:  # the mean over no terms is not a number

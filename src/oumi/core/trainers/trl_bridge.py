@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from oumi.core.batch import IGNORED
+from oumi.core.batch import Batch
 from oumi.core.callbacks.guards import not_finite
 from oumi.core.checkpoint.best import (
     best_checkpoint,
@@ -22,12 +23,10 @@ from oumi.core.checkpoint.best import (
 )
 from oumi.core.checkpoint.state import write_progress
 from oumi.core.checkpoint.store import checkpoint_path, seal
-from oumi.core.data.pipeline.loader import Loader
-from oumi.core.data.pipeline.mixture import Mixture
 from oumi.core.distributed.world import World
 from oumi.core.monitoring.efficiency import Efficiency, MicroBatchSize
 from oumi.core.plan.choices import is_number
-from oumi.core.run import Progress, StepReport
+from oumi.core.run import Progress, StepReport, StepSource
 from oumi.core.types.example import Source
 
 
@@ -43,21 +42,21 @@ class Bridge(TrainerCallback):
     """Passes the events of another trainer on, and makes all ranks answer them alike."""
 
     def __init__(
-        self, run: Progress, world: World, efficiency: Efficiency | None, rows: Mixture, facts: Mapping[str, Any]
+        self, run: Progress, world: World, efficiency: Efficiency | None, source: StepSource, facts: Mapping[str, Any]
     ) -> None:
         self.run = run
         self.world = world
+        self.source = source
+        """Knows the epochs; a stream also the position of the training."""
         self._efficiency = efficiency
         """The meter of the main rank."""
         self._facts = facts
-        self._rows = rows
-        self._order = Loader(rows, run.plan.steps, run.plan.data.seed)
         self._micro_batches: list[MicroBatchSize] = []
         """Sizes of the current step's micro-batches with rows on this rank."""
         self._losses: list[torch.Tensor] = []
         """Losses of all its micro-batches."""
-        self._num_filled = 0
-        """How many micro-batches with rows this rank has in the current step."""
+        self._sources: dict[Source, None] = {}
+        """Rows of the current step on this rank."""
         self._num_tokens = self._num_targets = 0
         """Of the current step, over all ranks."""
         self._learning_rate = 0.0
@@ -69,18 +68,16 @@ class Bridge(TrainerCallback):
     def seal(self, step: int) -> None:
         """Completes the checkpoint of a step, which the other trainer has written; on the main rank."""
         checkpoint = checkpoint_path(self.run.plan.output_dir, step)
-        write_progress(checkpoint, self.run.state)
+        write_progress(checkpoint, self.run.state, self.source.state())
         seal(checkpoint, {**self._facts, "step": step})
-        without_superseded([], self.run, self._best_step, self._order)
+        without_superseded([], self.run, self._best_step, self.source)
 
-    def count(self, inputs: Mapping[str, Any], loss: torch.Tensor) -> None:
-        """Counts a micro-batch of this rank and keeps its loss."""
+    def count(self, batch: Batch, num_positions: int, loss: torch.Tensor) -> None:
+        """Counts a micro-batch of this rank, with its tokens including padding, and keeps its loss."""
         self._losses.append(loss)
-        if len(self._losses) > self._num_filled:
-            return  # the blank row
-        mask = inputs["attention_mask"]
-        num_targets = int((inputs["labels"] != IGNORED).sum())
-        self._micro_batches.append(MicroBatchSize(tuple(mask.sum(1).tolist()), num_targets, mask.numel()))
+        if batch.num_rows:  # else the blank row
+            self._micro_batches.append(MicroBatchSize(batch.lengths, batch.num_targets, num_positions))
+            self._sources |= dict.fromkeys(batch.sources)
 
     def stop_is_signaled(self) -> bool:
         """Returns True on all ranks if any of them was asked to stop."""
@@ -99,9 +96,7 @@ class Bridge(TrainerCallback):
             raise AlreadyTrainedError
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._micro_batches, self._losses = [], []
-        num_batches = -(-len(self._order.rows_of(self.run.state.step)) // self.run.plan.steps.micro_batch_rows)
-        self._num_filled = len(range(self.world.rank, num_batches, self.world.size))
+        self._micro_batches, self._losses, self._sources = [], [], {}
         if self._efficiency is not None:
             self._efficiency.step_start()
 
@@ -149,7 +144,7 @@ class Bridge(TrainerCallback):
         if "loss" not in logs:  # the summary at the end of training, or an evaluation
             return
         now = self.run.state
-        now.step, now.epoch = state.global_step, self._order.epoch(state.global_step)
+        now.step, now.epoch = state.global_step, self.source.epoch(state.global_step)
         now.num_tokens += self._num_tokens
         now.num_targets += self._num_targets
         reported = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
@@ -189,5 +184,5 @@ class Bridge(TrainerCallback):
         state.best_model_checkpoint = str(checkpoint) if checkpoint is not None else None
 
     def _rows_of_step(self) -> list[Source]:
-        """Returns the rows of the current step, of all ranks."""
-        return [self._rows[i].source for i in self._order.rows_of(self.run.state.step)]
+        """Returns the rows of the current step, of all ranks; collective."""
+        return list(chain.from_iterable(self.world.gather(list(self._sources))))

@@ -87,6 +87,8 @@ def arguments(plan: Plan) -> dict[str, Any]:
         "disable_tqdm": True,
         "push_to_hub": False,
         "remove_unused_columns": False,
+        # A stream goes on from its own position.
+        "ignore_data_skip": plan.data.train.stream,
     }
     # Last, so that the user's own arguments take precedence.
     return {**values, **METHODS[plan.trainer].extra, **training.trainer_kwargs}

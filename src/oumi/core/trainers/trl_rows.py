@@ -3,36 +3,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
 
-from oumi.core.batch import IGNORED
-from oumi.core.data.pipeline.loader import Epoch, share_of
+from oumi.core.batch import Batch, collate, empty_batch
+from oumi.core.data.build_stream import StreamedRows
+from oumi.core.data.pipeline.loader import Collate, Epoch, share_of
 from oumi.core.data.pipeline.mixture import permute
 from oumi.core.distributed.world import World
+from oumi.core.errors import DataError
+from oumi.core.run import StepSource
 from oumi.core.system.signals import only_parent_ends
+from oumi.core.trainers.trl_inputs import labels_of
+from oumi.core.types.example import Example, Source
 
-Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
+Collator = Callable[[list[Any]], dict[str, Any]]
 
 
-def as_dataset(rows: Epoch, world: World) -> Dataset:
-    """Returns the rows with token ids and labels, which are IGNORED for tokens that are not trained.
+def row_numbers(rows: Epoch | StreamedRows) -> Dataset:
+    """Returns a data set of row numbers, since other trainers want a data set; `RowCollator` reads the rows."""
+    return Dataset.from_dict({"row": np.arange(1 if isinstance(rows, StreamedRows) else len(rows))})
 
-    With several ranks one more row follows, without a trained token: the batch of a rank for which no row is left.
-    """
-    examples = [example for i in range(len(rows)) for example in rows.group(i)]
-    labels = [np.where(example.is_target, example.tokens, IGNORED) for example in examples]
-    for example in labels:
-        example[0] = IGNORED  # nothing predicts the first token
-    tokens = [example.tokens for example in examples]
-    if world.size > 1:
-        tokens.append(np.zeros(2, dtype=tokens[0].dtype))  # two, since models shift labels by one
-        labels.append(np.full(2, IGNORED, dtype=labels[0].dtype))
-    return Dataset.from_dict({"input_ids": tokens, "labels": labels})
+
+class RowCollator:
+    """Reads rows by their numbers and returns them as one batch. Called by the workers of a DataLoader, if any."""
+
+    def __init__(self, rows: Epoch, join: Collate) -> None:
+        """Sets the rows, and the function that joins examples into a batch."""
+        self._rows = rows
+        self._join = join
+
+    def __call__(self, numbers: list[int]) -> dict[str, Any]:
+        """Returns a batch and its labels; a number beyond the rows stands for the blank row."""
+        examples = [example for i in numbers if i < len(self._rows) for example in self._rows.group(i)]
+        try:
+            return as_item(self._join(examples) if examples else empty_batch())
+        except DataError as error:
+            # Raised where the batch is used: a worker would add its traceback to the message.
+            return {**as_item(empty_batch()), "error": error}
+
+
+def as_item(batch: Batch) -> dict[str, Any]:
+    """Returns a batch in the form in which other trainers pass it on; they count its labels."""
+    if not batch.num_rows:  # two tokens, since models shift labels by one
+        tokens, is_target = np.zeros(2, dtype=np.int32), np.zeros(2, dtype=np.bool_)
+        batch = replace(collate([Example(tokens, is_target, Source("", "no row", 0))]), rows=(0,), columns=())
+    return {"batch": batch, "labels": labels_of(batch)[None]}
 
 
 class RankBatches(Sampler[list[int]]):
@@ -69,10 +90,10 @@ class RankBatches(Sampler[list[int]]):
 class EpochLoader(DataLoader[dict[str, Any]]):
     """Reads the batches of a rank. Accelerate does not take part: it would repeat rows to give each rank as many."""
 
-    def __init__(self, rows: Dataset, batches: RankBatches, collator: Collator, args: Any) -> None:
+    def __init__(self, rows: Sequence[Any], batches: RankBatches, collator: Collator, args: Any) -> None:
         """Sets rows and batches, and takes the settings of workers from the arguments of the trainer."""
         super().__init__(
-            rows,
+            rows,  # type: ignore[arg-type]  # any sequence will do
             batch_sampler=batches,
             collate_fn=collator,
             num_workers=args.dataloader_num_workers,
@@ -87,6 +108,20 @@ class EpochLoader(DataLoader[dict[str, Any]]):
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch, which determines the order; called by the trainer."""
         self._batches.set_epoch(epoch)
+
+
+class StreamBatches:
+    """The micro-batches of a rank of a stream, from a step on. Without a length: the trainer counts its steps."""
+
+    def __init__(self, source: StepSource, step: int) -> None:
+        """Sets the source of the steps, at its position, and the step that comes next."""
+        self._source = source
+        self._step = step
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        # The position of the source is that of the last step from which a micro-batch was taken.
+        for batches in self._source.from_step(self._step):
+            yield from map(as_item, batches)
 
 
 def _init_worker(worker: int) -> None:

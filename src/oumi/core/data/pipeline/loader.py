@@ -15,15 +15,15 @@ import numpy.typing as npt
 
 from oumi.core.batch import Batch, collate, empty_batch
 from oumi.core.data.pipeline.balance import micro_batches_of_ranks
-from oumi.core.data.pipeline.mixture import Mixture, SeparateDocuments, permute
+from oumi.core.data.pipeline.mixture import Mixture, permute
 from oumi.core.data.pipeline.packing import Packed
 from oumi.core.plan.parts import StepsPlan
 from oumi.core.types.example import Example
 
 Item = TypeVar("Item")
 Rows = TypeVar("Rows")
-Epoch = Mixture | Packed | SeparateDocuments
-"""The rows of an epoch, each with one or more examples, in the form that the trainer supports."""
+Epoch = Mixture | Packed
+"""The rows of an epoch, each with one or more examples."""
 Collate = Callable[[Sequence[Example]], Batch]
 """Returns examples as one batch."""
 _MAX_ORDERED = 1 << 20

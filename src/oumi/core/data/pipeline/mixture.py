@@ -156,32 +156,6 @@ class Mixture:
         return max((part.table.highest_token for part in self.parts if len(part)), default=-1)
 
 
-class SeparateDocuments:
-    """The documents of a mixture, one a row, for trainers that do not support several."""
-
-    def __init__(self, mixture: Mixture) -> None:
-        """Reads every row of a mixture once to count its documents."""
-        self.parts = mixture.parts
-        self._mixture = mixture
-        self._places = [(row, i) for row in range(len(mixture)) for i in range(len(mixture[row].starts))]
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, index: int) -> Example:
-        row, document = self._places[index]
-        return self._mixture[row].documents()[document]
-
-    def group(self, index: int) -> list[Example]:
-        """Returns the examples of a row: one document."""
-        return [self[index]]
-
-    @property
-    def highest_token(self) -> int:
-        """Returns the largest token id, -1 if there are no rows."""
-        return self._mixture.highest_token
-
-
 def _feistel(values: npt.NDArray[np.uint64], keys: npt.NDArray[np.uint64], half_bits: int) -> npt.NDArray[np.uint64]:
     shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
     left, right = values >> shift, values & mask
