@@ -54,7 +54,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 schema: $(READY)
-	@for kind in training job; do \
+	@for kind in training inference job; do \
 		$(BIN)/oumi config schema --kind $$kind > configs/schema/$$kind.json.new \
 			&& mv configs/schema/$$kind.json.new configs/schema/$$kind.json || exit 1; \
 	done

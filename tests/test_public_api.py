@@ -62,7 +62,7 @@ FLAGS = {
     "data validate": {"--config"},
     "quickstart": {"--output-dir", "--seed", "--max-steps"},
     "chat": {"--system", "--max-new-tokens", "--temperature"},
-    "infer": {"--interactive", "--config", "--system", "--max-new-tokens", "--temperature"},
+    "infer": {"--interactive", "--config", "--input", "--output", "--system", "--max-new-tokens", "--temperature"},
     "env": {"--json"},
     "": {"--version", "--log-level", "--install-completion", "--show-completion"},
 }

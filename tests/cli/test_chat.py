@@ -7,14 +7,16 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from oumi.cli.chat import ChatSession, chat, infer
+from oumi.cli.chat import ChatSession, chat
+from oumi.cli.config import EXTRA
+from oumi.cli.infer import infer
 from oumi.core.errors import ConfigError
 from oumi.core.inference import answer, load_chat_model, load_untrained
 from tests.tiny import save_tiny_model
 
 app = typer.Typer()
 app.command("chat")(chat)
-app.command("infer")(infer)
+app.command("infer", context_settings=EXTRA)(infer)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,7 @@ def test_infer_takes_the_model_that_a_config_trained(model_dir, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["x"], "not supported yet; add -i"),
+        (["x"], "input_path: required"),
         (["-i"], "expected either the directory of a model"),
         (["-i", "x", "-c", "y"], "expected either the directory of a model"),
     ],

@@ -83,8 +83,8 @@ def test_recipes_are_listed_by_the_name_that_train_takes(oumi: Callable[..., Out
         (["train", "-c", "tiny.yaml", "--training.trainer_type", "TRL_DPO"], "TRL_DPO is not supported yet"),
         (["plan", "-c", "tiny.yaml", "--training.sede", "1"], "did you mean 'seed'?"),
         (["config", "show", "nothing.yaml"], "no such file"),
-        (["config", "schema", "--kind", "jobs"], "must be training or job"),
-        (["infer", "out"], "add -i"),
+        (["config", "schema", "--kind", "jobs"], "must be training, inference or job"),
+        (["infer", "out"], "input_path: required; set it in the config, or with --input"),
         (["infer", "-i"], "expected either the directory of a model"),
         (["chat", "nowhere"], "no such directory"),
         (["--log-level", "loud", "env"], "must be one of debug"),
@@ -188,6 +188,7 @@ def test_a_schema_knows_every_section_and_its_documentation(oumi: Callable[..., 
     assert set(schema["properties"]) == set(TrainingConfig.model_fields)
     assert all(field.get("description") for field in schema["$defs"]["TrainingParams"]["properties"].values())
     assert "run" in json.loads(oumi("config", "schema", "--kind", "job").out)["properties"]
+    assert "generation" in json.loads(oumi("config", "schema", "--kind", "inference").out)["properties"]
 
 
 def test_the_environment_is_printed_without_secrets(

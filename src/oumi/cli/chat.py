@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`oumi chat MODEL_DIR` and `oumi infer -i`: chat with a trained model."""
+"""`oumi chat MODEL_DIR`: chat with a trained model."""
 
 from __future__ import annotations
 
@@ -32,39 +32,18 @@ def chat(
     """Chat with a trained model. If the input is not a terminal, each line of it is a question."""
     from oumi.core.inference import load_chat_model
 
-    session = ChatSession(load_chat_model(model_dir), system, max_new_tokens, temperature)
+    run_session(load_chat_model(model_dir), system, max_new_tokens, temperature)
+
+
+def run_session(model: ChatModel, system: str | None, max_new_tokens: int, temperature: float) -> None:
+    """Chats at the terminal, or answers each line of a pipe."""
+    session = ChatSession(model, system, max_new_tokens, temperature)
     if sys.stdin.isatty():
         # To stderr, so that stdout contains nothing but answers.
         typer.echo(_GREETING, err=True)
         run_chat(session, _read_terminal(), _print_text)
     else:
         run_chat(session, (line.rstrip("\r\n") for line in sys.stdin), _print_text)
-
-
-def infer(
-    model_dir: Annotated[Path | None, typer.Argument(help="Directory of a trained model.")] = None,
-    interactive: Annotated[bool, typer.Option("--interactive", "-i", help="Chat at the terminal.")] = False,
-    config: Annotated[
-        str | None, typer.Option("--config", "-c", help="Training config; the model is the one in its output_dir.")
-    ] = None,
-    system: System = None,
-    max_new_tokens: MaxNewTokens = 256,
-    temperature: Temperature = 0.0,
-) -> None:
-    """Chat with a trained model: `oumi infer -i MODEL_DIR`, or `oumi infer -i -c FILE` for the model of a config."""
-    if not interactive:
-        raise ConfigError("answering a file of questions is not supported yet; add -i to chat at the terminal")
-    if (model_dir is None) == (config is None):
-        raise ConfigError("expected either the directory of a model, or -c with the config that trained it")
-    if model_dir is None:
-        from oumi.core.configs import TrainingConfig
-        from oumi.core.plan.trainer_kwargs import as_run
-        from oumi.core.recipes import resolve_config
-
-        # `trainer_kwargs` may set output_dir.
-        training = as_run(TrainingConfig.from_yaml(resolve_config(str(config)))).training
-        model_dir = Path(training.output_dir)
-    chat(model_dir, system, max_new_tokens, temperature)
 
 
 class ChatSession:

@@ -56,39 +56,45 @@ def show(
 
 
 @config_app.command()
-def schema(kind: Annotated[str, typer.Option(help="training or job")] = "training") -> None:
+def schema(kind: Annotated[str, typer.Option(help="training, inference or job")] = "training") -> None:
     """Print the JSON Schema of a kind of file, for editors."""
-    from oumi.core.configs import JobConfig, TrainingConfig
+    from oumi.core.configs import InferenceConfig, JobConfig, TrainingConfig
 
-    classes = {"training": TrainingConfig, "job": JobConfig}
+    classes = {"training": TrainingConfig, "inference": InferenceConfig, "job": JobConfig}
     if kind not in classes:
-        raise ConfigError(f"--kind: got '{kind}', must be training or job")
+        raise ConfigError(f"--kind: got '{kind}', must be training, inference or job")
     document = {"$schema": "https://json-schema.org/draft/2020-12/schema", **classes[kind].model_json_schema()}
     typer.echo(json.dumps(document, indent=1))
 
 
 def check_file(name: str) -> list[Problem]:
     """Returns the keys of a job that must still be set at launch; raises ConfigError with all problems of a file."""
-    from oumi.core.configs import JobConfig
+    from oumi.core.configs import InferenceConfig, JobConfig
     from oumi.core.plan.refusals import load_checked
     from oumi.core.recipes import resolve_config
 
     path = resolve_config(name, kind_of(name))
     if class_of(path) is JobConfig:
         return JobConfig.from_yaml(path).missing_at_launch()
+    if class_of(path) is InferenceConfig:
+        InferenceConfig.from_yaml(path)
+        return []
     load_checked(path)
     return []
 
 
-def class_of(path: Path):  # type: ignore[no-untyped-def]  # one of two classes, imported late
+def class_of(path: Path):  # type: ignore[no-untyped-def]  # one of three classes, imported late
     """Returns the class of a config file, by its top-level keys."""
-    from oumi.core.configs import JobConfig, TrainingConfig
+    from oumi.core.configs import InferenceConfig, JobConfig, TrainingConfig
     from oumi.core.configs.loading import read_text
 
     # By lines, not by YAML: a file that is not valid YAML has a kind, too.
     lines = read_text(path).splitlines()
-    is_job = any(line.startswith(("run:", "resources:")) for line in lines)
-    return JobConfig if is_job else TrainingConfig
+    if any(line.startswith(("run:", "resources:")) for line in lines):
+        return JobConfig
+    is_training = any(line.startswith(("training:", "data:")) for line in lines)
+    is_inference = any(line.startswith(("generation:", "engine:", "input_path:")) for line in lines)
+    return InferenceConfig if is_inference and not is_training else TrainingConfig
 
 
 def kind_of(name: str) -> str:

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from oumi import __version__
-from oumi.cli.chat import chat, infer
 from oumi.cli.config import EXTRA, config_app
 from oumi.cli.data import data_app
 from oumi.cli.distributed import distributed_app
@@ -17,6 +16,7 @@ from oumi.cli.env import env
 from oumi.cli.plan import plan
 from oumi.cli.quickstart import quickstart
 from oumi.cli.train import train
+from oumi.cli.using import add_commands
 from oumi.core import log
 from oumi.core.system import host
 from oumi.core.system.exits import exits_explained
@@ -35,8 +35,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(distributed_app, name="distributed")
 app.command()(lasting_output()(quickstart))
-app.command()(chat)
-app.command()(infer)
+add_commands(app)
 app.command()(env)
 
 _TRAINING_COMMANDS = {"train", "plan", "quickstart"}

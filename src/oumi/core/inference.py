@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inference with a trained model: loads a directory, answers chats in batches, or streams one answer.
-
-Shape letters: B chats, S tokens of the longest.
-"""
+"""Inference with a trained model: loads a directory, answers chats in batches, or streams one answer."""
 
 from __future__ import annotations
 
@@ -14,10 +11,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TextStreamer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TextStreamer
 from transformers.utils import logging as transformers_logging
 
+from oumi.core.data.tokenize.chat_template import Template, chat_template_for
 from oumi.core.errors import ConfigError, RefusedError, StorageError, did_you_mean
+from oumi.core.models.generation import Decoding, generate, generate_all, max_positions
 from oumi.core.recipes import resolve_asset
 from oumi.core.system.filesystem import expanded
 from oumi.core.system.host import describe_host
@@ -37,16 +36,39 @@ class ChatModel:
     tokenizer: Any
     stops: tuple[int, ...]
     """Tokens that end an answer."""
-
-    @property
-    def max_length(self) -> int:
-        """Returns the most tokens that the model can process, question and answer together."""
-        config = self.model.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or 1 << 30)  # recurrent models have no limit
+    template: Template | None
+    """The chat template, None for a model that only continues texts."""
+    max_length: int
+    """Most tokens of question and answer together."""
 
     def prompt(self, messages: Messages) -> list[int]:
         """Returns the tokens of a chat up to the start of the answer."""
         return list(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True)["input_ids"])
+
+    def decoding(self, **settings: Any) -> Decoding:
+        """Returns how answers are generated: `settings`, and the end tokens of the model."""
+        return Decoding(
+            **{
+                **settings,
+                "stop_tokens": (*self.stops, *settings.get("stop_tokens", ())),
+                "max_length": self.max_length,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class LoadSettings:
+    """How a model is loaded; the defaults take what its directory says."""
+
+    adapter: str | None = None
+    """An adapter to load on top: a directory or a name on the Hub."""
+    tokenizer: str | None = None
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    dtype: str = "auto"
+    attention: str | None = None
+    chat_template: str | None = None
+    """Name of a bundled template or path of a file; None takes the tokenizer's."""
 
 
 def make_chat_model(model: Any, tokenizer: Any) -> ChatModel:
@@ -56,7 +78,16 @@ def make_chat_model(model: Any, tokenizer: Any) -> ChatModel:
             f"{tokenizer.name_or_path}: the tokenizer has no chat template; train with `model.chat_template`, "
             "which saves it with the model"
         )
-    return ChatModel(model.to(describe_host().device).eval(), tokenizer, _stop_tokens(tokenizer))
+    return make_answering_model(model, tokenizer)
+
+
+def make_answering_model(model: Any, tokenizer: Any, max_length: int | None = None) -> ChatModel:
+    """Returns a model ready to answer, on the device; without a chat template it only continues texts."""
+    if not getattr(model, "quantization_method", None):  # quantized weights are on their device already
+        model = model.to(describe_host().device)
+    template = Template(tokenizer, tokenizer.chat_template) if tokenizer.chat_template is not None else None
+    length = min(max_positions(model), max_length or 1 << 30)
+    return ChatModel(model.eval(), tokenizer, _stop_tokens(tokenizer), template, length)
 
 
 def load_chat_model(directory: Path | str) -> ChatModel:
@@ -66,23 +97,36 @@ def load_chat_model(directory: Path | str) -> ChatModel:
         ConfigError: The directory contains no model; names the missing file, and models below the directory.
         RefusedError: The weights are pickled, or the model needs its own Python code.
     """
+    check_model_dir(expanded(str(directory)))
+    return make_chat_model(*load_with_tokenizer(str(directory)))
+
+
+def load_with_tokenizer(name: str, settings: LoadSettings = LoadSettings()) -> tuple[Any, Any]:
+    """Returns a model and its tokenizer, from a directory or the Hub; raises as `load_chat_model`."""
     transformers_logging.disable_progress_bar()
-    folder = expanded(str(directory))
-    check_model_dir(folder)
+    folder = expanded(str(resolve_asset(name)))
     is_adapter = (folder / _ADAPTER_CONFIG).is_file()
-    base = _base_of(folder) if is_adapter else folder
+    if folder.is_dir():
+        check_model_dir(folder)
+    base = _base_of(folder) if is_adapter else folder if folder.is_dir() else name
     host = describe_host()
     # A CPU without bfloat16 arithmetic emulates it, many times slower than float32.
-    dtype = torch.float32 if host.device == "cpu" and not host.has_bf16 else "auto"
-    model = _load(AutoModelForCausalLM, base, dtype=dtype, use_safetensors=True)
-    if is_adapter:
+    dtype = torch.float32 if host.device == "cpu" and not host.has_bf16 else settings.dtype
+    options = {} if settings.attention is None else {"attn_implementation": settings.attention}
+    revision = {} if settings.revision is None or is_adapter else {"revision": settings.revision}
+    model = _load(AutoModelForCausalLM, base, dtype=dtype, use_safetensors=True, **options, **revision)
+    adapters = [str(folder)] if is_adapter else []
+    for adapter in [*adapters, *([settings.adapter] if settings.adapter else [])]:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(folder))
+        model = PeftModel.from_pretrained(model, str(resolve_asset(adapter)))
     # Oumi saves the tokenizer with an adapter; other tools often do not.
-    has_tokenizer = any(folder.glob("tokenizer*"))
-    tokenizer = _load(AutoTokenizer, folder if has_tokenizer else base)
-    return make_chat_model(model, tokenizer)
+    has_tokenizer = not folder.is_dir() or any(folder.glob("tokenizer*"))
+    source = settings.tokenizer or (name if not folder.is_dir() else folder if has_tokenizer else base)
+    tokenizer = _load(AutoTokenizer, source, **(revision if source == name else {}))
+    if settings.chat_template is not None:
+        tokenizer.chat_template = chat_template_for(tokenizer, settings.chat_template)
+    return model, tokenizer
 
 
 def load_untrained(name: str, seed: int) -> ChatModel:
@@ -104,14 +148,8 @@ def answer(
         ConfigError: A chat is longer than the model can process.
     """
     prompts = [model.prompt(chat) for chat in chats]
-    # Chats of similar length in one batch, so that little padding is computed.
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    answers = [""] * len(prompts)
-    for first in range(0, len(prompts), batch_size):
-        rows = by_length[first : first + batch_size]
-        for i, text in zip(rows, _generate(model, [prompts[i] for i in rows], max_new_tokens), strict=True):
-            answers[i] = text
-    return answers
+    decoding = model.decoding(max_new_tokens=max_new_tokens)
+    return [answer.text for answer in generate_all(model.model, model.tokenizer, prompts, decoding, batch_size)]
 
 
 def stream_answer(
@@ -131,7 +169,9 @@ def stream_answer(
         temperature: 0 takes the most likely token each time; above 0, tokens are sampled.
     """
     streamer = _CallbackStreamer(model.tokenizer, on_text)
-    return _generate(model, [model.prompt(chat)], max_new_tokens, temperature, streamer)[0]
+    decoding = model.decoding(max_new_tokens=max_new_tokens, temperature=temperature)
+    seeds = [int(torch.randint(1 << 62, ()))]
+    return generate(model.model, model.tokenizer, [model.prompt(chat)], decoding, seeds, streamer)[0].text
 
 
 def check_model_dir(folder: Path) -> None:
@@ -188,8 +228,10 @@ def _load(kind: Any, source: Path | str, **settings: Any) -> Any:
 
 def _stop_tokens(tokenizer: Any) -> tuple[int, ...]:
     """Returns the end token, and the special token with which the chat template ends an answer."""
-    # Often they differ: the template ends a turn with <|im_end|>, and the end token is <|endoftext|>.
     stops = [tokenizer.eos_token_id]
+    if tokenizer.chat_template is None:
+        return tuple(token for token in stops if token is not None)
+    # Often they differ: the template ends a turn with <|im_end|>, and the end token is <|endoftext|>.
     content = "x"
     chat = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
     tail = tokenizer.apply_chat_template(chat, tokenize=False).rpartition(content)[2]
@@ -197,46 +239,6 @@ def _stop_tokens(tokenizer: Any) -> tuple[int, ...]:
     ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
     stops += [token for token in ids if token in specials][:1]
     return tuple(dict.fromkeys(token for token in stops if token is not None))
-
-
-@torch.inference_mode()
-def _generate(
-    model: ChatModel,
-    prompts: list[list[int]],
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    streamer: TextStreamer | None = None,
-) -> list[str]:
-    longest = max(len(prompt) for prompt in prompts)
-    max_answer = model.max_length - longest
-    if max_answer < 1:
-        raise ConfigError(
-            f"the question has {longest} tokens; the model can process {model.max_length} with the answer"
-        )
-    # Any token will do, since the attention mask hides it.
-    pad = model.tokenizer.pad_token_id if model.tokenizer.pad_token_id is not None else model.stops[0]
-    device = model.model.device
-    # Padded on the left: an answer is generated where the question ends.
-    tokens_BS = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
-    is_token_BS = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    settings = GenerationConfig(
-        max_new_tokens=min(max_new_tokens, max_answer),
-        eos_token_id=list(model.stops),
-        pad_token_id=pad,
-        **sampling,
-    )
-    # generate() takes what these settings leave open, such as a repetition penalty, from the model's own.
-    model.model.generation_config = settings
-    output_BS = model.model.generate(
-        input_ids=tokens_BS, attention_mask=is_token_BS, generation_config=settings, streamer=streamer
-    )
-    answers = []
-    for tokens in output_BS[:, longest:].tolist():
-        # Rows go on until the last one of the batch ends.
-        end = next((i for i, token in enumerate(tokens) if token in model.stops), len(tokens))
-        answers.append(str(model.tokenizer.decode(tokens[:end], skip_special_tokens=True)))
-    return answers
 
 
 class _CallbackStreamer(TextStreamer):

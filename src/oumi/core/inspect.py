@@ -163,7 +163,7 @@ def _model_facts(model: ModelParams, may_download: bool) -> ModelFacts:
         sees_images="vision_config" in config,
         # The cache of the Hub keeps the files of a commit in `snapshots/<commit>/`.
         commit=path.parent.name if path.parent.parent.name == "snapshots" else None,
-        digest=_digest(name, adapter_of, model.adapter_model) if model.load_pretrained_weights else None,
+        digest=digest_of_weights(name, adapter_of, model.adapter_model) if model.load_pretrained_weights else None,
         shape=shape_of({**config, **model.model_kwargs}),
     )
 
@@ -199,7 +199,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _digest(*names: str | None) -> str | None:
+def digest_of_weights(*names: str | None) -> str | None:
     """Returns a digest of the weights in local directories of models, None without any.
 
     It detects other weights under the same name. It covers the size and both ends of each file, so that no file is

@@ -20,6 +20,7 @@ from oumi.core.configs.fsdp import (
     StateDictType,
 )
 from oumi.core.configs.grpo import GrpoParams
+from oumi.core.configs.inference import GenerationParams, InferenceConfig
 from oumi.core.configs.job import JobConfig, JobResources, StorageMount
 from oumi.core.configs.loading import BaseConfig
 from oumi.core.configs.model import ModelParams
@@ -32,10 +33,9 @@ from oumi.core.errors import ConfigError as OumiConfigError
 
 __all__ = [
     "AutoWrapPolicy", "BackwardPrefetch", "BaseConfig", "BaseParams", "DataParams", "DatasetParams", "DatasetSplit",
-    "DatasetSplitParams", "DeepSpeedParams", "FSDPParams", "GkdParams", "GoldParams", "GrpoParams", "JobConfig",
-    "JobResources", "LoraWeightInitialization", "MixedPrecisionDtype", "MixtureStrategy", "ModelParams",
-    "OumiConfigError",
-    "PeftParams", "PeftSaveMode", "ProfilerParams", "ProfilerScheduleParams", "SchedulerType", "ShardingStrategy",
-    "StateDictType", "StorageMount", "TelemetryParams", "TrainTarget", "TrainerType", "TrainingConfig",
-    "TrainingParams",
+    "DatasetSplitParams", "DeepSpeedParams", "FSDPParams", "GenerationParams", "GkdParams", "GoldParams",
+    "GrpoParams", "InferenceConfig", "JobConfig", "JobResources", "LoraWeightInitialization", "MixedPrecisionDtype",
+    "MixtureStrategy", "ModelParams", "OumiConfigError", "PeftParams", "PeftSaveMode", "ProfilerParams",
+    "ProfilerScheduleParams", "SchedulerType", "ShardingStrategy", "StateDictType", "StorageMount", "TelemetryParams",
+    "TrainTarget", "TrainerType", "TrainingConfig", "TrainingParams",
 ]  # fmt: skip

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands that use what was trained."""
+
+from __future__ import annotations
+
+import typer
+
+from oumi.cli.chat import chat
+from oumi.cli.config import EXTRA
+from oumi.cli.infer import infer
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Adds the commands that use a model to the command line."""
+    app.command()(chat)
+    app.command(context_settings=EXTRA)(infer)
