@@ -15,18 +15,29 @@ from oumi.core.models.adapters import below_adapter
 from oumi.core.models.attention.interface import Documents
 from oumi.core.models.attention.rope import separate_documents
 from oumi.core.models.lm_head import ModelHead
+from oumi.core.models.shared_prefixes import drops_out, share_prefixes
 
 
 class LanguageModel(torch.nn.Module):
     """Computes the hidden states at the trained positions of a batch, and returns them with the head for their logits.
 
     Without a `head`, it computes the logits themselves. Batches are flat, padded, or taken one document at a time.
+    With `shares_prefixes`, flat batches are computed without the tokens that documents of a row have in common.
     """
 
-    def __init__(self, inner: Any, is_flat: bool, head: ModelHead | None = None, one_at_a_time: bool = False) -> None:
+    def __init__(
+        self,
+        inner: Any,
+        is_flat: bool,
+        head: ModelHead | None = None,
+        one_at_a_time: bool = False,
+        shares_prefixes: bool = False,
+    ) -> None:
         super().__init__()
         self.inner = inner
         self.is_flat = is_flat
+        self.shares_prefixes = shares_prefixes
+        self._drops = drops_out(inner)
         self._one_at_a_time = one_at_a_time
         self.training = inner.training
         base = below_adapter(inner)
@@ -57,19 +68,26 @@ class LanguageModel(torch.nn.Module):
         if self._head is not None:
             self._head.tie()
 
+    def without_copies(self, batch: Batch) -> tuple[Batch, tuple[slice | None, ...]]:
+        """Returns what is computed of a batch, see `share_prefixes`: the batch itself if the model shares none."""
+        # With dropout, the documents of a row would get one mask for their prefix.
+        shares = self.shares_prefixes and not batch.num_images and not (self.training and self._drops)
+        return share_prefixes(batch) if shares else (batch, ())
+
     def forward(self, batch: Batch) -> Prediction:
         """Returns the model's prediction at the positions `batch.trained`."""
+        batch, prefixes = self.without_copies(batch)
         # Only the model knows which image belongs to which document, so batches with images stay whole.
         documents = list(batch.documents()) if self._one_at_a_time and not batch.num_images else []
-        states = torch.cat([self._states(part) for part in documents]) if documents else self._states(batch)
+        states = torch.cat([self._states(part) for part in documents]) if documents else self._states(batch, prefixes)
         # Flat batches without a head have logits at the trained positions only.
         is_chosen = self.is_flat and self._head is None
         head = None if self._head is None else self._head.current()
         return Prediction(states if is_chosen else states[batch.trained], head)
 
-    def _states(self, batch: Batch) -> torch.Tensor:
+    def _states(self, batch: Batch, prefixes: tuple[slice | None, ...] = ()) -> torch.Tensor:
         """Returns the hidden states [T, d], or without a head the logits [T, V], of flat batches the trained ones."""
-        inputs = self.inputs(batch)
+        inputs = self.inputs(batch, prefixes)
         if self._head is not None:  # the loss multiplies by the head itself, in chunks, so the decoder alone runs
             states: torch.Tensor = self._decoder[0](**inputs, use_cache=False).last_hidden_state
         elif self.is_flat:  # with `logits_to_keep`, transformers computes the logits of trained positions only
@@ -78,7 +96,7 @@ class LanguageModel(torch.nn.Module):
             states = self.inner(**inputs, use_cache=False).logits
         return states[inputs["attention_mask"].bool()] if "attention_mask" in inputs else states[0]
 
-    def inputs(self, batch: Batch) -> dict[str, Any]:
+    def inputs(self, batch: Batch, prefixes: tuple[slice | None, ...] = ()) -> dict[str, Any]:
         """Returns the arguments of the forward pass of transformers for a batch.
 
         A flat batch is one row [1, T] without a mask. Otherwise each document is a row, padded on the right [D, S], or
@@ -87,7 +105,7 @@ class LanguageModel(torch.nn.Module):
         inputs: dict[str, Any]
         positions = self._positions(batch)
         if self.is_flat:
-            self._documents.fill(batch.offsets)
+            self._documents.fill(batch.offsets, prefixes)
             inputs = {"input_ids": batch.tokens[None], "position_ids": positions, "documents": self._documents}
         elif self._one_at_a_time and not batch.num_images:
             inputs = {"input_ids": batch.tokens[None]}

@@ -58,7 +58,7 @@ class Reporting(Callback):
     def before_update(self, run: Run, report: StepReport, micro_batches: list[Batch]) -> None:
         sizes = []
         for batch in micro_batches:
-            lengths = batch.lengths
+            lengths = run.model.without_copies(batch)[0].lengths
             # A flat model has no padding; any other one pads every document to the longest of the micro-batch.
             num_positions = sum(lengths) if run.model.is_flat else len(lengths) * max(lengths, default=0)
             sizes.append(MicroBatchSize(lengths, batch.num_targets, num_positions))

@@ -192,6 +192,8 @@ class SpeedPlan:
 
     flat_batches: bool = True
     """Concatenate documents without padding, if the model allows it."""
+    shared_prefixes: bool = True
+    """Compute the tokens that documents of a row have in common only once, if flat batches and the model allow it."""
     fused_loss: bool = True
     """Compute logits and loss in chunks, and never keep all logits."""
     fused_layers: bool = False

@@ -94,6 +94,7 @@ def plan_speed(config: TrainingConfig, dtype: str, precision: PrecisionPlan, fac
     on_cpu = facts.device == "cpu" and precision.autocast is None and dtype in ("float32", "float64")
     return SpeedPlan(
         flat_batches="flat" not in facts.without and config.model.attn_implementation in FLAT_ATTENTIONS,
+        shared_prefixes="shared_prefixes" not in facts.without and facts.device == "cpu",
         fused_loss="fused_loss" not in facts.without,
         fused_layers=on_cpu and not training.compile and "fused_layers" not in facts.without,
         compile=training.compile,

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from oumi.core.models.attention.cpu import DocumentAttention, takes_cpu_kernel
 
 OFFSETS = (0, 5, 6, 40, 57)
+PARTS = tuple((slice(*ends), None) for ends in pairwise(OFFSETS))
 
 
 @pytest.mark.parametrize("scale", [None, 0.3])
@@ -18,7 +19,7 @@ OFFSETS = (0, 5, 6, 40, 57)
 def test_each_document_attends_as_it_does_alone(dtype: torch.dtype, num_keys: int, scale: float | None) -> None:
     inputs = _inputs(num_keys, dtype=dtype)
     assert takes_cpu_kernel(*inputs)
-    out = DocumentAttention.apply(*inputs, OFFSETS, scale)
+    out = DocumentAttention.apply(*inputs, PARTS, scale)
     expected = _joined(inputs, scale)
     upstream = torch.randn_like(out)
     results = (out, *torch.autograd.grad(out, inputs, upstream))
@@ -31,14 +32,21 @@ def test_each_document_attends_as_it_does_alone(dtype: torch.dtype, num_keys: in
 def test_gradients_are_those_of_the_definition() -> None:
     inputs = _inputs(2, size=4, dtype=torch.float64)
     assert torch.autograd.gradcheck(
-        lambda *x: DocumentAttention.apply(*x, (0, 3, 7), None), [x[:, :, :7] for x in inputs]
+        lambda *x: DocumentAttention.apply(*x, ((slice(0, 3), None), (slice(3, 7), None)), None),
+        [x[:, :, :7] for x in inputs],
     )
+
+
+def test_gradients_of_continued_prefixes_are_those_of_the_definition() -> None:
+    inputs = _inputs(2, size=4, dtype=torch.float64)
+    parts = ((slice(0, 4), None), (slice(4, 6), slice(0, 3)), (slice(6, 9), slice(0, 2)))
+    assert torch.autograd.gradcheck(lambda *x: DocumentAttention.apply(*x, parts, None), [x[:, :, :9] for x in inputs])
 
 
 def test_keeps_its_output_once_and_where_the_next_layer_reads_it() -> None:
     inputs, kept = _inputs(2), []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        out = DocumentAttention.apply(*inputs, OFFSETS, None)
+        out = DocumentAttention.apply(*inputs, PARTS, None)
     beside = {
         tensor.untyped_storage().data_ptr(): tensor for tensor in kept if all(tensor is not own for own in inputs)
     }

@@ -30,7 +30,7 @@ def accelerate(model: Any, plan: Plan) -> LanguageModel:
     if plan.speed.fused_layers:
         fuse_layers(model)
     # Before fp8, whose rounding would hide whether flat batches give the same numbers.
-    language_model = make_flat(model, plan.model.attention, plan.speed)
+    language_model = make_flat(model, plan.model.attention, plan.speed, plan.method.spec.documents_per_row > 1)
     if plan.speed.fused_layers:
         language_model.tie()
     if plan.precision.fp8 is not None:

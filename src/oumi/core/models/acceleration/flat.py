@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,7 @@ from oumi.core.batch import collate
 from oumi.core.log import logger
 from oumi.core.models.adapters import below_adapter
 from oumi.core.models.attention.interface import FLAT_EAGER, FLAT_SDPA, Documents
-from oumi.core.models.attention.rope import separate_documents
+from oumi.core.models.attention.rope import follows_length, separate_documents
 from oumi.core.models.equivalence import first_difference, gradients_of, logits_of, trial
 from oumi.core.models.language_model import LanguageModel
 from oumi.core.models.lm_head import ModelHead, find_head, makes_logits
@@ -36,13 +36,22 @@ _FAILURES = (TypeError, RuntimeError, ValueError, LookupError)
 _FASTEST = SpeedPlan()
 
 
-def make_flat(inner: Any, attention: str | None, speed: SpeedPlan = _FASTEST) -> LanguageModel:
+def make_flat(
+    inner: Any, attention: str | None, speed: SpeedPlan = _FASTEST, has_prefixes: bool = False
+) -> LanguageModel:
     """Returns the model on flat batches if its numbers do not change, else on padded ones, else on single documents.
 
     Logs the reason unless batches are flat. Logits and gradients of all weights are compared with those of each
     document alone with the model's own attention, on the models that `trial_models` yields. Another first document must
     not change the numbers of the others beyond rounding. (There is some, since its length changes how a mixture of
     experts groups its rows.)
+
+    Args:
+        inner: The model, whose attention is replaced if batches are flat.
+        attention: Name of the attention of the plan.
+        speed: The optimizations that may be used.
+        has_prefixes: Documents of a row begin alike, so that the model may compute their prefix once. It is compared
+            in the same way.
     """
     head = find_head(inner) if speed.fused_loss else None
     name = FLAT_EAGER if attention == "eager" else FLAT_SDPA
@@ -53,6 +62,7 @@ def make_flat(inner: Any, attention: str | None, speed: SpeedPlan = _FASTEST) ->
         reason = "OUMI_WITHOUT names flat"
     elif not below_adapter(inner)._supports_attention_backend:
         reason = f"the attention of {inner.config.model_type} cannot be replaced"
+    sharing = "" if has_prefixes and speed.shared_prefixes else "not for this run"
     try:
         for i, model in enumerate(trial_models(inner)):
             # A wrong head is dropped for good; a reason is final, too, but the next trial still verifies the head.
@@ -62,6 +72,7 @@ def make_flat(inner: Any, attention: str | None, speed: SpeedPlan = _FASTEST) ->
             # Gradients once only, to save time, and not of a model of full size, to save memory.
             reference = Reference(model, first_position=_FAR if i else 0, gradients=i == 0 and model is not inner)
             reason = reason or try_flat(reference, name, trial_head)
+            sharing = sharing or reason or try_sharing(model, name, trial_head, reference.compares_gradients)
             if reason and model is not inner:  # of full size, it would take as long as steps of training
                 padding_reason = padding_reason or try_padded(reference, trial_head)
     except NoTrialError as error:
@@ -72,7 +83,10 @@ def make_flat(inner: Any, attention: str | None, speed: SpeedPlan = _FASTEST) ->
         logger.warning("batches are padded: %s", reason)
     else:
         _set_attention(inner, name)
-    return LanguageModel(inner, not reason, head, one_at_a_time=bool(padding_reason))
+    shares = not (reason or sharing)
+    if has_prefixes:
+        logger.info("what documents of a row have in common is computed %s", "once" if shares else f"twice: {sharing}")
+    return LanguageModel(inner, not reason, head, one_at_a_time=bool(padding_reason), shares_prefixes=shares)
 
 
 class Reference:
@@ -94,10 +108,10 @@ class Reference:
         tokens = ordinary_tokens(model)
         self._documents = [_document(tokens, length, 3 * i) for i, length in enumerate(lengths)]
         self._others = [_document(tokens, 5, start) for start in (0, 11)]
-        self._gradients = gradients
+        self.compares_gradients = gradients
         separate_documents(model, Documents())
         with _narrow(model), trial(model, gradients=gradients):
-            self._expected = self._numbers(torch.cat([self._logits(document) for document in self._documents]))
+            self._expected = _numbers(self.model, torch.cat([self._logits(document) for document in self._documents]))
 
     def difference(self, language_model: LanguageModel) -> str | None:
         """Returns the first numbers that differ if the documents are a batch, None if all are equal.
@@ -105,12 +119,12 @@ class Reference:
         There are two batches with different first documents, neither of which may change the numbers of the others.
         """
         num_logits = len(self._expected["logits"])
-        with _narrow(self.model), trial(self.model, gradients=self._gradients):
+        with _narrow(self.model), trial(self.model, gradients=self.compares_gradients):
             for i, other in enumerate(self._others):
                 batch = collate([other, *self._documents]).to(self.model.device)
                 batch = replace(batch, positions=batch.positions + self._first_position)
-                with torch.set_grad_enabled(self._gradients and i == 0):
-                    numbers = self._numbers(language_model(batch).logits()[-num_logits:])
+                with torch.set_grad_enabled(self.compares_gradients and i == 0):
+                    numbers = _numbers(self.model, language_model(batch).logits()[-num_logits:])
                 # A larger tolerance than for a single module: several layers with large weights amplify rounding.
                 if difference := first_difference(numbers, self._expected, _NUM_EPS):
                     return difference
@@ -122,9 +136,6 @@ class Reference:
         # From position 0 the model counts by itself, so that the trial covers its own numbering.
         inputs = {"position_ids": positions_1S} if self._first_position else {}
         return logits_of(self.model, tokens_1S, **inputs)[:-1]
-
-    def _numbers(self, logits_SV: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"logits": logits_SV.detach(), **gradients_of(self.model, logits_SV)}
 
 
 def try_flat(reference: Reference, name: str, head: ModelHead | None) -> str:
@@ -151,6 +162,37 @@ def try_flat(reference: Reference, name: str, head: ModelHead | None) -> str:
     if difference == "logits":
         return f"the attention of {kind} is not causal within a document and a window"
     return f"flat batches change the gradient of {difference}"
+
+
+def try_sharing(model: Any, name: str, head: ModelHead | None, gradients: bool) -> str:
+    """Returns why a prefix that documents of a row share is not to be computed once, or "" if no number changes.
+
+    Args:
+        model: A model whose numbers are right on flat batches; it is restored.
+        name: The attention of flat batches, by its registered name.
+        head: The head to compute logits with, None for the model's own.
+        gradients: Compare also the gradients of all weights.
+    """
+    kind, original = model.config.model_type, model.config._attn_implementation
+    if any(follows_length(module) for module in model.modules()):
+        return f"the rotary embeddings of {kind} depend on the length of a document"
+    tokens = ordinary_tokens(model)
+    prefix, *rests = (_document(tokens, length, start) for length, start in ((25, 0), (15, 40), (7, 3), (31, 60)))
+    rows = [_row([_joined(prefix, rest) for rest in rests[:2]]), _row([_joined(prefix, rest) for rest in rests])]
+    _set_attention(model, name)
+    try:
+        with _narrow(model), trial(model, gradients=gradients):
+            batch = collate(rows).to(model.device)
+            each_alone, shared = (
+                _numbers(model, LanguageModel(model, True, head, shares_prefixes=shares)(batch).logits())
+                for shares in (False, True)
+            )
+            difference = first_difference(shared, each_alone, _NUM_EPS)
+    except _FAILURES as error:
+        return _first_line(error)
+    finally:
+        _set_attention(model, original)
+    return "" if difference is None else f"it would change the numbers of {kind} ({difference})"
 
 
 def try_padded(reference: Reference, head: ModelHead | None) -> str:
@@ -188,6 +230,22 @@ def _narrow(model: Any) -> Iterator[None]:
     finally:
         for holder, name, value in original:
             setattr(holder, name, value)
+
+
+def _numbers(model: Any, logits_SV: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"logits": logits_SV.detach(), **gradients_of(model, logits_SV)}
+
+
+def _joined(*parts: Example) -> Example:
+    """Returns one document of the tokens of several."""
+    tokens = np.concatenate([part.tokens for part in parts])
+    return Example(tokens, np.ones(len(tokens), dtype=np.bool_), parts[0].source)
+
+
+def _row(documents: Sequence[Example]) -> Example:
+    """Returns a row of documents."""
+    starts = np.cumsum([0, *(len(document.tokens) for document in documents[:-1])])
+    return replace(_joined(*documents), starts=tuple(starts.tolist()))
 
 
 def _document(vocabulary: list[int], length: int, start: int) -> Example:

@@ -8,6 +8,7 @@ same length, the leading 1 becomes the number of documents.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
@@ -19,9 +20,9 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
-from oumi.core.models.attention.cpu import DocumentAttention, takes_cpu_kernel
+from oumi.core.models.attention.cpu import DocumentAttention, Part, takes_cpu_kernel
 from oumi.core.models.attention.flex import Inputs, documents_mask, flex_scored_attention, takes_flex
-from oumi.core.models.attention.scored import Scoring, attention_by_definition, blocks, scored_attention, visible
+from oumi.core.models.attention.scored import Block, Scoring, attention_by_definition, blocks, scored_attention, visible
 
 _LARGEST_HEAD = 256
 _FEWEST_FOR_CUDNN = 512
@@ -49,6 +50,8 @@ class Documents:
 
     offsets: tuple[int, ...] = ()
     """Start of each document, and end of the last one [D + 1]."""
+    parts: tuple[Part, ...] = ()
+    """Tokens of each document, and those before it that it continues [D]."""
     longest: int = 0
     """Tokens of the longest document."""
     _on_device: torch.Tensor | None = None
@@ -56,9 +59,21 @@ class Documents:
     def __init__(self) -> None:
         self._masks: dict[int | None, BlockMask] = {}
 
-    def fill(self, offsets: tuple[int, ...]) -> None:
-        """Sets the documents of the next batch, and drops what was computed for the last one."""
+    @property
+    def has_prefixes(self) -> bool:
+        """Returns True if a document continues another."""
+        return any(prefix is not None for _, prefix in self.parts)
+
+    def fill(self, offsets: tuple[int, ...], prefixes: Sequence[slice | None] = ()) -> None:
+        """Sets the documents of the next batch, and drops what was computed for the last one.
+
+        Args:
+            offsets: Start of each document, and end of the last one [D + 1].
+            prefixes: Tokens of another document that each one continues [D]; empty if none does.
+        """
         self.offsets = offsets
+        owns = [slice(*ends) for ends in pairwise(offsets)]
+        self.parts = tuple(zip(owns, prefixes or [None] * len(owns), strict=True))
         self.longest = max((b - a for a, b in pairwise(offsets)), default=0)
         self._on_device = None
         self._masks = {}
@@ -93,7 +108,8 @@ def flat_attention(
 
     Raises:
         TypeError: The model's layers do not pass `documents` through.
-        ValueError: The layer's keys are not those of the batch's tokens, or it has a mask of its own.
+        ValueError: The layer's keys are not those of the batch's tokens, or it has a mask of its own, or it computes
+            scores and a document continues another.
     """
     documents = settings.get("documents")
     if documents is None:
@@ -107,13 +123,16 @@ def flat_attention(
     is_eager = module.config._attn_implementation == FLAT_EAGER
     # SDPA computes neither softcaps nor sinks.
     needs_scores = is_eager or settings.get("softcap") is not None or sinks_H is not None
+    if documents.has_prefixes and (needs_scores or device.type != "cpu"):
+        # FlashAttention for documents of different lengths would take the keys of prefixes as copies: not tried yet.
+        raise ValueError(f"{type(module).__name__} does not take documents that continue others")
     if needs_scores and not is_eager and not dropout:
         scoring = _scoring(inputs[0], settings)
         if takes_flex(inputs, sinks_H, scoring):
             out = flex_scored_attention(inputs, sinks_H, documents.mask(scoring.window, device), scoring)
             return out.transpose(1, 2).contiguous(), None
     lengths, window = [b - a for a, b in pairwise(documents.offsets)], _window(settings)
-    is_even = len(set(lengths)) == 1
+    is_even = len(set(lengths)) == 1 and not documents.has_prefixes
     sees_all = not dropout and (window is None or window >= documents.longest)
     by_cudnn = False
     if not needs_scores and not dropout and _has_varlen_kernel(inputs[0]):
@@ -128,12 +147,9 @@ def flat_attention(
         with sdpa_kernel(_BY_SPEED, set_priority=True) if by_cudnn else nullcontext():
             return _fused(*rows, settings).transpose(1, 2).flatten(0, 1)[None], None
     if sees_all and not needs_scores and takes_cpu_kernel(*inputs):
-        return DocumentAttention.apply(*inputs, documents.offsets, settings.get("scaling")), None
-    # The fallback for everything else: one document at a time.
+        return DocumentAttention.apply(*inputs, documents.parts, settings.get("scaling")), None
     attend = _scored if needs_scores else _fused
-    split = (tensor.split(lengths, dim=2) for tensor in inputs)
-    parts = [attend(*document, settings) for document in zip(*split, strict=True)]
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+    return _one_by_one(attend, inputs, documents, settings), None
 
 
 def _check_keys(
@@ -197,6 +213,29 @@ def _fused(
         inputs = (query_1HSE[:, :, block.queries], key_1KSE[:, :, block.keys], value_1KSE[:, :, block.keys])
         parts.append(_sdpa(*inputs, mask, settings))
     return torch.cat(parts, dim=2)
+
+
+def _one_by_one(
+    attend: Callable[..., torch.Tensor], inputs: Inputs, documents: Documents, settings: dict[str, Any]
+) -> torch.Tensor:
+    """Returns attention [1, T, H, E] with a call of `attend` for each document: the fallback for everything else."""
+    outs = [
+        attend(*(tensor[:, :, own] for tensor in inputs), settings)
+        if prefix is None
+        else _continuing(inputs, own, prefix, settings)
+        for own, prefix in documents.parts
+    ]
+    return torch.cat(outs, dim=2).transpose(1, 2).contiguous()
+
+
+def _continuing(inputs: Inputs, own: slice, prefix: slice, settings: dict[str, Any]) -> torch.Tensor:
+    """Returns attention [1, H, S, E] of a document that sees a prefix of another and then itself."""
+    query_1HTE, *both = inputs
+    key, value = (torch.cat([x[:, :, prefix], x[:, :, own]], dim=2) for x in both)
+    num_before = prefix.stop - prefix.start
+    block = Block(slice(num_before, key.shape[2]), slice(0, key.shape[2]))
+    mask = visible(block, _window(settings), query_1HTE.device)
+    return _sdpa(query_1HTE[:, :, own], key, value, mask, settings)
 
 
 def _sdpa(
