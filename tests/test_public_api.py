@@ -63,6 +63,17 @@ FLAGS = {
     "quickstart": {"--output-dir", "--seed", "--max-steps"},
     "chat": {"--system", "--max-new-tokens", "--temperature"},
     "infer": {"--interactive", "--config", "--input", "--output", "--system", "--max-new-tokens", "--temperature"},
+    "eval": {
+        "--data",
+        "--config",
+        "--exact-match",
+        "--reference",
+        "--max-new-tokens",
+        "--tasks",
+        "--limit",
+        "--num-fewshot",
+        "--output",
+    },
     "env": {"--json"},
     "": {"--version", "--log-level", "--install-completion", "--show-completion"},
 }

@@ -7,6 +7,7 @@ import typer
 
 from oumi.cli.chat import chat
 from oumi.cli.config import EXTRA
+from oumi.cli.evaluate import evaluate
 from oumi.cli.infer import infer
 
 
@@ -14,3 +15,5 @@ def add_commands(app: typer.Typer) -> None:
     """Adds the commands that use a model to the command line."""
     app.command()(chat)
     app.command(context_settings=EXTRA)(infer)
+    app.command("eval")(evaluate)
+    app.command("evaluate", hidden=True)(evaluate)  # its name in Oumi

@@ -108,7 +108,7 @@ def load_with_tokenizer(name: str, settings: LoadSettings = LoadSettings()) -> t
     is_adapter = (folder / _ADAPTER_CONFIG).is_file()
     if folder.is_dir():
         check_model_dir(folder)
-    base = _base_of(folder) if is_adapter else folder if folder.is_dir() else name
+    base = base_of_adapter(folder) if is_adapter else folder if folder.is_dir() else name
     host = describe_host()
     # A CPU without bfloat16 arithmetic emulates it, many times slower than float32.
     dtype = torch.float32 if host.device == "cpu" and not host.has_bf16 else settings.dtype
@@ -201,7 +201,7 @@ def _models_below(folder: Path) -> str:
     return f"; there is one in {', '.join(str(folder / name) for name in names[:3])}" if names else ""
 
 
-def _base_of(adapter: Path) -> Path | str:
+def base_of_adapter(adapter: Path) -> Path | str:
     """Returns the base model of an adapter: its folder `base/`, or the model that its config names."""
     # Training from random weights leaves the base there: no other place has these weights.
     if (adapter / "base" / "config.json").is_file():
