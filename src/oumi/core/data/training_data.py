@@ -16,7 +16,7 @@ from oumi.core.data.build_stream import StreamedRows, open_stream
 from oumi.core.data.checks.duplicates import check_duplicates, count_duplicates, warn_of_duplicates
 from oumi.core.data.checks.supervision import check_supervision, draw, spread
 from oumi.core.data.ledger import Ledger
-from oumi.core.data.pipeline.loader import Epoch, Loader, most_tokens
+from oumi.core.data.pipeline.loader import Collate, Epoch, Loader, most_tokens
 from oumi.core.data.pipeline.mixture import Mixture, Part, draws_of
 from oumi.core.data.pipeline.packing import Packed
 from oumi.core.data.store.lazy_table import LazyTable
@@ -52,11 +52,18 @@ class TrainingData:
         """Returns the number of rows of a training epoch, None for a stream."""
         return None if isinstance(self.train, StreamedRows) else len(self.train)
 
-    def loader(self, plan: Plan, rank: int = 0) -> StepSource:
-        """Returns the loader that cuts the training rows into optimizer steps."""
+    def loader(self, plan: Plan, rank: int = 0, collate: Collate | None = None) -> StepSource:
+        """Returns the loader that cuts the training rows into optimizer steps.
+
+        Args:
+            plan: Plan of the run.
+            rank: The rank whose share it loads.
+            collate: Joins examples into a batch, None for the preprocessor.
+        """
+        collate = collate or self.preprocessor.collate
         if isinstance(self.train, StreamedRows):
-            return self.train.loader(plan.steps, rank, self.preprocessor.collate)
-        return Loader(self.train, plan.steps, plan.data.seed, rank, self.preprocessor.collate)
+            return self.train.loader(plan.steps, rank, collate)
+        return Loader(self.train, plan.steps, plan.data.seed, rank, collate)
 
     def largest(self, plan: Plan) -> LargestMicroBatch | None:
         """Returns the size of the largest micro-batch of training, None if not all lengths are known in advance."""

@@ -37,7 +37,7 @@ from oumi.core.trainers.trl_adapter import Seams, adapted
 from oumi.core.trainers.trl_bridge import AlreadyTrainedError, Bridge, EvaluationStoppedError
 from oumi.core.trainers.trl_inputs import ModelInputs, average_over_step
 from oumi.core.trainers.trl_methods import METHODS, NEWER_NAMES, arguments
-from oumi.core.trainers.trl_rows import row_numbers
+from oumi.core.trainers.trl_rows import Join, row_numbers
 
 
 class TrlTrainer:
@@ -83,7 +83,8 @@ class TrlTrainer:
         if plan.speed.liger:
             check_liger(model)
         inputs = ModelInputs.build(plan, model)
-        source = rows.loader(plan, world.rank)
+        join = Join(rows.preprocessor, world.size)
+        source = rows.loader(plan, world.rank, join)
         run = Progress(plan=plan, callbacks=Callbacks([SignalGuard()]))
         efficiency = None
         if world.is_main:
@@ -96,7 +97,7 @@ class TrlTrainer:
             source.restore(position)
         bridge = Bridge(run, world, efficiency, source, start.facts(plan, rows.fingerprint))
         with _translated_errors(plan):
-            trainer = adapted(_load(method.trainer), Seams(plan, bridge, exporter, rows, inputs))(
+            trainer = adapted(_load(method.trainer), Seams(plan, bridge, exporter, rows, inputs, join))(
                 model=model,
                 args=settings,
                 train_dataset=row_numbers(rows.train),

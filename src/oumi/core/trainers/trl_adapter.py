@@ -32,7 +32,7 @@ from oumi.core.system.signals import signals_held
 from oumi.core.trainers.export import Exporter
 from oumi.core.trainers.trl_bridge import Bridge, EvaluationStoppedError
 from oumi.core.trainers.trl_inputs import ModelInputs
-from oumi.core.trainers.trl_rows import EpochLoader, RankBatches, RowCollator, StreamBatches
+from oumi.core.trainers.trl_rows import EpochLoader, Join, RankBatches, RowCollator, StreamBatches
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Seams:
     exporter: Exporter
     rows: TrainingData
     inputs: ModelInputs
+    join: Join
 
 
 def adapted(trainer_class: type[Trainer], seams: Seams) -> Any:
@@ -68,7 +69,7 @@ class AdaptedTrainer(Trainer):
             return StreamBatches(self.seams.bridge.source, self.seams.bridge.run.state.step)
         seed = self.seams.plan.data.seed if is_training else None
         batches = RankBatches(len(rows), batch_size, self._world, seed)
-        collator = RowCollator(rows, self.seams.rows.preprocessor.collate)
+        collator = RowCollator(rows, self.seams.join)
         return EpochLoader(range(len(rows) + 1), batches, collator, self.args)  # with the blank row
 
     def _prepare_inputs(self, inputs: Any) -> Any:

@@ -75,9 +75,11 @@ class Bridge(TrainerCallback):
     def count(self, batch: Batch, num_positions: int, loss: torch.Tensor) -> None:
         """Counts a micro-batch of this rank, with its tokens including padding, and keeps its loss."""
         self._losses.append(loss)
-        if batch.num_rows:  # else the blank row
-            self._micro_batches.append(MicroBatchSize(batch.lengths, batch.num_targets, num_positions))
-            self._sources |= dict.fromkeys(batch.sources)
+        num_documents = batch.rows[-1]  # without the blank one
+        if num_documents:
+            size = MicroBatchSize(batch.lengths[:num_documents], batch.num_targets, num_positions)
+            self._micro_batches.append(size)
+            self._sources |= dict.fromkeys(batch.sources[:num_documents])
 
     def stop_is_signaled(self) -> bool:
         """Returns True on all ranks if any of them was asked to stop."""

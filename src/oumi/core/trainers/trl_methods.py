@@ -90,5 +90,9 @@ def arguments(plan: Plan) -> dict[str, Any]:
         # A stream goes on from its own position.
         "ignore_data_skip": plan.data.train.stream,
     }
+    # Image encoders have weights that no loss depends on. Reentrant recomputation does not support the search for them.
+    is_reentrant = (plan.gradient_checkpointing or {}).get("use_reentrant")
+    if plan.model.sees_images and values["ddp_find_unused_parameters"] is None and not is_reentrant:
+        values["ddp_find_unused_parameters"] = True
     # Last, so that the user's own arguments take precedence.
     return {**values, **METHODS[plan.trainer].extra, **training.trainer_kwargs}

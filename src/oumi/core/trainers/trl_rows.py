@@ -5,24 +5,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
 
-from oumi.core.batch import Batch, collate, empty_batch
+from oumi.core.batch import Batch, empty_batch
 from oumi.core.data.build_stream import StreamedRows
 from oumi.core.data.pipeline.loader import Collate, Epoch, share_of
 from oumi.core.data.pipeline.mixture import permute
+from oumi.core.data.tokenize.images import ImageEncoder
+from oumi.core.data.tokenize.preprocessor import Preprocessor
 from oumi.core.distributed.world import World
 from oumi.core.errors import DataError
 from oumi.core.run import StepSource
 from oumi.core.system.signals import only_parent_ends
 from oumi.core.trainers.trl_inputs import labels_of
+from oumi.core.types.conversation import ContentItem, Type
 from oumi.core.types.example import Example, Source
 
 Collator = Callable[[list[Any]], dict[str, Any]]
+_BLANK_SIDE = 224
+"""Pixels of a side of the blank image, which every processor takes."""
 
 
 def row_numbers(rows: Epoch | StreamedRows) -> Dataset:
@@ -42,17 +48,52 @@ class RowCollator:
         """Returns a batch and its labels; a number beyond the rows stands for the blank row."""
         examples = [example for i in numbers if i < len(self._rows) for example in self._rows.group(i)]
         try:
-            return as_item(self._join(examples) if examples else empty_batch())
+            return as_item(self._join(examples))
         except DataError as error:
             # Raised where the batch is used: a worker would add its traceback to the message.
             return {**as_item(empty_batch()), "error": error}
 
 
+class Join:
+    """Joins examples into a batch that all ranks compute by the same modules.
+
+    A rank without rows gets a blank one. So does, with several ranks, one whose rows have no images if the model takes
+    some: the others would wait for it to gather the weights of the image encoder, or their gradients. The blank row is
+    the last document of a batch and belongs to none of its rows.
+    """
+
+    def __init__(self, preprocessor: Preprocessor, world_size: int) -> None:
+        """Sets the preprocessor, which reads images, and the number of ranks."""
+        self._collate = preprocessor.collate
+        image_encoder = preprocessor.image_encoder if world_size > 1 else None
+        self._needs_image = image_encoder is not None
+        self._blank = _blank_row(image_encoder)
+
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        """Returns examples end to end as a batch; raises DataError as the preprocessor does."""
+        has_image = any(items for example in examples for items in example.images)
+        if examples and (has_image or not self._needs_image):
+            return self._collate(examples)
+        batch = self._collate([*examples, self._blank])
+        return replace(batch, rows=batch.rows[:-1], columns=batch.columns[:-1])
+
+
+def _blank_row(image_encoder: ImageEncoder | None) -> Example:
+    """Returns a row without a trained token, with an image if there is an encoder."""
+    tokens, images = np.zeros(2, dtype=np.int32), ()  # two, since models shift labels by one
+    if image_encoder is not None:
+        from PIL import Image  # only needed for models that take images
+
+        content = BytesIO()
+        image = Image.new("RGB", (_BLANK_SIDE, _BLANK_SIDE))
+        image.save(content, "PNG")
+        tokens = np.concatenate([image_encoder.expansion(image), tokens])
+        images = ((ContentItem(type=Type.IMAGE_BINARY, binary=content.getvalue()),),)
+    return Example(tokens, np.zeros(len(tokens), dtype=np.bool_), Source("", "no row", 0), images=images)
+
+
 def as_item(batch: Batch) -> dict[str, Any]:
     """Returns a batch in the form in which other trainers pass it on; they count its labels."""
-    if not batch.num_rows:  # two tokens, since models shift labels by one
-        tokens, is_target = np.zeros(2, dtype=np.int32), np.zeros(2, dtype=np.bool_)
-        batch = replace(collate([Example(tokens, is_target, Source("", "no row", 0))]), rows=(0,), columns=())
     return {"batch": batch, "labels": labels_of(batch)[None]}
 
 
