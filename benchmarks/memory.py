@@ -36,13 +36,14 @@ class Case:
     """Documents of `text` in packed rows, instead of chats."""
     without: str = ""
     """Optimizations that are disabled."""
+    peft: Mapping[str, Any] = field(default_factory=dict)
     fsdp: Mapping[str, Any] | None = None
     """Arguments of `fsdp` for two ranks; None for a single process."""
 
     @property
     def name(self) -> str:
         """Returns the case in a few words."""
-        changes = [f"{key}: {value}" for key, value in self.training.items()]
+        changes = [f"{key}: {value}" for key, value in (*self.training.items(), *self.peft.items())]
         parts = [self.model, f"{self.rows} x {self.length}", "pack" if self.pack else "chat", *changes]
         fsdp = [] if self.fsdp is None else ["two ranks", *(f"{key}: {value}" for key, value in self.fsdp.items())]
         return ", ".join([*parts, *fsdp, *([f"without {self.without}"] if self.without else [])])
@@ -85,6 +86,7 @@ MODELS["gemma2"] = {
 MODELS["mistral"] = {**MODELS["31m"], "model_type": "mistral", "sliding_window": 256}
 MODELS["wide"] = {**MODELS["untied"], "hidden_size": 640, "intermediate_size": 1720, "vocab_size": 64_000}
 _LORA = {"use_peft": True}
+_QLORA = {"q_lora": True, "bnb_4bit_quant_type": "nf4", "lora_target_modules": ["all-linear"]}
 _RECOMPUTED = {"enable_gradient_checkpointing": True}
 CASES = (
     Case("14m", 1, 1024),
@@ -96,6 +98,9 @@ CASES = (
     Case("31m", 8, 1024, _RECOMPUTED),
     Case("31m", 8, 1024, {**_RECOMPUTED, "gradient_checkpointing_kwargs": {"recompute_num_layers": 4}}),
     Case("31m", 8, 512, _LORA),
+    Case("31m", 8, 512, _LORA, peft=_QLORA),
+    Case("135m", 2, 256, _LORA, peft=_QLORA),
+    Case("135m", 4, 512, {**_LORA, **_RECOMPUTED}, peft={**_QLORA, "q_lora_bits": 8}),
     Case("31m", 1, 512, {"optimizer": "sgd"}, pack=True),
     Case("qwen3", 8, 512),
     Case("gemma2", 8, 512),
@@ -217,7 +222,7 @@ def make_config(case: Case, folder: Path, output: Path) -> dict[str, Any]:
                 ],
             }
         },
-        "peft": {"peft_save_mode": "MERGED"},
+        "peft": {"peft_save_mode": "MERGED", **case.peft},
         "fsdp": {"enable_fsdp": bool(case.fsdp), **(case.fsdp or {})},
         "training": {
             "trainer_type": "OUMI",

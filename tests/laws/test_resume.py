@@ -54,13 +54,17 @@ def test_kills_at_random_moments_leave_the_run_bitwise_as_it_was(
             pytest.param({"optimizer": name}, marks=pytest.mark.narrow)
             for name in ("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit")
         ),
+        *(pytest.param({"use_peft": True, "q_lora_bits": bits}, marks=pytest.mark.narrow) for bits in (4, 8)),
     ],
 )
 def test_a_run_resumed_across_an_epoch_is_bitwise_the_uninterrupted_run(
     tmp_path: Path, training: dict[str, Any]
 ) -> None:
     shape = {**training, "save_steps": 4, "lr_scheduler_type": training.get("lr_scheduler_type", "constant")}
+    bits = shape.pop("q_lora_bits", None)
     uninterrupted = tiny_config(tmp_path, **shape, output_dir=str(tmp_path / "whole"))
+    if bits:
+        uninterrupted.peft.q_lora, uninterrupted.peft.q_lora_bits = True, bits
     uninterrupted.model.model_kwargs = {"attention_dropout": 0.1}  # so that the random generators matter
     train(uninterrupted)
     again = uninterrupted.model_copy(deep=True)

@@ -26,6 +26,7 @@ from tests.tiny import save_tiny_model
 
 DRIVER = Path(__file__).with_name("sharding_driver.py")
 LORA = {"training.use_peft": True}
+QUANTIZED = {"peft.q_lora": True, "peft.bnb_4bit_quant_type": "nf4", "peft.lora_target_modules": ["all-linear"]}
 KINDS: dict[str, dict[str, Any]] = {
     "full": {},
     "lora": LORA,
@@ -46,6 +47,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "qwen2_vl": {},
     "gemma3": {},
     "frozen": {"model.freeze_layers": ["model.vision_tower"]},
+    "nf4": {**LORA, **QUANTIZED},
+    "nested": {**LORA, **QUANTIZED, "peft.use_bnb_nested_quant": True, "peft.peft_save_mode": "MERGED"},
+    "int8": {
+        **LORA,
+        **QUANTIZED,
+        "peft.q_lora_bits": 8,
+        "model.load_pretrained_weights": False,
+        "peft.peft_save_mode": "ADAPTER_AND_BASE_MODEL",
+    },
 }
 """Kinds of runs, by the keys in which they differ from full fine-tuning of a tied model on chats."""
 VISION = {"llava": "llava", "qwen2_vl": "qwen2_vl", "gemma3": "gemma3", "frozen": "llava"}
@@ -64,10 +74,11 @@ STRATEGIES: dict[str, dict[str, Any]] = {
         "fsdp.transformer_layer_cls": "transformers.models.llama.modeling_llama.LlamaDecoderLayer",
     },
 }
+QUANTIZED_KINDS = ["nf4", "nested", "int8"]
 PLAIN = ["full-FULL_SHARD-2", "lora-SHARD_GRAD_OP-2", "untied-SLICES-2"]
 ALL = [
     *PLAIN,
-    *(f"{kind}-FULL_SHARD-2" for kind in KINDS if kind not in ("full", "mixed")),
+    *(f"{kind}-FULL_SHARD-2" for kind in KINDS if kind not in ("full", "mixed", *QUANTIZED_KINDS)),
     *(f"full-{strategy}-2" for strategy in STRATEGIES if strategy != "FULL_SHARD"),
     *(f"{kind}-{strategy}-4" for kind in ("full", "lora", "packed", "streamed", "untied", "pairs")
       for strategy in ("NO_SHARD", "FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD")),
@@ -158,6 +169,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
 def test_ranks_equal_one(runs: Runs, name: str) -> None:
     (output,) = runs.on_ranks(name)
     assert_equal(output, runs.on_one_rank(name.partition("-")[0]))
+
+
+@pytest.mark.narrow
+@pytest.mark.parametrize("name", ["nf4-NO_SHARD-2", "nf4-FULL_SHARD-2", "nested-SHARD_GRAD_OP-2", "int8-NO_SHARD-2"])
+def test_ranks_equal_one_on_quantized_weights(runs: Runs, name: str) -> None:
+    test_ranks_equal_one(runs, name)
+
+
+@pytest.mark.narrow
+def test_a_checkpoint_on_quantized_weights_goes_on_in_one(runs: Runs) -> None:
+    test_a_checkpoint_goes_on_under_other_ranks_and_strategies(runs, "nf4-FULL_SHARD-2", "nf4-NO_SHARD-1")
 
 
 @pytest.mark.slow

@@ -58,6 +58,7 @@ def gather_facts(
     """
     config = as_run(config)  # callers pass either the config of the user or that of the run
     machine = machine or host.describe_host()
+    model = _model_facts(config.model, may_download)
     return Facts(
         device=machine.device,
         device_name=machine.device_name,
@@ -68,10 +69,10 @@ def gather_facts(
         memory_bytes=machine.memory_bytes // (local_size if machine.device == "cpu" else 1),
         free_bytes=_free_bytes(config.training),
         num_rows=_count_rows(config) if counts_rows else None,
-        model=_model_facts(config.model, may_download),
+        model=model,
         has_tight_heap=host.has_tight_heap(),
         without=host.disabled_optimizations(),
-        missing=frozenset(name for name in _optional_packages(config) if find_spec(name) is None),
+        missing=frozenset(name for name in _optional_packages(config, model) if find_spec(name) is None),
         unread=tuple(
             f"data.{split}.datasets[{i}].dataset_kwargs.{key}"
             for split in ("train", "validation")
@@ -81,9 +82,10 @@ def gather_facts(
     )
 
 
-def _optional_packages(config: TrainingConfig) -> list[str]:
+def _optional_packages(config: TrainingConfig, model: ModelFacts) -> list[str]:
     needs_deepspeed = config.deepspeed.enable_deepspeed and not config.training.trainer_type.spec.is_native
-    return ["deepspeed"] if needs_deepspeed else []
+    is_quantized = (config.training.use_peft and config.peft.q_lora) or model.quantization == "bitsandbytes"
+    return ["deepspeed"] * needs_deepspeed + ["bitsandbytes"] * is_quantized
 
 
 def _free_bytes(training: TrainingParams) -> int:
@@ -161,6 +163,7 @@ def _model_facts(model: ModelParams, may_download: bool) -> ModelFacts:
         tokenizer_length=int(length) if has_length else None,
         adapter_of=adapter_of,
         sees_images="vision_config" in config,
+        quantization=_quantization(config),
         # The cache of the Hub keeps the files of a commit in `snapshots/<commit>/`.
         commit=path.parent.name if path.parent.parent.name == "snapshots" else None,
         digest=digest_of_weights(name, adapter_of, model.adapter_model) if model.load_pretrained_weights else None,
@@ -215,6 +218,13 @@ def digest_of_weights(*names: str | None) -> str | None:
             file.seek(max(0, size - _END_BYTES))
             digest.update(file.read())
     return digest.hexdigest() if has_files else None
+
+
+def _quantization(config: dict[str, Any]) -> str | None:
+    """Returns the method by which the weights of a model are quantized."""
+    settings = config.get("quantization_config")
+    # The files of bitsandbytes from before it named itself say only how many bits they have.
+    return str(settings.get("quant_method", "bitsandbytes")) if isinstance(settings, dict) else None
 
 
 def _stored_dtype(config: dict[str, Any], tensors: dict[str, Any]) -> str | None:

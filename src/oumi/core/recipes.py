@@ -20,6 +20,7 @@ SHORT_NAMES: Mapping[str, Mapping[str, str]] = {
         "smollm-135m-dpo": "smollm/dpo/135m/train.yaml",
         "llama3.2-1b": "llama3_2/sft/1b_full/train.yaml",
         "llama3.2-1b-lora": "llama3_2/sft/1b_lora/train.yaml",
+        "llama3.2-1b-qlora": "llama3_2/sft/1b_qlora/train.yaml",
         "llama3.2-3b": "llama3_2/sft/3b_full/train.yaml",
         "llama3.2-3b-lora": "llama3_2/sft/3b_lora/train.yaml",
     },

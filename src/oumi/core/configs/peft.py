@@ -68,13 +68,13 @@ class PeftParams(Params):
     bnb_4bit_quant_type: Literal["fp4", "nf4"] = "fp4"
     """Number format of a 4-bit weight."""
     llm_int8_skip_modules: list[str] | None = None
-    """Modules that are not quantized to 8 bits."""
+    """Modules that are not quantized, beside the head; to 4 bits or to 8."""
     use_bnb_nested_quant: bool = False
     """Quantize the scales too."""
-    bnb_4bit_quant_storage: str = "uint8"
-    """Dtype in which 4-bit weights are stored."""
-    bnb_4bit_compute_dtype: str = "float32"
-    """Dtype in which quantized layers compute."""
+    bnb_4bit_quant_storage: Literal["uint8", "int8", "float16", "bfloat16", "float32", "float64"] = "uint8"
+    """Dtype of the tensors that contain the 4-bit weights."""
+    bnb_4bit_compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Dtype in which layers with 4-bit weights compute."""
     peft_save_mode: PeftSaveMode = PeftSaveMode.ADAPTER_ONLY
     """What is saved at the end."""
 

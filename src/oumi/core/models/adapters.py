@@ -13,6 +13,7 @@ import torch
 from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.hub import hub_errors
 from oumi.core.log import logger
+from oumi.core.models.quantization import num_numbers
 from oumi.core.plan.parts import LoraPlan
 from oumi.core.plan.resources import SavedSize
 
@@ -147,11 +148,15 @@ def adapter_names(model: Any) -> set[str]:
 
 
 def saved_size(model: Any, mode: str = "ADAPTER_ONLY") -> SavedSize:
-    """Returns the size in bytes of the weights that `ModelWriter` writes in a mode."""
+    """Returns the size in bytes of the weights that a mode writes, with quantized base weights in full."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     trained = sum(p.nbytes for p in trainable)
     number_bytes = max((p.element_size() for p in trainable), default=4)
-    num_bytes = sum(p.nbytes for p in model.parameters())
+    size_of_number = model.dtype.itemsize
+    num_bytes = sum(
+        num_numbers(p) * size_of_number if hasattr(p, "quant_state") or p.dtype == torch.int8 else p.nbytes
+        for p in model.parameters()
+    )
     if not is_adapted(model):
         return SavedSize(num_bytes, trained, number_bytes=number_bytes)
     return SavedSize(trained, trained, 0 if mode == "ADAPTER_ONLY" else num_bytes - trained, number_bytes)

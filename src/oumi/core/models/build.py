@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 from oumi.core.distributed.sharding import replace_parameters
 from oumi.core.errors import ConfigError
 from oumi.core.log import logger
-from oumi.core.models.adapters import add_lora, base_weight_name, below_adapter, load_adapter
+from oumi.core.models.adapters import add_lora, base_weight_name, below_adapter, is_adapted, load_adapter
 from oumi.core.models.load import freeze, load_model
 from oumi.core.plan.choices import FLAT_ATTENTIONS
 from oumi.core.plan.parts import Plan
@@ -32,7 +33,7 @@ def build_model(
 ) -> Any:
     """Returns the model of a checkpoint, or else the model of the plan, whose adapter, if any, is trained further.
 
-    A model that is divided over ranks has no base weights yet, see `sharded.shard_model`.
+    A model that is divided over ranks has no base weights yet, unless they are quantized, see `sharded.shard_model`.
 
     Args:
         plan: The plan of the run.
@@ -46,7 +47,8 @@ def build_model(
     if plan.device == "cpu" and plan.model.attention not in FLAT_ATTENTIONS:
         raise ConfigError(f"model.attn_implementation: {plan.model.attention} trains on a GPU only; sdpa is for all")
     is_full = plan.lora is None and plan.model.adapter is None
-    device = device if plan.sharding is None else torch.device("meta")
+    if plan.sharding is not None and plan.model.quantization is None:
+        device = torch.device("meta")
     model = load_model(plan.model, device, base_source(plan, checkpoint) or weights_from)
     _check_positions(model, plan.model.max_length)
     # The checkpoint of an adapter has no weights of the base model, so those always come from the plan.
@@ -148,12 +150,29 @@ def _without_frozen(adapted: Any, plan: Plan) -> Any:
     return adapted
 
 
+def with_full_weights(plan: Plan, adapter: Path) -> Any:
+    """Returns an adapter on the base weights of a plan in full, in the memory of the host, where training quantizes it.
+
+    What is rounded to few bits for training is not what an adapter is merged into.
+    """
+    assert plan.model.quantization is not None
+    with torch.random.fork_rng():
+        torch.manual_seed(plan.seed)  # random weights are drawn first in a run
+        model = load_model(replace(plan.model, quantization=None, freeze=()), torch.device("cpu"))
+    return load_adapter(model, adapter, is_trained=False)
+
+
 @torch.no_grad()
 def load_weights(model: Any, plan: Plan, checkpoint: Path) -> None:
-    """Copies the weights of a checkpoint into a model of the same plan, in place.
+    """Copies the weights or the adapter of a checkpoint into a model of the same plan, in place.
 
-    They are first loaded into a second model, since files may name and fuse weights in another way than the model.
+    All weights are first loaded into a second model, since files may name and fuse them in another way than the model.
     """
+    if is_adapted(model):
+        from peft import load_peft_weights, set_peft_model_state_dict  # not needed without an adapter
+
+        set_peft_model_state_dict(model, load_peft_weights(str(checkpoint), device=str(model.device)))
+        return
     loaded = build_model(plan, model.device, checkpoint).state_dict()
     for name, tensor in model.state_dict().items():
         tensor.copy_(loaded[name])

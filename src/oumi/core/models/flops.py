@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from oumi.core.models.adapters import below_adapter
+from oumi.core.models.quantization import num_numbers
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,7 @@ def model_flops(model: Any) -> ModelFlops:
     for parameter in decoder.parameters():
         if parameter.ndim < 2 or id(parameter) in skipped:  # biases and scales of norms
             continue
-        # bitsandbytes packs two 4-bit weights into a byte, and stores the original shape in `quant_state`.
-        state = getattr(parameter, "quant_state", None)
-        size = float(prod(parameter.shape if state is None else state.shape))
+        size = float(num_numbers(parameter))
         size *= active_share if parameter.ndim == 3 else 1.0  # transformers stacks a layer's experts in one parameter
         forward += size
         trained += size if parameter.requires_grad else 0.0

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import save_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from oumi.core.errors import ConfigError, RefusedError, did_you_mean
 from oumi.core.hub import hub_errors, remote_code_refused
 from oumi.core.log import logger
+from oumi.core.models.quantization import keep_layout, kept_modules, quantization_config
 from oumi.core.plan.parts import ModelPlan
 from oumi.core.recipes import resolve_asset
 
@@ -41,7 +44,10 @@ def load_model(plan: ModelPlan, device: torch.device, weights_from: Path | None 
     options: dict[str, Any] = {"config": config, "trust_remote_code": plan.trust_remote_code}
     if plan.attention is not None:
         options["attn_implementation"] = plan.attention
-    placed = {"device_map": "meta"} if device.type == "meta" else {}
+    placed: dict[str, Any] = {"device_map": "meta"} if device.type == "meta" else {}
+    if plan.quantization is not None:
+        options |= _quantized_while_loading(plan, config, auto_class)
+        placed = {"device_map": {"": device}}
     with hub_errors("model", plan.name), remote_code_refused(plan.name):
         if weights_from is not None:
             model = _from_files(auto_class, str(weights_from), dtype=dtype or "auto", **options, **placed)
@@ -50,9 +56,35 @@ def load_model(plan: ModelPlan, device: torch.device, weights_from: Path | None 
             options |= {"dtype": dtype or "auto", "revision": plan.revision}
             model = _from_files(auto_class, name, **options, **placed)
         else:
-            model = auto_class.from_config(dtype=dtype or torch.float32, **options)
+            model = _with_random_weights(auto_class, dtype or torch.float32, options, placed)
     freeze(model, plan.freeze)
+    if plan.quantization is not None:  # on its device already: transformers refuses to move 8-bit weights
+        keep_layout(model)
+        return model.eval()
     return model.to(device).eval()
+
+
+def _quantized_while_loading(plan: ModelPlan, config: Any, auto_class: Any) -> dict[str, Any]:
+    """Returns the arguments of transformers that quantize each weight as it is read, none for quantized files."""
+    assert plan.quantization is not None
+    if not plan.quantization.bits:
+        return {}
+    with torch.device("meta"):
+        skeleton = auto_class.from_config(config, trust_remote_code=plan.trust_remote_code)
+    return {"quantization_config": quantization_config(plan.quantization, kept_modules(plan.quantization, skeleton))}
+
+
+def _with_random_weights(auto_class: Any, dtype: torch.dtype, options: dict[str, Any], placed: dict[str, Any]) -> Any:
+    quantization = options.pop("quantization_config", None)
+    model = auto_class.from_config(dtype=dtype, **options)
+    if quantization is None:
+        return model
+    with TemporaryDirectory() as folder:  # transformers quantizes only what it reads
+        # Not by `save_pretrained`, which writes on the first of several ranks only.
+        save_model(model, f"{folder}/model.safetensors", {"format": "pt"})
+        if model.can_generate():
+            model.generation_config.to_json_file(f"{folder}/generation_config.json")
+        return _from_files(auto_class, folder, dtype=dtype, quantization_config=quantization, **options, **placed)
 
 
 def load_model_config(plan: ModelPlan) -> Any:

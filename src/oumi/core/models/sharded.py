@@ -46,6 +46,8 @@ def base_weights(plan: Plan, world: World, checkpoint: Path | None = None) -> Pa
     """
     if (source := base_source(plan, checkpoint)) is not None or plan.sharding is None or plan.model.pretrained:
         return source
+    if plan.model.quantization is not None:  # each rank draws all of them
+        return None
     folder = plan.output_dir / _DRAWN
 
     def draw() -> torch.Tensor:
@@ -59,7 +61,8 @@ def base_weights(plan: Plan, world: World, checkpoint: Path | None = None) -> Pa
 def shard_model(language_model: LanguageModel, plan: Plan, world: World, source: Path | None) -> None:
     """Divides a model without weights over the ranks as the plan says, and reads this rank's slices.
 
-    Does nothing if the plan does not divide the model.
+    Does nothing if the plan does not divide the model. Quantized weights are there already: each rank has read all of
+    them, and keeps its slices.
 
     Args:
         language_model: The model, whose base weights are on the meta device, and whose adapter is drawn.
@@ -78,12 +81,14 @@ def shard_model(language_model: LanguageModel, plan: Plan, world: World, source:
             "passes; set fsdp.sharding_strategy: NO_SHARD"
         )
     base = below_adapter(language_model.inner)
-    loaded = _load_slices(base, plan, source, _rows_mesh(plan.sharding))
+    is_read = plan.model.quantization is not None
+    loaded = None if is_read else _load_slices(base, plan, source, _rows_mesh(plan.sharding))
     blocks, whole = blocks_of(base, plan.sharding), _parts_that_may_not_run(base)
     whole += _of_other_dtypes(base, blocks, whole)
     mesh = build_mesh(plan.sharding, world.device.type)
     shard_modules(language_model, blocks, plan.sharding, mesh, whole, world.traffic)
-    _fill(language_model, base, loaded, world.device)
+    if loaded is not None:
+        _fill(language_model, base, loaded, world.device)
     with torch.no_grad():  # FSDP sets up its state, and pads slices, in the first pass
         language_model(empty_batch().to(world.device))
     free_gathered(language_model)
@@ -102,7 +107,7 @@ def load_divided_weights(language_model: nn.Module, plan: Plan, checkpoint: Path
         loaded = _load_slices(base, plan, source, _rows_mesh(plan.sharding))
         weights = dict(loaded.named_parameters(remove_duplicate=False))
     elif is_adapted(language_model.inner):
-        adapted = below_adapter(build_model(plan, torch.device("meta"), checkpoint))
+        adapted = below_adapter(build_model(plan, torch.device("cpu"), checkpoint))
         weights = {name: weight for name, weight in adapted.named_parameters() if not weight.is_meta}
     else:
         return

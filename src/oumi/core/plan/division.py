@@ -26,14 +26,14 @@ class Weight:
     rows: int
     columns: int
     """Numbers of a row."""
-    number_bytes: int
-    """Bytes of a number as it is kept."""
+    number_bytes: float
+    """Bytes of a number as it is kept, with its share of the scales if it is quantized."""
     is_trained: bool
 
     @property
     def num_bytes(self) -> int:
         """Returns the bytes of the weight."""
-        return self.rows * self.columns * self.number_bytes
+        return int(self.rows * self.columns * self.number_bytes)
 
     def rows_of(self, rank: int, num_ranks: int) -> int:
         """Returns the number of rows of a rank's slice."""
@@ -58,12 +58,14 @@ class Division:
 
     def gathered_bytes(self, weights: Iterable[Weight]) -> int:
         """Returns the bytes of weights as they are gathered; the slices of all ranks are padded to equal rows."""
-        return sum(self._padded(weight) * (self.compute_bytes or weight.number_bytes) for weight in weights)
+        return sum(int(self._padded(weight) * (self.compute_bytes or weight.number_bytes)) for weight in weights)
 
     def reduced_bytes(self, weights: Iterable[Weight]) -> int:
         """Returns the bytes of the gradients of weights as they are summed over the ranks."""
         return sum(
-            self._padded(weight) * (self.reduce_bytes or weight.number_bytes) for weight in weights if weight.is_trained
+            int(self._padded(weight) * (self.reduce_bytes or weight.number_bytes))
+            for weight in weights
+            if weight.is_trained
         )
 
     def gradient_bytes(self, weights: Iterable[Weight]) -> int:
@@ -78,7 +80,7 @@ class Division:
 
     def _slices(self, weights: Iterable[Weight], rank: int, only_trained: bool) -> int:
         return sum(
-            weight.rows_of(rank, self.num_shards) * weight.columns * weight.number_bytes
+            int(weight.rows_of(rank, self.num_shards) * weight.columns * weight.number_bytes)
             for weight in weights
             if weight.is_trained or not only_trained
         )
@@ -93,7 +95,7 @@ def divide(plan: Plan) -> Division | None:
     if shape is None or not can_count_weights(plan):
         return None
     number = BYTES.get(plan.model.dtype, 4)
-    block, root = _block(shape, plan.lora, number), _root(shape, plan.lora, number)
+    block, root = _block(shape, plan, number), _root(shape, plan.lora, number)
     if sharding is None:
         return Division(block, shape.layers, root, 1, None, None)
     if sharding.block_classes and not any(name.endswith(_LAYER) for name in sharding.block_classes):
@@ -150,8 +152,24 @@ def saves_whole_model(plan: Plan) -> bool:
 def can_count_weights(plan: Plan) -> bool:
     """Returns True if weights are frozen, adapted or replaced only in ways that the shape of the model shows."""
     settings = {} if plan.lora is None else plan.lora.settings
-    is_plain = not plan.model.freeze and plan.model.adapter is None and not plan.model.sees_images
+    is_plain = (
+        not plan.model.freeze
+        and (plan.model.quantization is None or plan.model.quantization.bits > 0)
+        and plan.model.adapter is None
+        and not plan.model.sees_images
+    )
     return plan.shape is not None and is_plain and not any(settings.get(name) for name in _ODD_SETTINGS)
+
+
+def quantized_bytes(plan: Plan) -> float | None:
+    """Returns the bytes of a quantized number with its share of the scales, None if no weight is quantized."""
+    quantization = plan.model.quantization
+    if quantization is None:
+        return None
+    if quantization.bits == 8:
+        return 1.0  # and a scale per row
+    # Blocks of 64 numbers share a scale of 4 bytes. Nested, it is a byte, and 256 scales share another one.
+    return 0.5 + (1 + 4 / 256 if quantization.nested else 4) / 64
 
 
 def adapted_modules(shape: ModelShape, lora: LoraPlan) -> tuple[str, ...]:
@@ -164,9 +182,13 @@ def adapted_modules(shape: ModelShape, lora: LoraPlan) -> tuple[str, ...]:
     return names if isinstance(targets, str) else tuple(n for n in names if any(t.endswith(n) for t in targets))
 
 
-def _block(shape: ModelShape, lora: LoraPlan | None, number: int) -> tuple[Weight, ...]:
-    is_full = lora is None
-    weights = [Weight(outputs, inputs, number, is_full) for inputs, outputs in shape.matrices.values()]
+def _block(shape: ModelShape, plan: Plan, number: int) -> tuple[Weight, ...]:
+    lora, is_full = plan.lora, plan.lora is None
+    skipped = plan.model.quantization.skipped if plan.model.quantization else ()
+    weights = [
+        Weight(outputs, inputs, number if name in skipped else quantized_bytes(plan) or number, is_full)
+        for name, (inputs, outputs) in shape.matrices.items()
+    ]
     weights += [Weight(shape.hidden, 1, number, is_full)] * (4 if shape.has_norms_after else 2)
     weights += [Weight(shape.head_size, 1, number, is_full)] * (2 * shape.has_head_norms)
     if lora is not None:

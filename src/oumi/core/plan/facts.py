@@ -28,6 +28,8 @@ class ModelFacts:
     digest: str | None = None
     """Digest of the weights in a local directory."""
     sees_images: bool = False
+    quantization: str | None = None
+    """Method by which the weights in the files are quantized."""
     shape: ModelShape | None = None
 
 

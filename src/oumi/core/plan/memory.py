@@ -22,6 +22,7 @@ _PROCESS = {"cpu": 465 << 20, "cuda": 800 << 20}
 """Memory before there is a model. On a CPU: Python, torch, transformers and the tokenizer, rounded up to huge pages. On
 a GPU: its context and the workspaces of matrix products."""
 _PEFT = 30 << 20
+_BITSANDBYTES = 60 << 20
 _RANKS = 40 << 20
 """Memory of the communication between ranks on a CPU: measured."""
 _HOLES_TIGHT, _HOLES = 0.06, 0.38
@@ -169,7 +170,11 @@ def _kept(step: _Step) -> MemoryPlan:
     plan, device, trained = step.plan, step.plan.device, step.trained_bytes
     process = _PROCESS.get(device, _PROCESS["cuda"])
     if device == "cpu":
-        process += (_PEFT if plan.lora else 0) + (_RANKS if plan.steps.world_size > 1 else 0)
+        process += (
+            (_PEFT if plan.lora else 0)
+            + (_BITSANDBYTES if plan.model.quantization else 0)
+            + (_RANKS if plan.steps.world_size > 1 else 0)
+        )
     # Paged states move to the host's memory when the GPU's is full.
     is_paged = device != "cpu" and plan.optimizer.name.startswith("paged")
     state = 0 if is_paged else state_bytes(plan.optimizer, trained, step.trained_number)
@@ -358,7 +363,9 @@ class _Step:
         if self.scores_in_blocks:
             queries = min(block_queries(shape.heads, longest, None, self.plan.device), longest)
             scores = 4.0 * _BLOCKS_HELD * queries * shape.heads * longest
-        return max(tokens * (3 * shape.inner + 2 * shape.hidden) * self.number, scores)
+        # A quantized weight is in full only for the product with it.
+        in_full = max(a * b for a, b in shape.matrices.values()) * self.number if self.plan.model.quantization else 0
+        return max(tokens * (3 * shape.inner + 2 * shape.hidden) * self.number, scores) + in_full
 
     @property
     def logits_bytes(self) -> int:

@@ -280,6 +280,8 @@ def _switched_off(config: TrainingConfig) -> dict[tuple[str, ...], str]:
         off[("peft.*",)] = "training.use_peft is false"
     elif not config.peft.q_lora:
         off[_QUANTIZATION] = "peft.q_lora is false"
+    elif config.peft.q_lora_bits == 8:
+        off["peft.bnb_4bit_*", "peft.use_bnb_nested_quant"] = "peft.q_lora_bits is 8"
     if not config.fsdp.enable_fsdp:
         off[("fsdp.*",)] = "fsdp.enable_fsdp is false"
     if not config.deepspeed.enable_deepspeed:

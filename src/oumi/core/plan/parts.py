@@ -20,6 +20,24 @@ from oumi.core.plan.sharding import ShardingPlan
 
 
 @dataclass(frozen=True)
+class QuantizationPlan:
+    """The frozen weights below an adapter in few bits, by bitsandbytes (QLoRA, arXiv 2305.14314)."""
+
+    bits: int
+    """4 or 8."""
+    number_format: str
+    """`nf4`, `fp4` or `int8`."""
+    nested: bool
+    """The scales of 4-bit weights are quantized, too."""
+    storage: str
+    """Dtype of the tensors that contain 4-bit weights."""
+    compute_dtype: str
+    """Dtype in which layers with 4-bit weights compute."""
+    skipped: tuple[str, ...]
+    """Modules that are not quantized, beside the head."""
+
+
+@dataclass(frozen=True)
 class ModelPlan:
     """Which model and tokenizer are loaded, and how."""
 
@@ -48,6 +66,8 @@ class ModelPlan:
     processor_name: str | None
     """Name of the image processor, None for that of the model."""
     processor_kwargs: Mapping[str, Any]
+    quantization: QuantizationPlan | None = None
+    """None for weights in the dtype of the model."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from oumi.core.configs import TrainingConfig
-from oumi.core.plan import sections
+from oumi.core.plan import adapters, sections
 from oumi.core.plan.accelerate import plan_accelerate
 from oumi.core.plan.disk import plan_disk, size_of_files
 from oumi.core.plan.facts import Facts
@@ -28,8 +28,8 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1, ranks_p
     steps = sections.plan_steps(training, world_size, facts.num_rows, ranks_per_node)
     checkpoints = sections.plan_checkpoints(training)
     optimizer = sections.plan_optimizer(training)
-    lora = sections.plan_lora(config.peft) if training.use_peft else None
-    model = sections.plan_model(config, dtype, facts.model)
+    lora = adapters.plan_lora(config.peft) if training.use_peft else None
+    model = sections.plan_model(config, dtype, facts.model, adapters.plan_quantization(config, facts, dtype))
     sharding = plan_sharding(config, world_size, ranks_per_node, dtype, facts.has_bf16, not (lora or model.adapter))
     disk = plan_disk(steps, checkpoints, optimizer, size_of_files(facts.model, dtype, lora), facts.free_bytes, sharding)
     plan = Plan(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from oumi.core.configs import LoraWeightInitialization, PeftSaveMode, TrainingConfig, TrainingParams
+from oumi.core.configs import LoraWeightInitialization, TrainingConfig, TrainingParams
 from oumi.core.configs.data import OnDuplicates, Truncation, is_split_expression, pattern_of
 from oumi.core.configs.loading import leaves, locate
 from oumi.core.configs.model import DTYPES
@@ -20,6 +20,7 @@ from oumi.core.configs.trainers import TRAINERS
 from oumi.core.errors import ConfigError, Problem, did_you_mean
 from oumi.core.plan import collators
 from oumi.core.plan.accelerate import accelerate_problems
+from oumi.core.plan.adapters import adapter_problems
 from oumi.core.plan.best import best_problems
 from oumi.core.plan.choices import ATTENTIONS, CHECKPOINTING, NUM_RECOMPUTED, wrong_optimizer, wrong_schedule
 from oumi.core.plan.methods import METHODS, is_of_other_method, method_of, methods_of
@@ -33,7 +34,6 @@ _NOT_BUILT = {
     "training.metrics_function": "metrics functions",
     "training.telemetry.track_gpu_temperature": "GPU temperatures",
     "training.telemetry.collect_telemetry_for_all_ranks": "telemetry of several processes",
-    "peft.q_lora": "quantized base weights",
 }
 """Patterns of keys that are not supported yet -> what they are for."""
 
@@ -83,7 +83,8 @@ def refusals(config: TrainingConfig) -> list[Problem]:
         _wrong_model,
         _wrong_data,
         _wrong_gradient_checkpointing,
-        _wrong_adapter,
+        _adapter_that_is_continued,
+        adapter_problems,
         best_problems,
         sharding_problems,
         accelerate_problems,
@@ -274,23 +275,9 @@ def _wrong_gradient_checkpointing(config: TrainingConfig) -> Iterator[tuple[str,
             yield key, f"got {value!r}, must be a number of layers >= 1, or auto"
 
 
-def _wrong_adapter(config: TrainingConfig) -> Iterator[tuple[str, str]]:
-    if not config.training.use_peft:
-        return
-    if not config.model.load_pretrained_weights and config.peft.peft_save_mode == PeftSaveMode.ADAPTER_ONLY:
-        yield (
-            "peft.peft_save_mode",
-            "ADAPTER_ONLY would lose the random base weights (model.load_pretrained_weights is false); "
-            "set MERGED or ADAPTER_AND_BASE_MODEL",
-        )
-    if config.peft.lora_bias != "none" and config.peft.peft_save_mode == PeftSaveMode.ADAPTER_AND_BASE_MODEL:
-        yield (
-            "peft.peft_save_mode",
-            f"ADAPTER_AND_BASE_MODEL saves the unchanged base, and peft.lora_bias: {config.peft.lora_bias} trains its "
-            "biases; set MERGED or ADAPTER_ONLY",
-        )
-    if config.model.adapter_model is not None:
-        # An adapter that is trained further keeps its own rank, targets and scale.
+def _adapter_that_is_continued(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+    # An adapter that is trained further keeps its own rank, targets and scale.
+    if config.training.use_peft and config.model.adapter_model is not None:
         for key in changed_keys(config):
             if key.startswith("peft.lora_"):
                 yield key, "the adapter of model.adapter_model has its own; leave this key out"

@@ -69,6 +69,8 @@ def plan_text(plan: Plan) -> str:
 def _model(plan: Plan) -> str:
     how = "" if plan.model.pretrained else ", random weights"
     lora = f", LoRA rank {plan.lora.settings['r']}" if plan.lora else ""
+    if (quantization := plan.model.quantization) is not None:
+        lora = f"{lora} on weights quantized to {quantization.number_format}"
     length = f", up to {plan.model.max_length} tokens a row" if plan.model.max_length else ""
     return f"{plan.model.name}, {plan.model.dtype}{how}{lora}{length}"
 

@@ -10,7 +10,6 @@ from typing import Any
 from oumi.core.configs import (
     DatasetSplitParams,
     MixedPrecisionDtype,
-    PeftParams,
     TrainingConfig,
     TrainingParams,
 )
@@ -28,12 +27,12 @@ from oumi.core.plan.parts import (
     DataPlan,
     EvaluationPlan,
     LogPlan,
-    LoraPlan,
     MethodPlan,
     MixturePlan,
     ModelPlan,
     OptimizerPlan,
     PrecisionPlan,
+    QuantizationPlan,
     SchedulePlan,
     SpeedPlan,
     StepsPlan,
@@ -102,7 +101,9 @@ def plan_speed(config: TrainingConfig, dtype: str, precision: PrecisionPlan, fac
     )
 
 
-def plan_model(config: TrainingConfig, dtype: str, facts: ModelFacts) -> ModelPlan:
+def plan_model(
+    config: TrainingConfig, dtype: str, facts: ModelFacts, quantization: QuantizationPlan | None = None
+) -> ModelPlan:
     """Returns which model and tokenizer are loaded, and how.
 
     Raises:
@@ -146,12 +147,8 @@ def plan_model(config: TrainingConfig, dtype: str, facts: ModelFacts) -> ModelPl
         sees_images=facts.sees_images,
         processor_name=processor_name,
         processor_kwargs=processor_kwargs,
+        quantization=quantization,
     )
-
-
-def plan_lora(peft: PeftParams) -> LoraPlan:
-    """Returns the adapter as arguments of PEFT."""
-    return LoraPlan(settings=peft.lora_settings(), save_mode=peft.peft_save_mode.name)
 
 
 def plan_data(config: TrainingConfig) -> DataPlan:

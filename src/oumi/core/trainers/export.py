@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from oumi.core.checkpoint.export import publish_model
@@ -14,6 +15,7 @@ from oumi.core.checkpoint.store import UNFINISHED
 from oumi.core.data.tokenize.preprocessor import Preprocessor
 from oumi.core.distributed.world import World
 from oumi.core.models.adapters import adapter_names, is_adapted
+from oumi.core.models.build import with_full_weights
 from oumi.core.models.saving import ModelWriter
 from oumi.core.models.whole import empty_copy, free_whole, plain_name, read_whole, write_whole
 from oumi.core.plan.parts import Plan
@@ -67,7 +69,12 @@ class Exporter:
 
     def write(self, directory: Path, mode: str = "ADAPTER_ONLY") -> None:
         """Writes all weights, or the adapter, into a directory; the other modes of `ModelWriter` end the training."""
-        self._writer.write(directory, mode)
+        if mode == "ADAPTER_ONLY" or self._plan.model.quantization is None:
+            self._writer.write(directory, mode)
+        else:
+            with TemporaryDirectory(dir=directory.parent) as folder:
+                self._writer.write(Path(folder))
+                ModelWriter(with_full_weights(self._plan, Path(folder)), self._plan.model).write(directory, mode)
         self._preprocessor.save(directory)
 
     def publish(self, directory: Path, world: World) -> None:
@@ -75,7 +82,8 @@ class Exporter:
         if not self._plan.checkpoints.final_model:
             return
         mode = self._plan.save_mode
-        with self.gathered(world, mode):
+        # Quantized weights are read again in full.
+        with self.gathered(world, mode if self._plan.model.quantization is None else "ADAPTER_ONLY"):
             world.on_main(lambda: publish_model(directory, partial(self.write, mode=mode)))
 
     def _read_whole(self, path: Path, problem: OSError | None) -> None:

@@ -74,7 +74,9 @@ class TrlTrainer:
             settings = _checked(_load(method.config), {**arguments(plan), **_replicas(plan)})
         if start.checkpoint is not None:
             _check_kind(plan, start.checkpoint)
-        model = build_model(plan, torch.device("cpu"))  # the other trainer moves it to its device
+        # The other trainer moves a model to its device, but not one with quantized weights.
+        moves = plan.model.quantization is None or plan.accelerate.fsdp is not None
+        model = build_model(plan, torch.device("cpu") if moves else world.device)
         exporter = Exporter(plan, model, rows.preprocessor)
         _check_blocks(plan, model)
         rows.check_vocabulary(exporter.shapes)
@@ -96,7 +98,7 @@ class TrlTrainer:
             run.state, position = read_progress(start.checkpoint, start.step)
             source.restore(position)
         bridge = Bridge(run, world, efficiency, source, start.facts(plan, rows.fingerprint))
-        with _translated_errors(plan):
+        with _translated_errors(plan), _dtype_kept(plan, model):
             trainer = adapted(_load(method.trainer), Seams(plan, bridge, exporter, rows, inputs, join))(
                 model=model,
                 args=settings,
@@ -198,6 +200,15 @@ def _warn_of_router_loss(model: Any) -> None:
             "the loss includes the router's auxiliary loss, which balances experts, times router_aux_loss_coef %g",
             coefficient,
         )
+
+
+@contextmanager
+def _dtype_kept(plan: Plan, model: torch.nn.Module) -> Iterator[None]:
+    """Keeps the adapter on quantized weights in float32 if the model is: TRL turns it into bfloat16."""
+    kept = {p: p.data for p in model.parameters() if p.requires_grad} if plan.model.dtype == "float32" else {}
+    yield
+    for parameter, data in kept.items():
+        parameter.data = data
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from oumi.core.log import logger
 from oumi.core.models.acceleration.cpu_ops import GELU, GELU_TANH, SILU, Activation, GatedMlp, Linear, RmsNorm, rotate
 from oumi.core.models.adapters import below_adapter
 from oumi.core.models.equivalence import first_difference, gradients_of, is_close, logits_of, trial
+from oumi.core.models.quantization import is_quantized, quantized_product
 from oumi.core.models.twin import NoTrialError, kind_of, ordinary_tokens, plain_class, trial_models
 from oumi.core.system.matmul import prefers_onednn_for_gradient
 
@@ -65,6 +66,8 @@ def _replace(model: Any, forms: _Forms | None) -> list[tuple[str, torch.nn.Modul
         weight: Any = getattr(module, "weight", None)
         if plain_class(module) is torch.nn.Linear and prefers_onednn_for_gradient(weight, weight.numel()):
             candidates["products"] = _onednn_product, {}
+        if is_quantized(module):
+            candidates["products of quantized weights"] = quantized_product, {}
         for part, form in candidates.items():
             if form is not None:
                 forward, settings = form

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans an adapter and the quantized weights below it. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from oumi.core.configs import PeftParams, PeftSaveMode, TrainingConfig
+from oumi.core.configs.fsdp import ShardingStrategy
+from oumi.core.errors import ConfigError
+from oumi.core.plan.facts import Facts, ModelFacts
+from oumi.core.plan.parts import LoraPlan, QuantizationPlan
+from oumi.core.plan.sharding import equivalent_fsdp
+
+_DEQUANTIZED = "mxfp4"
+"""Method whose weights transformers makes whole when it loads them."""
+_OWN = "bitsandbytes"
+
+
+def plan_lora(peft: PeftParams) -> LoraPlan:
+    """Returns the adapter as arguments of PEFT."""
+    return LoraPlan(settings=peft.lora_settings(), save_mode=peft.peft_save_mode.name)
+
+
+def plan_quantization(config: TrainingConfig, facts: Facts, dtype: str) -> QuantizationPlan | None:
+    """Returns how the weights below the adapter are quantized, None if they keep the dtype of the model.
+
+    Raises:
+        ConfigError: bitsandbytes is not installed, or the files of the model are quantized in another way.
+    """
+    peft, stored = config.peft, facts.model.quantization
+    is_wanted = config.training.use_peft and peft.q_lora
+    if stored is not None:
+        _check_stored(config, facts.model)
+    if not is_wanted and stored != _OWN:
+        return None
+    if "bitsandbytes" in facts.missing:
+        key = "peft.q_lora" if is_wanted else "model.model_name"
+        raise ConfigError(f"{key}: weights in few bits need the package bitsandbytes: pip install 'oumi[narrow]'")
+    if stored == _OWN:
+        return QuantizationPlan(0, "as stored", False, "as stored", "as stored", ())
+    is_int8 = peft.q_lora_bits == 8
+    computed = peft.bnb_4bit_compute_dtype
+    if (facts.device == "cpu" and not facts.has_bf16) or dtype == "float64":  # emulated, many times slower
+        computed = "float32"
+    return QuantizationPlan(
+        bits=peft.q_lora_bits,
+        number_format="int8" if is_int8 else peft.bnb_4bit_quant_type,
+        nested=peft.use_bnb_nested_quant and not is_int8,
+        storage="int8" if is_int8 else peft.bnb_4bit_quant_storage,
+        compute_dtype=dtype if is_int8 else computed,
+        skipped=tuple(peft.llm_int8_skip_modules or ()),
+    )
+
+
+def _check_stored(config: TrainingConfig, facts: ModelFacts) -> None:
+    """Raises ConfigError if the files of the model are quantized in a way that cannot be trained."""
+    stored, name = facts.quantization, config.model.model_name
+    if stored == _OWN and not config.training.use_peft and config.model.adapter_model is None:
+        raise ConfigError(
+            f"model.model_name: the weights of {name} are quantized by bitsandbytes, so only an adapter can be "
+            "trained; set training.use_peft: true"
+        )
+    if stored == _DEQUANTIZED and config.training.use_peft and config.peft.q_lora:
+        raise ConfigError(
+            f"peft.q_lora: the experts of {name} are stored in MXFP4, which is made whole for training, and "
+            "bitsandbytes quantizes no experts; leave it out"
+        )
+    if stored not in (_OWN, _DEQUANTIZED):
+        raise ConfigError(
+            f"model.model_name: the weights of {name} are quantized by {stored}, which cannot be trained here; name "
+            "the checkpoint in full precision, and set peft.q_lora: true to quantize it while it is loaded"
+        )
+
+
+def adapter_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+    """Yields (key, message) of what cannot be adapted, quantized or saved as the config says."""
+    training, peft, model = config.training, config.peft, config.model
+    if not training.use_peft:
+        return
+    if not model.load_pretrained_weights and peft.peft_save_mode == PeftSaveMode.ADAPTER_ONLY:
+        yield (
+            "peft.peft_save_mode",
+            "ADAPTER_ONLY would lose the random base weights (model.load_pretrained_weights is false); "
+            "set MERGED or ADAPTER_AND_BASE_MODEL",
+        )
+    if peft.lora_bias != "none" and peft.peft_save_mode == PeftSaveMode.ADAPTER_AND_BASE_MODEL:
+        yield (
+            "peft.peft_save_mode",
+            f"ADAPTER_AND_BASE_MODEL saves the unchanged base, and peft.lora_bias: {peft.lora_bias} trains its "
+            "biases; set MERGED or ADAPTER_ONLY",
+        )
+    if peft.q_lora:
+        yield from _quantization_problems(config)
+
+
+def _quantization_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+    training = config.training
+    if training.fp8_recipe is not None:
+        yield "training.fp8_recipe", "the weights below a QLoRA adapter are quantized already; leave one of them out"
+    fsdp, peft = equivalent_fsdp(config), config.peft
+    if not fsdp.enable_fsdp or fsdp.sharding_strategy == ShardingStrategy.NO_SHARD:
+        return
+    if peft.q_lora_bits == 8:
+        yield "peft.q_lora_bits", "weights of 8 bits cannot be divided over ranks (fsdp, deepspeed); those of 4 can"
+    elif training.trainer_type.spec.is_native:
+        if fsdp.cpu_offload:
+            yield "fsdp.cpu_offload", "the scales of quantized weights stay on the GPU; leave it out"
+    elif config.deepspeed.enable_deepspeed and config.deepspeed.is_zero3_enabled():
+        yield "deepspeed.zero_stage", "ZERO_3 cannot divide quantized weights; use ZERO_2, or trainer OUMI"
+    elif not config.deepspeed.enable_deepspeed and peft.bnb_4bit_quant_storage in ("uint8", "int8"):
+        yield (
+            "peft.bnb_4bit_quant_storage",
+            f"{peft.bnb_4bit_quant_storage}: Accelerate divides no tensors of integers; set it to the dtype of the "
+            "model, such as bfloat16, or use trainer OUMI",
+        )
