@@ -23,7 +23,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "another model": {"model": "other"},
     "another trainer": {"trainer_type": "TRL_SFT"},
 }
-RECORDS = ("run.json", "config.yaml", "plan.json", "environment.json", "data_report.json", "logs")
+RECORDS = ("run.json", "README.md", "config.yaml", "plan.json", "environment.json", "data_report.json", "logs")
 """Files that say how a run went, not what it trained."""
 
 

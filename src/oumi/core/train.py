@@ -18,6 +18,7 @@ from oumi.core.data.training_data import load_training_data, write_report
 from oumi.core.distributed.world import World, determinism_restored
 from oumi.core.errors import ConfigError
 from oumi.core.inspect import gather_facts, index_ahead
+from oumi.core.model_card import write_card
 from oumi.core.plan.fitting import with_rows
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.plan import make_plan
@@ -109,6 +110,7 @@ def _run(plan: Plan, world: World, source: str | None) -> TrainResult:
             if world.is_main:
                 write_report(plan.output_dir, data.ledgers, data.duplicates)
         trainer.save(plan.output_dir)
+        world.on_main(lambda: write_card(trainer.run, data.ledgers))
         world.on_main(lambda: mark_finished(trainer.run, resume_point, data.fingerprint))
     finally:
         trainer.run.callbacks.wait()
