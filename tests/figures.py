@@ -34,7 +34,8 @@ VAGUE_WORDS = {
     "seen", "what",
 }  # fmt: skip
 TRAINER_NAMES = {
-    "OUMI", "TRL_SFT", "TRL_DPO", "TRL_KTO", "TRL_GRPO", "TRL_GKD", "TRL_GOLD", "HF", "VERL_GRPO",
+    "OUMI", "TRL_SFT", "TRL_DPO", "TRL_KTO", "TRL_ORPO", "TRL_CPO", "TRL_GRPO", "TRL_GKD", "TRL_GOLD", "HF",
+    "VERL_GRPO",
 }  # fmt: skip
 STORY_LINE = re.compile(r"^\| \d \| `([\w/.]+)` \| .* \| \d+ \|$", re.MULTILINE)
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")

@@ -80,7 +80,7 @@ def test_recipes_are_listed_by_the_name_that_train_takes(oumi: Callable[..., Out
         (["train", "-c", "tiny.yml"], "did you mean 'tiny.yaml'?"),
         (["train", "-c", "smolm-135m"], "did you mean 'smollm-135m'?"),
         (["train", "-c", "."], "is a directory; it contains tiny.yaml"),
-        (["train", "-c", "tiny.yaml", "--training.trainer_type", "TRL_DPO"], "TRL_DPO is not supported yet"),
+        (["train", "-c", "tiny.yaml", "--training.trainer_type", "TRL_GKD"], "TRL_GKD is not supported yet"),
         (["plan", "-c", "tiny.yaml", "--training.sede", "1"], "did you mean 'seed'?"),
         (["config", "show", "nothing.yaml"], "no such file"),
         (["config", "schema", "--kind", "jobs"], "must be training, inference or job"),
@@ -121,17 +121,17 @@ def test_every_file_is_checked_after_a_wrong_file(oumi: Callable[..., Output], c
 def test_a_trainer_that_is_not_built_does_not_pass_the_check(
     oumi: Callable[..., Output], config: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "dpo.yaml").write_text(TINY.replace("OUMI", "TRL_DPO"))
-    output = oumi("config", "check", "dpo.yaml")
+    (tmp_path / "gkd.yaml").write_text(TINY.replace("OUMI", "TRL_GKD"))
+    output = oumi("config", "check", "gkd.yaml")
     assert output.code == 2
-    assert "dpo.yaml:9:3 training.trainer_type: TRL_DPO is not supported yet" in output.err
+    assert "gkd.yaml:9:3 training.trainer_type: TRL_GKD is not supported yet" in output.err
 
 
 FOUR = """\
 model: {model_name: model}
 data: {train: {datasets: [{dataset_name: text_sft, dataset_path: chats.jsonl}]}}
 training:
-  trainer_type: TRL_DPO
+  trainer_type: TRL_GKD
   optimizer: adamw_trch
   learning_rate: fast
   max_stesp: 10
@@ -140,9 +140,10 @@ training:
 
 def test_problems_of_every_kind_are_reported_at_once(oumi: Callable[..., Output], config: str, tmp_path: Path) -> None:
     (tmp_path / "four.yaml").write_text(FOUR)
-    problems = """\
+    available = "OUMI, TRL_SFT, HF, TRL_DPO, TRL_KTO, TRL_ORPO, TRL_CPO"
+    problems = f"""\
 four.yaml: 4 problems
-  four.yaml:4:3 training.trainer_type: TRL_DPO is not supported yet; use OUMI with training.method: dpo
+  four.yaml:4:3 training.trainer_type: TRL_GKD is not supported yet; available: {available}
   four.yaml:5:3 training.optimizer: unknown optimizer 'adamw_trch', did you mean 'adamw_torch'?
   four.yaml:6:3 training.learning_rate: got 'fast', must be a number
   four.yaml:7:3 training.max_stesp: unknown key, did you mean 'max_steps'?

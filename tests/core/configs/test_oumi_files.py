@@ -19,8 +19,8 @@ PROBLEMS = {
     "coalm_8b_lora_train": {TRAIN_PATH: NO_FILE, VALIDATION_PATH: NO_FILE},
     "coalm_70b_full_train": {TRAIN_PATH: NO_FILE, VALIDATION_PATH: NO_FILE},
     "coalm_405b_qlora_train": {TRAIN_PATH: NO_FILE, "peft.q_lora": NOT_BUILT},
-    "llava_7b_dpo_train": {TRAIN_PATH: NO_FILE, "training.trainer_type": NOT_BUILT},
-    "phi3_vision_dpo_train": {TRAIN_PATH: NO_FILE, "training.trainer_type": NOT_BUILT},
+    "llava_7b_dpo_train": {TRAIN_PATH: NO_FILE, "training.trainer_kwargs.max_prompt_length": NOT_BUILT},
+    "phi3_vision_dpo_train": {TRAIN_PATH: NO_FILE},
     "grpo_tldr_train": {"training.trainer_type": NOT_BUILT},
     "letter_counting_grpo_train": {"training.trainer_type": NOT_BUILT},
     "qwen2_5_vl_openr1_train": {

@@ -39,6 +39,8 @@ class TrainerType(NamedEnum):
     TRL_SFT = "trl_sft"
     TRL_DPO = "trl_dpo"
     TRL_KTO = "trl_kto"
+    TRL_ORPO = "trl_orpo"
+    TRL_CPO = "trl_cpo"
     TRL_GRPO = "trl_grpo"
     TRL_GKD = "trl_gkd"
     TRL_GOLD = "trl_gold"
@@ -56,8 +58,10 @@ TRAINERS: Mapping[TrainerType, TrainerSpec] = {
     TrainerType.OUMI: TrainerSpec("next_token", is_built=True, is_native=True),
     TrainerType.TRL_SFT: TrainerSpec("next_token", is_built=True, is_trl=True, trains_prompts=True),
     TrainerType.HF: TrainerSpec("next_token", is_built=True, trains_prompts=True),
-    TrainerType.TRL_DPO: TrainerSpec("dpo", is_trl=True),
-    TrainerType.TRL_KTO: TrainerSpec("kto", is_trl=True, has_liger=False),
+    TrainerType.TRL_DPO: TrainerSpec("dpo", is_built=True, is_trl=True),
+    TrainerType.TRL_KTO: TrainerSpec("kto", is_built=True, is_trl=True, has_liger=False),
+    TrainerType.TRL_ORPO: TrainerSpec("orpo", is_built=True, is_trl=True),
+    TrainerType.TRL_CPO: TrainerSpec("cpo", is_built=True, is_trl=True),
     TrainerType.TRL_GRPO: TrainerSpec("grpo", is_trl=True, max_rewards=1_000, section="grpo"),
     TrainerType.TRL_GKD: TrainerSpec("distillation", is_trl=True, section="gkd"),
     TrainerType.TRL_GOLD: TrainerSpec("distillation", is_trl=True, section="gold"),

@@ -90,7 +90,8 @@ def _move_generation_settings(config: Any, generation: Any) -> None:
 
 def _write_adapter(model: Any, directory: Path) -> None:
     # The base model keeps its embeddings, with which PEFT would otherwise compare those of the Hub.
-    model.save_pretrained(directory, save_embedding_layers=False)
+    # The adapter alone that is trained: a trainer may keep another one to compare with.
+    model.save_pretrained(directory, save_embedding_layers=False, selected_adapters=["default"])
     (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     path = directory / "adapter_config.json"
     # Sorted by key, so that two adapters can be compared as text.

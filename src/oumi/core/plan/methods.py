@@ -69,7 +69,9 @@ METHODS: Mapping[str, MethodSpec] = {
         loss="oumi.core.methods.preference:DirectPreference",
     ),
     # Methods that trainer OUMI does not support.
-    "kto": MethodSpec(rows=frozenset({Judged}), term="completion", train_on="final_assistant_turn"),
+    "kto": MethodSpec(rows=frozenset({Judged}), term="completion", train_on="final_assistant_turn", has_reference=True),
+    "orpo": MethodSpec(rows=frozenset({Preference}), term="pair", train_on="final_assistant_turn", documents_per_row=2),
+    "cpo": MethodSpec(rows=frozenset({Preference}), term="pair", train_on="final_assistant_turn", documents_per_row=2),
     "grpo": MethodSpec(rows=frozenset({Prompt}), term="rollout", train_on="nothing"),
     "distillation": MethodSpec(rows=frozenset({Conversation, Completion, Text}), term="token"),
 }

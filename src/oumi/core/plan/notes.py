@@ -18,6 +18,7 @@ from oumi.core.plan.choices import FLAT_ATTENTIONS
 from oumi.core.plan.facts import Facts, ModelFacts
 from oumi.core.plan.methods import METHODS, method_of
 from oumi.core.plan.parts import Plan, PrecisionPlan, StepsPlan
+from oumi.core.plan.preference_kwargs import preference_notes
 from oumi.core.plan.resources import DiskPlan
 from oumi.core.plan.sharding import sharding_notes
 from oumi.core.plan.trainer_kwargs import mapped_arguments
@@ -94,6 +95,7 @@ def plan_notes(plan: Plan, facts: Facts) -> tuple[str, ...]:
         *_never_due(config, plan.steps),
         *_limits(config, facts.model, plan.model.dtype, plan.disk),
         *_unread(config, plan.steps),
+        *preference_notes(config.training),
         *sharding_notes(config, plan.sharding, plan.steps.world_size, plan.device),
         *accelerate_notes(config, plan.accelerate, plan.model.dtype, plan.steps.world_size),
         *(f"not read: {key}: it only changes the elements that your own code reads" for key in facts.unread),

@@ -25,6 +25,7 @@ from oumi.core.plan.best import best_problems
 from oumi.core.plan.choices import ATTENTIONS, CHECKPOINTING, NUM_RECOMPUTED, wrong_optimizer, wrong_schedule
 from oumi.core.plan.methods import METHODS, is_of_other_method, method_of, methods_of
 from oumi.core.plan.notes import changed_keys, matches_key
+from oumi.core.plan.preference_kwargs import has_no_effect, preference_problems
 from oumi.core.plan.sharding import sharding_problems
 from oumi.core.plan.trainer_kwargs import REFUSED, as_run, mapped_arguments
 from oumi.core.system.filesystem import expanded
@@ -86,6 +87,7 @@ def refusals(config: TrainingConfig) -> list[Problem]:
         _adapter_that_is_continued,
         adapter_problems,
         best_problems,
+        preference_problems,
         sharding_problems,
         accelerate_problems,
     )
@@ -150,8 +152,7 @@ def _wrong_method(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 
 def _is_misplaced(name: str, training: TrainingParams) -> bool:
     """Returns True if an argument in `trainer_kwargs` is a key of `training`, which would be read there."""
-    is_of_other = training.trainer_type.spec.is_native and is_of_other_method(name, method_of(training))
-    return name in TrainingParams.model_fields and not is_of_other
+    return name in TrainingParams.model_fields and not is_of_other_method(name, method_of(training))
 
 
 def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
@@ -167,13 +168,13 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         key = f"training.trainer_kwargs.{name}"
         if _is_misplaced(name, training):
             yield key, f"is a key of 'training' itself: write it there, as '{name}'"
-        elif not training.trainer_type.spec.is_native and name in REFUSED:
+        elif not training.trainer_type.spec.is_native and name in REFUSED and not has_no_effect(name, training):
             yield key, f"the adapter decides it: {REFUSED[name]}"
     if not training.trainer_type.spec.is_native:
         # Options of trainer OUMI alone.
         if training.z_loss:
             yield "training.z_loss", f"not supported by {trainer}, only by trainer OUMI"
-        if training.label_smoothing:
+        if training.label_smoothing and method_of(training) == "next_token":
             argument = "`training.trainer_kwargs: {label_smoothing_factor: ...}`"
             yield "training.label_smoothing", f"{trainer} takes it from {argument}"
         if training.fp8_recipe is not None:

@@ -34,7 +34,8 @@ TRAINERS: Registry[type[Trainer]] = Registry(
     "trainer",
     {
         "oumi": "oumi.core.trainers.native:NativeTrainer",
-        "trl_sft": "oumi.core.trainers.trl:TrlTrainer",
-        "hf": "oumi.core.trainers.trl:TrlTrainer",
+        **dict.fromkeys(
+            ("trl_sft", "trl_dpo", "trl_kto", "trl_orpo", "trl_cpo", "hf"), "oumi.core.trainers.trl:TrlTrainer"
+        ),
     },
 )

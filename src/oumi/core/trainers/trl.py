@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_type_hints
@@ -24,7 +27,8 @@ from oumi.core.distributed.world import World, seed_everything
 from oumi.core.errors import ConfigError, NotFiniteError, OumiError, did_you_mean
 from oumi.core.log import logger
 from oumi.core.models.acceleration.liger import check_liger
-from oumi.core.models.adapters import saved_size
+from oumi.core.models.adapters import is_adapted, saved_size
+from oumi.core.models.attention.rope import separate_rows
 from oumi.core.models.build import build_model, load_weights, router_loss_coefficient
 from oumi.core.monitoring.build import build_efficiency, build_reporting, write_model_summary
 from oumi.core.plan.disk import with_saved_size
@@ -37,6 +41,7 @@ from oumi.core.trainers.trl_adapter import Seams, adapted
 from oumi.core.trainers.trl_bridge import AlreadyTrainedError, Bridge, EvaluationStoppedError
 from oumi.core.trainers.trl_inputs import ModelInputs, average_over_step
 from oumi.core.trainers.trl_methods import METHODS, NEWER_NAMES, arguments
+from oumi.core.trainers.trl_preferences import ADAPTERS
 from oumi.core.trainers.trl_rows import Join, row_numbers
 
 
@@ -84,6 +89,7 @@ class TrlTrainer:
         plan = with_saved_size(plan, saved_size(exporter.shapes, plan.save_mode))
         if plan.speed.liger:
             check_liger(model)
+        reference = _reference(plan, model)
         inputs = ModelInputs.build(plan, model)
         join = Join(rows.preprocessor, world.size)
         source = rows.loader(plan, world.rank, join)
@@ -98,18 +104,23 @@ class TrlTrainer:
             run.state, position = read_progress(start.checkpoint, start.step)
             source.restore(position)
         bridge = Bridge(run, world, efficiency, source, start.facts(plan, rows.fingerprint))
+        seams = Seams(plan, bridge, exporter, rows, inputs, join)
+        trainer_class = adapted(_load(method.trainer), ADAPTERS[method.form], seams)
         with _translated_errors(plan), _dtype_kept(plan, model):
-            trainer = adapted(_load(method.trainer), Seams(plan, bridge, exporter, rows, inputs, join))(
+            trainer = trainer_class(
                 model=model,
                 args=settings,
                 train_dataset=row_numbers(rows.train),
                 eval_dataset=row_numbers(rows.validation) if len(rows.validation) else None,
                 processing_class=rows.preprocessor.tokenizer,
                 callbacks=[bridge],
+                **reference,
             )
+            _drop_copied_adapter(plan, trainer)
             # Created now, so that an unknown optimizer or a missing package is reported before training.
             trainer.create_optimizer()
-        average_over_step(trainer, has_own_loss=plan.trainer != "HF")
+        if plan.method.spec.is_per_token:
+            average_over_step(trainer, has_own_loss=plan.trainer != "HF")
         if world.rank:  # otherwise all ranks would draw the same dropout masks
             torch.manual_seed(plan.seed + world.rank)
         _warn_of_router_loss(model)
@@ -145,6 +156,31 @@ class TrlTrainer:
         if (checkpoint := checkpoint_to_restore(self.run)) is not None:
             load_weights(self._exporter.shapes, self.run.plan, checkpoint)
         self._exporter.publish(directory, self._bridge.world)
+
+
+def _reference(plan: Plan, model: Any) -> dict[str, Any]:
+    """Returns the argument for a copy of the model as it is before training, nothing where it is not needed.
+
+    TRL would load the model again by its name, which loses what the config changes in it. An adapter that this run
+    continues is copied by TRL; a new one is disabled instead.
+    """
+    kwargs = plan.config.training.trainer_kwargs
+    is_computed_before = kwargs.get("precompute_ref_log_probs") or kwargs.get("reference_free")
+    if not METHODS[plan.trainer].has_reference or is_adapted(model) or is_computed_before:
+        return {}
+    copy = deepcopy(model).requires_grad_(False)
+    separate_rows(copy)
+    return {"ref_model": copy}
+
+
+def _drop_copied_adapter(plan: Plan, trainer: Any) -> None:
+    """Deletes TRL's copy of a new adapter, without which it disables the adapter to compute the reference."""
+    if is_adapted(trainer.model) and _COPY in trainer.model.peft_config and not plan.method.copies_reference:
+        trainer.model.delete_adapter(_COPY)
+
+
+_COPY = "ref"
+"""Name of the adapter in which TRL keeps the one that a run began with."""
 
 
 class _Ending(Callback):
@@ -224,9 +260,21 @@ def _translated_errors(plan: Plan) -> Iterator[None]:
 
 
 def _load(path: str) -> Any:
-    """Returns the class of a path such as `trl:SFTTrainer`."""
+    """Returns the class of a path such as `trl:SFTTrainer`; raises ConfigError if the installed version lacks it."""
     module, _, name = path.partition(":")
-    return getattr(import_module(module), name)
+    # TRL warns at the import of each experimental trainer.
+    silence, before = "TRL_EXPERIMENTAL_SILENCE", os.environ.get("TRL_EXPERIMENTAL_SILENCE")
+    os.environ[silence] = "1"
+    try:
+        return getattr(import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        library = module.partition(".")[0]
+        raise ConfigError(f"training.trainer_type: {library} {version(library)} has no {module}.{name}") from error
+    finally:
+        if before is None:
+            del os.environ[silence]
+        else:
+            os.environ[silence] = before
 
 
 def _checked(config_class: Any, values: dict[str, Any]) -> Any:

@@ -17,9 +17,11 @@ from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from oumi.core.batch import Batch
 from oumi.core.callbacks.evaluation import with_perplexity
 from oumi.core.checkpoint.store import checkpoint_path
 from oumi.core.data.build_stream import StreamedRows
+from oumi.core.data.pipeline.loader import Epoch
 from oumi.core.data.training_data import TrainingData
 from oumi.core.distributed.world import World
 from oumi.core.errors import OtherRankError
@@ -32,7 +34,7 @@ from oumi.core.system.signals import signals_held
 from oumi.core.trainers.export import Exporter
 from oumi.core.trainers.trl_bridge import Bridge, EvaluationStoppedError
 from oumi.core.trainers.trl_inputs import ModelInputs
-from oumi.core.trainers.trl_rows import EpochLoader, Join, RankBatches, RowCollator, StreamBatches
+from oumi.core.trainers.trl_rows import Collator, EpochLoader, Join, RankBatches, RowCollator, StreamBatches
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,9 @@ class Seams:
     join: Join
 
 
-def adapted(trainer_class: type[Trainer], seams: Seams) -> Any:
-    """Returns a subclass of a trainer that acts as the run wants it."""
-    return type(trainer_class.__name__, (AdaptedTrainer, trainer_class), {"seams": seams})
+def adapted(trainer_class: type[Trainer], adapter: type[AdaptedTrainer], seams: Seams) -> Any:
+    """Returns a subclass of a trainer that acts as the run wants it, by the methods of an adapter."""
+    return type(trainer_class.__name__, (adapter, trainer_class), {"seams": seams})
 
 
 class AdaptedTrainer(Trainer):
@@ -69,8 +71,11 @@ class AdaptedTrainer(Trainer):
             return StreamBatches(self.seams.bridge.source, self.seams.bridge.run.state.step)
         seed = self.seams.plan.data.seed if is_training else None
         batches = RankBatches(len(rows), batch_size, self._world, seed)
-        collator = RowCollator(rows, self.seams.join)
-        return EpochLoader(range(len(rows) + 1), batches, collator, self.args)  # with the blank row
+        return EpochLoader(range(len(rows) + 1), batches, self._collator(rows), self.args)  # with the blank row
+
+    def _collator(self, rows: Epoch) -> Collator:
+        """Returns the function that makes a micro-batch of rows, by their numbers."""
+        return RowCollator(rows, self.seams.join)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         if "error" in inputs:
@@ -108,15 +113,27 @@ class AdaptedTrainer(Trainer):
         for inputs in dataloader:
             if self.seams.bridge.stop_is_signaled():
                 raise EvaluationStoppedError
-            num_terms = inputs["batch"].num_targets
+            num_terms = self._num_terms(inputs["batch"])
             with torch.no_grad(), self.compute_loss_context_manager():
                 loss = self.compute_loss(self.model, self._prepare_inputs(inputs))  # the mean of this batch alone
             if num_terms:  # the mean over no terms is not a number
                 sums += torch.tensor([float(loss) * num_terms, num_terms], dtype=torch.float64)
         loss_sum, num_terms = self._world.sum(sums).tolist()
-        loss_of_all = {f"{metric_key_prefix}_loss": loss_sum / max(num_terms, 1)}
-        metrics = with_perplexity(loss_of_all, self.seams.plan, metric_key_prefix)
+        means = {"loss": loss_sum / max(num_terms, 1), **self._take_means()}
+        named = {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
+        metrics = with_perplexity(named, self.seams.plan, metric_key_prefix)
         return EvalLoopOutput(None, None, metrics, len(dataloader.dataset))
+
+    def _num_terms(self, batch: Batch) -> int:
+        """Returns how many terms the loss of a micro-batch averages."""
+        return batch.num_targets
+
+    def _take_means(self) -> dict[str, float]:
+        """Returns the means of what the loss measures beside, over the whole set."""
+        return {}
+
+    def _send_telemetry(self) -> None:
+        """Sends nothing: TRL would report the model, the data and the device to the Hub."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step

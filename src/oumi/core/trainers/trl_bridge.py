@@ -23,6 +23,7 @@ from oumi.core.checkpoint.best import (
 )
 from oumi.core.checkpoint.state import write_progress
 from oumi.core.checkpoint.store import checkpoint_path, seal
+from oumi.core.data.pipeline.loader import Loader
 from oumi.core.distributed.world import World
 from oumi.core.monitoring.efficiency import Efficiency, MicroBatchSize
 from oumi.core.plan.choices import is_number
@@ -80,6 +81,12 @@ class Bridge(TrainerCallback):
             size = MicroBatchSize(batch.lengths[:num_documents], batch.num_targets, num_positions)
             self._micro_batches.append(size)
             self._sources |= dict.fromkeys(batch.sources[:num_documents])
+
+    @property
+    def num_rows(self) -> int:
+        """Returns the rows of the current step, over all ranks, where they are not those of a stream."""
+        assert isinstance(self.source, Loader), "refused for streams"
+        return len(self.source.rows_of(self.run.state.step))
 
     def stop_is_signaled(self) -> bool:
         """Returns True on all ranks if any of them was asked to stop."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from oumi.core.plan.choices import RENAMED_OPTIMIZERS
 from oumi.core.plan.parts import Plan
+from oumi.core.plan.preference_kwargs import former_arguments
 from oumi.core.plan.trainer_kwargs import SAME_NAME
 from oumi.core.system.host import num_cpus
 
@@ -27,6 +28,10 @@ class Method:
     """Path of the class of its arguments."""
     extra: Mapping[str, Any]
     """Arguments that make the trainer use our rows unchanged."""
+    form: str = "labels"
+    """Form of its inputs: `labels`, or another one that `trl_pairs.py` describes."""
+    has_reference: bool = False
+    """Takes a copy of the model as it was, as `ref_model`."""
 
 
 METHODS = {
@@ -37,6 +42,10 @@ METHODS = {
         # Our rows are already tokenized and truncated, and have labels.
         {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None, "packing": False},
     ),
+    "TRL_DPO": Method("trl:DPOTrainer", "trl:DPOConfig", {"max_length": None}, "pair", has_reference=True),
+    "TRL_KTO": Method("trl:KTOTrainer", "trl:KTOConfig", {"max_length": None}, "judged", has_reference=True),
+    "TRL_ORPO": Method("trl.experimental.orpo:ORPOTrainer", "trl.experimental.orpo:ORPOConfig", {}, "sides"),
+    "TRL_CPO": Method("trl.experimental.cpo:CPOTrainer", "trl.experimental.cpo:CPOConfig", {}, "sides"),
 }
 
 NEWER_NAMES = {
@@ -95,4 +104,4 @@ def arguments(plan: Plan) -> dict[str, Any]:
     if plan.model.sees_images and values["ddp_find_unused_parameters"] is None and not is_reentrant:
         values["ddp_find_unused_parameters"] = True
     # Last, so that the user's own arguments take precedence.
-    return {**values, **METHODS[plan.trainer].extra, **training.trainer_kwargs}
+    return {**values, **METHODS[plan.trainer].extra, **former_arguments(training)}

@@ -31,9 +31,17 @@ _BLANK_SIDE = 224
 """Pixels of a side of the blank image, which every processor takes."""
 
 
-def row_numbers(rows: Epoch | StreamedRows) -> Dataset:
+class RowNumbers(Dataset):
+    """The numbers of rows, which the preparation of other trainers leaves as they are."""
+
+    def map(self, *_: Any, **__: Any) -> RowNumbers:
+        """Returns the numbers unchanged: the tokens of their rows are ready."""
+        return self
+
+
+def row_numbers(rows: Epoch | StreamedRows) -> RowNumbers:
     """Returns a data set of row numbers, since other trainers want a data set; `RowCollator` reads the rows."""
-    return Dataset.from_dict({"row": np.arange(1 if isinstance(rows, StreamedRows) else len(rows))})
+    return RowNumbers.from_dict({"row": np.arange(1 if isinstance(rows, StreamedRows) else len(rows))})
 
 
 class RowCollator:
@@ -64,17 +72,17 @@ class Join:
 
     def __init__(self, preprocessor: Preprocessor, world_size: int) -> None:
         """Sets the preprocessor, which reads images, and the number of ranks."""
-        self._collate = preprocessor.collate
+        self.collate = preprocessor.collate
         image_encoder = preprocessor.image_encoder if world_size > 1 else None
         self._needs_image = image_encoder is not None
-        self._blank = _blank_row(image_encoder)
+        self.blank = _blank_row(image_encoder)
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Returns examples end to end as a batch; raises DataError as the preprocessor does."""
         has_image = any(items for example in examples for items in example.images)
         if examples and (has_image or not self._needs_image):
-            return self._collate(examples)
-        batch = self._collate([*examples, self._blank])
+            return self.collate(examples)
+        batch = self.collate([*examples, self.blank])
         return replace(batch, rows=batch.rows[:-1], columns=batch.columns[:-1])
 
 

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments in `trainer_kwargs` of TRL's preference trainers: former ones, and those that depend on each other.
+
+TRL has dropped arguments that files for its older versions set. Those that can be carried out still are; those without
+any effect are accepted with a note; the others are refused with what to do instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from oumi.core.configs import TrainerType, TrainingConfig, TrainingParams
+from oumi.core.errors import did_you_mean
+
+_PAIRS = (TrainerType.TRL_DPO, TrainerType.TRL_ORPO, TrainerType.TRL_CPO)
+_TRAINERS = (*_PAIRS, TrainerType.TRL_KTO)
+
+_NO_EFFECT = {
+    "label_pad_token_id": "a mask marks the trained tokens, not a label",
+    "padding_value": "padded positions are never read",
+    "max_target_length": "only encoder-decoder models had it",
+    "is_encoder_decoder": "the model says it",
+    "force_use_ref_model": "the reference is always the model as it was before training",
+    "use_logits_to_keep": "TRL computes the logits of trained tokens alone wherever it can",
+    "base_model_attribute_name": "TRL finds the decoder by itself",
+    "padding_free": "TRL has switched it off; trainer OUMI pads nothing",
+}
+"""Argument -> why no value of it changes anything."""
+
+_REFUSED = {
+    "sync_ref_model": "a checkpoint does not contain the changed reference, so a resumed run would differ",
+    "ref_model_mixup_alpha": "only sync_ref_model reads it, which is not supported",
+    "ref_model_sync_steps": "only sync_ref_model reads it, which is not supported",
+    "generate_during_eval": "samples during an evaluation are not supported",
+    "ref_model_init_kwargs": "the reference is a copy of the model, which model.model_kwargs sets",
+    "model_adapter_name": "set model.adapter_model and model.adapter_trainable to train a given adapter",
+    "ref_adapter_name": "the reference of a given adapter (model.adapter_model) is the adapter as it was",
+    "max_prompt_length": "not supported yet; model.model_max_length limits prompt and answer together",
+    "max_completion_length": "not supported yet; model.model_max_length limits prompt and answer together",
+    "tools": "rows bring their own tools, in their column tools",
+}
+"""Argument -> why it is refused, unless it is null or false."""
+
+_LOSSES: Mapping[TrainerType, tuple[str, ...]] = {
+    TrainerType.TRL_DPO: (
+        "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+        "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+    ),
+    TrainerType.TRL_KTO: ("kto", "apo_zero_unpaired"),
+    TrainerType.TRL_CPO: ("sigmoid", "hinge", "ipo", "simpo"),
+}  # fmt: skip
+"""Losses of a trainer, the first one is the default. TRL itself would only report another name in the first step."""
+
+_SMOOTHED = {
+    TrainerType.TRL_DPO: {"robust", "exo_pair", "aot", "aot_unpaired"},
+    TrainerType.TRL_CPO: {"sigmoid", "simpo"},
+}
+"""Losses that read `label_smoothing`."""
+
+_ONLY_OF_LOSS = {"discopop_tau": "discopop", "simpo_gamma": "simpo"}
+"""Argument -> the only loss that reads it."""
+
+_ONLY_WITH: Mapping[str, tuple[str, Any]] = {
+    "f_alpha_divergence_coef": ("f_divergence_type", "alpha_divergence"),
+    "precompute_ref_batch_size": ("precompute_ref_log_probs", True),
+}
+"""Argument -> the only value of another argument with which it is read."""
+
+
+def former_arguments(training: TrainingParams) -> dict[str, Any]:
+    """Returns `trainer_kwargs` with the arguments that TRL has, which mean what the former ones among them meant."""
+    kwargs = dict(training.trainer_kwargs)
+    if training.trainer_type not in _TRAINERS:
+        return kwargs
+    for name in (*_NO_EFFECT, *_REFUSED):
+        kwargs.pop(name, None)
+    if training.trainer_type == TrainerType.TRL_DPO:
+        if kwargs.pop("reference_free", False):  # its log-probabilities are set to zero, see `trl_preferences.py`
+            kwargs["precompute_ref_log_probs"] = True
+        if (weight := kwargs.pop("rpo_alpha", None)) is not None:
+            kwargs |= {"loss_type": [*losses_of(training), "sft"], "loss_weights": [1.0, weight]}
+    return kwargs
+
+
+def has_no_effect(name: str, training: TrainingParams) -> bool:
+    """Returns True for an argument that the trainer accepts without reading it."""
+    return training.trainer_type in _TRAINERS and name in _NO_EFFECT
+
+
+def losses_of(training: TrainingParams) -> list[str]:
+    """Returns the names of the losses; empty for a trainer with a single one."""
+    default = _LOSSES.get(training.trainer_type, ())[:1]
+    names = training.trainer_kwargs.get("loss_type", list(default))
+    return [names] if isinstance(names, str) else list(names)
+
+
+def preference_notes(training: TrainingParams) -> Iterator[str]:
+    """Yields a note for each argument that is carried out in another way, or has no effect."""
+    if training.trainer_type not in _TRAINERS:
+        return
+    trainer, kwargs, losses = training.trainer_type, training.trainer_kwargs, losses_of(training)
+    for name in kwargs:
+        key, value = f"training.trainer_kwargs.{name}", kwargs[name]
+        if name in _NO_EFFECT and value is not None:
+            yield f"not read: {key}: {_NO_EFFECT[name]}"
+        elif (loss := _ONLY_OF_LOSS.get(name)) and loss not in losses:
+            yield f"not read: {key}: only loss_type {loss} reads it"
+        elif (other := _ONLY_WITH.get(name)) and kwargs.get(other[0]) != other[1]:
+            yield f"not read: {key}: only {other[0]} {_shown(other[1])} reads it"
+    if trainer == TrainerType.TRL_DPO and kwargs.get("rpo_alpha") is not None:
+        yield f"loss: {losses[0]} plus {kwargs['rpo_alpha']:g} times sft, as training.trainer_kwargs.rpo_alpha says"
+    if trainer == TrainerType.TRL_DPO and kwargs.get("reference_free"):
+        yield "reference: none, as training.trainer_kwargs.reference_free says: its log-probabilities count as zero"
+
+
+def preference_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+    """Yields what TRL's preference trainers cannot carry out, as key and message."""
+    training = config.training
+    if training.trainer_type not in _TRAINERS:
+        return
+    if config.data.train.stream:
+        yield "data.train.stream", f"not supported by {training.trainer_type.name}, only by trainer OUMI"
+    yield from _wrong_arguments(training)
+    yield from _wrong_reference(config)
+    if training.trainer_type != TrainerType.TRL_KTO or losses_of(training) != ["kto"]:
+        return
+    for key in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        is_read = key == "per_device_train_batch_size" or training.eval_strategy != "no"
+        if is_read and getattr(training, key) == 1:
+            message = "1: loss kto compares each prompt with another completion of its micro-batch: set 2 or more"
+            yield f"training.{key}", f"{message}, or training.trainer_kwargs.loss_type: apo_zero_unpaired"
+
+
+def _wrong_arguments(training: TrainingParams) -> Iterator[tuple[str, str]]:
+    kwargs, trainer, losses = training.trainer_kwargs, training.trainer_type, losses_of(training)
+    for name, reason in _REFUSED.items():
+        if kwargs.get(name) not in (None, False):
+            yield f"training.trainer_kwargs.{name}", reason
+    if trainer not in _LOSSES:
+        return
+    key = "training.trainer_kwargs.loss_type"
+    for name in losses:
+        if name not in _LOSSES[trainer]:
+            hint = did_you_mean(str(name), _LOSSES[trainer]) or f"; it has {', '.join(_LOSSES[trainer])}"
+            yield key, f"{trainer.name} has no loss '{name}'{hint}"
+    if trainer != TrainerType.TRL_DPO and len(losses) != 1:
+        yield key, f"{trainer.name} takes a single loss"
+    smoothed = _SMOOTHED.get(trainer, set())
+    if kwargs.get("label_smoothing") and smoothed and not smoothed & set(losses):
+        yield (
+            "training.trainer_kwargs.label_smoothing",
+            f"loss {', '.join(losses)} of TRL ignores it; {', '.join(sorted(smoothed))} read it",
+        )
+    if kwargs.get("rpo_alpha") is not None and trainer == TrainerType.TRL_DPO:
+        key = "training.trainer_kwargs.rpo_alpha"
+        if type(kwargs["rpo_alpha"]) not in (int, float):
+            yield key, f"got {kwargs['rpo_alpha']!r}, must be a number"
+        elif len(losses) != 1 or kwargs.get("loss_weights") is not None:
+            yield key, "write it as a weight of the loss sft: loss_type: [sigmoid, sft], loss_weights: [1.0, ...]"
+
+
+def _wrong_reference(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+    training, key = config.training, "training.trainer_kwargs.precompute_ref_log_probs"
+    trainer, kwargs = training.trainer_type, training.trainer_kwargs
+    if trainer not in (TrainerType.TRL_DPO, TrainerType.TRL_KTO):
+        return
+    if kwargs.get("precompute_ref_log_probs"):
+        if trainer == TrainerType.TRL_KTO and losses_of(training) == ["kto"]:
+            yield key, "the completion with which loss kto compares a prompt changes in each epoch; leave it out"
+        if config.fsdp.enable_fsdp or config.deepspeed.enable_deepspeed:
+            yield key, "not supported for a model that is divided by fsdp or deepspeed; leave it out"
+    if training.use_peft and config.peft.lora_bias != "none":
+        yield "peft.lora_bias", f"{config.peft.lora_bias} trains the base, so {trainer.name} has no reference; set none"
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
