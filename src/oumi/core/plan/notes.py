@@ -21,7 +21,7 @@ from oumi.core.plan.parts import Plan, PrecisionPlan, StepsPlan
 from oumi.core.plan.preference_kwargs import preference_notes
 from oumi.core.plan.resources import DiskPlan
 from oumi.core.plan.sharding import sharding_notes
-from oumi.core.plan.trainer_kwargs import mapped_arguments
+from oumi.core.plan.trainer_kwargs import WITHOUT_EFFECT, mapped_arguments
 
 _GROUPS = (
     "training.grpo.*",
@@ -236,6 +236,9 @@ def _unread(config: TrainingConfig, steps: StepsPlan) -> Iterator[str]:
     training = config.training
     changed = changed_keys(config)
     yield from _unread_of_files(config, changed)
+    if not training.trainer_type.spec.is_native:
+        for name in WITHOUT_EFFECT.keys() & training.trainer_kwargs.keys():
+            yield f"not read: training.trainer_kwargs.{name}: {WITHOUT_EFFECT[name][1]}"
     for keys, reason in collators.unread_arguments(config).items():
         yield f"not read: {', '.join(keys)}: {reason}"
     # A key is noted only if its value differs from the default.

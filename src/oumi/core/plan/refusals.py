@@ -27,7 +27,7 @@ from oumi.core.plan.methods import METHODS, is_of_other_method, method_of, metho
 from oumi.core.plan.notes import changed_keys, matches_key
 from oumi.core.plan.preference_kwargs import has_no_effect, preference_problems
 from oumi.core.plan.sharding import sharding_problems
-from oumi.core.plan.trainer_kwargs import REFUSED, as_run, mapped_arguments
+from oumi.core.plan.trainer_kwargs import REFUSED, as_run, has_default, mapped_arguments
 from oumi.core.system.filesystem import expanded
 
 _NOT_BUILT = {
@@ -155,6 +155,13 @@ def _is_misplaced(name: str, training: TrainingParams) -> bool:
     return name in TrainingParams.model_fields and not is_of_other_method(name, method_of(training))
 
 
+def _is_decided(name: str, value: object, training: TrainingParams) -> bool:
+    """Returns True if the adapter to another trainer decides an argument, and the given value would be lost."""
+    if training.trainer_type.spec.is_native or name not in REFUSED:
+        return False
+    return not has_no_effect(name, training) and not has_default(name, value)
+
+
 def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     training = config.training
     trainer = training.trainer_type.name
@@ -164,11 +171,11 @@ def _wrong_for_trainer(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         training.lr_scheduler_type, training.lr_scheduler_kwargs, training.learning_rate, training.trainer_type
     )
     # Arguments that mean the same as a key of the config are no longer in `trainer_kwargs`, see `as_run`.
-    for name in training.trainer_kwargs:
+    for name, value in training.trainer_kwargs.items():
         key = f"training.trainer_kwargs.{name}"
         if _is_misplaced(name, training):
             yield key, f"is a key of 'training' itself: write it there, as '{name}'"
-        elif not training.trainer_type.spec.is_native and name in REFUSED and not has_no_effect(name, training):
+        elif _is_decided(name, value, training):
             yield key, f"the adapter decides it: {REFUSED[name]}"
     if not training.trainer_type.spec.is_native:
         # Options of trainer OUMI alone.

@@ -110,6 +110,11 @@ REFUSED: Mapping[str, str] = {
 }
 """Argument -> what to set instead, or why it is refused."""
 
+WITHOUT_EFFECT: Mapping[str, tuple[Any, str]] = {
+    "dataset_text_field": ("text", "a data set names the column that it reads"),
+}
+"""Refused argument -> the value, its default, with which it is accepted, and why it has no effect."""
+
 
 @dataclass(frozen=True)
 class MappedArgument:
@@ -125,6 +130,11 @@ class MappedArgument:
     def place(self) -> str:
         """Returns the dotted key of the argument."""
         return f"training.trainer_kwargs.{self.argument}"
+
+
+def has_default(name: str, value: Any) -> bool:
+    """Returns True for a refused argument that has its default, so that nothing is lost by ignoring it."""
+    return name in WITHOUT_EFFECT and value == WITHOUT_EFFECT[name][0]
 
 
 def as_run(config: TrainingConfig) -> TrainingConfig:
