@@ -18,7 +18,7 @@ NO_FILE, NOT_BUILT = "no such file or directory", "not supported yet"
 PROBLEMS = {
     "coalm_8b_lora_train": {TRAIN_PATH: NO_FILE, VALIDATION_PATH: NO_FILE},
     "coalm_70b_full_train": {TRAIN_PATH: NO_FILE, VALIDATION_PATH: NO_FILE},
-    "coalm_405b_qlora_train": {TRAIN_PATH: NO_FILE, "peft.q_lora": NOT_BUILT},
+    "coalm_405b_qlora_train": {TRAIN_PATH: NO_FILE},
     "llava_7b_dpo_train": {TRAIN_PATH: NO_FILE, "training.trainer_kwargs.max_prompt_length": NOT_BUILT},
     "phi3_vision_dpo_train": {TRAIN_PATH: NO_FILE},
     "grpo_tldr_train": {"training.trainer_type": NOT_BUILT},
