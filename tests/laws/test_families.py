@@ -31,6 +31,11 @@ SIZES: dict[str, Any] = {
     "moe_intermediate_size": 48, "n_group": 1, "topk_group": 1, "sliding_window": 8,
 }  # fmt: skip
 TWO_KINDS = ["sliding_attention", "full_attention"]
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+}  # fmt: skip
+SHORT = {"layer_types": ["conv", "full_attention"]}
 MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_chunk_size": 16}
 LATENT = {
     "kv_lora_rank": 16, "q_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16,
@@ -38,6 +43,9 @@ LATENT = {
 }  # fmt: skip
 CHOSEN = {"index_topk": 32, "index_n_heads": 2, "index_head_dim": 16}
 OWN: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {
+        **LATENT, "layer_types": ["linear_attention", "full_attention"], "linear_num_heads": 2, "linear_head_dim": 16,
+    },
     "bamba": {"attn_layer_indices": [1], **MAMBA2},
     "axk1": LATENT,
     "axk2": LATENT,
@@ -66,6 +74,11 @@ OWN: dict[str, dict[str, Any]] = {
     "gpt_oss": {"layer_types": TWO_KINDS},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"], "shared_intermediate_size": 96, **MAMBA2},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "use_mamba_kernels": False},
+    "kimi_linear": {**LATENT, "layer_types": LINEAR["layer_types"], "linear_num_heads": 2, "linear_head_dim": 16},
+    "lara_mini": LINEAR,
+    "lfm2": SHORT,
+    "lfm2_moe": SHORT,
+    "lfm3": SHORT,
     "llama": {
         "max_position_embeddings": 32,
         "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0},
@@ -80,9 +93,10 @@ OWN: dict[str, dict[str, Any]] = {
     "minicpm3": LATENT,
     "minimax": {"block_size": 8},
     "nemotron_h": {
-        "hybrid_override_pattern": "M*-M", "num_hidden_layers": 4, "mamba_num_heads": 8, "mamba_head_dim": 16,
-        "ssm_state_size": 16, "n_groups": 1, "chunk_size": 16,
+        "layers_block_type": ["mamba", "attention", "moe", "mlp"], "num_hidden_layers": 4, "mamba_num_heads": 8,
+        "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 1, "chunk_size": 16,
     },
+    "olmo_hybrid": {**LINEAR, "linear_num_key_heads": 4},
     "olmoe": {"clip_qkv": 0.5},
     "phi3": {
         "original_max_position_embeddings": 32,
@@ -91,6 +105,11 @@ OWN: dict[str, dict[str, Any]] = {
             "short_factor": [1.0] * 8, "long_factor": [1.0 + 2 * i for i in range(8)],
         },
     },
+    "qwen3_5_moe_text": LINEAR,
+    "qwen3_5_text": LINEAR,
+    "qwen3_next": LINEAR,
+    "qwen4_exp_text": {**LINEAR, "layer_types": ["linear_attention"] * 2},
+    "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "xlstm": {"num_heads": 4},
     "zamba2": {
         "num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "mamba"], "mamba_d_state": 16,
@@ -108,7 +127,7 @@ position, compressed keys, ALiBi, state-space layers, experts, norms by head, an
 NOT_TINY = {
     "bigbird_pegasus", "blenderbot", "blt", "cohere_compass_text", "cpmant", "dbrx", "dots3_note",
     "dots3_note_text", "emu3", "gemma3", "gemma3n", "gemma4", "gemma4_assistant", "gemma4_unified",
-    "gemma4_unified_assistant", "git", "got_ocr2", "hy_v4", "inkling2_loop_text", "inkling2_text", "lfm2_moe",
+    "gemma4_unified_assistant", "git", "got_ocr2", "hy_v4", "inkling2_loop_text", "inkling2_text",
     "llama4", "longcat_flash", "mllama", "moss_transcribe_diarize", "musicgen", "musicgen_melody",
     "phi4_multimodal", "plbart", "prophetnet", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "reformer", "roc_bert",
     "sarvam_mla", "whisper", "xlnet", "xmod", "youtu", "zamba", "zaya",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from oumi.core.batch import Batch, Prediction
 from oumi.core.models.adapters import below_adapter
+from oumi.core.models.attention.by_document import run_by_document
 from oumi.core.models.attention.interface import Documents
 from oumi.core.models.attention.rope import separate_documents
 from oumi.core.models.lm_head import ModelHead
@@ -23,6 +25,7 @@ class LanguageModel(torch.nn.Module):
 
     Without a `head`, it computes the logits themselves. Batches are flat, padded, or taken one document at a time.
     With `shares_prefixes`, flat batches are computed without the tokens that documents of a row have in common.
+    In flat batches, the modules `mixers` see each document as a row of its own.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class LanguageModel(torch.nn.Module):
         head: ModelHead | None = None,
         one_at_a_time: bool = False,
         shares_prefixes: bool = False,
+        mixers: Iterable[torch.nn.Module] = (),
     ) -> None:
         super().__init__()
         self.inner = inner
@@ -46,9 +50,11 @@ class LanguageModel(torch.nn.Module):
         self._head = head
         self._documents = Documents()
         separate_documents(base, self._documents)
+        run_by_document(mixers, self._documents)
         self._image_token: int | None = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
         # In training, Gemma 3 requires token types even for a batch without images.
         parameters = inspect.signature(base.forward).parameters
+        self._selects_logits = is_flat and head is None and "logits_to_keep" in parameters
         self._type_names = [name for name in ("token_type_ids", "mm_token_type_ids") if name in parameters]
         # Qwen's vision models have 3-D positions for images, which only their own code computes.
         self._rope_index = getattr(getattr(base, "model", None), "get_rope_index", None)
@@ -61,7 +67,7 @@ class LanguageModel(torch.nn.Module):
     @property
     def has_full_head(self) -> bool:
         """Returns True if logits are also computed at positions that are not trained."""
-        return not self.is_flat and self._head is None
+        return self._head is None and not self._selects_logits
 
     def tie(self) -> None:
         """Computes the gradient of a weight shared by embedding and head only once, see `tied_embedding.py`."""
@@ -80,17 +86,15 @@ class LanguageModel(torch.nn.Module):
         # Only the model knows which image belongs to which document, so batches with images stay whole.
         documents = list(batch.documents()) if self._one_at_a_time and not batch.num_images else []
         states = torch.cat([self._states(part) for part in documents]) if documents else self._states(batch, prefixes)
-        # Flat batches without a head have logits at the trained positions only.
-        is_chosen = self.is_flat and self._head is None
         head = None if self._head is None else self._head.current()
-        return Prediction(states if is_chosen else states[batch.trained], head)
+        return Prediction(states if self._selects_logits else states[batch.trained], head)
 
     def _states(self, batch: Batch, prefixes: tuple[slice | None, ...] = ()) -> torch.Tensor:
-        """Returns the hidden states [T, d], or without a head the logits [T, V], of flat batches the trained ones."""
+        """Returns the hidden states [T, d], or without a head the logits [T, V], or [N, V] if it selects them."""
         inputs = self.inputs(batch, prefixes)
         if self._head is not None:  # the loss multiplies by the head itself, in chunks, so the decoder alone runs
             states: torch.Tensor = self._decoder[0](**inputs, use_cache=False).last_hidden_state
-        elif self.is_flat:  # with `logits_to_keep`, transformers computes the logits of trained positions only
+        elif self._selects_logits:  # with `logits_to_keep`, transformers computes the logits of trained positions only
             states = self.inner(**inputs, use_cache=False, logits_to_keep=batch.trained).logits
         else:
             states = self.inner(**inputs, use_cache=False).logits

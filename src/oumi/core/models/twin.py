@@ -22,7 +22,7 @@ from oumi.core.models.adapters import below_adapter
 from oumi.core.models.equivalence import trial
 from oumi.core.models.twin_config import levels_of, pattern_length, shrunken, size_of, special_tokens
 
-_MAX_LAYERS, _MAX_WEIGHTS, _MAX_TOKENS = 32, 16_000_000, 256
+_MAX_LAYERS, _MAX_WEIGHTS, _MAX_TOKENS = 32, 20_000_000, 256
 _PROBE = 48
 """Tokens of the forward pass that every new twin must complete."""
 _GAINS = (1.0, 3.0)

@@ -16,20 +16,25 @@ SIZES: dict[str, tuple[str, ...]] = {
     "heads": ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "decoder_attention_heads"),
     "key heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv"),
     "linear key heads": ("linear_num_key_heads",),
-    "linear value heads": ("linear_num_value_heads",),
+    "linear value heads": ("linear_num_value_heads", "linear_num_heads"),
+    "state heads": ("mamba_num_heads",),
+    "expanded heads": ("mamba_n_heads", "n_mamba_heads"),
+    "groups of states": ("n_groups", "mamba_n_groups", "mamba_ngroups"),
+    "expanded head sizes": ("mamba_d_head", "mamba_headdim"),
     "widths": (
         "embed_dim", "n_embd", "d_model", "hidden_size", "out_hidden_size", "text_hidden_size", "projection_dim",
         "projector_hidden_size", "projector_input_dim", "projector_output_dim", "vision_output_dim",
-        "word_embed_proj_dim", "encoder_hidden_size",
+        "word_embed_proj_dim", "encoder_hidden_size", "lru_width",
     ),
     "inner widths": (
         "intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size",
-        "intermediate_size_mlp", "dense_intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim", "decoder_ffn_dim",
+        "intermediate_size_mlp", "dense_intermediate_size", "moe_shared_expert_intermediate_size", "ffn_hidden_size",
+        "n_inner", "ffn_dim", "decoder_ffn_dim",
     ),
     "ranks": ("q_lora_rank", "kv_lora_rank", "laurel_rank", "hidden_size_per_layer_input"),
     "experts": ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
     "experts of a token": ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts"),
-    "groups of experts": ("n_group",),
+    "groups of experts": ("n_group", "num_expert_group"),
     "groups of a token": ("topk_group",),
     "states": ("state_size", "ssm_state_size", "mamba_d_state"),
     "chunks": ("chunk_size", "mamba_chunk_size"),
@@ -40,7 +45,7 @@ _ROLES = {name: role for role, names in SIZES.items() for name in names}
 _LIMITS = {
     "dense layers": 1, "linear key heads": 2, "linear value heads": 4, "widths": 64, "inner widths": 64, "ranks": 32,
     "experts": 4, "experts of a token": 2, "groups of experts": 2, "groups of a token": 1, "vocabularies": 256,
-    "states": 16, "chunks": 16,
+    "states": 16, "chunks": 16, "state heads": 4, "groups of states": 2,
 }  # fmt: skip
 _HEADS = 2
 """Maximum number of key heads, and of query heads per key head."""
@@ -102,9 +107,9 @@ def shrunken(config: Any, depth: int) -> Any:
 
 
 def _sizes_of_heads(config: Any) -> dict[str, dict[int, int]]:
-    """Returns the small sizes by role and by original size: width, heads, key heads.
+    """Returns the small sizes by role and by original size: width, heads, key heads, heads of states.
 
-    The size of a head stays, since rotary embeddings depend on it.
+    The size of an attention head stays, since rotary embeddings depend on it.
 
     Raises:
         ValueError: The number of heads is not a multiple of the number of key heads.
@@ -122,7 +127,15 @@ def _sizes_of_heads(config: Any) -> dict[str, dict[int, int]]:
     # A config with `head_dim` may have a width that does not follow from its heads.
     if head_dim and (width != heads * head_dim or narrow > _WIDEST):
         narrow = min(width, _LIMITS["widths"])
-    return {"widths": {width: narrow}, "heads": {heads: few}, "key heads": {key_heads: few_keys}}
+    sizes = {"widths": {width: narrow}, "heads": {heads: few}, "key heads": {key_heads: few_keys}}
+    # State-space layers whose heads together are a multiple of the width.
+    expanded = getattr(config, "mamba_expand", 0) * width
+    state_heads, head_size = size_of(config, "expanded heads"), size_of(config, "expanded head sizes")
+    if expanded and state_heads * head_size == expanded:
+        few_states = min(state_heads, _LIMITS["state heads"])
+        small_size = expanded // width * narrow // few_states
+        sizes |= {"expanded heads": {state_heads: few_states}, "expanded head sizes": {head_size: small_size}}
+    return sizes
 
 
 def special_tokens(levels: list[Any]) -> Iterator[int]:

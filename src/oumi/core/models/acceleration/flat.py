@@ -13,7 +13,9 @@ import torch
 
 from oumi.core.batch import collate
 from oumi.core.log import logger
+from oumi.core.models.acceleration.mixers import Kind, find_mixers, modules_of
 from oumi.core.models.adapters import below_adapter
+from oumi.core.models.attention.by_document import run_whole
 from oumi.core.models.attention.interface import FLAT_EAGER, FLAT_SDPA, Documents
 from oumi.core.models.attention.rope import follows_length, separate_documents
 from oumi.core.models.equivalence import first_difference, gradients_of, logits_of, trial
@@ -56,12 +58,11 @@ def make_flat(
     head = find_head(inner) if speed.fused_loss else None
     name = FLAT_EAGER if attention == "eager" else FLAT_SDPA
     reason = padding_reason = ""
+    mixers: frozenset[Kind] = frozenset()
     if attention not in FLAT_ATTENTIONS:
         reason = f"model.attn_implementation {attention} does not separate documents"
     elif not speed.flat_batches:
         reason = "OUMI_WITHOUT names flat"
-    elif not below_adapter(inner)._supports_attention_backend:
-        reason = f"the attention of {inner.config.model_type} cannot be replaced"
     sharing = "" if has_prefixes and speed.shared_prefixes else "not for this run"
     try:
         for i, model in enumerate(trial_models(inner)):
@@ -71,8 +72,10 @@ def make_flat(
                 head = trial_head = None
             # Gradients once only, to save time, and not of a model of full size, to save memory.
             reference = Reference(model, first_position=_FAR if i else 0, gradients=i == 0 and model is not inner)
-            reason = reason or try_flat(reference, name, trial_head)
-            sharing = sharing or reason or try_sharing(model, name, trial_head, reference.compares_gradients)
+            if not reason and (reason := try_flat(reference, name, trial_head, mixers)) and not mixers:
+                mixers = _mixers(reference, name)
+                reason = try_flat(reference, name, trial_head, mixers) if mixers else reason
+            sharing = sharing or reason or try_sharing(reference, name, trial_head, mixers)
             if reason and model is not inner:  # of full size, it would take as long as steps of training
                 padding_reason = padding_reason or try_padded(reference, trial_head)
     except NoTrialError as error:
@@ -83,10 +86,14 @@ def make_flat(
         logger.warning("batches are padded: %s", reason)
     else:
         _set_attention(inner, name)
+        if mixers:
+            names = sorted(f"{place} ({cls.__name__})" for place, cls in mixers)
+            logger.info("batches are flat; each document is a row of its own in %s", ", ".join(names))
     shares = not (reason or sharing)
     if has_prefixes:
         logger.info("what documents of a row have in common is computed %s", "once" if shares else f"twice: {sharing}")
-    return LanguageModel(inner, not reason, head, one_at_a_time=bool(padding_reason), shares_prefixes=shares)
+    modules = [] if reason else modules_of(inner, mixers)
+    return LanguageModel(inner, not reason, head, bool(padding_reason), shares, modules)
 
 
 class Reference:
@@ -130,6 +137,15 @@ class Reference:
                     return difference
         return None
 
+    def mixers(self) -> frozenset[Kind]:
+        """Returns the kinds of modules through which the first document of a batch changes the others."""
+        batch = collate([self._others[0], *self._documents]).to(self.model.device)
+        documents = Documents()
+        documents.fill(batch.offsets)
+        inputs = {"input_ids": batch.tokens[None], "position_ids": batch.positions[None], "documents": documents}
+        with _narrow(self.model), trial(self.model):
+            return find_mixers(self.model, documents, lambda: self.model(**inputs, use_cache=False))
+
     def _logits(self, document: Example) -> torch.Tensor:
         tokens_1S = torch.tensor(document.tokens, dtype=torch.long, device=self.model.device)[None]
         positions_1S = torch.arange(tokens_1S.shape[1], device=self.model.device)[None] + self._first_position
@@ -138,41 +154,47 @@ class Reference:
         return logits_of(self.model, tokens_1S, **inputs)[:-1]
 
 
-def try_flat(reference: Reference, name: str, head: ModelHead | None) -> str:
+def try_flat(reference: Reference, name: str, head: ModelHead | None, mixers: frozenset[Kind] = frozenset()) -> str:
     """Returns why flat batches give other numbers than documents alone, or "" if they are equal.
 
     Args:
         reference: The model, and its numbers of documents alone.
         name: The attention of flat batches, by its registered name.
         head: The head to compute logits with, None for the model's own.
+        mixers: The kinds of modules that see each document as a row.
     """
     model, kind = reference.model, reference.model.config.model_type
     original = model.config._attn_implementation
     _set_attention(model, name)
+    modules = modules_of(model, mixers)
     try:
-        difference = reference.difference(LanguageModel(model, True, head))
+        difference = reference.difference(LanguageModel(model, True, head, mixers=modules))
     except TypeError:  # from `flat_attention`, or from a layer without **kwargs
         return f"the layers of {kind} do not pass `documents` to the attention"
     except _FAILURES as error:
         return f"flat batches fail in {kind}: {_first_line(error)}"
     finally:
+        run_whole(modules)
         _set_attention(model, original)
     if difference is None:
         return ""
+    if difference == "logits" and not below_adapter(model)._can_set_attn_implementation():
+        return f"the attention of {kind} cannot be replaced"
     if difference == "logits":
         return f"the attention of {kind} is not causal within a document and a window"
     return f"flat batches change the gradient of {difference}"
 
 
-def try_sharing(model: Any, name: str, head: ModelHead | None, gradients: bool) -> str:
+def try_sharing(reference: Reference, name: str, head: ModelHead | None, mixers: frozenset[Kind]) -> str:
     """Returns why a prefix that documents of a row share is not to be computed once, or "" if no number changes.
 
     Args:
-        model: A model whose numbers are right on flat batches; it is restored.
+        reference: A model whose numbers are right on flat batches.
         name: The attention of flat batches, by its registered name.
         head: The head to compute logits with, None for the model's own.
-        gradients: Compare also the gradients of all weights.
+        mixers: The kinds of modules that see each document as a row.
     """
+    model, gradients = reference.model, reference.compares_gradients
     kind, original = model.config.model_type, model.config._attn_implementation
     if any(follows_length(module) for module in model.modules()):
         return f"the rotary embeddings of {kind} depend on the length of a document"
@@ -180,19 +202,37 @@ def try_sharing(model: Any, name: str, head: ModelHead | None, gradients: bool) 
     prefix, *rests = (_document(tokens, length, start) for length, start in ((25, 0), (15, 40), (7, 3), (31, 60)))
     rows = [_row([_joined(prefix, rest) for rest in rests[:2]]), _row([_joined(prefix, rest) for rest in rests])]
     _set_attention(model, name)
+    modules = modules_of(model, mixers)
     try:
         with _narrow(model), trial(model, gradients=gradients):
             batch = collate(rows).to(model.device)
             each_alone, shared = (
-                _numbers(model, LanguageModel(model, True, head, shares_prefixes=shares)(batch).logits())
+                _numbers(
+                    model, LanguageModel(model, True, head, shares_prefixes=shares, mixers=modules)(batch).logits()
+                )
                 for shares in (False, True)
             )
             difference = first_difference(shared, each_alone, _NUM_EPS)
     except _FAILURES as error:
         return _first_line(error)
     finally:
+        run_whole(modules)
         _set_attention(model, original)
     return "" if difference is None else f"it would change the numbers of {kind} ({difference})"
+
+
+def _mixers(reference: Reference, name: str) -> frozenset[Kind]:
+    """Returns the kinds of modules that mix the tokens of documents, none if flat batches fail for another reason."""
+    model = reference.model
+    original = model.config._attn_implementation
+    _set_attention(model, name)
+    try:
+        return reference.mixers()
+    except _FAILURES as error:
+        logger.debug("no mixers: %s", error)
+        return frozenset()
+    finally:
+        _set_attention(model, original)
 
 
 def try_padded(reference: Reference, head: ModelHead | None) -> str:
@@ -209,7 +249,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _set_attention(inner: Any, name: str) -> None:
-    """Sets the attention of the text part; a vision part keeps its own."""
+    """Sets the attention of the text part, if it can be replaced; a vision part keeps its own."""
+    if not below_adapter(inner)._can_set_attn_implementation():
+        return
     inner.set_attn_implementation({"text_config": name} if "text_config" in inner.config.sub_configs else name)
 
 

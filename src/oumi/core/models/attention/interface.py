@@ -22,6 +22,7 @@ from transformers import AttentionInterface
 
 from oumi.core.models.attention.cpu import DocumentAttention, Part, takes_cpu_kernel
 from oumi.core.models.attention.flex import Inputs, documents_mask, flex_scored_attention, takes_flex
+from oumi.core.models.attention.rows import Rows
 from oumi.core.models.attention.scored import Block, Scoring, attention_by_definition, blocks, scored_attention, visible
 
 _LARGEST_HEAD = 256
@@ -55,6 +56,7 @@ class Documents:
     longest: int = 0
     """Tokens of the longest document."""
     _on_device: torch.Tensor | None = None
+    _rows: Rows | None = None
 
     def __init__(self) -> None:
         self._masks: dict[int | None, BlockMask] = {}
@@ -76,6 +78,7 @@ class Documents:
         self.parts = tuple(zip(owns, prefixes or [None] * len(owns), strict=True))
         self.longest = max((b - a for a, b in pairwise(offsets)), default=0)
         self._on_device = None
+        self._rows = None
         self._masks = {}
 
     def on_device(self, device: torch.device) -> torch.Tensor:
@@ -84,6 +87,12 @@ class Documents:
             # Pinned, since a copy from pageable memory blocks the host.
             self._on_device = torch.tensor(self.offsets, dtype=torch.int32).pin_memory().to(device, non_blocking=True)
         return self._on_device
+
+    def rows(self, device: torch.device) -> Rows:
+        """Returns how layers without attention take the documents as rows, computed once for all of them."""
+        if self._rows is None:
+            self._rows = Rows(self.parts, device)
+        return self._rows
 
     def mask(self, window: int | None, device: torch.device) -> BlockMask:
         """Returns the mask of a window in tokens (None: unlimited), computed once for all layers."""
