@@ -11,6 +11,7 @@ import pytest
 from oumi.core.errors import ConfigError
 from oumi.core.inspect import gather_facts
 from oumi.core.plan.facts import ModelFacts
+from oumi.core.plan.plan import make_plan
 from tests.runs import tiny_config
 from tests.tiny import tiny_llama
 
@@ -50,6 +51,29 @@ def test_a_tokenizer_without_a_length_has_none(tmp_path: Path) -> None:
 
 def test_weights_that_are_not_loaded_are_not_counted(tmp_path: Path) -> None:
     assert facts_of(tmp_path, load_pretrained_weights=False).num_parameters is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "mixers"),
+    [
+        ({"layer_types": ["conv", "full_attention", "conv"]}, {"conv": 2}),
+        ({"text_config": {"layer_types": ["linear_attention", "full_attention"]}}, {"linear_attention": 1}),
+        ({"layers_block_type": ["mamba", "attention", "mlp"]}, {"mamba": 1}),
+        ({"num_hidden_layers": 3, "mamba_d_ssm": 128}, {"state_space": 3}),
+        ({"layer_types": ["sliding_attention", "full_attention"]}, {}),
+    ],
+)
+def test_the_mixers_of_hybrid_models_are_known(
+    tmp_path: Path, settings: dict[str, object], mixers: dict[str, int]
+) -> None:
+    config = tiny_config(tmp_path)
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    facts = gather_facts(config)
+    assert facts.model.mixers == mixers
+    notes = [note for note in make_plan(config, facts).notes if note.startswith("flat batches; in the mixers of")]
+    assert len(notes) == bool(mixers)
+    assert all(f"{count} {kind}" in note for note in notes for kind, count in mixers.items())
 
 
 def test_a_model_that_is_neither_here_nor_in_the_cache_is_unknown(tmp_path: Path, monkeypatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,11 @@ from oumi.core.models.acceleration.flat import make_flat
 from oumi.core.models.attention.rows import Rows
 from oumi.core.models.language_model import LanguageModel
 from oumi.core.plan.parts import SpeedPlan
+from oumi.core.train import train
 from oumi.core.types.example import Example
 from tests.laws.test_families import LINEAR, SIZES, build, documents
+from tests.laws.test_preference import closed_form, dpo_config
+from tests.runs import records
 
 HYBRID = [
     "bailing_hybrid", "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "kimi_linear", "lara_mini",
@@ -70,6 +74,15 @@ def test_logits_are_those_of_each_document_alone(model_type: str) -> None:
         expected = torch.cat([inner(row, use_cache=False).logits[0, :-1] for row in rows])
         logits = flat(inner)(collate(documents())).logits()
     assert (logits - expected).norm() < 5e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("model_type", ["lfm2", pytest.param("qwen3_next", marks=pytest.mark.slow)])
+def test_pairs_equal_a_closed_form_loop(tmp_path: Path, model_type: str) -> None:
+    config = dpo_config(tmp_path, max_steps=4)
+    build(model_type).save_pretrained(tmp_path / "model")
+    train(config)
+    expected = closed_form(config, 4)["loss"]
+    assert [step["loss"] for step in records(tmp_path / "out")] == pytest.approx(expected, rel=1e-5)
 
 
 def test_recomputed_layers_have_the_same_gradients() -> None:
@@ -132,7 +145,7 @@ def test_which_layers_take_rows_is_logged(caplog: pytest.LogCaptureFixture) -> N
 )
 def test_a_long_document_pads_no_short_ones(lengths: tuple[int, ...], shapes: list[tuple[int, int]]) -> None:
     offsets = tuple(np.cumsum([0, *lengths]).tolist())
-    rows = Rows(offsets, torch.device("cpu"))
+    rows = Rows([(slice(*ends), None) for ends in pairwise(offsets)], torch.device("cpu"))
     assert rows.shapes == shapes
     stream = torch.randn(1, offsets[-1], 3)
     parts = rows.split(stream)
@@ -141,3 +154,14 @@ def test_a_long_document_pads_no_short_ones(lengths: tuple[int, ...], shapes: li
     for start, end in pairwise(offsets):
         (row,) = (row for part in parts for row in part if torch.equal(row[: end - start], stream[0, start:end]))
         assert not row[end - start :].any()
+
+
+def test_a_document_that_continues_another_begins_its_row_with_it() -> None:
+    stream = torch.randn(1, 14, 3, requires_grad=True)
+    rows = Rows([(slice(0, 6), None), (slice(6, 9), slice(0, 4)), (slice(9, 14), slice(0, 2))], torch.device("cpu"))
+    (part,) = rows.split(stream)
+    assert torch.equal(part[1], torch.cat([stream[0, :4], stream[0, 6:9]]))
+    assert torch.equal(part[2], torch.cat([stream[0, :2], stream[0, 9:]]))
+    assert torch.equal(rows.join([part]), stream)
+    (gradient,) = torch.autograd.grad(part.sum(), stream)
+    assert gradient[0, :, 0].tolist() == [3, 3, 2, 2, 1, 1] + [1] * 8

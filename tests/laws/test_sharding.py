@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from oumi.core.configs import TrainingConfig
 from oumi.core.train import train
 from tests.end_to_end.test_images import config_of as vision_config
+from tests.laws.test_families import build
 from tests.laws.test_preference import dpo_config
 from tests.ranks import free_port, run_ranks
 from tests.runs import records, tiny_config
@@ -43,6 +44,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "sgd": {"training.optimizer": "sgd"},
     "untied": {},
     "pairs": {},
+    "hybrid": {},
     "llava": {},
     "qwen2_vl": {},
     "gemma3": {},
@@ -91,6 +93,8 @@ def config_of(folder: Path, kind: str, ranks: int, keys: dict[str, Any], **train
     """Returns a run on 27 chats or 23 pairs, four at a time: the last step of an epoch has three, for one rank none."""
     if kind not in VISION:
         save_tiny_model(folder / "model", tie_word_embeddings=kind != "untied")
+    if kind == "hybrid":
+        build("lfm2").save_pretrained(folder / "model")
     training = {
         "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4 // ranks, "max_steps": STEPS,
         "save_steps": 12, **training,

@@ -8,7 +8,8 @@ import json
 import math
 import struct
 import threading
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +33,10 @@ from oumi.core.system.filesystem import expanded
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _END_BYTES = 1 << 20
 """Bytes of each end of a file that its digest covers."""
+_KINDS_OF_LAYERS = ("layer_types", "layers_block_type", "block_types")
+_MIXERS = {"linear_attention", "conv", "mamba", "recurrent", "hybrid", "state_space"}
+_STATE_SIZES = ("mamba_", "state_size", "ssm_state_size")
+"""Beginnings of keys that only models with state-space layers have."""
 _UNLIMITED = 1_000_000_000
 """Tokenizers without a maximum length have some number above this."""
 
@@ -164,11 +169,20 @@ def _model_facts(model: ModelParams, may_download: bool) -> ModelFacts:
         adapter_of=adapter_of,
         sees_images="vision_config" in config,
         quantization=_quantization(config),
+        mixers=_mixers(text_config),
         # The cache of the Hub keeps the files of a commit in `snapshots/<commit>/`.
         commit=path.parent.name if path.parent.parent.name == "snapshots" else None,
         digest=digest_of_weights(name, adapter_of, model.adapter_model) if model.load_pretrained_weights else None,
         shape=shape_of({**config, **model.model_kwargs}),
     )
+
+
+def _mixers(text_config: Mapping[str, Any]) -> dict[str, int]:
+    """Returns how many layers mix tokens by a state or a convolution, by kind, as far as a config tells."""
+    kinds = next((value for key in _KINDS_OF_LAYERS if isinstance(value := text_config.get(key), list)), None)
+    if kinds is None and any(key.startswith(_STATE_SIZES) for key in text_config):
+        kinds = ["state_space"] * (text_config.get("num_hidden_layers") or 0)
+    return dict(Counter(kind for kind in kinds or () if kind in _MIXERS))
 
 
 def _file(name: str, file: str, revision: str | None, may_download: bool) -> Path | None:

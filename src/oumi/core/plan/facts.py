@@ -30,6 +30,8 @@ class ModelFacts:
     sees_images: bool = False
     quantization: str | None = None
     """Method by which the weights in the files are quantized."""
+    mixers: Mapping[str, int] = field(default_factory=dict)
+    """How many layers mix tokens by a state or a convolution, by the name of their kind."""
     shape: ModelShape | None = None
 
 

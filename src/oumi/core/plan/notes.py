@@ -139,6 +139,9 @@ def _surprises(config: TrainingConfig, facts: Facts, precision: PrecisionPlan) -
     attention = config.model.attn_implementation
     if spec.is_native and attention not in FLAT_ATTENTIONS:
         yield f"batches are padded, since {attention} cannot separate documents; sdpa can, in one kernel on a GPU"
+    elif spec.is_native and "flat" not in facts.without and facts.model.mixers:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in facts.model.mixers.items())
+        yield f"flat batches; in the mixers of {kinds} layers, a document is a row, padded to those of similar length"
     # Targets: what is trained by default, unless the method or the config decides it.
     if METHODS[method_of(training)].train_on is None and train.train_target is None:
         trains_all = collators.train_on(config) == "all"
