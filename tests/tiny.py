@@ -107,3 +107,14 @@ def write_pairs(path: Path, num_rows: int = 24) -> Path:
         rows.append(json.dumps(turns))
     path.write_text("\n".join(rows) + "\n")
     return path
+
+
+def write_judged(path: Path, num_rows: int = 24) -> Path:
+    """Writes answers of uneven length, of which right sums are judged good, and returns the path."""
+    pairs = [json.loads(line) for line in write_pairs(path, num_rows).read_text().splitlines()]
+    rows = []
+    for i, pair in enumerate(pairs):
+        *prompt, answer = pair["chosen" if i % 3 else "rejected"]
+        rows.append(json.dumps({"prompt": prompt, "completion": [answer], "label": bool(i % 3)}))
+    path.write_text("\n".join(rows) + "\n")
+    return path

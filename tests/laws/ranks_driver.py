@@ -21,7 +21,7 @@ from oumi.core.data.training_data import load_training_data
 from oumi.core.distributed.world import World
 from oumi.core.errors import NotFiniteError
 from oumi.core.inspect import gather_facts
-from oumi.core.methods.method import Loss
+from oumi.core.methods.method import Loss, StepSums
 from oumi.core.methods.next_token import NextToken
 from oumi.core.plan.plan import make_plan
 from oumi.core.train import train
@@ -32,8 +32,8 @@ from oumi.core.trainers.resume import find_resume_point
 class SmallMemory(NextToken):
     """The loss on a device with room for 120 tokens."""
 
-    def loss(self, model: torch.nn.Module, batch: Batch) -> Loss:
-        loss = super().loss(model, batch)
+    def loss(self, model: torch.nn.Module, batch: Batch, step: StepSums) -> Loss:
+        loss = super().loss(model, batch, step)
         if batch.num_tokens > 120:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return loss

@@ -29,7 +29,7 @@ from oumi.core.trainers.native import NativeTrainer
 from oumi.core.trainers.resume import find_resume_point
 from tests.core.trainers.test_restore import BackOnce
 
-LIMITS = {None: 120, "dpo": 200}
+LIMITS = {None: 120, "dpo": 200, "kto": 120, "orpo": 200}
 """Tokens that fit at a time, by method."""
 
 

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
 from copy import deepcopy
 from datetime import datetime
 from pathlib import Path
@@ -10,29 +13,52 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
-from oumi.core.batch import collate
+from oumi.core.batch import Batch
 from oumi.core.configs import PeftParams, TrainingConfig
+from oumi.core.configs.methods import DpoSettings
 from oumi.core.data.training_data import read_training_data
 from oumi.core.engine.gradients import add_gradients
+from oumi.core.errors import ConfigError
 from oumi.core.inspect import gather_facts
 from oumi.core.plan.plan import make_plan
+from oumi.core.plan.refusals import refusals
 from oumi.core.train import train
 from oumi.core.trainers.native import NativeTrainer
+from tests.laws.trl_reference import move
 from tests.runs import build, losses, records, tiny_config
-from tests.tiny import save_tiny_model, write_pairs
+from tests.tiny import save_tiny_model, write_judged, write_pairs
 
 BETA = 0.3
 
 
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dpo": ("dpo", {"beta": BETA}),
+    "dpo_sft": ("dpo", {"beta": BETA, "loss_type": ["ipo", "sft"], "loss_weights": [1.0, 0.5]}),
+    "kto": ("kto", {"beta": BETA}),
+    "orpo": ("orpo", {}),
+    "cpo": ("cpo", {}),
+    "simpo": ("simpo", {}),
+}
+"""Methods with their arguments, by the name of a test case."""
+
+
+def config_of(name: str, folder: Path, **training: Any) -> TrainingConfig:
+    """Returns a run of a method of `METHODS` on tiny pairs, or on tiny judged answers."""
+    method, settings = METHODS[name]
+    shape = {"method": method, "trainer_kwargs": settings, "num_train_epochs": 1}
+    config = tiny_config(folder, **{**shape, **training})
+    rows, is_kto = config.data.train.datasets[0], method == "kto"
+    rows.dataset_name = "kto_jsonl" if is_kto else "preference_pairs_jsonl"
+    rows.dataset_path = str(write_judged(folder / "judged.jsonl") if is_kto else write_pairs(folder / "pairs.jsonl"))
+    return config
+
+
 def dpo_config(folder: Path, **training: Any) -> TrainingConfig:
     """Returns a run of direct preference optimization on tiny pairs."""
-    method = {"method": "dpo", "trainer_kwargs": {"beta": BETA}, "num_train_epochs": 1}
-    config = tiny_config(folder, **{**method, **training})
-    config.data.train.datasets[0].dataset_name = "preference_pairs_jsonl"
-    config.data.train.datasets[0].dataset_path = str(write_pairs(folder / "pairs.jsonl"))
-    return config
+    return config_of("dpo", folder, **training)
 
 
 def test_twenty_steps_equal_a_closed_form_loop(tmp_path: Path) -> None:
@@ -86,42 +112,156 @@ def log_prob(model: Any, document: Any) -> torch.Tensor:
     return of_tokens[torch.tensor(document.is_target)[1:]].double().sum()
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-12)])
-def test_the_gradients_of_pairs_do_not_depend_on_how_they_are_cut(tmp_path: Path, dtype: str, tolerance: float) -> None:
-    config = dpo_config(tmp_path)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-6)])
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.sample
+def test_the_gradients_of_a_step_do_not_depend_on_how_it_is_cut(
+    tmp_path: Path, name: str, dtype: str, tolerance: float
+) -> None:
+    config = config_of(name, tmp_path, per_device_train_batch_size=6, gradient_accumulation_steps=1)
     config.model.torch_dtype_str = dtype
     run = build(config, NativeTrainer).run
-    with torch.no_grad():  # away from the reference, where every pair has the same coefficient
-        for weight in run.model.parameters():
-            weight.add_(0.05 * torch.randn_like(weight))
-    rows = run.loader.rows
-    batch = collate([rows[i] for i in range(6)])
+    move(run.model)  # away from the reference, where every pair has the same coefficient
+    (batch,) = next(run.loader.from_step(0))
+    per_row = len(batch.sources) // batch.num_rows
     results = []
     for parts in ([batch], batch.cut(3), [batch.part(3, 6), batch.part(0, 3)], batch.cut(6)):
-        assert all(part.num_rows * 2 == len(part.sources) for part in parts), "no pair is parted"
+        assert all(part.num_rows * per_row == len(part.sources) for part in parts), "no pair is parted"
         run.optimizer.zero_grad()
         loss = add_gradients(run, parts, 6)
         gradient = torch.cat([weight.grad.flatten() for weight in run.model.parameters()])
-        results.append((loss, gradient))
-    (loss, gradient), *others = results
-    for other_loss, other_gradient in others:
+        results.append((loss.means(loss.flat().tolist()), loss.total, gradient))
+    (metrics, total, gradient), *others = results
+    assert len(metrics) >= 8
+    for other_metrics, other_total, other_gradient in others:
         assert (other_gradient - gradient).norm() <= tolerance * gradient.norm()
-        for name, value in loss.metrics.items():
-            torch.testing.assert_close(other_loss.metrics[name], value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(other_total, total, rtol=1e-5, atol=1e-6)
+        assert other_metrics == pytest.approx(metrics, rel=1e-5, abs=1e-6)
 
 
-def test_a_resumed_run_is_bitwise_the_uninterrupted_run(tmp_path: Path) -> None:
-    uninterrupted = dpo_config(tmp_path, max_steps=6)
-    train(uninterrupted)
-    train(dpo_config(tmp_path, max_steps=6, output_dir=str(tmp_path / "parts"), save_steps=3))
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.sample(2)
+def test_a_resumed_run_is_bitwise_the_uninterrupted_run(tmp_path: Path, name: str) -> None:
+    train(config_of(name, tmp_path, max_steps=6))
+    train(config_of(name, tmp_path, max_steps=6, output_dir=str(tmp_path / "parts"), save_steps=3))
     for path in (tmp_path / "parts").glob("*.safetensors"):
         path.unlink()
     (tmp_path / "parts" / "checkpoint-6").rename(tmp_path / "later")
     resume = {"save_steps": 3, "try_resume_from_last_checkpoint": True, "output_dir": str(tmp_path / "parts")}
-    train(dpo_config(tmp_path, max_steps=6, **resume))
+    train(config_of(name, tmp_path, max_steps=6, **resume))
     assert losses(tmp_path / "parts")[-3:] == losses(tmp_path / "out")[-3:]
-    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "parts")]
+    weights = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("out", "parts")]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_that_was_killed_again_and_again_ends_bitwise_as_it_would(tmp_path: Path, name: str) -> None:
+    train(config_of(name, tmp_path, num_train_epochs=4, output_dir=str(tmp_path / "whole"), save_steps=2))
+    config = config_of(name, tmp_path, num_train_epochs=4, save_steps=2, try_resume_from_last_checkpoint=True)
+    config.to_yaml(tmp_path / "train.yaml")
+    driver = str(Path(__file__).with_name("kill_driver.py"))
+    command = [sys.executable, driver, str(tmp_path / "train.yaml"), "5", "4", "3"]
+    assert int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]) > 0
+    weights = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("out", "whole")]
+    assert weights[0] == weights[1]
+
+
+def test_the_only_row_of_a_step_is_compared_with_no_other(tmp_path: Path) -> None:
+    config = config_of("kto", tmp_path, per_device_train_batch_size=4)
+    config.data.train.datasets[0].sample_count = 9
+    run = build(config, NativeTrainer).run
+    move(run.model)
+    (batch,) = next(run.loader.from_step(1))
+    assert (batch.num_rows, batch.mismatched) == (1, None)
+    loss = add_gradients(run, [batch], 1)
+    assert loss.means(loss.flat().tolist())["kl"] == 0
+
+
+CLOSED_FORMS: dict[str, tuple[dict[str, Any], Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]] = {
+    "cdpo": (
+        {"label_smoothing": 0.2},
+        lambda model, reference: (
+            -0.8 * logsigmoid(margin(model - reference)) - 0.2 * logsigmoid(-margin(model - reference))
+        ),
+    ),
+    "reference_free": ({"reference_free": True}, lambda model, _: -logsigmoid(margin(model))),
+}
+
+
+def margin(log_probs_P2: torch.Tensor) -> torch.Tensor:
+    return BETA * (log_probs_P2[:, 0] - log_probs_P2[:, 1])
+
+
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_a_loss_that_trl_does_not_have_equals_its_formula(tmp_path: Path, name: str) -> None:
+    settings, formula = CLOSED_FORMS[name]
+    config = dpo_config(tmp_path, trainer_kwargs={"beta": BETA, **settings}, gradient_accumulation_steps=1)
+    run = build(config, NativeTrainer).run
+    move(run.model)
+    (batch,) = next(run.loader.from_step(0))
+    moved, reference = (
+        AutoModelForCausalLM.from_pretrained(config.model.model_name, dtype=torch.float32) for _ in range(2)
+    )
+    move(moved)
+    log_probs = [
+        torch.stack([log_prob_of(model, document) for document in batch.documents()]).view(-1, 2)
+        for model in (moved, reference)
+    ]
+    assert run.method.loss(run.model, batch, {}).total.item() == pytest.approx(
+        formula(*log_probs).sum().item(), rel=1e-5
+    )
+
+
+def log_prob_of(model: Any, document: Batch) -> torch.Tensor:
+    with torch.no_grad():
+        log_probs_NV = torch.log_softmax(model(document.tokens[None]).logits[0, document.trained].double(), -1)
+    return log_probs_NV.gather(1, document.targets[document.trained][:, None]).sum()
+
+
+def test_rpo_alpha_is_another_spelling_of_a_list_of_losses() -> None:
+    old = DpoSettings(loss_type="sigmoid", rpo_alpha=0.7)
+    assert old.weights == DpoSettings(loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.7]).weights
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("dpo", {"loss_type": "aot"}, "'aot' is not supported: it is no sum over pairs: it sorts"),
+        ("dpo", {"loss_type": ["sigmoid", "hinges"]}, "unknown loss 'hinges', did you mean 'hinge'?"),
+        ("dpo", {"loss_type": ["sigmoid", "sigmoid"]}, "a list of different ones"),
+        ("dpo", {"loss_type": []}, "must be one loss"),
+        ("dpo", {"loss_weights": [1.0, 2.0]}, "loss_weights: has 2 values, loss_type names 1"),
+        ("dpo", {"loss_type": "hinge", "label_smoothing": 0.1}, "loss_type hinge does not read it"),
+        ("dpo", {"loss_type": "exo_pair"}, "needs a value above 0"),
+        ("dpo", {"label_smoothing": 0.5}, "label_smoothing"),
+        ("dpo", {"discopop_tau": 1.0}, "loss_type sigmoid does not read it; discopop would"),
+        ("dpo", {"f_alpha_divergence_coef": 1.0}, "only f_divergence_type alpha_divergence reads it"),
+        ("dpo", {"loss_type": ["sft"], "rpo_alpha": 1.0}, "loss_type names already"),
+        ("dpo", {"betta": 1.0}, "did you mean 'beta'?"),
+        ("cpo", {"simpo_gamma": 1.0}, "loss_type sigmoid does not read it; simpo would"),
+        ("kto", {"loss_type": "bco"}, "loss_type"),
+        ("orpo", {"label_smoothing": 0.1}, "it takes"),
+        ("kpo", {}, "has no method 'kpo', did you mean"),
+    ],
+    ids=str,
+)
+def test_a_wrong_argument_is_refused_by_name(
+    tmp_path: Path, method: str, settings: dict[str, Any], message: str
+) -> None:
+    config = tiny_config(tmp_path, method=method, trainer_kwargs=settings)
+    problems = "\n".join(f"{problem.key}: {problem.message}" for problem in refusals(config))
+    assert message in problems
+
+
+def test_a_step_of_one_judged_answer_is_refused(tmp_path: Path) -> None:
+    config = config_of("kto", tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=1)
+    with pytest.raises(ConfigError, match="a step needs 2 rows or more"):
+        make_plan(config, gather_facts(config))
+    config.training.trainer_kwargs = {"loss_type": "apo_zero_unpaired"}
+    assert not make_plan(config, gather_facts(config)).method.mismatches
+    config.training.trainer_kwargs = {}
+    assert make_plan(config, gather_facts(config), world_size=2).method.mismatches
 
 
 def test_below_an_adapter_the_model_is_its_own_reference(tmp_path: Path) -> None:
@@ -152,20 +292,20 @@ def test_no_trained_weight_changes_the_reference(tmp_path: Path, peft: dict[str,
     config.peft = PeftParams(lora_target_modules=["q_proj", "v_proj"], **(peft or {}))
     run = build(config, NativeTrainer).run
     batch = next(run.loader.from_step(0))[0]
-    before = run.method.loss(run.model, batch)
-    assert before.metrics["rewards/margins"].item() == pytest.approx(0, abs=1e-4), "the model is its own reference"
+    before = run.method.loss(run.model, batch, {})
+    assert before.metrics["rewards/margins"][0].item() == pytest.approx(0, abs=1e-4), "the model is its own reference"
     with torch.no_grad():
         for weight in run.model.parameters():
             if weight.requires_grad:
                 weight.add_(0.3 * torch.randn_like(weight))
-    after = run.method.loss(run.model, batch)
+    after = run.method.loss(run.model, batch, {})
     for kind in ("chosen", "rejected"):
         # A reward is beta times the log-probability of the model less that of the reference.
         of_reference = [
-            loss.metrics[f"logps/{kind}"] - loss.metrics[f"rewards/{kind}"] / BETA for loss in (before, after)
+            (loss.metrics[f"logps/{kind}"] - loss.metrics[f"rewards/{kind}"] / BETA)[0] for loss in (before, after)
         ]
         assert of_reference[1].item() == pytest.approx(of_reference[0].item(), abs=1e-3)
-        assert after.metrics[f"rewards/{kind}"].abs().item() > 5e-3, "the model itself has moved"
+        assert after.metrics[f"rewards/{kind}"][0].abs().item() > 5e-3, "the model itself has moved"
 
 
 def test_pairs_that_were_not_trained_are_measured(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from oumi.core.configs import TrainingConfig
 from oumi.core.train import train
 from tests.end_to_end.test_images import config_of as vision_config
 from tests.laws.test_families import build
-from tests.laws.test_preference import dpo_config
+from tests.laws.test_preference import config_of as preference_config
 from tests.ranks import free_port, run_ranks
 from tests.runs import records, tiny_config
 from tests.tiny import save_tiny_model
@@ -45,6 +45,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "untied": {},
     "pairs": {},
     "hybrid": {},
+    "judged": {},
+    "odds": {},
     "llava": {},
     "qwen2_vl": {},
     "gemma3": {},
@@ -77,6 +79,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     },
 }
 QUANTIZED_KINDS = ["nf4", "nested", "int8"]
+PREFERENCES = {"pairs": "dpo", "judged": "kto", "odds": "orpo"}
+"""Methods of kinds with preferences, by the name of the kind."""
 PLAIN = ["full-FULL_SHARD-2", "lora-SHARD_GRAD_OP-2", "untied-SLICES-2"]
 ALL = [
     *PLAIN,
@@ -99,8 +103,8 @@ def config_of(folder: Path, kind: str, ranks: int, keys: dict[str, Any], **train
         "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4 // ranks, "max_steps": STEPS,
         "save_steps": 12, **training,
     }  # fmt: skip
-    if kind == "pairs":
-        config = dpo_config(folder, **training)
+    if kind in PREFERENCES:
+        config = preference_config(PREFERENCES[kind], folder, **training)
         config.data.train.datasets[0].sample_count = 23
     elif kind in VISION:
         config = vision_config(folder, VISION[kind], **training)
@@ -254,8 +258,13 @@ def test_ranks_cut_their_micro_batches_alike_where_one_is_out_of_memory(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["FULL_SHARD-2", "SHARD_GRAD_OP-2"])
-def test_ranks_cut_pairs_alike_though_a_pass_also_gathers_the_reference(tmp_path: Path, strategy: str) -> None:
-    assert_cut_alike(tmp_path, "pairs", "backward", strategy)
+@pytest.mark.parametrize(
+    ("kind", "place"), [("pairs", "backward"), ("judged", "backward"), ("judged", "forward"), ("odds", "forward")]
+)
+def test_ranks_cut_alike_though_passes_also_gather_the_reference_or_take_no_gradients(
+    tmp_path: Path, kind: str, place: str, strategy: str
+) -> None:
+    assert_cut_alike(tmp_path, kind, place, strategy)
 
 
 def assert_cut_alike(tmp_path: Path, kind: str, place: str, strategy: str) -> None:

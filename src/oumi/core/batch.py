@@ -46,6 +46,8 @@ class Batch:
     """What a model that sees images takes beside tokens, by its name: of all the images, in order."""
     num_images: tuple[int, ...] = ()
     """Images of each document [D], empty if there are none at all."""
+    mismatched: Batch | None = None
+    """As many rows, each the prompt of the row here with the answer of another row; for methods that compare both."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -74,7 +76,8 @@ class Batch:
             for name in ("tokens", "positions", "targets", "trained")
         }
         features = {name: value.to(device, non_blocking=True) for name, value in self.features.items()}
-        return replace(self, **moved, features=features)
+        mismatched = None if self.mismatched is None else self.mismatched.to(device)
+        return replace(self, **moved, features=features, mismatched=mismatched)
 
     def documents(self) -> Iterator[Batch]:
         """Yields each document as a batch of its own, without its images."""
@@ -97,7 +100,13 @@ class Batch:
         """Returns the rows from `first` to before `last`, without their images."""
         begin, end = self.rows[first], self.rows[last]
         rows = tuple(document - begin for document in self.rows[first : last + 1])
-        return self._part(begin, end, rows, self.columns[first:last])
+        part = self._part(begin, end, rows, self.columns[first:last])
+        return part if self.mismatched is None else replace(part, mismatched=self.mismatched.part(first, last))
+
+    def document_numbers(self) -> torch.Tensor:
+        """Returns the number of the document in which each trained position is [N]."""
+        ends = torch.tensor(self.offsets[1:], device=self.trained.device)
+        return torch.bucketize(self.trained, ends, right=True)
 
     def _part(self, first: int, last: int, rows: tuple[int, ...], columns: tuple[Mapping[str, Any], ...]) -> Batch:
         """Returns the documents from `first` to before `last`."""

@@ -48,7 +48,7 @@ class HeldOut:
     @property
     def holds_pairs(self) -> bool:
         """Returns True if a row is a chosen and a rejected answer."""
-        return self.plan.method.name == "dpo"
+        return self.plan.method.spec.term == "pair"
 
     def batches(self) -> Iterable[Batch]:
         """Yields the rows in their order."""

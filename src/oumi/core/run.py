@@ -59,7 +59,7 @@ class StepReport:
     """Tokens that were trained."""
     num_tokens: int
     extra: Mapping[str, float] = field(default_factory=dict)
-    """What the method measures beside, means over the terms; or what another trainer logs."""
+    """What the method measures beside, as means; or what another trainer logs."""
 
 
 @dataclass(eq=False, kw_only=True)

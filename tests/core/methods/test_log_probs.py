@@ -23,7 +23,7 @@ def test_values_and_gradients_are_those_of_kept_logits(softcap: float | None, ha
         if is_kept:
             log_probs = torch.log_softmax(head.logits(inputs[0]), -1).gather(1, targets[:, None])[:, 0]
         else:
-            log_probs = linear_log_probs(inputs[0], head, targets)
+            log_probs, _ = linear_log_probs(inputs[0], head, targets)
         (log_probs * coefficients).sum().backward()
         results.append([log_probs.detach(), *(tensor.grad for tensor in inputs if tensor.grad is not None)])
     for kept, chunked in zip(*results, strict=True):
@@ -32,5 +32,5 @@ def test_values_and_gradients_are_those_of_kept_logits(softcap: float | None, ha
 
 def test_no_position_reaches_every_weight() -> None:
     states, weight = torch.zeros(0, 8, requires_grad=True), torch.randn(37, 8, requires_grad=True)
-    linear_log_probs(states, LmHead(weight), torch.zeros(0, dtype=torch.long)).sum().backward()
+    linear_log_probs(states, LmHead(weight), torch.zeros(0, dtype=torch.long))[0].sum().backward()
     assert torch.equal(weight.grad, torch.zeros_like(weight))

@@ -426,7 +426,7 @@ def test_a_copy_of_the_reference_is_counted(plan: Plan, peft: dict[str, Any] | N
     config = plan.config.model_copy(deep=True)
     config.training.method, config.training.use_peft = "dpo", peft is not None
     config.peft = PeftParams(lora_target_modules=["q_proj"], **(peft or {}))
-    method = sections.plan_method(config, plan.model)
+    method = sections.plan_method(config, plan.model, plan.steps)
     assert method.copies_reference == copies
     weights = [memory_of(replace(plan, method=candidate), MANY).weights  # type: ignore[union-attr]
                for candidate in (replace(method, copies_reference=False), method)]  # fmt: skip

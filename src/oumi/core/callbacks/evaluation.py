@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
 from oumi.core.batch import Batch
 from oumi.core.checkpoint.best import track_best
 from oumi.core.distributed.sharding import free_gathered
+from oumi.core.methods.method import Loss, add_step_sums, over_ranks, wide
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callback, Run, StepReport
 
@@ -37,7 +37,7 @@ class Evaluation(Callback):
             self._evaluate(run)
 
     def _evaluate(self, run: Run) -> None:
-        metrics = evaluate(run, self._batches())
+        metrics = evaluate(run, self._batches)
         run.state.awaits_evaluation = metrics is None
         if metrics is None:
             run.stop_requested = True
@@ -54,29 +54,46 @@ def with_perplexity(metrics: dict[str, float], plan: Plan, prefix: str = "eval")
 
 
 @torch.no_grad()
-def evaluate(run: Run, batches: Iterable[Batch]) -> dict[str, float] | None:
+def evaluate(run: Run, batches: Callable[[], Iterable[Batch]]) -> dict[str, float] | None:
     """Returns the mean loss over all terms of the batches of all ranks, and the means of the method's metrics.
 
     For losses per token, it also returns the perplexity. Names begin with `eval_`. None if a signal to stop came
     meanwhile. The model is in training mode afterwards.
+
+    Args:
+        run: The run, whose model is evaluated as if the validation set were one step.
+        batches: Returns this rank's batches; called a second time for a method that reads sums over all of them.
     """
-    # Sums in float64, divided once at the end: a mean of means would weigh short batches too much.
-    sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=run.world.device))
     run.model.eval()
-    for batch in batches:
-        if run.world.agree(run.stop_signaled):  # ranks with a divided model take as many passes
-            break
+    sums: dict[str, torch.Tensor] = {}
+    if run.method.reads_step_sums:
+        for batch in _until_stopped(run, batches()):
+            with run.autocast():
+                add_step_sums(sums, run.method.step_sums(run.model, batch))
+    step = over_ranks(sums, run.world)
+    # Sums in float64, divided once at the end: a mean of means would weigh short batches too much.
+    total, num_terms = Loss(wide(torch.zeros((), device=run.world.device))), 0
+    for batch in _until_stopped(run, batches()):
         with run.autocast():
-            loss = run.method.loss(run.model, batch.to(run.world.device))
-        for name, value in {"loss": loss.total, **loss.metrics}.items():
-            sums[name] += value
-        sums["terms"] += run.method.num_terms(batch)
+            loss = run.method.loss(run.model, batch, step)
+        metrics = {name: wide(value) for name, value in loss.metrics.items()}
+        add_step_sums(metrics, total.metrics)
+        total = Loss(total.total + loss.total, metrics)
+        num_terms += run.method.num_terms(batch)
     run.model.train()
     free_gathered(run.model)
     if run.world.agree(run.stop_signaled):
         return None
     # One collective operation for all sums.
-    values = run.world.sum(torch.stack(list(sums.values()))).tolist()
-    means = dict(zip(sums, values, strict=True))
-    num_terms = max(means.pop("terms"), 1)
-    return with_perplexity({f"eval_{name}": value / num_terms for name, value in means.items()}, run.plan)
+    flat = total.flat()
+    *values, num_terms = run.world.sum(torch.cat([flat, torch.full_like(flat[:1], num_terms)])).tolist()
+    means = {"loss": values[0] / max(num_terms, 1), **total.means(values)}
+    return with_perplexity({f"eval_{name}": value for name, value in means.items()}, run.plan)
+
+
+def _until_stopped(run: Run, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yields batches on the device of the run, until a signal to stop came."""
+    for batch in batches:
+        if run.world.agree(run.stop_signaled):  # ranks with a divided model take as many passes
+            return
+        yield batch.to(run.world.device)

@@ -90,7 +90,8 @@ def _broken_rows(run: Run, micro_batches: list[Batch]) -> Iterator[Source]:
     # Ranks with a divided model take as many passes.
     for row in [*rows, *(empty_batch() for _ in range(run.world.agree(len(rows)) - len(rows)))]:
         with torch.no_grad(), run.autocast():
-            loss = run.method.loss(run.model, row.to(run.world.device))
+            batch = row.to(run.world.device)
+            loss = run.method.loss(run.model, batch, run.method.step_sums(run.model, batch))
         if row.num_rows and not math.isfinite(loss.total):
             yield row.sources[0]
     free_gathered(run.model)

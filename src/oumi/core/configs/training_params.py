@@ -48,8 +48,9 @@ class TrainingParams(Params):
     """Which trainer."""
 
     method: str | None = None
-    """Method of trainer OUMI: `next_token` (supervised fine-tuning and pretraining) or `dpo`; null takes the default of
-    `trainer_type`, for OUMI `next_token`. Arguments of its loss, such as `beta`, belong in `trainer_kwargs`."""
+    """Method of trainer OUMI: `next_token` (supervised fine-tuning and pretraining), `dpo`, `kto`, `orpo`, `cpo` or
+    `simpo`; null takes the default of `trainer_type`, for OUMI `next_token`. Arguments of its loss, such as `beta`,
+    belong in `trainer_kwargs`."""
     use_peft: bool = False
     """Train an adapter as set in the 'peft' section."""
     output_dir: Annotated[PathText, Field(min_length=1)] = "output"

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from oumi.core.plan.methods import METHODS
 from oumi.core.plan.parts import ModelPlan, Plan
 from oumi.core.system.cache import digest_of_values, token_cache
 from oumi.core.system.filesystem import can_write, expanded
+from oumi.core.types.answers import NO_LIMITS, AnswerLimits
 from oumi.core.types.conversation import Conversation
 from oumi.core.types.example import Judged, Preference, Prompt, Text
 
@@ -69,6 +70,7 @@ class TableSpec:
     """The training method, which decides the types of rows that are allowed."""
     tool_results: tuple[str, str] | None = None
     """Strings that open and close the results of tools within answers."""
+    answer_limits: AnswerLimits = NO_LIMITS
 
     def dataset(self, is_streamed: bool = False) -> BaseMapDataset:
         """Returns the data set; rows that fit several schemas are read with the schema of the method.
@@ -88,7 +90,9 @@ class TableSpec:
 
     def tokenize_spec(self, dataset: BaseMapDataset) -> TokenizeSpec:
         """Returns how the rows of a data set are tokenized."""
-        return TokenizeSpec(self.train_on, self.max_length(dataset), self.truncation, self.tool_results)
+        return TokenizeSpec(
+            self.train_on, self.max_length(dataset), self.truncation, self.tool_results, self.answer_limits
+        )
 
     def supervision(self, dataset: BaseMapDataset) -> TokenizeSpec:
         """Returns which tokens the rows of a data set should train."""
@@ -143,6 +147,7 @@ def specs_of(plan: Plan, split: str, began: datetime) -> list[TableSpec]:
             may_grow=duplicates_allowed and plan.steps.world_size == 1 and plan.is_native,
             method=plan.method.name,
             tool_results=plan.data.tool_results,
+            answer_limits=plan.data.answer_limits,
         )
         for params in mixed.datasets
     ]
@@ -264,6 +269,7 @@ def inputs_of(spec: TableSpec, dataset: BaseMapDataset, preprocessor: Preprocess
     params = spec.params
     # Relative paths of images start at the working directory or at the data.
     image_roots = [os.getcwd(), str(expanded(params.dataset_path or "").absolute())]
+    limits = {} if spec.answer_limits == NO_LIMITS else {"lengths of answers": list(astuple(spec.answer_limits))}
     # A resumed run compares the digest of these names and values, so both must stay as they are. `why_missed` shows the
     # names to the user.
     return {
@@ -281,6 +287,7 @@ def inputs_of(spec: TableSpec, dataset: BaseMapDataset, preprocessor: Preprocess
         "truncation": spec.truncation,
         "method": spec.method,
         "code": code_version(),
+        **limits,
     }
 
 

@@ -17,6 +17,7 @@ from oumi.core.data.checks.duplicates import check_duplicates, count_duplicates,
 from oumi.core.data.checks.supervision import check_supervision, draw, spread
 from oumi.core.data.ledger import Ledger
 from oumi.core.data.pipeline.loader import Collate, Epoch, Loader, most_tokens
+from oumi.core.data.pipeline.mismatch import MismatchCollator
 from oumi.core.data.pipeline.mixture import Mixture, Part, draws_of
 from oumi.core.data.pipeline.packing import Packed
 from oumi.core.data.store.lazy_table import LazyTable
@@ -58,12 +59,17 @@ class TrainingData:
         Args:
             plan: Plan of the run.
             rank: The rank whose share it loads.
-            collate: Joins examples into a batch, None for the preprocessor.
+            collate: Joins examples into a batch, None for that of the method.
         """
-        collate = collate or self.preprocessor.collate
+        collate = collate or self.collate(plan)
         if isinstance(self.train, StreamedRows):
             return self.train.loader(plan.steps, rank, collate)
         return Loader(self.train, plan.steps, plan.data.seed, rank, collate)
+
+    def collate(self, plan: Plan) -> Collate:
+        """Returns the function that joins rows into the batches of the method."""
+        collate = self.preprocessor.collate
+        return MismatchCollator(collate, plan.model.max_length) if plan.method.mismatches else collate
 
     def largest(self, plan: Plan) -> LargestMicroBatch | None:
         """Returns the size of the largest micro-batch of training, None if not all lengths are known in advance."""

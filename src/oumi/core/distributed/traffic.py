@@ -40,18 +40,19 @@ class _Operation:
 
 
 class Traffic:
-    """The operations of the passes of a step; all of its passes have the same."""
+    """The operations of the passes of a step; all passes of one kind have the same."""
 
     def __init__(self) -> None:
         self._pass: list[_Operation] | None = None
         """The operations of the current pass so far, None outside of a step."""
-        self._complete: list[_Operation] = []
-        """Those of a complete pass."""
+        self._complete: dict[str, list[_Operation]] = {}
+        """Those of a complete pass, by kind."""
+        self._kind = ""
         self._num_left = 0
 
-    def begin(self, num_passes: int) -> None:
-        """Marks the begin of a step of so many passes."""
-        self._pass, self._num_left = None, num_passes
+    def begin(self, num_passes: int, kind: str = "") -> None:
+        """Marks the begin of a step of so many passes of a kind."""
+        self._pass, self._num_left, self._kind = None, num_passes, kind
 
     def begin_pass(self) -> None:
         """Marks the begin of a pass, and so the end of the one before."""
@@ -68,7 +69,8 @@ class Traffic:
         """Takes part in the rest of a pass that failed on this rank, and in the passes of the step after it."""
         num_done = len(self._pass or ())
         self._pass = None
-        for operation in [*self._complete[num_done:], *(self._complete * self._num_left)]:
+        complete = self._complete.get(self._kind, [])
+        for operation in [*complete[num_done:], *(complete * self._num_left)]:
             operation.repeat()
 
     def record(self, operation: _Operation) -> None:
@@ -78,7 +80,7 @@ class Traffic:
 
     def _end_pass(self) -> None:
         if self._pass is not None:
-            self._complete = self._pass
+            self._complete[self._kind] = self._pass
 
     def attach(self, module: Any, copies: Any) -> None:
         """Records the operations of an FSDP module.

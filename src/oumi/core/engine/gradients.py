@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import numpy as np
 import torch
 
 from oumi.core.batch import Batch, collate, empty_batch
-from oumi.core.distributed.sharding import reset_passes
+from oumi.core.distributed.sharding import free_gathered, reset_passes
 from oumi.core.errors import ConfigError, OtherRankError
 from oumi.core.log import logger
-from oumi.core.methods.method import Loss
+from oumi.core.methods.method import Loss, StepSums, add_step_sums, over_ranks
 from oumi.core.plan.memory import LargestMicroBatch
 from oumi.core.run import Run
 from oumi.core.types.example import Example, Source
+
+Result = TypeVar("Result")
 
 _FITS, _OUT_OF_MEMORY, _CANNOT_CUT = range(3)
 """How a try to compute a step ended on a rank; the worst of all ranks decides."""
@@ -22,31 +27,42 @@ _FITS, _OUT_OF_MEMORY, _CANNOT_CUT = range(3)
 def add_gradients(run: Run, micro_batches: list[Batch], num_terms: int) -> Loss:
     """Adds this rank's gradients of a step to those of the weights.
 
-    Where memory runs out on any rank, the step is computed anew with every micro-batch in twice as many parts, and so
-    are all steps after it, on all ranks alike. Since a loss is a sum over the terms of the whole step, that changes
-    the gradients by rounding only.
-
     Returns:
-        This rank's part of the loss and metrics, which are means over `num_terms`.
+        This rank's part of the loss, a mean over `num_terms`, and its part of the sums that are metrics.
 
     Raises:
         ConfigError: A single row does not fit.
     """
+    step: StepSums = {}
+    if run.method.reads_step_sums:
+        # Of all micro-batches before the first gradient, so that the loss does not depend on how the step is cut.
+        sums = _in_memory(run, micro_batches, lambda parts: _step_sums(run, parts))
+        step = over_ranks(sums, run.world)
+    return _in_memory(run, micro_batches, lambda parts: _add(run, parts, num_terms, step))
+
+
+def _in_memory(run: Run, micro_batches: list[Batch], compute: Callable[[list[Batch]], Result]) -> Result:
+    """Returns what `compute` returns for the micro-batches, in as many parts as fit into memory.
+
+    Where memory runs out on any rank, it is computed anew with every micro-batch in twice as many parts, and so are all
+    steps after it, on all ranks alike. Since a loss is a sum over the terms of the whole step, that changes the
+    gradients by rounding only.
+    """
     while True:
         parts = [part for batch in micro_batches for part in _cut(run, batch)]
-        mean = None
+        result = None
         try:
-            mean = _add(run, parts, num_terms)
+            result = compute(parts)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         # Out of the handler, so that the error holds no tensor of the failed try any more.
-        if mean is None and run.parameters.divided:
+        if result is None and run.parameters.divided:
             _complete_passes(run)
-        cannot_cut = mean is None and all(part.num_rows <= 1 or part.num_images for part in parts)
-        worst = run.world.agree(_CANNOT_CUT if cannot_cut else _OUT_OF_MEMORY if mean is None else _FITS)
-        if mean is not None and worst == _FITS:
-            return mean
+        cannot_cut = result is None and all(part.num_rows <= 1 or part.num_images for part in parts)
+        worst = run.world.agree(_CANNOT_CUT if cannot_cut else _OUT_OF_MEMORY if result is None else _FITS)
+        if result is not None and worst == _FITS:
+            return result
         run.parameters.drop_gradients()
         if run.world.device.type != "cpu":
             torch.accelerator.empty_cache()
@@ -136,19 +152,31 @@ def _cut(run: Run, batch: Batch) -> list[Batch]:
     return [*parts, *(empty_batch() for _ in range(missing))]
 
 
-def _add(run: Run, parts: list[Batch], num_terms: int) -> Loss:
+def _step_sums(run: Run, parts: list[Batch]) -> dict[str, torch.Tensor]:
+    sums: dict[str, torch.Tensor] = {}
+    run.world.traffic.begin(len(parts), "sums")
+    for batch in parts:
+        run.world.traffic.begin_pass()
+        with torch.no_grad(), run.autocast():
+            add_step_sums(sums, run.method.step_sums(run.model, batch.to(run.world.device)))
+        free_gathered(run.model)  # each pass begins with slices, so that all gather the same
+    run.world.traffic.end()
+    return sums
+
+
+def _add(run: Run, parts: list[Batch], num_terms: int, step: StepSums) -> Loss:
     total = torch.zeros((), device=run.world.device)
     metrics: dict[str, torch.Tensor] = {}
-    run.world.traffic.begin(len(parts))
+    run.world.traffic.begin(len(parts), "gradients")
     for batch in parts:
         run.world.traffic.begin_pass()
         with run.autocast():
-            loss = run.method.loss(run.model, batch.to(run.world.device))
+            loss = run.method.loss(run.model, batch.to(run.world.device), step)
             part = loss.total / max(num_terms, 1)
         run.scaler.scale(part).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         total += part.detach()
         for name, value in loss.metrics.items():
-            metrics[name] = metrics.get(name, 0.0) + value / max(num_terms, 1)
+            metrics[name] = metrics[name] + value if name in metrics else value
     run.world.traffic.end()
     return Loss(total, metrics)
 

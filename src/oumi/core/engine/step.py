@@ -21,17 +21,17 @@ def take_step(run: Run, micro_batches: list[Batch]) -> StepReport:
     mean = add_gradients(run, micro_batches, num_terms)
     run.parameters.sum_gradients()
     run.scaler.unscale_(run.optimizer)
-    measures = run.world.sum(torch.stack([mean.total, *mean.metrics.values()]))
+    sums = run.world.sum(mean.flat())
     # The only wait for the device, but for float16's scale: no weight moves before these are known to be finite.
     norm = run.parameters.clip_gradients(run.optimizer, run.plan.optimizer.max_grad_norm)
-    grad_norm, loss, *metrics = torch.cat([norm.to(measures.dtype)[None], measures]).tolist()
+    grad_norm, *values = torch.cat([norm.to(sums.dtype)[None], sums]).tolist()
     report = StepReport(
-        loss=loss,
+        loss=values[0],
         grad_norm=grad_norm,
         learning_rate=run.optimizer.param_groups[0]["lr"],
         num_targets=num_targets,
         num_tokens=num_tokens,
-        extra=dict(zip(mean.metrics, metrics, strict=True)),
+        extra=mean.means(values),
     )
     run.callbacks.before_update(run, report, micro_batches)
     scale = run.scaler.get_scale()

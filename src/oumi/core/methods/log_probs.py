@@ -10,36 +10,69 @@ Shape letters: N positions, C positions of a chunk, D documents, d hidden size, 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from oumi.core.batch import Batch, LmHead, Prediction
 from oumi.core.methods.linear_cross_entropy import HeadPass, capped_logits, chunks
+from oumi.core.methods.method import wide
+
+_NUM_MEASURES = 3
+
+
+@dataclass(frozen=True)
+class LogProbs:
+    """What a model says of the trained tokens of a batch."""
+
+    values: torch.Tensor
+    """Log-probability of each token [N], in float32 or wider."""
+    documents: torch.Tensor
+    """Number of the document of each token [N]."""
+    num_documents: int
+    measures: torch.Tensor
+    """Of the distribution at each token, without gradients [3, N]: its entropy in nats, the mean of its logits, and
+    whether the token is the likeliest (1 or 0). Empty [3, 0] unless asked for."""
+
+    def sums(self, weights_N: torch.Tensor | None = None) -> torch.Tensor:
+        """Returns the log-probability of each document [D], in float64: the sum over its tokens, perhaps weighted.
+
+        A preference is the small difference of such sums: of a thousand tokens, float32 would keep four digits of it.
+        """
+        values_N = wide(self.values)
+        sums_D = values_N.new_zeros(self.num_documents)
+        return sums_D.index_add(0, self.documents, values_N if weights_N is None else values_N * weights_N)
+
+    def counts(self) -> torch.Tensor:
+        """Returns the number of trained tokens of each document [D], at least 1."""
+        return torch.bincount(self.documents, minlength=self.num_documents).clamp_(min=1)
+
+
+def log_probs_of(prediction: Prediction, batch: Batch, has_measures: bool = False) -> LogProbs:
+    """Returns the log-probabilities of the trained tokens of a batch, and if `has_measures` what else they show."""
+    targets_N = batch.targets[batch.trained]
+    if prediction.head is not None:
+        values_N, measures_3N = linear_log_probs(prediction.states, prediction.head, targets_N, has_measures)
+    else:
+        logits_NV = prediction.states.to(torch.promote_types(prediction.states.dtype, torch.float32))
+        values_N = torch.log_softmax(logits_NV, dim=-1).gather(1, targets_N[:, None])[:, 0]
+        measures_3N = _measures(logits_NV.detach(), targets_N) if has_measures else logits_NV.new_empty(3, 0)
+    return LogProbs(values_N, batch.document_numbers(), len(batch.sources), measures_3N)
 
 
 def document_log_probs(prediction: Prediction, batch: Batch) -> torch.Tensor:
-    """Returns the log-probability of the trained tokens of each document, summed [D], in float64.
-
-    A preference is the small difference of such sums: of a thousand tokens, float32 would keep four digits of it.
-    """
-    targets_N = batch.targets[batch.trained]
-    if prediction.head is not None:
-        log_probs_N = linear_log_probs(prediction.states, prediction.head, targets_N)
-    else:
-        logits_NV = prediction.states.to(torch.promote_types(prediction.states.dtype, torch.float32))
-        log_probs_N = torch.log_softmax(logits_NV, dim=-1).gather(1, targets_N[:, None])[:, 0]
-    ends = torch.tensor(batch.offsets[1:], device=targets_N.device)
-    document_N = torch.bucketize(batch.trained, ends, right=True)
-    wide = torch.float32 if log_probs_N.device.type == "mps" else torch.float64  # which MPS does not have
-    sums_D = torch.zeros(len(ends), dtype=wide, device=log_probs_N.device)
-    return sums_D.index_add(0, document_N, log_probs_N.to(wide))
+    """Returns the log-probability of the trained tokens of each document, summed [D], in float64."""
+    return log_probs_of(prediction, batch).sums()
 
 
-def linear_log_probs(states_Nd: torch.Tensor, head: LmHead, targets_N: torch.Tensor) -> torch.Tensor:
-    """Returns the log-probability that a head gives to each target [N], in float32 or wider."""
-    log_probs_N: torch.Tensor = _LinearLogProbs.apply(states_Nd, head.weight, head.bias, targets_N, head)
-    return log_probs_N
+def linear_log_probs(
+    states_Nd: torch.Tensor, head: LmHead, targets_N: torch.Tensor, has_measures: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the log-probability of each target [N], in float32 or wider, and the measures of `LogProbs` [3, N]."""
+    settings = (head, has_measures)
+    log_probs_N, measures_3N = _LinearLogProbs.apply(states_Nd, head.weight, head.bias, targets_N, settings)
+    return log_probs_N, measures_3N
 
 
 class _LinearLogProbs(torch.autograd.Function):
@@ -50,24 +83,28 @@ class _LinearLogProbs(torch.autograd.Function):
         weight_Vd: torch.Tensor,
         bias_V: torch.Tensor | None,
         targets_N: torch.Tensor,
-        head: LmHead,
-    ) -> torch.Tensor:
+        settings: tuple[LmHead, bool],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         device = states_Nd.device.type
         ctx.narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states_Nd.dtype
         ctx.save_for_backward(states_Nd, weight_Vd, bias_V, targets_N)
-        ctx.head = head
+        ctx.head, has_measures = settings
         with torch.autocast(device, enabled=False):
             head_pass = HeadPass((states_Nd, weight_Vd, bias_V), ctx.narrow, (False, False, False))
             log_probs_N = torch.empty(len(states_Nd), dtype=head_pass.wide, device=states_Nd.device)
+            measures_3N = log_probs_N.new_empty(_NUM_MEASURES, len(states_Nd) if has_measures else 0)
             for part in chunks(len(states_Nd), len(weight_Vd), device):
-                logits_CV, _ = capped_logits(head_pass.logits(part), head)
+                logits_CV, _ = capped_logits(head_pass.logits(part), ctx.head)
                 targets_C = logits_CV.gather(1, targets_N[part, None])[:, 0]
                 log_probs_N[part] = targets_C - logits_CV.logsumexp(-1)
-        return log_probs_N
+                if has_measures:
+                    measures_3N[:, part] = _measures(logits_CV, targets_N[part], log_probs_N[part])
+        ctx.mark_non_differentiable(measures_3N)
+        return log_probs_N, measures_3N
 
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (coefficients_N,) = outputs
+        coefficients_N, _ = outputs
         states_Nd, weight_Vd, bias_V, targets_N = ctx.saved_tensors
         device = states_Nd.device.type
         with torch.autocast(device, enabled=False):
@@ -80,3 +117,17 @@ class _LinearLogProbs(torch.autograd.Function):
                 gradient_CV.scatter_add_(1, targets_N[part, None], ones_C1)
                 head_pass.add_gradient(part, gradient_CV.mul_(coefficients_N[part, None]).mul_(slope))
         return (*head_pass.gradients(), None, None)
+
+
+def _measures(
+    logits_CV: torch.Tensor, targets_C: torch.Tensor, log_probs_C: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Returns the measures of `LogProbs` [3, C]; writes over the logits where their log-probabilities are given."""
+    is_top_C = logits_CV.argmax(-1) == targets_C
+    mean_C = logits_CV.mean(-1)
+    if log_probs_C is None:
+        log_p_CV = torch.log_softmax(logits_CV, dim=-1)
+    else:  # the normalizer follows from the target's logit and its log-probability
+        log_p_CV = logits_CV.sub_((logits_CV.gather(1, targets_C[:, None])[:, 0] - log_probs_C)[:, None])
+    entropy_C = -torch.einsum("cv,cv->c", log_p_CV.exp(), log_p_CV)
+    return torch.stack([entropy_C, mean_C, is_top_C.to(entropy_C.dtype)])

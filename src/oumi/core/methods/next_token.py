@@ -10,13 +10,13 @@ import torch.nn.functional as F  # noqa: N812
 
 from oumi.core.batch import Batch
 from oumi.core.methods.linear_cross_entropy import linear_cross_entropy
-from oumi.core.methods.method import Loss, Reference
+from oumi.core.methods.method import Loss, Method, Reference, StepSums
 from oumi.core.plan.parts import LossPlan, Plan
 
 _PLAIN = LossPlan()
 
 
-class NextToken:
+class NextToken(Method):
     """Learns the trained tokens of a row from the tokens before them."""
 
     def __init__(self, plan: Plan, _: Callable[[], Reference]) -> None:
@@ -26,7 +26,7 @@ class NextToken:
         """Returns the trained positions."""
         return batch.num_targets
 
-    def loss(self, model: torch.nn.Module, batch: Batch) -> Loss:
+    def loss(self, model: torch.nn.Module, batch: Batch, step: StepSums) -> Loss:
         """Returns the cross-entropy; in evaluation mode without label smoothing and z-loss."""
         return Loss(next_token_loss(model, batch, self._plan if model.training else _PLAIN))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from oumi.core.configs import TrainerType, TrainingParams
 from oumi.core.configs.base import Params
-from oumi.core.configs.methods import DpoSettings, NoSettings
+from oumi.core.configs.methods import CpoSettings, DpoSettings, KtoSettings, NoSettings, OrpoSettings, SimpoSettings
 from oumi.core.types.conversation import Conversation
 from oumi.core.types.example import Completion, Judged, Preference, Prompt, Text
 
@@ -45,10 +45,26 @@ class MethodSpec:
         return self.term == "token"
 
 
-PAIR_METRICS = (
+_REWARDS = (
     "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected",
+    "logits/chosen", "logits/rejected", "entropy", "mean_token_accuracy",
 )  # fmt: skip
-"""What methods of pairs report."""
+
+
+def _of_pairs(
+    settings: type[Params], loss: str, has_reference: bool = False, metrics: tuple[str, ...] = ()
+) -> MethodSpec:
+    return MethodSpec(
+        rows=frozenset({Preference}),
+        term="pair",
+        train_on="final_assistant_turn",
+        documents_per_row=2,
+        has_reference=has_reference,
+        settings=settings,
+        metrics=(*_REWARDS, *metrics),
+        loss=loss,
+    )
+
 
 # A loss is named, not imported, since its module imports torch.
 METHODS: Mapping[str, MethodSpec] = {
@@ -58,20 +74,24 @@ METHODS: Mapping[str, MethodSpec] = {
         keys=("label_smoothing", "z_loss"),
         loss="oumi.core.methods.next_token:NextToken",
     ),
-    "dpo": MethodSpec(
-        rows=frozenset({Preference}),
-        term="pair",
+    "dpo": _of_pairs(DpoSettings, "oumi.core.methods.preference:DirectPreference", has_reference=True),
+    "kto": MethodSpec(
+        rows=frozenset({Judged}),
+        term="completion",
         train_on="final_assistant_turn",
-        documents_per_row=2,
         has_reference=True,
-        settings=DpoSettings,
-        metrics=PAIR_METRICS,
-        loss="oumi.core.methods.preference:DirectPreference",
+        settings=KtoSettings,
+        metrics=(*_REWARDS, "kl"),
+        loss="oumi.core.methods.judged:JudgedAnswers",
     ),
+    "orpo": _of_pairs(
+        OrpoSettings,
+        "oumi.core.methods.reference_free:OddsRatio",
+        metrics=("nll_loss", "log_odds_ratio", "log_odds_chosen"),
+    ),
+    "cpo": _of_pairs(CpoSettings, "oumi.core.methods.reference_free:ContrastivePreference", metrics=("nll_loss",)),
+    "simpo": _of_pairs(SimpoSettings, "oumi.core.methods.reference_free:SimplePreference"),
     # Methods that trainer OUMI does not support.
-    "kto": MethodSpec(rows=frozenset({Judged}), term="completion", train_on="final_assistant_turn", has_reference=True),
-    "orpo": MethodSpec(rows=frozenset({Preference}), term="pair", train_on="final_assistant_turn", documents_per_row=2),
-    "cpo": MethodSpec(rows=frozenset({Preference}), term="pair", train_on="final_assistant_turn", documents_per_row=2),
     "grpo": MethodSpec(rows=frozenset({Prompt}), term="rollout", train_on="nothing"),
     "distillation": MethodSpec(rows=frozenset({Conversation, Completion, Text}), term="token"),
 }

@@ -17,6 +17,7 @@ from oumi.core.plan.methods import METHODS, MethodSpec
 from oumi.core.plan.resources import DiskPlan, MemoryPlan
 from oumi.core.plan.shapes import ModelShape
 from oumi.core.plan.sharding import ShardingPlan
+from oumi.core.types.answers import NO_LIMITS, AnswerLimits
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ class DataPlan:
     """Seed of the order of the rows."""
     landmarks: dict[str, str]
     """Strings around turns that the config names and the chat template must contain, by argument."""
+    answer_limits: AnswerLimits = NO_LIMITS
+    """Largest lengths of the prompt and of the answer of a row."""
 
     @property
     def joins_documents(self) -> bool:
@@ -145,6 +148,10 @@ class MethodPlan:
 
     name: str
     settings: Mapping[str, Any]
+    has_reference: bool = False
+    """Compares with the model before training."""
+    mismatches: bool = False
+    """Compares the answers of a step also with prompts of other rows."""
     copies_reference: bool = False
     """Keeps a frozen copy of the model to compare with; False where the base below an adapter is that model."""
 

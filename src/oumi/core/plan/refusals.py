@@ -138,7 +138,8 @@ def _wrong_method(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     settings = METHODS[method].settings
     names = list(settings.model_fields)
     try:
-        settings.model_validate(training.trainer_kwargs)
+        for name, message in settings.model_validate(training.trainer_kwargs).complaints():
+            yield f"training.trainer_kwargs.{name}", message
     except ValidationError as error:
         for problem in translate(error, settings, {}):
             name, message = problem.key, problem.message

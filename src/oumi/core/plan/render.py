@@ -37,8 +37,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 def plan_text(plan: Plan) -> str:
     """Returns the plan as aligned lines, then its notes."""
     # The usual method and no evaluation get no line.
-    settings = "".join(f", {name} {value}" for name, value in plan.method.settings.items())
-    method = "" if plan.method.name == "next_token" else f"{plan.method.name}{settings}"
+    method = "" if plan.method.name == "next_token" else _method(plan)
     evaluation = "after each epoch" if plan.evaluation.every_epoch else ""
     if plan.evaluation.every_steps:
         evaluation = f"every {plan.evaluation.every_steps} steps"
@@ -73,6 +72,18 @@ def _model(plan: Plan) -> str:
         lora = f"{lora} on weights quantized to {quantization.number_format}"
     length = f", up to {plan.model.max_length} tokens a row" if plan.model.max_length else ""
     return f"{plan.model.name}, {plan.model.dtype}{how}{lora}{length}"
+
+
+def _method(plan: Plan) -> str:
+    # What most runs set first, then all that is not the default.
+    shown = {"beta", "loss_type", "simpo_gamma"}
+    defaults = {name: field.default for name, field in plan.method.spec.settings.model_fields.items()}
+    settings = [
+        f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in plan.method.settings.items()
+        if name in shown or value != defaults.get(name)
+    ]
+    return ", ".join([plan.method.name, *settings])
 
 
 def _data(plan: Plan) -> str:

@@ -13,7 +13,7 @@ from oumi.core.configs import (
     TrainingConfig,
     TrainingParams,
 )
-from oumi.core.configs.methods import NoSettings
+from oumi.core.configs.methods import AnswerSettings, KtoSettings, NoSettings
 from oumi.core.configs.model import DTYPES
 from oumi.core.errors import ConfigError
 from oumi.core.plan import collators
@@ -37,6 +37,7 @@ from oumi.core.plan.parts import (
     SpeedPlan,
     StepsPlan,
 )
+from oumi.core.types.answers import AnswerLimits
 
 _ROWS_OF_AUTO = 8
 """Rows of a micro-batch for `auto`, until it is known how many fit. Times the accumulation: the rows of a step."""
@@ -161,7 +162,15 @@ def plan_data(config: TrainingConfig) -> DataPlan:
         train_on=collators.train_on(config),
         landmarks=collators.landmarks(config.data.train),
         seed=config.data.train.seed if config.data.train.seed is not None else config.training.data_seed,
+        answer_limits=_answer_limits(config.training),
     )
+
+
+def _answer_limits(training: TrainingParams) -> AnswerLimits:
+    # The limits that TRL had: our data path applies them, whichever trainer the rows are for.
+    has_limits = issubclass(METHODS[method_of(training)].settings, AnswerSettings)
+    names = ("max_prompt_length", "max_completion_length") if has_limits else ()
+    return AnswerLimits(*(training.trainer_kwargs.get(name) for name in names))
 
 
 def _plan_mixture(split: DatasetSplitParams, is_streamed: bool) -> MixturePlan:
@@ -176,8 +185,12 @@ def _plan_mixture(split: DatasetSplitParams, is_streamed: bool) -> MixturePlan:
     )
 
 
-def plan_method(config: TrainingConfig, model: ModelPlan) -> MethodPlan:
-    """Returns the method, the arguments of its loss, and where its reference is."""
+def plan_method(config: TrainingConfig, model: ModelPlan, steps: StepsPlan) -> MethodPlan:
+    """Returns the method, the arguments of its loss, and where its reference is.
+
+    Raises:
+        ConfigError: The method compares the rows of a step, and a step has one.
+    """
     training, peft = config.training, config.peft
     trainer, name = training.trainer_type.spec, method_of(training)
     # Other trainers take `trainer_kwargs` as arguments of their own config class.
@@ -185,7 +198,20 @@ def plan_method(config: TrainingConfig, model: ModelPlan) -> MethodPlan:
     # Disabling an adapter restores the model before training, unless this run continues it or changes its base.
     keeps_base = peft.lora_bias == "none" and peft.lora_init_weights.keeps_base
     is_restored = training.use_peft and model.adapter is None and keeps_base
-    return MethodPlan(name, settings.model_dump(), METHODS[name].has_reference and not is_restored)
+    mismatches = isinstance(settings, KtoSettings) and settings.loss_type == "kto"
+    if mismatches and steps.rows_per_step < 2:
+        raise ConfigError(
+            "training.per_device_train_batch_size: method kto pairs each prompt with the answer of another row of its "
+            "step, so a step needs 2 rows or more: raise it, or training.gradient_accumulation_steps"
+        )
+    has_reference = METHODS[name].has_reference and not getattr(settings, "reference_free", False)
+    return MethodPlan(
+        name=name,
+        settings=settings.model_dump(),
+        has_reference=has_reference,
+        mismatches=mismatches,
+        copies_reference=has_reference and not is_restored,
+    )
 
 
 def plan_steps(training: TrainingParams, world_size: int, num_rows: int | None, ranks_per_node: int = 1) -> StepsPlan:

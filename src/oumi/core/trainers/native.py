@@ -108,7 +108,7 @@ class NativeTrainer:
             efficiency = build_efficiency(plan, self.run.model.inner, self.run.model.has_full_head)
             callbacks.append(build_reporting(plan, efficiency))
         if len(data.validation):
-            share = (data.preprocessor.collate, world.rank, world.size)
+            share = (data.collate(plan), world.rank, world.size)
             callbacks.append(Evaluation(partial(in_order, data.validation, plan.evaluation.batch_size, *share)))
         if plan.empty_cache_every is not None and world.device.type != "cpu":
             callbacks.append(EmptyCache(plan.empty_cache_every))

@@ -137,7 +137,7 @@ def test_a_slow_tokenizer_is_refused() -> None:
         is_fast, name_or_path = False, "slow/one"
 
     with pytest.raises(ConfigError, match="slow/one: only fast tokenizers"):
-        Encoder(Slow(), "all", None)
+        Encoder(Slow(), TokenizeSpec("all"))
 
 
 def merging_tokenizer() -> Any:

@@ -66,8 +66,8 @@ def _problem_of(example: Example, tokenizer: Any, spec: TokenizeSpec) -> str:
     # Models whose start and end are one token may well begin with both.
     if bos is not None and bos != tokenizer.eos_token_id and len(tokens) > 1 and (tokens[:2] == bos).all():
         return "it begins with two start tokens: the chat template writes one, the tokenizer another"
-    # A row that was cut at the model's length need not end its answer.
-    was_cut = len(tokens) == spec.max_length
+    # A row that was cut at the model's length, or at that of an answer, need not end its answer.
+    was_cut = len(tokens) == spec.max_length or len(tokens) - is_target.argmax() == spec.answer_limits.completion
     ends = np.flatnonzero(is_target & ~np.append(is_target[1:], was_cut))
     # Results of tools interrupt the targets of an answer, so only the last end is sure to be that of an answer.
     if spec.tool_results is not None:

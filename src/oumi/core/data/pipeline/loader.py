@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from itertools import count
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from oumi.core.batch import Batch, collate, empty_batch
 from oumi.core.data.pipeline.balance import micro_batches_of_ranks
+from oumi.core.data.pipeline.mismatch import MismatchCollator, rows_before
 from oumi.core.data.pipeline.mixture import Mixture, permute
 from oumi.core.data.pipeline.packing import Packed
 from oumi.core.plan.parts import StepsPlan
@@ -58,7 +59,8 @@ class Loader:
         def next_step() -> list[Batch]:
             size, rows = self.steps.micro_batch_rows, self.rows_of(next(steps))
             shares = micro_batches_of_ranks(rows, self._lengths[rows].tolist(), size, self.steps.world_size)
-            return [_batch(self.rows, indices, self._collate) for indices in shares[self.rank]]
+            before = rows_before(rows)
+            return [batch_of(self.rows.group, indices, self._collate, before) for indices in shares[self.rank]]
 
         return read_ahead(next_step)
 
@@ -104,8 +106,9 @@ def in_order(
     """Yields a rank's share of all rows once, in order, `batch_size` at a time."""
     indices = range(len(rows))
     batches = [list(indices[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
+    before = rows_before(indices)
     for batch in share_of(batches, rank, world_size):
-        yield _batch(rows, batch, collate)
+        yield batch_of(rows.group, batch, collate, before)
 
 
 def most_tokens(lengths: npt.NDArray[np.int64], steps: StepsPlan, seed: int) -> int:
@@ -166,5 +169,20 @@ def read_ahead(make: Callable[[], Item], completes: bool = False) -> Generator[I
         thread.shutdown(wait=True, cancel_futures=not completes)
 
 
-def _batch(rows: Epoch, indices: Sequence[int], collate: Collate) -> Batch:
-    return collate([example for i in indices for example in rows.group(i)]) if indices else empty_batch()
+def batch_of(
+    group: Callable[[int], list[Example]], indices: Sequence[int], collate: Collate, before: Mapping[int, int]
+) -> Batch:
+    """Returns rows as a batch.
+
+    Args:
+        group: Returns the examples of a row.
+        indices: The rows.
+        collate: Joins examples; a `MismatchCollator` also takes the rows before them.
+        before: The row before each row of the step, empty if there is none.
+    """
+    if not indices:
+        return empty_batch()
+    examples = [example for i in indices for example in group(i)]
+    if before and isinstance(collate, MismatchCollator):
+        return collate.beside(examples, [group(before[i])[0] for i in indices])
+    return collate(examples)

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from torch import distributed
 
-from oumi.core.batch import Batch, collate, empty_batch
+from oumi.core.batch import Batch, collate
 from oumi.core.data.pipeline.balance import micro_batches_of_ranks
-from oumi.core.data.pipeline.loader import Collate, read_ahead
+from oumi.core.data.pipeline.loader import Collate, batch_of, read_ahead
+from oumi.core.data.pipeline.mismatch import rows_before
 from oumi.core.data.pipeline.mixture import permute
 from oumi.core.data.pipeline.packing import best_fit
 from oumi.core.data.pipeline.stream import LimitedStream, State
@@ -224,8 +225,7 @@ class StreamLoader:
         # All rows, those of the other ranks too: a stream cannot skip any.
         rows = [self._rows.next_group() for _ in range(self._steps.rows_per_step)]
         lengths = [sum(len(example.tokens) for example in row) for row in rows]
-        batches = [
-            self._collate([example for row in micro_batch for example in row]) if micro_batch else empty_batch()
-            for micro_batch in micro_batches_of_ranks(rows, lengths, size, self._steps.world_size)[self._rank]
-        ]
+        before = rows_before(range(len(rows)))
+        shares = micro_batches_of_ranks(range(len(rows)), lengths, size, self._steps.world_size)
+        batches = [batch_of(rows.__getitem__, indices, self._collate, before) for indices in shares[self._rank]]
         return batches, self._rows.state()

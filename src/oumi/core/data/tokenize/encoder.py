@@ -16,7 +16,10 @@ from oumi.core.data.tokenize.chat_template import Template
 from oumi.core.data.tokenize.images import BadImage, FileStates, ImageEncoder, ImageSpan, RowImages
 from oumi.core.data.tokenize.loss_mask import MARKS, Document, Rendered, Renderer, TokenizeSpec, control_tokens
 from oumi.core.errors import ConfigError
+from oumi.core.types.answers import NO_LIMITS
 from oumi.core.types.example import Encoded, Example, RejectedRow, Row
+
+_LIMITED = "longer than max_prompt_length or max_completion_length, so it was cut"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +50,15 @@ class Encoder:
     def __init__(
         self,
         tokenizer: Any,
-        train_on: str,
-        max_length: int | None,
-        truncation: str | None = None,
+        spec: TokenizeSpec,
         image_encoder: ImageEncoder | None = None,
     ) -> None:
         """Sets the tokenizer, and what happens to rows that are too long.
 
         Args:
             tokenizer: A fast one: others do not report which characters a token covers.
-            train_on: As in `TokenizeSpec`.
-            max_length: Largest number of tokens of a document; None sets no limit.
-            truncation: `right`, `left`, `reject` or `split`; None splits texts, cuts prompts on the left, and others
-                on the right.
+            spec: What is trained, and how long a row may be. Without a truncation, texts are split, prompts are cut on
+                the left, and others on the right.
             image_encoder: Tokenizes images; None if there are none.
         """
         if not tokenizer.is_fast:
@@ -76,9 +75,8 @@ class Encoder:
         # with an empty text: some tokenizers begin and end texts with the same token.)
         self._adds_eos = self._backend.encode("a", add_special_tokens=True).ids[-1:] == [self._eos]
         self._newline = self._backend.encode("\n", add_special_tokens=False).ids
-        self._trains_all, self._trains_nothing = train_on == "all", train_on == "nothing"
-        self._max_length = max_length
-        self._truncation = truncation
+        self._trains_all, self._trains_nothing = spec.train_on == "all", spec.train_on == "nothing"
+        self._spec = spec
         self._image_encoder = image_encoder
         self.num_embeddings: int | None = None
         """If set, a row with a token of this id or a higher one is rejected."""
@@ -106,7 +104,9 @@ class Encoder:
                 row_documents = [Tokens(*images.expand(tokens.ids, tokens.is_target)) for tokens in row_documents]
             remarks = dict.fromkeys(remark for document in row.documents for remark in document.remarks)
             fitted = self._fit(row, row_documents)
-            yield replace(fitted, remarks=tuple(remarks)) if remarks and isinstance(fitted, Encoded) else fitted
+            if isinstance(fitted, Encoded) and (remarks or fitted.remarks):
+                fitted = replace(fitted, remarks=(*remarks, *fitted.remarks))
+            yield fitted
 
     def _tokens(self, documents: Sequence[Document], has_specials: bool) -> Iterator[Tokens]:
         # A chat template writes every special token itself, at inference too.
@@ -209,8 +209,7 @@ class Encoder:
         """Returns a row cut to the model's length, or the reason why it cannot be trained."""
         # A prompt ends with its question, so it is cut at its beginning.
         default = "left" if self._trains_nothing else "split" if row.may_split else "right"
-        limit, policy = self._max_length, self._truncation or default
-        longest = max(len(document.ids) for document in documents)
+        limit, policy = self._spec.max_length, self._spec.truncation or default
         num_tokens = sum(len(document.ids) for document in documents)
         num_targets = sum(int(document.is_target.sum()) for document in documents)
         is_split = len(documents) > (2 if row.is_pair else 1)
@@ -226,14 +225,43 @@ class Encoder:
             return rejected("no token is trained")
         if not self._trains_all and not row.may_split and any(document.is_target.all() for document in documents):
             return rejected("every token is trained: there is no prompt before the answer")
-        if limit is None or longest <= limit:
-            return Encoded((_joined(documents, row),), is_split=is_split)
-        if policy == "reject":
-            return rejected(f"longer than model_max_length {limit}: {longest} tokens")
-        # Cut the documents at the limit: into parts that are rows of their own, or at one end.
+        remarks = ()
+        if self._spec.answer_limits != NO_LIMITS:
+            whole, documents = documents, [self._limited(document) for document in documents]
+            is_same = all(len(now.ids) == len(before.ids) for now, before in zip(documents, whole, strict=True))
+            remarks = () if is_same else (_LIMITED,)
+            if row.is_pair and np.array_equal(documents[0].ids, documents[1].ids):
+                return rejected("the answers are the same within max_completion_length")
+        if limit is None or max(len(document.ids) for document in documents) <= limit:
+            examples: tuple[Example, ...] = (_joined(documents, row),)
+        elif policy == "reject":
+            return rejected(
+                f"longer than model_max_length {limit}: {max(len(document.ids) for document in documents)} tokens"
+            )
+        else:
+            cut = self._cut(row, documents, limit, policy)
+            if isinstance(cut, str):
+                return rejected(cut)
+            examples = cut
+        left = sum(len(example.tokens) for example in examples)
+        left_targets = sum(int(example.is_target.sum()) for example in examples)
+        if left == num_tokens:
+            return Encoded(examples, is_split=is_split)
+        # On one example only, so that the sum over a data set is right.
+        examples = (*examples[:-1], replace(examples[-1], num_cut=num_tokens - left))
+        is_split = is_split or len(examples) > 1
+        return Encoded(examples, num_tokens - left, num_targets - left_targets, is_split, remarks)
+
+    def _limited(self, document: Tokens) -> Tokens:
+        """Returns a document with the end of its prompt and the beginning of its answer, as long as they may be."""
+        first, last = self._spec.answer_limits.within(len(document.ids), int(document.is_target.argmax()))
+        return document.part(first, last)
+
+    def _cut(self, row: Rendered, documents: list[Tokens], limit: int, policy: str) -> tuple[Example, ...] | str:
+        """Returns a row cut at the limit, into parts that are rows of their own or at one end; or why it cannot be."""
         if policy == "split":
             if any(document.images for document in documents):
-                return rejected(f"longer than model_max_length {limit}, and rows with images are not split")
+                return f"longer than model_max_length {limit}, and rows with images are not split"
             parts = [
                 document.part(start, start + limit)
                 for document in documents
@@ -244,24 +272,18 @@ class Encoder:
             starts = [max(len(document.ids) - limit, 0) if policy == "left" else 0 for document in documents]
             if row.is_pair and policy == "left":
                 # The answers of a pair are compared after the same prompt, so both lose the same part of it.
-                starts = [longest - limit] * len(documents)
+                starts = [max(len(document.ids) for document in documents) - limit] * len(documents)
                 if starts[0] >= min(int(document.is_target.argmax()) for document in documents):
-                    return rejected(f"no prompt is left before an answer within model_max_length {limit}")
+                    return f"no prompt is left before an answer within model_max_length {limit}"
             cut = [document.part(start, start + limit) for document, start in zip(documents, starts, strict=True)]
             kept = [document for document in cut if self._is_of_use(document)]
             # The loss of a pair compares its answers, so both must be left, and must differ.
             if row.is_pair and len(kept) < 2:
-                return rejected(f"every trained token of an answer lies beyond model_max_length {limit}")
+                return f"every trained token of an answer lies beyond model_max_length {limit}"
             if row.is_pair and np.array_equal(kept[0].ids, kept[1].ids):
-                return rejected(f"the answers are the same within model_max_length {limit}")
+                return f"the answers are the same within model_max_length {limit}"
             examples = (_joined(kept, row),) if kept else ()
-        if not examples:
-            return rejected(f"every trained token lies beyond model_max_length {limit}")
-        left = sum(len(example.tokens) for example in examples)
-        left_targets = sum(int(example.is_target.sum()) for example in examples)
-        # On one example only, so that the sum over a data set is right.
-        examples = (*examples[:-1], replace(examples[-1], num_cut=num_tokens - left))
-        return Encoded(examples, num_tokens - left, num_targets - left_targets, is_split or len(examples) > 1)
+        return examples or f"every trained token lies beyond model_max_length {limit}"
 
     def _is_of_use(self, document: Tokens) -> bool:
         """Returns True if a document can be trained; its first token is never predicted."""
@@ -278,7 +300,7 @@ class RowTokenizer:
         """Sets the tokenizer, its chat template, what is trained, and the encoder of images, if there are any."""
         mark = image_encoder.mark if image_encoder else None
         self.renderer = Renderer(tokenizer, template, spec.train_on, spec.tool_results, mark)
-        self.encoder = Encoder(tokenizer, spec.train_on, spec.max_length, spec.truncation, image_encoder)
+        self.encoder = Encoder(tokenizer, spec, image_encoder)
 
     def render(self, rows: Iterable[Row | RejectedRow]) -> list[Rendered | RejectedRow]:
         """Returns each row as text."""

@@ -13,6 +13,7 @@ from oumi.core.data.records.images import IMAGE_MARK
 from oumi.core.data.tokenize.chat_template import Template, TemplateError
 from oumi.core.data.tokenize.sentinels import Span, UnusableRow, check_parts
 from oumi.core.data.tokenize.turns import AnsweredChat, ChatRenderer, EndTokens, ends_of_answers, without_tool_results
+from oumi.core.types.answers import NO_LIMITS, AnswerLimits
 from oumi.core.types.conversation import ContentItem, Conversation, Role
 from oumi.core.types.example import Completion, Judged, Preference, RejectedRow, Row, Source, Text
 
@@ -40,6 +41,8 @@ class TokenizeSpec:
     """`right`, `left`, `reject` or `split`; None depends on the kind of row."""
     tool_results: tuple[str, str] | None = None
     """Strings that open and close the results of tools within answers, which are not trained."""
+    answer_limits: AnswerLimits = NO_LIMITS
+    """Largest lengths of the prompt and of the answer of a document."""
 
 
 @dataclass(frozen=True, slots=True)
