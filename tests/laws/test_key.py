@@ -38,6 +38,7 @@ SAMPLES: dict[str, Any] = {
     "training.lr_scheduler_kwargs": {"x": 1}, "training.max_steps": 7, "training.num_train_epochs": 2,
     "model.device_map": "cpu", "model.attn_implementation": "eager",
     "training.telemetry.telemetry_dir": "t", "peft.lora_dropout": 0.1, "peft.q_lora_bits": 8,
+    "peft.lora_trainable_token_indices": [3],
     "deepspeed.train_batch_size": 32, "deepspeed.train_micro_batch_size_per_gpu": 8,
     "deepspeed.gradient_accumulation_steps": 8, "deepspeed.gradient_clipping": 0.5,
 }  # fmt: skip

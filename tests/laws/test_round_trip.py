@@ -32,6 +32,13 @@ TRAINED: dict[str, dict[str, Any] | None] = {
     "whole embedding and head": {"lora_modules_to_save": ["embed_tokens", "lm_head"]},
     "embedding, whole head": {"lora_target_modules": ["embed_tokens"], "lora_modules_to_save": ["lm_head"]},
     "norms": {"lora_target_modules": ["q_proj"], "lora_modules_to_save": ["norm"]},
+    "DoRA": {"lora_target_modules": ["all-linear"], "lora_use_dora": True},
+    "rsLoRA": {"lora_target_modules": ["q_proj", "down_proj"], "lora_use_rslora": True},
+    "PiSSA": {"lora_target_modules": ["all-linear"], "lora_init_weights": "PISA"},
+    "fast PiSSA": {"lora_target_modules": ["v_proj"], "lora_init_weights": "pissa_niter_4", "lora_use_rslora": True},
+    "OLoRA": {"lora_target_modules": ["q_proj"], "lora_init_weights": "OLORA", "lora_modules_to_save": ["norm"]},
+    "orthogonal": {"lora_target_modules": ["q_proj"], "lora_init_weights": "ORTHOGONAL"},
+    "tokens": {"lora_target_modules": ["q_proj"], "lora_trainable_token_indices": [5, 40, 41]},
     "biases": {"lora_target_modules": ["q_proj"], "lora_bias": "all"},
 }
 """Arguments of the adapter, by what is trained."""
@@ -63,6 +70,10 @@ def test_what_is_exported_gives_the_logits_of_the_model_in_memory_from_any_direc
     kind = NativeTrainer if trainer == "OUMI" else TrlTrainer
     if trainer == "TRL_SFT" and "lm_head" in (adapter or {}).get("lora_target_modules", []):
         with pytest.raises(ConfigError, match="Applying a PEFT adapter to `lm_head` is not supported"):
+            build(config, kind)
+        return
+    if trainer == "TRL_SFT" and is_tied and trained == "tokens":
+        with pytest.raises(ConfigError, match=r"peft.lora_trainable_token_indices: the head .* use trainer OUMI"):
             build(config, kind)
         return
     if trained == "biases" and mode == "ADAPTER_AND_BASE_MODEL":

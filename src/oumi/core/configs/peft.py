@@ -6,9 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from oumi.core.configs.base import Complaint, NamedEnum, Params
+
+TAKEN_FROM_BASE = ("pissa", "olora", "loftq")
+"""Initializations that begin with a part of the base weights."""
 
 
 class PeftSaveMode(NamedEnum):
@@ -30,12 +33,11 @@ class LoraWeightInitialization(NamedEnum):
     PISSA_NITER = "pissa_niter_[number of iters]"
     LOFTQ = "loftq"
     OLORA = "olora"
+    ORTHOGONAL = "orthogonal"
 
-    @property
-    def keeps_base(self) -> bool:
-        """Returns True if the base weights stay unchanged; the others move a part of them into the adapter."""
-        kinds = LoraWeightInitialization
-        return self in (kinds.DEFAULT, kinds.RANDOM, kinds.GAUSSIAN)
+
+PissaIterations = Annotated[str, Field(pattern=r"^pissa_niter_[1-9][0-9]*$")]
+"""A fast decomposition with so many iterations."""
 
 
 class PeftParams(Params):
@@ -57,8 +59,8 @@ class PeftParams(Params):
     """Modules of which all weights are trained."""
     lora_bias: Literal["none", "all", "lora_only"] = "none"
     """Which biases are trained."""
-    lora_init_weights: LoraWeightInitialization = LoraWeightInitialization.DEFAULT
-    """How the adapter is initialized."""
+    lora_init_weights: LoraWeightInitialization | PissaIterations = LoraWeightInitialization.DEFAULT
+    """How the adapter is initialized; `pissa_niter_16` is PISSA with 16 iterations of a fast decomposition."""
     lora_task_type: str = "CAUSAL_LM"
     """PEFT's name of the task."""
     q_lora: bool = False
@@ -77,6 +79,12 @@ class PeftParams(Params):
     """Dtype in which layers with 4-bit weights compute."""
     peft_save_mode: PeftSaveMode = PeftSaveMode.ADAPTER_ONLY
     """What is saved at the end."""
+    lora_trainable_token_indices: list[NonNegativeInt] | None = None
+    """Tokens whose embeddings are trained, as whole rows."""
+    lora_use_dora: bool = False
+    """Train the length of each row of a weight apart from its direction (DoRA)."""
+    lora_use_rslora: bool = False
+    """Scale the update by alpha / sqrt(r) (rank-stabilized LoRA)."""
 
     def complaints(self) -> Iterator[Complaint]:
         import re
@@ -87,6 +95,17 @@ class PeftParams(Params):
             except re.error as error:
                 yield f"lora_exclude_modules[{i}]", f"'{pattern}' is not a regular expression: {error}"
 
+    @property
+    def initialization(self) -> str:
+        """Returns the name of the initialization in PEFT."""
+        init = self.lora_init_weights
+        return init if isinstance(init, str) else str(init.value)
+
+    @property
+    def keeps_base(self) -> bool:
+        """Returns True if the base weights stay unchanged; otherwise a part of them moves into the adapter."""
+        return not self.initialization.startswith(TAKEN_FROM_BASE)
+
     def to_lora(self) -> Any:
         """Returns the adapter as peft.LoraConfig."""
         from peft import LoraConfig
@@ -96,9 +115,9 @@ class PeftParams(Params):
     def lora_settings(self) -> dict[str, Any]:
         """Returns the arguments of peft.LoraConfig."""
         # PEFT takes True for its default and False for random values.
-        init: bool | str = self.lora_init_weights.value
-        if self.lora_init_weights in (LoraWeightInitialization.DEFAULT, LoraWeightInitialization.RANDOM):
-            init = self.lora_init_weights == LoraWeightInitialization.DEFAULT
+        init: bool | str = self.initialization
+        if init in ("default", "random"):
+            init = init == "default"
         # PEFT reads `all-linear` only as text, and exclusions only as a single expression.
         is_all = self.lora_target_modules == ["all-linear"]
         patterns = self.lora_exclude_modules
@@ -113,4 +132,7 @@ class PeftParams(Params):
             "bias": self.lora_bias,
             "init_lora_weights": init,
             "task_type": str(self.lora_task_type),
+            "trainable_token_indices": self.lora_trainable_token_indices or None,
+            "use_dora": self.lora_use_dora,
+            "use_rslora": self.lora_use_rslora,
         }

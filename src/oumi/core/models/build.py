@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from oumi.core.distributed.sharding import replace_parameters
 from oumi.core.errors import ConfigError
 from oumi.core.log import logger
 from oumi.core.models.adapters import add_lora, base_weight_name, below_adapter, is_adapted, load_adapter
+from oumi.core.models.initialization import load_trained, restore_from, take_from_base
 from oumi.core.models.load import freeze, load_model
 from oumi.core.plan.choices import FLAT_ATTENTIONS
 from oumi.core.plan.parts import Plan
@@ -53,7 +55,8 @@ def build_model(
     _check_positions(model, plan.model.max_length)
     # The checkpoint of an adapter has no weights of the base model, so those always come from the plan.
     adapter = checkpoint or plan.model.adapter
-    if not is_full and adapter is not None:
+    taken = plan.lora.taken_from_base if plan.lora else None
+    if not is_full and adapter is not None and not taken:
         revision = None if checkpoint else plan.model.adapter_revision
         with shapes_on_host(model, keeps_copies=True) as shapes:
             adapted = load_adapter(shapes, adapter, is_trained=True, revision=revision)
@@ -69,6 +72,10 @@ def build_model(
         return model
     with shapes_on_host(model, keeps_copies=False) as shapes:
         adapted = add_lora(shapes, plan.lora, _base_name(plan))
+    if taken and checkpoint is not None:
+        restore_from(adapted, checkpoint)
+    elif taken:
+        take_from_base(adapted, taken, _weights_in_full(plan))
     return _without_frozen(adapted, plan)
 
 
@@ -150,12 +157,25 @@ def _without_frozen(adapted: Any, plan: Plan) -> Any:
     return adapted
 
 
-def with_full_weights(plan: Plan, adapter: Path) -> Any:
-    """Returns an adapter on the base weights of a plan in full, in the memory of the host, where training quantizes it.
+def _weights_in_full(plan: Plan) -> Callable[[str], torch.Tensor]:
+    """Returns a function that reads the weight of a module before it is quantized, by the path of the module."""
 
-    What is rounded to few bits for training is not what an adapter is merged into.
+    @cache
+    def model() -> Any:
+        # In the dtype of the files, which are mapped then and not copied.
+        return load_model(replace(plan.model, quantization=None, dtype="auto"), torch.device("cpu"))
+
+    def read(path: str) -> torch.Tensor:
+        return model().get_submodule(path).weight.data.float()  # type: ignore[no-any-return]
+
+    return read
+
+
+def with_full_weights(plan: Plan, adapter: Path) -> Any:
+    """Returns an adapter on the base weights of a plan as they are before training, in the memory of the host.
+
+    Training may round them to few bits, or take the beginning of the adapter out of them.
     """
-    assert plan.model.quantization is not None
     with torch.random.fork_rng():
         torch.manual_seed(plan.seed)  # random weights are drawn first in a run
         model = load_model(replace(plan.model, quantization=None, freeze=()), torch.device("cpu"))
@@ -169,9 +189,7 @@ def load_weights(model: Any, plan: Plan, checkpoint: Path) -> None:
     All weights are first loaded into a second model, since files may name and fuse them in another way than the model.
     """
     if is_adapted(model):
-        from peft import load_peft_weights, set_peft_model_state_dict  # not needed without an adapter
-
-        set_peft_model_state_dict(model, load_peft_weights(str(checkpoint), device=str(model.device)))
+        load_trained(model, checkpoint)
         return
     loaded = build_model(plan, model.device, checkpoint).state_dict()
     for name, tensor in model.state_dict().items():

@@ -14,6 +14,7 @@ import torch
 from transformers import GenerationConfig
 
 from oumi.core.models.adapters import below_adapter, is_adapted
+from oumi.core.models.initialization import begins_with_base, doubled, with_first_weights
 from oumi.core.models.load import load_model_config
 from oumi.core.plan.parts import ModelPlan
 
@@ -89,13 +90,16 @@ def _move_generation_settings(config: Any, generation: Any) -> None:
 
 
 def _write_adapter(model: Any, directory: Path) -> None:
+    is_doubled = begins_with_base(model)
+    weights = with_first_weights(model) if is_doubled else None
     # The base model keeps its embeddings, with which PEFT would otherwise compare those of the Hub.
     # The adapter alone that is trained: a trainer may keep another one to compare with.
-    model.save_pretrained(directory, save_embedding_layers=False, selected_adapters=["default"])
+    model.save_pretrained(directory, save_embedding_layers=False, selected_adapters=["default"], state_dict=weights)
     (directory / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     path = directory / "adapter_config.json"
     # Sorted by key, so that two adapters can be compared as text.
-    path.write_text(json.dumps(json.loads(path.read_text()), indent=2, sort_keys=True) + "\n")
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(doubled(config) if is_doubled else config, indent=2, sort_keys=True) + "\n")
 
 
 def _untie_adapted(base: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from oumi.core.configs import PeftParams, PeftSaveMode, TrainingConfig
+from oumi.core.configs import LoraWeightInitialization, PeftParams, PeftSaveMode, TrainingConfig
 from oumi.core.configs.fsdp import ShardingStrategy
 from oumi.core.errors import ConfigError
 from oumi.core.plan.facts import Facts, ModelFacts
@@ -92,6 +92,36 @@ def adapter_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         )
     if peft.q_lora:
         yield from _quantization_problems(config)
+    yield from _initialization_problems(config)
+
+
+def _initialization_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+    peft, key = config.peft, "peft.lora_init_weights"
+    name = peft.initialization
+    if name == LoraWeightInitialization.PISSA_NITER.value:
+        yield key, "PISSA_NITER needs the number of iterations, such as pissa_niter_16"
+    elif name == "eva":
+        yield key, "EVA begins with a pass over the data, which is not supported yet; PISSA and OLORA need none"
+    elif name == "loftq" and not peft.q_lora:
+        yield key, "LOFTQ begins with what quantization rounds off: set peft.q_lora: true"
+    elif name == "orthogonal" and peft.lora_r % 2:
+        yield "peft.lora_r", f"got {peft.lora_r}, must be even for peft.lora_init_weights: ORTHOGONAL"
+    if peft.keeps_base:
+        return
+    if peft.q_lora and name != "loftq":
+        yield key, f"{name} takes a part out of the base weights, which peft.q_lora rounds; LOFTQ is for them"
+    fsdp = equivalent_fsdp(config)
+    if fsdp.enable_fsdp and fsdp.sharding_strategy != ShardingStrategy.NO_SHARD:
+        yield key, f"{name} needs whole weights, and fsdp or deepspeed divides them over the ranks"
+    if peft.lora_use_dora:
+        yield (
+            "peft.lora_use_dora",
+            f"not with peft.lora_init_weights: {name}, whose update would not fit the base weights",
+        )
+    if peft.lora_target_parameters:
+        yield "peft.lora_target_parameters", f"not with peft.lora_init_weights: {name}, which is for linear layers"
+    if not config.model.load_pretrained_weights:
+        yield key, f"{name} takes the directions of trained weights, and those of this run are random"
 
 
 def _quantization_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:

@@ -103,11 +103,12 @@ def size_of_files(facts: ModelFacts, dtype: str, lora: LoraPlan | None) -> Saved
         return SavedSize(num_bytes, num_bytes, number_bytes=number_bytes)
     settings, targets = lora.settings, lora.settings["target_modules"]
     # These cases depend on PEFT or on the modules of the model, which are not loaded yet.
-    if targets is None or settings["modules_to_save"] or settings["target_parameters"] or not facts.matrices:
+    odd = ("modules_to_save", "target_parameters", "trainable_token_indices", "use_dora")
+    if targets is None or any(settings.get(name) for name in odd) or not facts.matrices:
         return None
     # An adapter is two matrices per target, rank x inputs and outputs x rank, in float32.
     adapted = [shape for name, shape in facts.matrices.items() if _is_adapted(name, targets)]
-    adapter_bytes = 4 * sum(settings["r"] * sum(shape) for shape in adapted)
+    adapter_bytes = 4 * (2 if lora.taken_from_base else 1) * sum(settings["r"] * sum(shape) for shape in adapted)
     base_bytes = (facts.num_parameters or 0) * BYTES.get(dtype, 4)
     return SavedSize(adapter_bytes, adapter_bytes, 0 if lora.save_mode == "ADAPTER_ONLY" else base_bytes)
 

@@ -15,7 +15,7 @@ USUAL_TARGETS = ("q_proj", "v_proj")
 """Modules that PEFT adapts by default in these families."""
 _LAYER = "DecoderLayer"
 """End of the names of the classes of layers in these families."""
-_ODD_SETTINGS = ("target_parameters", "modules_to_save", "exclude_modules")
+_ODD_SETTINGS = ("target_parameters", "modules_to_save", "exclude_modules", "trainable_token_indices", "use_dora")
 """Settings of PEFT whose weights cannot be counted from the shape alone."""
 
 

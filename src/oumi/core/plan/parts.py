@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from oumi.core.configs import DatasetParams, TrainerType, TrainingConfig
+from oumi.core.configs.peft import TAKEN_FROM_BASE
 from oumi.core.errors import ConfigError
 from oumi.core.plan.accelerate import AccelerateSettings
 from oumi.core.plan.best import BestPlan
@@ -79,6 +80,12 @@ class LoraPlan:
     """Arguments of peft.LoraConfig."""
     save_mode: str
     """Name of a PeftSaveMode."""
+
+    @property
+    def taken_from_base(self) -> str | None:
+        """Returns the initialization that begins with a part of the base weights, None for any other."""
+        init = self.settings.get("init_lora_weights", True)
+        return init if isinstance(init, str) and init.startswith(TAKEN_FROM_BASE) else None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from oumi.core.configs import LoraWeightInitialization, TrainingConfig, TrainingParams
+from oumi.core.configs import TrainingConfig, TrainingParams
 from oumi.core.configs.data import OnDuplicates, Truncation, is_split_expression, pattern_of
 from oumi.core.configs.loading import leaves, locate
 from oumi.core.configs.model import DTYPES
@@ -114,13 +114,6 @@ def _unsupported(config: TrainingConfig) -> Iterator[tuple[str, str]]:
             if matches_key(key, pattern) and not is_off:
                 yield key, f"{purpose}: not supported yet"
     # Adapters.
-    if training.use_peft and not config.peft.lora_init_weights.keeps_base:
-        starts = ", ".join(start.name for start in LoraWeightInitialization if start.keeps_base)
-        yield (
-            "peft.lora_init_weights",
-            f"{config.peft.lora_init_weights.name} changes the base weights, "
-            f"so the saved adapter would not fit them: not supported yet; available: {starts}",
-        )
     if training.use_peft and "CAUSAL_LM" not in str(config.peft.lora_task_type):
         yield "peft.lora_task_type", f"{config.peft.lora_task_type}: not supported yet; available: CAUSAL_LM"
 

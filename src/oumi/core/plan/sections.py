@@ -196,7 +196,7 @@ def plan_method(config: TrainingConfig, model: ModelPlan, steps: StepsPlan) -> M
     # Other trainers take `trainer_kwargs` as arguments of their own config class.
     settings = METHODS[name].settings.model_validate(training.trainer_kwargs) if trainer.is_native else NoSettings()
     # Disabling an adapter restores the model before training, unless this run continues it or changes its base.
-    keeps_base = peft.lora_bias == "none" and peft.lora_init_weights.keeps_base
+    keeps_base = peft.lora_bias == "none" and peft.keeps_base
     is_restored = training.use_peft and model.adapter is None and keeps_base
     mismatches = isinstance(settings, KtoSettings) and settings.loss_type == "kto"
     if mismatches and steps.rows_per_step < 2:

@@ -40,6 +40,12 @@ class Exporter:
         """Returns the model, or its copy without weights if it is divided: DeepSpeed leaves empty weights in place."""
         return self._model if self._copy is None else self._copy
 
+    @property
+    def _changes_base(self) -> bool:
+        """Returns True if the base weights in training are not those that an adapter is merged into: these are read."""
+        is_taken = self._plan.lora is not None and self._plan.lora.taken_from_base is not None
+        return is_taken or self._plan.model.quantization is not None
+
     @contextmanager
     def gathered(self, world: World, mode: str = "ADAPTER_ONLY") -> Iterator[None]:
         """Makes the weights that a mode writes whole on the main rank, in a file; does nothing unless they are divided.
@@ -69,7 +75,7 @@ class Exporter:
 
     def write(self, directory: Path, mode: str = "ADAPTER_ONLY") -> None:
         """Writes all weights, or the adapter, into a directory; the other modes of `ModelWriter` end the training."""
-        if mode == "ADAPTER_ONLY" or self._plan.model.quantization is None:
+        if mode == "ADAPTER_ONLY" or not self._changes_base:
             self._writer.write(directory, mode)
         else:
             with TemporaryDirectory(dir=directory.parent) as folder:
@@ -82,8 +88,7 @@ class Exporter:
         if not self._plan.checkpoints.final_model:
             return
         mode = self._plan.save_mode
-        # Quantized weights are read again in full.
-        with self.gathered(world, mode if self._plan.model.quantization is None else "ADAPTER_ONLY"):
+        with self.gathered(world, "ADAPTER_ONLY" if self._changes_base else mode):
             world.on_main(lambda: publish_model(directory, partial(self.write, mode=mode)))
 
     def _read_whole(self, path: Path, problem: OSError | None) -> None:

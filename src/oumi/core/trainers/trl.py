@@ -27,7 +27,7 @@ from oumi.core.distributed.world import World, seed_everything
 from oumi.core.errors import ConfigError, NotFiniteError, OumiError, did_you_mean
 from oumi.core.log import logger
 from oumi.core.models.acceleration.liger import check_liger
-from oumi.core.models.adapters import is_adapted, saved_size
+from oumi.core.models.adapters import below_adapter, is_adapted, saved_size
 from oumi.core.models.attention.rope import separate_rows
 from oumi.core.models.build import build_model, load_weights, router_loss_coefficient
 from oumi.core.monitoring.build import build_efficiency, build_reporting, write_model_summary
@@ -81,9 +81,12 @@ class TrlTrainer:
             _check_kind(plan, start.checkpoint)
         # The other trainer moves a model to its device, but not one with quantized weights.
         moves = plan.model.quantization is None or plan.accelerate.fsdp is not None
-        model = build_model(plan, torch.device("cpu") if moves else world.device)
+        is_taken = plan.lora is not None and plan.lora.taken_from_base is not None
+        checkpoint = start.checkpoint if is_taken else None  # any other model the other trainer restores by itself
+        model = build_model(plan, torch.device("cpu") if moves else world.device, checkpoint)
         exporter = Exporter(plan, model, rows.preprocessor)
         _check_blocks(plan, model)
+        _check_head(plan, exporter.shapes)
         rows.check_vocabulary(exporter.shapes)
         write_model_summary(plan, model)
         plan = with_saved_size(plan, saved_size(exporter.shapes, plan.save_mode))
@@ -228,6 +231,16 @@ def _check_blocks(plan: Plan, model: torch.nn.Module) -> None:
             raise ConfigError(
                 f"fsdp.transformer_layer_cls: the model has no module of class {name}{did_you_mean(name, classes)}"
             )
+
+
+def _check_head(plan: Plan, model: Any) -> None:
+    """Raises ConfigError if TRL would multiply by the weight of the head, and so pass over trained rows of it."""
+    head = below_adapter(model).get_output_embeddings()
+    if plan.trainer != "HF" and type(head).__name__ == "TrainableTokensWrapper":
+        raise ConfigError(
+            f"peft.lora_trainable_token_indices: the head of this model is its embedding, and {plan.trainer} would "
+            "pass over the trained rows of it; use trainer OUMI or HF, or peft.lora_modules_to_save for all rows"
+        )
 
 
 def _warn_of_router_loss(model: Any) -> None:

@@ -25,6 +25,7 @@ from oumi.core.data.pipeline.loader import Epoch
 from oumi.core.data.training_data import TrainingData
 from oumi.core.distributed.world import World
 from oumi.core.errors import OtherRankError
+from oumi.core.models.initialization import begins_with_base
 from oumi.core.optim.optimizers import decayed_names
 from oumi.core.optim.schedules import build_schedule
 from oumi.core.plan.choices import SCHEDULES
@@ -134,6 +135,10 @@ class AdaptedTrainer(Trainer):
 
     def _send_telemetry(self) -> None:
         """Sends nothing: TRL would report the model, the data and the device to the Hub."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not begins_with_base(self.model):  # whose files have another rank; it is restored where it is built
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step
