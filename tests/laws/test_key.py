@@ -163,7 +163,8 @@ def acted(config: TrainingConfig) -> dict[str, Any]:
     record = {key: value for key, value in plan_json(plan).items() if key != "notes"}
     if config.training.trainer_type.name == "OUMI":
         return record
-    return {**{key: value for key, value in record.items() if key not in BY_ARGUMENTS}, "arguments": arguments(plan)}
+    ours = {key: value for key, value in record.items() if key not in BY_ARGUMENTS}
+    return {**ours, "samples": plan.evaluation.num_samples, "arguments": arguments(plan)}
 
 
 def plan_of(config: TrainingConfig) -> Plan:

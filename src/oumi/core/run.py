@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +60,18 @@ class StepReport:
     num_tokens: int
     extra: Mapping[str, float] = field(default_factory=dict)
     """What the method measures beside, as means; or what another trainer logs."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the model answered to a row of the validation set."""
+
+    source: str
+    """Place of the row."""
+    prompt: str
+    reference: str
+    """What the row has there."""
+    answer: str
 
 
 @dataclass(eq=False, kw_only=True)
@@ -152,6 +164,9 @@ class Callback:
     def measured(self, run: Progress, metrics: Mapping[str, float]) -> None:
         """When something other than a step was measured, such as the validation loss."""
 
+    def sampled(self, run: Progress, samples: Sequence[Sample]) -> None:
+        """When rows of the validation set were answered."""
+
     def saved(self, run: Progress, checkpoint: Path) -> None:
         """When a checkpoint stands complete on disk."""
 
@@ -191,6 +206,10 @@ class Callbacks(Callback):
         run.metrics.update(metrics)
         for callback in self.all:
             callback.measured(run, metrics)
+
+    def sampled(self, run: Progress, samples: Sequence[Sample]) -> None:
+        for callback in self.all:
+            callback.sampled(run, samples)
 
     def saved(self, run: Progress, checkpoint: Path) -> None:
         for callback in self.all:

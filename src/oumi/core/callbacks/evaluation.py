@@ -5,13 +5,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 
 from oumi.core.batch import Batch
+from oumi.core.callbacks.samples import Sampler
 from oumi.core.checkpoint.best import track_best
+from oumi.core.data.pipeline.loader import in_order
+from oumi.core.data.training_data import TrainingData
 from oumi.core.distributed.sharding import free_gathered
+from oumi.core.distributed.world import World
 from oumi.core.methods.method import Loss, add_step_sums, over_ranks, wide
+from oumi.core.models.acceleration.flat import generating
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callback, Run, StepReport
 
@@ -22,8 +28,10 @@ class Evaluation(Callback):
     For losses per token, it also reports `eval_perplexity`.
     """
 
-    def __init__(self, batches: Callable[[], Iterable[Batch]]) -> None:
+    def __init__(self, batches: Callable[[], Iterable[Batch]], sampler: Sampler | None = None) -> None:
+        """Sets what yields the batches of this rank, and what answers rows on the main one."""
         self._batches = batches
+        self._sampler = sampler
 
     def train_start(self, run: Run) -> None:  # type: ignore[override]  # the native loop passes a Run
         if run.state.awaits_evaluation:
@@ -43,6 +51,25 @@ class Evaluation(Callback):
             run.stop_requested = True
             return
         run.callbacks.measured(run, {**metrics, **track_best(run, metrics)})
+        if self._sampler is not None and run.world.is_main:
+            with generating(run.model) as model:
+                samples = self._sampler.samples(model)
+            run.callbacks.sampled(run, samples)
+
+
+def build_evaluation(plan: Plan, world: World, data: TrainingData) -> Evaluation:
+    """Returns the evaluation of a rank's share of the validation set."""
+    share = (data.collate(plan), world.rank, world.size)
+    batches = partial(in_order, data.validation, plan.evaluation.batch_size, *share)
+    return Evaluation(batches, build_sampler(plan, world, data))
+
+
+def build_sampler(plan: Plan, world: World, data: TrainingData) -> Sampler | None:
+    """Returns what answers rows of the validation set, on the main rank; None if the plan asks for no answers."""
+    num_samples = plan.evaluation.num_samples
+    if not num_samples or not world.is_main:
+        return None
+    return Sampler(data.validation, data.preprocessor.tokenizer, num_samples)
 
 
 def with_perplexity(metrics: dict[str, float], plan: Plan, prefix: str = "eval") -> dict[str, float]:

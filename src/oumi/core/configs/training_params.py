@@ -146,6 +146,8 @@ class TrainingParams(Params):
     """When the validation loss is computed."""
     eval_steps: PositiveInt = 500
     """Steps between evaluations."""
+    eval_samples: NonNegativeInt = 0
+    """Validation rows that the model answers at each evaluation, written to samples.jsonl and TensorBoard."""
     metric_for_best_model: str | None = None
     """Metric of the best evaluation, such as `eval_loss`, the default; `eval_` may be left out."""
     greater_is_better: bool | None = None

@@ -49,6 +49,8 @@ class LanguageModel(torch.nn.Module):
         self._decoder = [base.base_model]  # in a list, so that it is not registered as a second submodule
         self._head = head
         self._documents = Documents()
+        self.own_attention = "sdpa"
+        """The attention that the model had before it became flat."""
         separate_documents(base, self._documents)
         run_by_document(mixers, self._documents)
         self._image_token: int | None = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
@@ -73,6 +75,10 @@ class LanguageModel(torch.nn.Module):
         """Computes the gradient of a weight shared by embedding and head only once, see `tied_embedding.py`."""
         if self._head is not None:
             self._head.tie()
+
+    def forget_documents(self) -> None:
+        """Drops the documents of the last batch, which rotary embeddings would take for those of the next input."""
+        self._documents.fill(())
 
     def without_copies(self, batch: Batch) -> tuple[Batch, tuple[slice | None, ...]]:
         """Returns what is computed of a batch, see `share_prefixes`: the batch itself if the model shares none."""

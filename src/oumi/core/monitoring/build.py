@@ -12,7 +12,7 @@ from oumi.core.models.attention.flex import may_take_flex
 from oumi.core.models.flops import model_flops
 from oumi.core.monitoring.console import Console
 from oumi.core.monitoring.efficiency import ComputeMode, Device, Efficiency
-from oumi.core.monitoring.metrics_file import MetricsFile
+from oumi.core.monitoring.metrics_file import MetricsFile, SamplesFile
 from oumi.core.monitoring.reporting import Reporting, Sink
 from oumi.core.monitoring.telemetry import Telemetry
 from oumi.core.monitoring.trackers import build_trackers
@@ -23,7 +23,8 @@ from oumi.core.plan.parts import Plan
 def build_reporting(plan: Plan, efficiency: Efficiency) -> Reporting:
     """Returns the callback that passes the measurements of a run to the console, to files and to trackers."""
     # The console comes first, so that a step is shown even while a tracker waits for its server.
-    sinks: list[Sink] = [Console(plan.logs), MetricsFile(), *build_trackers(plan)]
+    samples = [SamplesFile()] if plan.evaluation.num_samples else []
+    sinks: list[Sink] = [Console(plan.logs), MetricsFile(), *samples, *build_trackers(plan)]
     if plan.logs.step_times and plan.logs.telemetry_dir is not None:
         sinks.append(Telemetry(plan.logs.telemetry_dir))
     return Reporting(sinks, efficiency)

@@ -12,7 +12,7 @@ import torch
 from oumi.core.batch import Batch
 from oumi.core.checkpoint.best import outcome
 from oumi.core.monitoring.efficiency import Efficiency, MicroBatchSize, Record
-from oumi.core.run import Callback, Progress, Run, StepReport
+from oumi.core.run import Callback, Progress, Run, Sample, StepReport
 from oumi.core.system import host
 
 
@@ -27,6 +27,9 @@ class Sink:
 
     def measured(self, run: Progress, record: Record) -> None:
         """Called after another measurement, such as the validation loss."""
+
+    def sampled(self, run: Progress, samples: Sequence[Sample]) -> None:
+        """Called with what the model answered to rows of the validation set."""
 
     def note(self, text: str) -> None:
         """Called with a message for the user."""
@@ -97,6 +100,11 @@ class Reporting(Callback):
         for sink in self._sinks:
             sink.measured(run, record)
         self._restart()  # the next step does not include the evaluation
+
+    def sampled(self, run: Progress, samples: Sequence[Sample]) -> None:
+        for sink in self._sinks:
+            sink.sampled(run, samples)
+        self._restart()
 
     def saved(self, run: Progress, checkpoint: Any) -> None:
         for sink in self._sinks:

@@ -54,9 +54,9 @@ class TensorBoard:
     def describe(self) -> None:
         pass
 
-    def write(self, values: Record, step: int) -> None:
+    def write(self, values: Record | dict[str, str], step: int) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            (self._writer.add_text if isinstance(value, str) else self._writer.add_scalar)(name, value, step)
         self._writer.flush()  # by default, SummaryWriter flushes only every two minutes
 
     def finish(self) -> None:

@@ -17,7 +17,7 @@ from oumi.core.monitoring.console import is_due
 from oumi.core.monitoring.reporting import Record, Sink
 from oumi.core.monitoring.tracker_clients import Client, Mlflow, TensorBoard, Wandb
 from oumi.core.plan.parts import Plan
-from oumi.core.run import Progress
+from oumi.core.run import Progress, Sample
 from oumi.core.system.redact import redact
 from oumi.core.system.signals import is_stop_requested
 
@@ -33,7 +33,7 @@ def build_trackers(plan: Plan) -> list[Sink]:
     """Returns the trackers that the plan enables; raises ConfigError if the package of one is missing."""
     trackers: list[Sink] = []
     if plan.logs.tensorboard_dir is not None:
-        trackers.append(Tracker("TensorBoard", TensorBoard))
+        trackers.append(TextTracker("TensorBoard", TensorBoard))
     # Imported here, before training begins, so that a missing package fails early.
     if plan.logs.wandb:
         wandb = _import_package("wandb", "training.enable_wandb")
@@ -64,7 +64,7 @@ class Tracker(Sink):
         self._make_client = make_client
         self._client: Client | None = None
         self._epoch = 0
-        self._records: Queue[tuple[Record, int] | None] = Queue(_MAX_WAITING)
+        self._records: Queue[tuple[Record | dict[str, str], int] | None] = Queue(_MAX_WAITING)
         # A daemon, since Python waits for all other threads at its end.
         self._thread = Thread(target=self._work, daemon=True)
         self._has_warned = False
@@ -104,7 +104,7 @@ class Tracker(Sink):
                 return
             self._thread.join(min(left_s, _CHECK_S))
 
-    def _put(self, record: tuple[Record, int] | None) -> None:
+    def _put(self, record: tuple[Record | dict[str, str], int] | None) -> None:
         try:
             self._records.put_nowait(record)
         except Full:
@@ -134,6 +134,23 @@ class Tracker(Sink):
             self._has_warned = True
             text = redact(" ".join(reason.split()))  # one line, also of an error with many
             logger.warning("%s %s. The run goes on; metrics.jsonl has all of its values", self._name, text)
+
+
+class TextTracker(Tracker):
+    """A tracker that shows texts, too."""
+
+    def sampled(self, run: Progress, samples: Sequence[Sample]) -> None:
+        texts = {f"samples/{i}": _as_markdown(sample) for i, sample in enumerate(samples)}
+        self._put((texts, run.state.step))
+
+
+def _as_markdown(sample: Sample) -> str:
+    """Returns a sample as TensorBoard shows it: texts as they stand, in blocks of code."""
+    parts = {"prompt": sample.prompt, "answer": sample.answer, "reference": sample.reference}
+    blocks = (
+        f"**{name}**\n\n" + "".join(f"    {line}\n" for line in text.splitlines()) for name, text in parts.items()
+    )
+    return f"{sample.source}\n\n" + "\n".join(blocks)
 
 
 def _prefixed(prefix: str, record: Record) -> Record:

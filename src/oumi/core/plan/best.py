@@ -98,7 +98,8 @@ def best_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 def metrics_of(training: TrainingParams) -> list[str]:
     """Returns the metrics that an evaluation reports, an empty list if the trainer alone knows them."""
     spec = METHODS.get(method_of(training))
-    if spec is None or (training.trainer_type.spec.is_native and spec.loss is None):
+    is_native = training.trainer_type.spec.is_native
+    if spec is None or (spec.loss is None if is_native else not spec.is_per_token):
         return []
     names = ["loss", "perplexity"] if spec.is_per_token else ["loss"]
     return [f"eval_{name}" for name in (*names, *spec.metrics)]

@@ -263,6 +263,8 @@ class EvaluationPlan:
     every_epoch: bool
     batch_size: int
     """Rows of a batch."""
+    num_samples: int = 0
+    """Rows that the model answers at each evaluation."""
 
 
 @dataclass(frozen=True)

@@ -224,9 +224,23 @@ def _wrong_data(config: TrainingConfig) -> Iterator[tuple[str, str]]:
             "training.eval_strategy",
             f"'{config.training.eval_strategy}' needs rows: data.validation.datasets is empty",
         )
+    yield from _wrong_samples(config)
     yield from _wrong_packing(config)
     yield from _wrong_stream(config)
     yield from collators.wrong_arguments(config.data.train)
+
+
+def _wrong_samples(config: TrainingConfig) -> Iterator[tuple[str, str]]:
+    training, key = config.training, "training.eval_samples"
+    if not training.eval_samples:
+        return
+    if training.eval_strategy == "no":
+        yield key, "needs evaluations: set training.eval_strategy to 'steps' or 'epoch'"
+    if training.compile:
+        yield key, "not supported with training.compile: the lengths of answers would compile the layers anew"
+    for section in ("fsdp", "deepspeed"):
+        if getattr(getattr(config, section), f"enable_{section}"):
+            yield key, f"not supported with {section}: the first process answers, and has only a part of the weights"
 
 
 def _wrong_packing(config: TrainingConfig) -> Iterator[tuple[str, str]]:

@@ -287,6 +287,7 @@ def plan_evaluation(config: TrainingConfig) -> EvaluationPlan:
         every_steps=training.eval_steps if training.eval_strategy == "steps" else None,
         every_epoch=training.eval_strategy == "epoch",
         batch_size=training.per_device_eval_batch_size,
+        num_samples=training.eval_samples,
     )
 
 

@@ -10,10 +10,9 @@ import torch
 
 from oumi.core.callbacks.checkpointing import Checkpointing
 from oumi.core.callbacks.device_memory import EmptyCache
-from oumi.core.callbacks.evaluation import Evaluation
+from oumi.core.callbacks.evaluation import build_evaluation
 from oumi.core.callbacks.guards import FiniteGuard, SignalGuard, stopped_early
 from oumi.core.checkpoint.state import load_state
-from oumi.core.data.pipeline.loader import in_order
 from oumi.core.data.training_data import TrainingData
 from oumi.core.distributed.parameters import Parameters
 from oumi.core.distributed.world import World, seed_everything
@@ -108,8 +107,7 @@ class NativeTrainer:
             efficiency = build_efficiency(plan, self.run.model.inner, self.run.model.has_full_head)
             callbacks.append(build_reporting(plan, efficiency))
         if len(data.validation):
-            share = (data.collate(plan), world.rank, world.size)
-            callbacks.append(Evaluation(partial(in_order, data.validation, plan.evaluation.batch_size, *share)))
+            callbacks.append(build_evaluation(plan, world, data))
         if plan.empty_cache_every is not None and world.device.type != "cpu":
             callbacks.append(EmptyCache(plan.empty_cache_every))
         return [*callbacks, checkpointing]  # last, so that a checkpoint comes after the evaluation of its step

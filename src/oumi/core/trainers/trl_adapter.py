@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,13 +18,15 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from oumi.core.batch import Batch
-from oumi.core.callbacks.evaluation import with_perplexity
+from oumi.core.callbacks.evaluation import build_sampler, with_perplexity
+from oumi.core.callbacks.samples import Sampler
 from oumi.core.checkpoint.store import checkpoint_path
 from oumi.core.data.build_stream import StreamedRows
 from oumi.core.data.pipeline.loader import Epoch
 from oumi.core.data.training_data import TrainingData
 from oumi.core.distributed.world import World
 from oumi.core.errors import OtherRankError
+from oumi.core.models.acceleration.flat import generating
 from oumi.core.models.initialization import begins_with_base
 from oumi.core.optim.optimizers import decayed_names
 from oumi.core.optim.schedules import build_schedule
@@ -123,6 +125,7 @@ class AdaptedTrainer(Trainer):
         means = {"loss": loss_sum / max(num_terms, 1), **self._take_means()}
         named = {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
         metrics = with_perplexity(named, self.seams.plan, metric_key_prefix)
+        self._answer_samples()
         return EvalLoopOutput(None, None, metrics, len(dataloader.dataset))
 
     def _num_terms(self, batch: Batch) -> int:
@@ -139,6 +142,17 @@ class AdaptedTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not begins_with_base(self.model):  # whose files have another rank; it is restored where it is built
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    @cached_property
+    def _sampler(self) -> Sampler | None:
+        return build_sampler(self.seams.plan, self._world, self.seams.rows)
+
+    def _answer_samples(self) -> None:
+        run = self.seams.bridge.run
+        if self._sampler is not None:
+            with generating(self.seams.inputs.language_model) as model:
+                samples = self._sampler.samples(model)
+            run.callbacks.sampled(run, samples)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step

@@ -31,7 +31,7 @@ class ModelInputs:
 
     def __init__(self, language_model: LanguageModel, pad_to_multiple_of: int) -> None:
         """Sets the model, and the number of which the length of padded rows is a multiple."""
-        self._language_model = language_model
+        self.language_model = language_model
         self._multiple = pad_to_multiple_of
         # Transformers' own loops pass none; models that count positions by themselves may reject them.
         forward = below_adapter(language_model.inner).forward
@@ -61,15 +61,15 @@ class ModelInputs:
 
     def num_positions(self, batch: Batch) -> int:
         """Returns the tokens of a batch including padding."""
-        if self._language_model.is_flat:
+        if self.language_model.is_flat:
             return len(batch.tokens)
         longest = max(batch.lengths)
         return len(batch.lengths) * (longest + -longest % self._multiple)
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         """Returns the arguments of the forward pass for a batch on the device of the model."""
-        inputs = self._language_model.inputs(batch)
-        if self._language_model.is_flat:
+        inputs = self.language_model.inputs(batch)
+        if self.language_model.is_flat:
             return {**inputs, "labels": labels_of(batch)[None]}
         labels = torch.split(labels_of(batch), batch.lengths)
         inputs["labels"] = pad_sequence(list(labels), batch_first=True, padding_value=IGNORED)

@@ -55,6 +55,7 @@ def make_flat(
         has_prefixes: Documents of a row begin alike, so that the model may compute their prefix once. It is compared
             in the same way.
     """
+    own_attention = below_adapter(inner).config.get_text_config()._attn_implementation
     head = find_head(inner) if speed.fused_loss else None
     name = FLAT_EAGER if attention == "eager" else FLAT_SDPA
     reason = padding_reason = ""
@@ -93,7 +94,30 @@ def make_flat(
     if has_prefixes:
         logger.info("what documents of a row have in common is computed %s", "once" if shares else f"twice: {sharing}")
     modules = [] if reason else modules_of(inner, mixers)
-    return LanguageModel(inner, not reason, head, bool(padding_reason), shares, modules)
+    model = LanguageModel(inner, not reason, head, bool(padding_reason), shares, modules)
+    model.own_attention = own_attention
+    return model
+
+
+@contextmanager
+def generating(language_model: LanguageModel) -> Iterator[Any]:
+    """Yields the model of transformers, ready to generate: in evaluation mode, and with its own attention.
+
+    Flat attention has no cache of keys and values.
+    """
+    inner = language_model.inner
+    was_training = inner.training
+    flat = below_adapter(inner).config.get_text_config()._attn_implementation
+    language_model.eval()
+    language_model.forget_documents()
+    if language_model.is_flat:
+        _set_attention(inner, language_model.own_attention)
+    try:
+        yield inner
+    finally:
+        if language_model.is_flat:
+            _set_attention(inner, flat)
+        language_model.train(was_training)
 
 
 class Reference:
