@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from oumi.core.configs import TrainingConfig
 from oumi.core.train import train
+from tests.end_to_end.test_images import config_of as vision_config
 from tests.laws.test_ranks import assert_close
 from tests.ranks import free_port, run_ranks
 from tests.runs import records, tiny_config
@@ -28,6 +29,8 @@ CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "copies": (4, {"trainer_type": "TRL_SFT"}, {"sharding_strategy": "HYBRID_SHARD"}, {}),
     "adapter": (2, {"trainer_type": "TRL_SFT", **LORA}, {"transformer_layer_cls": "LlamaDecoderLayer"}, {}),
     "merged": (2, {"trainer_type": "HF", **LORA}, {}, {"peft_save_mode": "MERGED"}),
+    "packed": (2, {"trainer_type": "TRL_SFT", "enable_gradient_checkpointing": True}, {}, {}),
+    "images": (2, {"trainer_type": "HF"}, {}, {}),
     "zero 2": (2, {"trainer_type": "HF"}, {"zero_stage": "ZERO_2"}, {}),
     "zero 3": (2, {"trainer_type": "TRL_SFT"}, {"zero_stage": "ZERO_3"}, {}),
     "zero 3 merged": (2, {"trainer_type": "TRL_SFT", **LORA}, {"zero_stage": "ZERO_3"}, {"peft_save_mode": "MERGED"}),
@@ -42,10 +45,13 @@ def with_package(name: str) -> Any:
 
 def configured(folder: Path, name: str, **training: Any) -> TrainingConfig:
     _, of_case, _, peft = CASES[name]
-    config = tiny_config(
-        folder, num_rows=27, per_device_train_batch_size=1, max_steps=6, save_steps=3, save_final_model=True,
-        **{**of_case, **training},
-    )  # fmt: skip
+    values = {
+        "per_device_train_batch_size": 1, "max_steps": 6, "save_steps": 3, "save_final_model": True, **of_case,
+        **training,
+    }  # fmt: skip
+    config = vision_config(folder, "qwen2_vl", **values) if name == "images" else tiny_config(folder, 27, **values)
+    if name == "packed":
+        config.model.model_max_length, config.data.train.pack = 160, True
     config.peft.lora_target_modules = ["q_proj", "v_proj"]
     for key, value in peft.items():
         setattr(config.peft, key, value)
