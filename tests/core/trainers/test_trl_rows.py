@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from oumi.core.configs import TrainingConfig
-from oumi.core.errors import ConfigError
+from oumi.core.errors import ConfigError, DataError
 from oumi.core.inspect import gather_facts
 from oumi.core.plan.plan import make_plan
 from oumi.core.train import train
@@ -143,6 +143,24 @@ RANK_CASES = {
     "packed": packed,
     "stream": lambda folder, **training: streamed(packed(folder, **training)),
 }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_read_the_same_rows_however_they_are_started(tmp_path: Path, context: str) -> None:
+    shape = {"trainer_type": "TRL_SFT", "num_train_epochs": 1}
+    train(image_config(tmp_path, "llava", **shape))
+    workers = {"dataloader_num_workers": 2, "trainer_kwargs": {"dataloader_multiprocessing_context": context}}
+    train(image_config(tmp_path, "llava", **shape, **workers, output_dir=str(tmp_path / "workers")))
+    assert losses(tmp_path / "workers") == losses(tmp_path / "out")
+
+
+def test_an_image_that_is_gone_is_reported_by_a_worker_as_by_the_run(tmp_path: Path) -> None:
+    trainer = build_trainer(image_config(tmp_path, "llava", trainer_type="HF", dataloader_num_workers=1), TrlTrainer)
+    for path in tmp_path.glob("*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"^\S+rows\.jsonl:\d+: \S+\.png: No such file or directory$"):
+        trainer.train()
 
 
 def streamed(config: TrainingConfig) -> TrainingConfig:

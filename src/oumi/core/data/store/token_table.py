@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ _ROW = np.dtype(
 """Facts of a row. Those that end in `end` are cumulative, so that a row is located by its record and the one before."""
 _IMAGE_FILES = "images.jsonl"
 """The path of each image and the state of its file, see FileStates."""
+_OPEN_FILES = ("_tokens", "_rows", "_ids", "_extras")
+"""Attributes of a table that are numbers of open files."""
 _READ_ROWS = 1 << 16
 """Records that `TokenTable.column` reads at once."""
 
@@ -110,10 +113,17 @@ class TokenTable:
         self._extras = os.open(directory / "extras.bin", os.O_RDONLY)
 
     def __del__(self) -> None:
-        for name in ("_tokens", "_rows", "_ids", "_extras"):
+        for name in _OPEN_FILES:
             # `__init__` may have failed before all files were open.
             if (file := self.__dict__.get(name)) is not None:
                 os.close(file)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns the table for another process, to which the open files are handed over: they may have no name."""
+        return {**vars(self), **{name: DupFd(getattr(self, name)) for name in _OPEN_FILES}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({**state, **{name: state[name].detach() for name in _OPEN_FILES}})
 
     def __len__(self) -> int:
         return self._length
