@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import ENVIRONMENTS, PEERS, REFERENCES, Peer, ablations, before_and_now
+from benchmarks.peers import ADAPTERS, ENVIRONMENTS, PEERS, REFERENCES, Peer, ablations, before_and_now
 from benchmarks.sft.environments import ready_python
 from benchmarks.sft.measure import BATCH, PeerError, Run, Task, run_peer
 from benchmarks.sft.tables import NUM_SKIPPED_STEPS, Outcome, summary, table
@@ -42,9 +42,8 @@ def main() -> None:
     for shape in arguments.shapes:
         rows, outcomes, num_tokens = compare(arguments, shape)
         facts = facts_of(arguments, shape, outcomes, num_tokens)
-        write_results(
-            arguments.results / f"sft_{kind}-{shape}", report(facts, rows), {**facts, "peers": rows}, outcomes
-        )
+        path = arguments.results / f"{arguments.peft or 'sft'}_{kind}-{shape}"
+        write_results(path, report(facts, rows), {**facts, "peers": rows}, outcomes)
 
 
 def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -56,10 +55,15 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--before", type=Path, metavar="CHECKOUT", help="compare with an older checkout of this repository instead"
     )
+    parser.add_argument("--peft", choices=list(ADAPTERS), help="train an adapter instead, beside TRL alone")
     options = parser.parse_args(words)
     if options.before and not (options.before / "src/oumi").is_dir():
         parser.error(f"--before {options.before}: expected a checkout of this repository")
     peers = before_and_now(options.before) if options.before else ablations() if options.ablate else PEERS
+    if options.peft:
+        if options.before or options.ablate:
+            parser.error("--peft is a comparison of its own")
+        peers = ADAPTERS[options.peft]
     return checked(parser, options, peers)
 
 
@@ -98,12 +102,12 @@ def checked(
 
 
 def compare(
-    arguments: argparse.Namespace, shape: str
+    arguments: argparse.Namespace, shape: str, are_pairs: bool = False
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Outcome], list[int]]:
     """Runs the peers on a shape, and returns the rows of the table, the runs, and the tokens of each step."""
     num_rows = arguments.rows or arguments.steps * BATCH
-    folder = arguments.cache / "work" / f"{shape}-{num_rows}"
-    work = make_workload(folder, SHAPES[shape], num_rows)
+    folder = arguments.cache / "work" / f"{shape}-{num_rows}{'-pairs' if are_pairs else ''}"
+    work = make_workload(folder, SHAPES[shape], num_rows, are_pairs)
     task = Task(work, arguments.steps, folder / "run")
     names = dict.fromkeys(peer.reference for peer in arguments.peers.values())
     references = {name: reference_losses(task, name, arguments.cache) for name in names}

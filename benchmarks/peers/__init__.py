@@ -53,10 +53,13 @@ class Peer:
     note: str = ""
 
 
+_TRL = ("transformers==5.23.0", "trl==1.16.0", "accelerate==1.15.0", "datasets==5.2.0")
+_OF_TRL = ("torch", "transformers", "trl", "accelerate", "datasets")
 ENVIRONMENTS = {
-    "trl": Environment(
-        ("transformers==5.23.0", "trl==1.16.0", "accelerate==1.15.0", "datasets==5.2.0"),
-        reported=("torch", "transformers", "trl", "accelerate", "datasets"),
+    "trl": Environment(_TRL, reported=_OF_TRL),
+    # An environment of its own, since transformers takes longer to import where these can be found.
+    "trl_peft": Environment(
+        (*_TRL, "peft==0.21.2", "bitsandbytes==0.50.2"), reported=(*_OF_TRL, "peft", "bitsandbytes")
     ),
     "oumi09": Environment(
         (
@@ -129,7 +132,64 @@ RANKS = {
     ),
 }
 """Each with two threads in all."""
+_ADAPTER = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+_OUR_ADAPTER = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "lora_target_modules": ["all-linear"]}
+_LORA = {"training": {"use_peft": True}, "peft": _OUR_ADAPTER}
+_QLORA = {"training": {"use_peft": True}, "peft": {**_OUR_ADAPTER, "q_lora": True, "bnb_4bit_quant_type": "nf4"}}
+_TRL_LORA = {**_TUNED, "adapter": _ADAPTER}
+_TRL_QLORA = {**_TRL_LORA, "adapter_bits": 4}
+_QLORA_NOTE = "adapters kept in float32 instead of bfloat16, as it would cast them"
+ADAPTERS = {
+    "lora": {
+        "oumi": Peer("Oumi (this repository)", None, None, _LORA, reference="trl_lora"),
+        "trl": Peer("TRL 1.16, tuned", "trl_sft.py", "trl_peft", _TRL_LORA, reference="trl_lora"),
+    },
+    "qlora": {
+        "oumi": Peer("Oumi (this repository)", None, None, _QLORA, reference="trl_qlora"),
+        "trl": Peer("TRL 1.16, tuned", "trl_sft.py", "trl_peft", _TRL_QLORA, reference="trl_qlora", note=_QLORA_NOTE),
+    },
+}
+"""Fine-tuning of adapters that begin with the same numbers."""
+_TRL_DPO = {"gradient_checkpointing": False, "max_length": None, "optim": "adamw_torch_fused"}
+_BEFOREHAND = {"precompute_ref_log_probs": True}
+
+
+def _native_dpo(peft: Mapping[str, Any] | None = None, **arguments: Any) -> dict[str, Any]:
+    """Returns the options of a run of ours that learns preferences."""
+    training = {"method": "dpo", "trainer_kwargs": arguments, "use_peft": peft is not None}
+    return {"training": training, "peft": peft or {}}
+
+
+DPO = {
+    "oumi": Peer("Oumi (this repository)", None, None, _native_dpo(), reference="trl_dpo"),
+    "trl": Peer("TRL 1.16, tuned", "trl_dpo.py", "trl", _TRL_DPO, reference="trl_dpo"),
+    "trl_stock": Peer(
+        "TRL 1.16, defaults in fp32", "trl_dpo.py", "trl", reference="trl_dpo", is_extra=True,
+        note="gradient checkpointing on, as is its default",
+    ),
+    "oumi_beforehand": Peer(
+        "Oumi (this repository)", None, None, _native_dpo(**_BEFOREHAND), reference="trl_dpo", base="oumi_beforehand"
+    ),
+    "trl_beforehand": Peer(
+        "TRL 1.16, tuned", "trl_dpo.py", "trl", {**_TRL_DPO, **_BEFOREHAND}, reference="trl_dpo",
+        base="oumi_beforehand",
+    ),
+    "oumi_lora": Peer(
+        "Oumi (this repository)", None, None, _native_dpo(_OUR_ADAPTER), reference="trl_dpo_lora", base="oumi_lora"
+    ),
+    "trl_lora": Peer(
+        "TRL 1.16, tuned", "trl_dpo.py", "trl_peft", {**_TRL_DPO, "adapter": _ADAPTER}, reference="trl_dpo_lora",
+        base="oumi_lora",
+    ),
+}  # fmt: skip
+"""Preferences: with a copy of the model as reference, with its log-probabilities computed beforehand, and of LoRA.
+
+TRL's `padding_free` is not among the options: release 1.16 ignores it."""
 REFERENCES = {
+    "trl_dpo": DPO["trl"],
+    "trl_dpo_lora": DPO["trl_lora"],
+    "trl_lora": ADAPTERS["lora"]["trl"],
+    "trl_qlora": ADAPTERS["qlora"]["trl"],
     "plain": PEERS["plain"],
     "plain_answers": PEERS["plain_answers"],
     "plain_litgpt": Peer("reference for LitGPT", "plain_torch.py", "trl", {"litgpt": True}, reference="plain_litgpt"),

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import trl.trainer.sft_trainer
+from adapters import adapter_arguments, keep_wide
 from clock import Clock, load_job
 from datasets import load_dataset
 from transformers import Trainer
@@ -28,10 +30,13 @@ def main() -> None:
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
-        **job["options"],
     }
+    adapter = adapter_arguments(job, trl.trainer.sft_trainer)
+    settings |= job["options"]
     rows = load_dataset("json", data_files=job["rows"], split="train")
-    SFTTrainer(model=job["model"], args=SFTConfig(**settings), train_dataset=rows).train()
+    trainer = SFTTrainer(model=job["model"], args=SFTConfig(**settings), train_dataset=rows, **adapter)
+    keep_wide(trainer.model)
+    trainer.train()
     clock.write_result()
 
 

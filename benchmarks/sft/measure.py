@@ -185,15 +185,17 @@ def _variables(task: Task, peer: Peer) -> dict[str, str]:
 def write_config(task: Task, peer: Peer) -> Path:
     """Writes the config of a run of this repository, and its rows, ordered so that its steps are the same."""
     path = place_rows(task.work.rows, task.folder / "rows.jsonl", _DATA_SEED)
-    only_answers = peer.options.get("answers")
+    only_answers, are_pairs = peer.options.get("answers"), task.work.are_pairs
     targets = {"train_target": "ALL_ASSISTANT_TURNS"} if only_answers else {"collator_name": "text_with_padding"}
+    dataset = {"dataset_name": "preference_pairs_jsonl" if are_pairs else "text_sft", "dataset_path": str(path)}
     config = {
         "model": {
             "model_name": str(task.work.model),
             "model_max_length": MAX_LENGTH,
             "torch_dtype_str": "float32",
         },
-        "data": {"train": {"datasets": [{"dataset_name": "text_sft", "dataset_path": str(path)}], **targets}},
+        "data": {"train": {"datasets": [dataset], **({} if are_pairs else targets)}},
+        "peft": peer.options.get("peft", {}),
         "training": {
             "trainer_type": peer.options.get("trainer_type", "OUMI"),
             "output_dir": str(task.folder / "out"),
@@ -205,6 +207,7 @@ def write_config(task: Task, peer: Peer) -> Path:
             "save_steps": 0,
             "save_final_model": False,
             "enable_tensorboard": False,
+            **peer.options.get("training", {}),
         },
     }
     if strategy := peer.options.get("sharding_strategy"):

@@ -23,6 +23,8 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+CHATML_OF_PAIRS = CHATML.replace("<|im_end|>\n", "<|im_end|>{{ '\\n' if message['role'] == 'user' else '' }}")
+"""Without a line break after an answer, which TRL trains and Oumi does not."""
 MAX_LENGTH = 512
 MEAN_LENGTH = 119
 _SPREAD = 0.7
@@ -63,6 +65,8 @@ class Workload:
     folder: Path
     num_tokens: tuple[int, ...]
     """Of each row, in the order in which they are trained."""
+    are_pairs: bool = False
+    """Rows are two chats with the same question, one of them preferred."""
 
     @property
     def model(self) -> Path:
@@ -75,19 +79,22 @@ class Workload:
         return self.folder / "rows.jsonl"
 
 
-def make_workload(folder: Path, shape: Shape, num_rows: int) -> Workload:
+def make_workload(folder: Path, shape: Shape, num_rows: int, are_pairs: bool = False) -> Workload:
     """Writes model, tokenizer and rows unless they exist, and returns them."""
-    lengths = row_lengths(num_rows, random.Random(_SEED))
-    work = Workload(folder, tuple(lengths))
-    stamp = json.dumps([_FORMAT, repr(shape), num_rows])
+    lengths = row_lengths(num_rows * (1 + are_pairs), random.Random(_SEED))
+    # A chat of a pair ends without a line break.
+    num_tokens = [sum(lengths[i::num_rows]) - 2 * are_pairs for i in range(num_rows)]
+    work = Workload(folder, tuple(num_tokens), are_pairs)
+    stamp = json.dumps([_FORMAT, repr(shape), num_rows, are_pairs])
     done = folder / "done"
     if done.exists() and done.read_text() == stamp:
         return work
     shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed, or of an older format
     folder.mkdir(parents=True)
     words = vocabulary_words(shape.vocabulary - len(_SPECIALS) - len(_NAMES))
-    write_rows(work.rows, make_rows(lengths, words))
-    _write_tokenizer(work.model, [*_SPECIALS, *_NAMES, *words])
+    rows = make_rows(lengths, words)
+    write_rows(work.rows, pairs_of(rows[:num_rows], rows[num_rows:]) if are_pairs else rows)
+    _write_tokenizer(work.model, [*_SPECIALS, *_NAMES, *words], CHATML_OF_PAIRS if are_pairs else CHATML)
     _write_model(work.model, shape)
     done.write_text(stamp)  # last: it says that all files are complete
     return work
@@ -123,6 +130,26 @@ def make_rows(lengths: Sequence[int], words: Sequence[str]) -> list[dict[str, li
     return rows
 
 
+def pairs_of(
+    chosen: Sequence[dict[str, list[dict[str, str]]]], rejected: Sequence[dict[str, list[dict[str, str]]]]
+) -> list[dict[str, list[dict[str, str]]]]:
+    """Returns pairs of chats that both begin with the shorter question; the rest of the longer one goes to its answer.
+
+    So a pair has as many tokens as its chats, less their last line breaks.
+    """
+    rows = []
+    for pair in zip(chosen, rejected, strict=True):
+        words = [[turn["content"].split() for turn in row["messages"]] for row in pair]
+        question = min((chat[0] for chat in words), key=len)
+        chats = []
+        for of_user, of_assistant in words:
+            answer = of_user[len(question) :] + of_assistant
+            parts = {"user": question, "assistant": answer}
+            chats.append([{"role": role, "content": " ".join(part)} for role, part in parts.items()])
+        rows.append(dict(zip(("chosen", "rejected"), chats, strict=True)))
+    return rows
+
+
 def write_rows(path: Path, rows: Sequence[object]) -> Path:
     """Writes rows as JSON lines, and returns the path."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -146,7 +173,7 @@ def placed(rows: Sequence[str], places: Sequence[int]) -> list[str]:
     return ordered
 
 
-def _write_tokenizer(folder: Path, tokens: Sequence[str]) -> None:
+def _write_tokenizer(folder: Path, tokens: Sequence[str], template: str) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -162,7 +189,7 @@ def _write_tokenizer(folder: Path, tokens: Sequence[str]) -> None:
         unk_token="<unk>",
         model_max_length=MAX_LENGTH,
     )
-    tokenizer.chat_template = CHATML
+    tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
 
 
