@@ -54,7 +54,7 @@ def test_every_row_of_the_tables_can_be_run(name: str, tmp_path: Path) -> None:
         assert refusals(TrainingConfig.from_yaml(str(write_config(Task(work, 1, tmp_path / "run"), peer)))) == []
 
 
-NOT_YET = ("qlora_oumi", "oumi_beforehand")
+NOT_YET = ("qlora_oumi",)
 
 
 def test_options_select_the_peers() -> None:

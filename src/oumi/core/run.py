@@ -116,10 +116,13 @@ class Run(Progress):
 
     def autocast(self) -> AbstractContextManager[object]:
         """Returns the context in which matrix products take the plan's mixed precision."""
-        dtype = self.plan.precision.autocast
-        if dtype is None:
-            return nullcontext()
-        return torch.autocast(self.world.device.type, dtype=getattr(torch, dtype))
+        return autocast_of(self.plan, self.world.device)
+
+
+def autocast_of(plan: Plan, device: torch.device) -> AbstractContextManager[object]:
+    """Returns the context in which matrix products on a device take the mixed precision of a plan."""
+    dtype = plan.precision.autocast
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=getattr(torch, dtype))
 
 
 class StepSource(Protocol):

@@ -16,7 +16,8 @@ from oumi.core.data.pipeline.loader import in_order
 from oumi.core.data.training_data import TrainingData
 from oumi.core.distributed.sharding import free_gathered
 from oumi.core.distributed.world import World
-from oumi.core.methods.method import Loss, add_step_sums, over_ranks, wide
+from oumi.core.methods.log_probs import wide
+from oumi.core.methods.method import Loss, add_step_sums, over_ranks
 from oumi.core.models.acceleration.flat import generating
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callback, Run, StepReport

@@ -76,6 +76,10 @@ class DpoSettings(AnswerSettings):
     reference_free: bool = False
     """Compare with no reference: the log-probabilities of the model alone are its rewards."""
 
+    precompute_ref_log_probs: bool = False
+    """Compute the log-probabilities of the reference for all rows before the first step, and keep them for later runs
+    with the same model and rows. Then no copy of the model is held, and no step computes the reference."""
+
     f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
     """Divergence from the reference by which `sigmoid`, `sigmoid_norm`, `hinge`, `ipo`, `robust`, `exo_pair` and
     `discopop` score an answer."""
@@ -115,6 +119,8 @@ class DpoSettings(AnswerSettings):
             yield "rpo_alpha", "adds the loss sft, which loss_type names already; set its weight in loss_weights"
         if "exo_pair" in names and not self.label_smoothing:
             yield "label_smoothing", "loss_type exo_pair needs a value above 0, such as 1e-3"
+        if self.reference_free and self.precompute_ref_log_probs:
+            yield "precompute_ref_log_probs", "reference_free compares with no reference"
         yield from _not_read(self, "label_smoothing", names, _SMOOTHED)
         yield from _not_read(self, "discopop_tau", names, ("discopop",))
         yield from _not_read(self, "f_divergence_type", names, _WITH_DIVERGENCE)

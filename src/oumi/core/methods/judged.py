@@ -12,8 +12,8 @@ import torch
 
 from oumi.core.batch import Batch
 from oumi.core.configs.methods import KtoSettings
-from oumi.core.methods.log_probs import log_probs_of
-from oumi.core.methods.method import Loss, Method, Reference, StepSums, terms, wide
+from oumi.core.methods.log_probs import log_probs_of, wide
+from oumi.core.methods.method import Loss, Method, Reference, StepSums, terms
 from oumi.core.methods.pairs import token_metrics
 from oumi.core.plan.parts import Plan
 
@@ -49,7 +49,7 @@ class JudgedAnswers(Method):
         # Ranks with a divided model take as many passes, so one without such rows passes what it has.
         compared = batch if batch.mismatched is None else batch.mismatched
         own_D = log_probs_of(model(compared), compared).sums()
-        ratios_D = own_D - log_probs_of(self._reference(compared), compared).sums()
+        ratios_D = own_D - self._reference(compared).sums()
         num_estimates = 0 if batch.mismatched is None else compared.num_rows
         kl = ratios_D[:num_estimates].sum()
         return {**sums, "kl": kl, "estimates": torch.full_like(kl, num_estimates)}
@@ -59,7 +59,7 @@ class JudgedAnswers(Method):
         settings, is_good_R = self._settings, _judgements(batch)
         log_probs = log_probs_of(model(batch), batch, has_measures=True)
         with torch.no_grad():
-            reference_D = log_probs_of(self._reference(batch), batch).sums()
+            reference_D = self._reference(batch).sums()
         log_probs_R = log_probs.sums()[: batch.num_rows]
         rewards_R = settings.beta * (log_probs_R - reference_D[: batch.num_rows])
         kl = torch.zeros_like(log_probs_R[:0].sum())

@@ -17,9 +17,13 @@ import torch
 
 from oumi.core.batch import Batch, LmHead, Prediction
 from oumi.core.methods.linear_cross_entropy import HeadPass, capped_logits, chunks
-from oumi.core.methods.method import wide
 
 _NUM_MEASURES = 3
+
+
+def wide(values: torch.Tensor) -> torch.Tensor:
+    """Returns values in float64, for sums over many tokens; in float32 on MPS, which has no other."""
+    return values.to(torch.float32 if values.device.type == "mps" else torch.float64)
 
 
 @dataclass(frozen=True)

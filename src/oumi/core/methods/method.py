@@ -9,14 +9,15 @@ from typing import Protocol
 
 import torch
 
-from oumi.core.batch import Batch, Prediction
+from oumi.core.batch import Batch
 from oumi.core.distributed.world import World
+from oumi.core.methods.log_probs import LogProbs
 from oumi.core.plan.methods import METHODS as SPECS
 from oumi.core.plan.parts import Plan
 from oumi.core.registry import Registry
 
-Reference = Callable[[Batch], Prediction]
-"""The model as it was before the training; takes no gradients."""
+Reference = Callable[[Batch], LogProbs]
+"""What the model as it was before the training says of a batch; takes no gradients."""
 StepSums = Mapping[str, torch.Tensor]
 """Scalars by name, summed over all batches of a step and all ranks."""
 
@@ -25,11 +26,6 @@ def terms(values: torch.Tensor) -> torch.Tensor:
     """Returns what a metric adds up: the sum of its values, and how many they are [2], without gradients."""
     total = values.detach().sum()
     return torch.stack([total, torch.full_like(total, values.numel())])
-
-
-def wide(values: torch.Tensor) -> torch.Tensor:
-    """Returns values in float64, for sums over many tokens; in float32 on MPS, which has no other."""
-    return values.to(torch.float32 if values.device.type == "mps" else torch.float64)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from itertools import pairwise
 import torch
 
 from oumi.core.batch import Batch
-from oumi.core.methods.log_probs import LogProbs
-from oumi.core.methods.method import Method, StepSums, terms, wide
+from oumi.core.methods.log_probs import LogProbs, wide
+from oumi.core.methods.method import Method, StepSums, terms
 
 
 class PairMethod(Method):

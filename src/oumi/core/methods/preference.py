@@ -54,7 +54,7 @@ class DirectPreference(PairMethod):
         ratios_D = log_probs_D
         if self._reference is not None:
             with torch.no_grad():
-                reference_D = log_probs_of(self._reference(batch), batch).sums(weights_N)
+                reference_D = self._reference(batch).sums(weights_N)
             ratios_D = log_probs_D - reference_D
         ratios = halves(ratios_D, batch)
         pairs = scored(Ratios(*ratios, *halves(log_probs.counts(), batch)), settings)

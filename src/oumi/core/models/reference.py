@@ -19,17 +19,19 @@ from oumi.core.models.sharded import base_weights, shard_model
 from oumi.core.plan.parts import Plan
 
 
-def build_reference(plan: Plan, world: World, model: Any) -> Callable[[Batch], Prediction]:
+def build_reference(plan: Plan, world: World, model: Any, is_copy: bool) -> Callable[[Batch], Prediction]:
     """Returns a function that computes the predictions of the model as the plan names it, before any step.
 
-    That is a frozen copy, or where the plan says so the model in training with its adapter disabled.
+    That is a frozen copy; or the model in training, with its adapter disabled where the plan says so, as long as it has
+    not taken a step otherwise.
 
     Args:
         plan: The plan of the run.
         world: This rank, on whose device the copy is.
         model: The model in training, as the loop calls it.
+        is_copy: Load a copy.
     """
-    is_copy = plan.method.copies_reference
+    reference, context = model, nullcontext
     if is_copy:
         if plan.sharding is not None:  # no backward pass needs its weights again
             plan = replace(plan, sharding=replace(plan.sharding, frees_after_forward=True))
@@ -39,9 +41,8 @@ def build_reference(plan: Plan, world: World, model: Any) -> Callable[[Batch], P
             source = base_weights(plan, world)
             reference = accelerate(build_model(plan, world.device, weights_from=source).requires_grad_(False), plan)
             shard_model(reference, plan, world, source)
-        context = nullcontext
-    else:
-        reference, context = model, model.inner.disable_adapter
+    elif not plan.method.copies_reference:
+        context = model.inner.disable_adapter
 
     def predict(batch: Batch) -> Prediction:
         was_training = reference.training

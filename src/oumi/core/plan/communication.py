@@ -90,7 +90,7 @@ def _num_gathered_bytes(plan: Plan, division: Division) -> int:
     root = division.gathered_bytes(division.root)
     # Of a block that is freed after the forward pass, the backward pass gathers it again.
     passes = root + blocks * (2 if frees else 1)
-    if plan.method.has_reference and frees:
+    if plan.method.runs_reference and frees:
         # The forward pass of the reference. What it keeps gathered, it finds gathered in the next one.
         passes += blocks
     return plan.steps.accumulation * passes
@@ -111,7 +111,7 @@ def _compute_seconds(plan: Plan, division: Division, device: Device | None) -> f
     tokens = plan.steps.micro_batch_rows * plan.steps.accumulation * length * plan.method.spec.documents_per_row
     # A forward pass multiplies each weight once, the backward pass twice: for the gradients of inputs and of weights.
     passes = 3 if plan.lora is None else 2
-    passes += (plan.gradient_checkpointing is not None) + plan.method.has_reference
+    passes += (plan.gradient_checkpointing is not None) + plan.method.runs_reference
     weights = shape.num_parameters - (0 if shape.is_tied else shape.embedding)
     # Of the scores with all tokens of a row, half are of later ones, which are left out.
     flops = 2 * tokens * (weights + shape.layers * shape.queries * length) * passes

@@ -229,7 +229,7 @@ class _Step:
         # Autocast keeps a 16-bit copy of each weight that it multiplies: of whole weights, once they are gathered.
         is_cast = self.plan.precision.autocast and self.division.compute_bytes is None
         copies = self.shape.num_parameters * 2 if is_cast else 0
-        return (base + copies) * (2 if self.plan.method.copies_reference else 1) + adapter
+        return (base + copies) * (2 if self.plan.method.holds_copy else 1) + adapter
 
     @property
     def number(self) -> float:

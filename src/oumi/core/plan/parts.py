@@ -160,7 +160,19 @@ class MethodPlan:
     mismatches: bool = False
     """Compares the answers of a step also with prompts of other rows."""
     copies_reference: bool = False
-    """Keeps a frozen copy of the model to compare with; False where the base below an adapter is that model."""
+    """The reference is a frozen copy of the model; False where the base below an adapter is that model."""
+    keeps_log_probs: bool = False
+    """The log-probabilities of the reference are computed before the first step, and no copy is held."""
+
+    @property
+    def holds_copy(self) -> bool:
+        """Returns True if a copy of the model is held during the training."""
+        return self.copies_reference and not self.keeps_log_probs
+
+    @property
+    def runs_reference(self) -> bool:
+        """Returns True if each step computes the reference."""
+        return self.has_reference and not self.keeps_log_probs
 
     @property
     def spec(self) -> MethodSpec:

@@ -267,6 +267,9 @@ def _wrong_stream(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         yield "training.max_steps", "the length of a stream is not known in advance: set the number of steps"
     if config.data.train.on_duplicates == OnDuplicates.ERROR:
         yield "data.train.on_duplicates", "the rows of a stream are not stored, so they cannot be compared"
+    if config.training.trainer_type.spec.is_native and config.training.trainer_kwargs.get("precompute_ref_log_probs"):
+        key = "training.trainer_kwargs.precompute_ref_log_probs"
+        yield key, "the rows of a stream are not known in advance: leave it out"
     # A stream repeats its data sets without end, so no epoch ends.
     per_epoch = {
         "training.save_epoch": training.save_epoch and training.save_steps <= 0,

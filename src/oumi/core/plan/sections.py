@@ -211,6 +211,7 @@ def plan_method(config: TrainingConfig, model: ModelPlan, steps: StepsPlan) -> M
         has_reference=has_reference,
         mismatches=mismatches,
         copies_reference=has_reference and not is_restored,
+        keeps_log_probs=has_reference and getattr(settings, "precompute_ref_log_probs", False),
     )
 
 

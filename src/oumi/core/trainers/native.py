@@ -23,7 +23,6 @@ from oumi.core.models.acceleration.apply import accelerate
 from oumi.core.models.acceleration.checkpointing import recompute_layers
 from oumi.core.models.adapters import saved_size
 from oumi.core.models.build import build_model
-from oumi.core.models.reference import build_reference
 from oumi.core.models.sharded import base_weights, shard_model
 from oumi.core.monitoring.build import build_efficiency, build_reporting, write_model_summary
 from oumi.core.optim.optimizers import build_optimizer
@@ -32,6 +31,7 @@ from oumi.core.plan.disk import with_saved_size
 from oumi.core.plan.parts import Plan
 from oumi.core.run import Callback, Callbacks, Run
 from oumi.core.trainers.export import Exporter
+from oumi.core.trainers.reference import load_reference
 from oumi.core.trainers.resume import ResumePoint, restore_best
 
 
@@ -65,7 +65,7 @@ class NativeTrainer:
             callbacks=Callbacks([]),
             world=world,
             model=language_model,
-            method=build_method(plan, partial(build_reference, plan, world, language_model)),
+            method=build_method(plan, partial(load_reference, plan, world, language_model, data, resume_point)),
             parameters=parameters,
             optimizer=optimizer,
             schedule=build_schedule(optimizer, plan.schedule, plan.num_steps),
