@@ -19,7 +19,7 @@ PROBLEMS = {
     "coalm_8b_lora_train": {TRAIN_PATH: NO_FILE, VALIDATION_PATH: NO_FILE},
     "coalm_70b_full_train": {TRAIN_PATH: NO_FILE, VALIDATION_PATH: NO_FILE},
     "coalm_405b_qlora_train": {TRAIN_PATH: NO_FILE},
-    "llava_7b_dpo_train": {TRAIN_PATH: NO_FILE, "training.trainer_kwargs.max_prompt_length": NOT_BUILT},
+    "llava_7b_dpo_train": {TRAIN_PATH: NO_FILE},
     "phi3_vision_dpo_train": {TRAIN_PATH: NO_FILE},
     "grpo_tldr_train": {"training.trainer_type": NOT_BUILT},
     "letter_counting_grpo_train": {"training.trainer_type": NOT_BUILT},

@@ -23,8 +23,6 @@ from tests.core.configs.test_sharded_files import GPU
 TABLE = Path(__file__).with_name("oumi_recipes.txt")
 LEFT_OUT = {"TRL_GRPO", "VERL_GRPO", "TRL_GKD", "TRL_GOLD"}
 """Reinforcement learning and distillation."""
-AWAITED = {"training.trainer_kwargs.max_prompt_length"}
-"""Keys of TRL_DPO that may still be refused."""
 TEMPLATES = {
     "Qwen2-VL": "qwen2-vl-instruct", "Qwen2.5-VL": "qwen2-vl-instruct", "Qwen3-VL": "qwen3-vl-instruct",
     "llava-1.5": "llava", "Phi-3-vision": "phi3-instruct", "Vision-Instruct": "llama3-instruct", "Molmo": "molmo",
@@ -252,17 +250,20 @@ def test_all_but_reinforcement_learning_and_distillation_pass_their_check(tmp_pa
         if recipe.trainer in LEFT_OUT:
             assert problems == {"training.trainer_type"}, recipe
         else:
-            assert problems <= (AWAITED if recipe.trainer == "TRL_DPO" else set()), (recipe, problems)
+            assert problems == set(), recipe
 
 
 @pytest.mark.parametrize(
-    "recipe", [recipe for recipe in RECIPES if recipe.trainer in ("TRL_SFT", "OUMI")][::6], ids=str
+    "recipe",
+    [recipe for recipe in RECIPES if recipe.trainer in ("TRL_SFT", "OUMI")][::6]
+    + [recipe for recipe in RECIPES if recipe.trainer in ("TRL_DPO", "TRL_KTO")],
+    ids=str,
 )
 def test_a_recipe_becomes_a_plan_whose_data_sets_take_their_arguments(recipe: Recipe) -> None:
     sections = content(recipe)
     for split in sections["data"].values():
         for dataset in split["datasets"]:
-            if dataset["dataset_name"] == "text_sft_jsonl":
+            if dataset["dataset_name"] in ("text_sft_jsonl", "vision_dpo_jsonl"):
                 dataset["dataset_path"] = "chats.jsonl"
     config = TrainingConfig.model_validate(sections)
     plan = make_plan(config, GPU, 8, 8)

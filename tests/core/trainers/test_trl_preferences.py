@@ -131,7 +131,7 @@ def test_every_argument_is_decided_by_us_or_passed_on(tmp_path: Path, trainer: s
     config = preference_config(tmp_path, trainer)
     names = {field.name for field in dataclasses.fields(loaded(METHODS[trainer].config))}
     decided = {*OWN_KEYS, *REFUSED, *(name for name in names if has_no_effect(name, config.training))}
-    for name in names - decided - PASSED - PASSED_TO_PREFERENCES:
+    for name in names - decided - PASSED - PASSED_TO_PREFERENCES:  # among them the limits of length, here of no type
         config.training.trainer_kwargs = {name: "x"}
         assert [problem.key for problem in refusals(config)] == [f"training.trainer_kwargs.{name}"]
 
@@ -157,6 +157,7 @@ def test_every_argument_that_we_set_is_one_of_the_installed_version(tmp_path: Pa
         ("TRL_DPO", {"tools": ["x"]}, "rows bring their own tools"),
         ("TRL_KTO", {"precompute_ref_log_probs": True}, "the completion with which loss kto compares a prompt"),
         ("TRL_KTO", {"train_sampling_strategy": "random"}, "the seed decides the order of the rows"),
+        ("TRL_KTO", {"max_prompt_length": "long"}, "got 'long', must be a whole number of tokens, 1 or more"),
         ("TRL_ORPO", {"generate_during_eval": True}, "samples during an evaluation are not supported"),
     ],
 )
@@ -186,6 +187,16 @@ def test_a_judged_completion_alone_in_its_micro_batch_is_refused(tmp_path: Path)
         ("TRL_DPO", {"precompute_ref_batch_size": 2}, "only precompute_ref_log_probs true reads it"),
         ("TRL_DPO", {"rpo_alpha": 0.5}, "loss: sigmoid plus 0.5 times sft, as training.trainer_kwargs.rpo_alpha says"),
         ("TRL_DPO", {"reference_free": True}, "reference: none, as training.trainer_kwargs.reference_free says"),
+        (
+            "TRL_DPO",
+            {"max_prompt_length": 1024},
+            "rows: longer prompts keep their last 1,024 tokens, as training.train",
+        ),
+        (
+            "TRL_ORPO",
+            {"max_completion_length": 9},
+            "rows: longer answers keep their first 9 tokens, as training.trainer",
+        ),
         ("TRL_CPO", {"simpo_gamma": 0.3}, "not read: training.trainer_kwargs.simpo_gamma: only loss_type simpo reads"),
         ("TRL_ORPO", {"padding_value": 0}, "not read: training.trainer_kwargs.padding_value: padded positions"),
     ],

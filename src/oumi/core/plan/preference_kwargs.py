@@ -36,11 +36,15 @@ _REFUSED = {
     "ref_model_init_kwargs": "the reference is a copy of the model, which model.model_kwargs sets",
     "model_adapter_name": "set model.adapter_model and model.adapter_trainable to train a given adapter",
     "ref_adapter_name": "the reference of a given adapter (model.adapter_model) is the adapter as it was",
-    "max_prompt_length": "not supported yet; model.model_max_length limits prompt and answer together",
-    "max_completion_length": "not supported yet; model.model_max_length limits prompt and answer together",
     "tools": "rows bring their own tools, in their column tools",
 }
 """Argument -> why it is refused, unless it is null or false."""
+
+_LIMITS = {
+    "max_prompt_length": "longer prompts keep their last {:,} tokens",
+    "max_completion_length": "longer answers keep their first {:,} tokens",
+}
+"""Arguments that the data path carries out, see `plan_data` -> what it does."""
 
 _LOSSES: Mapping[TrainerType, tuple[str, ...]] = {
     TrainerType.TRL_DPO: (
@@ -73,7 +77,7 @@ def former_arguments(training: TrainingParams) -> dict[str, Any]:
     kwargs = dict(training.trainer_kwargs)
     if training.trainer_type not in _TRAINERS:
         return kwargs
-    for name in (*_NO_EFFECT, *_REFUSED):
+    for name in (*_NO_EFFECT, *_REFUSED, *_LIMITS):
         kwargs.pop(name, None)
     if training.trainer_type == TrainerType.TRL_DPO:
         if kwargs.pop("reference_free", False):  # its log-probabilities are set to zero, see `trl_preferences.py`
@@ -108,6 +112,9 @@ def preference_notes(training: TrainingParams) -> Iterator[str]:
             yield f"not read: {key}: only loss_type {loss} reads it"
         elif (other := _ONLY_WITH.get(name)) and kwargs.get(other[0]) != other[1]:
             yield f"not read: {key}: only {other[0]} {_shown(other[1])} reads it"
+    for name, effect in _LIMITS.items():
+        if kwargs.get(name) is not None:
+            yield f"rows: {effect.format(kwargs[name])}, as training.trainer_kwargs.{name} says"
     if trainer == TrainerType.TRL_DPO and kwargs.get("rpo_alpha") is not None:
         yield f"loss: {losses[0]} plus {kwargs['rpo_alpha']:g} times sft, as training.trainer_kwargs.rpo_alpha says"
     if trainer == TrainerType.TRL_DPO and kwargs.get("reference_free"):
@@ -137,6 +144,9 @@ def _wrong_arguments(training: TrainingParams) -> Iterator[tuple[str, str]]:
     for name, reason in _REFUSED.items():
         if kwargs.get(name) not in (None, False):
             yield f"training.trainer_kwargs.{name}", reason
+    for name in _LIMITS:
+        if (limit := kwargs.get(name)) is not None and (type(limit) is not int or limit < 1):  # True is an int
+            yield f"training.trainer_kwargs.{name}", f"got {limit!r}, must be a whole number of tokens, 1 or more"
     if trainer not in _LOSSES:
         return
     key = "training.trainer_kwargs.loss_type"

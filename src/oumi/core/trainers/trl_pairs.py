@@ -59,6 +59,8 @@ class PreferenceCollator:
             item["mismatched"] = self._join.collate(self._mismatched(judged, numbers))
             item["label"] = torch.tensor([bool(row.columns["label"]) for row in judged])
             return item
+        if self._form == "sides" and (seen := next((row for row in rows if row.images), None)) is not None:
+            raise DataError(f"{seen.source}: ORPO and CPO of TRL do not pass images on; TRL_DPO and trainer OUMI do")
         pairs = [row.documents() for row in rows] or [[self._blank, self._blank]]
         # The chosen answers, then the rejected ones.
         item["documents"] = self._join.collate([pair[side] for side in (0, 1) for pair in pairs])

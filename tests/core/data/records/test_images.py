@@ -7,6 +7,7 @@ import io
 import random
 import re
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from oumi.core.data.records.conversations import chat_of
 from oumi.core.data.records.fields import UnusableValue
 from oumi.core.data.records.images import image_item, upright_rgb
 from oumi.core.data.records.schemas import detect_shape, to_value
-from oumi.core.data.tokenize.images import BadImage, load_image
+from oumi.core.data.tokenize.images import BadImage, load_image, locate_image
+from oumi.core.types.conversation import ContentItem, Type
 from oumi.core.types.example import RejectedRow, Row, Source
 
 RAMP = np.tile(np.linspace(0, 65_535, 64).astype(np.uint16), (8, 1))
@@ -107,6 +109,12 @@ def test_broken_exif_data_are_ignored_or_refused() -> None:
             broken[start + rng.randrange(4, 36)] = rng.randrange(256)
         with suppress(BadImage):
             assert load_image(image_item(bytes(broken))).size in sizes
+
+
+def test_base64_in_place_of_a_path_is_no_image_and_no_fault_of_the_file_system(tmp_path: Path) -> None:
+    item = ContentItem(type=Type.IMAGE_PATH, content="iVBORw0KGgo" * 500)
+    with pytest.raises(BadImage, match="no image at iVBORw0KGgo"):
+        locate_image(item, tmp_path / "rows.jsonl", {})
 
 
 def chat(contents: list[Any], record: dict[str, Any]) -> list[str]:

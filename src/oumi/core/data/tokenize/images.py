@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from errno import ENAMETOOLONG
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +183,13 @@ def locate_image(item: ContentItem, data_file: Path, states: FileStates) -> Cont
 def state_of(place: str) -> tuple[int, int] | None:
     """Returns the state of a file as in FileStates."""
     path = Path(place)
-    if not path.is_file():
-        return None
+    try:
+        if not path.is_file():
+            return None
+    except OSError as error:
+        if error.errno == ENAMETOOLONG:  # base64 where a path is expected
+            return None
+        raise
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
 
