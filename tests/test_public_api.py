@@ -74,6 +74,7 @@ FLAGS = {
         "--num-fewshot",
         "--output",
     },
+    "export": {"--output", "--format", "--dtype"},
     "env": {"--json"},
     "": {"--version", "--log-level", "--install-completion", "--show-completion"},
 }

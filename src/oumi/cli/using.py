@@ -8,6 +8,7 @@ import typer
 from oumi.cli.chat import chat
 from oumi.cli.config import EXTRA
 from oumi.cli.evaluate import evaluate
+from oumi.cli.export import export
 from oumi.cli.infer import infer
 
 
@@ -15,5 +16,6 @@ def add_commands(app: typer.Typer) -> None:
     """Adds the commands that use a model to the command line."""
     app.command()(chat)
     app.command(context_settings=EXTRA)(infer)
+    app.command()(export)
     app.command("eval")(evaluate)
     app.command("evaluate", hidden=True)(evaluate)  # its name in Oumi
