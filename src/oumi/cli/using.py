@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that use what was trained."""
+"""The commands that use what was trained, and that prepare a training."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from oumi.cli.config import EXTRA
 from oumi.cli.evaluate import evaluate
 from oumi.cli.export import export
 from oumi.cli.infer import infer
+from oumi.cli.tokenizer import tokenizer_app
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Adds the commands that use a model to the command line."""
+    """Adds the commands beside the training to the command line."""
     app.command()(chat)
     app.command(context_settings=EXTRA)(infer)
     app.command()(export)
     app.command("eval")(evaluate)
     app.command("evaluate", hidden=True)(evaluate)  # its name in Oumi
+    app.add_typer(tokenizer_app, name="tokenizer")
