@@ -81,9 +81,7 @@ class TrlTrainer:
             _check_kind(plan, start.checkpoint)
         # The other trainer moves a model to its device, but not one with quantized weights.
         moves = plan.model.quantization is None or plan.accelerate.fsdp is not None
-        is_taken = plan.lora is not None and plan.lora.taken_from_base is not None
-        checkpoint = start.checkpoint if is_taken else None  # any other model the other trainer restores by itself
-        model = build_model(plan, torch.device("cpu") if moves else world.device, checkpoint)
+        model = build_model(plan, torch.device("cpu") if moves else world.device)
         exporter = Exporter(plan, model, rows.preprocessor)
         _check_blocks(plan, model)
         _check_head(plan, exporter.shapes)

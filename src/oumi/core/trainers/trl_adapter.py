@@ -27,7 +27,7 @@ from oumi.core.data.training_data import TrainingData
 from oumi.core.distributed.world import World
 from oumi.core.errors import OtherRankError
 from oumi.core.models.acceleration.flat import generating
-from oumi.core.models.initialization import begins_with_base
+from oumi.core.models.initialization import begins_with_base, load_trained
 from oumi.core.optim.optimizers import decayed_names
 from oumi.core.optim.schedules import build_schedule
 from oumi.core.plan.choices import SCHEDULES
@@ -140,7 +140,9 @@ class AdaptedTrainer(Trainer):
         """Sends nothing: TRL would report the model, the data and the device to the Hub."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not begins_with_base(self.model):  # whose files have another rank; it is restored where it is built
+        if begins_with_base(self.model):  # whose files have twice the rank
+            load_trained(self.model, Path(resume_from_checkpoint))
+        else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     @cached_property
