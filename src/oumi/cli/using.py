@@ -10,6 +10,7 @@ from oumi.cli.config import EXTRA
 from oumi.cli.evaluate import evaluate
 from oumi.cli.export import export
 from oumi.cli.infer import infer
+from oumi.cli.merge import merge
 from oumi.cli.tokenizer import tokenizer_app
 
 
@@ -17,6 +18,7 @@ def add_commands(app: typer.Typer) -> None:
     """Adds the commands beside the training to the command line."""
     app.command()(chat)
     app.command(context_settings=EXTRA)(infer)
+    app.command()(merge)
     app.command()(export)
     app.command("eval")(evaluate)
     app.command("evaluate", hidden=True)(evaluate)  # its name in Oumi

@@ -58,6 +58,12 @@ class StorageError(OumiError):
     exit_code = 74
 
 
+class ExportError(OumiError):
+    """A model that was written and does not compute what it did in memory."""
+
+    exit_code = 70
+
+
 class PreemptedError(OumiError):
     """The run was stopped by a signal; the same command resumes it."""
 

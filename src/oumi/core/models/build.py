@@ -174,11 +174,13 @@ def _weights_in_full(plan: Plan) -> Callable[[str], torch.Tensor]:
 def with_full_weights(plan: Plan, adapter: Path) -> Any:
     """Returns an adapter on the base weights of a plan as they are before training, in the memory of the host.
 
-    Training may round them to few bits, or take the beginning of the adapter out of them.
+    Training may round them to few bits, take the beginning of the adapter out of them, or divide them over ranks.
     """
     with torch.random.fork_rng():
         torch.manual_seed(plan.seed)  # random weights are drawn first in a run
-        model = load_model(replace(plan.model, quantization=None, freeze=()), torch.device("cpu"))
+        # In the dtype of the files, which are mapped then and not copied.
+        dtype = "auto" if plan.model.pretrained else plan.model.dtype
+        model = load_model(replace(plan.model, quantization=None, freeze=(), dtype=dtype), torch.device("cpu"))
     return load_adapter(model, adapter, is_trained=False)
 
 

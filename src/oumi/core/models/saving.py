@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -40,13 +41,16 @@ class ModelWriter:
         if self._generation is not None:
             _move_generation_settings(self._config, self._generation)
 
-    def write(self, directory: Path, mode: str = "ADAPTER_ONLY") -> None:
+    def write(
+        self, directory: Path, mode: str = "ADAPTER_ONLY", merge: Callable[[Any], None] = lambda model: None
+    ) -> None:
         """Writes the model. Other modes than `ADAPTER_ONLY` take an adapter apart, so they end the training.
 
         Args:
             directory: Target directory, created if it is missing.
             mode: For an adapter: `ADAPTER_ONLY`, `ADAPTER_AND_BASE_MODEL` (also the unchanged base, in `base/`), or
                 `MERGED` (a plain model, and the adapter in `adapter/`).
+            merge: Merges layers of the adapter in its own way.
         """
         directory.mkdir(parents=True, exist_ok=True)
         model = self._model
@@ -54,7 +58,8 @@ class ModelWriter:
             self._write_whole(model, directory)
         elif mode == "MERGED":
             _write_adapter(model, directory / "adapter")
-            _untie_adapted(below_adapter(model))
+            untie_adapted(below_adapter(model))
+            merge(model)
             self._write_whole(model.merge_and_unload(safe_merge=True), directory)
         else:
             _write_adapter(model, directory)
@@ -102,7 +107,7 @@ def _write_adapter(model: Any, directory: Path) -> None:
     path.write_text(json.dumps(doubled(config) if is_doubled else config, indent=2, sort_keys=True) + "\n")
 
 
-def _untie_adapted(base: Any) -> None:
+def untie_adapted(base: Any) -> None:
     """Gives the head a weight of its own if merging an adapter would also change the embedding, or the reverse."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -61,6 +61,11 @@ def _check_stored(config: TrainingConfig, facts: ModelFacts) -> None:
             f"model.model_name: the weights of {name} are quantized by bitsandbytes, so only an adapter can be "
             "trained; set training.use_peft: true"
         )
+    is_exported = config.training.use_peft and config.peft.peft_save_mode != PeftSaveMode.ADAPTER_ONLY
+    if stored == _OWN and is_exported:
+        raise ConfigError(
+            f"peft.peft_save_mode: {name} has no weights in full that an adapter could be merged into; set ADAPTER_ONLY"
+        )
     if stored == _DEQUANTIZED and config.training.use_peft and config.peft.q_lora:
         raise ConfigError(
             f"peft.q_lora: the experts of {name} are stored in MXFP4, which is made whole for training, and "

@@ -40,10 +40,11 @@ def plan_disk(
     if saved is not None:
         final_bytes = saved.num_bytes + saved.base_bytes
         checkpoint_bytes = saved.num_bytes + state_bytes(optimizer, saved.trained_bytes, saved.number_bytes)
-        if sharding is not None and checkpoints.final_model:
-            temporary_bytes = final_bytes
-        elif sharding is not None and num_checkpoints and sharding.saves_whole_model:
+        makes_whole = checkpoints.final_model or (num_checkpoints and sharding and sharding.saves_whole_model)
+        if sharding is not None and makes_whole:
             temporary_bytes = saved.num_bytes
+        if checkpoints.final_model:  # layers with their adapter are merged in files
+            temporary_bytes += saved.base_bytes
     return DiskPlan(
         checkpoint_bytes=checkpoint_bytes,
         num_checkpoints=num_checkpoints,

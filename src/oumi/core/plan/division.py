@@ -143,10 +143,11 @@ def gathered_bytes(plan: Plan, division: Division, sums_tied: bool) -> tuple[int
 def saves_whole_model(plan: Plan) -> bool:
     """Returns True if a run of a divided model ever makes its base weights whole to save them."""
     saving = plan.checkpoints
-    has_checkpoints = bool(saving.every_steps or saving.every_epoch) and plan.lora is None
-    saves_base = plan.lora is None or plan.save_mode != "ADAPTER_ONLY"
+    if plan.lora is not None:  # those below an adapter are read from the files again
+        return False
+    has_checkpoints = bool(saving.every_steps or saving.every_epoch)
     whole_checkpoints = has_checkpoints and plan.sharding is not None and plan.sharding.saves_whole_model
-    return whole_checkpoints or (saving.final_model and saves_base)
+    return whole_checkpoints or saving.final_model
 
 
 def can_count_weights(plan: Plan) -> bool:

@@ -14,8 +14,10 @@ from oumi.core.checkpoint.export import publish_model
 from oumi.core.checkpoint.store import UNFINISHED
 from oumi.core.data.tokenize.preprocessor import Preprocessor
 from oumi.core.distributed.world import World
+from oumi.core.errors import ExportError
 from oumi.core.models.adapters import adapter_names, is_adapted
 from oumi.core.models.build import with_full_weights
+from oumi.core.models.merging import write_with_base
 from oumi.core.models.saving import ModelWriter
 from oumi.core.models.whole import empty_copy, free_whole, plain_name, read_whole, write_whole
 from oumi.core.plan.parts import Plan
@@ -40,15 +42,9 @@ class Exporter:
         """Returns the model, or its copy without weights if it is divided: DeepSpeed leaves empty weights in place."""
         return self._model if self._copy is None else self._copy
 
-    @property
-    def _changes_base(self) -> bool:
-        """Returns True if the base weights in training are not those that an adapter is merged into: these are read."""
-        is_taken = self._plan.lora is not None and self._plan.lora.taken_from_base is not None
-        return is_taken or self._plan.model.quantization is not None
-
     @contextmanager
-    def gathered(self, world: World, mode: str = "ADAPTER_ONLY") -> Iterator[None]:
-        """Makes the weights that a mode writes whole on the main rank, in a file; does nothing unless they are divided.
+    def gathered(self, world: World) -> Iterator[None]:
+        """Makes the weights that are written whole on the main rank, in a file; does nothing unless they are divided.
 
         Collective, and so outside of what the main rank does alone.
 
@@ -61,7 +57,7 @@ class Exporter:
             return
         path = self._plan.output_dir / f"{UNFINISHED}whole-weights"
         weights = {plain_name(name): parameter for name, parameter in self._model.named_parameters()}
-        if is_adapted(self._copy) and mode == "ADAPTER_ONLY":
+        if is_adapted(self._copy):
             kept = adapter_names(self._copy)
             weights = {name: weight for name, weight in weights.items() if name in kept}
         problem = write_whole(weights, path if world.is_main else None)
@@ -74,22 +70,33 @@ class Exporter:
                 path.unlink(missing_ok=True)
 
     def write(self, directory: Path, mode: str = "ADAPTER_ONLY") -> None:
-        """Writes all weights, or the adapter, into a directory; the other modes of `ModelWriter` end the training."""
-        if mode == "ADAPTER_ONLY" or not self._changes_base:
-            self._writer.write(directory, mode)
+        """Writes all weights, or the adapter, into a directory; for other modes, the base weights are read again."""
+        if mode == "ADAPTER_ONLY" or not is_adapted(self.shapes):
+            self._writer.write(directory)
         else:
-            with TemporaryDirectory(dir=directory.parent) as folder:
+            with TemporaryDirectory(dir=directory.parent, prefix=UNFINISHED) as folder:
                 self._writer.write(Path(folder))
-                ModelWriter(with_full_weights(self._plan, Path(folder)), self._plan.model).write(directory, mode)
+                write_with_base(with_full_weights(self._plan, Path(folder)), self._plan.model, directory, mode)
         self._preprocessor.save(directory)
 
     def publish(self, directory: Path, world: World) -> None:
-        """Writes the final model, if the plan saves one, in place of that of an earlier run; collective."""
+        """Writes the final model, if the plan saves one, in place of that of an earlier run; collective.
+
+        Raises:
+            ExportError: A merged model does not compute what the adapter does on its base; the adapter is saved alone.
+        """
         if not self._plan.checkpoints.final_model:
             return
+        with self.gathered(world):
+            world.on_main(lambda: self._publish(directory))
+
+    def _publish(self, directory: Path) -> None:
         mode = self._plan.save_mode
-        with self.gathered(world, "ADAPTER_ONLY" if self._changes_base else mode):
-            world.on_main(lambda: publish_model(directory, partial(self.write, mode=mode)))
+        try:
+            publish_model(directory, partial(self.write, mode=mode))
+        except ExportError as error:
+            publish_model(directory, self.write)
+            raise ExportError(f"{error}. The adapter alone is in {directory}") from error
 
     def _read_whole(self, path: Path, problem: OSError | None) -> None:
         with storage_errors(path.parent):
