@@ -20,7 +20,7 @@ from oumi.core.batch import Batch, Prediction
 from oumi.core.configs import DatasetSplitParams, TrainerType, TrainingConfig
 from oumi.core.data.datasets import dataset_for
 from oumi.core.data.pipeline.loader import in_order
-from oumi.core.data.training_data import TrainingData, read_training_data
+from oumi.core.data.training_data import TrainingData, bytes_per_token, read_training_data
 from oumi.core.errors import ConfigError
 from oumi.core.inference import ChatModel
 from oumi.core.inspect import gather_facts
@@ -114,6 +114,8 @@ def read_held_out(config: TrainingConfig) -> HeldOut:
 def measure(rows: HeldOut, reference: str | None = None) -> dict[str, float]:
     """Returns the loss of the trained tokens and its perplexity, or for pairs how often the chosen answer is preferred.
 
+    For texts also the loss in bits per byte.
+
     Args:
         rows: What to measure on.
         reference: For pairs, a model before its training, whose log-probabilities are subtracted; None for the base
@@ -121,7 +123,9 @@ def measure(rows: HeldOut, reference: str | None = None) -> dict[str, float]:
     """
     predict = _predict(rows.plan, rows.plan)
     if not rows.holds_pairs:
-        return _loss(predict, rows.batches())
+        metrics = _loss(predict, rows.batches())
+        ratio = bytes_per_token(rows.data.train, rows.data.preprocessor.tokenizer)
+        return metrics if ratio is None else {**metrics, "bits_per_byte": metrics["loss"] / math.log(2) / ratio}
     inner = predict.inner
     context = getattr(inner, "disable_adapter", None)
     reference_predict: Predict | None = predict if context is not None else None

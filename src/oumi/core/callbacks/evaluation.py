@@ -26,12 +26,13 @@ from oumi.core.run import Callback, Run, StepReport
 class Evaluation(Callback):
     """Reports `eval_loss` and the metrics of the method, as means over all terms of the validation set.
 
-    For losses per token, it also reports `eval_perplexity`.
+    For losses per token, it also reports `eval_perplexity`, and for texts `eval_bits_per_byte`.
     """
 
-    def __init__(self, batches: Callable[[], Iterable[Batch]], sampler: Sampler | None = None) -> None:
-        """Sets what yields the batches of this rank, and what answers rows on the main one."""
+    def __init__(self, batches: Callable[[], Iterable[Batch]], data: TrainingData, sampler: Sampler | None) -> None:
+        """Sets what yields the batches of this rank, the data they are from, and what answers rows on the main one."""
         self._batches = batches
+        self._data = data
         self._sampler = sampler
 
     def train_start(self, run: Run) -> None:  # type: ignore[override]  # the native loop passes a Run
@@ -51,6 +52,7 @@ class Evaluation(Callback):
         if metrics is None:
             run.stop_requested = True
             return
+        metrics = with_bits_per_byte(metrics, run.plan, self._data)
         run.callbacks.measured(run, {**metrics, **track_best(run, metrics)})
         if self._sampler is not None and run.world.is_main:
             with generating(run.model) as model:
@@ -62,7 +64,7 @@ def build_evaluation(plan: Plan, world: World, data: TrainingData) -> Evaluation
     """Returns the evaluation of a rank's share of the validation set."""
     share = (data.collate(plan), world.rank, world.size)
     batches = partial(in_order, data.validation, plan.evaluation.batch_size, *share)
-    return Evaluation(batches, build_sampler(plan, world, data))
+    return Evaluation(batches, data, build_sampler(plan, world, data))
 
 
 def build_sampler(plan: Plan, world: World, data: TrainingData) -> Sampler | None:
@@ -78,6 +80,18 @@ def with_perplexity(metrics: dict[str, float], plan: Plan, prefix: str = "eval")
     if plan.method.spec.is_per_token:
         # math.exp raises OverflowError above 709.
         metrics[f"{prefix}_perplexity"] = math.exp(min(metrics[f"{prefix}_loss"], 700.0))
+    return metrics
+
+
+def with_bits_per_byte(
+    metrics: dict[str, float], plan: Plan, data: TrainingData, prefix: str = "eval"
+) -> dict[str, float]:
+    """Returns metrics with the loss in bits per byte of text, where the validation rows are texts; as nanochat does.
+
+    Unlike the loss per token, it does not depend on how a tokenizer splits a text.
+    """
+    if plan.method.spec.is_per_token and (ratio := data.bytes_per_token) is not None:
+        metrics[f"{prefix}_bits_per_byte"] = metrics[f"{prefix}_loss"] / math.log(2) / ratio
     return metrics
 
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from oumi.core.data.pipeline.packing import Packed
 from oumi.core.data.store.lazy_table import LazyTable
 from oumi.core.data.tokenize.chat_template import Template
 from oumi.core.data.tokenize.preprocessor import Preprocessor, load_preprocessor
+from oumi.core.data.tokenize.token_bytes import token_bytes
 from oumi.core.data.tokenize.turns import check_landmarks
 from oumi.core.errors import ConfigError, DataError
 from oumi.core.log import logger
@@ -47,6 +49,11 @@ class TrainingData:
     """The ledger of each data set, by split."""
     duplicates: dict[str, Any]
     """Rows that occur more than once, as JSON values; empty until all rows are tokenized."""
+
+    @cached_property
+    def bytes_per_token(self) -> float | None:
+        """Returns the bytes of text per trained token of the validation rows, see the function of this name."""
+        return bytes_per_token(self.validation, self.preprocessor.tokenizer)
 
     @property
     def num_rows(self) -> int | None:
@@ -134,6 +141,26 @@ class TrainingData:
             for part, ledger in zip(parts, self.ledgers[split], strict=True):
                 if isinstance(part.table, LazyTable):
                     ledger.counts = part.table.close(may_wait)
+
+
+def bytes_per_token(rows: Epoch, tokenizer: Any) -> float | None:
+    """Returns the bytes of text per trained token of rows that train all of their tokens.
+
+    None if tokens of a row are not trained, such as the questions of a chat, or if the bytes of tokens are not known.
+    The first token of a document counts neither as token nor by its bytes, since nothing predicts it.
+    """
+    lengths = token_bytes(tokenizer)
+    if lengths is None:
+        return None
+    num_bytes = num_tokens = 0
+    for example in (example for i in range(len(rows)) for example in rows.group(i)):
+        starts = list(example.starts)
+        num_trained = int(example.is_target.sum()) + int((~example.is_target[starts]).sum())
+        if num_trained < len(example.tokens):
+            return None
+        num_bytes += int(lengths[example.tokens].sum() - lengths[example.tokens[starts]].sum())
+        num_tokens += len(example.tokens) - len(starts)
+    return num_bytes / num_tokens if num_tokens and num_bytes else None
 
 
 def load_training_data(plan: Plan, began: datetime, writes: bool = True) -> TrainingData:

@@ -18,7 +18,7 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from oumi.core.batch import Batch
-from oumi.core.callbacks.evaluation import build_sampler, with_perplexity
+from oumi.core.callbacks.evaluation import build_sampler, with_bits_per_byte, with_perplexity
 from oumi.core.callbacks.samples import Sampler
 from oumi.core.checkpoint.store import checkpoint_path
 from oumi.core.data.build_stream import StreamedRows
@@ -125,6 +125,7 @@ class AdaptedTrainer(Trainer):
         means = {"loss": loss_sum / max(num_terms, 1), **self._take_means()}
         named = {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
         metrics = with_perplexity(named, self.seams.plan, metric_key_prefix)
+        metrics = with_bits_per_byte(metrics, self.seams.plan, self.seams.rows, metric_key_prefix)
         self._answer_samples()
         return EvalLoopOutput(None, None, metrics, len(dataloader.dataset))
 
