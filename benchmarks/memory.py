@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.sft.workload import SHAPES, make_rows, make_workload, vocabulary_words, write_rows
+from benchmarks.sft.workload import SHAPES, make_rows, make_workload, pairs_of, vocabulary_words, write_rows
 
 STEPS = 3
 LOOSE = "glibc.malloc.tcache_count=7"
@@ -39,6 +39,12 @@ class Case:
     peft: Mapping[str, Any] = field(default_factory=dict)
     fsdp: Mapping[str, Any] | None = None
     """Arguments of `fsdp` for two ranks; None for a single process."""
+
+    @property
+    def dataset(self) -> str:
+        """Returns the name of the data set of its rows: documents, pairs or chats."""
+        is_pair = self.training.get("method") == "dpo"
+        return "text" if self.pack else "preference_pairs_jsonl" if is_pair else "text_sft"
 
     @property
     def name(self) -> str:
@@ -86,6 +92,10 @@ MODELS["gemma2"] = {
 MODELS["mistral"] = {**MODELS["31m"], "model_type": "mistral", "sliding_window": 256}
 MODELS["wide"] = {**MODELS["untied"], "hidden_size": 640, "intermediate_size": 1720, "vocab_size": 64_000}
 _LORA = {"use_peft": True}
+_WIDE = {"lora_r": 64, "lora_target_modules": ["all-linear"]}
+_ATTENTION = {"lora_r": 8, "lora_target_modules": ["q_proj", "v_proj"]}
+_DPO = {"method": "dpo"}
+_KEPT = {**_DPO, "trainer_kwargs": {"precompute_ref_log_probs": True}}
 _QLORA = {"q_lora": True, "bnb_4bit_quant_type": "nf4", "lora_target_modules": ["all-linear"]}
 _RECOMPUTED = {"enable_gradient_checkpointing": True}
 CASES = (
@@ -98,6 +108,14 @@ CASES = (
     Case("31m", 8, 1024, _RECOMPUTED),
     Case("31m", 8, 1024, {**_RECOMPUTED, "gradient_checkpointing_kwargs": {"recompute_num_layers": 4}}),
     Case("31m", 8, 512, _LORA),
+    Case("14m", 8, 512, _LORA, peft=_WIDE),
+    Case("untied", 4, 512, _LORA, peft=_ATTENTION),
+    Case("31m", 4, 256, _DPO),
+    Case("14m", 8, 512, _DPO),
+    Case("31m", 4, 256, _KEPT),
+    Case("31m", 4, 512, {**_DPO, **_LORA}),
+    Case("14m", 8, 256, {**_DPO, **_LORA, "gradient_accumulation_steps": 2}, peft=_WIDE),
+    Case("qwen3", 4, 256, {**_DPO, **_RECOMPUTED}),
     Case("31m", 8, 512, _LORA, peft=_QLORA),
     Case("135m", 2, 256, _LORA, peft=_QLORA),
     Case("135m", 4, 512, {**_LORA, **_RECOMPUTED}, peft={**_QLORA, "q_lora_bits": 8}),
@@ -217,9 +235,7 @@ def make_config(case: Case, folder: Path, output: Path) -> dict[str, Any]:
         "data": {
             "train": {
                 "pack": case.pack,
-                "datasets": [
-                    {"dataset_name": "text" if case.pack else "text_sft", "dataset_path": str(_rows(case, folder))}
-                ],
+                "datasets": [{"dataset_name": case.dataset, "dataset_path": str(_rows(case, folder))}],
             }
         },
         "peft": {"peft_save_mode": "MERGED", **case.peft},
@@ -257,7 +273,10 @@ def _rows(case: Case, folder: Path) -> Path:
     """Writes rows of the case's length, enough for all its steps."""
     count = case.rows * STEPS * case.training.get("gradient_accumulation_steps", 1)
     words = vocabulary_words(SHAPES["14m"].vocabulary - _NUM_OTHERS)
-    rows: list[Any] = make_rows([case.length] * count, words)
+    num_chats = count * (2 if case.training.get("method") == "dpo" else 1)
+    rows: list[Any] = make_rows([case.length] * num_chats, words)
+    if num_chats > count:
+        rows = pairs_of(rows[:count], rows[count:])
     if case.pack:
         rows = [{"text": " ".join(turn["content"] for turn in row["messages"])} for row in rows]
     return write_rows(folder / "rows.jsonl", rows)

@@ -48,13 +48,10 @@ def test_every_row_of_the_tables_can_be_run(name: str, tmp_path: Path) -> None:
     if peer.driver is not None:
         assert (DRIVERS / peer.driver).exists()
         assert peer.environment in ENVIRONMENTS
-    elif name not in NOT_YET:
+    else:
         work = make_workload(tmp_path / "work", TINY, BATCH, are_pairs=name in DPO)
         (tmp_path / "run").mkdir()
         assert refusals(TrainingConfig.from_yaml(str(write_config(Task(work, 1, tmp_path / "run"), peer)))) == []
-
-
-NOT_YET = ("qlora_oumi",)
 
 
 def test_options_select_the_peers() -> None:

@@ -68,7 +68,7 @@ def test_log_probs_and_gradients_are_the_same(dtype: torch.dtype, tolerance: flo
         assert (result - expected).norm() <= tolerance * expected.norm()
 
 
-@pytest.mark.parametrize("model_type", ["mistral", "gpt2", "qwen3", "mixtral", "granite"])
+@pytest.mark.parametrize("model_type", ["mistral", "gpt2", "qwen3", "mixtral", "granite", "falcon_h1"])
 @torch.no_grad()
 def test_families_share_prefixes_exactly(model_type: str) -> None:
     torch.manual_seed(0)
@@ -87,7 +87,7 @@ def alone(inner: Any, batch: Batch) -> torch.Tensor:
     return torch.cat([document_log_probs(model(document), document) for document in batch.documents()])
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "gpt_oss", "falcon_h1"])
+@pytest.mark.parametrize("model_type", ["gemma2", "gpt_oss"])
 def test_models_that_would_give_other_numbers_do_not_share(model_type: str) -> None:
     inner = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**_SMALL, **_settings(model_type)}))
     assert not sharing(inner).shares_prefixes

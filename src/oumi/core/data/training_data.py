@@ -90,9 +90,10 @@ class TrainingData:
         if any(isinstance(part.table, LazyTable) for part in train.parts):
             return None
         longest = max(int(part.table.lengths().max()) for part in train.parts if len(part))
-        return LargestMicroBatch(
-            most_tokens(train.lengths(), plan.with_num_rows(len(train)).steps, plan.data.seed), longest
-        )
+        lengths = train.lengths()
+        if plan.shares_prefixes:  # of a pair, what is not trained is its prompt, twice
+            lengths = (lengths + train.targets() + 1) // 2
+        return LargestMicroBatch(most_tokens(lengths, plan.with_num_rows(len(train)).steps, plan.data.seed), longest)
 
     def first(self, plan: Plan, count: int) -> list[list[Example]]:
         """Returns the first rows in the order of training, each of one example or several."""

@@ -57,9 +57,8 @@ class JudgedAnswers(Method):
     def loss(self, model: torch.nn.Module, batch: Batch, step: StepSums) -> Loss:
         """Returns the loss summed over answers, and the metrics of good and of bad ones."""
         settings, is_good_R = self._settings, _judgements(batch)
+        reference_D = self._reference(batch).sums()
         log_probs = log_probs_of(model(batch), batch, has_measures=True)
-        with torch.no_grad():
-            reference_D = self._reference(batch).sums()
         log_probs_R = log_probs.sums()[: batch.num_rows]
         rewards_R = settings.beta * (log_probs_R - reference_D[: batch.num_rows])
         kl = torch.zeros_like(log_probs_R[:0].sum())

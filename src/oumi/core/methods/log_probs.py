@@ -2,8 +2,8 @@
 """Log-probabilities of targets without keeping logits, whose gradients may have any coefficients.
 
 The cross-entropy of `linear_cross_entropy` takes its gradients in the forward pass, where each position counts alike.
-The coefficient of a preference is known only when both answers of its pair are, so here the logits of a chunk are
-computed a second time in the backward pass.
+The coefficient of a preference is known only when both answers of its pair are. So here the logits of a chunk are
+computed a second time in the backward pass, unless the head is frozen: only its gradient sums over positions.
 
 Shape letters: N positions, C positions of a chunk, D documents, d hidden size, V vocabulary.
 """
@@ -61,7 +61,10 @@ def log_probs_of(prediction: Prediction, batch: Batch, has_measures: bool = Fals
     else:
         logits_NV = prediction.states.to(torch.promote_types(prediction.states.dtype, torch.float32))
         values_N = torch.log_softmax(logits_NV, dim=-1).gather(1, targets_N[:, None])[:, 0]
-        measures_3N = _measures(logits_NV.detach(), targets_N) if has_measures else logits_NV.new_empty(3, 0)
+        with torch.no_grad():
+            measures_3N = logits_NV.new_empty(_NUM_MEASURES, 0)
+            if has_measures:
+                _, measures_3N, _ = _softmax(logits_NV.detach().clone(), targets_N, has_measures=True)
     return LogProbs(values_N, batch.document_numbers(), len(batch.sources), measures_3N)
 
 
@@ -91,47 +94,74 @@ class _LinearLogProbs(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         device = states_Nd.device.type
         ctx.narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states_Nd.dtype
-        ctx.save_for_backward(states_Nd, weight_Vd, bias_V, targets_N)
         ctx.head, has_measures = settings
+        needs_states, *needs_head = ctx.needs_input_grad[:3]
+        # Of a frozen head, the gradient of a position is its coefficient times what is known now.
+        ctx.is_frozen = needs_states and not any(needs_head)
         with torch.autocast(device, enabled=False):
-            head_pass = HeadPass((states_Nd, weight_Vd, bias_V), ctx.narrow, (False, False, False))
+            head_pass = HeadPass((states_Nd, weight_Vd, bias_V), ctx.narrow, (ctx.is_frozen, False, False))
             log_probs_N = torch.empty(len(states_Nd), dtype=head_pass.wide, device=states_Nd.device)
             measures_3N = log_probs_N.new_empty(_NUM_MEASURES, len(states_Nd) if has_measures else 0)
             for part in chunks(len(states_Nd), len(weight_Vd), device):
-                logits_CV, _ = capped_logits(head_pass.logits(part), ctx.head)
-                targets_C = logits_CV.gather(1, targets_N[part, None])[:, 0]
-                log_probs_N[part] = targets_C - logits_CV.logsumexp(-1)
+                logits_CV, slope = capped_logits(head_pass.logits(part), ctx.head)
+                log_probs_N[part], measures_3C, softmax_CV = _softmax(logits_CV, targets_N[part], has_measures)
                 if has_measures:
-                    measures_3N[:, part] = _measures(logits_CV, targets_N[part], log_probs_N[part])
+                    measures_3N[:, part] = measures_3C
+                if ctx.is_frozen:
+                    head_pass.add_gradient(part, _gradient(softmax_CV, targets_N[part], slope))
         ctx.mark_non_differentiable(measures_3N)
+        if ctx.is_frozen:
+            ctx.save_for_backward(head_pass.d_states_Nd)
+        else:
+            ctx.save_for_backward(states_Nd, weight_Vd, bias_V, targets_N)
         return log_probs_N, measures_3N
 
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         coefficients_N, _ = outputs
+        if ctx.is_frozen:
+            (gradient_Nd,) = ctx.saved_tensors
+            return gradient_Nd * coefficients_N[:, None].to(gradient_Nd.dtype), None, None, None, None
         states_Nd, weight_Vd, bias_V, targets_N = ctx.saved_tensors
         device = states_Nd.device.type
         with torch.autocast(device, enabled=False):
             head_pass = HeadPass((states_Nd, weight_Vd, bias_V), ctx.narrow, ctx.needs_input_grad)
             for part in chunks(len(states_Nd), len(weight_Vd), device):
                 logits_CV, slope = capped_logits(head_pass.logits(part), ctx.head)
-                # The gradient of a log-probability by the logits: one at the target, less the softmax.
-                gradient_CV = torch.softmax(logits_CV, dim=-1).neg_()
-                ones_C1 = torch.ones_like(gradient_CV[:, :1])
-                gradient_CV.scatter_add_(1, targets_N[part, None], ones_C1)
-                head_pass.add_gradient(part, gradient_CV.mul_(coefficients_N[part, None]).mul_(slope))
+                # Written over the logits: a chunk needs the memory of one such matrix, not of two.
+                softmax_CV = torch.log_softmax(logits_CV, dim=-1, out=logits_CV).exp_()
+                gradient_CV = _gradient(softmax_CV, targets_N[part], slope)
+                head_pass.add_gradient(part, gradient_CV.mul_(coefficients_N[part, None]))
         return (*head_pass.gradients(), None, None)
 
 
-def _measures(
-    logits_CV: torch.Tensor, targets_C: torch.Tensor, log_probs_C: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Returns the measures of `LogProbs` [3, C]; writes over the logits where their log-probabilities are given."""
-    is_top_C = logits_CV.argmax(-1) == targets_C
-    mean_C = logits_CV.mean(-1)
-    if log_probs_C is None:
-        log_p_CV = torch.log_softmax(logits_CV, dim=-1)
-    else:  # the normalizer follows from the target's logit and its log-probability
-        log_p_CV = logits_CV.sub_((logits_CV.gather(1, targets_C[:, None])[:, 0] - log_probs_C)[:, None])
-    entropy_C = -torch.einsum("cv,cv->c", log_p_CV.exp(), log_p_CV)
-    return torch.stack([entropy_C, mean_C, is_top_C.to(entropy_C.dtype)])
+def _softmax(
+    logits_CV: torch.Tensor, targets_C: torch.Tensor, has_measures: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns log-probabilities of targets [C], the measures of `LogProbs` [3, C], and the softmax [C, V].
+
+    It writes over the logits. One exponential of each logit serves them all.
+    """
+    highest_C1, top_C1 = logits_CV.max(-1, keepdim=True)
+    shifted_CV = logits_CV.sub_(highest_C1)
+    softmax_CV = shifted_CV.exp()
+    totals_C1 = softmax_CV.sum(-1, keepdim=True)
+    log_totals_C = totals_C1[:, 0].log()
+    log_probs_C = shifted_CV.gather(1, targets_C[:, None])[:, 0] - log_totals_C
+    softmax_CV.div_(totals_C1)
+    measures_3C = log_probs_C.new_empty(_NUM_MEASURES, 0)
+    if has_measures:
+        entropy_C = log_totals_C - torch.einsum("cv,cv->c", softmax_CV, shifted_CV)
+        mean_C = shifted_CV.mean(-1) + highest_C1[:, 0]
+        measures_3C = torch.stack([entropy_C, mean_C, (top_C1[:, 0] == targets_C).to(entropy_C.dtype)])
+    return log_probs_C, measures_3C, softmax_CV
+
+
+def _gradient(softmax_CV: torch.Tensor, targets_C: torch.Tensor, slope: torch.Tensor | float) -> torch.Tensor:
+    """Returns the gradient of log-probabilities by the head's product, in the memory of the softmax.
+
+    By the logits, it is one at the target less the softmax; by the product, `slope` times that.
+    """
+    gradient_CV = softmax_CV.neg_()
+    gradient_CV.scatter_add_(1, targets_C[:, None], torch.ones_like(gradient_CV[:, :1]))
+    return gradient_CV if isinstance(slope, float) and slope == 1 else gradient_CV.mul_(slope)

@@ -47,15 +47,15 @@ class DirectPreference(PairMethod):
     def loss(self, model: torch.nn.Module, batch: Batch, step: StepSums) -> Loss:
         """Returns the loss summed over pairs, and the metrics of rewards, log-probabilities and tokens."""
         settings = self._settings
+        # First, so that the memory of its pass is free again while the model keeps what its gradients need.
+        reference = None if self._reference is None else self._reference(batch)
         log_probs = log_probs_of(model(batch), batch, has_measures=True)
         is_chosen_N = of_chosen(log_probs.documents, batch)
         weights_N = None if settings.ld_alpha is None else _weights_beyond(log_probs, batch, settings.ld_alpha)
         log_probs_D = log_probs.sums(weights_N)
         ratios_D = log_probs_D
-        if self._reference is not None:
-            with torch.no_grad():
-                reference_D = self._reference(batch).sums(weights_N)
-            ratios_D = log_probs_D - reference_D
+        if reference is not None:
+            ratios_D = log_probs_D - reference.sums(weights_N)
         ratios = halves(ratios_D, batch)
         pairs = scored(Ratios(*ratios, *halves(log_probs.counts(), batch)), settings)
         total = log_probs_D[:0].sum()

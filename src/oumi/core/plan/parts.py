@@ -375,6 +375,15 @@ class Plan:
         return TrainerType[self.trainer].spec.is_native
 
     @property
+    def shares_prefixes(self) -> bool:
+        """Returns True if the prompt of a pair is expected to be computed once; a trial of the model decides."""
+        shape, is_pair = self.shape, self.method.spec.documents_per_row > 1
+        # Scores in blocks cannot go on after a prefix, and with dropout each answer needs a prompt of its own.
+        has_scores = self.model.attention == "eager" or (shape is not None and shape.has_softcap)
+        drops = shape is not None and shape.drops_weights and not self.model.disable_dropout
+        return is_pair and self.speed.shared_prefixes and self.speed.flat_batches and not (has_scores or drops)
+
+    @property
     def num_steps(self) -> int:
         """Returns the optimizer steps of the run; only valid once the rows are counted."""
         assert self.steps.total is not None, "the rows are counted before training starts"
