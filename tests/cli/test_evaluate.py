@@ -103,6 +103,22 @@ def test_a_reference_gives_the_reward_that_the_training_reports(tmp_path: Path) 
         assert measured["reward_accuracy"] == pytest.approx(reported)
 
 
+def test_arguments_of_a_method_have_no_part_in_the_measure(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 4)
+    config = tiny_config(tmp_path, method="simpo", trainer_kwargs={"simpo_gamma": 0.3}, eval_strategy="steps")
+    config.data.validation.datasets = [config.data.train.datasets[0].model_copy(update={"dataset_path": str(pairs)})]
+    config.to_yaml(tmp_path / "train.yaml")
+    measured = metrics(tmp_path, tmp_path / "model", "-c", tmp_path / "train.yaml")
+    assert measured["num_pairs"] == 4
+
+
+def test_judged_completions_are_refused(model_dir: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "Hi", "completion": "Ho", "label": true}\n')
+    with pytest.raises(ConfigError, match="judged completions"):
+        metrics(tmp_path, model_dir, "--data", rows)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -131,11 +131,16 @@ def test_a_file_configures_all_of_it(model_dir: Path, tmp_path: Path) -> None:
     config = tmp_path / "infer.yaml"
     config.write_text(
         f"model: {{model_name: {model_dir}, trust_remote_code: true}}\n"
-        "generation: {max_new_tokens: 8, temperature: 0.0, batch_size: 2}\n"
+        "generation: {max_new_tokens: 8, temperature: 0.0, batch_size: 2, top_p: 0.9, use_cache: true}\n"
         f"input_path: {source}\noutput_path: {tmp_path / 'out.jsonl'}\nengine: NATIVE\n"
     )
     result = run("-c", config)
-    assert "not read: model.trust_remote_code" in result.stderr
+    for line in (
+        "model.trust_remote_code",
+        "generation.use_cache: keys and values are always cached",
+        "generation.top_p: nothing is sampled, since the temperature is 0",
+    ):
+        assert f"not read: {line}\n" in result.stderr
     expected = answer(load_chat_model(model_dir), [row["messages"] for row in chats()[:2]], 8)
     assert [row["messages"][-1]["content"] for row in read(tmp_path / "out.jsonl")] == expected
 
@@ -145,7 +150,6 @@ def test_a_file_configures_all_of_it(model_dir: Path, tmp_path: Path) -> None:
     [
         ("engine: VLLM", "engine: VLLM: not supported, only NATIVE"),
         ("generation: {max_new_token: 3}", "max_new_token: unknown key, did you mean 'max_new_tokens'"),
-        ("generation: {top_p: 0.5}", "generation.top_p: has no effect, since nothing is sampled"),
         ("generation: {use_sampling: true}", "use_sampling: needs a temperature above 0"),
         ("remote_params: {api_url: x}", "remote_params: not supported"),
         ("training: {max_steps: 1}", "expected an inference config"),

@@ -32,7 +32,7 @@ from oumi.core.models.generation import generate_all
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.plan import make_plan
 from oumi.core.types.conversation import Conversation, Role
-from oumi.core.types.example import Completion, Preference, RejectedRow
+from oumi.core.types.example import Completion, Judged, Preference, RejectedRow
 
 Predict = Callable[[Batch], Prediction]
 
@@ -103,9 +103,12 @@ def read_held_out(config: TrainingConfig) -> HeldOut:
     Raises:
         DataError: A row cannot be used; all of them are listed.
     """
-    if all(dataset_for(params).holds is Preference for params in config.data.train.datasets):
-        config = config.model_copy(deep=True)
-        config.training.method = "dpo"
+    kinds = {dataset_for(params).holds for params in config.data.train.datasets}
+    if Judged in kinds or (Preference in kinds and len(kinds) > 1):
+        raise ConfigError("judged completions, and pairs beside other rows, have no measure here: name a file of pairs")
+    config = config.model_copy(deep=True)
+    # For any method of pairs: its loss and its arguments have no part in what is measured.
+    config.training.method, config.training.trainer_kwargs = "dpo" if kinds == {Preference} else "next_token", {}
     plan = make_plan(config, gather_facts(config, may_download=True))
     return HeldOut(config, plan, read_training_data(plan, datetime.now().astimezone()))
 

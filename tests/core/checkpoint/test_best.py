@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from oumi.core.configs import DatasetParams, TrainingConfig
 from oumi.core.errors import ConfigError
 from oumi.core.plan.best import BestPlan, metrics_of
+from oumi.core.plan.methods import METHODS
 from oumi.core.plan.refusals import check
 from oumi.core.train import train
 from tests.runs import records, tiny_config, weights
@@ -160,11 +161,15 @@ def test_keys_that_choose_no_evaluation_are_refused(tmp_path: Path, training: di
         check(config_of(tmp_path, **training))
 
 
-def test_the_names_of_a_method_are_those_that_its_evaluation_reports(tmp_path: Path) -> None:
-    pairs = write_pairs(tmp_path / "pairs.jsonl", 4)
-    config = config_of(tmp_path, method="dpo", max_steps=1, eval_steps=1)
-    for split in (config.data.train, config.data.validation):
-        split.datasets = [DatasetParams(dataset_name="preference_pairs_jsonl", dataset_path=str(pairs))]
+@pytest.mark.parametrize("method", [name for name, spec in METHODS.items() if spec.loss])
+def test_the_names_of_a_method_are_those_that_its_evaluation_reports(tmp_path: Path, method: str) -> None:
+    rows = write_pairs(tmp_path / "rows.jsonl", 4)
+    if method == "kto":
+        judged = [{"prompt": "Hi", "completion": f"Ho {i}", "label": i % 2 == 0} for i in range(4)]
+        rows.write_text("".join(json.dumps(row) + "\n" for row in judged))
+    config = config_of(tmp_path, method=method, max_steps=1, eval_steps=1)
+    for split in (config.data.train, config.data.validation) if method != "next_token" else ():
+        split.datasets = [DatasetParams(dataset_name="text_sft", dataset_path=str(rows))]
     measured = {name for name in train(config).metrics if name.startswith("eval_")}
     assert measured == set(metrics_of(config.training))
 

@@ -70,9 +70,6 @@ class GenerationParams(Params):
             yield "use_sampling", "needs a temperature above 0"
         if self.num_beams > 1 and self.samples:
             yield "num_beams", "a beam search does not sample; set temperature to 0"
-        for key in ("top_p", "min_p", "seed"):
-            if not self.samples and self.own_origin(key) != "default":
-                yield key, "has no effect, since nothing is sampled; set a temperature above 0"
         if self.stop is not None and self.stop_strings is not None:
             yield "stop", "is the same as stop_strings; leave one of them out"
         if not self.exclude_prompt_from_response:
@@ -109,6 +106,11 @@ class InferenceConfig(BaseConfig):
             yield "remote_params", "not supported: no server is asked; leave it out to run the model in this process"
 
     def not_read(self) -> list[str]:
-        """Returns the keys that are set and that inference does not read."""
-        keys = sorted(key for key in self.keys_set() if key.startswith("model.") and key.split(".")[1] not in _READ)
-        return [*keys, *(["generation.use_cache"] if "generation.use_cache" in self.keys_set() else [])]
+        """Returns the keys that are set and that inference does not read, with the reason where there is one."""
+        keys_set = self.keys_set()
+        keys = sorted(key for key in keys_set if key.startswith("model.") and key.split(".")[1] not in _READ)
+        if "generation.use_cache" in keys_set:
+            keys.append("generation.use_cache: keys and values are always cached")
+        sampled = [f"generation.{name}" for name in ("top_p", "min_p", "seed")]
+        unused = [key for key in sampled if key in keys_set and not self.generation.samples]
+        return [*keys, *(f"{key}: nothing is sampled, since the temperature is 0" for key in unused)]
