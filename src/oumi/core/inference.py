@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from oumi.core.data.tokenize.chat_template import Template, chat_template_for
 from oumi.core.errors import ConfigError, RefusedError, StorageError, did_you_mean
+from oumi.core.models.adapters import load_adapter
 from oumi.core.models.generation import Decoding, generate, generate_all, max_positions
 from oumi.core.recipes import resolve_asset
 from oumi.core.system.filesystem import expanded
@@ -117,9 +118,7 @@ def load_with_tokenizer(name: str, settings: LoadSettings = LoadSettings()) -> t
     model = _load(AutoModelForCausalLM, base, dtype=dtype, use_safetensors=True, **options, **revision)
     adapters = [str(folder)] if is_adapter else []
     for adapter in [*adapters, *([settings.adapter] if settings.adapter else [])]:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(resolve_asset(adapter)))
+        model = load_adapter(model, resolve_asset(adapter), is_trained=False)
     # Oumi saves the tokenizer with an adapter; other tools often do not.
     has_tokenizer = not folder.is_dir() or any(folder.glob("tokenizer*"))
     source = settings.tokenizer or (name if not folder.is_dir() else folder if has_tokenizer else base)

@@ -96,7 +96,7 @@ def _run(plan: Plan, world: World, source: str | None) -> TrainResult:
         world.on_main(lambda: print(f"already complete after step {step}: {plan.output_dir}", file=sys.stderr))
         return TrainResult(plan.output_dir, step, resume_point.identity.metrics or {})
     resume_point.check_rows(data.fingerprint)
-    plan = with_rows(plan, data.num_rows, data.largest)  # refused here if memory is short
+    plan = with_rows(data.with_added_tokens(plan), data.num_rows, data.largest)  # refused here if memory is short
     check_same_on_ranks(world.gather(shared_values(plan, data.fingerprint)))
     resume_point = world.on_main(lambda: claim(plan, resume_point, data.fingerprint))
     world.on_main(lambda: write_records(plan, source))

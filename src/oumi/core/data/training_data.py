@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from oumi.core.data.store.lazy_table import LazyTable
 from oumi.core.data.tokenize.chat_template import Template
 from oumi.core.data.tokenize.preprocessor import Preprocessor, load_preprocessor
 from oumi.core.data.tokenize.token_bytes import token_bytes
+from oumi.core.data.tokenize.tokenizer import added_tokens
 from oumi.core.data.tokenize.turns import check_landmarks
 from oumi.core.errors import ConfigError, DataError
 from oumi.core.log import logger
@@ -104,6 +105,18 @@ class TrainingData:
         places = range(min(count, len(self.train)))
         order = [row for step in range(-(-len(places) // size)) for row in loader.rows_of(step)]
         return [self.train.group(order[i]) for i in places]
+
+    def with_added_tokens(self, plan: Plan) -> Plan:
+        """Returns the plan with the tokens that `tokenizer_kwargs` adds to the vocabulary."""
+        tokens = added_tokens(plan.model, self.preprocessor.tokenizer)
+        if not tokens:
+            return plan
+        names = ", ".join(map(str, self.preprocessor.tokenizer.convert_ids_to_tokens(tokens[:3])))
+        logger.warning(
+            "%d new tokens (%s%s): their embeddings begin as the mean of the others, and are trained",
+            len(tokens), names, ", ..." if len(tokens) > 3 else "",
+        )  # fmt: skip
+        return replace(plan, model=replace(plan.model, added_tokens=tokens))
 
     def check_vocabulary(self, model: Any) -> None:
         """Raises ConfigError if a token of the rows has no embedding; a stream rejects such rows when it reads them."""

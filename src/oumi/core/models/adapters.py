@@ -14,6 +14,7 @@ from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.hub import hub_errors
 from oumi.core.log import logger
 from oumi.core.models.quantization import num_numbers
+from oumi.core.models.vocabulary import fit_to_adapter
 from oumi.core.plan.parts import LoraPlan
 from oumi.core.plan.resources import SavedSize
 
@@ -128,6 +129,7 @@ def load_adapter(model: Any, source: str | Path, is_trained: bool, revision: str
     """Returns the model with the adapter from `source`, a directory or a Hub name; it is frozen unless `is_trained`."""
     from peft import PeftModel
 
+    fit_to_adapter(model, str(source), revision)
     with hub_errors("adapter", str(source)):
         adapted = PeftModel.from_pretrained(model, str(source), is_trainable=is_trained, revision=revision)
     if is_trained:

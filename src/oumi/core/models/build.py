@@ -19,6 +19,7 @@ from oumi.core.log import logger
 from oumi.core.models.adapters import add_lora, base_weight_name, below_adapter, is_adapted, load_adapter
 from oumi.core.models.initialization import load_trained, restore_from, take_from_base
 from oumi.core.models.load import freeze, load_model
+from oumi.core.models.vocabulary import settings_for_tokens
 from oumi.core.plan.choices import FLAT_ATTENTIONS
 from oumi.core.plan.parts import Plan
 from oumi.core.recipes import resolve_asset
@@ -71,7 +72,10 @@ def build_model(
                 parameter.data = parameter.data.clone()
         return model
     with shapes_on_host(model, keeps_copies=False) as shapes:
-        adapted = add_lora(shapes, plan.lora, _base_name(plan))
+        # TRL multiplies by the weight of the head itself.
+        tokens, whole = plan.model.added_tokens, plan.trainer not in ("OUMI", "HF")
+        settings = settings_for_tokens(plan.lora.settings, shapes, tokens, whole)
+        adapted = add_lora(shapes, replace(plan.lora, settings=settings), _base_name(plan))
     if taken and checkpoint is not None:
         restore_from(adapted, checkpoint)
     elif taken:

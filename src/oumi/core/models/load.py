@@ -17,6 +17,7 @@ from oumi.core.errors import ConfigError, RefusedError, did_you_mean
 from oumi.core.hub import hub_errors, remote_code_refused
 from oumi.core.log import logger
 from oumi.core.models.quantization import keep_layout, kept_modules, quantization_config
+from oumi.core.models.vocabulary import add_tokens
 from oumi.core.plan.parts import ModelPlan
 from oumi.core.recipes import resolve_asset
 
@@ -40,6 +41,9 @@ def load_model(plan: ModelPlan, device: torch.device, weights_from: Path | None 
     config = load_model_config(plan)
     auto_class = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
     auto_class = model_class or auto_class
+    if weights_from is not None and plan.added_tokens:
+        text = config.get_text_config()
+        text.vocab_size = max(text.vocab_size, max(plan.added_tokens) + 1)
     dtype = None if plan.dtype == "auto" else getattr(torch, plan.dtype)
     options: dict[str, Any] = {"config": config, "trust_remote_code": plan.trust_remote_code}
     if plan.attention is not None:
@@ -57,6 +61,8 @@ def load_model(plan: ModelPlan, device: torch.device, weights_from: Path | None 
             model = _from_files(auto_class, name, **options, **placed)
         else:
             model = _with_random_weights(auto_class, dtype or torch.float32, options, placed)
+    if weights_from is None:
+        add_tokens(model, plan.added_tokens)
     freeze(model, plan.freeze)
     if plan.quantization is not None:  # on its device already: transformers refuses to move 8-bit weights
         keep_layout(model)

@@ -70,6 +70,8 @@ class ModelPlan:
     processor_kwargs: Mapping[str, Any]
     quantization: QuantizationPlan | None = None
     """None for weights in the dtype of the model."""
+    added_tokens: tuple[int, ...] = ()
+    """New tokens of `tokenizer_kwargs`, once the tokenizer is loaded."""
 
 
 @dataclass(frozen=True)

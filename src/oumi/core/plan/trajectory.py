@@ -38,6 +38,7 @@ def trajectory(plan: Plan) -> dict[str, str]:
     for part, names in _DECISIVE.items():
         value = record[part]
         chosen[part] = value if names is None or value is None else {name: value[name] for name in names}
+    del chosen["model"]["added_tokens"]  # which follow from the tokenizer and its arguments
     if chosen["steps"]["max_steps"] is not None:
         del chosen["steps"]["num_epochs"]  # not read with max_steps
     # Only what decides the rows: the data sets themselves are compared by their contents elsewhere.

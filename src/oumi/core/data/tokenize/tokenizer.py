@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def load_tokenizer(plan: ModelPlan) -> Any:
         if tokenizer.convert_tokens_to_ids(plan.pad_token) in (None, tokenizer.unk_token_id):
             raise ConfigError(
                 f"model.tokenizer_pad_token: the vocabulary of {plan.tokenizer_name} has no '{plan.pad_token}', "
-                "and a new token would have no weights"
+                "so it would be a new token; to add it, set model.tokenizer_kwargs: {pad_token: ...}"
             )
         tokenizer.pad_token = tokenizer.init_kwargs["pad_token"] = plan.pad_token
     elif tokenizer.pad_token is None:
@@ -58,6 +59,14 @@ def load_tokenizer(plan: ModelPlan) -> Any:
     if plan.max_length is not None:
         tokenizer.model_max_length = plan.max_length
     return tokenizer
+
+
+def added_tokens(plan: ModelPlan, tokenizer: Any) -> tuple[int, ...]:
+    """Returns the ids of the tokens that the plan's arguments of the tokenizer add to its vocabulary."""
+    if not plan.tokenizer_kwargs:
+        return ()
+    published = load_tokenizer(replace(plan, tokenizer_kwargs={}, pad_token=None)).get_vocab()
+    return tuple(sorted(i for token, i in tokenizer.get_vocab().items() if token not in published))
 
 
 def restore_settings(tokenizer: Any, directory: Path) -> None:

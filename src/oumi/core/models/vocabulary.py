@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Embeddings of tokens that a model was not trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oumi.core.errors import ConfigError
+from oumi.core.hub import hub_errors
+
+
+@torch.no_grad()
+def add_tokens(model: Any, tokens: Sequence[int]) -> None:
+    """Gives tokens embeddings, and rows of the head, that are the means of those of all other tokens.
+
+    The tables get exactly as many rows as there are tokens. A mean keeps the logits of the other tokens in place
+    (nlp.stanford.edu/~johnhew/vocab-expansion.html).
+
+    Raises:
+        ConfigError: The model has no weights here, since they are divided over ranks.
+    """
+    if not tokens:
+        return
+    if any(weight.is_meta for weight in model.parameters()):
+        raise ConfigError(
+            "model.tokenizer_kwargs: new tokens are not supported with fsdp; add them in a run without it, and go on "
+            "with the model that it saves"
+        )
+    _grow(model, max(tokens) + 1)
+    tables = {id(table): table for table in (model.get_input_embeddings(), model.get_output_embeddings()) if table}
+    weights = {
+        id(w): w for table in tables.values() for w in (table.weight, getattr(table, "bias", None)) if w is not None
+    }
+    for weight in weights.values():
+        is_old = torch.ones(len(weight), dtype=torch.bool)
+        is_old[list(tokens)] = False
+        weight[list(tokens)] = weight[is_old].float().mean(0).to(weight.dtype)
+
+
+def settings_for_tokens(settings: Mapping[str, Any], model: Any, tokens: Sequence[int], whole: bool) -> dict[str, Any]:
+    """Returns the arguments of an adapter that also trains the embeddings and the rows of the head of some tokens.
+
+    Args:
+        settings: Arguments of peft.LoraConfig.
+        model: The model without an adapter.
+        tokens: The tokens.
+        whole: Train all rows, for trainers that multiply by the weight of the head themselves.
+    """
+    if not tokens:
+        return dict(settings)
+    tables = [table for table in (model.get_input_embeddings(), model.get_output_embeddings()) if table is not None]
+    is_tied = len(tables) == 2 and tables[0].weight is tables[1].weight
+    names = [name for name, module in model.named_modules() if any(module is table for table in tables)]
+    if whole:
+        return {**settings, "modules_to_save": [*(settings.get("modules_to_save") or ()), *names]}
+    given = settings.get("trainable_token_indices") or []
+    rows = sorted({*given, *tokens})
+    embedding = next(name for name, module in model.named_modules() if module is tables[0])
+    return {**settings, "trainable_token_indices": dict.fromkeys([embedding] if is_tied else names, rows)}
+
+
+def fit_to_adapter(model: Any, source: str, revision: str | None = None) -> None:
+    """Gives a base model as many embeddings as an adapter of it was trained with."""
+    from peft import PeftConfig, load_peft_weights
+
+    with hub_errors("adapter", source):
+        config = PeftConfig.from_pretrained(source, revision=revision)
+    indices = getattr(config, "trainable_token_indices", None) or []
+    num_rows = 1 + max(
+        (i for part in (indices.values() if isinstance(indices, dict) else [indices]) for i in part), default=-1
+    )
+    if getattr(config, "modules_to_save", None):
+        tables = {name for name, module in model.named_modules() if module is model.get_input_embeddings()}
+        weights = load_peft_weights(source, device="cpu", revision=revision) if Path(source).is_dir() else {}
+        num_rows = max(
+            [num_rows, *(len(w) for name, w in weights.items() if any(f".{table}.weight" in name for table in tables))]
+        )
+    _grow(model, num_rows)
+
+
+def _grow(model: Any, num_rows: int) -> None:
+    """Adds rows to the embedding and the head of a model if they have fewer; their values are arbitrary."""
+    if len(model.get_input_embeddings().weight) < num_rows:
+        with torch.random.fork_rng():
+            model.resize_token_embeddings(num_rows, mean_resizing=False)
