@@ -16,7 +16,7 @@ from oumi.core.errors import ConfigError
 from oumi.core.inspect import gather_facts
 from oumi.core.models.adapters import add_lora
 from oumi.core.models.build import build_model
-from oumi.core.plan.parts import LoraPlan
+from oumi.core.plan.lora import LoraPlan
 from oumi.core.plan.plan import make_plan
 from tests.runs import tiny_config
 

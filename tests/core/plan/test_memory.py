@@ -18,8 +18,9 @@ from oumi.core.errors import ConfigError
 from oumi.core.inspect import gather_facts
 from oumi.core.plan import sections
 from oumi.core.plan.fitting import changes_that_fit, memory_of, with_rows, with_what_fits
+from oumi.core.plan.lora import LoraPlan
 from oumi.core.plan.memory import LargestMicroBatch, plan_memory
-from oumi.core.plan.parts import LoraPlan, Plan
+from oumi.core.plan.parts import Plan
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.render import plan_json, plan_text
 from oumi.core.plan.resources import MemoryPlan

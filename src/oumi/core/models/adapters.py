@@ -15,7 +15,7 @@ from oumi.core.hub import hub_errors
 from oumi.core.log import logger
 from oumi.core.models.quantization import num_numbers
 from oumi.core.models.vocabulary import fit_to_adapter
-from oumi.core.plan.parts import LoraPlan
+from oumi.core.plan.lora import LoraPlan
 from oumi.core.plan.resources import SavedSize
 
 _ADDED_BY_PEFT = re.compile(r"\.(base_layer|original_module|modules_to_save\.default)(?=\.)")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from oumi.core.errors import ConfigError, did_you_mean
-from oumi.core.plan.parts import QuantizationPlan
+from oumi.core.plan.lora import QuantizationPlan
 from oumi.core.system.matmul import backward_product, forward_product
 
 _LAYERS = {"Linear4bit", "Linear8bitLt"}

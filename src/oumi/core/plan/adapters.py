@@ -9,7 +9,7 @@ from oumi.core.configs import LoraWeightInitialization, PeftParams, PeftSaveMode
 from oumi.core.configs.fsdp import ShardingStrategy
 from oumi.core.errors import ConfigError
 from oumi.core.plan.facts import Facts, ModelFacts
-from oumi.core.plan.parts import LoraPlan, QuantizationPlan
+from oumi.core.plan.lora import LoraPlan, QuantizationPlan
 from oumi.core.plan.sharding import equivalent_fsdp
 
 _DEQUANTIZED = "mxfp4"

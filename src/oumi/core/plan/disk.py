@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from oumi.core.errors import OutputError
 from oumi.core.plan.facts import ModelFacts
-from oumi.core.plan.parts import CheckpointPlan, LoraPlan, OptimizerPlan, Plan, StepsPlan
+from oumi.core.plan.lora import LoraPlan
+from oumi.core.plan.parts import CheckpointPlan, OptimizerPlan, Plan, StepsPlan
 from oumi.core.plan.resources import DiskPlan, SavedSize
 from oumi.core.plan.sharding import ShardingPlan
 

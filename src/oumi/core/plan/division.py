@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from oumi.core.plan.disk import BYTES
-from oumi.core.plan.parts import LoraPlan, Plan
+from oumi.core.plan.lora import LoraPlan
+from oumi.core.plan.parts import Plan
 from oumi.core.plan.shapes import ModelShape
 from oumi.core.plan.sharding import BUCKET_BYTES, rows_of_rank
 

@@ -10,33 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from oumi.core.configs import DatasetParams, TrainerType, TrainingConfig
-from oumi.core.configs.peft import TAKEN_FROM_BASE
 from oumi.core.errors import ConfigError
 from oumi.core.plan.accelerate import AccelerateSettings
 from oumi.core.plan.best import BestPlan
+from oumi.core.plan.lora import LoraPlan, QuantizationPlan
 from oumi.core.plan.methods import METHODS, MethodSpec
 from oumi.core.plan.resources import DiskPlan, MemoryPlan
 from oumi.core.plan.shapes import ModelShape
 from oumi.core.plan.sharding import ShardingPlan
 from oumi.core.types.answers import NO_LIMITS, AnswerLimits
-
-
-@dataclass(frozen=True)
-class QuantizationPlan:
-    """The frozen weights below an adapter in few bits, by bitsandbytes (QLoRA, arXiv 2305.14314)."""
-
-    bits: int
-    """4 or 8."""
-    number_format: str
-    """`nf4`, `fp4` or `int8`."""
-    nested: bool
-    """The scales of 4-bit weights are quantized, too."""
-    storage: str
-    """Dtype of the tensors that contain 4-bit weights."""
-    compute_dtype: str
-    """Dtype in which layers with 4-bit weights compute."""
-    skipped: tuple[str, ...]
-    """Modules that are not quantized, beside the head."""
 
 
 @dataclass(frozen=True)
@@ -72,22 +54,6 @@ class ModelPlan:
     """None for weights in the dtype of the model."""
     added_tokens: tuple[int, ...] = ()
     """New tokens of `tokenizer_kwargs`, once the tokenizer is loaded."""
-
-
-@dataclass(frozen=True)
-class LoraPlan:
-    """A LoRA adapter, and how it is saved."""
-
-    settings: Mapping[str, Any]
-    """Arguments of peft.LoraConfig."""
-    save_mode: str
-    """Name of a PeftSaveMode."""
-
-    @property
-    def taken_from_base(self) -> str | None:
-        """Returns the initialization that begins with a part of the base weights, None for any other."""
-        init = self.settings.get("init_lora_weights", True)
-        return init if isinstance(init, str) and init.startswith(TAKEN_FROM_BASE) else None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from oumi.core.plan.best import plan_best
 from oumi.core.plan.choices import FLAT_ATTENTIONS, NO_LARGE_LAYER, NUM_RECOMPUTED, gains_by_fp8
 from oumi.core.plan.disk import EMBEDDINGS
 from oumi.core.plan.facts import Facts, ModelFacts
+from oumi.core.plan.lora import QuantizationPlan
 from oumi.core.plan.methods import METHODS, method_of
 from oumi.core.plan.parts import (
     CheckpointPlan,
@@ -32,7 +33,6 @@ from oumi.core.plan.parts import (
     ModelPlan,
     OptimizerPlan,
     PrecisionPlan,
-    QuantizationPlan,
     SchedulePlan,
     SpeedPlan,
     StepsPlan,
