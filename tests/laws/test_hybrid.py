@@ -24,6 +24,7 @@ from oumi.core.models.acceleration.compile import compile_layers
 from oumi.core.models.acceleration.flat import make_flat
 from oumi.core.models.attention.rows import Rows
 from oumi.core.models.language_model import LanguageModel
+from oumi.core.models.shared_prefixes import without_ends
 from oumi.core.plan.parts import SpeedPlan
 from oumi.core.train import train
 from oumi.core.types.example import Example
@@ -61,7 +62,7 @@ def test_no_document_reaches_another(model_type: str) -> None:
     model.inner.get_input_embeddings().register_forward_hook(lambda *call: embedded.append(call[2]))
     part = model(collate(rows)).logits().split(num_targets)[1]
     (gradient,) = torch.autograd.grad(part.square().sum(), embedded)
-    reached = [bool(own.any()) for own in gradient[0].split([len(row.tokens) for row in rows])]
+    reached = [bool(own.any()) for own in gradient[0].split(without_ends(collate(rows)).lengths)]
     assert reached == [False, True, False, False, False]
 
 

@@ -16,7 +16,7 @@ from oumi.core.methods.log_probs import document_log_probs
 from oumi.core.models.acceleration.cpu_layers import fuse_layers
 from oumi.core.models.acceleration.flat import make_flat
 from oumi.core.models.language_model import LanguageModel
-from oumi.core.models.shared_prefixes import share_prefixes
+from oumi.core.models.shared_prefixes import share_prefixes, without_ends
 from oumi.core.train import train
 from oumi.core.types.example import Example, Source
 from tests.laws.test_pack import _SMALL, _settings
@@ -109,7 +109,9 @@ def test_with_dropout_prefixes_are_shared_in_evaluation_only() -> None:
     inner.get_input_embeddings().register_forward_hook(lambda _, inputs, out: lengths.append(inputs[0].shape[1]))
     for mode in (True, False):
         model.train(mode)(batch)
-    assert lengths == [batch.num_tokens, batch.num_tokens - 20 - 2 * 31]
+    ended = without_ends(batch)
+    assert lengths == [ended.num_tokens, share_prefixes(ended)[0].num_tokens]
+    assert lengths[1] < lengths[0] < batch.num_tokens
 
 
 def test_nothing_is_shared_by_rows_of_one_document() -> None:
@@ -134,3 +136,25 @@ def test_a_run_gives_the_same_losses_with_and_without(tmp_path: Path, monkeypatc
     for ours, theirs in zip(shared, apart, strict=True):
         for key in ("loss", "grad_norm", "logps/chosen", "logps/rejected"):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-4), key
+
+
+def test_tokens_that_no_loss_depends_on_are_not_computed() -> None:
+    inner = tiny_llama().double()
+    targets = [[0, 1, 1, 0, 0], [0, 0], [1, 1, 1], [0, 0, 1, 0]]
+    examples = [
+        Example((np.arange(len(marks)) * 7 + i + 3).astype(np.int32), np.array(marks, bool), Source("", "", i))
+        for i, marks in enumerate(targets)
+    ]
+    batch = collate(examples)
+    shorter = without_ends(batch)
+    assert shorter.lengths == (2, 1, 2, 2)
+    assert shorter.targets[shorter.trained].tolist() == batch.targets[batch.trained].tolist()
+    assert without_ends(shorter) is shorter
+    alone = [inner(torch.tensor(row.tokens[None]).long()).logits[0, :-1] for row in examples]
+    model = make_flat(inner, "sdpa")
+    logits = model(batch).logits()
+    marks = torch.tensor([mark for row in targets for mark in row[1:]]).bool()
+    torch.testing.assert_close(logits, torch.cat(alone)[marks], rtol=1e-9, atol=1e-9)
+    # Where all that is left is trained, and where nothing is.
+    assert model(collate(examples[2:3])).logits().shape == (2, len(inner.lm_head.weight))
+    assert model(collate(examples[1:2])).logits().shape == (0, len(inner.lm_head.weight))

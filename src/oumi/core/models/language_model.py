@@ -17,7 +17,7 @@ from oumi.core.models.attention.by_document import run_by_document
 from oumi.core.models.attention.interface import Documents
 from oumi.core.models.attention.rope import separate_documents
 from oumi.core.models.lm_head import ModelHead
-from oumi.core.models.shared_prefixes import drops_out, share_prefixes
+from oumi.core.models.shared_prefixes import drops_out, share_prefixes, without_ends
 
 
 class LanguageModel(torch.nn.Module):
@@ -81,7 +81,10 @@ class LanguageModel(torch.nn.Module):
         self._documents.fill(())
 
     def without_copies(self, batch: Batch) -> tuple[Batch, tuple[slice | None, ...]]:
-        """Returns what is computed of a batch, see `share_prefixes`: the batch itself if the model shares none."""
+        """Returns what is computed of a batch: all but what `without_ends` and `share_prefixes` leave out."""
+        # On a GPU, it would take longer to wait for the trained positions. A token of an image may be seen from before.
+        if self.is_flat and not batch.num_images and batch.trained.device.type == "cpu":
+            batch = without_ends(batch)
         # With dropout, the documents of a row would get one mask for their prefix.
         shares = self.shares_prefixes and not batch.num_images and not (self.training and self._drops)
         return share_prefixes(batch) if shares else (batch, ())
@@ -93,7 +96,9 @@ class LanguageModel(torch.nn.Module):
         documents = list(batch.documents()) if self._one_at_a_time and not batch.num_images else []
         states = torch.cat([self._states(part) for part in documents]) if documents else self._states(batch, prefixes)
         head = None if self._head is None else self._head.current()
-        return Prediction(states if self._selects_logits else states[batch.trained], head)
+        # Of windows of a text, all positions are trained, in order.
+        is_whole = self._selects_logits or (len(states) == batch.num_targets and not prefixes)
+        return Prediction(states if is_whole else states[batch.trained], head)
 
     def _states(self, batch: Batch, prefixes: tuple[slice | None, ...] = ()) -> torch.Tensor:
         """Returns the hidden states [T, d], or without a head the logits [T, V], or [N, V] if it selects them."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens that documents of a row have in common, computed once: the prompt of a chosen and a rejected answer.
+"""Tokens of a batch that need not be computed: prompts that documents of a row have in common, and untrained ends.
 
 Shape letters: T tokens, U tokens that are computed, D documents, R rows, N trained positions.
 """
@@ -26,6 +26,31 @@ def drops_out(model: torch.nn.Module) -> bool:
     return any((name == "p" or "dropout" in name) and isinstance(rate, float) and rate > 0 for name, rate in rates)
 
 
+def without_ends(batch: Batch) -> Batch:
+    """Returns a batch without the tokens behind the last trained position of each document, which no loss depends on.
+
+    The last token of a document is only a target, and so is the end of a turn where the text behind it is not trained.
+    A document without trained positions keeps its first token, so that all documents stay.
+    """
+    offsets, trained = np.array(batch.offsets), batch.trained.numpy()
+    counts = np.searchsorted(trained, offsets)
+    ends = offsets[:-1] + 1
+    has_trained = counts[1:] > counts[:-1]
+    ends[has_trained] = trained[counts[1:][has_trained] - 1] + 1
+    if (ends == offsets[1:]).all():
+        return batch
+    is_kept = np.arange(len(batch.tokens)) < np.repeat(ends, np.diff(offsets))
+    kept = torch.from_numpy(np.flatnonzero(is_kept))
+    return replace(
+        batch,
+        tokens=batch.tokens[kept],
+        positions=batch.positions[kept],
+        targets=batch.targets[kept],
+        trained=torch.from_numpy((np.cumsum(is_kept) - 1)[trained]),
+        offsets=(0, *np.cumsum(ends - offsets[:-1]).tolist()),
+    )
+
+
 def share_prefixes(batch: Batch) -> tuple[Batch, tuple[slice | None, ...]]:
     """Returns a batch without the tokens that a document has in common with the first one of its row.
 
@@ -50,14 +75,14 @@ def share_prefixes(batch: Batch) -> tuple[Batch, tuple[slice | None, ...]]:
         first = int(places_T[of_row])
         prefixes.append(slice(first, first + count) if count else None)
         places_T[start : start + count] = np.arange(first, first + count)
-    kept = torch.from_numpy(np.flatnonzero(is_kept))
+    kept = torch.from_numpy(np.flatnonzero(is_kept)).to(batch.tokens.device)
     lengths = [length - count for length, count in zip(batch.lengths, num_shared, strict=True)]
     shorter = replace(
         batch,
         tokens=batch.tokens[kept],
         positions=batch.positions[kept],
         targets=batch.targets[kept],
-        trained=torch.from_numpy(places_T)[batch.trained],
+        trained=torch.from_numpy(places_T).to(batch.trained.device)[batch.trained],
         offsets=(0, *np.cumsum(lengths).tolist()),
     )
     return shorter, tuple(prefixes)
@@ -68,7 +93,7 @@ def _common_tokens(batch: Batch) -> Iterator[int]:
 
     The last token of a document is never counted, so that none becomes empty.
     """
-    tokens, lengths = batch.tokens.numpy(), batch.lengths
+    tokens, lengths = batch.tokens.cpu().numpy(), batch.lengths
     for first, end in pairwise(batch.rows):
         for i in range(first, end):
             length = min(lengths[first], lengths[i]) - 1

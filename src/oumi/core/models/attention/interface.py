@@ -151,7 +151,9 @@ def flat_attention(
         if not by_cudnn:
             return _varlen(*inputs, documents, settings), None
     if is_even and not needs_scores:  # documents as rows of one call, as with concatenated texts
-        rows = (tensor.transpose(1, 2).unflatten(1, (-1, lengths[0]))[0].transpose(1, 2) for tensor in inputs)
+        rows = (
+            tensor.transpose(1, 2).unflatten(1, (-1, lengths[0])).flatten(0, 1).transpose(1, 2) for tensor in inputs
+        )
         # The other kernels stay enabled, since cuDNN does not support every head size.
         with sdpa_kernel(_BY_SPEED, set_priority=True) if by_cudnn else nullcontext():
             return _fused(*rows, settings).transpose(1, 2).flatten(0, 1)[None], None
