@@ -90,7 +90,7 @@ def test_a_gradient_that_overflows_stops_before_the_update(tmp_path: Path) -> No
     vast = torch.finfo(torch.float32).max
 
     class Steep(NextToken):
-        def loss(self, model: torch.nn.Module, batch: object) -> Loss:
+        def loss(self, model: torch.nn.Module, batch: object, step: object) -> Loss:
             total = sum(weight.sum() for weight in model.parameters())
             return Loss(vast * (total - total.detach()) * 4)  # zero, with a slope beyond every number
 

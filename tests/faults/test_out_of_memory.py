@@ -16,7 +16,7 @@ from oumi.core.batch import Batch
 from oumi.core.configs import TrainingConfig
 from oumi.core.engine.gradients import add_gradients, is_out_of_memory, try_largest_micro_batch
 from oumi.core.errors import ConfigError
-from oumi.core.methods.method import Loss
+from oumi.core.methods.method import Loss, StepSums
 from oumi.core.methods.next_token import NextToken
 from oumi.core.plan.memory import LargestMicroBatch
 from oumi.core.run import Run
@@ -95,8 +95,8 @@ class SmallMemory(NextToken):
         super().__init__(run.plan, lambda: pytest.fail("this method has no reference"))
         self._most_tokens = most_tokens
 
-    def loss(self, model: torch.nn.Module, batch: Batch) -> Loss:
-        loss = super().loss(model, batch)
+    def loss(self, model: torch.nn.Module, batch: Batch, step: StepSums) -> Loss:
+        loss = super().loss(model, batch, step)
         if batch.num_tokens > self._most_tokens:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return loss
