@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from oumi.core.configs import TrainingConfig
-from oumi.core.errors import ConfigError, DataError
+from oumi.core.errors import ConfigError, DataError, NotFiniteError
 from oumi.core.inspect import gather_facts
 from oumi.core.plan.plan import make_plan
 from oumi.core.train import train
@@ -21,10 +21,12 @@ from oumi.core.trainers.trl import TrlTrainer
 from oumi.core.trainers.trl_inputs import ModelInputs
 from oumi.core.trainers.trl_rows import as_item
 from tests.end_to_end.test_images import config_of as image_config
+from tests.faults.test_not_finite import poisoned
 from tests.laws.test_families import build as build_family
 from tests.ranks import free_port, run_ranks
 from tests.runs import build as build_trainer
 from tests.runs import losses, records, tiny_config
+from tests.tiny import save_tiny_model
 from tests.tiny_vision import SAVERS
 
 OTHERS = ["TRL_SFT", "HF"]
@@ -132,6 +134,20 @@ def test_no_length_of_rows_with_images_ends_the_run(tmp_path: Path, length: int,
     )
     train(config)
     assert all(math.isfinite(loss) for loss in losses(tmp_path / "out"))
+
+
+def test_a_step_that_fails_leaves_the_position_of_the_stream_before_its_rows(tmp_path: Path) -> None:
+    def position(lines: tuple[int, ...], name: str, step: int) -> Any:
+        (tmp_path / name).mkdir()
+        save_tiny_model(tmp_path / name / "model", tie_word_embeddings=False)
+        config = poisoned(tmp_path / name, lines, trainer_type="HF", max_steps=step + 1, save_steps=step)
+        train(streamed(config))
+        return json.loads((tmp_path / name / "out" / f"checkpoint-{step}" / "train_state.json").read_text())["loader"]
+
+    with pytest.raises(NotFiniteError, match="step 3: "):
+        position((11,), "broken", 9)
+    saved = json.loads((tmp_path / "broken" / "out" / "checkpoint-2" / "train_state.json").read_text())["loader"]
+    assert saved["parts"][0]["given"] == position((), "whole", 2)["parts"][0]["given"] == 8
 
 
 DRIVER = Path(__file__).parents[2] / "laws" / "ranks_driver.py"

@@ -48,7 +48,9 @@ class Bridge(TrainerCallback):
         self.run = run
         self.world = world
         self.source = source
-        """Knows the epochs; a stream also the position of the training."""
+        """Knows the epochs; a stream also its position."""
+        self._position = source.state()
+        """After the last complete step; the source itself has the rows of the next one already when that fails."""
         self._efficiency = efficiency
         """The meter of the main rank."""
         self._facts = facts
@@ -69,7 +71,7 @@ class Bridge(TrainerCallback):
     def seal(self, step: int) -> None:
         """Completes the checkpoint of a step, which the other trainer has written; on the main rank."""
         checkpoint = checkpoint_path(self.run.plan.output_dir, step)
-        write_progress(checkpoint, self.run.state, self.source.state())
+        write_progress(checkpoint, self.run.state, self._position)
         seal(checkpoint, {**self._facts, "step": step})
         without_superseded([], self.run, self._best_step, self.source)
 
@@ -141,6 +143,7 @@ class Bridge(TrainerCallback):
             raise not_finite(self.run, "a gradient is not a finite number", self._rows_of_step())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._position = self.source.state()
         every_steps = self.run.plan.evaluation.every_steps
         if every_steps and state.global_step % every_steps:
             control.should_evaluate = False  # transformers also evaluates after the last step, whichever it is
