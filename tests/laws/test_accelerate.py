@@ -17,6 +17,7 @@ from oumi.core.configs import TrainingConfig
 from oumi.core.train import train
 from tests.end_to_end.test_images import config_of as vision_config
 from tests.laws.test_ranks import assert_close
+from tests.laws.test_trl_preference import preference_config
 from tests.ranks import free_port, run_ranks
 from tests.runs import records, tiny_config
 
@@ -31,6 +32,10 @@ CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "merged": (2, {"trainer_type": "HF", **LORA}, {}, {"peft_save_mode": "MERGED"}),
     "packed": (2, {"trainer_type": "TRL_SFT", "enable_gradient_checkpointing": True}, {}, {}),
     "images": (2, {"trainer_type": "HF"}, {}, {}),
+    "pairs": (2, {"trainer_type": "TRL_DPO"}, {}, {}),
+    "pairs adapter": (2, {"trainer_type": "TRL_DPO", **LORA}, {}, {}),
+    "pairs ranks": (2, {"trainer_type": "TRL_CPO"}, {}, {}),
+    "judged": (2, {"trainer_type": "TRL_KTO", "trainer_kwargs": {"loss_type": "apo_zero_unpaired"}}, {}, {}),
     "zero 2": (2, {"trainer_type": "HF"}, {"zero_stage": "ZERO_2"}, {}),
     "zero 3": (2, {"trainer_type": "TRL_SFT"}, {"zero_stage": "ZERO_3"}, {}),
     "zero 3 merged": (2, {"trainer_type": "TRL_SFT", **LORA}, {"zero_stage": "ZERO_3"}, {"peft_save_mode": "MERGED"}),
@@ -57,6 +62,9 @@ def configured(folder: Path, name: str, **training: Any) -> TrainingConfig:
         setattr(config.peft, key, value)
     config.training.eval_strategy = "steps"
     config.training.eval_steps = 5
+    if config.training.trainer_type.spec.method != "next_token":
+        of_preferences = preference_config(folder, config.training.trainer_type.name)
+        config.data.train.datasets = of_preferences.data.train.datasets
     config.data.validation.datasets = [config.data.train.datasets[0].model_copy()]
     return config
 
@@ -92,7 +100,7 @@ def test_a_divided_model_equals_a_whole_one(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [with_package(name) for name in ("whole files", "parts", "zero 3")])
+@pytest.mark.parametrize("name", [with_package(name) for name in ("whole files", "parts", "pairs", "zero 3")])
 def test_a_divided_run_goes_on_where_it_was_stopped(tmp_path: Path, name: str) -> None:
     train_on_ranks(tmp_path, name)
     out = tmp_path / "divided"

@@ -8,9 +8,11 @@ any effect are accepted with a note; the others are refused with what to do inst
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import inf
 from typing import Any
 
 from oumi.core.configs import TrainerType, TrainingConfig, TrainingParams
+from oumi.core.configs.tree import scalar
 from oumi.core.errors import did_you_mean
 
 _PAIRS = (TrainerType.TRL_DPO, TrainerType.TRL_ORPO, TrainerType.TRL_CPO)
@@ -62,6 +64,25 @@ _SMOOTHED = {
 }
 """Losses that read `label_smoothing`."""
 
+_POSITIVE, _NOT_NEGATIVE, _ANY = (1e-9, inf, ", above 0"), (0.0, inf, ", 0 or more"), (-inf, inf, "")
+_NUMBERS: Mapping[str, tuple[float, float, str]] = {
+    "beta": _POSITIVE,
+    "discopop_tau": _POSITIVE,
+    "desirable_weight": _NOT_NEGATIVE,
+    "undesirable_weight": _NOT_NEGATIVE,
+    "cpo_alpha": _NOT_NEGATIVE,
+    "simpo_gamma": _NOT_NEGATIVE,
+    "rpo_alpha": _NOT_NEGATIVE,
+    "alpha": _ANY,
+    "f_alpha_divergence_coef": _ANY,
+    "ld_alpha": (0.0, 1.0, ", from 0 to 1"),
+    "label_smoothing": (0.0, 0.499, ", 0 to below 0.5"),
+}
+"""Arguments that are numbers -> the smallest, the largest, in words. TRL would only fail in the first step, or not."""
+_FLAGS = ("reference_free", "precompute_ref_log_probs", "disable_dropout", "use_weighting")
+_MAY_BE_NULL = ("ld_alpha", "rpo_alpha")
+_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+
 _ONLY_OF_LOSS = {"discopop_tau": "discopop", "simpo_gamma": "simpo"}
 """Argument -> the only loss that reads it."""
 
@@ -77,6 +98,7 @@ def former_arguments(training: TrainingParams) -> dict[str, Any]:
     kwargs = dict(training.trainer_kwargs)
     if training.trainer_type not in _TRAINERS:
         return kwargs
+    kwargs |= {name: _value(kwargs[name]) for name in (*_NUMBERS, *_FLAGS) if name in kwargs}
     for name in (*_NO_EFFECT, *_REFUSED, *_LIMITS):
         kwargs.pop(name, None)
     if training.trainer_type == TrainerType.TRL_DPO:
@@ -92,11 +114,21 @@ def has_no_effect(name: str, training: TrainingParams) -> bool:
     return training.trainer_type in _TRAINERS and name in _NO_EFFECT
 
 
+def is_reference_free(training: TrainingParams) -> bool:
+    """Returns True if the log-probabilities of the reference count as zero."""
+    return training.trainer_type == TrainerType.TRL_DPO and bool(_value(training.trainer_kwargs.get("reference_free")))
+
+
+def computes_reference_before(training: TrainingParams) -> bool:
+    """Returns True if the log-probabilities of the reference are known before the first step."""
+    return is_reference_free(training) or bool(_value(training.trainer_kwargs.get("precompute_ref_log_probs")))
+
+
 def losses_of(training: TrainingParams) -> list[str]:
     """Returns the names of the losses; empty for a trainer with a single one."""
     default = _LOSSES.get(training.trainer_type, ())[:1]
     names = training.trainer_kwargs.get("loss_type", list(default))
-    return [names] if isinstance(names, str) else list(names)
+    return list(names) if isinstance(names, list) else [names]
 
 
 def preference_notes(training: TrainingParams) -> Iterator[str]:
@@ -110,14 +142,14 @@ def preference_notes(training: TrainingParams) -> Iterator[str]:
             yield f"not read: {key}: {_NO_EFFECT[name]}"
         elif (loss := _ONLY_OF_LOSS.get(name)) and loss not in losses:
             yield f"not read: {key}: only loss_type {loss} reads it"
-        elif (other := _ONLY_WITH.get(name)) and kwargs.get(other[0]) != other[1]:
+        elif (other := _ONLY_WITH.get(name)) and _value(kwargs.get(other[0])) != other[1]:
             yield f"not read: {key}: only {other[0]} {_shown(other[1])} reads it"
     for name, effect in _LIMITS.items():
         if kwargs.get(name) is not None:
             yield f"rows: {effect.format(kwargs[name])}, as training.trainer_kwargs.{name} says"
     if trainer == TrainerType.TRL_DPO and kwargs.get("rpo_alpha") is not None:
         yield f"loss: {losses[0]} plus {kwargs['rpo_alpha']:g} times sft, as training.trainer_kwargs.rpo_alpha says"
-    if trainer == TrainerType.TRL_DPO and kwargs.get("reference_free"):
+    if is_reference_free(training):
         yield "reference: none, as training.trainer_kwargs.reference_free says: its log-probabilities count as zero"
 
 
@@ -144,6 +176,7 @@ def _wrong_arguments(training: TrainingParams) -> Iterator[tuple[str, str]]:
     for name, reason in _REFUSED.items():
         if kwargs.get(name) not in (None, False):
             yield f"training.trainer_kwargs.{name}", reason
+    yield from _wrong_values(kwargs)
     for name in _LIMITS:
         if (limit := kwargs.get(name)) is not None and (type(limit) is not int or limit < 1):  # True is an int
             yield f"training.trainer_kwargs.{name}", f"got {limit!r}, must be a whole number of tokens, 1 or more"
@@ -154,28 +187,49 @@ def _wrong_arguments(training: TrainingParams) -> Iterator[tuple[str, str]]:
         if name not in _LOSSES[trainer]:
             hint = did_you_mean(str(name), _LOSSES[trainer]) or f"; it has {', '.join(_LOSSES[trainer])}"
             yield key, f"{trainer.name} has no loss '{name}'{hint}"
-    if trainer != TrainerType.TRL_DPO and len(losses) != 1:
-        yield key, f"{trainer.name} takes a single loss"
+    if len(losses) != 1 and (trainer != TrainerType.TRL_DPO or not losses):
+        yield key, f"{trainer.name} takes a single loss" if losses else "names no loss"
     smoothed = _SMOOTHED.get(trainer, set())
-    if kwargs.get("label_smoothing") and smoothed and not smoothed & set(losses):
+    if _value(kwargs.get("label_smoothing")) and smoothed and not smoothed & set(losses):
         yield (
             "training.trainer_kwargs.label_smoothing",
             f"loss {', '.join(losses)} of TRL ignores it; {', '.join(sorted(smoothed))} read it",
         )
     if kwargs.get("rpo_alpha") is not None and trainer == TrainerType.TRL_DPO:
         key = "training.trainer_kwargs.rpo_alpha"
-        if type(kwargs["rpo_alpha"]) not in (int, float):
-            yield key, f"got {kwargs['rpo_alpha']!r}, must be a number"
-        elif len(losses) != 1 or kwargs.get("loss_weights") is not None:
+        if len(losses) != 1 or kwargs.get("loss_weights") is not None:
             yield key, "write it as a weight of the loss sft: loss_type: [sigmoid, sft], loss_weights: [1.0, ...]"
+
+
+def _wrong_values(kwargs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields the arguments of a wrong type, or outside their range."""
+    for name, (lowest, highest, words) in _NUMBERS.items():
+        value = _value(kwargs.get(name, max(lowest, 0.0)))
+        is_null = value is None and name in _MAY_BE_NULL
+        if not is_null and not (type(value) in (int, float) and lowest <= value <= highest):
+            yield f"training.trainer_kwargs.{name}", f"got {kwargs[name]!r}, must be a number{words}"
+    for name in _FLAGS:
+        if type(_value(kwargs.get(name, False))) is not bool:
+            yield f"training.trainer_kwargs.{name}", f"got {kwargs[name]!r}, must be true or false"
+    if (divergence := kwargs.get("f_divergence_type", _DIVERGENCES[0])) not in _DIVERGENCES:
+        hint = did_you_mean(str(divergence), _DIVERGENCES) or f"; known: {', '.join(_DIVERGENCES)}"
+        yield "training.trainer_kwargs.f_divergence_type", f"unknown divergence '{divergence}'{hint}"
+    weights = kwargs.get("loss_weights")
+    if weights is not None and not (isinstance(weights, list) and all(type(x) in (int, float) for x in weights)):
+        yield "training.trainer_kwargs.loss_weights", f"got {weights!r}, must be a list of numbers, one for each loss"
+
+
+def _value(value: Any) -> Any:
+    """Returns the number or the flag that text of an environment variable stands for."""
+    return scalar(value) if isinstance(value, str) else value
 
 
 def _wrong_reference(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     training, key = config.training, "training.trainer_kwargs.precompute_ref_log_probs"
-    trainer, kwargs = training.trainer_type, training.trainer_kwargs
+    trainer = training.trainer_type
     if trainer not in (TrainerType.TRL_DPO, TrainerType.TRL_KTO):
         return
-    if kwargs.get("precompute_ref_log_probs"):
+    if computes_reference_before(training):
         if trainer == TrainerType.TRL_KTO and losses_of(training) == ["kto"]:
             yield key, "the completion with which loss kto compares a prompt changes in each epoch; leave it out"
         if config.fsdp.enable_fsdp or config.deepspeed.enable_deepspeed:

@@ -33,6 +33,7 @@ from oumi.core.models.build import build_model, load_weights, router_loss_coeffi
 from oumi.core.monitoring.build import build_efficiency, build_reporting, write_model_summary
 from oumi.core.plan.disk import with_saved_size
 from oumi.core.plan.parts import Plan
+from oumi.core.plan.preference_kwargs import computes_reference_before
 from oumi.core.run import Callback, Callbacks, Progress
 from oumi.core.trainers.accelerate_state import contain_accelerate
 from oumi.core.trainers.export import Exporter
@@ -165,8 +166,7 @@ def _reference(plan: Plan, model: Any) -> dict[str, Any]:
     TRL would load the model again by its name, which loses what the config changes in it. An adapter that this run
     continues is copied by TRL; a new one is disabled instead.
     """
-    kwargs = plan.config.training.trainer_kwargs
-    is_computed_before = kwargs.get("precompute_ref_log_probs") or kwargs.get("reference_free")
+    is_computed_before = computes_reference_before(plan.config.training)
     if not METHODS[plan.trainer].has_reference or is_adapted(model) or is_computed_before:
         return {}
     copy = deepcopy(model).requires_grad_(False)

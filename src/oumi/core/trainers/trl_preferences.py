@@ -19,6 +19,7 @@ from oumi.core.data.build_stream import StreamedRows
 from oumi.core.data.pipeline.loader import Epoch
 from oumi.core.distributed.world import World
 from oumi.core.log import logger
+from oumi.core.plan.preference_kwargs import is_reference_free
 from oumi.core.trainers.trl_adapter import AdaptedTrainer
 from oumi.core.trainers.trl_methods import METHODS
 from oumi.core.trainers.trl_pairs import PreferenceCollator, preference_inputs
@@ -129,7 +130,7 @@ class PreferenceTrainer(AdaptedTrainer):
         rows = self.seams.rows.train if is_training else self.seams.rows.validation
         assert not isinstance(rows, StreamedRows), "refused for streams"
         values = torch.zeros(len(rows) + 1, num_columns)  # with the blank row
-        if not self.seams.plan.config.training.trainer_kwargs.get("reference_free"):
+        if not is_reference_free(self.seams.plan.config.training):
             logger.info("computes the log-probabilities of the reference for %d rows", len(rows))
             batches, collator = RankBatches(len(rows), batch_size, world, seed=None), self._collator(rows)
             for numbers in batches:
