@@ -18,6 +18,8 @@ SHORT_NAMES: Mapping[str, Mapping[str, str]] = {
         "smollm-135m": "smollm/sft/135m/train.yaml",
         "smollm-135m-quickstart": "smollm/sft/135m/quickstart_train.yaml",
         "smollm-135m-dpo": "smollm/dpo/135m/train.yaml",
+        "smollm-135m-trl-dpo": "smollm/dpo/135m/trl_train.yaml",
+        "smollm-135m-trl-kto": "smollm/kto/135m/trl_train.yaml",
         "llama3.2-1b": "llama3_2/sft/1b_full/train.yaml",
         "llama3.2-1b-lora": "llama3_2/sft/1b_lora/train.yaml",
         "llama3.2-1b-qlora": "llama3_2/sft/1b_qlora/train.yaml",
