@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from oumi.core.configs import TrainingConfig
+from oumi.core.engine.gradients import _like
 from oumi.core.methods.kept_log_probs import KeptLogProbs
+from oumi.core.plan.memory import LargestMicroBatch
 from oumi.core.plan.refusals import refusals
 from oumi.core.train import train
 from oumi.core.trainers.native import NativeTrainer
@@ -90,6 +93,19 @@ def test_the_file_belongs_to_the_weights_and_the_rows(tmp_path: Path, cache: Pat
     for path in first:  # a disk that was full, or a copy that broke off
         path.write_bytes(path.read_bytes()[:100])
         assert KeptLogProbs.read(path) is None
+
+
+def test_a_cache_that_cannot_be_written_does_not_end_the_run(tmp_path: Path, cache: Path) -> None:
+    cache.parent.mkdir()
+    cache.write_text("no directory")
+    run = build(config_of(tmp_path, "out", trainer_kwargs=KEPT), NativeTrainer).run
+    step = next(run.loader.from_step(0))
+    assert run.method._reference(step[0]).sums().lt(0).all()
+    # What the engine tries before the first step on a GPU.
+    made_up = _like(LargestMicroBatch(64, 32), documents_per_row=2)
+    assert run.method._reference(made_up).sums().eq(0).all()
+    with pytest.raises(KeyError):
+        run.method._reference(replace(made_up, sources=step[0].sources[:4]))
 
 
 def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:

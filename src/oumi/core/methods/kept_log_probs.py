@@ -61,24 +61,31 @@ class KeptLogProbs:
         finally:
             unfinished.unlink(missing_ok=True)
 
-    def has_all(self, digests: Sequence[bytes]) -> bool:
-        """Returns True if the rows of all digests are kept."""
-        return all(digest in self._places for digest in digests)
-
     def __call__(self, batch: Batch) -> LogProbs:
-        """Returns the log-probabilities of a batch, whose rows must all be kept."""
-        places = [self._places[digest] for digest in row_digests(batch)]
-        values = np.concatenate([np.zeros(0, self._values.dtype), *(self._values[start:end] for start, end in places)])
-        values_N = torch.from_numpy(values).to(batch.tokens.device)
+        """Returns the log-probabilities of a batch, whose rows must all be kept.
+
+        A row without a data set is made up, to try how much memory its size takes; its values are zeros.
+        """
+        values_N = torch.zeros(batch.num_targets, dtype=torch.from_numpy(self._values[:0]).dtype)
+        for i, (digest, trained) in enumerate(zip(row_digests(batch), _trained_of_rows(batch), strict=True)):
+            if batch.sources[batch.rows[i]].dataset:
+                start, end = self._places[digest]
+                values_N[trained] = torch.from_numpy(self._values[start:end])
+        values_N = values_N.to(batch.tokens.device)
         return LogProbs(values_N, batch.document_numbers(), len(batch.sources), values_N.new_empty(3, 0))
 
 
 def values_of_rows(log_probs_N: torch.Tensor, batch: Batch) -> Iterator[tuple[bytes, npt.NDArray[np.floating]]]:
     """Yields the digest of each row of a batch, and the log-probabilities of its trained tokens."""
-    edges = np.searchsorted(batch.trained.cpu().numpy(), [batch.offsets[document] for document in batch.rows])
     values = log_probs_N.detach().cpu().numpy()
-    for digest, (first, end) in zip(row_digests(batch), pairwise(edges.tolist()), strict=True):
-        yield digest, values[first:end].copy()
+    for digest, trained in zip(row_digests(batch), _trained_of_rows(batch), strict=True):
+        yield digest, values[trained].copy()
+
+
+def _trained_of_rows(batch: Batch) -> list[slice]:
+    """Returns which of the trained positions belong to each row [R]."""
+    edges = np.searchsorted(batch.trained.cpu().numpy(), [batch.offsets[document] for document in batch.rows])
+    return [slice(first, end) for first, end in pairwise(edges.tolist())]
 
 
 def row_digests(batch: Batch) -> list[bytes]:

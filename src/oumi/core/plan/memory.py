@@ -33,6 +33,8 @@ bytes, a freed block is too small for the next one of the same size; see `host.h
 """
 _HOLES_SCORED = 0.06
 """Additional fragmentation where attention allocates scores of many sizes: measured."""
+_HOLES_SHARED = 0.1
+"""Additional fragmentation where prompts are shared, so that each micro-batch has another size: measured."""
 _HOLES_GATHERED = 0.12
 """Additional fragmentation on a CPU where the weights of blocks are gathered and freed between activations: measured.
 """
@@ -246,6 +248,7 @@ class _Step:
             1
             + (_HOLES_TIGHT if self.is_tight else _HOLES)
             + (_HOLES_SCORED if self.scores_in_blocks else 0)
+            + (_HOLES_SHARED if self.plan.shares_prefixes else 0)
             + (_HOLES_GATHERED if gathers else 0)
         )
 
@@ -373,4 +376,6 @@ class _Step:
         tokens, vocabulary = self.largest.tokens, self.shape.vocabulary
         if not self.plan.speed.fused_loss:
             return 3 * tokens * vocabulary * 4  # all logits and their gradients
-        return chunk_rows(tokens, vocabulary, self.plan.device) * vocabulary * 4 * (2 if self.shape.caps_logits else 1)
+        # Log-probabilities of answers take the logits and their softmax, softcaps their slope.
+        num_matrices = 1 + self.shape.caps_logits + (not self.plan.method.spec.is_per_token)
+        return chunk_rows(tokens, vocabulary, self.plan.device) * vocabulary * 4 * num_matrices

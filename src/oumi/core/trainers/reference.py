@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from oumi.core.batch import Batch, Prediction
 from oumi.core.data.build_stream import StreamedRows
@@ -28,7 +29,7 @@ from oumi.core.plan.parts import Plan
 from oumi.core.recipes import resolve_asset
 from oumi.core.run import autocast_of
 from oumi.core.system.cache import cache_home, digest_of_values
-from oumi.core.system.filesystem import expanded, storage_errors
+from oumi.core.system.filesystem import expanded
 from oumi.core.system.signals import is_stop_requested
 from oumi.core.trainers.resume import ResumePoint
 
@@ -61,8 +62,10 @@ def load_reference(plan: Plan, world: World, model: Any, data: TrainingData, res
         kept = _computed(plan, world, predict, batches())
         free_gathered(model)
         if world.is_main:
-            with storage_errors(path, "free some space, or set OUMI_CACHE_DIR to a directory on another disk"):
+            try:
                 kept.write(path)
+            except (OSError, SafetensorError) as error:  # this run has them in memory, as with other caches
+                logger.warning("log-probabilities of the reference are not kept for later runs: %s", error)
     else:
         logger.info("log-probabilities of the reference: %s", path)
     assert kept is not None, "all ranks have read them, or all have computed them"
@@ -115,6 +118,7 @@ def _computed(
     plan: Plan, world: World, predict: Callable[[Batch], Prediction], batches: Iterator[Batch]
 ) -> KeptLogProbs:
     """Returns the log-probabilities of the rows of all ranks."""
+    logger.info("log-probabilities of the reference are computed for all rows before the first step")
     began, rows = time.monotonic(), {}
     for batch in batches:
         if world.agree(int(is_stop_requested())):
