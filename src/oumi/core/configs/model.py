@@ -62,11 +62,15 @@ class ModelParams(Params):
     shard_for_eval: bool = False
     """For evaluation."""
     freeze_layers: list[str] = []
-    """Modules whose weights are not trained."""
+    """Modules that are not trained: paths, patterns with `*`, or parts such as `vision_encoder` and `projector`."""
     model_revision: str | None = None
     """Branch, tag or commit on the Hub."""
     tool_call_parser: str | None = None
     """For inference."""
+    adapter_trainable: bool | None = None
+    """Train the adapter of adapter_model further, as it is done unless this is false."""
+    text_only: bool = False
+    """Of a model for text and images, load and save only the language model."""
 
     @property
     def torch_dtype(self) -> Any:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,11 +12,17 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+)
 
 from oumi.core.errors import ConfigError, RefusedError, did_you_mean
 from oumi.core.hub import hub_errors, remote_code_refused
 from oumi.core.log import logger
+from oumi.core.models.model_parts import LANGUAGE_MODEL_KEYS, PARTS, modules_of_part
 from oumi.core.models.quantization import keep_layout, kept_modules, quantization_config
 from oumi.core.models.vocabulary import add_tokens
 from oumi.core.plan.parts import ModelPlan
@@ -49,6 +56,8 @@ def load_model(plan: ModelPlan, device: torch.device, weights_from: Path | None 
     if plan.attention is not None:
         options["attn_implementation"] = plan.attention
     placed: dict[str, Any] = {"device_map": "meta"} if device.type == "meta" else {}
+    if plan.text_only:
+        options["key_mapping"] = LANGUAGE_MODEL_KEYS
     if plan.quantization is not None:
         options |= _quantized_while_loading(plan, config, auto_class)
         placed = {"device_map": {"": device}}
@@ -81,7 +90,7 @@ def _quantized_while_loading(plan: ModelPlan, config: Any, auto_class: Any) -> d
 
 
 def _with_random_weights(auto_class: Any, dtype: torch.dtype, options: dict[str, Any], placed: dict[str, Any]) -> Any:
-    quantization = options.pop("quantization_config", None)
+    quantization, _ = options.pop("quantization_config", None), options.pop("key_mapping", None)
     model = auto_class.from_config(dtype=dtype, **options)
     if quantization is None:
         return model
@@ -98,6 +107,10 @@ def load_model_config(plan: ModelPlan) -> Any:
     name = str(resolve_asset(plan.name))
     with hub_errors("model", plan.name), remote_code_refused(plan.name):
         config = AutoConfig.from_pretrained(name, revision=plan.revision, trust_remote_code=plan.trust_remote_code)
+    if plan.text_only and hasattr(config, "vision_config"):
+        family, config = config.model_type, config.get_text_config()
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ConfigError(f"model.text_only: transformers has no class for the language model of {family} alone")
     # Some families map a common name to their own, such as hidden_size to n_embd.
     settings = set(config.to_dict()) | set(getattr(config, "attribute_map", {}))
     for key, value in plan.config_overrides.items():
@@ -119,12 +132,32 @@ def load_model_config(plan: ModelPlan) -> Any:
 
 
 def freeze(model: Any, module_names: tuple[str, ...]) -> None:
-    """Freezes the weights of the named modules; raises ConfigError for an unknown name."""
+    """Freezes the weights of modules.
+
+    Args:
+        model: A transformers model.
+        module_names: Paths of modules, patterns of paths with `*`, or names of parts, see `model_parts.PARTS`.
+
+    Raises:
+        ConfigError: The model has no such module or part.
+    """
     modules = dict(model.named_modules())
     for name in module_names:
-        if name not in modules:
-            raise ConfigError(f"model.freeze_layers: the model has no module '{name}'{did_you_mean(name, modules)}")
-        modules[name].requires_grad_(False)
+        if name in modules:
+            chosen = [modules[name]]
+        elif any(character in name for character in "*?["):
+            chosen = [module for path, module in modules.items() if fnmatchcase(path, name)]
+        else:
+            chosen = modules_of_part(model, name)
+        if not chosen:
+            hint = did_you_mean(name, [*PARTS, *modules])
+            raise ConfigError(f"model.freeze_layers: the model has no module '{name}'{hint}")
+        # What projects images into the language model is a part of its own, also within the encoder.
+        kept = {id(p) for module in modules_of_part(model, "projector") for p in module.parameters()}
+        kept = kept if name == "vision_encoder" else set()
+        for parameter in (parameter for module in chosen for parameter in module.parameters()):
+            if id(parameter) not in kept:
+                parameter.requires_grad_(False)
 
 
 def _from_files(auto_class: Any, name: str, **options: Any) -> Any:

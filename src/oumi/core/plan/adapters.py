@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from oumi.core.configs import LoraWeightInitialization, PeftParams, PeftSaveMode, TrainingConfig
 from oumi.core.configs.fsdp import ShardingStrategy
 from oumi.core.errors import ConfigError
+from oumi.core.plan.disk import EMBEDDINGS, is_adapted, size_of_files
 from oumi.core.plan.facts import Facts, ModelFacts
 from oumi.core.plan.lora import LoraPlan, QuantizationPlan
+from oumi.core.plan.parts import ModelPlan
 from oumi.core.plan.sharding import equivalent_fsdp
 
 _DEQUANTIZED = "mxfp4"
@@ -53,6 +56,33 @@ def plan_quantization(config: TrainingConfig, facts: Facts, dtype: str) -> Quant
     )
 
 
+def adapter_notes(config: TrainingConfig, plan: ModelPlan, lora: LoraPlan | None, facts: ModelFacts) -> Iterator[str]:
+    """Yields what is trained further, and which share of the weights an adapter trains and quantization rounds."""
+    model = config.model
+    if plan.adapter is None and model.adapter_trainable is not None:
+        yield "not read: model.adapter_trainable: there is no model.adapter_model"
+    if plan.adapter is not None and model.adapter_trainable is None:
+        yield "the adapter of the model is trained further; other versions of Oumi load it frozen, and train nothing"
+    if model.text_only and facts.are_available and not facts.sees_images:
+        yield "not read: model.text_only: it is a text model"
+    matrices, num_weights = facts.matrices, facts.num_parameters
+    if lora is None or not num_weights or not matrices:
+        return
+    linear = {
+        name: shape for name, shape in matrices.items() if not any(part in name for part in (*EMBEDDINGS, ".experts."))
+    }
+    if plan.quantization is not None:
+        share = sum(math.prod(shape) for shape in linear.values()) / num_weights
+        yield f"quantized: {share:.0%} of the weights; embeddings, head, norms and experts keep {plan.dtype}"
+    saved = size_of_files(facts, plan.dtype, lora)
+    has_experts = any(".experts." in name for name in matrices)  # which transformers stacks, if the family says so
+    if saved is not None and not has_experts:
+        targets = lora.settings["target_modules"]
+        adapted = sum(math.prod(shape) for name, shape in linear.items() if is_adapted(name, targets)) / num_weights
+        trained = saved.trained_bytes / 4 / num_weights / (2 if lora.taken_from_base else 1)
+        yield f"adapter: layers with {adapted:.0%} of the weights are adapted, by {trained:.2%} as many trained weights"
+
+
 def _check_stored(config: TrainingConfig, facts: ModelFacts) -> None:
     """Raises ConfigError if the files of the model are quantized in a way that cannot be trained."""
     stored, name = facts.quantization, config.model.model_name
@@ -81,6 +111,12 @@ def _check_stored(config: TrainingConfig, facts: ModelFacts) -> None:
 def adapter_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     """Yields (key, message) of what cannot be adapted, quantized or saved as the config says."""
     training, peft, model = config.training, config.peft, config.model
+    if model.adapter_trainable is False and (training.use_peft or model.adapter_model is not None):
+        yield (
+            "model.adapter_trainable",
+            "false would leave nothing to train, and a second adapter on a frozen one would fit neither base; merge "
+            "the first (oumi merge ADAPTER -o DIRECTORY), and name the result in model.model_name",
+        )
     if not training.use_peft:
         return
     if not model.load_pretrained_weights and peft.peft_save_mode == PeftSaveMode.ADAPTER_ONLY:

@@ -14,6 +14,7 @@ from oumi.core.configs.model import DTYPES
 from oumi.core.configs.problems import shown
 from oumi.core.plan import collators
 from oumi.core.plan.accelerate import accelerate_notes
+from oumi.core.plan.adapters import adapter_notes
 from oumi.core.plan.choices import FLAT_ATTENTIONS
 from oumi.core.plan.facts import Facts, ModelFacts
 from oumi.core.plan.methods import METHODS, method_of
@@ -96,6 +97,7 @@ def plan_notes(plan: Plan, facts: Facts) -> tuple[str, ...]:
         *_limits(config, facts.model, plan.model.dtype, plan.disk),
         *_unread(config, plan.steps),
         *preference_notes(config.training),
+        *adapter_notes(config, plan.model, plan.lora, facts.model),
         *sharding_notes(config, plan.sharding, plan.steps.world_size, plan.device),
         *accelerate_notes(config, plan.accelerate, plan.model.dtype, plan.steps.world_size),
         *(f"not read: {key}: it only changes the elements that your own code reads" for key in facts.unread),

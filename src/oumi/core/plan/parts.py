@@ -52,6 +52,8 @@ class ModelPlan:
     processor_kwargs: Mapping[str, Any]
     quantization: QuantizationPlan | None = None
     """None for weights in the dtype of the model."""
+    text_only: bool = False
+    """Load only the language model of a model for text and images."""
     added_tokens: tuple[int, ...] = ()
     """New tokens of `tokenizer_kwargs`, once the tokenizer is loaded."""
 

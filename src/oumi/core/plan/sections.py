@@ -111,7 +111,7 @@ def plan_model(
         ConfigError: The collator is for images, and the model has no image input.
     """
     model, collator = config.model, config.data.train.collator_name
-    if collator in collators.VISION and facts.are_available and not facts.sees_images:
+    if collator in collators.VISION and facts.are_available and not (facts.sees_images and not model.text_only):
         raise ConfigError(f"data.train.collator_name: {collator} is for images, but {model.model_name} takes only text")
     overrides = dict(model.model_kwargs)
     name = facts.adapter_of or model.model_name
@@ -145,10 +145,11 @@ def plan_model(
         chat_template=model.chat_template,
         adapter=model.model_name if facts.adapter_of else model.adapter_model,
         adapter_revision=model.model_revision if facts.adapter_of else None,
-        sees_images=facts.sees_images,
+        sees_images=facts.sees_images and not model.text_only,
         processor_name=processor_name,
         processor_kwargs=processor_kwargs,
         quantization=quantization,
+        text_only=model.text_only and (facts.sees_images or not facts.are_available),
     )
 
 

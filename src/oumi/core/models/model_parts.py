@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of a model by their role, whatever a family calls them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "vision_encoder": ("vision_tower", "visual", "vision_model", "vision_encoder", "vision_embed_tokens"),
+    "audio_encoder": ("audio_tower", "audio_model", "audio_encoder"),
+    "projector": (
+        "multi_modal_projector", "mm_projector", "connector", "merger", "deepstack_merger_list", "aligner", "qformer",
+        "embed_vision", "language_projection", "img_projection",
+    ),
+    "language_model": ("language_model", "text_model"),
+    "embeddings": (),
+    "head": (),
+}  # fmt: skip
+"""Parts of models -> the last names of their modules in the families of transformers."""
+
+LANGUAGE_MODEL_KEYS = {
+    r"^model\.language_model\.": "model.",
+    r"^language_model\.model\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+}
+"""Names of the weights of a language model in the files of a model for text and images -> its own."""
+
+
+def modules_of_part(model: Any, part: str) -> list[nn.Module]:
+    """Returns the modules of a part of a model, none if the model has no such part."""
+    if part == "embeddings":
+        return [model.get_input_embeddings()]
+    if part == "head":
+        return [head] if (head := model.get_output_embeddings()) is not None else []
+    modules: list[nn.Module] = []
+    within: set[int] = set()
+    for path, module in model.named_modules():
+        if id(module) not in within and path.rpartition(".")[2] in PARTS.get(part, ()):
+            within.update(map(id, module.modules()))
+            modules.append(module)
+    if not modules and part == "language_model" and model.get_decoder() is not None:
+        return [model.get_decoder()]  # of a text model
+    return modules
