@@ -89,6 +89,20 @@ def test_other_losses_equal_our_own_where_a_step_is_a_micro_batch(
         assert [other for _, other in pairs] == pytest.approx([step for step, _ in pairs], rel=1e-4, abs=2e-5), name
 
 
+@pytest.mark.narrow
+@pytest.mark.parametrize("trainer", ["TRL_DPO", "TRL_KTO"])
+def test_an_adapter_on_weights_in_4_bits_trains_as_in_our_own_trainer(tmp_path: Path, trainer: str) -> None:
+    one = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "max_steps": 6, "learning_rate": 1e-2}
+    for name in ("OUMI", trainer):
+        method = trainer.removeprefix("TRL_").lower() if name == "OUMI" else None
+        config = preference_config(tmp_path, name, method=method, output_dir=str(tmp_path / name), **one, **LORA)
+        config.peft.q_lora, config.model.torch_dtype_str = True, "float32"
+        train(config)
+    ours, theirs = records(tmp_path / "OUMI"), records(tmp_path / trainer)
+    for key in ("loss", "rewards/chosen", "logps/chosen"):
+        assert [step[key] for step in theirs] == pytest.approx([step[key] for step in ours], rel=1e-3, abs=1e-4), key
+
+
 def evaluation(folder: Path) -> dict[str, float]:
     """Returns what the last evaluation of a run measured."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
