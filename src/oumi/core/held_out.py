@@ -18,6 +18,7 @@ import torch
 
 from oumi.core.batch import Batch, Prediction
 from oumi.core.configs import DatasetSplitParams, TrainerType, TrainingConfig
+from oumi.core.configs.methods import AnswerSettings
 from oumi.core.data.datasets import dataset_for
 from oumi.core.data.pipeline.loader import in_order
 from oumi.core.data.training_data import TrainingData, bytes_per_token, read_training_data
@@ -107,8 +108,10 @@ def read_held_out(config: TrainingConfig) -> HeldOut:
     if Judged in kinds or (Preference in kinds and len(kinds) > 1):
         raise ConfigError("judged completions, and pairs beside other rows, have no measure here: name a file of pairs")
     config = config.model_copy(deep=True)
-    # For any method of pairs: its loss and its arguments have no part in what is measured.
-    config.training.method, config.training.trainer_kwargs = "dpo" if kinds == {Preference} else "next_token", {}
+    training, are_pairs = config.training, kinds == {Preference}
+    # For any method of pairs: its loss and its arguments have no part in what is measured, but for the lengths.
+    lengths = {key: value for key, value in training.trainer_kwargs.items() if key in AnswerSettings.model_fields}
+    training.method, training.trainer_kwargs = ("dpo", lengths) if are_pairs else ("next_token", {})
     plan = make_plan(config, gather_facts(config, may_download=True))
     return HeldOut(config, plan, read_training_data(plan, datetime.now().astimezone()))
 

@@ -15,6 +15,11 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 SHORT_NAMES: Mapping[str, Mapping[str, str]] = {
     "training": {
         "quickstart": "quickstart/train.yaml",
+        "quickstart-dpo": "quickstart/dpo/train.yaml",
+        "quickstart-kto": "quickstart/kto/train.yaml",
+        "quickstart-orpo": "quickstart/orpo/train.yaml",
+        "quickstart-cpo": "quickstart/cpo/train.yaml",
+        "quickstart-simpo": "quickstart/simpo/train.yaml",
         "smollm-135m": "smollm/sft/135m/train.yaml",
         "smollm-135m-quickstart": "smollm/sft/135m/quickstart_train.yaml",
         "smollm-135m-dpo": "smollm/dpo/135m/train.yaml",

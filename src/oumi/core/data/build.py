@@ -91,8 +91,17 @@ class TableSpec:
     def tokenize_spec(self, dataset: BaseMapDataset) -> TokenizeSpec:
         """Returns how the rows of a data set are tokenized."""
         return TokenizeSpec(
-            self.train_on, self.max_length(dataset), self.truncation, self.tool_results, self.answer_limits
+            train_on=self.train_on,
+            max_length=self.max_length(dataset),
+            truncation=self.truncation,
+            tool_results=self.tool_results,
+            answer_limits=self.answer_limits,
+            unpairs=self.unpairs(dataset),
         )
+
+    def unpairs(self, dataset: BaseMapDataset) -> bool:
+        """Returns True if rows are preferences, and the method takes judged answers."""
+        return dataset.holds is Preference and Judged in METHODS[self.method].rows
 
     def supervision(self, dataset: BaseMapDataset) -> TokenizeSpec:
         """Returns which tokens the rows of a data set should train."""
@@ -212,6 +221,7 @@ def _open_rows(spec: TableSpec, dataset: BaseMapDataset, preprocessor: Preproces
             # Training may start early only if each row becomes exactly one example. By default, long texts are split.
             splitting = ("split",) if dataset.holds is Conversation else (None, "split")
             is_single = spec.truncation not in splitting and spec.max_rejected == 0 and dataset.concatenation is None
+            is_single = is_single and not spec.unpairs(dataset)
             indexed = dataset.indexed() if spec.may_grow and is_single else None
             if indexed is not None:
                 row_tokenizer = spec.row_tokenizer(dataset, preprocessor)

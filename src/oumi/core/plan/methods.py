@@ -76,7 +76,7 @@ METHODS: Mapping[str, MethodSpec] = {
     ),
     "dpo": _of_pairs(DpoSettings, "oumi.core.methods.preference:DirectPreference", has_reference=True),
     "kto": MethodSpec(
-        rows=frozenset({Judged}),
+        rows=frozenset({Judged, Preference}),  # a preference becomes two judged answers
         term="completion",
         train_on="final_assistant_turn",
         has_reference=True,

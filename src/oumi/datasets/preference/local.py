@@ -12,6 +12,16 @@ class PreferencePairsDataset(BaseDpoDataset):
     is_local = True
 
 
+class TextPairsDataset(BaseDpoDataset):
+    """Rows with `prompt`, `chosen` and `rejected` as rendered text, to which an end-of-text token alone is added.
+
+    Without `prompt`, it is the text with which both answers begin.
+    """
+
+    is_local = True
+    _shape = "text_preference"
+
+
 class KtoRowsDataset(BaseExperimentalKtoDataset):
     """Rows with `prompt`, `completion` and `label`."""
 

@@ -98,11 +98,17 @@ def check_split(split: str) -> None:
 
 
 def _make_turn(rng: random.Random, split: str) -> Turn:
-    while split_of(word := _make_word(rng)) != split:  # words of other splits are drawn again
-        pass
+    word = make_word(rng, split)
     if rng.random() < 0.5:
         return f"Spell {word} backwards.", word[::-1]
     return f"How many letters are in {word}?", str(len(word))
+
+
+def make_word(rng: random.Random, split: str) -> str:
+    """Returns a word of a split."""
+    while split_of(word := _make_word(rng)) != split:  # words of other splits are drawn again
+        pass
+    return word
 
 
 def _make_word(rng: random.Random) -> str:

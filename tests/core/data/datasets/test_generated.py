@@ -50,6 +50,24 @@ def test_quickstart_chats_are_elements_too() -> None:
     assert [row.value for row in chats.rows()] == [chats.conversation(i) for i in range(3)]
 
 
+def test_quickstart_preferences_are_the_same_words_in_another_order() -> None:
+    rows = list(build("oumi/quickstart_preferences", num_rows=20).raw_rows())
+    assert rows == list(build("oumi/quickstart_preferences", num_rows=20).raw_rows())
+    assert all(sorted(row.value["chosen"]) == sorted(row.value["rejected"]) for row in rows)
+    questions = {row.value["prompt"] for row in rows}
+    params = DatasetParams(
+        dataset_name="oumi/quickstart_preferences", split="validation", dataset_kwargs={"num_rows": 200}
+    )
+    held_out = dataset_for(params).raw_rows()
+    assert not questions & {row.value["prompt"] for row in held_out}
+
+
+@pytest.mark.parametrize("size", [0, "many"])
+def test_a_number_of_pairs_that_is_none_is_refused(size: Any) -> None:
+    with pytest.raises(ConfigError, match=r"num_rows: got .+, must be a whole number"):
+        build("oumi/quickstart_preferences", num_rows=size)
+
+
 def test_vectors_with_classes_are_a_data_set_of_torch_and_no_rows() -> None:
     import torch
 

@@ -139,6 +139,7 @@ CASES = {
     "Salesforce/wikitext": documents(),
     "PleIAs/YouTube-Commons": documents(),
     "preference_pairs_jsonl": PAIR,
+    "text_dpo_jsonl": Case({"prompt": "Hi ", "chosen": "Ho", "rejected": "No"}, ("Hi |Ho", "Hi |No"), "chosen"),
     "mlabonne/orpo-dpo-mix-40k": Case(
         {"prompt": " Hi", "question": "Hi", "chosen": HI, "rejected": [HI[0], {"role": "assistant", "content": "No"}]},
         PAIR.expected, "chosen"),
@@ -209,7 +210,15 @@ CASES = {
         {"prompt": "Why?", "rubrics": [RUBRIC], "system_prompt": "Be."},
         (["system: Be.", "user: Why?"], {"rubrics": [RUBRIC], "system_prompt": "Be."}), "rubrics"),
 }  # fmt: skip
-GENERATED = {"oumi/quickstart", "debug_sft", "debug_pretraining", "debug_dpo", "debug_kto", "debug_classfication"}
+GENERATED = {
+    "oumi/quickstart",
+    "oumi/quickstart_preferences",
+    "debug_sft",
+    "debug_pretraining",
+    "debug_dpo",
+    "debug_kto",
+    "debug_classfication",
+}
 """Read from no file; see `test_made.py`."""
 
 

@@ -12,7 +12,7 @@ from oumi.core.data.records.schemas import detect_shape, fits, to_value
 from oumi.core.types.conversation import Conversation
 from oumi.core.types.example import Judged, Preference, Prompt, RejectedRow, Row, Text
 
-_TYPES: Mapping[str, type] = {"preference": Preference, "kto": Judged, "prompt": Prompt, "text": Text}
+_TYPES: Mapping[str, type] = {"kto": Judged, "preference": Preference, "prompt": Prompt, "text": Text}
 
 
 class ShapedDataset(BaseSftDataset):

@@ -127,8 +127,15 @@ class BaseExperimentalKtoDataset(BaseMapDataset):
         return self.transform_kto(sample)
 
     def transform_kto(self, sample: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns a row as `prompt`, `completion` and `label`; if one of the first two is turns, both become turns."""
-        prompt, completion, label = (_plain(sample[key]) for key in ("prompt", "completion", "label"))
+        """Returns a row as `prompt`, `completion` and `label`, or as turns and `label`.
+
+        If one of the first two is turns, both become turns.
+        """
+        if "prompt" not in sample and ("messages" in sample or "conversations" in sample):
+            return sample  # a whole chat, whose last turn is judged
+        label_key = "kto_tag" if "label" not in sample and "kto_tag" in sample else "label"
+        answer_key = "response" if "completion" not in sample and "response" in sample else "completion"
+        prompt, completion, label = (_plain(sample[key]) for key in ("prompt", answer_key, label_key))
         if not (isinstance(prompt, str) and isinstance(completion, str)):
             prompt = turns_of(prompt, "user", "prompt")
             completion = turns_of(completion, "assistant", "completion")

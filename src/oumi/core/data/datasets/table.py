@@ -60,6 +60,7 @@ NAMES: dict[str, Named] = {
     "nvidia/ChatQA-Training-Data/tatqa-others": Named(f"{_SFT}.chatqa:ChatqaTatqaDataset"),
     "nvidia/ChatRAG-Bench": Named(f"{_SFT}.chatqa:ChatRagBenchDataset"),
     "oumi/quickstart": Named(f"{_SFT}.quickstart:QuickstartDataset"),
+    "oumi/quickstart_preferences": Named("oumi.datasets.preference.quickstart:QuickstartPreferencesDataset"),
     "debug_sft": Named("oumi.datasets.debug:DebugSftDataset"),
     # Documents
     "text": _text(),
@@ -82,6 +83,7 @@ NAMES: dict[str, Named] = {
     "debug_pretraining": Named("oumi.datasets.debug:DebugPretrainingDataset"),
     # Preferences
     "preference_pairs_jsonl": Named("oumi.datasets.preference.local:PreferencePairsDataset"),
+    "text_dpo_jsonl": Named("oumi.datasets.preference.local:TextPairsDataset"),
     "mlabonne/orpo-dpo-mix-40k": Named("oumi.datasets.preference.orpo_dpo_mix:OrpoDpoMixDataset"),
     "debug_dpo": Named("oumi.datasets.debug:DebugDpoDataset"),
     "kto_jsonl": Named("oumi.datasets.preference.local:KtoRowsDataset"),

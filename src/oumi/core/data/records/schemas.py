@@ -164,10 +164,14 @@ def _prompt_completion(record: Mapping[str, Any]) -> Conversation | Completion:
 
 
 def _kto(record: Mapping[str, Any]) -> Judged:
-    label = judgement_of(field_of(record, "label"))
+    key = "kto_tag" if "label" not in record and "kto_tag" in record else "label"  # as LLaMA-Factory calls it
+    label = judgement_of(field_of(record, key))
     if label is None:
-        raise UnusableValue(f"'label' must be true or false, got {kind_of(record['label'])}")
-    return Judged(_prompt_completion(record), label)
+        raise UnusableValue(f"'{key}' must be true or false, got {kind_of(record[key])}")
+    turns_key = next(
+        (name for name in ("messages", "conversations") if name in record and "prompt" not in record), None
+    )
+    return Judged(_prompt_completion(record) if turns_key is None else _chat(turns_key, record), label)
 
 
 def judgement_of(label: Any) -> bool | None:
@@ -214,6 +218,8 @@ def _preference(record: Mapping[str, Any]) -> Preference:
         prompt = turns_of(record[prompt_key], "user", prompt_key)
     elif "instruction" in record:
         prompt = [{"role": "user", "content": _instruction(record)}]
+    elif isinstance(record["chosen"], str) and isinstance(record["rejected"], str):
+        return _text_preference(record)
     pair = [taught(chat_of(_joined(prompt, answer), record)) for answer in (chosen, rejected)]
     if pair[0].messages == pair[1].messages:
         raise UnusableValue("'chosen' and 'rejected' are the same, so there is nothing to learn")
@@ -222,6 +228,27 @@ def _preference(record: Mapping[str, Any]) -> Preference:
             "no prompt before an answer: expected text in 'prompt', or all turns in 'chosen' and 'rejected'"
         )
     return Preference(*pair)
+
+
+def _text_preference(record: Mapping[str, Any]) -> Preference:
+    """Returns a preference of plain texts, whose prompt may stand before both answers."""
+    _check_plain(record)
+    chosen, rejected = text_of(record, "chosen"), text_of(record, "rejected")
+    prompt = "" if says_nothing(record.get("prompt")) else text_of(record, "prompt")
+    if not prompt:
+        differs = (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
+        # The space before a word is part of its token, so it belongs to the answer.
+        prompt = chosen[: next(differs, min(len(chosen), len(rejected)))].removesuffix(" ")
+        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+        if not prompt:
+            raise UnusableValue(
+                "no prompt before an answer: expected text in 'prompt', or 'chosen' and 'rejected' that begin alike"
+            )
+    if chosen == rejected:
+        raise UnusableValue("'chosen' and 'rejected' are the same, so there is nothing to learn")
+    if empty := [name for name, answer in (("chosen", chosen), ("rejected", rejected)) if not answer]:
+        raise UnusableValue(f"'{empty[0]}' is empty after the prompt, so there is no answer to compare")
+    return Preference(Completion(prompt, chosen), Completion(prompt, rejected))
 
 
 def turns_of(value: Any, role: str, key: str) -> list[Any]:
@@ -277,6 +304,7 @@ SHAPES: dict[str, Callable[[Mapping[str, Any]], Value]] = {
     "alpaca": _alpaca,
     "prompt_completion": _prompt_completion,
     "preference": _preference,
+    "text_preference": _text_preference,
     "kto": _kto,
     "text": _text,
     "prompt": _prompt,

@@ -106,6 +106,8 @@ class Encoder:
             fitted = self._fit(row, row_documents)
             if isinstance(fitted, Encoded) and (remarks or fitted.remarks):
                 fitted = replace(fitted, remarks=(*remarks, *fitted.remarks))
+            if self._spec.unpairs and isinstance(fitted, Encoded):
+                fitted = replace(fitted, examples=tuple(_unpaired(fitted.examples)))
             yield fitted
 
     def _tokens(self, documents: Sequence[Document], has_specials: bool) -> Iterator[Tokens]:
@@ -350,6 +352,14 @@ def _pieces(text: str, control: re.Pattern[str]) -> Iterator[tuple[str, int, boo
         start = match.end()
     if start < len(text):
         yield text[start:], start, False
+
+
+def _unpaired(pairs: Sequence[Example]) -> Iterator[Example]:
+    """Yields the answers of pairs as judged ones: the chosen one is good, the rejected one bad."""
+    for pair in pairs:
+        chosen, rejected = pair.documents()
+        yield replace(chosen, columns={"label": True}, num_cut=pair.num_cut)
+        yield replace(rejected, columns={"label": False})
 
 
 def _joined(documents: Sequence[Tokens], row: Rendered) -> Example:

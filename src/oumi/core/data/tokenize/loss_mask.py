@@ -43,6 +43,8 @@ class TokenizeSpec:
     """Strings that open and close the results of tools within answers, which are not trained."""
     answer_limits: AnswerLimits = NO_LIMITS
     """Largest lengths of the prompt and of the answer of a document."""
+    unpairs: bool = False
+    """Makes two judged answers of each preference."""
 
 
 @dataclass(frozen=True, slots=True)
