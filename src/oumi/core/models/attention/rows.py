@@ -17,7 +17,7 @@ import torch
 
 from oumi.core.models.attention.cpu import Part
 
-_CALL_COST = 128
+_CALL_COST = 64
 """Padded places that cost as much as a call of the layer, roughly."""
 
 
