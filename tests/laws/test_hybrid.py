@@ -77,6 +77,16 @@ def test_logits_are_those_of_each_document_alone(model_type: str) -> None:
     assert (logits - expected).norm() < 5e-6 * expected.norm()
 
 
+@torch.no_grad()
+def test_states_with_the_shape_of_rows_are_not_taken_for_them() -> None:
+    inner = build("xlstm")  # which returns the states of its four heads
+    rows = [Example(row.tokens[:length], row.is_target[:length], row.source)
+            for row, length in zip(documents()[1::2], (5, 140), strict=True)]  # fmt: skip
+    alone = [inner(torch.tensor(row.tokens[None]).long(), use_cache=False).logits[0, :-1] for row in rows]
+    logits = flat(inner)(collate(rows)).logits()
+    torch.testing.assert_close(logits, torch.cat(alone), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("model_type", ["lfm2", pytest.param("qwen3_next", marks=pytest.mark.slow)])
 def test_pairs_equal_a_closed_form_loop(tmp_path: Path, model_type: str) -> None:
     config = dpo_config(tmp_path, max_steps=4)

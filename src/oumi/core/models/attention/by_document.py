@@ -7,7 +7,7 @@ rows that are padded on the right, where nothing reaches the tokens before. All 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import repeat
 from typing import Any
@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from transformers import Cache
 
 from oumi.core.models.attention.interface import Documents
+from oumi.core.models.attention.rows import Rows
 
 
 def run_by_document(modules: Iterable[torch.nn.Module], documents: Documents) -> None:
@@ -53,10 +54,11 @@ def _by_document(forward: Callable[..., Any], documents: Documents, /, *args: An
         values, out_structure = tree_flatten(forward(*group_args, **group_named))
         results.append(values)
     # Beside the tokens there are only states, which nothing reads in training.
-    joined = [
-        rows.join(list(values))
-        if isinstance(values[0], torch.Tensor) and values[0].shape[:2] == rows.shapes[0]
-        else None
-        for values in zip(*results, strict=True)
-    ]
+    joined = [rows.join(list(values)) if _are_rows(values, rows) else None for values in zip(*results, strict=True)]
     return tree_unflatten(joined, out_structure)
+
+
+def _are_rows(values: Sequence[Any], rows: Rows) -> bool:
+    """Returns True if values, one of each group, are tensors [D, S, ...]."""
+    pairs = zip(values, rows.shapes, strict=True)
+    return all(isinstance(value, torch.Tensor) and value.shape[:2] == shape for value, shape in pairs)
