@@ -16,7 +16,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from oumi.core.errors import ConfigError
 from oumi.core.log import logger
-from oumi.core.models.acceleration.cpu_ops import GELU, GELU_TANH, SILU, Activation, GatedMlp, Linear, RmsNorm, rotate
+from oumi.core.models.acceleration.cpu_ops import (
+    GELU,
+    GELU_TANH,
+    SILU,
+    Activation,
+    AdaptedLinear,
+    GatedMlp,
+    Linear,
+    RmsNorm,
+    rotate,
+)
 from oumi.core.models.adapters import below_adapter
 from oumi.core.models.equivalence import first_difference, gradients_of, is_close, logits_of, trial
 from oumi.core.models.quantization import is_quantized, quantized_product
@@ -63,6 +73,7 @@ def _replace(model: Any, forms: _Forms | None) -> list[tuple[str, torch.nn.Modul
         candidates = {part: forms.get((part, kind_of(name, module))) for part in _parts_of(module)}
         candidates["rotations"] = _rotation(inspect.unwrap(type(module).forward))
         candidates["GELUs"] = _gelu(module)
+        candidates["adapters"] = _adapter(module)
         weight: Any = getattr(module, "weight", None)
         if plain_class(module) is torch.nn.Linear and prefers_onednn_for_gradient(weight, weight.numel()):
             candidates["products"] = _onednn_product, {}
@@ -216,6 +227,38 @@ def _onednn_product(module: Any, x: torch.Tensor) -> torch.Tensor:
     if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type):
         return F.linear(x, module.weight, module.bias)
     result: torch.Tensor = Linear.apply(x, module.weight, module.bias)
+    return result
+
+
+def _adapter(module: Any) -> _Form | None:
+    """Returns the fused form of a linear layer with one LoRA adapter; None for all other modules."""
+    if not type(module).__module__.startswith("peft."):  # which takes long to import
+        return None
+    from peft.tuners.lora import Linear as LoraLinear
+
+    if type(module) is not LoraLinear or plain_class(module.base_layer) is not torch.nn.Linear:
+        return None
+    # Without what changes the input or the output beside: dropout, biases, and variants such as DoRA.
+    (name,) = module.active_adapters if len(module.active_adapters) == 1 else ("",)
+    if name not in module.lora_A or name in module.lora_variant or module.fan_in_fan_out:
+        return None
+    parts = (module.lora_A[name], module.lora_B[name])
+    is_plain = isinstance(module.lora_dropout[name], torch.nn.Identity) and module.base_layer.bias is None
+    has_biases = any(part.bias is not None for part in parts)
+    dtypes = {layer.weight.dtype for layer in (module.base_layer, *parts)}
+    is_frozen = not module.base_layer.weight.requires_grad
+    return (_adapted, {"name": name}) if is_plain and is_frozen and not has_biases and len(dtypes) == 1 else None
+
+
+def _adapted(module: Any, x: torch.Tensor, *rest: Any, name: str, **named: Any) -> torch.Tensor:
+    weight = module.base_layer.weight
+    # Disabled for the reference of preferences, or for a merged export.
+    is_usual = not (rest or named or module.disable_adapters or module.merged) and x.dtype == weight.dtype
+    if not is_usual or torch.is_autocast_enabled(x.device.type):
+        result: torch.Tensor = type(module).forward(module, x, *rest, **named)
+        return result
+    pair = module.lora_A[name].weight, module.lora_B[name].weight
+    result = AdaptedLinear.apply(x, weight, *pair, module.scaling[name])
     return result
 
 

@@ -68,6 +68,35 @@ class Linear(torch.autograd.Function):
         )
 
 
+class AdaptedLinear(torch.autograd.Function):
+    """x W^T + scale (x A^T) B^T with a frozen W (LoRA, arXiv 2106.09685), without a tensor for each part."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight_oi: torch.Tensor, a_ri: torch.Tensor, b_or: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        x_Ti = x.reshape(-1, x.shape[-1])
+        inner_Tr = x_Ti @ a_ri.t()
+        ctx.save_for_backward(x_Ti, weight_oi, a_ri, b_or, inner_Tr)
+        ctx.scale = scale
+        return _as_rows_of(x, forward_product(x_Ti, weight_oi).addmm_(inner_Tr, b_or.t(), alpha=scale))
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x_Ti, weight_oi, a_ri, b_or, inner_Tr = ctx.saved_tensors
+        needs_x, _, needs_a, needs_b, _ = ctx.needs_input_grad
+        dy_To = upstream[0].reshape(-1, len(weight_oi))
+        d_inner_Tr = (dy_To @ b_or).mul_(ctx.scale)
+        dx_Ti = backward_product(dy_To, weight_oi).addmm_(d_inner_Tr, a_ri) if needs_x else None
+        return (
+            None if dx_Ti is None else dx_Ti.view(*upstream[0].shape[:-1], -1),
+            None,
+            d_inner_Tr.t() @ x_Ti if needs_a else None,
+            (dy_To.t() @ inner_Tr).mul_(ctx.scale) if needs_b else None,
+            None,
+        )
+
+
 class GatedMlp(torch.autograd.Function):
     """(act(x G^T) * (x U^T)) D^T, which saves two inner tensors instead of four (SwiGLU, arXiv 2002.05202)."""
 
