@@ -47,6 +47,11 @@ class Case:
         return "text" if self.pack else "preference_pairs_jsonl" if is_pair else "text_sft"
 
     @property
+    def has_files(self) -> bool:
+        """Returns True if the weights are read from files: random ones are whole before they are quantized."""
+        return bool(self.peft.get("q_lora"))
+
+    @property
     def name(self) -> str:
         """Returns the case in a few words."""
         changes = [f"{key}: {value}" for key, value in (*self.training.items(), *self.peft.items())]
@@ -212,7 +217,11 @@ def run_case(case: Case, folder: Path) -> tuple[int, int]:
     # A run that finds a checkpoint or tokens of another case would take less memory.
     shutil.rmtree(output, ignore_errors=True)
     config = folder / "config.json"
-    write_model(case.model, folder)
+    target = write_model(case.model, folder)
+    if case.has_files and not (target / "model.safetensors").exists():
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(target)).save_pretrained(target)
     config.write_text(json.dumps(make_config(case, folder, output)))
     command = [sys.executable, "-m", "oumi", "train", "-c", str(config)]
     environment = {**os.environ, "OUMI_WITHOUT": case.without}
@@ -229,7 +238,7 @@ def make_config(case: Case, folder: Path, output: Path) -> dict[str, Any]:
     return {
         "model": {
             "model_name": str(folder / case.model),
-            "load_pretrained_weights": False,
+            "load_pretrained_weights": case.has_files,
             "model_max_length": case.length,
         },
         "data": {

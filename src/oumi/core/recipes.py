@@ -20,6 +20,8 @@ SHORT_NAMES: Mapping[str, Mapping[str, str]] = {
         "quickstart-orpo": "quickstart/orpo/train.yaml",
         "quickstart-cpo": "quickstart/cpo/train.yaml",
         "quickstart-simpo": "quickstart/simpo/train.yaml",
+        "quickstart-lora": "quickstart/lora/train.yaml",
+        "quickstart-qlora": "quickstart/qlora/train.yaml",
         "smollm-135m": "smollm/sft/135m/train.yaml",
         "smollm-135m-quickstart": "smollm/sft/135m/quickstart_train.yaml",
         "smollm-135m-dpo": "smollm/dpo/135m/train.yaml",

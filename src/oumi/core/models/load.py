@@ -23,7 +23,7 @@ from oumi.core.errors import ConfigError, RefusedError, did_you_mean
 from oumi.core.hub import hub_errors, remote_code_refused
 from oumi.core.log import logger
 from oumi.core.models.model_parts import LANGUAGE_MODEL_KEYS, PARTS, modules_of_part
-from oumi.core.models.quantization import keep_layout, kept_modules, quantization_config
+from oumi.core.models.quantization import keep_layout, kept_modules, quantization_config, release_files
 from oumi.core.models.vocabulary import add_tokens
 from oumi.core.plan.parts import ModelPlan
 from oumi.core.recipes import resolve_asset
@@ -75,6 +75,8 @@ def load_model(plan: ModelPlan, device: torch.device, weights_from: Path | None 
     freeze(model, plan.freeze)
     if plan.quantization is not None:  # on its device already: transformers refuses to move 8-bit weights
         keep_layout(model)
+        if device.type == "cpu":
+            release_files(model)
         return model.eval()
     return model.to(device).eval()
 

@@ -84,6 +84,16 @@ def keep_layout(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def release_files(model: Any) -> None:
+    """Copies the weights that are not quantized, so that the files of the model are no longer mapped.
+
+    Otherwise all of their pages, which quantization has read, would count as memory of the process.
+    """
+    for weight in model.parameters():
+        if weight.is_floating_point() and not hasattr(weight, "quant_state"):
+            weight.data = weight.data.clone()
+
+
 def quantized_product(module: Any, x: torch.Tensor) -> torch.Tensor:
     """Returns the output of a quantized layer, by the library that is the fastest for products of float32.
 
