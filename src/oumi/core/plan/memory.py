@@ -33,7 +33,7 @@ bytes, a freed block is too small for the next one of the same size; see `host.h
 """
 _HOLES_SCORED = 0.06
 """Additional fragmentation where attention allocates scores of many sizes: measured."""
-_HOLES_SHARED = 0.1
+_HOLES_SHARED = 0.16
 """Additional fragmentation where prompts are shared, so that each micro-batch has another size: measured."""
 _HOLES_GATHERED = 0.12
 """Additional fragmentation on a CPU where the weights of blocks are gathered and freed between activations: measured.
