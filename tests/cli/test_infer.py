@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import json
+import math
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 import typer
+from pyarrow import parquet
 from typer.testing import CliRunner
 
 from oumi.cli.config import EXTRA
@@ -98,6 +102,40 @@ def test_answers_of_other_settings_are_not_mixed(model_dir: Path, tmp_path: Path
     with pytest.raises(ConfigError, match=r"out.jsonl has 9 answers to other rows, of another model or with other"):
         run(model_dir, "--input", source, "--output", target, "--max-new-tokens", 3)
     assert target.read_bytes() == before
+
+
+def test_answers_of_another_precision_are_not_mixed(model_dir: Path, tmp_path: Path) -> None:
+    source, target = written(tmp_path / "in.jsonl", chats()[:1]), tmp_path / "out.jsonl"
+    flags = ["--input", source, "--output", target, "--max-new-tokens", 1]
+    run(model_dir, *flags, "--model.torch_dtype_str", "float32")
+    with pytest.raises(ConfigError, match=r"out.jsonl has 1 answers to other rows"):
+        run(model_dir, *flags, "--model.torch_dtype_str", "float64")
+
+
+@pytest.mark.parametrize("content", ["notes without an end", '{"a": 1}', "{a}", "first\nsecond", '{"a": 1}\n{"b"'])
+def test_a_file_of_something_else_is_left_as_it_is(model_dir: Path, tmp_path: Path, content: str) -> None:
+    source, target = written(tmp_path / "in.jsonl", chats()[:1]), tmp_path / "notes.txt"
+    target.write_text(content)
+    with pytest.raises(ConfigError, match=r"notes\.txt:1: not an answer of `oumi infer`; name another output file"):
+        run(model_dir, "--input", source, "--output", target, "--max-new-tokens", 1)
+    assert target.read_text() == content
+
+
+def test_values_of_parquet_that_json_does_not_have(model_dir: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.parquet", tmp_path / "out.jsonl"
+    columns = {"prompt": ["a", "b", "c"], "when": [datetime(2026, 1, 2)] * 3, "raw": [None, b"x", None]}
+    parquet.write_table(pyarrow.table({**columns, "score": [0.5, 0.5, math.nan]}), source)
+    with pytest.raises(DataError, match="2 rows have no answer") as caught:
+        run(model_dir, "--input", source, "--output", target, "--max-new-tokens", 1)
+    assert "in.parquet:1: has a value that JSON cannot store, of type bytes" in str(caught.value)
+    assert [(row["prompt"], row["when"]) for row in read(target)] == [("a", "2026-01-02T00:00:00")]
+
+
+@pytest.mark.parametrize(("key", "value"), [("logit_bias", "{260: 5}"), ("stop_token_ids", "[-1]")])
+def test_a_token_that_the_model_does_not_have(model_dir: Path, tmp_path: Path, key: str, value: str) -> None:
+    source = written(tmp_path / "in.jsonl", chats()[:1])
+    with pytest.raises(ConfigError, match=rf"generation\.{key}: no token .*; the model has 0 to 259"):
+        run(model_dir, "--input", source, "--output", tmp_path / "out.jsonl", f"--generation.{key}", value)
 
 
 def test_rows_without_an_answer_are_listed_after_the_others_are_answered(model_dir: Path, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def _answering(settings: InferenceConfig, system: str | None) -> Answering:
     return Answering(
         model=model,
         name=" + ".join(names),
-        weights=f"{names} {settings.model.model_revision} {digest_of_weights(*names)}",
+        weights=f"{names} {settings.model.model_revision} {settings.model.tokenizer_name} {digest_of_weights(*names)}",
         decoding=decoding,
         batch_size=generation.batch_size or _BATCH_SIZE,
         seed=generation.seed or 0,

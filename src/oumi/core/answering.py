@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import date, time
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -64,6 +65,7 @@ class Answering:
                 raise UnusableValue("a row must be an object")
             if PROVENANCE in row.value:
                 raise UnusableValue(f"has '{PROVENANCE}' already: is it an answer of `oumi infer`?")
+            _line(row.value)  # before an answer is generated that could not be written
             tokens = self._tokens(row.value)
             if len(tokens) >= self.model.max_length:
                 limit = f"the model can process {self.model.max_length} with the answer"
@@ -77,7 +79,8 @@ class Answering:
         """Returns a digest of all that decides an answer beside its row."""
         template = self.model.template.text if self.model.template is not None else None
         values = {"decoding": asdict(self.decoding), "template": template, "variables": self.template_kwargs}
-        return digest_of_values({**values, "weights": self.weights, "seed": self.seed, "system": self.system})
+        values |= {"weights": self.weights, "dtype": self.model.model.dtype}
+        return digest_of_values({**values, "seed": self.seed, "system": self.system})
 
     def digest(self, row: Row) -> str:
         """Returns a digest of all that decides the answer to a row."""
@@ -159,10 +162,10 @@ def answer_file(
         outcome = Outcome(num_done=len(done))
         for questions in _windows(answering, source, done, outcome):
             answers = answering.answers(questions)
-            rows = [answering.answered(question, answer) for question, answer in zip(questions, answers, strict=True)]
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+            pairs = zip(questions, answers, strict=True)
+            file.write(b"".join(_line(answering.answered(question, answer)) for question, answer in pairs))
             file.flush()
-            outcome.num_answered += len(rows)
+            outcome.num_answered += len(answers)
             outcome.num_tokens += sum(answer.num_tokens for answer in answers)
             progress(outcome.num_done + outcome.num_answered, len(digests))
         os.fsync(file.fileno())
@@ -220,23 +223,52 @@ def _opened(target: Path) -> IO[bytes]:
 
 
 def _done(file: IO[bytes], target: Path, digests: set[str]) -> set[str]:
-    """Returns the digests of the questions that a file answers; drops a last line that is not complete."""
+    """Returns the digests of the questions that a file answers; drops a last line that is not complete.
+
+    Raises:
+        ConfigError: It has anything else; it is left as it was.
+    """
     file.seek(0)
-    content = file.read()
-    complete = content.rfind(b"\n") + 1
-    file.truncate(complete)  # a process that was killed while it wrote
+    *lines, rest = file.read().split(b"\n")
     found: list[str] = []
-    for number, line in enumerate(content[:complete].splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         try:
             found.append(json.loads(line)[PROVENANCE]["digest"])
         except (ValueError, KeyError, TypeError):
-            raise ConfigError(f"{target}:{number}: not an answer of `oumi infer`; name another output file") from None
+            raise ConfigError(_not_an_answer(target, number)) from None
+    if rest and not _is_begun(rest):
+        raise ConfigError(_not_an_answer(target, len(lines) + 1))
     if others := [digest for digest in found if digest not in digests]:
         raise ConfigError(
             f"{target} has {len(others)} answers to other rows, of another model or with other settings; "
             "name another output file, or delete it"
         )
+    file.truncate(file.tell() - len(rest))  # only now that the file is known to hold answers
     return set(found)
+
+
+def _is_begun(rest: bytes) -> bool:
+    """Returns True if a last line without an end is the beginning of an answer, of a process that was killed."""
+    try:
+        return PROVENANCE in json.loads(rest)  # complete but for its end
+    except (ValueError, TypeError):
+        return rest[:2] in (b"{", b'{"')
+
+
+def _not_an_answer(target: Path, number: int) -> str:
+    return f"{target}:{number}: not an answer of `oumi infer`; name another output file"
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    """Returns a row as a line of JSON; raises ValueError or TypeError for a value that JSON does not have."""
+    return (json.dumps(row, ensure_ascii=False, allow_nan=False, default=_as_json) + "\n").encode()
+
+
+def _as_json(value: Any) -> str:
+    """Returns a date or a time, which Parquet files have, as text."""
+    if isinstance(value, date | time):
+        return value.isoformat()
+    raise UnusableValue(f"has a value that JSON cannot store, of type {type(value).__name__}")
 
 
 def _seed(seed: int, row: Row) -> int:

@@ -47,7 +47,15 @@ class ChatModel:
         return list(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True)["input_ids"])
 
     def decoding(self, **settings: Any) -> Decoding:
-        """Returns how answers are generated: `settings`, and the end tokens of the model."""
+        """Returns how answers are generated: `settings`, and the end tokens of the model.
+
+        Raises:
+            ConfigError: A token of `settings` is not one of the model.
+        """
+        num_tokens = self.model.config.get_text_config().vocab_size
+        for name, key in (("logit_bias", "logit_bias"), ("stop_tokens", "stop_token_ids")):
+            if wrong := [token for token in settings.get(name, ()) if not 0 <= token < num_tokens]:
+                raise ConfigError(f"generation.{key}: no token {wrong[0]}; the model has 0 to {num_tokens - 1}")
         return Decoding(
             **{
                 **settings,
