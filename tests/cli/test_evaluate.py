@@ -45,10 +45,13 @@ def test_the_loss_is_the_one_that_the_training_reports(tmp_path: Path, training:
     config = tiny_config(tmp_path, num_rows=8, max_steps=2, eval_strategy="steps", eval_steps=2, **training)
     others = write_chats(tmp_path / "others.jsonl", 12)
     config.data.validation.datasets = [config.data.train.datasets[0].model_copy(update={"dataset_path": str(others)})]
-    config.data.train.train_target = "ALL_ASSISTANT_TURNS"
     reported = train(config).metrics
     config.to_yaml(tmp_path / "train.yaml")
-    for arguments in (["-c", tmp_path / "train.yaml"], [tmp_path / "out", "--data", others]):
+    ours = [tmp_path / "out", "--data", others]
+    # Without its config, the tokens count that trainer OUMI trains.
+    for arguments in (["-c", tmp_path / "train.yaml"], [*ours, "-c", tmp_path / "train.yaml"], ours):
+        if arguments is ours and "trainer_type" in training:
+            continue
         measured = metrics(tmp_path, *arguments)
         assert measured["loss"] == pytest.approx(reported["eval_loss"], rel=1e-6)
         assert measured["perplexity"] == pytest.approx(reported["eval_perplexity"], rel=1e-5)
@@ -66,6 +69,18 @@ def test_exact_answers_are_counted(model_dir: Path, tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     measured = metrics(tmp_path, model_dir, "--data", path, "--exact-match", "--max-new-tokens", 8)
     assert (measured["exact_match"], measured["num_answers"]) == (0.75, 4)
+
+
+def test_answers_are_compared_for_the_rows_that_are_measured(model_dir: Path, tmp_path: Path) -> None:
+    config, others = tiny_config(tmp_path, num_rows=4), write_chats(tmp_path / "others.jsonl", 5)
+    others.write_text('{"messages": []}\n' + others.read_text())
+    config.data.validation.datasets = [
+        config.data.train.datasets[0].model_copy(update={"dataset_path": str(others), "sample_count": 3})
+    ]
+    config.data.validation.max_rejected_rows = 1
+    config.to_yaml(tmp_path / "train.yaml")
+    measured = metrics(tmp_path, model_dir, "-c", tmp_path / "train.yaml", "--exact-match", "--max-new-tokens", 1)
+    assert (measured["num_rows"], measured["num_answers"]) == (3, 3)
 
 
 def test_preferences_are_those_of_the_log_probabilities(model_dir: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def _measured(
 ) -> dict[str, Any]:
     """Returns the metrics of a model on a file, or on the validation set of a config."""
     from oumi.core.held_out import exact_match as measure_answers
-    from oumi.core.held_out import held_out_config, measure, read_held_out, validation_config
+    from oumi.core.held_out import held_out_config, measure, read_held_out, validation_config, with_targets_of
     from oumi.core.inference import check_model_dir, load_chat_model
     from oumi.core.system.filesystem import expanded
 
@@ -89,8 +89,7 @@ def _measured(
             raise ConfigError(f"--data: no file {data}")
         config = held_out_config(model, expanded(str(data)), _BATCH_SIZE)
         if training is not None:  # which tokens count is that of the training
-            config.data.train.train_target = training.data.train.train_target
-            config.data.train.collator_name = training.data.train.collator_name
+            config.data.train = with_targets_of(config.data.train, training)
     elif training is not None:
         config = validation_config(training, model)
     else:

@@ -66,6 +66,17 @@ def held_out_config(model: str, path: Path, batch_size: int = 8) -> TrainingConf
     )
 
 
+def with_targets_of(split: DatasetSplitParams, training: TrainingConfig) -> DatasetSplitParams:
+    """Returns a split for trainer OUMI in which the tokens count that a training config trains."""
+    trained = training.data.train
+    names = ("train_target", "collator_name", "collator_kwargs")
+    targets = {name: getattr(trained, name) for name in names}
+    is_open = trained.train_target is None and trained.collator_name is None
+    if is_open and training.training.trainer_type.spec.trains_prompts:
+        targets |= {"collator_name": "text_with_padding", "collator_kwargs": {}}  # trains all tokens
+    return split.model_copy(update=targets)
+
+
 def validation_config(config: TrainingConfig, model: str) -> TrainingConfig:
     """Returns the config that reads the validation set of a training config for a model.
 
@@ -77,16 +88,11 @@ def validation_config(config: TrainingConfig, model: str) -> TrainingConfig:
             "data.validation.datasets: empty, so there is nothing to evaluate on; name a file with --data"
         )
     held_out = config.model_copy(deep=True)
-    train, validation = held_out.data.train, config.data.validation
-    others = {
-        "truncation": validation.truncation,
-        "stream": False,
-        "pack": False,
-        "mixture_strategy": "first_exhausted",
-    }
-    split = {name: getattr(train, name) for name in DatasetSplitParams.model_fields}
     # Which tokens are trained is a matter of the training split, all else of the validation split.
-    held_out.data.train = DatasetSplitParams(**{**split, **others, "datasets": list(validation.datasets)})
+    split = held_out.data.validation.model_copy(
+        update={"stream": False, "pack": False, "mixture_strategy": "first_exhausted", "seed": held_out.data.train.seed}
+    )
+    held_out.data.train = with_targets_of(split, config)
     held_out.data.validation = DatasetSplitParams()
     held_out.model.model_name, held_out.model.adapter_model = model, None
     held_out.model.load_pretrained_weights = True
@@ -145,14 +151,19 @@ def measure(rows: HeldOut, reference: str | None = None) -> dict[str, float]:
 def exact_match(rows: HeldOut, model: ChatModel, max_new_tokens: int, batch_size: int) -> dict[str, float]:
     """Returns the share of rows whose greedy answer is the reference, the last turn of the row, but for outer spaces.
 
+    Of rows that are drawn more than once, each counts once.
+
     Raises:
         ConfigError: A row has no answer to compare with, or no room for one.
     """
+    train = rows.data.train
+    measured = {source for i in range(len(train)) for row in train.group(i) for source in row.sources}
     prompts: list[list[int]] = []
     references: list[str] = []
     for params in rows.config.data.train.datasets:
         for row in dataset_for(params).rows():
-            assert not isinstance(row, RejectedRow), "reading the rows has refused these"
+            if isinstance(row, RejectedRow) or row.source not in measured:
+                continue
             tokens, reference = _asked(row.value, model)
             if len(tokens) >= model.max_length:
                 raise ConfigError(f"{row.source}: its prompt has {len(tokens)} tokens, too long for an answer")
