@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,19 @@ def test_samples_are_the_answers_of_the_model_and_change_no_number(tmp_path: Pat
     events = EventAccumulator(str(sampled / "tensorboard"))
     events.Reload()
     assert "samples/0/text_summary" in events.Tags()["tensors"]
+
+
+def test_a_resumed_run_keeps_answers_with_any_sign(tmp_path: Path) -> None:
+    config = config_of(tmp_path, eval_samples=1, save_steps=2, try_resume_from_last_checkpoint=True)
+    train(config)
+    path = tmp_path / "out" / "samples.jsonl"
+    first, second = samples(tmp_path / "out")
+    first["answer"] = "a\u2028b\x85c"  # as text, these would end a line
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in (first, second)), encoding="utf-8")
+    shutil.rmtree(tmp_path / "out" / "checkpoint-4")
+    (tmp_path / "out" / "run.json").unlink()
+    train(config)
+    assert [json.loads(line) for line in path.read_bytes().splitlines()] == [first, second]
 
 
 def test_pairs_and_adapters_are_answered_too(tmp_path: Path) -> None:

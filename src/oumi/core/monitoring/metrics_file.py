@@ -68,10 +68,11 @@ class SamplesFile(Sink):
 
 def _opened(path: Path, step: int) -> BinaryIO:
     """Returns a file of lines with steps, opened to append, without the lines after a step; empty for step 0."""
-    lines = path.read_text().splitlines(keepends=True) if step and path.exists() else []
+    # Of bytes: as text, signs such as U+2028 in an answer would end a line, too.
+    lines = path.read_bytes().splitlines(keepends=True) if step and path.exists() else []
     # Renamed into place, so that a kill leaves either the old file or the new one.
     unfinished = path.with_suffix(".tmp")
-    unfinished.write_text("".join(line for line in lines if _step_of(line) <= step))
+    unfinished.write_bytes(b"".join(line for line in lines if _step_of(line) <= step))
     replace(unfinished, path)
     return path.open("ab", buffering=0)  # unbuffered: a killed run keeps the lines of its last steps
 
@@ -81,7 +82,7 @@ def _finite(record: Record) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in record.items()}
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     """Returns the step of a line; infinity for an incomplete line of a killed run, so that it is dropped."""
     try:
         return float(json.loads(line)["step"])
