@@ -21,8 +21,9 @@ from oumi.core.checkpoint.best import (
     track_best,
     without_superseded,
 )
+from oumi.core.checkpoint.retention import keep_last
 from oumi.core.checkpoint.state import write_progress
-from oumi.core.checkpoint.store import checkpoint_path, seal
+from oumi.core.checkpoint.store import checkpoint_path, find_checkpoints, seal
 from oumi.core.data.pipeline.loader import Loader
 from oumi.core.distributed.world import World
 from oumi.core.monitoring.efficiency import Efficiency, MicroBatchSize
@@ -65,6 +66,8 @@ class Bridge(TrainerCallback):
         self._learning_rate = 0.0
         self.saved_step = run.state.step
         """Step of the last checkpoint."""
+        checkpoints = find_checkpoints(run.plan.output_dir) if self.saved_step else []
+        self._saved = [path for step, path in checkpoints if step <= self.saved_step]
         self._best_step = run.state.best_step
         """The step of the best evaluation whose checkpoint is saved."""
 
@@ -73,7 +76,9 @@ class Bridge(TrainerCallback):
         checkpoint = checkpoint_path(self.run.plan.output_dir, step)
         write_progress(checkpoint, self.run.state, self._position)
         seal(checkpoint, {**self._facts, "step": step})
-        without_superseded([], self.run, self._best_step, self.source)
+        plan = self.run.plan
+        saved = without_superseded(self._saved, self.run, self._best_step, self.source)
+        self._saved = keep_last([*saved, checkpoint], plan.checkpoints.keep, best_checkpoint(plan, self.run.state))
 
     def count(self, batch: Batch, num_positions: int, loss: torch.Tensor) -> None:
         """Counts a micro-batch of this rank, with its tokens including padding, and keeps its loss."""
@@ -97,7 +102,6 @@ class Bridge(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.run.state.step = state.global_step
         forget_missing_best(self.run, self.world)
-        self._keep_best(state)
         self.run.callbacks.train_start(self.run)
         if state.global_step:
             args.eval_on_start = self.run.state.awaits_evaluation
@@ -176,7 +180,6 @@ class Bridge(TrainerCallback):
         self.run.state.awaits_evaluation = False
         values = {k: v for k, v in (metrics or {}).items() if is_number(v) and k != "epoch"}
         self.run.callbacks.measured(self.run, {**values, **track_best(self.run, values)})
-        self._keep_best(state)
         control.should_save |= saves_best(self.run)
         control.should_training_stop |= self.run.state.has_converged
 
@@ -189,11 +192,6 @@ class Bridge(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.run.callbacks.train_end(self.run)
-
-    def _keep_best(self, state: Any) -> None:
-        """Tells the other trainer which checkpoint it must not delete, whatever `save_total_limit` says."""
-        checkpoint = best_checkpoint(self.run.plan, self.run.state)
-        state.best_model_checkpoint = str(checkpoint) if checkpoint is not None else None
 
     def _rows_of_step(self) -> list[Source]:
         """Returns the rows of the current step, of all ranks; collective."""

@@ -65,6 +65,8 @@ def arguments(plan: Plan) -> dict[str, Any]:
     values = {name: getattr(training, name) for name in SAME_NAME}
     values |= {
         "output_dir": str(plan.output_dir),
+        # `Bridge` deletes checkpoints: transformers does so before the new one is complete, and at the end all but one.
+        "save_total_limit": None,
         "optim": RENAMED_OPTIMIZERS.get(training.optimizer, training.optimizer),
         "log_level": training.dep_log_level,
         # FSDP recomputes whole blocks by itself, which saves gathering their weights twice.
