@@ -194,7 +194,7 @@ def test_a_judged_completion_alone_in_its_micro_batch_is_refused(tmp_path: Path)
         ("TRL_DPO", {"padding_free": True}, "not read: training.trainer_kwargs.padding_free: TRL has switched it off"),
         ("TRL_DPO", {"discopop_tau": 0.1}, "not read: training.trainer_kwargs.discopop_tau: only loss_type discopop"),
         ("TRL_DPO", {"precompute_ref_batch_size": 2}, "only precompute_ref_log_probs true reads it"),
-        ("TRL_DPO", {"rpo_alpha": 0.5}, "loss: sigmoid plus 0.5 times sft, as training.trainer_kwargs.rpo_alpha says"),
+        ("TRL_DPO", {"rpo_alpha": "0.5"}, "loss: sigmoid plus 0.5 times sft, as training.trainer_kwargs.rpo_alpha"),
         ("TRL_DPO", {"reference_free": "true"}, "reference: none, as training.trainer_kwargs.reference_free says"),
         (
             "TRL_DPO",

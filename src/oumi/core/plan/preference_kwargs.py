@@ -148,7 +148,8 @@ def preference_notes(training: TrainingParams) -> Iterator[str]:
         if kwargs.get(name) is not None:
             yield f"rows: {effect.format(kwargs[name])}, as training.trainer_kwargs.{name} says"
     if trainer == TrainerType.TRL_DPO and kwargs.get("rpo_alpha") is not None:
-        yield f"loss: {losses[0]} plus {kwargs['rpo_alpha']:g} times sft, as training.trainer_kwargs.rpo_alpha says"
+        weight = _value(kwargs["rpo_alpha"])
+        yield f"loss: {losses[0]} plus {weight:g} times sft, as training.trainer_kwargs.rpo_alpha says"
     if is_reference_free(training):
         yield "reference: none, as training.trainer_kwargs.reference_free says: its log-probabilities count as zero"
 
