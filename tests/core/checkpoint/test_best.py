@@ -167,10 +167,25 @@ def test_the_names_of_a_method_are_those_that_its_evaluation_reports(tmp_path: P
         judged = [{"prompt": "Hi", "completion": f"Ho {i}", "label": i % 2 == 0} for i in range(4)]
         rows.write_text("".join(json.dumps(row) + "\n" for row in judged))
     config = config_of(tmp_path, method=method, max_steps=1, eval_steps=1)
-    for split in (config.data.train, config.data.validation) if method != "next_token" else ():
+    if method == "next_token":
+        rows.write_text("".join(json.dumps({"text": f"Hi {i}"}) + "\n" for i in range(4)))
+    for split in (config.data.train, config.data.validation):
         split.datasets = [DatasetParams(dataset_name="text_sft", dataset_path=str(rows))]
     measured = {name for name in train(config).metrics if name.startswith("eval_")}
     assert measured == set(metrics_of(config.training))
+
+
+@pytest.mark.parametrize(("trainer", "metric"), [("OUMI", "bits_per_byte"), ("TRL_SFT", "mean_token_accuracy")])
+def test_a_metric_beside_the_loss_decides(tmp_path: Path, trainer: str, metric: str) -> None:
+    config = config_of(tmp_path, trainer_type=trainer, max_steps=4, metric_for_best_model=metric)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"Hi {i}"}) + "\n" for i in range(4)))
+    for split in (config.data.train, config.data.validation):
+        split.datasets = [DatasetParams(dataset_name="text", dataset_path=str(rows))]
+    check(config)
+    best = train(config).metrics[f"best_eval_{metric}"]
+    values = evaluations(tmp_path / "out", f"eval_{metric}").values()
+    assert best == (min if trainer == "OUMI" else max)(values)
 
 
 @pytest.mark.parametrize("is_greater_better", [False, True])

@@ -6,13 +6,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from oumi.core.configs import TrainingConfig, TrainingParams
+from oumi.core.configs import TrainerType, TrainingConfig, TrainingParams
 from oumi.core.errors import did_you_mean
 from oumi.core.plan.methods import METHODS, method_of
 
-_LOWER = ("loss", "perplexity")
+_LOWER = ("loss", "perplexity", "bits_per_byte")
 _HIGHER = ("accuracies", "margins", "accuracy")
 """Last words of metrics whose better direction is known."""
+_OF_TOKENS = ("perplexity", "bits_per_byte")
+"""Metrics beside a loss per token; bits per byte only of texts, so an evaluation may report none."""
+_OF_TRL_SFT = ("entropy", "mean_token_accuracy", "num_tokens", "aux_loss")
+"""What TRL's trainer reports beside."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +100,14 @@ def best_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
 
 
 def metrics_of(training: TrainingParams) -> list[str]:
-    """Returns the metrics that an evaluation reports, an empty list if the trainer alone knows them."""
+    """Returns the metrics that an evaluation may report, an empty list if the trainer alone knows them."""
     spec = METHODS.get(method_of(training))
     is_native = training.trainer_type.spec.is_native
     if spec is None or (spec.loss is None if is_native else not spec.is_per_token):
         return []
-    names = ["loss", "perplexity"] if spec.is_per_token else ["loss"]
-    return [f"eval_{name}" for name in (*names, *spec.metrics)]
+    of_tokens = _OF_TOKENS if spec.is_per_token else ()
+    of_trainer = _OF_TRL_SFT if training.trainer_type == TrainerType.TRL_SFT else ()
+    return [f"eval_{name}" for name in ("loss", *of_tokens, *spec.metrics, *of_trainer)]
 
 
 _ASKING = ("load_best_model_at_end", "early_stopping_patience", "metric_for_best_model")
