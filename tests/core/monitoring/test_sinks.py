@@ -67,7 +67,9 @@ def test_the_metrics_of_a_method_reach_every_sink_under_their_own_names(
     for name in names:
         assert [event.value for event in events.Scalars(f"train/{name}")] == pytest.approx([first[name], second[name]])
         assert [event.value for event in events.Scalars(f"eval/{name}")] == pytest.approx([validation[f"eval_{name}"]])
-        assert f"GB  {'  '.join(f'{name} {second[name]:.3g}' for name in names)}  0:00 left" in printed
+    rewards = [name for name in names if name.startswith("rewards/")]
+    assert f"GB  {'  '.join(f'{name} {second[name]:.3g}' for name in rewards)}  0:00 left" in printed
+    assert "entropy" in second
     assert {f"train/{name}" for name in first} - {"train/step"} <= set(events.Tags()["scalars"])
 
 

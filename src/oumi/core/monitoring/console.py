@@ -76,8 +76,10 @@ class Console(Sink):
 def step_line(record: Record, num_steps: int, extra: Sequence[str] = ()) -> str:
     """Returns a step as one line: step, loss, learning rate, speed, share of the machine's peak, memory.
 
-    The values named `extra` come last, since a narrow terminal truncates the end.
+    The values named `extra` come last, since a narrow terminal truncates the end. Of a method with rewards only those
+    are shown; the files of the run have all values.
     """
+    extra = [name for name in extra if name.startswith("rewards/")] or extra
     peak = f"  {record['fraction_of_peak']:.0%} peak" if "fraction_of_peak" in record else ""
     return (
         f"step {record['step']:.0f}/{num_steps}  loss {record['loss']:.4f}  lr {record['learning_rate']:.2e}  "
