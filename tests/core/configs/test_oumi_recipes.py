@@ -257,7 +257,7 @@ def test_all_but_reinforcement_learning_and_distillation_pass_their_check(tmp_pa
     "recipe",
     [recipe for recipe in RECIPES if recipe.trainer in ("TRL_SFT", "OUMI")][::6]
     + [recipe for recipe in RECIPES if recipe.trainer in ("TRL_DPO", "TRL_KTO")],
-    ids=str,
+    ids=lambda recipe: f"{recipe.number}-{recipe.trainer}-{recipe.weights}-{recipe.model.rpartition('/')[2]}",
 )
 def test_a_recipe_becomes_a_plan_whose_data_sets_take_their_arguments(recipe: Recipe) -> None:
     sections = content(recipe)
