@@ -91,6 +91,14 @@ def test_infer_answers_like_chat(model_dir):
     assert result.stdout == run("chat", model_dir, "--max-new-tokens", "8", lines=["Hi"]).stdout != ""
 
 
+def test_a_chat_names_the_keys_that_it_does_not_read(model_dir):
+    flags = ["--temperature", "3", "--generation.use_sampling", "false", "--generation.top_p", "0.5", "--input", "x"]
+    result = run("infer", "-i", model_dir, "--max-new-tokens", "8", *flags, lines=["Hi"])
+    assert result.stdout == run("chat", model_dir, "--max-new-tokens", "8", lines=["Hi"]).stdout != ""
+    lines = ["not read: generation.top_p: a chat does not read it", "not read: input_path: a chat does not read it"]
+    assert result.stderr.splitlines() == lines
+
+
 def test_infer_takes_the_model_that_a_config_trained(model_dir, tmp_path):
     config = tmp_path / "train.yaml"
     config.write_text(

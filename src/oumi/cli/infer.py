@@ -52,12 +52,12 @@ def infer(
         "generation.temperature": ("--temperature", temperature),
     }
     settings = _settings(config, flags, context.args, may_train=interactive)
-    for key in settings.not_read():
+    for key in settings.not_read(in_chat=interactive):
         typer.echo(f"not read: {key}", err=True)
     if interactive:
         generation = settings.generation
         model = _load(settings, needs_template=True)
-        return run_session(model, system, generation.max_new_tokens, generation.temperature)
+        return run_session(model, system, generation.max_new_tokens, generation.sampling_temperature)
     for key, flag in (("input_path", "--input"), ("output_path", "--output")):
         if not getattr(settings, key):
             raise ConfigError(f"{key}: required; set it in the config, or with {flag}")
@@ -126,7 +126,7 @@ def _answering(settings: InferenceConfig, system: str | None) -> Answering:
     generation, model = settings.generation, _load(settings)
     decoding = model.decoding(
         max_new_tokens=generation.max_new_tokens,
-        temperature=generation.temperature if generation.samples else 0.0,
+        temperature=generation.sampling_temperature,
         top_p=generation.top_p,
         min_p=generation.min_p,
         frequency_penalty=generation.frequency_penalty,

@@ -18,6 +18,8 @@ _READ = {
     "chat_template_kwargs", "attn_implementation", "model_revision",
 }  # fmt: skip
 """Keys of `model` that inference reads."""
+_NOT_READ_BY_CHAT = ("input_path", "output_path", "model.model_max_length", "model.chat_template_kwargs")
+_READ_BY_CHAT = ("generation.max_new_tokens", "generation.temperature", "generation.use_sampling")
 
 
 class GenerationParams(Params):
@@ -65,6 +67,11 @@ class GenerationParams(Params):
         """Returns True if tokens are sampled."""
         return self.temperature > 0 if self.use_sampling is None else self.use_sampling
 
+    @property
+    def sampling_temperature(self) -> float:
+        """Returns the temperature, 0 if tokens are not sampled."""
+        return self.temperature if self.samples else 0.0
+
     def complaints(self) -> Iterator[Complaint]:
         if self.use_sampling and not self.temperature:
             yield "use_sampling", "needs a temperature above 0"
@@ -105,10 +112,14 @@ class InferenceConfig(BaseConfig):
         if self.remote_params is not None:
             yield "remote_params", "not supported: no server is asked; leave it out to run the model in this process"
 
-    def not_read(self) -> list[str]:
-        """Returns the keys that are set and that inference does not read, with the reason where there is one."""
+    def not_read(self, in_chat: bool = False) -> list[str]:
+        """Returns the keys that are set and that inference, or a chat, does not read, with the reason if it has one."""
         keys_set = self.keys_set()
         keys = sorted(key for key in keys_set if key.startswith("model.") and key.split(".")[1] not in _READ)
+        if in_chat:
+            others = [key for key in keys_set if key.startswith("generation.") and key not in _READ_BY_CHAT]
+            unread = [*others, *(key for key in keys_set if key.startswith(_NOT_READ_BY_CHAT))]
+            return [*keys, *(f"{key}: a chat does not read it" for key in sorted(unread))]
         if "generation.use_cache" in keys_set:
             keys.append("generation.use_cache: keys and values are always cached")
         sampled = [f"generation.{name}" for name in ("top_p", "min_p", "seed")]
