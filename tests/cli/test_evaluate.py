@@ -21,6 +21,7 @@ from oumi.core.inference import answer, load_chat_model
 from oumi.core.train import train
 from tests.runs import tiny_config
 from tests.tiny import byte_tokenizer, save_tiny_model, write_chats, write_pairs
+from tests.tiny_vision import image, save_tiny_gemma3
 
 app = typer.Typer()
 app.command()(evaluate)
@@ -81,6 +82,16 @@ def test_answers_are_compared_for_the_rows_that_are_measured(model_dir: Path, tm
     config.to_yaml(tmp_path / "train.yaml")
     measured = metrics(tmp_path, model_dir, "-c", tmp_path / "train.yaml", "--exact-match", "--max-new-tokens", 1)
     assert (measured["num_rows"], measured["num_answers"]) == (3, 3)
+
+
+def test_exact_answers_about_images_are_refused(tmp_path: Path) -> None:
+    model, rows = save_tiny_gemma3(tmp_path / "model"), tmp_path / "rows.jsonl"
+    image(0).save(tmp_path / "0.png")
+    question = [{"type": "image_path", "content": "0.png"}, {"type": "text", "content": "What?"}]
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": "Dots."}]
+    rows.write_text(json.dumps({"messages": turns}) + "\n")
+    with pytest.raises(ConfigError, match="--exact-match: rows with images are not supported yet"):
+        metrics(tmp_path, model, "--data", rows, "--exact-match", "--max-new-tokens", 1)
 
 
 def test_preferences_are_those_of_the_log_probabilities(model_dir: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import typer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer
 from typer.testing import CliRunner
 
 from oumi.cli.export import export
@@ -19,6 +19,7 @@ from oumi.core.inference import answer, load_chat_model
 from oumi.core.train import train
 from tests.runs import tiny_config
 from tests.tiny import CHATML, save_tiny_model, tiny_llama
+from tests.tiny_vision import save_tiny_llava
 
 app = typer.Typer()
 app.command()(export)
@@ -49,6 +50,16 @@ def test_an_adapter_becomes_a_plain_model(tmp_path: Path, mode: str) -> None:
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
     assert answer(merged, CHATS, 16) == answer(adapted, CHATS, 16)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["plain"]
+
+
+def test_a_model_that_sees_images_keeps_its_processor(tmp_path: Path) -> None:
+    model = save_tiny_llava(tmp_path / "model")
+    run(model, "--output", tmp_path / "plain")
+    processors = [AutoProcessor.from_pretrained(str(folder)) for folder in (model, tmp_path / "plain")]
+    sizes = [processor.image_processor.crop_size for processor in processors]
+    assert sizes[0] == sizes[1]
+    with pytest.raises(ConfigError, match=r"plain is not a model of text alone, which `chat` and `infer` need"):
+        load_chat_model(tmp_path / "plain")
 
 
 def test_a_dtype_can_be_chosen_and_that_of_the_files_is_kept(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from oumi.core.errors import ConfigError, OutputError
 from oumi.core.held_out import held_out_config
 from oumi.core.inference import check_model_dir
 from oumi.core.inspect import gather_facts
+from oumi.core.merge import merge, save_preprocessor
 from oumi.core.models.build import build_model
 from oumi.core.models.gguf_file import FORMATS, write_gguf
 from oumi.core.models.saving import ModelWriter
@@ -23,7 +25,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def export_safetensors(source: Path, target: Path, dtype: str | None = None) -> None:
-    """Writes the model of a directory, with its adapter merged, as a directory of its own.
+    """Writes the model of a directory, with its adapter merged and proven, as a directory of its own.
 
     Args:
         source: A trained model, an adapter or a checkpoint.
@@ -33,6 +35,7 @@ def export_safetensors(source: Path, target: Path, dtype: str | None = None) -> 
     Raises:
         ConfigError: There is no model in `source`.
         OutputError: `target` exists.
+        ExportError: The merged model does not compute what the adapter does on its base.
     """
     check_model_dir(source)
     if target.exists():
@@ -80,9 +83,20 @@ def export_gguf(source: Path, target: Path, kind: str) -> None:
 
 
 def _write(source: Path, directory: Path, dtype: str | None) -> None:
-    """Writes a model without adapter and its tokenizer into a directory."""
-    from transformers import AutoTokenizer
+    """Writes a model without adapter, with its tokenizer and processor, into a new directory."""
+    if not (source / "adapter_config.json").is_file():
+        _write_plain(source, directory, dtype)
+        return
+    with TemporaryDirectory(dir=directory.parent, prefix=UNFINISHED) as folder:
+        merged = Path(folder) / "merged"
+        merge(str(source), merged)
+        if dtype is None:
+            merged.rename(directory)
+        else:
+            _write_plain(merged, directory, dtype)
 
+
+def _write_plain(source: Path, directory: Path, dtype: str | None) -> None:
     config = held_out_config(str(source), source)
     facts = gather_facts(config, counts_rows=False)
     plan = make_plan(config, facts)
@@ -92,10 +106,8 @@ def _write(source: Path, directory: Path, dtype: str | None) -> None:
     kept = dtype or facts.model.stored_dtype
     if kept is not None:
         model = model.to(getattr(torch, kept))
-    writer.write(directory, "MERGED")
-    shutil.rmtree(directory / "adapter", ignore_errors=True)  # its weights are in the model now
-    has_tokenizer = any(source.glob("tokenizer*"))
-    AutoTokenizer.from_pretrained(str(source if has_tokenizer else plan.model.name)).save_pretrained(directory)
+    writer.write(directory)
+    save_preprocessor(str(source), str(source), directory, facts.model.sees_images)
 
 
 __all__ = ["DTYPES", "FORMATS", "export_gguf", "export_safetensors"]

@@ -223,6 +223,8 @@ def _asked(value: Any, model: ChatModel) -> tuple[list[int], str]:
     """Returns the tokens of a row up to its last answer, and this answer."""
     if isinstance(value, Completion):
         return list(model.tokenizer(value.prompt)["input_ids"]), value.completion
+    if isinstance(value, Conversation) and value.contains_images():
+        raise ConfigError("--exact-match: rows with images are not supported yet")
     if not isinstance(value, Conversation) or value.messages[-1].role != Role.ASSISTANT:
         raise ConfigError("--exact-match needs rows that end with an answer: chats, or prompt and completion")
     if model.template is None:

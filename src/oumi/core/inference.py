@@ -230,6 +230,8 @@ def _load(kind: Any, source: Path | str, **settings: Any) -> Any:
         reason = str(error).strip().splitlines()[0]
         if "trust_remote_code" in str(error):
             raise RefusedError(f"{source} contains its own Python code, which `chat` and `infer` do not run") from None
+        if "Unrecognized configuration class" in str(error):
+            raise ConfigError(f"{source} is not a model of text alone, which `chat` and `infer` need") from None
         raise StorageError(f"{source}: cannot be loaded: {reason}") from error
 
 

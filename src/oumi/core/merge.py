@@ -59,8 +59,7 @@ def merge(adapter: str, output: Path, base: str | None = None) -> None:
     def write(directory: Path) -> None:
         write_with_base(adapted, plan, directory, "MERGED")
         shutil.rmtree(directory / "adapter")
-        for auto_class in (AutoTokenizer, *([AutoProcessor] if facts.model.sees_images else [])):
-            _load_beside(auto_class, adapter, plan.name).save_pretrained(directory)
+        save_preprocessor(adapter, plan.name, directory, facts.model.sees_images)
 
     existed = output.exists()
     try:
@@ -70,6 +69,19 @@ def merge(adapter: str, output: Path, base: str | None = None) -> None:
             with suppress(OSError):
                 output.rmdir()
         raise
+
+
+def save_preprocessor(source: str, base: str, directory: Path, sees_images: bool) -> None:
+    """Writes the tokenizer of a model, and the processor of one that sees images, into a directory.
+
+    Args:
+        source: The model, or the adapter.
+        base: The model whose files are taken if `source` has none.
+        directory: Where they are written.
+        sees_images: The model has a processor.
+    """
+    for auto_class in (AutoTokenizer, *([AutoProcessor] if sees_images else [])):
+        _load_beside(auto_class, source, base).save_pretrained(directory)
 
 
 def _load_beside(auto_class: Any, adapter: str, base: str) -> Any:

@@ -135,8 +135,9 @@ def _use(plan: Plan) -> Iterator[str]:
     yield 'model = AutoModel.from_pretrained("path/of/this/directory")'
     yield 'tokenizer = AutoTokenizer.from_pretrained("path/of/this/directory")'
     yield "```"
-    yield ""
-    yield "Or `oumi chat path/of/this/directory`."
+    if not plan.model.sees_images:
+        yield ""
+        yield "Or `oumi chat path/of/this/directory`."
 
 
 def _versions(plan: Plan) -> Iterator[str]:
