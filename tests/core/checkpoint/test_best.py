@@ -93,6 +93,20 @@ def test_a_resumed_run_knows_the_best_evaluation_before_it(tmp_path: Path, train
     assert all(tensor.equal(expected[name]) for name, tensor in weights(out).items())
 
 
+def test_a_resumed_run_of_trl_reports_the_same_measures(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    config = config_of(
+        tmp_path, trainer_type="TRL_SFT", max_steps=4, save_steps=2, try_resume_from_last_checkpoint=True
+    )
+    whole = train(config).metrics
+    shutil.rmtree(out / "checkpoint-4")
+    (out / "run.json").unlink()
+    resumed, times = train(config).metrics, ("runtime", "per_second")
+    names = [name for name in whole if name.startswith("eval_") and not name.endswith(times)]
+    assert {"eval_mean_token_accuracy", "eval_loss"} < set(names)
+    assert {name: resumed[name] for name in names} == {name: whole[name] for name in names}
+
+
 def test_a_missing_best_checkpoint_is_told_and_a_new_one_looked_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

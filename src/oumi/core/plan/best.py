@@ -15,7 +15,7 @@ _HIGHER = ("accuracies", "margins", "accuracy")
 """Last words of metrics whose better direction is known."""
 _OF_TOKENS = ("perplexity", "bits_per_byte")
 """Metrics beside a loss per token; bits per byte only of texts, so an evaluation may report none."""
-_OF_TRL_SFT = ("entropy", "mean_token_accuracy", "num_tokens", "aux_loss")
+_OF_TRL_SFT = ("entropy", "mean_token_accuracy", "aux_loss")
 """What TRL's trainer reports beside."""
 
 

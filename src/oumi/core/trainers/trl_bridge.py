@@ -31,6 +31,9 @@ from oumi.core.plan.choices import is_number
 from oumi.core.run import Progress, StepReport, StepSource
 from oumi.core.types.example import Source
 
+_COUNTED_BY_TRL = "num_tokens"
+"""Tokens of training and evaluation that a process has seen; not those before it, where the run was resumed."""
+
 
 class AlreadyTrainedError(Exception):
     """Leaves the loop of another trainer, which would take one more step after the last one."""
@@ -163,7 +166,7 @@ class Bridge(TrainerCallback):
         now.step, now.epoch = state.global_step, self.source.epoch(state.global_step)
         now.num_tokens += self._num_tokens
         now.num_targets += self._num_targets
-        reported = {"loss", "grad_norm", "learning_rate", "epoch", "step"}
+        reported = {"loss", "grad_norm", "learning_rate", "epoch", "step", _COUNTED_BY_TRL}
         report = StepReport(
             loss=logs["loss"],
             grad_norm=logs.get("grad_norm", float("nan")),
@@ -178,7 +181,8 @@ class Bridge(TrainerCallback):
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
     ) -> None:
         self.run.state.awaits_evaluation = False
-        values = {k: v for k, v in (metrics or {}).items() if is_number(v) and k != "epoch"}
+        unread = {"epoch", f"eval_{_COUNTED_BY_TRL}"}
+        values = {k: v for k, v in (metrics or {}).items() if is_number(v) and k not in unread}
         self.run.callbacks.measured(self.run, {**values, **track_best(self.run, values)})
         control.should_save |= saves_best(self.run)
         control.should_training_stop |= self.run.state.has_converged
