@@ -25,7 +25,7 @@ FLOORS = {
     "oumi.core.data": 5, "oumi.core.models": 5, "oumi.core.methods": 5, "oumi.core.optim": 5, "oumi.core.checkpoint": 5,
     "oumi.core.models.processors": 6,  # a former import path
     "oumi.core.engine": 6, "oumi.core.callbacks": 6, "oumi.core.monitoring": 6, "oumi.core.datasets": 6,
-    "oumi.datasets": 7, "oumi.core.trainers": 7, "oumi.core.inspect": 8, "oumi.core.run_directory": 8,
+    "oumi.models": 6, "oumi.datasets": 7, "oumi.core.trainers": 7, "oumi.core.inspect": 8, "oumi.core.run_directory": 8,
     "oumi.core.model_card": 8,
     "oumi.core.inference": 8, "oumi.core.answering": 8.5, "oumi.core.held_out": 8.5, "oumi.core.lm_eval": 8.5,
     "oumi.core.merge": 8.5, "oumi.core.exporting": 8.6,

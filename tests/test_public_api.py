@@ -46,6 +46,8 @@ NAMES = {
         "AlpacaDataset", "AlpacaEvalDataset", "TextSftJsonLinesDataset", "VLJsonlinesDataset", "PromptResponseDataset",
         "HuggingFaceDataset", "VisionDpoJsonlinesDataset",
     ],
+    "oumi.core.models": ["BaseModel"],
+    "oumi.models": ["CNNClassifier", "MLPEncoder"],
     "oumi.datasets.vision_language.vqav2_small": ["Vqav2SmallDataset"],
     "oumi.datasets.grpo.letter_count": ["LetterCountGrpoDataset"],
     "oumi.performance.telemetry": ["TelemetryTracker"],

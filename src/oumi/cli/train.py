@@ -35,6 +35,7 @@ def train(
     if num_procs is not None:
         return start_here(num_procs, context, f"--config={config}", *["--verbose"] * verbose)
     host.let_waiting_threads_sleep()
+    from oumi.core.plan.custom import custom_model
     from oumi.core.train import train as run_training
 
     result = run_training(loaded, verbose=verbose, source=read_text(path))
@@ -42,8 +43,7 @@ def train(
         return
     loss = f", loss {result.metrics['loss']:.4f}" if "loss" in result.metrics else ""
     typer.echo(f"\nDone after {result.steps} steps{loss}: {result.output_dir}")
-    training = loaded.training
-    if training.save_final_model:
+    if (training := loaded.training).save_final_model and custom_model(loaded.model.model_name) is None:
         typer.echo(f"  chat with it:  oumi chat {result.output_dir}")
     if training.enable_tensorboard:
         typer.echo(f"  view metrics:  tensorboard --logdir {training.logging_dir or result.output_dir / 'tensorboard'}")

@@ -18,6 +18,7 @@ from oumi.core.data.tokenize.chat_template import Template, chat_template_for
 from oumi.core.errors import ConfigError, RefusedError, StorageError, did_you_mean
 from oumi.core.models.adapters import load_adapter
 from oumi.core.models.generation import Decoding, generate, generate_all, max_positions
+from oumi.core.plan.custom import saved_class
 from oumi.core.recipes import resolve_asset
 from oumi.core.system.filesystem import expanded
 from oumi.core.system.host import describe_host
@@ -190,6 +191,11 @@ def check_model_dir(folder: Path) -> None:
         raise ConfigError(f"{folder}: no such directory{did_you_mean(folder.name, names)}")
     if (folder / _ADAPTER_CONFIG).is_file():
         return
+    if (model_class := saved_class(str(folder))) is not None:
+        raise ConfigError(
+            f"{folder} holds a registered model, which this command does not read, only models of transformers; load "
+            f"it with {model_class}.from_pretrained"
+        )
     # The base model of an adapter is checked when it is loaded; anything else needs a config and safe weights.
     missing = "config.json" if not (folder / "config.json").is_file() else None
     if missing is None and not any(folder.glob("*.safetensors")):

@@ -21,12 +21,15 @@ from oumi.core.data.datasets import dataset_for, unread_arguments
 from oumi.core.data.pipeline.mixture import draws_of
 from oumi.core.data.sources.jsonl import index_lines
 from oumi.core.data.sources.tabular import is_data_lines
-from oumi.core.errors import ConfigError, DataError
+from oumi.core.errors import ConfigError, DataError, did_you_mean
 from oumi.core.hub import hub_errors
+from oumi.core.log import logger
+from oumi.core.plan.custom import is_registered
 from oumi.core.plan.facts import Facts, ModelFacts
 from oumi.core.plan.shapes import shape_of
 from oumi.core.plan.trainer_kwargs import as_run
 from oumi.core.recipes import resolve_asset
+from oumi.core.registry import MODELS
 from oumi.core.system import host
 from oumi.core.system.filesystem import expanded
 
@@ -139,6 +142,12 @@ def _count_rows(config: TrainingConfig) -> int | None:
 def _model_facts(model: ModelParams, may_download: bool) -> ModelFacts:
     """Returns the facts in the files of a model and its tokenizer."""
     name, revision = model.model_name, model.model_revision
+    if is_registered(name):  # a class, which has no files
+        return ModelFacts(are_available=True)
+    if "/" not in name and (hint := did_you_mean(name, MODELS.names())):
+        logger.warning(
+            "model %s: no class of this name is registered%s It is taken for a model of the Hub.", name, hint
+        )
     adapter_of = None
     path = _file(name, "config.json", revision, may_download)
     if path is None and (adapter := _file(name, "adapter_config.json", revision, may_download)) is not None:

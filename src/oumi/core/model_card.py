@@ -14,6 +14,7 @@ import yaml
 from oumi.core.checkpoint.best import outcome
 from oumi.core.configs.loading import dump
 from oumi.core.log import logger
+from oumi.core.plan.custom import custom_model
 from oumi.core.plan.parts import Plan
 from oumi.core.recipes import is_packaged
 from oumi.core.run import Progress
@@ -65,9 +66,10 @@ def card(run: Progress, ledgers: Mapping[str, Sequence[Any]]) -> str:
 
 def _metadata(plan: Plan) -> dict[str, Any]:
     """Returns what the Hub reads of a card; a directory of this machine is no model of the Hub."""
-    is_local = is_packaged(plan.model.name) or expanded(plan.model.name).is_dir()
+    is_custom = custom_model(plan.model.name) is not None
+    is_local = is_custom or is_packaged(plan.model.name) or expanded(plan.model.name).is_dir()
     base = {} if is_local else {"base_model": plan.model.name}
-    library = "peft" if _is_adapter(plan) else "transformers"
+    library = "peft" if _is_adapter(plan) else "oumi" if is_custom else "transformers"
     return {**base, "library_name": library, "tags": ["oumi", plan.method.name.replace("_", "-")]}
 
 
@@ -124,6 +126,9 @@ def _metrics(run: Progress) -> Iterator[str]:
 
 
 def _use(plan: Plan) -> Iterator[str]:
+    if (model_class := custom_model(plan.model.name)) is not None:
+        yield f"`{model_class.__name__}.from_pretrained('path/of/this/directory')`, where the class is imported."
+        return
     yield "```python"
     if _is_adapter(plan):
         yield "from peft import AutoPeftModelForCausalLM as AutoModel"

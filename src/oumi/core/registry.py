@@ -3,12 +3,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import sys
+import zlib
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
+from functools import lru_cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from oumi.core.errors import ConfigError, Problem, did_you_mean
+from oumi.core.system.filesystem import expanded
 
 Part = TypeVar("Part")
 NewPart = TypeVar("NewPart")
@@ -61,15 +68,23 @@ class Registry(Generic[Part]):
 
 DATASETS: Registry[Any] = Registry("data set")
 """Data sets by name; `oumi.core.datasets` adds those of the package."""
+MODELS: Registry[Any] = Registry(
+    "model", {"MlpEncoder": "oumi.models:MLPEncoder", "CnnClassifier": "oumi.models:CNNClassifier"}
+)
+"""Classes of models by name: those of the package, and what user code registers."""
 
 
 class RegistryType(Enum):
     """The kinds of parts that user code can register."""
 
     DATASET = auto()
+    MODEL = auto()
 
 
-_TABLES: dict[RegistryType, tuple[Registry[Any], str]] = {RegistryType.DATASET: (DATASETS, "oumi.core.data.datasets")}
+_TABLES: dict[RegistryType, tuple[Registry[Any], str]] = {
+    RegistryType.DATASET: (DATASETS, "oumi.core.data.datasets"),
+    RegistryType.MODEL: (MODELS, __name__),
+}
 """The table of each kind, and the module that adds the parts of the package."""
 
 
@@ -109,6 +124,10 @@ class AllParts:
         dataset = self.get(name, RegistryType.DATASET)
         return (self.get(f"{name}/{subset}", RegistryType.DATASET) or dataset) if subset else dataset
 
+    def get_model(self, name: str) -> Any | None:
+        """Returns the class of a model; None if it does not exist."""
+        return self.get(name, RegistryType.MODEL)
+
 
 REGISTRY = AllParts()
 
@@ -118,3 +137,35 @@ def _table(registry_type: RegistryType) -> Registry[Any]:
     # The parts of the package are registered when this module is imported; user code may come first.
     import_module(module)
     return table
+
+
+EXTRA_MODULE = "oumi_extra_"
+"""Prefix of the module names of user files."""
+
+
+@lru_cache(maxsize=1)  # so that each file runs once per process
+def import_extra_files() -> None:
+    """Imports the Python files listed in OUMI_EXTRA_DEPS_FILE, which register data sets and other parts of the user."""
+    listing = os.environ.get("OUMI_EXTRA_DEPS_FILE")
+    if not listing:
+        return
+    if not Path(listing).is_file():
+        raise ConfigError(f"OUMI_EXTRA_DEPS_FILE: no file {listing}")
+    for line in (line.partition("#")[0].strip() for line in Path(listing).read_text(encoding="utf-8").splitlines()):
+        if not line:
+            continue
+        path = expanded(line)
+        if not path.is_file():
+            raise ConfigError(f"{listing}: no file {line}")
+        # A unique name, so that a file `datasets.py` does not replace the library. The digest tells folders apart.
+        name = f"{EXTRA_MODULE}{path.stem}_{zlib.crc32(str(path.absolute()).encode()):08x}"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None, "a path has a spec"
+        assert spec.loader is not None, "a path has a loader"
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # before it runs: pickling and dataclasses look classes up by their module
+        try:
+            spec.loader.exec_module(module)
+        except (SyntaxError, ImportError, AttributeError, NameError) as error:
+            at = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
+            raise ConfigError(f"{path}{at}: cannot be imported: {type(error).__name__}: {error}") from error

@@ -17,10 +17,12 @@ from oumi.core.distributed.sharding import replace_parameters
 from oumi.core.errors import ConfigError
 from oumi.core.log import logger
 from oumi.core.models.adapters import add_lora, base_weight_name, below_adapter, is_adapted, load_adapter
+from oumi.core.models.custom import load_custom
 from oumi.core.models.initialization import load_trained, restore_from, take_from_base
 from oumi.core.models.load import freeze, load_model
 from oumi.core.models.vocabulary import settings_for_tokens
 from oumi.core.plan.choices import FLAT_ATTENTIONS
+from oumi.core.plan.custom import custom_model
 from oumi.core.plan.parts import Plan
 from oumi.core.recipes import resolve_asset
 from oumi.core.system.filesystem import expanded
@@ -47,6 +49,8 @@ def build_model(
     Raises:
         ConfigError: The attention of the plan does not run on a CPU, or rows may be longer than the model takes.
     """
+    if (custom := custom_model(plan.model.name)) is not None:
+        return load_custom(plan.model, custom, device, base_source(plan, checkpoint) or weights_from)
     if plan.device == "cpu" and plan.model.attention not in FLAT_ATTENTIONS:
         raise ConfigError(f"model.attn_implementation: {plan.model.attention} trains on a GPU only; sdpa is for all")
     is_full = plan.lora is None and plan.model.adapter is None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from oumi.core.models.adapters import below_adapter
+from oumi.core.models.custom import CustomModel
 from oumi.core.models.quantization import num_numbers
 
 
@@ -62,6 +63,8 @@ def visible_pairs(length: int, window: int | None) -> float:
 
 def model_flops(model: Any) -> ModelFlops:
     """Returns the operations of a causal language model's text part, with or without an adapter."""
+    if isinstance(model, CustomModel):  # whose modules say nothing of what they are for
+        return ModelFlops(model.token_flops, 3 * model.token_flops, 0.0, 0.0, ())
     base = below_adapter(model)
     config, decoder, head = base.config.get_text_config(), base.get_decoder(), base.get_output_embeddings()
     # An embedding is a lookup, and the head is counted per trained position.

@@ -23,6 +23,7 @@ from oumi.core.plan.accelerate import accelerate_problems
 from oumi.core.plan.adapters import adapter_problems
 from oumi.core.plan.best import best_problems
 from oumi.core.plan.choices import ATTENTIONS, CHECKPOINTING, NUM_RECOMPUTED, wrong_optimizer, wrong_schedule
+from oumi.core.plan.custom import custom_model_problems
 from oumi.core.plan.methods import METHODS, is_of_other_method, method_of, methods_of
 from oumi.core.plan.notes import changed_keys, matches_key
 from oumi.core.plan.preference_kwargs import has_no_effect, preference_problems
@@ -87,6 +88,7 @@ def refusals(config: TrainingConfig) -> list[Problem]:
         _adapter_that_is_continued,
         adapter_problems,
         best_problems,
+        custom_model_problems,
         preference_problems,
         sharding_problems,
         accelerate_problems,

@@ -27,6 +27,8 @@ from oumi.core.data.training_data import TrainingData
 from oumi.core.distributed.world import World
 from oumi.core.errors import OtherRankError
 from oumi.core.models.acceleration.flat import generating
+from oumi.core.models.build import load_weights
+from oumi.core.models.custom import CustomModel
 from oumi.core.models.initialization import begins_with_base, load_trained
 from oumi.core.optim.optimizers import decayed_names
 from oumi.core.optim.schedules import build_schedule
@@ -143,6 +145,8 @@ class AdaptedTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if begins_with_base(self.model):  # whose files have twice the rank
             load_trained(self.model, Path(resume_from_checkpoint))
+        elif isinstance(self.model, CustomModel):  # which has its own form of files
+            load_weights(self.model, self.seams.plan, Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 

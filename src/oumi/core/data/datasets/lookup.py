@@ -3,13 +3,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import os
-import sys
-import zlib
-from functools import cache, lru_cache
-from pathlib import Path
+from functools import cache
 
 from oumi.core.configs import DatasetParams
 from oumi.core.data.datasets.any_schema import ShapedDataset
@@ -17,11 +12,7 @@ from oumi.core.data.datasets.base import BaseMapDataset
 from oumi.core.data.datasets.table import NAMES, Named
 from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.log import logger
-from oumi.core.registry import DATASETS
-from oumi.core.system.filesystem import expanded
-
-EXTRA_MODULE = "oumi_extra_"
-"""Prefix of the module names of user files."""
+from oumi.core.registry import DATASETS, import_extra_files
 
 DATASETS.add({name: named.part for name, named in NAMES.items()})
 # Names match in any case; an id on the Hub keeps the spelling of the table.
@@ -95,34 +86,6 @@ def _warn_of_script(name: str) -> None:
         "are read instead",
         name,
     )
-
-
-@lru_cache(maxsize=1)  # so that each file runs once per process
-def import_extra_files() -> None:
-    """Imports the Python files listed in OUMI_EXTRA_DEPS_FILE, which register data sets and other parts of the user."""
-    listing = os.environ.get("OUMI_EXTRA_DEPS_FILE")
-    if not listing:
-        return
-    if not Path(listing).is_file():
-        raise ConfigError(f"OUMI_EXTRA_DEPS_FILE: no file {listing}")
-    for line in (line.partition("#")[0].strip() for line in Path(listing).read_text(encoding="utf-8").splitlines()):
-        if not line:
-            continue
-        path = expanded(line)
-        if not path.is_file():
-            raise ConfigError(f"{listing}: no file {line}")
-        # A unique name, so that a file `datasets.py` does not replace the library. The digest tells folders apart.
-        name = f"{EXTRA_MODULE}{path.stem}_{zlib.crc32(str(path.absolute()).encode()):08x}"
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None, "a path has a spec"
-        assert spec.loader is not None, "a path has a loader"
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # before it runs: pickling and dataclasses look classes up by their module
-        try:
-            spec.loader.exec_module(module)
-        except (SyntaxError, ImportError, AttributeError, NameError) as error:
-            at = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
-            raise ConfigError(f"{path}{at}: cannot be imported: {type(error).__name__}: {error}") from error
 
 
 _NAMED = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

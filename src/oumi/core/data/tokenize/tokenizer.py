@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PretrainedConfig
 
 from oumi.core.errors import ConfigError
 from oumi.core.hub import hub_errors, remote_code_refused
+from oumi.core.plan.custom import saved_class
 from oumi.core.plan.parts import ModelPlan
 from oumi.core.recipes import resolve_asset
 from oumi.core.system.filesystem import expanded
@@ -37,12 +38,14 @@ def load_tokenizer(plan: ModelPlan) -> Any:
         raise ConfigError(
             f"model.tokenizer_name: {folder} contains no tokenizer; name the one that the model was trained with"
         )
+    # It would read the config beside it, which is no config of transformers.
+    options = {} if saved_class(plan.tokenizer_name) is None else {"config": PretrainedConfig()}
     with hub_errors("tokenizer", plan.tokenizer_name), remote_code_refused(plan.tokenizer_name):
         tokenizer = AutoTokenizer.from_pretrained(
             name,
             revision=plan.tokenizer_revision,
             trust_remote_code=plan.trust_remote_code,
-            **plan.tokenizer_kwargs,
+            **{**options, **plan.tokenizer_kwargs},
         )
     if plan.pad_token is not None:
         if tokenizer.convert_tokens_to_ids(plan.pad_token) in (None, tokenizer.unk_token_id):

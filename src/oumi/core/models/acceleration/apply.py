@@ -12,6 +12,7 @@ from oumi.core.models.acceleration.flat import make_flat
 from oumi.core.models.acceleration.fp8 import use_fp8
 from oumi.core.models.acceleration.liger import use_liger
 from oumi.core.models.build import router_loss_coefficient
+from oumi.core.models.custom import CustomModel
 from oumi.core.models.language_model import LanguageModel
 from oumi.core.plan.parts import Plan
 
@@ -22,6 +23,8 @@ def accelerate(model: Any, plan: Plan) -> LanguageModel:
     Raises:
         ConfigError: A package is missing, or the model does not support an optimization of the plan.
     """
+    if isinstance(model, CustomModel):
+        return LanguageModel(model, is_flat=False)
     if router_loss_coefficient(model):
         # It is one number for all tokens of a batch, so it would depend on how a step is cut.
         logger.warning("the router's auxiliary loss, which the model's config asks for, is not part of the loss")
