@@ -121,6 +121,11 @@ def test_a_file_of_something_else_is_left_as_it_is(model_dir: Path, tmp_path: Pa
     assert target.read_text() == content
 
 
+def test_a_missing_file_is_called_missing_whatever_its_name(model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"questions: no such file"):
+        run(model_dir, "--input", tmp_path / "questions", "--output", tmp_path / "out.jsonl")
+
+
 def test_values_of_parquet_that_json_does_not_have(model_dir: Path, tmp_path: Path) -> None:
     source, target = tmp_path / "in.parquet", tmp_path / "out.jsonl"
     columns = {"prompt": ["a", "b", "c"], "when": [datetime(2026, 1, 2)] * 3, "raw": [None, b"x", None]}

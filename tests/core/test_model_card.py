@@ -53,6 +53,9 @@ def test_a_readme_of_the_user_is_left_alone(tmp_path: Path) -> None:
     (out / "README.md").write_text("mine\n")
     assert card_of(tmp_path) == "mine\n"
     assert "## Metrics" in (out / "MODEL_CARD.md").read_text()
+    (out / "MODEL_CARD.md").write_text("mine, too\n")
+    card_of(tmp_path)
+    assert (out / "MODEL_CARD.md").read_text() == "mine, too\n"
 
 
 def test_a_card_of_an_earlier_run_is_replaced(tmp_path: Path) -> None:

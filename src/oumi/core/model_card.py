@@ -31,7 +31,7 @@ _OF_THE_MACHINE = ("runtime", "per_second")
 
 
 def write_card(run: Progress, ledgers: Mapping[str, Sequence[Any]]) -> None:
-    """Writes the card of a run into its output directory, if the run saves its model; never over a user's README.
+    """Writes the card of a run into its output directory, if the run saves its model; never over a file of the user.
 
     Args:
         run: The run after its last step.
@@ -41,10 +41,18 @@ def write_card(run: Progress, ledgers: Mapping[str, Sequence[Any]]) -> None:
     if not run.plan.checkpoints.final_model:
         return
     path = directory / FILE
-    if path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
+    if _is_of_user(path):
         logger.info("%s is not of a run, so the model card is %s", path, OTHER_FILE)
         path = directory / OTHER_FILE
+    if _is_of_user(path):
+        logger.warning("%s is not of a run, either, so no model card is written", path)
+        return
     path.write_text(card(run, ledgers), encoding="utf-8")
+
+
+def _is_of_user(path: Path) -> bool:
+    """Returns True if a path is taken, by anything but the card of a run."""
+    return path.exists() and (path.is_dir() or _MARK not in path.read_text(encoding="utf-8", errors="replace"))
 
 
 def card(run: Progress, ledgers: Mapping[str, Sequence[Any]]) -> str:

@@ -138,6 +138,12 @@ def test_the_limit_of_checkpoints_spares_the_best_one(tmp_path: Path) -> None:
         assert checkpoints(out) == {f"checkpoint-{best}", "checkpoint-16"}
 
 
+def test_a_run_without_an_evaluation_saves_its_last_model(tmp_path: Path) -> None:
+    train(config_of(tmp_path, load_best_model_at_end=True, max_steps=2, eval_steps=50))
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "- no evaluation gave a number for eval_loss: the final model is that of step 2" in text
+
+
 def test_an_adapter_of_the_best_evaluation_is_saved(tmp_path: Path) -> None:
     out = tmp_path / "out"
     config = config_of(tmp_path, use_peft=True, load_best_model_at_end=True, greater_is_better=True, learning_rate=0.3)

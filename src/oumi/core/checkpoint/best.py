@@ -108,7 +108,7 @@ def outcome(run: Progress) -> str:
     if best is None:
         return ""
     if state.best_value is None:
-        return f"no evaluation had a {best.metric} that is a number: the final model is that of step {state.step}"
+        return f"no evaluation gave a number for {best.metric}: the final model is that of step {state.step}"
     text = f"best {best.metric} {state.best_value:.6g} at step {state.best_step}"
     if best.restores:
         text += ", whose model is saved"

@@ -133,6 +133,8 @@ def format_of(path: Path) -> str | None:
 
 def check_file(path: Path) -> str:
     """Returns the format of a file (see `format_of`); raises DataError if it is missing, empty or of another format."""
+    if not path.exists():  # before its name, which may lack the suffix by mistake
+        raise DataError(f"{path}: no such file")
     suffix = format_of(path)
     if suffix is None:
         raise DataError(f"{path}: unknown file format; expected a name that ends in {', '.join(FILE_SUFFIXES)}")
