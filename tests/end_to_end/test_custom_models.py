@@ -192,6 +192,12 @@ class LooksAhead(Base):
         return {"logits": self.head(self.table(input_ids).mean(1, keepdim=True) + self.table(input_ids))}
 
 
+class LooksAheadFromZero(LooksAhead):
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.zeros_(self.head.weight)
+
+
 class MixesRows(Base):
     def forward(self, input_ids: torch.Tensor) -> Any:
         return {"logits": self.head(self.table(input_ids) + self.table(input_ids[:, :1]).mean(0))}
@@ -217,6 +223,7 @@ class Forgets(Base):
     [
         (LossAlone, {}, "must return a dict with logits"),
         (LooksAhead, {}, "depend on later tokens"),
+        (LooksAheadFromZero, {}, "depend on later tokens"),
         (MixesRows, {}, "depend on later tokens, on padding or on other rows"),
         (TooShort, {}, r"tried on rows of 128 tokens: IndexError.*test_custom_models\.py:\d+"),
         (FewTokens, {}, "IndexError"),
@@ -245,6 +252,21 @@ def test_a_module_is_frozen_by_its_path_in_the_class(tmp_path: Path, own: Path) 
     config.model.freeze_layers = ["embeddings"]
     with pytest.raises(ConfigError, match="no part 'embeddings'"):
         built(config)
+
+
+def test_weights_that_begin_with_zero_do_so_after_the_trial(tmp_path: Path) -> None:
+    class FromZero(Base):
+        def __init__(self, vocab_size: int = 260) -> None:
+            super().__init__(vocab_size=vocab_size)
+            nn.init.zeros_(self.head.weight)
+
+    torch.manual_seed(1)
+    expected = FromZero().state_dict()
+    state = torch.get_rng_state()
+    torch.manual_seed(1)
+    model = built(own_config(tmp_path, name_of(FromZero)))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.inner.state_dict().items())
 
 
 def test_a_loss_of_its_own_is_compared(tmp_path: Path, own: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -129,7 +129,9 @@ def load_custom(
     if lost:  # the saved model would be built with the default
         raise ConfigError(f"model {name}: its __init__ must pass {', '.join(lost)} to super().__init__ by name")
     model = CustomModel(inner).to(device).eval()
-    _check(model, max(plan.max_length or _PREFIX, 2))
+    with torch.random.fork_rng(), _nothing_zero(model):
+        torch.manual_seed(0)
+        _check(model, max(plan.max_length or _PREFIX, 2))
     _freeze(inner, plan.freeze)
     return model if plan.dtype == "auto" else model.to(getattr(torch, plan.dtype))
 
@@ -148,6 +150,19 @@ def _explained(subject: str) -> Iterator[None]:
         raise ConfigError(f"{subject}: {reason} ({place.filename}:{place.lineno})") from error
 
 
+@contextmanager
+def _nothing_zero(model: nn.Module) -> Iterator[None]:
+    """Fills weights that are all zero, which would hide what the logits depend on, with random numbers meanwhile."""
+    zeros = [parameter for parameter in model.parameters() if not parameter.any()]
+    for parameter in zeros:
+        parameter.data.normal_(std=0.02)
+    try:
+        yield
+    finally:
+        for parameter in zeros:
+            parameter.data.zero_()
+
+
 @torch.no_grad()
 def _check(model: CustomModel, max_length: int) -> None:
     """Sets the size of the vocabulary by a trial on two rows of random tokens.
@@ -157,8 +172,7 @@ def _check(model: CustomModel, max_length: int) -> None:
             [B, T, V], or a logit depends on later tokens, on padding or on other rows.
     """
     name = type(model.inner).__name__
-    with _explained(f"model {name}, tried on rows of {max_length} tokens"), torch.random.fork_rng():
-        torch.manual_seed(0)
+    with _explained(f"model {name}, tried on rows of {max_length} tokens"):
         output = model.inner(**{"input_ids": torch.zeros(2, 2, dtype=torch.int64, device=model.device)})
         logits = output.get("logits") if isinstance(output, dict) else None
         if logits is None:
