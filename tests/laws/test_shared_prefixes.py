@@ -158,3 +158,25 @@ def test_tokens_that_no_loss_depends_on_are_not_computed() -> None:
     # Where all that is left is trained, and where nothing is.
     assert model(collate(examples[2:3])).logits().shape == (2, len(inner.lm_head.weight))
     assert model(collate(examples[1:2])).logits().shape == (0, len(inner.lm_head.weight))
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0},
+        {
+            "rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": 16, "factor": 4.0,
+            "short_factor": [1.0] * 8, "long_factor": [4.0] * 8,
+        },
+    ],
+    ids=lambda rope: str(rope["rope_type"]),
+)  # fmt: skip
+def test_embeddings_that_depend_on_the_length_see_the_whole_document(rope: dict[str, Any]) -> None:
+    inner = tiny_llama(rope_parameters=rope, max_position_embeddings=16).eval()
+    tokens = np.arange(18, dtype=np.int32) * 7 + 5
+    is_target = (np.arange(18) >= 6) & (np.arange(18) < 15)  # behind the trained tokens, the text becomes a long one
+    batch = collate([Example(tokens, is_target, Source("", "", 0))])
+    with torch.no_grad():
+        expected = inner(batch.tokens[None], use_cache=False).logits[0][batch.trained]
+        logits = make_flat(inner, "sdpa")(batch).logits()
+    assert (logits - expected).norm() < 1e-5 * expected.norm()

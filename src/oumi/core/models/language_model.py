@@ -15,7 +15,7 @@ from oumi.core.batch import Batch, Prediction
 from oumi.core.models.adapters import below_adapter
 from oumi.core.models.attention.by_document import run_by_document
 from oumi.core.models.attention.interface import Documents
-from oumi.core.models.attention.rope import separate_documents
+from oumi.core.models.attention.rope import follows_length, separate_documents
 from oumi.core.models.lm_head import ModelHead
 from oumi.core.models.shared_prefixes import drops_out, share_prefixes, without_ends
 
@@ -52,6 +52,7 @@ class LanguageModel(torch.nn.Module):
         self.own_attention = "sdpa"
         """The attention that the model had before it became flat."""
         separate_documents(base, self._documents)
+        self._needs_ends = any(map(follows_length, base.modules()))
         run_by_document(mixers, self._documents)
         self._image_token: int | None = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
         # In training, Gemma 3 requires token types even for a batch without images.
@@ -82,8 +83,9 @@ class LanguageModel(torch.nn.Module):
 
     def without_copies(self, batch: Batch) -> tuple[Batch, tuple[slice | None, ...]]:
         """Returns what is computed of a batch: all but what `without_ends` and `share_prefixes` leave out."""
-        # On a GPU, it would take longer to wait for the trained positions. A token of an image may be seen from before.
-        if self.is_flat and not batch.num_images and batch.trained.device.type == "cpu":
+        # A token of an image may be seen from before, and some rotary embeddings depend on the length of a document.
+        may_cut = self.is_flat and not batch.num_images and not self._needs_ends
+        if may_cut and batch.trained.device.type == "cpu":  # a GPU would wait longer for the trained positions
             batch = without_ends(batch)
         # With dropout, the documents of a row would get one mask for their prefix.
         shares = self.shares_prefixes and not batch.num_images and not (self.training and self._drops)
