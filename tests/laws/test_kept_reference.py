@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from oumi.core.configs import TrainingConfig
-from oumi.core.engine.gradients import _like
+from oumi.core.engine.gradients import like_largest
 from oumi.core.methods.kept_log_probs import KeptLogProbs
 from oumi.core.plan.memory import LargestMicroBatch
 from oumi.core.plan.refusals import refusals
@@ -102,7 +102,7 @@ def test_a_cache_that_cannot_be_written_does_not_end_the_run(tmp_path: Path, cac
     step = next(run.loader.from_step(0))
     assert run.method._reference(step[0]).sums().lt(0).all()
     # What the engine tries before the first step on a GPU.
-    made_up = _like(LargestMicroBatch(64, 32), documents_per_row=2)
+    made_up = like_largest(LargestMicroBatch(64, 32), run.plan.method)
     assert run.method._reference(made_up).sums().eq(0).all()
     with pytest.raises(KeyError):
         run.method._reference(replace(made_up, sources=step[0].sources[:4]))

@@ -20,9 +20,10 @@ from oumi.core.batch import Batch
 from oumi.core.configs import PeftParams, TrainingConfig
 from oumi.core.configs.methods import DpoSettings
 from oumi.core.data.training_data import read_training_data
-from oumi.core.engine.gradients import add_gradients
+from oumi.core.engine.gradients import add_gradients, like_largest, try_largest_micro_batch
 from oumi.core.errors import ConfigError
 from oumi.core.inspect import gather_facts
+from oumi.core.plan.memory import LargestMicroBatch
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import refusals
 from oumi.core.train import train
@@ -137,6 +138,17 @@ def test_the_gradients_of_a_step_do_not_depend_on_how_it_is_cut(
         assert (other_gradient - gradient).norm() <= tolerance * gradient.norm()
         torch.testing.assert_close(other_total, total, rtol=1e-5, atol=1e-6)
         assert other_metrics == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_largest_micro_batch_is_one_of_the_method(tmp_path: Path, name: str) -> None:
+    run = build(config_of(name, tmp_path), NativeTrainer).run
+    largest = LargestMicroBatch(80, 32)
+    batch = like_largest(largest, run.plan.method)
+    assert (batch.num_tokens, batch.num_rows) == (80, 3)
+    assert (batch.mismatched is None) == (name != "kto"), "what a step also computes takes memory, too"
+    try_largest_micro_batch(run, largest)
+    assert all(weight.grad is None or not weight.grad.any() for weight in run.model.parameters())
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from oumi.core.errors import ConfigError, OtherRankError
 from oumi.core.log import logger
 from oumi.core.methods.method import Loss, StepSums, add_step_sums, over_ranks
 from oumi.core.plan.memory import LargestMicroBatch
+from oumi.core.plan.parts import MethodPlan
 from oumi.core.run import Run
 from oumi.core.types.example import Example, Source
 
@@ -103,7 +105,7 @@ def try_largest_micro_batch(run: Run, largest: LargestMicroBatch | None) -> None
         largest = LargestMicroBatch(run.plan.steps.micro_batch_rows * largest.longest, largest.longest)
     memory = run.plan.memory
     reserved = 0 if run.optimizer.state or memory is None else memory.optimizer
-    batch = _like(largest, run.plan.method.spec.documents_per_row)
+    batch = like_largest(largest, run.plan.method)
     run.model.train()
     with torch.random.fork_rng():
         optimizer_state = torch.empty(reserved, dtype=torch.uint8, device=run.world.device)
@@ -112,22 +114,24 @@ def try_largest_micro_batch(run: Run, largest: LargestMicroBatch | None) -> None
     run.parameters.drop_gradients()
 
 
-def _like(largest: LargestMicroBatch, documents_per_row: int) -> Batch:
-    """Returns a micro-batch of that size, all of it of one token."""
+def like_largest(largest: LargestMicroBatch, method: MethodPlan) -> Batch:
+    """Returns a micro-batch of that size for a method, all of it of one token."""
     num_longest, num_left = divmod(largest.tokens, largest.longest)
     lengths = [largest.longest] * num_longest + [num_left] * (num_left > 0)
-    source = Source("", "the longest rows", 0)
-    return collate(
+    source, documents_per_row = Source("", "the longest rows", 0), method.spec.documents_per_row
+    batch = collate(
         [
             Example(
                 np.zeros(length, dtype=np.int32),
                 np.ones(length, dtype=np.bool_),
                 source,
                 starts=tuple(length * i // documents_per_row for i in range(documents_per_row)),
+                columns=method.spec.columns,
             )
             for length in lengths
         ]
     )
+    return replace(batch, mismatched=batch) if method.mismatches else batch
 
 
 def is_out_of_memory(error: BaseException) -> bool:

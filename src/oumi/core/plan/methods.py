@@ -7,7 +7,8 @@ A new method is an entry here, and a file in `core/methods` if trainer OUMI supp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from oumi.core.configs import TrainerType, TrainingParams
 from oumi.core.configs.base import Params
@@ -34,6 +35,8 @@ class MethodSpec:
     """Its arguments in `training.trainer_kwargs` of trainer OUMI."""
     keys: tuple[str, ...] = ()
     """Keys of `training` that only its loss reads."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """What its loss reads of a row beside tokens, with the values of rows that are made up to try their size."""
     metrics: tuple[str, ...] = ()
     """What its loss reports beside, by the names of TRL."""
     loss: str | None = None
@@ -81,6 +84,7 @@ METHODS: Mapping[str, MethodSpec] = {
         train_on="final_assistant_turn",
         has_reference=True,
         settings=KtoSettings,
+        columns={"label": True},
         metrics=(*_REWARDS, "kl"),
         loss="oumi.core.methods.judged:JudgedAnswers",
     ),
