@@ -138,7 +138,7 @@ def _wrong_method(config: TrainingConfig) -> Iterator[tuple[str, str]]:
     except ValidationError as error:
         for problem in translate(error, settings, {}):
             name, message = problem.key, problem.message
-            if name not in names:
+            if name.partition("[")[0] not in names:  # a value of a list has its index
                 hint = did_you_mean(name, names) or (f"; it takes {', '.join(names)}" if names else "; it takes none")
                 message = f"training.method {method} of trainer OUMI has no such argument{hint}"
             # `_wrong_for_trainer` reports misplaced keys, for every trainer.
