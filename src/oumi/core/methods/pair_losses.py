@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from oumi.core.configs.methods import DpoSettings
 
 _MAX_EXPONENT = 80.0
-"""Of the alpha-divergence, so that its exponential and the gradient stay finite in float32."""
+"""Of the divergences, so that its exponential and the gradient stay finite in float32."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def score_function(settings: DpoSettings) -> Callable[[torch.Tensor], torch.Tens
     """Returns the derivative of the divergence's generator at the exponential of a log-ratio."""
     kind, alpha = settings.f_divergence_type, settings.f_alpha_divergence_coef
     if kind == "forward_kl":
-        return lambda ratio: 1 - torch.exp(-ratio)
+        return lambda ratio: 1 - torch.exp((-ratio).clamp(max=_MAX_EXPONENT))
     if kind == "js_divergence":
         return lambda ratio: math.log(2) + F.logsigmoid(ratio)
     # At 1, the alpha-divergence is the reverse one.
@@ -145,8 +145,10 @@ def _apo_down(pairs: Scored) -> torch.Tensor:
 
 def _discopop(pairs: Scored) -> torch.Tensor:
     """DiscoPOP (Lu et al. 2024, arXiv 2406.08414), equation 5: logistic and exponential loss, blended."""
-    share = torch.sigmoid(pairs.logits / pairs.settings.discopop_tau)
-    return -F.logsigmoid(pairs.logits) * (1 - share) + torch.exp(-pairs.logits) * share
+    scaled = pairs.logits / pairs.settings.discopop_tau
+    # Of a pair that is far off, the exponential alone overflows; times its share it is zero.
+    exponential = torch.exp(F.logsigmoid(scaled) - pairs.logits)
+    return -F.logsigmoid(pairs.logits) * torch.sigmoid(-scaled) + exponential
 
 
 # `sft`, whose mean is over tokens, is not among them.
