@@ -39,7 +39,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     logger.removeHandler(caplog.handler)
 
 
-def adapted(model_type: str, targets: str | list[str], **settings: Any) -> Any:
+def adapted(model_type: str, targets: str | list[str] | None, **settings: Any) -> Any:
     without = {"head_dim"} if model_type == "falcon" else set()  # which computes it
     config = AutoConfig.for_model(model_type, **{key: SMALL[key] for key in SMALL.keys() - without})
     model = AutoModelForCausalLM.from_config(config)
@@ -50,6 +50,18 @@ def adapted(model_type: str, targets: str | list[str], **settings: Any) -> Any:
 def places(model: Any) -> set[str]:
     names = (name for name, weight in model.named_parameters() if weight.requires_grad)
     return {name.partition(".lora_")[0].removeprefix("base_model.model.") for name in names}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "targets", "expected"),
+    [
+        ("lfm2", None, r"^peft\.lora_target_modules: PEFT has no default for lfm2; .*\[all-linear\]$"),
+        ("mamba", "all-linear", r"'out_proj' is incompatible.*name it in peft\.lora_exclude_modules"),
+    ],
+)
+def test_what_peft_refuses_is_told_in_the_keys_of_the_config(model_type: str, targets: Any, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        adapted(model_type, targets)
 
 
 @pytest.mark.parametrize("excluded", [None, r".*\.o_proj"])

@@ -46,10 +46,19 @@ def add_lora(model: Any, plan: LoraPlan, base_name: str) -> Any:
     except ValueError as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"peft: {str(error).splitlines()[0]}") from error
+        raise ConfigError(_in_our_keys(str(error).splitlines()[0], model.config.model_type)) from error
     wrapped.peft_config["default"].base_model_name_or_path = base_name
     _warn_of_frozen_experts(wrapped)
     return wrapped
+
+
+def _in_our_keys(message: str, model_type: str) -> str:
+    """Returns a message of PEFT, in the keys of the config where PEFT names its own arguments."""
+    if message.startswith("Please specify `target_modules`"):
+        return f"peft.lora_target_modules: PEFT has no default for {model_type}; name the modules, or set [all-linear]"
+    if "is incompatible with Mamba-based models" in message:
+        return f"peft: {message} Of [all-linear], name it in peft.lora_exclude_modules, such as ['.*out_proj']."
+    return f"peft: {message}"
 
 
 def _excluded(model: Any, excluded: Sequence[str] | str | None) -> Sequence[str] | str | None:
