@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from oumi.core.checkpoint.store import write_new
 from oumi.core.errors import ConfigError, ExportError, OutputError
-from oumi.core.merge import merge
+from oumi.core.merge import merge, write_merged
 from oumi.core.models.merging import Answer, difference
 from oumi.core.train import train
 from tests.core.models.test_adapters import SMALL
@@ -89,6 +91,22 @@ def test_what_cannot_be_merged_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="modle"):
         merge(str(tmp_path / "adapter"), tmp_path / "merged", base=str(tmp_path / "modle"))
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_merge_that_is_killed_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    save_adapter(tmp_path, AutoModelForCausalLM.from_pretrained(save_tiny_model(tmp_path / "original")))
+
+    def write(directory: Path) -> None:
+        write_merged(str(tmp_path / "adapter"), directory)
+        shutil.copytree(directory, tmp_path / "kept")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_new(tmp_path / "merged", write)
+    assert {path.name for path in tmp_path.iterdir()} == {"original", "model", "adapter", "kept"}
+    (tmp_path / "kept").rename(tmp_path / ".tmp-merged")  # as a process leaves it that cannot clean up
+    merge(str(tmp_path / "adapter"), tmp_path / "merged")
+    assert {path.name for path in tmp_path.iterdir()} == {"original", "model", "adapter", "merged"}
 
 
 def test_an_adapter_that_is_not_finite_is_not_exported(tmp_path: Path) -> None:

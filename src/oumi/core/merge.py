@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 import torch
 from transformers import AutoProcessor, AutoTokenizer
 
-from oumi.core.checkpoint.export import publish_model
+from oumi.core.checkpoint.store import write_new
 from oumi.core.configs import TrainingConfig
-from oumi.core.errors import ConfigError, OutputError
+from oumi.core.errors import ConfigError
 from oumi.core.hub import hub_errors
 from oumi.core.inspect import gather_facts
 from oumi.core.models.adapters import load_adapter
@@ -40,8 +39,11 @@ def merge(adapter: str, output: Path, base: str | None = None) -> None:
         OutputError: The output directory is not empty.
         ExportError: The merged model, read again, does not compute what the adapter does on its base.
     """
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise OutputError(f"{output} exists already, and is not replaced; name another directory")
+    write_new(output, lambda directory: write_merged(adapter, directory, base))
+
+
+def write_merged(adapter: str, directory: Path, base: str | None = None) -> None:
+    """Writes the model of `merge` into a directory that exists; raises as it does."""
     config = TrainingConfig.model_validate({"model": {"model_name": adapter}})
     facts = gather_facts(config, may_download=True, counts_rows=False)
     if facts.model.adapter_of is None:
@@ -49,26 +51,15 @@ def merge(adapter: str, output: Path, base: str | None = None) -> None:
     if facts.model.quantization is not None and base is None:
         raise ConfigError(
             f"the weights of {facts.model.adapter_of} are quantized by {facts.model.quantization}; name the model in "
-            "full precision with --base"
+            "full precision: oumi merge ADAPTER --output DIRECTORY --base MODEL"
         )
     plan = make_plan(config, facts).model
     # Of the files, so that they are mapped and not copied.
     plan = replace(plan, name=base or plan.name, revision=None if base else plan.revision, dtype="auto")
     adapted = load_adapter(load_model(plan, torch.device("cpu")), plan.adapter or adapter, is_trained=False)
-
-    def write(directory: Path) -> None:
-        write_with_base(adapted, plan, directory, "MERGED")
-        shutil.rmtree(directory / "adapter")
-        save_preprocessor(adapter, plan.name, directory, facts.model.sees_images)
-
-    existed = output.exists()
-    try:
-        publish_model(output, write)
-    except BaseException:
-        if not existed:
-            with suppress(OSError):
-                output.rmdir()
-        raise
+    write_with_base(adapted, plan, directory, "MERGED")
+    shutil.rmtree(directory / "adapter")
+    save_preprocessor(adapter, plan.name, directory, facts.model.sees_images)
 
 
 def save_preprocessor(source: str, base: str, directory: Path, sees_images: bool) -> None:

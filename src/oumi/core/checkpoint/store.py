@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from oumi.core.errors import StorageError
+from oumi.core.errors import OutputError, StorageError
 from oumi.core.log import logger
 from oumi.core.system.filesystem import REPLACED, replace, set_mode, storage_errors, sync
 
@@ -52,6 +52,34 @@ def publish(target: Path, write: Callable[[Path], None], facts: Mapping[str, Any
         except BaseException:  # also KeyboardInterrupt: an unfinished checkpoint can be large
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
+
+
+def write_new(target: Path, write: Callable[[Path], None]) -> None:
+    """Writes a directory that is there complete or not at all, and that replaces nothing.
+
+    Args:
+        target: The directory, which must not exist yet, or be empty.
+        write: Writes the files into the directory that is its argument.
+
+    Raises:
+        OutputError: `target` is a file, or a directory that is not empty.
+        StorageError: Disk full, or another failure of the file system.
+    """
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise OutputError(f"{target} exists already, and is not replaced; name another directory")
+    # Without the number of the process, so that the same command deletes what a killed one has left.
+    unfinished = target.parent / f"{UNFINISHED}{target.name}"
+    with storage_errors(target):
+        try:
+            recreate(unfinished)
+            write(unfinished)
+            apply_umask(unfinished)
+            for path in _files(unfinished):
+                sync(path)
+            unfinished.rename(target)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    sync(target.parent)
 
 
 def seal(directory: Path, facts: Mapping[str, Any]) -> None:

@@ -51,7 +51,7 @@ def write_with_base(adapted: Any, plan: ModelPlan, directory: Path, mode: str) -
     if expected is not None and not expected.logits.isfinite().all():
         raise ExportError("the logits of the adapter on its base are not finite, so it is not merged")
     directory.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=directory.parent, prefix=".tmp-merged-") as folder:
+    with TemporaryDirectory(dir=directory, prefix=".tmp-merged-") as folder:
         writer.write(directory, mode, merge=lambda model: _merge_in_files(model, Path(folder)))
     if expected is None:
         logger.warning("the merged model is not compared with base and adapter: it takes more than text")
