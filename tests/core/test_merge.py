@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -93,6 +94,19 @@ def test_what_cannot_be_merged_is_told(tmp_path: Path) -> None:
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.parametrize(
+    ("layers", "reason"), [(1, "the model has no place for .*layers.1"), (3, "it has no .*layers.2")]
+)
+def test_an_adapter_of_another_depth_is_refused(tmp_path: Path, layers: int, reason: str) -> None:
+    save_adapter(tmp_path, AutoModelForCausalLM.from_pretrained(save_tiny_model(tmp_path / "original")))
+    other = save_tiny_model(tmp_path / "other", num_hidden_layers=layers)
+    adapter = LoraConfig.from_pretrained(tmp_path / "adapter")
+    adapter.target_modules = {"q_proj", "v_proj"}  # PEFT may list the paths of all layers
+    adapter.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ConfigError, match=reason):
+        merge(str(tmp_path / "adapter"), tmp_path / "merged", base=str(other))
+
+
 def test_a_merge_that_is_killed_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     save_adapter(tmp_path, AutoModelForCausalLM.from_pretrained(save_tiny_model(tmp_path / "original")))
 
@@ -107,6 +121,21 @@ def test_a_merge_that_is_killed_leaves_nothing_in_the_way(tmp_path: Path) -> Non
     (tmp_path / "kept").rename(tmp_path / ".tmp-merged")  # as a process leaves it that cannot clean up
     merge(str(tmp_path / "adapter"), tmp_path / "merged")
     assert {path.name for path in tmp_path.iterdir()} == {"original", "model", "adapter", "merged"}
+
+
+def test_other_kinds_of_adapters_are_told(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    prompts = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    get_peft_model(base, prompts).save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "base_model_name_or_path": str(tmp_path / "model")}))
+    with pytest.raises(ConfigError, match="PROMPT_TUNING adapter, which changes no weights"):
+        merge(str(tmp_path / "adapter"), tmp_path / "merged")
+    path.write_text(json.dumps({**config, "peft_type": "NEWER", "base_model_name_or_path": str(tmp_path / "model")}))
+    with pytest.raises(ConfigError, match="the installed PEFT knows no kind of adapter 'NEWER'"):
+        merge(str(tmp_path / "adapter"), tmp_path / "merged")
 
 
 def test_an_adapter_that_is_not_finite_is_not_exported(tmp_path: Path) -> None:

@@ -57,6 +57,9 @@ def write_merged(adapter: str, directory: Path, base: str | None = None) -> None
     # Of the files, so that they are mapped and not copied.
     plan = replace(plan, name=base or plan.name, revision=None if base else plan.revision, dtype="auto")
     adapted = load_adapter(load_model(plan, torch.device("cpu")), plan.adapter or adapter, is_trained=False)
+    if not hasattr(adapted, "merge_and_unload"):
+        kind = adapted.peft_config["default"].peft_type.value
+        raise ConfigError(f"{adapter} is a {kind} adapter, which changes no weights: it cannot be merged")
     write_with_base(adapted, plan, directory, "MERGED")
     shutil.rmtree(directory / "adapter")
     save_preprocessor(adapter, plan.name, directory, facts.model.sees_images)

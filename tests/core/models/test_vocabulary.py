@@ -102,6 +102,25 @@ def test_an_adapter_with_new_tokens_is_trained_further(tmp_path: Path) -> None:
     assert losses(tmp_path / "further")[-1] < losses(tmp_path / "out")[0]
 
 
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_new_tokens_are_rows_of_tables_that_are_trained_as_a_whole(tmp_path: Path, is_tied: bool) -> None:
+    config = config_of(tmp_path, is_tied, use_peft=True)
+    config.peft.lora_modules_to_save = ["embed_tokens"]
+    train(config)
+    model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
+    before = AutoModelForCausalLM.from_pretrained(tmp_path / "model").get_input_embeddings().weight
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        assert all((row - before.mean(0)).abs().max() > 1e-4 for row in table.weight[260:])
+        assert not torch.equal(table.weight[:260], before)
+
+
+def test_an_adapter_on_the_table_of_new_tokens_is_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path, use_peft=True)
+    config.peft.lora_target_modules = ["q_proj", "embed_tokens"]
+    with pytest.raises(ConfigError, match=r"peft.lora_target_modules: new tokens need rows of their own in embed_toke"):
+        train(config)
+
+
 def test_a_pad_token_that_is_new_is_told(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     config.model.tokenizer_kwargs, config.model.tokenizer_pad_token = {}, "<new>"

@@ -135,12 +135,26 @@ def _matches(names: set[str], paths: Sequence[str]) -> list[str]:
 
 
 def load_adapter(model: Any, source: str | Path, is_trained: bool, revision: str | None = None) -> Any:
-    """Returns the model with the adapter from `source`, a directory or a Hub name; it is frozen unless `is_trained`."""
+    """Returns the model with the adapter from `source`, a directory or a Hub name; it is frozen unless `is_trained`.
+
+    Raises:
+        ConfigError: There is no such adapter, or it is one of another model.
+    """
     from peft import PeftModel
 
     fit_to_adapter(model, str(source), revision)
+    old_names = getattr(model, "_checkpoint_conversion_mapping", {})
     with hub_errors("adapter", str(source)):
         adapted = PeftModel.from_pretrained(model, str(source), is_trainable=is_trained, revision=revision)
+        # Once more, since `from_pretrained` does not say which weights the adapter and the model have alone.
+        result = adapted.load_adapter(
+            str(source), "default", is_trainable=is_trained, revision=revision, key_mapping=old_names
+        )
+    kinds = {"the model has no place for": result.unexpected_keys, "it has no": result.missing_keys}
+    for reason, keys in kinds.items():
+        if wrong := sorted(key for key in keys if ".lora_" in key):
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise ConfigError(f"adapter {source} is not one of this model: {reason} {wrong[0]}{more}")
     if is_trained:
         _warn_of_frozen_experts(adapted)
     return adapted

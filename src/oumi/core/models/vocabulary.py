@@ -49,18 +49,33 @@ def settings_for_tokens(settings: Mapping[str, Any], model: Any, tokens: Sequenc
         model: The model without an adapter.
         tokens: The tokens.
         whole: Train all rows, for trainers that multiply by the weight of the head themselves.
+
+    Raises:
+        ConfigError: The adapter has an update of low rank for a table, which has no rows of its own for the tokens.
     """
     if not tokens:
         return dict(settings)
     tables = [table for table in (model.get_input_embeddings(), model.get_output_embeddings()) if table is not None]
     is_tied = len(tables) == 2 and tables[0].weight is tables[1].weight
     names = [name for name, module in model.named_modules() if any(module is table for table in tables)]
-    if whole:
-        return {**settings, "modules_to_save": [*(settings.get("modules_to_save") or ()), *names]}
+    targets, saved = settings.get("target_modules"), settings.get("modules_to_save") or ()
+    if isinstance(targets, list | tuple) and (adapted := [x for x in targets if _ends_any(names, x)]):
+        raise ConfigError(
+            f"peft.lora_target_modules: new tokens need rows of their own in {adapted[0]}, and an adapter on it has "
+            "none; leave it out, and their rows are trained, or name it in peft.lora_modules_to_save"
+        )
+    # Where all rows of a table are trained, those of the other one are, too: PEFT takes no single rows beside them.
+    if whole or any(_ends_any(names, name) for name in saved):
+        return {**settings, "modules_to_save": [*(name for name in saved if not _ends_any(names, name)), *names]}
     given = settings.get("trainable_token_indices") or []
     rows = sorted({*given, *tokens})
     embedding = next(name for name, module in model.named_modules() if module is tables[0])
     return {**settings, "trainable_token_indices": dict.fromkeys([embedding] if is_tied else names, rows)}
+
+
+def _ends_any(paths: Sequence[str], name: str) -> bool:
+    """Returns True if a name is the end of one of the dotted paths, as PEFT matches them."""
+    return any(f".{path}".endswith(f".{name}") for path in paths)
 
 
 def fit_to_adapter(model: Any, source: str, revision: str | None = None) -> None:
@@ -68,7 +83,10 @@ def fit_to_adapter(model: Any, source: str, revision: str | None = None) -> None
     from peft import PeftConfig, load_peft_weights
 
     with hub_errors("adapter", source):
-        config = PeftConfig.from_pretrained(source, revision=revision)
+        try:
+            config = PeftConfig.from_pretrained(source, revision=revision)
+        except KeyError as error:
+            raise ConfigError(f"adapter {source}: the installed PEFT knows no kind of adapter {error}") from error
     indices = getattr(config, "trainable_token_indices", None) or []
     num_rows = 1 + max(
         (i for part in (indices.values() if isinstance(indices, dict) else [indices]) for i in part), default=-1
