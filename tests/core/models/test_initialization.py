@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from oumi.core.errors import ConfigError
 from oumi.core.inspect import gather_facts
@@ -60,6 +60,21 @@ def test_a_model_begins_as_it_was_and_a_checkpoint_restores_it_bitwise(tmp_path:
                 weight.zero_()
     load_weights(model, plan, tmp_path / "saved")  # as after a rollback
     assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize("kind", ["PISA", "OLORA"])
+def test_weights_that_are_stored_transposed_begin_with_the_model(tmp_path: Path, kind: str) -> None:
+    shape = AutoConfig.for_model("gpt2", vocab_size=260, n_embd=32, n_layer=1, n_head=4)
+    base = AutoModelForCausalLM.from_config(shape)
+    config = tiny_config(tmp_path, use_peft=True)
+    base.save_pretrained(tmp_path / "model")
+    config.peft.lora_target_modules = ["all-linear"]
+    config.peft.lora_init_weights = kind  # type: ignore[assignment]
+    model = build_model(make_plan(config, gather_facts(config)), torch.device("cpu"))
+    torch.testing.assert_close(logits(model), logits(base), rtol=1e-4, atol=1e-5)
+    ModelWriter(model, make_plan(config, gather_facts(config)).model).write(tmp_path / "saved")
+    adapted = PeftModel.from_pretrained(base, tmp_path / "saved")
+    torch.testing.assert_close(logits(model), logits(adapted), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("trainer", ["OUMI", "TRL_SFT"])
@@ -119,3 +134,18 @@ def test_an_embedding_has_no_such_initialization(tmp_path: Path) -> None:
     config.peft.lora_target_modules = ["embed_tokens"]
     with pytest.raises(ConfigError, match=r"embed_tokens is no linear layer"):
         build_model(make_plan(config, gather_facts(config)), torch.device("cpu"))
+
+
+@pytest.mark.narrow
+def test_loftq_takes_weights_that_are_stored_transposed(tmp_path: Path) -> None:
+    shape = AutoConfig.for_model("gpt2", vocab_size=260, n_embd=32, n_layer=1, n_head=4)
+    base = AutoModelForCausalLM.from_config(shape)
+    config = tiny_config(tmp_path, use_peft=True)
+    base.save_pretrained(tmp_path / "model")
+    config.peft.q_lora, config.peft.lora_target_modules = True, ["c_attn", "attn.c_proj"]
+    errors = {}
+    for kind in ("DEFAULT", "LOFTQ"):
+        config.peft.lora_init_weights = kind  # type: ignore[assignment]
+        model = build_model(make_plan(config, gather_facts(config)), torch.device("cpu"))
+        errors[kind] = (logits(model) - logits(base)).norm()
+    assert errors["LOFTQ"] < errors["DEFAULT"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from oumi.core.distributed.sharding import replace_parameters
 from oumi.core.errors import ConfigError
@@ -166,7 +167,7 @@ def _without_frozen(adapted: Any, plan: Plan) -> Any:
 
 
 def _weights_in_full(plan: Plan) -> Callable[[str], torch.Tensor]:
-    """Returns a function that reads the weight of a module before it is quantized, by the path of the module."""
+    """Returns a function that reads the weight [o, i] of a module before it is quantized, by the path of the module."""
 
     @cache
     def model() -> Any:
@@ -174,7 +175,10 @@ def _weights_in_full(plan: Plan) -> Callable[[str], torch.Tensor]:
         return load_model(replace(plan.model, quantization=None, dtype="auto"), torch.device("cpu"))
 
     def read(path: str) -> torch.Tensor:
-        return model().get_submodule(path).weight.data.float()  # type: ignore[no-any-return]
+        module = model().get_submodule(path)
+        # bitsandbytes has a linear layer in its place, whose weight is the transpose.
+        weight: torch.Tensor = module.weight.data.T if isinstance(module, Conv1D) else module.weight.data
+        return weight.float()
 
     return read
 

@@ -47,8 +47,8 @@ def take_from_base(adapted: Any, kind: str, full_weight: Callable[[str], torch.T
             setattr(layer, _FIRST, _weights_of(layer))
             continue
         original = base.weight.data.clone()
-        if kind == "olora":
-            layer.olora_init("default")
+        if kind == "olora":  # not by PEFT, which takes every weight for [o, i]
+            _set_to_first_directions(layer, original.T if layer.fan_in_fan_out else original)
         else:
             layer.pissa_init("default", kind)
         setattr(layer, _FIRST, _weights_of(layer))
@@ -134,6 +134,12 @@ def _set_to_rounding_error(layer: Any, error_oi: torch.Tensor) -> None:
     rank = layer.r["default"]
     roots_r = (s_N[:rank] / layer.scaling["default"]).sqrt()
     _set(layer, (roots_r[:, None] * v_Ni[:rank], u_oN[:, :rank] * roots_r))
+
+
+def _set_to_first_directions(layer: Any, weight_oi: torch.Tensor) -> None:
+    q_oN, r_Ni = torch.linalg.qr(weight_oi.float())
+    rank = layer.r["default"]
+    _set(layer, (r_Ni[:rank], q_oN[:, :rank]))
 
 
 def _halves(saved: Mapping[str, torch.Tensor], path: str) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
