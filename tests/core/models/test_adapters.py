@@ -143,3 +143,21 @@ def test_what_is_frozen_stays_so_with_an_adapter(tmp_path: Path, resumed: bool) 
         model = build_model(plan, torch.device("cpu"), checkpoint=tmp_path / "adapter")
     assert places(model)
     assert all("layers.1." in place for place in places(model))
+
+
+@pytest.mark.parametrize(("targets", "excluded"), [("all-linear", ".*mlp.*"), ("embed_tokens", None)])
+def test_the_plan_counts_the_weights_that_are_adapted(tmp_path: Path, targets: str, excluded: str | None) -> None:
+    config = tiny_config(tmp_path, use_peft=True)
+    config.peft.lora_target_modules, config.peft.lora_exclude_modules = [targets], [excluded] if excluded else None
+    plan = make_plan(config, gather_facts(config))
+    model = build_model(plan, torch.device("cpu"))
+    weights = dict(model.named_parameters())
+    trained = sum(weight.numel() for weight in weights.values() if weight.requires_grad)
+    adapted = sum(weight.numel() for name, weight in weights.items() if ".base_layer." in name)
+    total = sum(weight.numel() for weight in weights.values()) - trained
+    (note,) = [note for note in plan.notes if note.startswith("adapter:")]
+    assert note == (
+        f"adapter: layers with {adapted / total:.0%} of the weights are adapted, "
+        f"by {trained / total:.2%} as many trained weights"
+    )
+    assert plan.disk.final_bytes == 4 * trained

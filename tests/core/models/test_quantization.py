@@ -183,3 +183,11 @@ def test_quantized_files_that_cannot_be_trained_are_refused_by_name(
     facts = replace(gather_facts(config), missing=frozenset(), model=ModelFacts(quantization=method))
     with pytest.raises(ConfigError, match=message):
         make_plan(config, facts)
+
+
+@narrow
+def test_a_quantized_module_that_is_to_be_trained_is_told(tmp_path: Path) -> None:
+    config = quantized_config(tmp_path)
+    config.peft.lora_modules_to_save = ["mlp"]
+    with pytest.raises(ConfigError, match=r"peft.lora_modules_to_save: the weights of mlp are quantized.*skip_modules"):
+        build_model(make_plan(config, gather_facts(config)), torch.device("cpu"))

@@ -13,7 +13,7 @@ import torch
 from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.hub import hub_errors
 from oumi.core.log import logger
-from oumi.core.models.quantization import num_numbers
+from oumi.core.models.quantization import is_quantized, num_numbers
 from oumi.core.models.vocabulary import fit_to_adapter
 from oumi.core.plan.lora import LoraPlan
 from oumi.core.plan.resources import SavedSize
@@ -41,6 +41,7 @@ def add_lora(model: Any, plan: LoraPlan, base_name: str) -> Any:
         if listed is not None and (skipped := _matches(set(settings["target_modules"]) - set(listed), modules)):
             logger.warning("PEFT adapts the experts alone, not %s and the like, which have the same name", skipped[0])
         _check_names("peft.lora_modules_to_save", settings["modules_to_save"], modules)
+        _check_not_quantized(settings["modules_to_save"], model)
         _check_names("peft.lora_target_parameters", sorted(converted.target_parameters or ()), parameters)
         wrapped = get_peft_model(model, LoraConfig(**settings))
     except ValueError as error:
@@ -128,6 +129,17 @@ def _check_names(key: str, names: Sequence[str] | None, paths: Sequence[str]) ->
         if not _matches({name}, paths):
             hint = did_you_mean(name, {path.rpartition(".")[2] for path in paths} | set(paths))
             raise ConfigError(f"{key}: the model has no '{name}'{hint}")
+
+
+def _check_not_quantized(names: Sequence[str] | None, model: Any) -> None:
+    """Raises ConfigError if a module that is trained as a whole has weights in few bits, which have no gradients."""
+    quantized = [path for path, module in model.named_modules() if is_quantized(module)]
+    for name in names or ():
+        if any(f".{name}." in f".{path}." for path in quantized):
+            raise ConfigError(
+                f"peft.lora_modules_to_save: the weights of {name} are quantized, so they cannot be trained; "
+                "name it in peft.llm_int8_skip_modules, too"
+            )
 
 
 def _matches(names: set[str], paths: Sequence[str]) -> list[str]:

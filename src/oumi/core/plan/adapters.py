@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from oumi.core.configs import LoraWeightInitialization, PeftParams, PeftSaveMode, TrainingConfig
 from oumi.core.configs.fsdp import ShardingStrategy
 from oumi.core.errors import ConfigError
-from oumi.core.plan.disk import EMBEDDINGS, is_adapted, size_of_files
+from oumi.core.plan.disk import EMBEDDINGS, adapted_matrices, size_of_files
 from oumi.core.plan.facts import Facts, ModelFacts
 from oumi.core.plan.lora import LoraPlan, QuantizationPlan
 from oumi.core.plan.parts import ModelPlan
@@ -77,8 +77,7 @@ def adapter_notes(config: TrainingConfig, plan: ModelPlan, lora: LoraPlan | None
     saved = size_of_files(facts, plan.dtype, lora)
     has_experts = any(".experts." in name for name in matrices)  # which transformers stacks, if the family says so
     if saved is not None and not has_experts:
-        targets = lora.settings["target_modules"]
-        adapted = sum(math.prod(shape) for name, shape in linear.items() if is_adapted(name, targets)) / num_weights
+        adapted = sum(math.prod(shape) for shape in adapted_matrices(facts, lora).values()) / num_weights
         trained = saved.trained_bytes / 4 / num_weights / (2 if lora.taken_from_base else 1)
         yield f"adapter: layers with {adapted:.0%} of the weights are adapted, by {trained:.2%} as many trained weights"
 

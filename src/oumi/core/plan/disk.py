@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from oumi.core.errors import OutputError
@@ -109,15 +110,24 @@ def size_of_files(facts: ModelFacts, dtype: str, lora: LoraPlan | None) -> Saved
     if targets is None or any(settings.get(name) for name in odd) or not facts.matrices:
         return None
     # An adapter is two matrices per target, rank x inputs and outputs x rank, in float32.
-    adapted = [shape for name, shape in facts.matrices.items() if is_adapted(name, targets)]
+    adapted = adapted_matrices(facts, lora).values()
     adapter_bytes = 4 * (2 if lora.taken_from_base else 1) * sum(settings["r"] * sum(shape) for shape in adapted)
     base_bytes = (facts.num_parameters or 0) * BYTES.get(dtype, 4)
     return SavedSize(adapter_bytes, adapter_bytes, 0 if lora.save_mode == "ADAPTER_ONLY" else base_bytes)
 
 
-def is_adapted(name: str, targets: list[str] | str) -> bool:
-    """Returns True if a weight of a file belongs to a module with an adapter."""
-    module = name.removesuffix(".weight")
+def adapted_matrices(facts: ModelFacts, lora: LoraPlan) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the weights with an adapter, by their names in the files; targets must be given."""
+    targets, excluded = lora.settings["target_modules"], lora.settings.get("exclude_modules")
+    return {
+        name: shape
+        for name, shape in facts.matrices.items()
+        if _is_adapted(module := name.removesuffix(".weight"), targets)
+        and not (excluded and re.fullmatch(excluded, module))
+    }
+
+
+def _is_adapted(module: str, targets: list[str] | str) -> bool:
     if isinstance(targets, str):  # `all-linear`, which leaves the head out
         return not any(part in module for part in EMBEDDINGS)
     return any(module == target or module.endswith(f".{target}") for target in targets)
