@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.peers import ENVIRONMENTS, PEERS, REFERENCES, TECHNIQUES, Peer, ablations
+from benchmarks.peers import ADAPTERS, DPO, ENVIRONMENTS, PEERS, REFERENCES, TECHNIQUES, Peer, ablations
 from benchmarks.sft.measure import DRIVERS, Run, Steps, Task, busy_s, contention, write_config
 from benchmarks.sft.tables import NUM_SKIPPED_STEPS, Outcome, corrected, loss_difference, median, summary, table
 from benchmarks.sft.workload import (
@@ -140,11 +140,12 @@ def test_every_other_round_is_reversed() -> None:
 
 
 def test_every_row_of_the_table_of_peers_can_be_run() -> None:
-    for peer in [*PEERS.values(), *REFERENCES.values()]:
-        assert peer.driver is None or (DRIVERS / peer.driver).exists()
-        assert peer.environment is None or peer.environment in ENVIRONMENTS
-        assert peer.reference in REFERENCES
-        assert peer.base in PEERS
+    for peers in (PEERS, DPO, *ADAPTERS.values()):
+        for peer in [*peers.values(), *REFERENCES.values()]:
+            assert peer.driver is None or (DRIVERS / peer.driver).exists()
+            assert peer.environment is None or peer.environment in ENVIRONMENTS
+            assert peer.reference in REFERENCES
+        assert {peer.base for peer in peers.values()} <= {*peers}
 
 
 def test_an_ablation_disables_a_technique_at_a_time() -> None:

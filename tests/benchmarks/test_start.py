@@ -30,4 +30,5 @@ def test_no_turns_are_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_peer_has_its_environment() -> None:
-    assert {start.environment for start in STARTS} == {None, *ENVIRONMENTS}
+    # That with the packages of adapters starts the same commands.
+    assert {start.environment for start in STARTS} == {None, *ENVIRONMENTS} - {"trl_peft"}

@@ -259,7 +259,8 @@ def test_sound_rows_of_any_method_pass(oumi: Oumi, tmp_path: Path, trainer: str,
         (
             "TRL_KTO",
             CHAT,
-            "a.jsonl: expected completions judged by a column 'label' of true or false for method kto, got chats",
+            "a.jsonl: expected preferences or completions judged by a column 'label' of true or false for method kto, "
+            "got chats",
         ),
         ("OUMI", PROMPT, "a.jsonl: expected chats or texts for method next_token, got prompts"),
     ],

@@ -60,11 +60,12 @@ def _gradients(model: Any) -> dict[str, torch.Tensor]:
     return {"loss": loss.detach(), **{n: p.grad for n, p in model.named_parameters() if p.grad is not None}}
 
 
-def test_parts_with_an_adapter_keep_their_own_way() -> None:
+def test_parts_with_an_adapter_keep_their_numbers() -> None:
     adapted = get_peft_model(tiny_llama(), LoraConfig(target_modules=["gate_proj", "q_proj"]))
     fused = deepcopy(adapted)
     swapped = fuse_layers(fused)
-    assert {kind: count for kind, count in swapped.items() if kind != "products"} == {"norms": 5, "rotations": 2}
+    counts = {kind: count for kind, count in swapped.items() if kind != "products"}
+    assert counts == {"norms": 5, "rotations": 2, "adapters": 4}
     actual, expected = _gradients(fused), _gradients(adapted)
     assert actual.keys() == expected.keys()
     for name, gradient in expected.items():
