@@ -138,6 +138,13 @@ def test_other_kinds_of_adapters_are_told(tmp_path: Path) -> None:
         merge(str(tmp_path / "adapter"), tmp_path / "merged")
 
 
+def test_a_directory_without_the_files_of_an_adapter_is_told(tmp_path: Path) -> None:
+    save_adapter(tmp_path, AutoModelForCausalLM.from_pretrained(save_tiny_model(tmp_path / "original")))
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"adapter: the directory contains no adapter_model.safetensors"):
+        merge(str(tmp_path / "adapter"), tmp_path / "merged")
+
+
 def test_an_adapter_that_is_not_finite_is_not_exported(tmp_path: Path) -> None:
     save_adapter(tmp_path, AutoModelForCausalLM.from_pretrained(save_tiny_model(tmp_path / "original")))
     path = tmp_path / "adapter" / "adapter_model.safetensors"

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 import pytest
+from peft import LoraConfig, get_peft_model
 
 from tests.end_to_end.conftest import HOME
 from tests.fork_server import run_python
 from tests.hub_server import DATASET, MODEL
 from tests.runs import tiny_config
+from tests.tiny import save_tiny_model, tiny_llama
 
 pytestmark = pytest.mark.xdist_group("hub")
 
@@ -66,6 +68,24 @@ model.generate(ids, max_new_tokens=4)
 """,
     )
     assert loaded.returncode == 0, loaded.stderr
+
+
+def test_an_adapter_of_the_hub_brings_the_tables_of_its_new_tokens(hub, python, tmp_path):
+    model = tiny_llama()
+    model.resize_token_embeddings(262)
+    whole = LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"], task_type="CAUSAL_LM")
+    get_peft_model(model, whole).save_pretrained(hub.folder("models", "someone/adapter"))
+    result = python(
+        "-c",
+        f"""
+from transformers import AutoModelForCausalLM
+from oumi.core.models.adapters import load_adapter
+model = AutoModelForCausalLM.from_pretrained("{save_tiny_model(tmp_path / "model")}")
+adapted = load_adapter(model, "someone/adapter", is_trained=False)
+assert len(adapted.get_input_embeddings().weight) == 262
+""",
+    )
+    assert result.returncode == 0, result.stderr
 
 
 @needs_train

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from oumi.core.errors import ConfigError
 from oumi.core.hub import hub_errors
+from oumi.core.system.filesystem import expanded
+
+_FILES = (("adapter_config.json",), ("adapter_model.safetensors", "adapter_model.bin"))
+"""Files of an adapter: of each group, any one."""
 
 
 @torch.no_grad()
@@ -82,6 +85,10 @@ def fit_to_adapter(model: Any, source: str, revision: str | None = None) -> None
     """Gives a base model as many embeddings as an adapter of it was trained with."""
     from peft import PeftConfig, load_peft_weights
 
+    folder = expanded(source)
+    for names in _FILES if folder.is_dir() else ():
+        if not any((folder / name).is_file() for name in names):
+            raise ConfigError(f"adapter {source}: the directory contains no {names[0]}")
     with hub_errors("adapter", source):
         try:
             config = PeftConfig.from_pretrained(source, revision=revision)
@@ -93,7 +100,8 @@ def fit_to_adapter(model: Any, source: str, revision: str | None = None) -> None
     )
     if getattr(config, "modules_to_save", None):
         tables = {name for name, module in model.named_modules() if module is model.get_input_embeddings()}
-        weights = load_peft_weights(source, device="cpu", revision=revision) if Path(source).is_dir() else {}
+        with hub_errors("adapter", source):
+            weights = load_peft_weights(source, device="cpu", revision=revision)
         num_rows = max(
             [num_rows, *(len(w) for name, w in weights.items() if any(f".{table}.weight" in name for table in tables))]
         )
