@@ -50,6 +50,18 @@ def test_numbers_are_those_of_peft(dtype: torch.dtype, tolerance: float) -> None
         torch.testing.assert_close(fused(input_ids=tokens).logits, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_another_adapter_that_becomes_active_is_computed() -> None:
+    model = adapted()
+    fused = deepcopy(model)
+    fuse_layers(fused)
+    tokens = torch.arange(3, 30)[None]
+    for each in (model, fused):
+        each.add_adapter("other", LoraConfig(r=2, target_modules="all-linear", init_lora_weights=True))
+        each.set_adapter("other")  # an update of zero until it is trained
+    with torch.no_grad():
+        torch.testing.assert_close(fused(input_ids=tokens).logits, model(input_ids=tokens).logits)
+
+
 @pytest.mark.parametrize("settings", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}], ids=str)
 def test_other_adapters_are_left_to_peft(settings: dict[str, Any]) -> None:
     assert fuse_layers(adapted(**settings))["adapters"] == 0

@@ -252,9 +252,9 @@ def _adapter(module: Any) -> _Form | None:
 
 def _adapted(module: Any, x: torch.Tensor, *rest: Any, name: str, **named: Any) -> torch.Tensor:
     weight = module.base_layer.weight
-    # Disabled for the reference of preferences, or for a merged export.
-    is_usual = not (rest or named or module.disable_adapters or module.merged) and x.dtype == weight.dtype
-    if not is_usual or torch.is_autocast_enabled(x.device.type):
+    # Disabled for the reference of preferences, merged for an export, or with another adapter in its place.
+    is_usual = not (rest or named or module.disable_adapters or module.merged) and module.active_adapters == [name]
+    if not is_usual or x.dtype != weight.dtype or torch.is_autocast_enabled(x.device.type):
         result: torch.Tensor = type(module).forward(module, x, *rest, **named)
         return result
     pair = module.lora_A[name].weight, module.lora_B[name].weight
