@@ -31,7 +31,7 @@ _PRELOADED = (
     "oumi.core.trainers.native",
     "oumi.core.trainers.trl",
     "oumi.core.monitoring.trackers",
-    "oumi.core.inference",
+    "oumi.core.results.chat_model",
     "oumi.core.methods.next_token",
     "oumi.datasets.sft.text",
     "datasets",

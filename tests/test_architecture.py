@@ -27,8 +27,7 @@ FLOORS = {
     "oumi.core.engine": 6, "oumi.core.callbacks": 6, "oumi.core.monitoring": 6, "oumi.core.datasets": 6,
     "oumi.models": 6, "oumi.datasets": 7, "oumi.core.trainers": 7, "oumi.core.inspect": 8, "oumi.core.run_directory": 8,
     "oumi.core.model_card": 8,
-    "oumi.core.inference": 8, "oumi.core.answering": 8.5, "oumi.core.held_out": 8.5, "oumi.core.lm_eval": 8.5,
-    "oumi.core.merge": 8.5, "oumi.core.exporting": 8.6,
+    "oumi.core.results": 8.5,
     "oumi.core.train": 9, "oumi.performance": 9, "oumi.builders": 9,
     "oumi.train": 10, "oumi.cli": 10, "oumi.__main__": 11, "oumi": 12,
 }  # fmt: skip

@@ -11,7 +11,7 @@ from oumi.cli.chat import ChatSession, chat
 from oumi.cli.config import EXTRA
 from oumi.cli.infer import infer
 from oumi.core.errors import ConfigError
-from oumi.core.inference import answer, load_chat_model, load_untrained
+from oumi.core.results.chat_model import answer, load_chat_model, load_untrained
 from tests.tiny import save_tiny_model
 
 app = typer.Typer()

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from oumi.cli.evaluate import evaluate
 from oumi.core.configs import TrainingConfig
 from oumi.core.errors import ConfigError, DataError
-from oumi.core.inference import answer, load_chat_model
+from oumi.core.results.chat_model import answer, load_chat_model
 from oumi.core.train import train
 from tests.runs import tiny_config
 from tests.tiny import byte_tokenizer, save_tiny_model, write_chats, write_pairs

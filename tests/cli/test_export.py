@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from oumi.cli.export import export
 from oumi.core.errors import ConfigError, OutputError, StorageError
-from oumi.core.inference import answer, load_chat_model
+from oumi.core.results.chat_model import answer, load_chat_model
 from oumi.core.train import train
 from tests.runs import tiny_config
 from tests.tiny import CHATML, save_tiny_model, tiny_llama

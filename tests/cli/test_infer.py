@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from oumi.cli.config import EXTRA
 from oumi.cli.infer import infer
 from oumi.core.errors import ConfigError, DataError
-from oumi.core.inference import answer, load_chat_model
+from oumi.core.results.chat_model import answer, load_chat_model
 from tests.tiny import byte_tokenizer, save_tiny_model, tiny_llama
 
 app = typer.Typer()

@@ -17,7 +17,6 @@ from torch import nn
 
 from oumi.core.configs import TrainingConfig
 from oumi.core.errors import ConfigError
-from oumi.core.inference import load_chat_model
 from oumi.core.inspect import gather_facts
 from oumi.core.log import logger
 from oumi.core.models.base_model import BaseModel
@@ -25,6 +24,7 @@ from oumi.core.models.build import build_model
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import refusals
 from oumi.core.registry import REGISTRY, RegistryType, import_extra_files, register
+from oumi.core.results.chat_model import load_chat_model
 from oumi.core.train import train
 from oumi.models import CNNClassifier, MLPEncoder
 from tests.fork_server import run_python

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from oumi.core.inference import answer, load_chat_model
+from oumi.core.results.chat_model import answer, load_chat_model
 from tests.fork_server import run_python
 
 

@@ -13,7 +13,7 @@ import typer
 from oumi.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from oumi.core.inference import ChatModel
+    from oumi.core.results.chat_model import ChatModel
 
 ModelDir = Annotated[Path, typer.Argument(help="Directory of a trained model, an adapter, or a checkpoint.")]
 System = Annotated[str | None, typer.Option(help="System message at the start of the chat.")]
@@ -30,7 +30,7 @@ def chat(
     temperature: Temperature = 0.0,
 ) -> None:
     """Chat with a trained model. If the input is not a terminal, each line of it is a question."""
-    from oumi.core.inference import load_chat_model
+    from oumi.core.results.chat_model import load_chat_model
 
     run_session(load_chat_model(model_dir), system, max_new_tokens, temperature)
 
@@ -67,7 +67,7 @@ class ChatSession:
 
     def ask(self, question: str, on_text: Callable[[str], None]) -> str:
         """Returns the answer, and passes its pieces to `on_text`; a question that fails is not kept."""
-        from oumi.core.inference import stream_answer
+        from oumi.core.results.chat_model import stream_answer
 
         turns = [*self._turns, {"role": "user", "content": question}]
         # A quarter of the context, or the longest answer, stays free for the answer: old turns are dropped in pairs.

@@ -43,7 +43,7 @@ def evaluate(
     training = _training(config)
     model = str(model_dir if model_dir is not None else training.training.output_dir)  # type: ignore[union-attr]
     if tasks is not None:
-        from oumi.core.lm_eval import run_tasks
+        from oumi.core.results.lm_eval import run_tasks
 
         results = run_tasks(model, tasks.split(","), limit, num_fewshot)
     else:
@@ -78,9 +78,9 @@ def _measured(
     max_new_tokens: int,
 ) -> dict[str, Any]:
     """Returns the metrics of a model on a file, or on the validation set of a config."""
-    from oumi.core.held_out import exact_match as measure_answers
-    from oumi.core.held_out import held_out_config, measure, read_held_out, validation_config, with_targets_of
-    from oumi.core.inference import check_model_dir, load_chat_model
+    from oumi.core.results.chat_model import check_model_dir, load_chat_model
+    from oumi.core.results.held_out import exact_match as measure_answers
+    from oumi.core.results.held_out import held_out_config, measure, read_held_out, validation_config, with_targets_of
     from oumi.core.system.filesystem import expanded
 
     check_model_dir(expanded(model))

@@ -25,7 +25,7 @@ def export(
     """Export a trained model, its adapter merged, as a Hugging Face directory or as a GGUF file for llama.cpp."""
     if to not in _FORMATS:
         raise ConfigError(f"--format: got '{to}', must be one of {', '.join(_FORMATS)}{did_you_mean(to, _FORMATS)}")
-    from oumi.core.exporting import DTYPES, FORMATS, export_gguf, export_safetensors
+    from oumi.core.results.exporting import DTYPES, FORMATS, export_gguf, export_safetensors
     from oumi.core.system.filesystem import expanded, storage_errors
 
     known = DTYPES if to == "safetensors" else tuple(FORMATS)

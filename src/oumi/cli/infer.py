@@ -14,9 +14,9 @@ from oumi.cli.chat import System, run_session
 from oumi.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from oumi.core.answering import Answering, Outcome
     from oumi.core.configs.inference import InferenceConfig
-    from oumi.core.inference import ChatModel
+    from oumi.core.results.answering import Answering, Outcome
+    from oumi.core.results.chat_model import ChatModel
 
 _BATCH_SIZE = 16
 _MAX_SHOWN = 20
@@ -61,7 +61,7 @@ def infer(
     for key, flag in (("input_path", "--input"), ("output_path", "--output")):
         if not getattr(settings, key):
             raise ConfigError(f"{key}: required; set it in the config, or with {flag}")
-    from oumi.core.answering import answer_file
+    from oumi.core.results.answering import answer_file
     from oumi.core.system.filesystem import expanded
 
     source, target = expanded(str(settings.input_path)), expanded(str(settings.output_path))
@@ -100,7 +100,7 @@ def _output_dir(path: Path) -> str:
 
 def _load(settings: InferenceConfig, needs_template: bool = False) -> ChatModel:
     from oumi.core.configs.model import DTYPES
-    from oumi.core.inference import LoadSettings, load_with_tokenizer, make_answering_model, make_chat_model
+    from oumi.core.results.chat_model import LoadSettings, load_with_tokenizer, make_answering_model, make_chat_model
     from oumi.core.system.filesystem import expanded
 
     model = settings.model
@@ -120,8 +120,8 @@ def _load(settings: InferenceConfig, needs_template: bool = False) -> ChatModel:
 
 
 def _answering(settings: InferenceConfig, system: str | None) -> Answering:
-    from oumi.core.answering import Answering
     from oumi.core.inspect import digest_of_weights
+    from oumi.core.results.answering import Answering
 
     generation, model = settings.generation, _load(settings)
     decoding = model.decoding(

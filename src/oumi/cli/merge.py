@@ -15,7 +15,7 @@ def merge(
     base: Annotated[str | None, typer.Option(help="The base model, instead of the one that the adapter names.")] = None,
 ) -> None:
     """Merge an adapter into its base model, in full precision, and prove that both compute the same."""
-    from oumi.core.merge import merge as write_merged
+    from oumi.core.results.merge import merge as write_merged
     from oumi.core.system.filesystem import expanded
 
     write_merged(adapter, expanded(str(output)), base)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from oumi.core.inference import ChatModel
+    from oumi.core.results.chat_model import ChatModel
     from oumi.datasets.sft.quickstart import Turn
 
 NUM_QUESTIONS = 200
@@ -53,8 +53,8 @@ def quickstart(
 def _learn(output_dir: Path, seed: int, max_steps: int | None) -> tuple[list[Turn], list[str], list[str]]:
     """Returns the questions with their correct answers, and the answers of the model before and after training."""
     from oumi.core.configs import TrainingConfig
-    from oumi.core.inference import load_chat_model, load_untrained
     from oumi.core.recipes import resolve_config
+    from oumi.core.results.chat_model import load_chat_model, load_untrained
     from oumi.core.train import train
     from oumi.datasets.sft.quickstart import make_questions
 
@@ -72,7 +72,7 @@ def _learn(output_dir: Path, seed: int, max_steps: int | None) -> tuple[list[Tur
 
 
 def _ask(model: ChatModel, turns: list[Turn]) -> list[str]:
-    from oumi.core.inference import answer
+    from oumi.core.results.chat_model import answer
 
     chats = [[{"role": "user", "content": question}] for question, _ in turns]
     return answer(model, chats, max_new_tokens=_MAX_NEW_TOKENS)

@@ -12,8 +12,8 @@ import pytest
 
 from oumi.core.configs import TrainingConfig
 from oumi.core.errors import ConfigError
-from oumi.core.inference import answer, load_chat_model
 from oumi.core.plan.refusals import check
+from oumi.core.results.chat_model import answer, load_chat_model
 from oumi.core.train import train
 from tests.runs import losses, tiny_config, weights
 from tests.tiny import write_pairs

@@ -14,11 +14,11 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from oumi.core.errors import ConfigError
-from oumi.core.inference import load_chat_model
 from oumi.core.inspect import gather_facts
-from oumi.core.merge import merge
 from oumi.core.models.load import load_model
 from oumi.core.plan.plan import make_plan
+from oumi.core.results.chat_model import load_chat_model
+from oumi.core.results.merge import merge
 from oumi.core.train import train
 from tests.runs import losses, tiny_config
 from tests.tiny import save_tiny_model, tiny_llama

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from oumi.core.errors import ConfigError, OumiError
-from oumi.core.inference import base_of_adapter, check_model_dir
+from oumi.core.results.chat_model import base_of_adapter, check_model_dir
 from oumi.core.system.filesystem import expanded
 from oumi.core.system.host import describe_host
 

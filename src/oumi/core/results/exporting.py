@@ -12,14 +12,14 @@ import torch
 
 from oumi.core.checkpoint.store import UNFINISHED, apply_umask
 from oumi.core.errors import ConfigError, OutputError
-from oumi.core.held_out import held_out_config
-from oumi.core.inference import check_model_dir
 from oumi.core.inspect import gather_facts
-from oumi.core.merge import merge, save_preprocessor
 from oumi.core.models.build import build_model
 from oumi.core.models.gguf_file import FORMATS, write_gguf
 from oumi.core.models.saving import ModelWriter
 from oumi.core.plan.plan import make_plan
+from oumi.core.results.chat_model import check_model_dir
+from oumi.core.results.held_out import held_out_config
+from oumi.core.results.merge import merge, save_preprocessor
 
 DTYPES = ("float32", "bfloat16", "float16")
 

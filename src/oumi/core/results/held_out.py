@@ -23,7 +23,6 @@ from oumi.core.data.datasets import dataset_for
 from oumi.core.data.pipeline.loader import in_order
 from oumi.core.data.training_data import TrainingData, bytes_per_token, read_training_data
 from oumi.core.errors import ConfigError
-from oumi.core.inference import ChatModel
 from oumi.core.inspect import gather_facts
 from oumi.core.methods.log_probs import document_log_probs
 from oumi.core.methods.next_token import next_token_loss
@@ -32,6 +31,7 @@ from oumi.core.models.build import build_model
 from oumi.core.models.generation import generate_all
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.plan import make_plan
+from oumi.core.results.chat_model import ChatModel
 from oumi.core.types.conversation import Conversation, Role
 from oumi.core.types.example import Completion, Judged, Preference, RejectedRow
 

@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from oumi.core.checkpoint.store import write_new
 from oumi.core.errors import ConfigError, ExportError, OutputError
-from oumi.core.merge import merge, write_merged
 from oumi.core.models.merging import Answer, difference
+from oumi.core.results.merge import merge, write_merged
 from oumi.core.train import train
 from tests.core.models.test_adapters import SMALL
 from tests.runs import tiny_config

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from oumi.core.errors import ConfigError, RefusedError, StorageError
-from oumi.core.inference import answer, load_chat_model, load_untrained, make_chat_model, stream_answer
+from oumi.core.results.chat_model import answer, load_chat_model, load_untrained, make_chat_model, stream_answer
 from tests.tiny import byte_tokenizer, save_tiny_model, tiny_llama
 
 QUESTIONS = [
