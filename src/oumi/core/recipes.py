@@ -15,6 +15,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 SHORT_NAMES: Mapping[str, Mapping[str, str]] = {
     "training": {
         "quickstart": "quickstart/train.yaml",
+        "quickstart-pretrain": "quickstart/pretrain/train.yaml",
         "quickstart-dpo": "quickstart/dpo/train.yaml",
         "quickstart-kto": "quickstart/kto/train.yaml",
         "quickstart-orpo": "quickstart/orpo/train.yaml",

@@ -213,6 +213,7 @@ CASES = {
 GENERATED = {
     "oumi/quickstart",
     "oumi/quickstart_preferences",
+    "oumi/quickstart_texts",
     "debug_sft",
     "debug_pretraining",
     "debug_dpo",

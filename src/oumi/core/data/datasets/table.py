@@ -64,6 +64,7 @@ NAMES: dict[str, Named] = {
     "debug_sft": Named("oumi.datasets.debug:DebugSftDataset"),
     # Documents
     "text": _text(),
+    "oumi/quickstart_texts": Named("oumi.datasets.pretraining.quickstart:QuickstartTextsDataset"),
     "allenai/c4": _text(),
     "allenai/dolma": _text(is_script=True),
     "tiiuae/falcon-refinedweb": _text("content"),
