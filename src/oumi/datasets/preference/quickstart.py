@@ -13,9 +13,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from oumi.core.datasets import BaseDpoDataset
-from oumi.core.errors import ConfigError
 from oumi.core.types.example import Row, Source
-from oumi.datasets.sft.quickstart import check_split, make_word
+from oumi.datasets.sft.quickstart import check_arguments, make_word
 
 _KIND = ("fine", "warm", "good", "nice", "great", "sweet", "lovely", "clever", "superb", "bright")
 _UNKIND = ("dull", "cold", "poor", "mean", "awful", "nasty", "boring", "stupid", "horrid", "lousy")
@@ -39,10 +38,7 @@ class QuickstartPreferencesDataset(BaseDpoDataset):
             named: Arguments of BaseDpoDataset.
         """
         super().__init__(**named)
-        for name, value, least in (("num_rows", num_rows, 1), ("seed", seed, 0)):
-            if not isinstance(value, int) or value < least:
-                raise ConfigError(f"dataset_kwargs.{name}: got {value!r}, must be a whole number, {least} or more")
-        check_split(self.split or "train")
+        check_arguments(self.split or "train", num_rows, seed)
         self.num_rows = num_rows
         self.seed = seed
         self.is_simple = is_simple

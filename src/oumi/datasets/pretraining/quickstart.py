@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from oumi.core.datasets import BasePretrainingDataset
-from oumi.core.errors import ConfigError
 from oumi.core.types.example import Row, Source
-from oumi.datasets.sft.quickstart import check_split, make_chats
+from oumi.datasets.sft.quickstart import check_arguments, make_chats
 
 
 class QuickstartTextsDataset(BasePretrainingDataset):
@@ -20,10 +19,7 @@ class QuickstartTextsDataset(BasePretrainingDataset):
     def __init__(self, *, num_rows: int = 4_800, seed: int = 0, **named: Any) -> None:
         """Sets the number of documents and the seed; see BasePretrainingDataset for the other arguments."""
         super().__init__(**named)
-        for name, value, least in (("num_rows", num_rows, 1), ("seed", seed, 0)):
-            if not isinstance(value, int) or value < least:
-                raise ConfigError(f"dataset_kwargs.{name}: got {value!r}, must be a whole number, {least} or more")
-        check_split(self.split or "train")
+        check_arguments(self.split or "train", num_rows, seed)
         self.num_rows = num_rows
         self.seed = seed
 

@@ -38,10 +38,7 @@ class QuickstartDataset(BaseSftDataset):
     def __init__(self, *, num_rows: int = 14_400, seed: int = 0, **named: Any) -> None:
         """Sets the number of conversations and the seed; see BaseSftDataset for the other arguments."""
         super().__init__(**named)
-        for name, value, least in (("num_rows", num_rows, 1), ("seed", seed, 0)):
-            if not isinstance(value, int) or value < least:
-                raise ConfigError(f"dataset_kwargs.{name}: got {value!r}, must be a whole number, {least} or more")
-        check_split(self.split or "train")
+        check_arguments(self.split or "train", num_rows, seed)
         self.num_rows = num_rows
         self.seed = seed
 
@@ -88,6 +85,14 @@ def split_of(word: str) -> str:
     """Returns the split of a word."""
     share = zlib.crc32(word.encode()) % 100  # `hash` of a text differs between processes
     return next(split for split, shares in _SHARES.items() if share in shares)
+
+
+def check_arguments(split: str, num_rows: int, seed: int) -> None:
+    """Raises ConfigError for an unknown split, and unless the others are whole numbers, of rows at least 1."""
+    for name, value, least in (("num_rows", num_rows, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or value < least:
+            raise ConfigError(f"dataset_kwargs.{name}: got {value!r}, must be a whole number, {least} or more")
+    check_split(split)
 
 
 def check_split(split: str) -> None:
