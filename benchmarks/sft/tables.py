@@ -119,7 +119,7 @@ def summary(
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns the rows of `summary` as a table in Markdown, with their notes below."""
-    return table_with(_HEAD, _cells, rows)
+    return table_with(_HEAD, cells, rows)
 
 
 def table_with(
@@ -171,7 +171,8 @@ def _problem(row: Mapping[str, Any]) -> str:
     return f"rejected: losses differ by {row['losses_differ_by']:.1e}" if row["is_rejected"] else ""
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """Returns the cells of a peer, the first one its speed."""
     return [
         f"{1 / row['step_s']:.3f}",
         f"{row['tokens_per_second']:,.0f}",
