@@ -155,20 +155,18 @@ def _chunk(head_pass: HeadPass, targets_C: torch.Tensor, part: slice, head: LmHe
     logits_CV, slope = capped_logits(head_pass.logits(part), head)
     column_C1 = targets_C[:, None]
     smooth, z_loss = plan.label_smoothing, plan.z_loss
-    target_C1 = logits_CV.gather(1, column_C1) if z_loss else None
+    mean_C1 = logits_CV.mean(-1, keepdim=True) if smooth else None
     # Everything is written over the logits: a chunk needs the memory of one such matrix, not of three.
-    log_p_CV = torch.log_softmax(logits_CV, dim=-1, out=logits_CV)
-    log_p_C1 = log_p_CV.gather(1, column_C1)
+    log_p_C1, log_z_C1, gradient_CV = softmax(logits_CV, column_C1, out=logits_CV)
     loss = -(1 - smooth) * log_p_C1.sum()
-    if smooth:
-        loss -= smooth / log_p_CV.shape[1] * log_p_CV.sum()
-    if target_C1 is not None:
-        log_z_C1 = target_C1 - log_p_C1  # the normalizer follows from the target's logit alone
+    if mean_C1 is not None:
+        loss -= smooth * (mean_C1 - log_z_C1).sum()
+    if z_loss:
         loss += z_loss * log_z_C1.square().sum()
     if not head_pass.has_gradients:
         return loss
-    gradient_CV = log_p_CV.exp_()  # of the cross-entropy by the logits: softmax, less one at the target
-    if target_C1 is not None:
+    # By the logits: the softmax, less one at the target.
+    if z_loss:
         gradient_CV.mul_(1 + 2 * z_loss * log_z_C1)
     gradient_CV.scatter_add_(1, column_C1, torch.full_like(log_p_C1, smooth - 1))
     if smooth:
@@ -201,6 +199,20 @@ def _chunk_by_kernel(
 def _has_triton() -> bool:
     """Returns True where kernels for a GPU can be made: torch brings Triton for Linux."""
     return find_spec("triton") is not None
+
+
+def softmax(
+    logits_CV: torch.Tensor, column_C1: torch.Tensor, out: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Returns the log-probability of the targets and the log of the normalizer [C, 1], and the softmax [C, V].
+
+    One exponential of each logit serves them all. `out` may be the logits themselves.
+    """
+    highest_C1, target_C1 = logits_CV.amax(-1, keepdim=True), logits_CV.gather(1, column_C1)
+    softmax_CV = torch.softmax(logits_CV, dim=-1, out=out)
+    # At the highest logit, the softmax is one part of the total; so it is never below 1 / V.
+    log_total_C1 = softmax_CV.amax(-1, keepdim=True).log().neg_()
+    return target_C1 - highest_C1 - log_total_C1, highest_C1 + log_total_C1, softmax_CV
 
 
 def capped_logits(product_CV: torch.Tensor, head: LmHead) -> tuple[torch.Tensor, torch.Tensor | float]:

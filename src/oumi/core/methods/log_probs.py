@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from oumi.core.batch import Batch, LmHead, Prediction
-from oumi.core.methods.linear_cross_entropy import HeadPass, capped_logits, chunks
+from oumi.core.methods.linear_cross_entropy import HeadPass, capped_logits, chunks, softmax
 
 _NUM_MEASURES = 3
 
@@ -129,7 +129,7 @@ class _LinearLogProbs(torch.autograd.Function):
             for part in chunks(len(states_Nd), len(weight_Vd), device):
                 logits_CV, slope = capped_logits(head_pass.logits(part), ctx.head)
                 # Written over the logits: a chunk needs the memory of one such matrix, not of two.
-                softmax_CV = torch.log_softmax(logits_CV, dim=-1, out=logits_CV).exp_()
+                softmax_CV = torch.softmax(logits_CV, dim=-1, out=logits_CV)
                 gradient_CV = _gradient(softmax_CV, targets_N[part], slope)
                 head_pass.add_gradient(part, gradient_CV.mul_(coefficients_N[part, None]))
         return (*head_pass.gradients(), None, None)
@@ -140,21 +140,16 @@ def _softmax(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Returns log-probabilities of targets [C], the measures of `LogProbs` [3, C], and the softmax [C, V].
 
-    It writes over the logits. One exponential of each logit serves them all.
+    It may write over the logits.
     """
-    highest_C1, top_C1 = logits_CV.max(-1, keepdim=True)
-    shifted_CV = logits_CV.sub_(highest_C1)
-    softmax_CV = shifted_CV.exp()
-    totals_C1 = softmax_CV.sum(-1, keepdim=True)
-    log_totals_C = totals_C1[:, 0].log()
-    log_probs_C = shifted_CV.gather(1, targets_C[:, None])[:, 0] - log_totals_C
-    softmax_CV.div_(totals_C1)
-    measures_3C = log_probs_C.new_empty(_NUM_MEASURES, 0)
-    if has_measures:
-        entropy_C = log_totals_C - torch.einsum("cv,cv->c", softmax_CV, shifted_CV)
-        mean_C = shifted_CV.mean(-1) + highest_C1[:, 0]
-        measures_3C = torch.stack([entropy_C, mean_C, (top_C1[:, 0] == targets_C).to(entropy_C.dtype)])
-    return log_probs_C, measures_3C, softmax_CV
+    column_C1 = targets_C[:, None]
+    if not has_measures:
+        log_probs_C1, _, softmax_CV = softmax(logits_CV, column_C1, out=logits_CV)
+        return log_probs_C1[:, 0], logits_CV.new_empty(_NUM_MEASURES, 0), softmax_CV
+    log_probs_C1, log_z_C1, softmax_CV = softmax(logits_CV, column_C1)
+    entropy_C = log_z_C1[:, 0] - torch.einsum("cv,cv->c", softmax_CV, logits_CV)
+    are_top_C = logits_CV.argmax(-1) == targets_C
+    return log_probs_C1[:, 0], torch.stack([entropy_C, logits_CV.mean(-1), are_top_C.to(entropy_C.dtype)]), softmax_CV
 
 
 def _gradient(softmax_CV: torch.Tensor, targets_C: torch.Tensor, slope: torch.Tensor | float) -> torch.Tensor:
