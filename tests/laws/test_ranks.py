@@ -56,6 +56,13 @@ def judged_config(folder: Path, **training: Any) -> TrainingConfig:
     return config
 
 
+def eva_config(folder: Path, **training: Any) -> TrainingConfig:
+    """Returns a run of an adapter that begins with the inputs of its layers, on all ranks with the same."""
+    config = sft_config(folder, use_peft=True, **training)
+    config.peft.lora_init_weights, config.peft.peft_save_mode = "EVA", "MERGED"  # type: ignore[assignment]
+    return config
+
+
 def short_config(folder: Path, **training: Any) -> TrainingConfig:
     """Returns a run whose micro-batches of several rows do not fit on rank 1."""
     rows = training.pop("gradient_accumulation_steps")
@@ -79,7 +86,7 @@ def poisoned_config(folder: Path, **training: Any) -> TrainingConfig:
 
 CONFIGS: dict[str, Callable[..., TrainingConfig]] = {
     "sft": sft_config, "pairs": pairs_config, "judged": judged_config, "short": short_config, "trl": trl_config,
-    "hf": hf_config, "trl pairs": trl_pairs_config,
+    "hf": hf_config, "trl pairs": trl_pairs_config, "eva": eva_config,
 }  # fmt: skip
 POISONED_LINE = 5
 

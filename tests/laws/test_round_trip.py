@@ -37,6 +37,7 @@ TRAINED: dict[str, dict[str, Any] | None] = {
     "PiSSA": {"lora_target_modules": ["all-linear"], "lora_init_weights": "PISA"},
     "fast PiSSA": {"lora_target_modules": ["v_proj"], "lora_init_weights": "pissa_niter_4", "lora_use_rslora": True},
     "OLoRA": {"lora_target_modules": ["q_proj"], "lora_init_weights": "OLORA", "lora_modules_to_save": ["norm"]},
+    "EVA": {"lora_target_modules": ["all-linear"], "lora_init_weights": "EVA"},
     "orthogonal": {"lora_target_modules": ["q_proj"], "lora_init_weights": "ORTHOGONAL"},
     "tokens": {"lora_target_modules": ["q_proj"], "lora_trainable_token_indices": [5, 40, 41]},
     "biases": {"lora_target_modules": ["q_proj"], "lora_bias": "all"},

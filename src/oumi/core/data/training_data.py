@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from oumi.core.batch import Batch
 from oumi.core.data.build import open_table, specs_of
 from oumi.core.data.build_stream import StreamedRows, open_stream
 from oumi.core.data.checks.duplicates import check_duplicates, count_duplicates, warn_of_duplicates
@@ -34,6 +35,10 @@ from oumi.core.plan.parts import MixturePlan, Plan
 from oumi.core.run import StepSource
 from oumi.core.system.libraries import quiet_libraries
 from oumi.core.types.example import Example
+
+_NUM_FIRST_ROWS = 128
+_NUM_FIRST_TOKENS = 8192
+"""What `first_documents` reads at most: enough for the main directions of a layer's inputs, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,19 @@ class TrainingData:
         places = range(min(count, len(self.train)))
         order = [row for step in range(-(-len(places) // size)) for row in loader.rows_of(step)]
         return [self.train.group(order[i]) for i in places]
+
+    def first_documents(self, plan: Plan) -> Iterator[Batch]:
+        """Yields some thousand tokens of the first rows in the order of training, each document as a batch.
+
+        They are the same on all ranks.
+        """
+        num_tokens = 0
+        for example in (example for row in self.first(plan, _NUM_FIRST_ROWS) for example in row):
+            for document in example.documents():
+                if num_tokens >= _NUM_FIRST_TOKENS:
+                    return
+                num_tokens += len(document.tokens)
+                yield self.preprocessor.collate([document])
 
     def with_added_tokens(self, plan: Plan) -> Plan:
         """Returns the plan with the tokens that `tokenizer_kwargs` adds to the vocabulary."""

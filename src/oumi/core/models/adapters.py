@@ -28,7 +28,7 @@ def add_lora(model: Any, plan: LoraPlan, base_name: str) -> Any:
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
     settings = {**plan.settings, "exclude_modules": _excluded(model, plan.settings["exclude_modules"])}
-    if plan.taken_from_base:  # set by `initialization`, which also saves it
+    if plan.taken_from_base or plan.begins_with_inputs:  # set by `initialization` and `eva`
         settings["init_lora_weights"] = True
     modules, parameters = ([name for name, _ in named] for named in (model.named_modules(), model.named_parameters()))
     try:

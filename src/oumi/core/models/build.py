@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -14,11 +14,13 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from oumi.core.batch import Batch
 from oumi.core.distributed.sharding import replace_parameters
 from oumi.core.errors import ConfigError
 from oumi.core.log import logger
 from oumi.core.models.adapters import add_lora, base_weight_name, below_adapter, is_adapted, load_adapter
 from oumi.core.models.custom import load_custom
+from oumi.core.models.eva import begin_with_inputs
 from oumi.core.models.initialization import load_trained, restore_from, take_from_base
 from oumi.core.models.load import freeze, load_model
 from oumi.core.models.vocabulary import settings_for_tokens
@@ -35,7 +37,11 @@ _MAX_OFFSET = 8
 
 
 def build_model(
-    plan: Plan, device: torch.device, checkpoint: Path | None = None, weights_from: Path | None = None
+    plan: Plan,
+    device: torch.device,
+    checkpoint: Path | None = None,
+    weights_from: Path | None = None,
+    documents: Iterable[Batch] | None = None,
 ) -> Any:
     """Returns the model of a checkpoint, or else the model of the plan, whose adapter, if any, is trained further.
 
@@ -46,6 +52,7 @@ def build_model(
         device: Device of the model.
         checkpoint: Directory with the weights, or the adapter, of the run that is resumed.
         weights_from: Directory of the base weights, None for those that the plan names.
+        documents: Documents of the run, from which a new adapter may begin, each as a batch; None if it is not trained.
 
     Raises:
         ConfigError: The attention of the plan does not run on a CPU, or rows may be longer than the model takes.
@@ -85,6 +92,8 @@ def build_model(
         restore_from(adapted, checkpoint)
     elif taken:
         take_from_base(adapted, taken, _weights_in_full(plan))
+    elif plan.lora.begins_with_inputs and documents is not None:
+        begin_with_inputs(adapted, documents)
     return _without_frozen(adapted, plan)
 
 

@@ -39,9 +39,9 @@ def take_from_base(adapted: Any, kind: str, full_weight: Callable[[str], torch.T
     Raises:
         ConfigError: A layer is not linear, or smaller than the rank.
     """
-    for path, layer in _layers(adapted):
+    for path, layer in adapted_layers(adapted):
         base = layer.get_base_layer()
-        _check_rank(path, layer)
+        check_rank(path, layer)
         if kind == "loftq":
             _set_to_rounding_error(layer, full_weight(path) - weight_of(base, torch.float32))
             setattr(layer, _FIRST, _weights_of(layer))
@@ -62,7 +62,7 @@ def restore_from(adapted: Any, checkpoint: Path) -> None:
     from peft import load_peft_weights
 
     saved = load_peft_weights(str(checkpoint), device="cpu")
-    for path, layer in _layers(adapted):
+    for path, layer in adapted_layers(adapted):
         base = layer.get_base_layer()
         halves = _halves(saved, path)
         _set(layer, halves[1])
@@ -78,7 +78,7 @@ def load_trained(adapted: Any, checkpoint: Path) -> None:
     from peft import load_peft_weights, set_peft_model_state_dict
 
     saved = load_peft_weights(str(checkpoint), device="cpu")
-    layers = dict(_layers(adapted)) if begins_with_base(adapted) else {}
+    layers = dict(adapted_layers(adapted)) if begins_with_base(adapted) else {}
     for path, layer in layers.items():
         _set(layer, _halves(saved, path)[0])
     others = {name: weight for name, weight in saved.items() if not layers or ".lora_" not in name}
@@ -88,7 +88,7 @@ def load_trained(adapted: Any, checkpoint: Path) -> None:
 def with_first_weights(adapted: Any) -> dict[str, torch.Tensor]:
     """Returns the weights of a model by name, with an adapter of twice the rank that fits the unchanged base."""
     weights = dict(adapted.state_dict())
-    for path, layer in _layers(adapted):
+    for path, layer in adapted_layers(adapted):
         prefix = f"base_model.model.{path}"
         a, b = _weights_of(layer)
         first_a, first_b = getattr(layer, _FIRST)
@@ -108,20 +108,27 @@ def doubled(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _layers(adapted: Any) -> Iterator[tuple[str, Any]]:
-    """Yields the path within the base model, and the module, of each layer with an adapter."""
+def adapted_layers(adapted: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the path within the base model, and the module, of each layer with an adapter.
+
+    Raises:
+        ConfigError: A layer is not linear.
+    """
     from peft.tuners.lora import LoraLayer
 
     for path, module in adapted.get_base_model().named_modules():
         if isinstance(module, LoraLayer):
-            if "default" not in module.lora_A or getattr(module.lora_A["default"], "weight", None) is None:
+            # PEFT puts the adapters of embeddings elsewhere, and a layer around the parameters of experts.
+            is_linear = "default" in module.lora_A and not hasattr(module, "parameter_name")
+            if not is_linear or getattr(module.lora_A["default"], "weight", None) is None:
                 raise ConfigError(
                     f"peft.lora_init_weights: {path} is no linear layer, so it has no such initialization"
                 )
             yield path, module
 
 
-def _check_rank(path: str, layer: Any) -> None:
+def check_rank(path: str, layer: Any) -> None:
+    """Raises ConfigError if the adapter of a layer has a higher rank than the weight can have."""
     rank, least = layer.r["default"], min(layer.in_features, layer.out_features)
     if rank > least:
         raise ConfigError(

@@ -66,6 +66,9 @@ def adapter_notes(config: TrainingConfig, plan: ModelPlan, lora: LoraPlan | None
     if model.text_only and facts.are_available and not facts.sees_images:
         yield "not read: model.text_only: it is a text model"
     matrices, num_weights = facts.matrices, facts.num_parameters
+    if lora is not None and lora.begins_with_inputs and plan.adapter is None:
+        rank = lora.settings["r"]
+        yield f"EVA: a pass over the first rows sets the rank of each layer, {rank} on average, {2 * rank} at most"
     if lora is None or not num_weights or not matrices:
         return
     linear = {
@@ -79,7 +82,11 @@ def adapter_notes(config: TrainingConfig, plan: ModelPlan, lora: LoraPlan | None
     if saved is not None and not has_experts:
         adapted = sum(math.prod(shape) for shape in adapted_matrices(facts, lora).values()) / num_weights
         trained = saved.trained_bytes / 4 / num_weights / (2 if lora.taken_from_base else 1)
-        yield f"adapter: layers with {adapted:.0%} of the weights are adapted, by {trained:.2%} as many trained weights"
+        about = "about " if lora.begins_with_inputs else ""
+        yield (
+            f"adapter: layers with {adapted:.0%} of the weights are adapted, by {about}{trained:.2%} as many trained "
+            "weights"
+        )
 
 
 def _check_stored(config: TrainingConfig, facts: ModelFacts) -> None:
@@ -140,26 +147,26 @@ def _initialization_problems(config: TrainingConfig) -> Iterator[tuple[str, str]
     name = peft.initialization
     if name == LoraWeightInitialization.PISSA_NITER.value:
         yield key, "PISSA_NITER needs the number of iterations, such as pissa_niter_16"
-    elif name == "eva":
-        yield key, "EVA begins with a pass over the data, which is not supported yet; PISSA and OLORA need none"
     elif name == "loftq" and not peft.q_lora:
         yield key, "LOFTQ begins with what quantization rounds off: set peft.q_lora: true"
     elif name == "orthogonal" and peft.lora_r % 2:
         yield "peft.lora_r", f"got {peft.lora_r}, must be even for peft.lora_init_weights: ORTHOGONAL"
-    if peft.keeps_base:
+    if peft.keeps_base and name != "eva":
         return
-    if peft.q_lora and name != "loftq":
-        yield key, f"{name} takes a part out of the base weights, which peft.q_lora rounds; LOFTQ is for them"
     fsdp = equivalent_fsdp(config)
     if fsdp.enable_fsdp and fsdp.sharding_strategy != ShardingStrategy.NO_SHARD:
         yield key, f"{name} needs whole weights, and fsdp or deepspeed divides them over the ranks"
+    if peft.lora_target_parameters:
+        yield "peft.lora_target_parameters", f"not with peft.lora_init_weights: {name}, which is for linear layers"
+    if name == "eva":
+        return
+    if peft.q_lora and name != "loftq":
+        yield key, f"{name} takes a part out of the base weights, which peft.q_lora rounds; LOFTQ is for them"
     if peft.lora_use_dora:
         yield (
             "peft.lora_use_dora",
             f"not with peft.lora_init_weights: {name}, whose update would not fit the base weights",
         )
-    if peft.lora_target_parameters:
-        yield "peft.lora_target_parameters", f"not with peft.lora_init_weights: {name}, which is for linear layers"
     if not config.model.load_pretrained_weights:
         yield key, f"{name} takes the directions of trained weights, and those of this run are random"
 

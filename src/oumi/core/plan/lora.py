@@ -42,3 +42,8 @@ class LoraPlan:
         """Returns the initialization that begins with a part of the base weights, None for any other."""
         init = self.settings.get("init_lora_weights", True)
         return init if isinstance(init, str) and init.startswith(TAKEN_FROM_BASE) else None
+
+    @property
+    def begins_with_inputs(self) -> bool:
+        """Returns True for the initialization that needs a forward pass over rows of the run (EVA)."""
+        return bool(self.settings.get("init_lora_weights", True) == "eva")

@@ -49,7 +49,7 @@ class NativeTrainer:
         """Loads the model, and restores the state of a checkpoint if the run is resumed."""
         seed_everything(plan.seed, plan.deterministic, plan.device)  # before random weights are drawn
         source = base_weights(plan, world, resume_point.checkpoint)
-        model = build_model(plan, world.device, resume_point.checkpoint, source)
+        model = build_model(plan, world.device, resume_point.checkpoint, source, data.first_documents(plan))
         exporter = Exporter(plan, model, data.preprocessor)
         if plan.gradient_checkpointing is not None:
             recompute_layers(model, plan.gradient_checkpointing)

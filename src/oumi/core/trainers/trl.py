@@ -80,9 +80,7 @@ class TrlTrainer:
             settings = _checked(_load(method.config), {**arguments(plan), **_replicas(plan)})
         if start.checkpoint is not None:
             _check_kind(plan, start.checkpoint)
-        # The other trainer moves a model to its device, but not one with quantized weights.
-        moves = plan.model.quantization is None or plan.accelerate.fsdp is not None
-        model = build_model(plan, torch.device("cpu") if moves else world.device)
+        model = _build_model(plan, world, rows, start)
         exporter = Exporter(plan, model, rows.preprocessor)
         _check_blocks(plan, model)
         _check_head(plan, exporter.shapes)
@@ -158,6 +156,19 @@ class TrlTrainer:
         if (checkpoint := checkpoint_to_restore(self.run)) is not None:
             load_weights(self._exporter.shapes, self.run.plan, checkpoint)
         self._exporter.publish(directory, self._bridge.world)
+
+
+def _build_model(plan: Plan, world: World, rows: TrainingData, start: ResumePoint) -> Any:
+    # The other trainer moves a model to its device, but not one with quantized weights.
+    moves = plan.model.quantization is None or plan.accelerate.fsdp is not None
+    begins_with_inputs = plan.lora is not None and plan.lora.begins_with_inputs
+    return build_model(
+        plan,
+        torch.device("cpu") if moves and not begins_with_inputs else world.device,
+        # It has the ranks of the layers; the other trainer reads the weights again.
+        start.checkpoint if begins_with_inputs else None,
+        documents=rows.first_documents(plan),
+    )
 
 
 def _reference(plan: Plan, model: Any) -> dict[str, Any]:
