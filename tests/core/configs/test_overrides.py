@@ -53,6 +53,8 @@ def file(tmp_path: Path) -> Path:
         (["--training.run_name="], "training.run_name", ""),
         (["--training.use_peft"], "training.use_peft", True),
         (["--training.use_peft", "--training.seed", "5"], "training.use_peft", True),
+        (["--peft.lora_target_modules", "[q_proj, v_proj]"], "peft.lora_target_modules", ["q_proj", "v_proj"]),
+        (["--peft.lora_target_modules", r".*\.(q|v)_proj"], "peft.lora_target_modules", r".*\.(q|v)_proj"),
         (["--training.use_peft", "false"], "training.use_peft", False),
         (["--no-training.enable_tensorboard"], "training.enable_tensorboard", False),
         (["--data.train.datasets[0].split", "test"], "data.train.datasets[0].split", "test"),

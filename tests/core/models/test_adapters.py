@@ -16,6 +16,7 @@ from oumi.core.errors import ConfigError
 from oumi.core.inspect import gather_facts
 from oumi.core.models.adapters import add_lora
 from oumi.core.models.build import build_model
+from oumi.core.plan.division import adapted_modules
 from oumi.core.plan.lora import LoraPlan
 from oumi.core.plan.plan import make_plan
 from tests.runs import tiny_config
@@ -145,10 +146,19 @@ def test_what_is_frozen_stays_so_with_an_adapter(tmp_path: Path, resumed: bool) 
     assert all("layers.1." in place for place in places(model))
 
 
-@pytest.mark.parametrize(("targets", "excluded"), [("all-linear", ".*mlp.*"), ("embed_tokens", None)])
-def test_the_plan_counts_the_weights_that_are_adapted(tmp_path: Path, targets: str, excluded: str | None) -> None:
+@pytest.mark.parametrize(
+    ("targets", "excluded"),
+    [
+        (["all-linear"], [".*mlp.*"]),
+        ("All-Linear", ".*mlp.*"),
+        (["embed_tokens"], None),
+        (r"model\.layers\.1\..*\.(q|v)_proj", None),
+        ("model.layers.*_proj", [r".*\.0\..*", ".*gate_proj"]),
+    ],
+)
+def test_the_plan_counts_the_weights_that_are_adapted(tmp_path: Path, targets: Any, excluded: Any) -> None:
     config = tiny_config(tmp_path, use_peft=True)
-    config.peft.lora_target_modules, config.peft.lora_exclude_modules = [targets], [excluded] if excluded else None
+    config.peft.lora_target_modules, config.peft.lora_exclude_modules = targets, excluded
     plan = make_plan(config, gather_facts(config))
     model = build_model(plan, torch.device("cpu"))
     weights = dict(model.named_parameters())
@@ -161,3 +171,14 @@ def test_the_plan_counts_the_weights_that_are_adapted(tmp_path: Path, targets: s
         f"by {trained / total:.2%} as many trained weights"
     )
     assert plan.disk.final_bytes == 4 * trained
+
+
+def test_a_pattern_adapts_the_modules_whose_paths_it_matches(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, use_peft=True)
+    config.peft.lora_target_modules = r"model\.layers\.1\..*\.(q|v)_proj"
+    plan = make_plan(config, gather_facts(config))
+    model = build_model(plan, torch.device("cpu"))
+    assert places(model) == {"model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj"}
+    assert plan.shape is not None
+    assert plan.lora is not None
+    assert adapted_modules(plan.shape, plan.lora) == ("q_proj", "v_proj")

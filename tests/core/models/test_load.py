@@ -152,6 +152,10 @@ def test_a_padding_token_without_weights_is_refused(tmp_path: Path) -> None:
     [
         ({"lora_target_modules": ["q_porj"]}, r"lora_target_modules: .*'q_porj', did you mean 'q_proj'"),
         ({"lora_target_modules": ["q_proj", "v_porj"]}, r"lora_target_modules: .*'v_porj', did you mean 'v_proj'"),
+        ({"lora_target_modules": r".*\.q_porj"}, r"lora_target_modules: '.*' matches no path .* is model.*\.q_proj"),
+        ({"lora_target_modules": ".*self_attn"}, "lora_target_modules: they match a module of class LlamaAttention"),
+        ({"lora_target_modules": ["self_attn"]}, "lora_target_modules: they match a module of class LlamaAttention"),
+        ({"lora_exclude_modules": "layers.9.*"}, r"lora_exclude_modules: 'layers.9.*' matches no path"),
         ({"lora_modules_to_save": ["lm_haed"]}, r"lora_modules_to_save: .*'lm_haed', did you mean 'lm_head'"),
         ({"lora_target_parameters": ["q_proj.wieght"]}, r"lora_target_parameters: .*'q_proj.wieght'"),
     ],
@@ -159,7 +163,7 @@ def test_a_padding_token_without_weights_is_refused(tmp_path: Path) -> None:
 def test_a_name_of_lora_that_the_model_does_not_have_is_reported(
     tmp_path: Path, peft: dict[str, Any], message: str
 ) -> None:
-    planned = plan(tmp_path, peft=peft)
+    planned = plan(tmp_path, peft={"lora_target_modules": ["q_proj"], **peft})
     with pytest.raises(ConfigError, match=message):
         add_lora(load_model(planned.model, CPU), planned.lora, planned.model.name)
 

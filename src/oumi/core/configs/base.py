@@ -69,9 +69,9 @@ def types_in(annotation: Any) -> Iterator[Any]:
 
 
 def is_text_key(annotation: Any) -> bool:
-    """Returns True if a key takes text, and neither numbers nor flags."""
+    """Returns True if a key takes text, and neither numbers, flags nor lists."""
     types = set(types_in(annotation))
-    return str in types and not types & {int, float, bool}
+    return str in types and not types & {int, float, bool} and not any(get_origin(kind) is list for kind in types)
 
 
 class Params(BaseModel):

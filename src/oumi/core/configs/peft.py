@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from oumi.core.configs.base import Complaint, NamedEnum, Params
 
+ALL_LINEAR = "all-linear"
+"""PEFT's word for all linear modules but the head."""
 TAKEN_FROM_BASE = ("pissa", "olora", "loftq")
 """Initializations that begin with a part of the base weights."""
 
@@ -49,10 +52,11 @@ class PeftParams(Params):
     """The update is scaled by alpha / r."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the input of the update."""
-    lora_target_modules: list[str] | None = None
-    """Modules with an adapter; null takes PEFT's default, `[all-linear]` all linear modules."""
-    lora_exclude_modules: list[str] | None = None
-    """Regular expressions of module paths without an adapter."""
+    lora_target_modules: list[str] | str | None = None
+    """Modules with an adapter: a list of the ends of their paths, or a regular expression for whole paths; null takes
+    PEFT's default, `all-linear` all linear modules."""
+    lora_exclude_modules: list[str] | str | None = None
+    """Regular expressions, or a single one, for whole paths of modules without an adapter."""
     lora_target_parameters: list[str] | None = None
     """Parameters with an adapter, such as the weights of experts."""
     lora_modules_to_save: list[str] | None = None
@@ -87,13 +91,19 @@ class PeftParams(Params):
     """Scale the update by alpha / sqrt(r) (rank-stabilized LoRA)."""
 
     def complaints(self) -> Iterator[Complaint]:
-        import re
-
-        for i, pattern in enumerate(self.lora_exclude_modules or []):
+        targets, excluded = self.lora_target_modules, self.lora_exclude_modules
+        patterns = {"lora_target_modules": targets} if isinstance(targets, str) else {}
+        if isinstance(excluded, str):
+            patterns["lora_exclude_modules"] = excluded
+        else:
+            patterns |= {f"lora_exclude_modules[{i}]": pattern for i, pattern in enumerate(excluded or [])}
+        for key, pattern in patterns.items():
             try:
                 re.compile(pattern)
             except re.error as error:
-                yield f"lora_exclude_modules[{i}]", f"'{pattern}' is not a regular expression: {error}"
+                yield key, f"'{pattern}' is not a regular expression: {error}"
+            if not pattern:
+                yield key, "is empty; leave it out, or set null"
 
     @property
     def initialization(self) -> str:
@@ -119,14 +129,15 @@ class PeftParams(Params):
         if init in ("default", "random"):
             init = init == "default"
         # PEFT reads `all-linear` only as text, and exclusions only as a single expression.
-        is_all = self.lora_target_modules == ["all-linear"]
-        patterns = self.lora_exclude_modules
+        targets, patterns = self.lora_target_modules, _listed(self.lora_exclude_modules)
+        joined = "|".join(f"(?:{pattern})" for pattern in patterns) if len(patterns) > 1 else "".join(patterns)
+        is_all = [name.lower() for name in _listed(targets)] == [ALL_LINEAR]
         return {
             "r": self.lora_r,
             "lora_alpha": self.lora_alpha,
             "lora_dropout": self.lora_dropout,
-            "target_modules": "all-linear" if is_all else self.lora_target_modules,
-            "exclude_modules": "|".join(f"(?:{pattern})" for pattern in patterns) if patterns else None,
+            "target_modules": ALL_LINEAR if is_all else targets,
+            "exclude_modules": joined or None,
             "target_parameters": self.lora_target_parameters or None,
             "modules_to_save": self.lora_modules_to_save or None,
             "bias": self.lora_bias,
@@ -136,3 +147,7 @@ class PeftParams(Params):
             "use_dora": self.lora_use_dora,
             "use_rslora": self.lora_use_rslora,
         }
+
+
+def _listed(names: list[str] | str | None) -> list[str]:
+    return [names] if isinstance(names, str) else names or []

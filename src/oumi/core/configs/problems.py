@@ -28,8 +28,9 @@ def translate(error: ValidationError, root: type[BaseModel], value_places: Mappi
             return [*problems.values(), Problem("", f"and more; only the first {_MAX_PROBLEMS} are shown")]
         path = real_path(detail["loc"], root)
         key = dotted(path)
-        # The members of a union each have an error; the first one is enough.
-        if key not in problems:
+        # The members of a union each have an error; the first one is enough, or one of an entry of a list.
+        is_of_member = len(path) < len(detail["loc"])
+        if key not in problems and not (is_of_member and any(other.startswith(f"{key}[") for other in problems)):
             problems[key] = Problem(key, _message(detail, path, root), nearest_place(path, value_places))
     return list(problems.values())
 
@@ -40,11 +41,13 @@ def real_path(loc: Path, root: type[BaseModel]) -> Path:
     holder: Any = root
     for part in loc:
         next_holder = inside(holder, part)
-        # Either the name of a union member, which ends the path, or an unknown key of a section, which belongs to it.
-        if next_holder is None:
-            if isinstance(part, str) and _is_section(holder):
+        # Either the name of a union member, or an unknown key of a section, which belongs to the path and ends it.
+        if next_holder is None and _is_section(holder):
+            if isinstance(part, str):
                 path.append(part)
             break
+        if next_holder is None:
+            continue
         path.append(part)
         holder = holder_of(next_holder)
     return tuple(path)

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from oumi.core.configs.peft import ALL_LINEAR
 from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.hub import hub_errors
 from oumi.core.log import logger
@@ -36,9 +38,14 @@ def add_lora(model: Any, plan: LoraPlan, base_name: str) -> Any:
         converted = LoraConfig(**settings)
         convert_peft_config_for_transformers(converted, model, None)
         # Checked here, since PEFT reports only that nothing matched, and accepts a list with one match.
-        listed = converted.target_modules if isinstance(settings["target_modules"], list) else None
+        targets = settings["target_modules"]
+        if isinstance(converted.target_modules, str) and targets != ALL_LINEAR:
+            _check_pattern("peft.lora_target_modules", targets, modules)
+        if isinstance(excluded := plan.settings["exclude_modules"], str):
+            _check_pattern("peft.lora_exclude_modules", excluded, modules)
+        listed = converted.target_modules if isinstance(targets, list) else None
         _check_names("peft.lora_target_modules", sorted(listed or ()), modules)
-        if listed is not None and (skipped := _matches(set(settings["target_modules"]) - set(listed), modules)):
+        if listed is not None and (skipped := _matches(set(targets) - set(listed), modules)):
             logger.warning("PEFT adapts the experts alone, not %s and the like, which have the same name", skipped[0])
         _check_names("peft.lora_modules_to_save", settings["modules_to_save"], modules)
         _check_not_quantized(settings["modules_to_save"], model)
@@ -57,6 +64,9 @@ def _in_our_keys(message: str, model_type: str) -> str:
     """Returns a message of PEFT, in the keys of the config where PEFT names its own arguments."""
     if message.startswith("Please specify `target_modules`"):
         return f"peft.lora_target_modules: PEFT has no default for {model_type}; name the modules, or set [all-linear]"
+    if message.startswith("Target module "):  # whose text is that of a whole module
+        name = re.split(r"\W", message.removeprefix("Target module "))[0]
+        return f"peft.lora_target_modules: they match a module of class {name}, which takes no adapter"
     if "is incompatible with Mamba-based models" in message:
         return f"peft: {message} Of [all-linear], name it in peft.lora_exclude_modules, such as ['.*out_proj']."
     return f"peft: {message}"
@@ -129,6 +139,13 @@ def _check_names(key: str, names: Sequence[str] | None, paths: Sequence[str]) ->
         if not _matches({name}, paths):
             hint = did_you_mean(name, {path.rpartition(".")[2] for path in paths} | set(paths))
             raise ConfigError(f"{key}: the model has no '{name}'{hint}")
+
+
+def _check_pattern(key: str, pattern: str, paths: Sequence[str]) -> None:
+    """Raises ConfigError unless a regular expression matches one of the dotted paths as a whole."""
+    if not any(re.fullmatch(pattern, path) for path in paths):
+        nearest = max(paths, key=lambda path: SequenceMatcher(None, pattern, path).ratio())
+        raise ConfigError(f"{key}: '{pattern}' matches no path of a module as a whole; the nearest is {nearest}")
 
 
 def _check_not_quantized(names: Sequence[str] | None, model: Any) -> None:

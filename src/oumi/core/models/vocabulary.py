@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from oumi.core.configs.peft import ALL_LINEAR
 from oumi.core.errors import ConfigError
 from oumi.core.hub import hub_errors
+from oumi.core.plan.lora import is_target
 from oumi.core.system.filesystem import expanded
 
 _FILES = (("adapter_config.json",), ("adapter_model.safetensors", "adapter_model.bin"))
@@ -62,7 +64,7 @@ def settings_for_tokens(settings: Mapping[str, Any], model: Any, tokens: Sequenc
     is_tied = len(tables) == 2 and tables[0].weight is tables[1].weight
     names = [name for name, module in model.named_modules() if any(module is table for table in tables)]
     targets, saved = settings.get("target_modules"), settings.get("modules_to_save") or ()
-    if isinstance(targets, list | tuple) and (adapted := [x for x in targets if _ends_any(names, x)]):
+    if targets and targets != ALL_LINEAR and (adapted := [name for name in names if is_target(targets, name)]):
         raise ConfigError(
             f"peft.lora_target_modules: new tokens need rows of their own in {adapted[0]}, and an adapter on it has "
             "none; leave it out, and their rows are trained, or name it in peft.lora_modules_to_save"

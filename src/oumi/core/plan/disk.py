@@ -6,9 +6,10 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+from oumi.core.configs.peft import ALL_LINEAR
 from oumi.core.errors import OutputError
 from oumi.core.plan.facts import ModelFacts
-from oumi.core.plan.lora import LoraPlan
+from oumi.core.plan.lora import LoraPlan, is_target
 from oumi.core.plan.parts import CheckpointPlan, OptimizerPlan, Plan, StepsPlan
 from oumi.core.plan.resources import DiskPlan, SavedSize
 from oumi.core.plan.sharding import ShardingPlan
@@ -128,9 +129,9 @@ def adapted_matrices(facts: ModelFacts, lora: LoraPlan) -> dict[str, tuple[int, 
 
 
 def _is_adapted(module: str, targets: list[str] | str) -> bool:
-    if isinstance(targets, str):  # `all-linear`, which leaves the head out
+    if targets == ALL_LINEAR:  # which leaves the head out
         return not any(part in module for part in EMBEDDINGS)
-    return any(module == target or module.endswith(f".{target}") for target in targets)
+    return is_target(targets, module)
 
 
 def _num_checkpoints(steps: StepsPlan, checkpoints: CheckpointPlan) -> int:

@@ -6,14 +6,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from oumi.core.configs.peft import ALL_LINEAR
 from oumi.core.plan.disk import BYTES
-from oumi.core.plan.lora import LoraPlan
+from oumi.core.plan.lora import LoraPlan, is_target
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.shapes import ModelShape
 from oumi.core.plan.sharding import BUCKET_BYTES, rows_of_rank
 
 USUAL_TARGETS = ("q_proj", "v_proj")
 """Modules that PEFT adapts by default in these families."""
+_OF_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _LAYER = "DecoderLayer"
 """End of the names of the classes of layers in these families."""
 _ODD_SETTINGS = ("target_parameters", "modules_to_save", "exclude_modules", "trainable_token_indices", "use_dora")
@@ -179,9 +181,17 @@ def adapted_modules(shape: ModelShape, lora: LoraPlan) -> tuple[str, ...]:
     targets: Sequence[str] | str | None = lora.settings["target_modules"]
     if targets is None:
         return USUAL_TARGETS
-    names = tuple(shape.matrices)
-    # A text is `all-linear`.
-    return names if isinstance(targets, str) else tuple(n for n in names if any(t.endswith(n) for t in targets))
+    if targets == ALL_LINEAR:
+        return tuple(shape.matrices)
+    if isinstance(targets, str):  # which may name some layers only; this is at most
+        return tuple(name for name in shape.matrices if any(is_target(targets, path) for path in _paths(shape, name)))
+    return tuple(name for name in shape.matrices if any(target.endswith(name) for target in targets))
+
+
+def _paths(shape: ModelShape, name: str) -> list[str]:
+    """Returns the paths of a module of every layer, as these families name them."""
+    part = "self_attn" if name in _OF_ATTENTION else "mlp"
+    return [f"model.layers.{i}.{part}.{name}" for i in range(shape.layers)]
 
 
 def _block(shape: ModelShape, plan: Plan, number: int) -> tuple[Weight, ...]:

@@ -3,11 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from oumi.core.configs.peft import TAKEN_FROM_BASE
+
+
+def is_target(targets: Sequence[str] | str, path: str) -> bool:
+    """Returns True if PEFT adapts the module of a path: text is a pattern of whole paths, a list has ends of paths."""
+    if isinstance(targets, str):
+        return re.fullmatch(targets, path) is not None
+    return any(f".{path}".endswith(f".{name}") for name in targets)
 
 
 @dataclass(frozen=True)
