@@ -37,7 +37,7 @@ from oumi.core.system.libraries import quiet_libraries
 from oumi.core.types.example import Example
 
 _NUM_FIRST_ROWS = 128
-_NUM_FIRST_TOKENS = 8192
+_NUM_FIRST_TOKENS = 4096
 """What `first_documents` reads at most: enough for the main directions of a layer's inputs, in seconds."""
 
 

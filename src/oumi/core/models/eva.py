@@ -25,8 +25,8 @@ from oumi.core.models.lm_head import find_head
 
 _SEED = 42
 """Of the approximate decomposition; that of PEFT."""
-_MIN_TOKENS = 4
-"""Tokens per component that are decomposed together, at least: fewer would be slow."""
+_MIN_TOKENS = 256
+"""Tokens that are decomposed together, at least: fewer would be slow, more take memory in each layer."""
 
 
 @torch.no_grad()
@@ -81,15 +81,15 @@ class _Components:
         self._waiting: list[torch.Tensor] = []
 
     def add(self, inputs_Td: torch.Tensor) -> None:
-        self._waiting.append(inputs_Td.to(torch.float32, copy=True))
+        self._waiting.append(inputs_Td.clone())  # layers after it may write into their input
         self.num_tokens += len(inputs_Td)
-        if sum(map(len, self._waiting)) >= _MIN_TOKENS * self.pca.n_components:
+        if sum(map(len, self._waiting)) >= max(_MIN_TOKENS, 2 * self.pca.n_components):
             self.finish()
 
     def finish(self) -> None:
         if not self._waiting:
             return
-        vectors_Td = torch.cat(self._waiting)
+        vectors_Td = torch.cat(self._waiting).float()
         self._waiting = []
         # The approximation computes twice as many components, of which a small matrix has too few.
         self.pca.lowrank = 2 * self.pca.n_components <= min(vectors_Td.shape)
