@@ -84,6 +84,18 @@ def test_answers_are_compared_for_the_rows_that_are_measured(model_dir: Path, tm
     assert (measured["num_rows"], measured["num_answers"]) == (3, 3)
 
 
+def test_rows_that_cannot_be_used_are_told_with_what_a_user_can_do(model_dir: Path, tmp_path: Path) -> None:
+    config, others = tiny_config(tmp_path, num_rows=4), write_chats(tmp_path / "others.jsonl", 5)
+    others.write_text('{"messages": []}\n' + others.read_text())
+    with pytest.raises(DataError, match=r"Fix them, or remove them from the file$"):
+        metrics(tmp_path, model_dir, "--data", others)
+    source = config.data.train.datasets[0].model_copy(update={"dataset_path": str(others)})
+    config.data.validation.datasets = [source]
+    config.to_yaml(tmp_path / "train.yaml")
+    with pytest.raises(DataError, match=r"leave them out with data\.validation.max_rejected_rows: 1"):
+        metrics(tmp_path, model_dir, "-c", tmp_path / "train.yaml")
+
+
 def test_exact_answers_about_images_are_refused(tmp_path: Path) -> None:
     model, rows = save_tiny_gemma3(tmp_path / "model"), tmp_path / "rows.jsonl"
     image(0).save(tmp_path / "0.png")

@@ -94,7 +94,7 @@ def _measured(
         config = validation_config(training, model)
     else:
         raise ConfigError("nothing to evaluate on: name a file with --data, tasks with --tasks, or a config with -c")
-    rows = read_held_out(config)
+    rows = read_held_out(config, "" if data is not None else "data.validation")
     if rows.holds_pairs and exact_match:
         raise ConfigError("--exact-match: pairs have no reference answer")
     if reference is not None and not rows.holds_pairs:

@@ -150,7 +150,7 @@ def specs_of(plan: Plan, split: str, began: datetime) -> list[TableSpec]:
             model=plan.model,
             train_on=plan.data.train_on,
             truncation=mixed.truncation,
-            key=f"data.{split}",
+            key=mixed.section,
             max_rejected=mixed.max_rejected_rows,
             began=began,
             may_grow=duplicates_allowed and plan.steps.world_size == 1 and plan.is_native,

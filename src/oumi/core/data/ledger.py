@@ -114,7 +114,7 @@ class Ledger:
 
     dataset: str
     key: str = "data.train"
-    """The split's section of the config."""
+    """The split's section of the config, empty if it is in none."""
     max_rejected: int = 0
     counts: Counts = field(default_factory=Counts)
     drawn: int | None = None
@@ -158,6 +158,8 @@ class Ledger:
     @property
     def advice(self) -> str:
         """Returns how to deal with the rejected rows."""
+        if not self.key:  # of a file that a command names
+            return "Fix them, or remove them from the file"
         return f"Fix them, or leave them out with {self.key}.max_rejected_rows: {self.counts.rejected}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -62,6 +62,8 @@ class ModelPlan:
 class MixturePlan:
     """A mixture of data sets, and how it is read."""
 
+    section: str
+    """Section of the config that messages name; empty if it is in none."""
     datasets: tuple[DatasetParams, ...]
     strategy: str
     """`first_exhausted` or `all_exhausted`, for mixtures with proportions."""

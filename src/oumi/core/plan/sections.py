@@ -158,8 +158,8 @@ def plan_data(config: TrainingConfig) -> DataPlan:
     # Without evaluation, the validation set is not read at all.
     validation = config.data.validation if config.training.eval_strategy != "no" else DatasetSplitParams()
     return DataPlan(
-        train=_plan_mixture(config.data.train, config.data.train.stream),
-        validation=_plan_mixture(validation, is_streamed=False),  # every evaluation reads it again
+        train=_plan_mixture("data.train", config.data.train, config.data.train.stream),
+        validation=_plan_mixture("data.validation", validation, is_streamed=False),  # every evaluation reads it again
         train_on=collators.train_on(config),
         landmarks=collators.landmarks(config.data.train),
         seed=config.data.train.seed if config.data.train.seed is not None else config.training.data_seed,
@@ -174,8 +174,9 @@ def _answer_limits(training: TrainingParams) -> AnswerLimits:
     return AnswerLimits(*(training.trainer_kwargs.get(name) for name in names))
 
 
-def _plan_mixture(split: DatasetSplitParams, is_streamed: bool) -> MixturePlan:
+def _plan_mixture(section: str, split: DatasetSplitParams, is_streamed: bool) -> MixturePlan:
     return MixturePlan(
+        section=section,
         datasets=tuple(split.datasets),
         strategy=split.mixture_strategy,
         pack=split.pack,

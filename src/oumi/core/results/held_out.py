@@ -104,8 +104,12 @@ def validation_config(config: TrainingConfig, model: str) -> TrainingConfig:
     return held_out
 
 
-def read_held_out(config: TrainingConfig) -> HeldOut:
+def read_held_out(config: TrainingConfig, section: str = "") -> HeldOut:
     """Returns the rows of a config from `held_out_config` or `validation_config`.
+
+    Args:
+        config: The config, whose training split are the rows.
+        section: Section of the user's config with the split, empty for a file.
 
     Raises:
         DataError: A row cannot be used; all of them are listed.
@@ -119,6 +123,7 @@ def read_held_out(config: TrainingConfig) -> HeldOut:
     lengths = {key: value for key, value in training.trainer_kwargs.items() if key in AnswerSettings.model_fields}
     training.method, training.trainer_kwargs = ("dpo", lengths) if are_pairs else ("next_token", {})
     plan = make_plan(config, gather_facts(config, may_download=True))
+    plan = replace(plan, data=replace(plan.data, train=replace(plan.data.train, section=section)))
     return HeldOut(config, plan, read_training_data(plan, datetime.now().astimezone()))
 
 
