@@ -62,6 +62,20 @@ def dpo_config(folder: Path, **training: Any) -> TrainingConfig:
     return config_of("dpo", folder, **training)
 
 
+@pytest.mark.parametrize(("num_rows", "is_single"), [(25, True), (24, False)])
+def test_a_step_of_one_judged_answer_is_noted(tmp_path: Path, num_rows: int, is_single: bool) -> None:
+    config = config_of("kto", tmp_path)
+    config.data.train.datasets[0].sample_count = num_rows
+    notes = make_plan(config, gather_facts(config)).notes
+    assert is_single == any("kto: the last step of an epoch has one row" in note for note in notes)
+
+
+def test_arguments_of_the_reference_without_one_are_noted(tmp_path: Path) -> None:
+    config = dpo_config(tmp_path, trainer_kwargs={"loss_type": "sft", "precompute_ref_log_probs": True})
+    notes = make_plan(config, gather_facts(config)).notes
+    assert any("precompute_ref_log_probs: loss sft alone has no reference" in note for note in notes)
+
+
 def test_twenty_steps_equal_a_closed_form_loop(tmp_path: Path) -> None:
     config = dpo_config(tmp_path, max_steps=20)
     train(config)

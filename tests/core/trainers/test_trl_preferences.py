@@ -196,6 +196,7 @@ def test_a_judged_completion_alone_in_its_micro_batch_is_refused(tmp_path: Path)
         ("TRL_DPO", {"precompute_ref_batch_size": 2}, "only precompute_ref_log_probs true reads it"),
         ("TRL_DPO", {"rpo_alpha": "0.5"}, "loss: sigmoid plus 0.5 times sft, as training.trainer_kwargs.rpo_alpha"),
         ("TRL_DPO", {"reference_free": "true"}, "reference: none, as training.trainer_kwargs.reference_free says"),
+        ("TRL_DPO", {"loss_type": "sft", "beta": 0.2}, "training.trainer_kwargs.beta: loss sft alone has no reference"),
         (
             "TRL_DPO",
             {"max_prompt_length": 1024},

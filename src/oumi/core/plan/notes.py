@@ -97,6 +97,7 @@ def plan_notes(plan: Plan, facts: Facts) -> tuple[str, ...]:
         *_limits(config, facts.model, plan.model.dtype, plan.disk),
         *_unread(config, plan.steps),
         *preference_notes(config.training),
+        *_single_answers(plan),
         *adapter_notes(config, plan.model, plan.lora, facts.model),
         *sharding_notes(config, plan.sharding, plan.steps.world_size, plan.device),
         *accelerate_notes(config, plan.accelerate, plan.model.dtype, plan.steps.world_size),
@@ -217,6 +218,16 @@ def _never_due(config: TrainingConfig, steps: StepsPlan) -> Iterator[str]:
         # The default interval is beyond the end of many short runs, which needs no note.
         if steps.total is not None and num_steps > steps.total and key in changed_keys(config):
             yield f"{key}: {num_steps:,} is beyond the run's {steps.total:,} steps, so it is never due"
+
+
+def _single_answers(plan: Plan) -> Iterator[str]:
+    """Yields a note if a step has one row, for a method that compares each row with another one of its step."""
+    steps = plan.steps
+    if not plan.method.mismatches or steps.num_rows is None or steps.total is None or steps.per_epoch is None:
+        return
+    # A shorter run never reaches the last rows of an epoch.
+    if steps.num_rows % steps.rows_per_step == 1 and steps.total >= steps.per_epoch:
+        yield f"{plan.method.name}: the last step of an epoch has one row, and no other to estimate kl from: it is 0"
 
 
 def _limits(config: TrainingConfig, model: ModelFacts, dtype: str, disk: DiskPlan) -> Iterator[str]:

@@ -64,6 +64,9 @@ _SMOOTHED = {
 }
 """Losses that read `label_smoothing`."""
 
+_OF_REFERENCE = {"beta", "reference_free", "precompute_ref_log_probs", "ld_alpha", "f_divergence_type"}
+"""Arguments of how a loss of pairs compares with the reference."""
+
 _POSITIVE, _NOT_NEGATIVE, _ANY = (1e-9, inf, ", above 0"), (0.0, inf, ", 0 or more"), (-inf, inf, "")
 _NUMBERS: Mapping[str, tuple[float, float, str]] = {
     "beta": _POSITIVE,
@@ -133,6 +136,9 @@ def losses_of(training: TrainingParams) -> list[str]:
 
 def preference_notes(training: TrainingParams) -> Iterator[str]:
     """Yields a note for each argument that is carried out in another way, or has no effect."""
+    if losses_of(training) == ["sft"]:
+        for name in (name for name in training.trainer_kwargs if name in _OF_REFERENCE):
+            yield f"training.trainer_kwargs.{name}: loss sft alone has no reference; it affects the metrics at most"
     if training.trainer_type not in _TRAINERS:
         return
     trainer, kwargs, losses = training.trainer_type, training.trainer_kwargs, losses_of(training)
