@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from oumi.core.errors import ConfigError
@@ -29,18 +29,27 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
         return model.eval()(IDS).logits
 
 
-@pytest.mark.parametrize("rslora", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_model_begins_as_it_was_and_a_checkpoint_restores_it_bitwise(tmp_path: Path, kind: str, rslora: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "rslora", "dtype"),
+    [
+        *((kind, rslora, "float32") for kind in KINDS for rslora in (False, True)),
+        *((kind, False, "float64") for kind in KINDS),
+    ],
+)
+def test_a_model_begins_as_it_was_and_a_checkpoint_restores_it_bitwise(
+    tmp_path: Path, kind: str, rslora: bool, dtype: str
+) -> None:
     config = tiny_config(tmp_path, use_peft=True)
+    config.model.torch_dtype_str = dtype
     config.peft.lora_target_modules = ["all-linear"]
     config.peft.lora_init_weights, config.peft.lora_use_rslora = kind, rslora  # type: ignore[assignment]
     plan = make_plan(config, gather_facts(config))
     model = build_model(plan, torch.device("cpu"))
     assert begins_with_base(model)
-    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=dtype)
     untrained = logits(base)
-    torch.testing.assert_close(logits(model), untrained, rtol=1e-4, atol=1e-5)
+    rtol, atol = (1e-4, 1e-5) if dtype == "float32" else (1e-10, 1e-10)
+    torch.testing.assert_close(logits(model), untrained, rtol=rtol, atol=atol)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_" in name:
@@ -50,7 +59,7 @@ def test_a_model_begins_as_it_was_and_a_checkpoint_restores_it_bitwise(tmp_path:
     saved = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
     assert (saved["r"], saved["init_lora_weights"]) == (16, True)
     torch.testing.assert_close(
-        logits(PeftModel.from_pretrained(base, tmp_path / "saved")), expected, rtol=1e-4, atol=1e-5
+        logits(PeftModel.from_pretrained(base, tmp_path / "saved")), expected, rtol=rtol, atol=atol
     )
     again = build_model(plan, torch.device("cpu"), checkpoint=tmp_path / "saved")
     assert torch.equal(logits(again), expected)
@@ -60,6 +69,19 @@ def test_a_model_begins_as_it_was_and_a_checkpoint_restores_it_bitwise(tmp_path:
                 weight.zero_()
     load_weights(model, plan, tmp_path / "saved")  # as after a rollback
     assert torch.equal(logits(model), expected)
+
+
+def test_pissa_begins_with_the_update_that_peft_takes(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, use_peft=True)
+    config.peft.lora_init_weights = "PISA"  # type: ignore[assignment]
+    ours = build_model(make_plan(config, gather_facts(config)), torch.device("cpu"))
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    theirs = get_peft_model(base, LoraConfig(init_lora_weights="pissa"))
+    for path, layer in theirs.named_modules():
+        if hasattr(layer, "get_delta_weight"):
+            ours_layer = ours.get_submodule(path)
+            torch.testing.assert_close(ours_layer.get_delta_weight("default"), layer.get_delta_weight("default"))
+            torch.testing.assert_close(ours_layer.base_layer.weight, layer.base_layer.weight)
 
 
 @pytest.mark.parametrize("kind", ["PISA", "OLORA"])

@@ -43,16 +43,18 @@ def take_from_base(adapted: Any, kind: str, full_weight: Callable[[str], torch.T
         base = layer.get_base_layer()
         check_rank(path, layer)
         if kind == "loftq":
-            _set_to_rounding_error(layer, full_weight(path) - weight_of(base, torch.float32))
+            _set_to_low_rank(layer, full_weight(path) - weight_of(base, torch.float32))
             setattr(layer, _FIRST, _weights_of(layer))
             continue
         original = base.weight.data.clone()
-        if kind == "olora":  # not by PEFT, which takes every weight for [o, i]
-            _set_to_first_directions(layer, original.T if layer.fan_in_fan_out else original)
+        # Not by PEFT, which takes every weight for [o, i] in OLoRA, and none in float64 in PiSSA.
+        weight_oi = original.T if layer.fan_in_fan_out else original
+        if kind == "olora":
+            _set_to_first_directions(layer, weight_oi)
         else:
-            layer.pissa_init("default", kind)
+            _, _, num_iterations = kind.partition("_niter_")
+            _set_to_low_rank(layer, weight_oi, int(num_iterations) if num_iterations else None)
         setattr(layer, _FIRST, _weights_of(layer))
-        # PEFT has subtracted already, but rounds otherwise than a run that is resumed.
         base.weight.data = original - layer.get_delta_weight("default").to(original.dtype)
 
 
@@ -136,17 +138,27 @@ def check_rank(path: str, layer: Any) -> None:
         )
 
 
-def _set_to_rounding_error(layer: Any, error_oi: torch.Tensor) -> None:
-    u_oN, s_N, v_Ni = torch.linalg.svd(error_oi.float(), full_matrices=False)
-    rank = layer.r["default"]
+def _set_to_low_rank(layer: Any, matrix_oi: torch.Tensor, num_iterations: int | None = None) -> None:
+    """Sets an adapter to the nearest matrix of its rank; in a number of iterations to about it, which is faster."""
+    rank, matrix_oi = layer.r["default"], _decomposable(matrix_oi)
+    if num_iterations is None:
+        u_oN, s_N, v_Ni = torch.linalg.svd(matrix_oi, full_matrices=False)
+    else:
+        u_oN, s_N, v_iN = torch.svd_lowrank(matrix_oi, rank, niter=num_iterations)
+        v_Ni = v_iN.T
     roots_r = (s_N[:rank] / layer.scaling["default"]).sqrt()
     _set(layer, (roots_r[:, None] * v_Ni[:rank], u_oN[:, :rank] * roots_r))
 
 
 def _set_to_first_directions(layer: Any, weight_oi: torch.Tensor) -> None:
-    q_oN, r_Ni = torch.linalg.qr(weight_oi.float())
+    q_oN, r_Ni = torch.linalg.qr(_decomposable(weight_oi))
     rank = layer.r["default"]
     _set(layer, (r_Ni[:rank], q_oN[:, :rank]))
+
+
+def _decomposable(matrix: torch.Tensor) -> torch.Tensor:
+    """Returns a matrix in a dtype that torch decomposes."""
+    return matrix if matrix.dtype == torch.float64 else matrix.float()
 
 
 def _halves(saved: Mapping[str, torch.Tensor], path: str) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
