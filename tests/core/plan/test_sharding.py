@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from oumi.core.configs import TrainingConfig
+from oumi.core.plan.adapters import adapter_problems
 from oumi.core.plan.sharding import plan_sharding, sharding_notes
 
 
@@ -49,3 +50,22 @@ def test_keys_that_mean_what_they_say_are_not_named(fsdp: dict[str, Any]) -> Non
 def test_an_adapter_is_saved_as_a_whole(kind: str) -> None:
     (note,) = notes({**BY_BLOCK, "state_dict_type": kind}, is_full=False)
     assert note.startswith(f"not read: fsdp.state_dict_type: {kind}")
+
+
+@pytest.mark.parametrize("trainer", ["OUMI", "TRL_SFT"])
+@pytest.mark.parametrize(
+    ("sections", "is_refused"),
+    [
+        ({"fsdp": {"enable_fsdp": True}}, True),
+        ({"fsdp": {"enable_fsdp": True, "sharding_strategy": "NO_SHARD"}}, False),
+        ({"deepspeed": {"enable_deepspeed": True, "zero_stage": "ZERO_3"}}, True),
+        ({}, False),
+    ],
+)
+def test_single_rows_of_a_divided_embedding_are_refused(trainer: str, sections: Any, is_refused: bool) -> None:
+    training = {"trainer_type": trainer, "use_peft": True}
+    config = TrainingConfig.model_validate(
+        {"model": {"model_name": "m"}, "training": training, "peft": {"lora_trainable_token_indices": [3]}, **sections}
+    )
+    keys = [key for key, _ in adapter_problems(config)]
+    assert ("peft.lora_trainable_token_indices" in keys) == is_refused

@@ -137,9 +137,23 @@ def adapter_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
             f"ADAPTER_AND_BASE_MODEL saves the unchanged base, and peft.lora_bias: {peft.lora_bias} trains its "
             "biases; set MERGED or ADAPTER_ONLY",
         )
+    if peft.lora_trainable_token_indices and _divides_weights(config):
+        yield (
+            "peft.lora_trainable_token_indices",
+            "fsdp and deepspeed divide the embedding over the ranks, where single rows of it cannot be trained; name "
+            "it in peft.lora_modules_to_save instead, or leave the weights whole",
+        )
     if peft.q_lora:
         yield from _quantization_problems(config)
     yield from _initialization_problems(config)
+
+
+def _divides_weights(config: TrainingConfig) -> bool:
+    """Returns True if no rank has whole weights; ZeRO 2 leaves them whole under other trainers than ours."""
+    fsdp = equivalent_fsdp(config) if config.training.trainer_type.spec.is_native else config.fsdp
+    return config.deepspeed.is_zero3_enabled() or (
+        fsdp.enable_fsdp and fsdp.sharding_strategy != ShardingStrategy.NO_SHARD
+    )
 
 
 def _initialization_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:

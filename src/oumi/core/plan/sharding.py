@@ -123,8 +123,6 @@ def sharding_problems(config: TrainingConfig) -> Iterator[tuple[str, str]]:
         yield key, "fp16 needs a loss scale, which is not supported with fsdp; use bf16"
     if training.fp8_recipe is not None:
         yield "training.fp8_recipe", "not supported with fsdp; leave one of them out"
-    if training.use_peft and config.peft.lora_trainable_token_indices:
-        yield "peft.lora_trainable_token_indices", "not supported with fsdp.enable_fsdp: rows of a divided embedding"
     if training.use_peft and config.peft.lora_target_parameters:
         yield "peft.lora_target_parameters", "not supported with fsdp.enable_fsdp: an adapter on stacked weights"
 
