@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from oumi.core.models.generation import Decoding, generate_all, max_positions
+from oumi.core.models.decoding import Decoding
+from oumi.core.models.generation import generate_all, max_positions
 from oumi.core.run import Sample
 from oumi.core.types.example import Example
 

@@ -1,60 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers of a model to several prompts at once, each as if it were alone.
 
-Shape letters: B prompts, S tokens so far, V vocabulary.
+Shape letters: B prompts, S tokens so far.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 from transformers.generation import LogitsProcessor, LogitsProcessorList
-from transformers.generation.logits_process import MinPLogitsWarper, TemperatureLogitsWarper, TopPLogitsWarper
 
 from oumi.core.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How the next token is chosen, and where an answer ends."""
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    """0 takes the most likely token each time; above 0, tokens are sampled."""
-    top_p: float = 1.0
-    """Samples among the most likely tokens that have this share of the probability together."""
-    min_p: float = 0.0
-    """Samples among tokens that are at least this share as likely as the most likely one."""
-    frequency_penalty: float = 0.0
-    """Subtracted from the logit of a token for each time that the answer has it."""
-    presence_penalty: float = 0.0
-    """Subtracted from the logit of each token that the answer has."""
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    """Added to the logits of tokens, by id."""
-    num_beams: int = 1
-    max_length: int = 1 << 30
-    """Most tokens of question and answer together."""
-    stop_tokens: tuple[int, ...] = ()
-    """Tokens that end an answer, and are no part of it."""
-    stop_strings: tuple[str, ...] = ()
-    """Texts that end an answer, and are no part of it."""
-    keeps_special_tokens: bool = False
-    """Special tokens are a part of the text of an answer."""
-
-
-@dataclass(frozen=True)
-class Generated:
-    """An answer."""
-
-    text: str
-    num_tokens: int
-    is_finished: bool
-    """False if it was cut at the largest number of tokens."""
+from oumi.core.models.adapters import below_adapter
+from oumi.core.models.attention.rope import follows_length, original_length
+from oumi.core.models.continuous import ContinuousBatch
+from oumi.core.models.decoding import Decoding, Generated, adjusted, answer_of
+from oumi.core.models.joined_cache import has_joinable_cache
 
 
 def max_positions(model: Any) -> int:
@@ -69,7 +34,7 @@ def generate_all(
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     batch_size: int,
-    seeds: Sequence[int] | None = None,
+    seeds: Sequence[int] = (),
 ) -> list[Generated]:
     """Returns the answer to each prompt, which does not depend on the other prompts but for rounding.
 
@@ -84,12 +49,43 @@ def generate_all(
     Raises:
         ConfigError: A prompt has as many tokens as the model can process.
     """
+    for prompt in prompts:
+        _check_length(prompt, decoding)
+    own = below_adapter(model)
+    longest = min(max(map(len, prompts), default=0) + decoding.max_new_tokens, decoding.max_length)
+    is_joinable = has_joinable_cache(own)
+    if not is_joinable or _follows_longest(own, longest):
+        batch_size = 1
+    if is_joinable and decoding.num_beams == 1 and not _learns_prompt(model):
+        batch = ContinuousBatch(own, tokenizer, decoding, batch_size)
+        return [answer_of(tokens, tokenizer, decoding) for tokens in batch.answers(prompts, seeds)]
+    if own._is_stateful:  # a recurrent state takes padding for tokens
+        batch_size = 1
     answers: dict[int, Generated] = {}
     for rows in _batches([len(prompt) for prompt in prompts], decoding, batch_size):
-        chosen = [seeds[i] for i in rows] if seeds is not None else None
-        generated = generate(model, tokenizer, [prompts[i] for i in rows], decoding, chosen)
+        generated = generate(model, tokenizer, [prompts[i] for i in rows], decoding, [seeds[i] for i in rows if seeds])
         answers |= dict(zip(rows, generated, strict=True))
     return [answers[i] for i in range(len(prompts))]
+
+
+def _follows_longest(model: Any, longest: int) -> bool:
+    """Returns True if the numbers of a row depend on the longest one of its batch, which has up to so many tokens."""
+    limits = [original_length(module) for module in model.modules() if follows_length(module)]
+    # Llama 4 takes the temperature of its attention from the length of the cache, not from positions.
+    limits.append(getattr(model.config.get_text_config(), "floor_scale", None) or longest + 1)
+    return longest >= min(limits)
+
+
+def _learns_prompt(model: Any) -> bool:
+    """Returns True for an adapter that puts learned tokens before each prompt, which PEFT's own model does."""
+    return any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())
+
+
+def _check_length(prompt: Sequence[int], decoding: Decoding) -> None:
+    if len(prompt) >= decoding.max_length:
+        raise ConfigError(
+            f"the question has {len(prompt)} tokens; the model can process {decoding.max_length} with the answer"
+        )
 
 
 @torch.inference_mode()
@@ -98,24 +94,21 @@ def generate(
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
-    seeds: Sequence[int] | None = None,
+    seeds: Sequence[int] = (),
     streamer: Any = None,
 ) -> list[Generated]:
-    """Returns the answers to the prompts of one batch; arguments and errors as `generate_all`."""
-    longest = max(len(prompt) for prompt in prompts)
-    max_answer = decoding.max_length - longest
-    if max_answer < 1:
-        raise ConfigError(
-            f"the question has {longest} tokens; the model can process {decoding.max_length} with the answer"
-        )
+    """Returns the answers to the prompts of one batch, by transformers; arguments and errors as `generate_all`."""
+    longest_prompt = max(prompts, key=len)
+    _check_length(longest_prompt, decoding)
+    longest = len(longest_prompt)
     # Any token will do, since the attention mask hides it.
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(decoding.stop_tokens), 0)
     # Padded on the left: an answer is generated where the question ends.
     tokens_BS = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=model.device)
     is_token_BS = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     settings = GenerationConfig(
-        do_sample=False,  # `_processors` adds the noise of sampling, of its own for each prompt
-        max_new_tokens=min(decoding.max_new_tokens, max_answer),
+        do_sample=False,  # `adjusted` adds the noise of sampling, of its own for each prompt
+        max_new_tokens=min(decoding.max_new_tokens, decoding.max_length - longest),
         num_beams=decoding.num_beams,
         eos_token_id=list(decoding.stop_tokens) or None,
         pad_token_id=pad,
@@ -126,11 +119,12 @@ def generate(
             input_ids=tokens_BS,
             attention_mask=is_token_BS,
             generation_config=settings,
-            logits_processor=_processors(decoding, longest, seeds),
+            logits_processor=LogitsProcessorList([_Adjustment(decoding, longest, seeds)]),
             streamer=streamer,
             tokenizer=tokenizer if decoding.stop_strings else None,
         )
-    return [_answer(tokens, tokenizer, decoding, pad) for tokens in output_BS[:, longest:].tolist()]
+    answers = (_without_padding(tokens, decoding, pad) for tokens in output_BS[:, longest:].tolist())
+    return [answer_of(tokens, tokenizer, decoding) for tokens in answers]
 
 
 def _batches(lengths: list[int], decoding: Decoding, batch_size: int) -> Iterator[list[int]]:
@@ -156,70 +150,19 @@ def _generation_settings(model: Any, settings: GenerationConfig) -> Iterator[Non
         model.generation_config = own
 
 
-def _processors(decoding: Decoding, prompt_length: int, seeds: Sequence[int] | None) -> LogitsProcessorList:
-    """Returns what changes the logits, in the order of the OpenAI API: bias and penalties, then what samples."""
-    processors = LogitsProcessorList()
-    if decoding.logit_bias:
-        processors.append(_Bias(decoding.logit_bias))
-    if decoding.frequency_penalty or decoding.presence_penalty:
-        processors.append(_Penalties(prompt_length, decoding.frequency_penalty, decoding.presence_penalty))
-    if decoding.temperature > 0:
-        processors.append(TemperatureLogitsWarper(decoding.temperature))
-        if decoding.min_p > 0:
-            processors.append(MinPLogitsWarper(decoding.min_p))
-        if decoding.top_p < 1:
-            processors.append(TopPLogitsWarper(max(decoding.top_p, 1e-9)))  # 0 leaves the most likely token
-        assert seeds is not None, "sampling takes a seed for each prompt"
-        processors.append(_Noise(seeds))
-    return processors
+class _Adjustment(LogitsProcessor):
+    """Applies `adjusted` in the loop of transformers."""
 
-
-class _Bias(LogitsProcessor):
-    def __init__(self, bias: Mapping[int, float]) -> None:
-        self._tokens, self._values = list(bias), list(bias.values())
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        values = torch.tensor(self._values, dtype=scores.dtype, device=scores.device)
-        return scores.index_add(1, torch.tensor(self._tokens, device=scores.device), values.expand(len(scores), -1))
-
-
-class _Penalties(LogitsProcessor):
-    """Lowers the logits of tokens that the answer has already."""
-
-    def __init__(self, prompt_length: int, frequency: float, presence: float) -> None:
-        self._prompt_length, self._frequency, self._presence = prompt_length, frequency, presence
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        answers_BS = input_ids[:, self._prompt_length :]
-        counts_BV = torch.zeros_like(scores).scatter_add_(
-            1, answers_BS, torch.ones_like(answers_BS, dtype=scores.dtype)
-        )
-        return scores - self._frequency * counts_BV - self._presence * (counts_BV > 0)
-
-
-class _Noise(LogitsProcessor):
-    """Turns the largest logit into a sample: the Gumbel-max trick.
-
-    The most likely token after adding noise -log(-log u) to each logit, with u uniform, is distributed as the softmax
-    of the logits. Each prompt has a generator of its own, so its sample does not depend on the other prompts.
-    """
-
-    def __init__(self, seeds: Sequence[int]) -> None:
+    def __init__(self, decoding: Decoding, prompt_length: int, seeds: Sequence[int]) -> None:
+        self._decoding, self._prompt_length = decoding, prompt_length
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        # Of a CPU, so that the same seed gives the same noise on every device.
-        noise_BV = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=g) for g in self._generators])
-        return scores.float() - noise_BV.log().to(scores.device)
+        return adjusted(scores, input_ids[:, self._prompt_length :].tolist(), self._decoding, self._generators)
 
 
-def _answer(tokens: list[int], tokenizer: Any, decoding: Decoding, pad: int) -> Generated:
-    """Returns an answer from its tokens, which go on until the last answer of the batch ends."""
-    end = next((i for i, token in enumerate(tokens) if token in decoding.stop_tokens), None)
-    is_finished, tokens = end is not None, tokens[:end]
-    if decoding.stop_strings:  # after one of these, the rest is padding
-        while tokens and tokens[-1] == pad:
-            tokens.pop()
-    text = str(tokenizer.decode(tokens, skip_special_tokens=not decoding.keeps_special_tokens))
-    ends = [at for string in decoding.stop_strings if (at := text.find(string)) >= 0]
-    return Generated(text[: min(ends, default=None)], len(tokens), is_finished or bool(ends))
+def _without_padding(tokens: list[int], decoding: Decoding, pad: int) -> list[int]:
+    """Returns the tokens of an answer, which padding follows until the last answer of the batch ends."""
+    while decoding.stop_strings and tokens and tokens[-1] == pad:
+        tokens.pop()
+    return tokens

@@ -20,7 +20,8 @@ from oumi.core.data.sources.jsonl import shown
 from oumi.core.data.sources.tabular import read_rows
 from oumi.core.data.tokenize.chat_template import TemplateError
 from oumi.core.errors import ConfigError, OutputError
-from oumi.core.models.generation import Decoding, Generated, generate_all
+from oumi.core.models.decoding import Decoding, Generated
+from oumi.core.models.generation import generate_all
 from oumi.core.results.chat_model import ChatModel
 from oumi.core.system.cache import digest_of_values
 from oumi.core.system.filesystem import lock, storage_errors

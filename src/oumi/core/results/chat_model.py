@@ -17,7 +17,8 @@ from transformers.utils import logging as transformers_logging
 from oumi.core.data.tokenize.chat_template import Template, chat_template_for
 from oumi.core.errors import ConfigError, RefusedError, StorageError, did_you_mean
 from oumi.core.models.adapters import load_adapter
-from oumi.core.models.generation import Decoding, generate, generate_all, max_positions
+from oumi.core.models.decoding import Decoding
+from oumi.core.models.generation import generate, generate_all, max_positions
 from oumi.core.plan.custom import saved_class
 from oumi.core.recipes import resolve_asset
 from oumi.core.system.filesystem import expanded

@@ -27,6 +27,14 @@ def follows_length(module: torch.nn.Module) -> bool:
     return any(isinstance(name, str) and ("dynamic" in name or name == "longrope") for name in names)
 
 
+def original_length(module: torch.nn.Module) -> int:
+    """Returns up to how many tokens the frequencies of a module that `follows_length` are always the same."""
+    settings: Any = module.config.rope_parameters  # by layer type, where these have settings of their own
+    parts = [settings, *(part for part in settings.values() if isinstance(part, dict))]
+    lengths = [part["original_max_position_embeddings"] for part in parts if "original_max_position_embeddings" in part]
+    return int(min([*lengths, module.config.max_position_embeddings]))
+
+
 def separate_documents(model: torch.nn.Module, documents: Documents) -> None:
     """Makes the rotary embeddings of a model see one document of a batch at a time.
 
