@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from oumi.core.errors import ConfigError
 from oumi.core.inspect import gather_facts
-from oumi.core.models.adapters import add_lora
+from oumi.core.models.adapters import add_lora, saved_size
 from oumi.core.models.build import build_model
 from oumi.core.plan.division import adapted_modules
 from oumi.core.plan.lora import LoraPlan
@@ -156,21 +156,33 @@ def test_what_is_frozen_stays_so_with_an_adapter(tmp_path: Path, resumed: bool) 
         ("model.layers.*_proj", [r".*\.0\..*", ".*gate_proj"]),
     ],
 )
-def test_the_plan_counts_the_weights_that_are_adapted(tmp_path: Path, targets: Any, excluded: Any) -> None:
+@pytest.mark.parametrize("frozen", [[], ["model.layers.0", "model.*.v_proj"]])
+def test_the_plan_counts_the_weights_that_are_adapted(
+    tmp_path: Path, targets: Any, excluded: Any, frozen: list[str]
+) -> None:
     config = tiny_config(tmp_path, use_peft=True)
+    config.model.freeze_layers = frozen
     config.peft.lora_target_modules, config.peft.lora_exclude_modules = targets, excluded
     plan = make_plan(config, gather_facts(config))
     model = build_model(plan, torch.device("cpu"))
     weights = dict(model.named_parameters())
-    trained = sum(weight.numel() for weight in weights.values() if weight.requires_grad)
-    adapted = sum(weight.numel() for name, weight in weights.items() if ".base_layer." in name)
-    total = sum(weight.numel() for weight in weights.values()) - trained
+    adapter = {name: weight.numel() for name, weight in weights.items() if ".lora_" in name}
+    trained = sum(size for name, size in adapter.items() if weights[name].requires_grad)
+    adapted = sum(
+        weight.numel()
+        for name, weight in weights.items()
+        if ".base_layer." in name
+        and name.removeprefix("base_model.model.").partition(".base_layer.")[0] in places(model)
+    )
+    total = sum(weight.numel() for weight in weights.values()) - sum(adapter.values())
     (note,) = [note for note in plan.notes if note.startswith("adapter:")]
     assert note == (
         f"adapter: layers with {adapted / total:.0%} of the weights are adapted, "
         f"by {trained / total:.2%} as many trained weights"
     )
-    assert plan.disk.final_bytes == 4 * trained
+    assert plan.disk.final_bytes == 4 * sum(adapter.values())
+    size = saved_size(model)
+    assert (size.num_bytes, size.trained_bytes) == (plan.disk.final_bytes, 4 * trained)
 
 
 def test_a_pattern_adapts_the_modules_whose_paths_it_matches(tmp_path: Path) -> None:

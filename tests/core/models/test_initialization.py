@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from oumi.core.errors import ConfigError
 from oumi.core.inspect import gather_facts
+from oumi.core.models.adapters import saved_size
 from oumi.core.models.build import build_model, load_weights
 from oumi.core.models.initialization import begins_with_base
 from oumi.core.models.saving import ModelWriter
@@ -58,6 +59,7 @@ def test_a_model_begins_as_it_was_and_a_checkpoint_restores_it_bitwise(
     ModelWriter(model, plan.model).write(tmp_path / "saved")
     saved = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
     assert (saved["r"], saved["init_lora_weights"]) == (16, True)
+    assert saved_size(model).num_bytes == sum(w.nbytes for w in load_peft_weights(str(tmp_path / "saved")).values())
     torch.testing.assert_close(
         logits(PeftModel.from_pretrained(base, tmp_path / "saved")), expected, rtol=rtol, atol=atol
     )

@@ -15,6 +15,7 @@ from oumi.core.configs.peft import ALL_LINEAR
 from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.hub import hub_errors
 from oumi.core.log import logger
+from oumi.core.models.initialization import begins_with_base
 from oumi.core.models.quantization import is_quantized, num_numbers
 from oumi.core.models.vocabulary import fit_to_adapter
 from oumi.core.plan.lora import LoraPlan
@@ -215,4 +216,10 @@ def saved_size(model: Any, mode: str = "ADAPTER_ONLY") -> SavedSize:
     )
     if not is_adapted(model):
         return SavedSize(num_bytes, trained, number_bytes=number_bytes)
-    return SavedSize(trained, trained, 0 if mode == "ADAPTER_ONLY" else num_bytes - trained, number_bytes)
+    weights = dict(model.named_parameters())
+    names = adapter_names(model)
+    adapter = sum(weights[name].nbytes for name in names)
+    # What the adapter began with is a second half of its files.
+    doubled = sum(weights[name].nbytes for name in names if ".lora_" in name) if begins_with_base(model) else 0
+    base = 0 if mode == "ADAPTER_ONLY" else num_bytes - adapter
+    return SavedSize(adapter + doubled, trained, base, number_bytes)

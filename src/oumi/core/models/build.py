@@ -74,7 +74,7 @@ def build_model(
         with shapes_on_host(model, keeps_copies=True) as shapes:
             adapted = load_adapter(shapes, adapter, is_trained=True, revision=revision)
         adapted.peft_config["default"].base_model_name_or_path = _base_name(plan)
-        return _without_frozen(adapted, plan)
+        return _without_frozen(adapted, plan.model.freeze)
     if plan.lora is None:
         for parameter in model.parameters():
             # A weight that is mapped from a file has an arbitrary offset. Vector loads are faster from an aligned copy.
@@ -94,7 +94,7 @@ def build_model(
         take_from_base(adapted, taken, _weights_in_full(plan))
     elif plan.lora.begins_with_inputs and documents is not None:
         begin_with_inputs(adapted, documents)
-    return _without_frozen(adapted, plan)
+    return _without_frozen(adapted, plan.lora.frozen)
 
 
 def base_source(plan: Plan, checkpoint: Path | None) -> Path | None:
@@ -166,10 +166,10 @@ def _check_positions(model: Any, max_length: int | None) -> None:
             )
 
 
-def _without_frozen(adapted: Any, plan: Plan) -> Any:
+def _without_frozen(adapted: Any, frozen: tuple[str, ...]) -> Any:
     """Returns the model after freezing the adapters in frozen modules: what `freeze_layers` names does not move."""
     num_before = sum(weight.requires_grad for weight in adapted.parameters())
-    freeze(below_adapter(adapted), plan.model.freeze)
+    freeze(below_adapter(adapted), frozen)
     if num_frozen := num_before - sum(weight.requires_grad for weight in adapted.parameters()):
         logger.info("model.freeze_layers: %d weights of adapters stay as they are", num_frozen)
     return adapted

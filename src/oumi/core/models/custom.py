@@ -24,7 +24,7 @@ from oumi.core.errors import ConfigError, OumiError, did_you_mean
 from oumi.core.log import logger
 from oumi.core.models.base_model import BaseModel
 from oumi.core.models.load import freeze
-from oumi.core.models.model_parts import PARTS
+from oumi.core.plan.frozen import PARTS
 from oumi.core.plan.parts import ModelPlan
 from oumi.core.recipes import resolve_asset
 from oumi.core.system.filesystem import expanded

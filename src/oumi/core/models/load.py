@@ -22,9 +22,10 @@ from transformers import (
 from oumi.core.errors import ConfigError, RefusedError, did_you_mean
 from oumi.core.hub import hub_errors, remote_code_refused
 from oumi.core.log import logger
-from oumi.core.models.model_parts import LANGUAGE_MODEL_KEYS, PARTS, modules_of_part
+from oumi.core.models.model_parts import LANGUAGE_MODEL_KEYS, modules_of_part
 from oumi.core.models.quantization import keep_layout, kept_modules, quantization_config, release_files
 from oumi.core.models.vocabulary import add_tokens
+from oumi.core.plan.frozen import PARTS
 from oumi.core.plan.parts import ModelPlan
 from oumi.core.recipes import resolve_asset
 
@@ -138,7 +139,7 @@ def freeze(model: Any, module_names: tuple[str, ...]) -> None:
 
     Args:
         model: A transformers model.
-        module_names: Paths of modules, patterns of paths with `*`, or names of parts, see `model_parts.PARTS`.
+        module_names: Paths of modules, patterns of paths with `*`, or names of parts, see `frozen.PARTS`.
 
     Raises:
         ConfigError: The model has no such module or part.

@@ -7,18 +7,7 @@ from typing import Any
 
 from torch import nn
 
-PARTS: dict[str, tuple[str, ...]] = {
-    "vision_encoder": ("vision_tower", "visual", "vision_model", "vision_encoder", "vision_embed_tokens"),
-    "audio_encoder": ("audio_tower", "audio_model", "audio_encoder"),
-    "projector": (
-        "multi_modal_projector", "mm_projector", "connector", "merger", "deepstack_merger_list", "aligner", "qformer",
-        "embed_vision", "language_projection", "img_projection",
-    ),
-    "language_model": ("language_model", "text_model"),
-    "embeddings": (),
-    "head": (),
-}  # fmt: skip
-"""Parts of models -> the last names of their modules in the families of transformers."""
+from oumi.core.plan.frozen import PARTS
 
 LANGUAGE_MODEL_KEYS = {
     r"^model\.language_model\.": "model.",

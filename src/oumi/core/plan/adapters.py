@@ -6,10 +6,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from oumi.core.configs import LoraWeightInitialization, PeftParams, PeftSaveMode, TrainingConfig
+from oumi.core.configs import LoraWeightInitialization, PeftSaveMode, TrainingConfig
 from oumi.core.configs.fsdp import ShardingStrategy
 from oumi.core.errors import ConfigError
-from oumi.core.plan.disk import EMBEDDINGS, adapted_matrices, size_of_files
+from oumi.core.plan.disk import EMBEDDINGS, size_of_files, trained_matrices
 from oumi.core.plan.facts import Facts, ModelFacts
 from oumi.core.plan.lora import LoraPlan, QuantizationPlan
 from oumi.core.plan.parts import ModelPlan
@@ -20,9 +20,10 @@ _DEQUANTIZED = "mxfp4"
 _OWN = "bitsandbytes"
 
 
-def plan_lora(peft: PeftParams) -> LoraPlan:
+def plan_lora(config: TrainingConfig) -> LoraPlan:
     """Returns the adapter as arguments of PEFT."""
-    return LoraPlan(settings=peft.lora_settings(), save_mode=peft.peft_save_mode.name)
+    peft = config.peft
+    return LoraPlan(peft.lora_settings(), peft.peft_save_mode.name, tuple(config.model.freeze_layers))
 
 
 def plan_quantization(config: TrainingConfig, facts: Facts, dtype: str) -> QuantizationPlan | None:
@@ -80,8 +81,8 @@ def adapter_notes(config: TrainingConfig, plan: ModelPlan, lora: LoraPlan | None
     saved = size_of_files(facts, plan.dtype, lora)
     has_experts = any(".experts." in name for name in matrices)  # which transformers stacks, if the family says so
     if saved is not None and not has_experts:
-        adapted = sum(math.prod(shape) for shape in adapted_matrices(facts, lora).values()) / num_weights
-        trained = saved.trained_bytes / 4 / num_weights / (2 if lora.taken_from_base else 1)
+        adapted = sum(math.prod(shape) for shape in trained_matrices(facts, lora).values()) / num_weights
+        trained = saved.trained_bytes / 4 / num_weights
         about = "about " if lora.begins_with_inputs else ""
         yield (
             f"adapter: layers with {adapted:.0%} of the weights are adapted, by {about}{trained:.2%} as many trained "

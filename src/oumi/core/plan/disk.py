@@ -9,6 +9,7 @@ from dataclasses import replace
 from oumi.core.configs.peft import ALL_LINEAR
 from oumi.core.errors import OutputError
 from oumi.core.plan.facts import ModelFacts
+from oumi.core.plan.frozen import is_frozen
 from oumi.core.plan.lora import LoraPlan, is_target
 from oumi.core.plan.parts import CheckpointPlan, OptimizerPlan, Plan, StepsPlan
 from oumi.core.plan.resources import DiskPlan, SavedSize
@@ -111,10 +112,13 @@ def size_of_files(facts: ModelFacts, dtype: str, lora: LoraPlan | None) -> Saved
     if targets is None or any(settings.get(name) for name in odd) or not facts.matrices:
         return None
     # An adapter is two matrices per target, rank x inputs and outputs x rank, in float32.
-    adapted = adapted_matrices(facts, lora).values()
-    adapter_bytes = 4 * (2 if lora.taken_from_base else 1) * sum(settings["r"] * sum(shape) for shape in adapted)
+    adapter_bytes, trained_bytes = (
+        4 * sum(settings["r"] * sum(shape) for shape in matrices.values())
+        for matrices in (adapted_matrices(facts, lora), trained_matrices(facts, lora))
+    )
+    file_bytes = adapter_bytes * (2 if lora.taken_from_base else 1)  # with what it began with
     base_bytes = (facts.num_parameters or 0) * BYTES.get(dtype, 4)
-    return SavedSize(adapter_bytes, adapter_bytes, 0 if lora.save_mode == "ADAPTER_ONLY" else base_bytes)
+    return SavedSize(file_bytes, trained_bytes, 0 if lora.save_mode == "ADAPTER_ONLY" else base_bytes)
 
 
 def adapted_matrices(facts: ModelFacts, lora: LoraPlan) -> dict[str, tuple[int, ...]]:
@@ -126,6 +130,12 @@ def adapted_matrices(facts: ModelFacts, lora: LoraPlan) -> dict[str, tuple[int, 
         if _is_adapted(module := name.removesuffix(".weight"), targets)
         and not (excluded and re.fullmatch(excluded, module))
     }
+
+
+def trained_matrices(facts: ModelFacts, lora: LoraPlan) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the weights with an adapter that is trained, which those in frozen modules are not."""
+    adapted = adapted_matrices(facts, lora)
+    return {name: shape for name, shape in adapted.items() if not is_frozen(name.removesuffix(".weight"), lora.frozen)}
 
 
 def _is_adapted(module: str, targets: list[str] | str) -> bool:

@@ -44,6 +44,8 @@ class LoraPlan:
     """Arguments of peft.LoraConfig."""
     save_mode: str
     """Name of a PeftSaveMode."""
+    frozen: tuple[str, ...] = ()
+    """Modules whose adapters stay as they begin, see `frozen.is_frozen`."""
 
     @property
     def taken_from_base(self) -> str | None:
