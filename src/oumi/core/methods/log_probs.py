@@ -109,6 +109,7 @@ class _LinearLogProbs(torch.autograd.Function):
                     measures_3N[:, part] = measures_3C
                 if ctx.is_frozen:
                     head_pass.add_gradient(part, _gradient(softmax_CV, targets_N[part], slope))
+                del logits_CV, softmax_CV, slope  # else they would be held beside the matrices of the next chunk
         ctx.mark_non_differentiable(measures_3N)
         if ctx.is_frozen:
             ctx.save_for_backward(head_pass.d_states_Nd)
@@ -132,6 +133,7 @@ class _LinearLogProbs(torch.autograd.Function):
                 softmax_CV = torch.softmax(logits_CV, dim=-1, out=logits_CV)
                 gradient_CV = _gradient(softmax_CV, targets_N[part], slope)
                 head_pass.add_gradient(part, gradient_CV.mul_(coefficients_N[part, None]))
+                del logits_CV, softmax_CV, gradient_CV, slope
         return (*head_pass.gradients(), None, None)
 
 
