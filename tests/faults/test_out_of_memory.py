@@ -18,7 +18,7 @@ from oumi.core.engine.gradients import add_gradients, is_out_of_memory, try_larg
 from oumi.core.errors import ConfigError
 from oumi.core.methods.method import Loss, StepSums
 from oumi.core.methods.next_token import NextToken
-from oumi.core.plan.memory import LargestMicroBatch
+from oumi.core.plan.step_sizes import LargestMicroBatch
 from oumi.core.run import Run
 from oumi.core.trainers.native import NativeTrainer
 from tests.fork_server import run_python

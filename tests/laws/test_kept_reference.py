@@ -13,8 +13,8 @@ import pytest
 from oumi.core.configs import TrainingConfig
 from oumi.core.engine.gradients import like_largest
 from oumi.core.methods.kept_log_probs import KeptLogProbs
-from oumi.core.plan.memory import LargestMicroBatch
 from oumi.core.plan.refusals import refusals
+from oumi.core.plan.step_sizes import LargestMicroBatch
 from oumi.core.train import train
 from oumi.core.trainers.native import NativeTrainer
 from tests.laws.test_preference import BETA, dpo_config

@@ -23,9 +23,9 @@ from oumi.core.data.training_data import read_training_data
 from oumi.core.engine.gradients import add_gradients, like_largest, try_largest_micro_batch
 from oumi.core.errors import ConfigError
 from oumi.core.inspect import gather_facts
-from oumi.core.plan.memory import LargestMicroBatch
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import refusals
+from oumi.core.plan.step_sizes import LargestMicroBatch
 from oumi.core.train import train
 from oumi.core.trainers.native import NativeTrainer
 from tests.laws.trl_reference import move

@@ -30,8 +30,8 @@ from oumi.core.data.tokenize.tokenizer import added_tokens
 from oumi.core.data.tokenize.turns import check_landmarks
 from oumi.core.errors import ConfigError, DataError
 from oumi.core.log import logger
-from oumi.core.plan.memory import LargestMicroBatch
 from oumi.core.plan.parts import MixturePlan, Plan
+from oumi.core.plan.step_sizes import LargestMicroBatch
 from oumi.core.run import StepSource
 from oumi.core.system.libraries import quiet_libraries
 from oumi.core.types.example import Example

@@ -15,8 +15,8 @@ from oumi.core.distributed.sharding import free_gathered, reset_passes
 from oumi.core.errors import ConfigError, OtherRankError
 from oumi.core.log import logger
 from oumi.core.methods.method import Loss, StepSums, add_step_sums, over_ranks
-from oumi.core.plan.memory import LargestMicroBatch
 from oumi.core.plan.parts import MethodPlan
+from oumi.core.plan.step_sizes import LargestMicroBatch
 from oumi.core.run import Run
 from oumi.core.types.example import Example, Source
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from oumi.core.batch import LmHead
-from oumi.core.plan.memory import chunk_rows
 from oumi.core.plan.parts import LossPlan
+from oumi.core.plan.step_sizes import chunk_rows
 from oumi.core.system.matmul import backward_product, forward_product, prefers_onednn_for_gradient, product
 
 _BLOCK_ROWS = 2048

@@ -16,8 +16,8 @@ from oumi.core.monitoring.metrics_file import MetricsFile, SamplesFile
 from oumi.core.monitoring.reporting import Reporting, Sink
 from oumi.core.monitoring.telemetry import Telemetry
 from oumi.core.monitoring.trackers import build_trackers
-from oumi.core.plan.memory import num_recomputed
 from oumi.core.plan.parts import Plan
+from oumi.core.plan.step_sizes import num_recomputed
 
 
 def build_reporting(plan: Plan, efficiency: Efficiency) -> Reporting:

@@ -18,7 +18,7 @@ USUAL_TARGETS = ("q_proj", "v_proj")
 _OF_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _LAYER = "DecoderLayer"
 """End of the names of the classes of layers in these families."""
-_ODD_SETTINGS = ("target_parameters", "modules_to_save", "exclude_modules", "trainable_token_indices", "use_dora")
+_ODD_SETTINGS = ("target_parameters", "modules_to_save", "exclude_modules", "trainable_token_indices")
 """Settings of PEFT whose weights cannot be counted from the shape alone."""
 
 
@@ -208,6 +208,7 @@ def _block(shape: ModelShape, plan: Plan, number: int) -> tuple[Weight, ...]:
         for name in adapted_modules(shape, lora):
             inputs, outputs = shape.matrices[name]
             weights += [Weight(rank, inputs, 4, True), Weight(outputs, rank, 4, True)]  # PEFT keeps them in float32
+            weights += [Weight(outputs, 1, 4, True)] * bool(lora.settings.get("use_dora"))  # a magnitude of each row
     return tuple(weights)
 
 

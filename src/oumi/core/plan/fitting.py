@@ -13,10 +13,11 @@ from oumi.core.configs import TrainingParams
 from oumi.core.errors import ConfigError
 from oumi.core.plan.choices import NUM_RECOMPUTED
 from oumi.core.plan.lora import LoraPlan
-from oumi.core.plan.memory import LAYERS_AGAIN, LargestMicroBatch, num_recomputed, plan_memory
+from oumi.core.plan.memory import plan_memory
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.resources import MemoryPlan
 from oumi.core.plan.sections import recompute_settings
+from oumi.core.plan.step_sizes import LAYERS_AGAIN, LargestMicroBatch, num_recomputed
 
 _MAX_LISTED = 3
 _RECOMPUTE = 1 / 3

@@ -10,8 +10,8 @@ from typing import Any
 
 from oumi.core.plan.choices import NUM_RECOMPUTED
 from oumi.core.plan.communication import ASSUMED_EFFICIENCY, plan_communication
-from oumi.core.plan.memory import num_recomputed
 from oumi.core.plan.parts import Plan
+from oumi.core.plan.step_sizes import num_recomputed
 from oumi.core.system.devices import find_device
 from oumi.core.system.peaks import nominal_flops
 from oumi.core.system.redact import redact

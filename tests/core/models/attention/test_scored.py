@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from oumi.core.models.attention.interface import _fused, _scored
 from oumi.core.models.attention.scored import Scoring, attention_by_definition, blocks, scored_attention
-from oumi.core.plan.memory import block_queries
+from oumi.core.plan.step_sizes import block_queries
 
 LENGTH = 150
 """More than two blocks."""

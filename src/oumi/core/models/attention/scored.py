@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from oumi.core.plan.memory import block_queries
+from oumi.core.plan.step_sizes import block_queries
 
 
 @dataclass(frozen=True)
