@@ -36,7 +36,7 @@ from oumi.core.models.language_model import LanguageModel
 from oumi.core.models.shared_prefixes import without_ends
 from oumi.core.types.example import Example, Source
 
-_SIZES: dict[str, Any] = {
+SIZES: dict[str, Any] = {
     "vocab_size": 2048, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 8,
     "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 2048, "pad_token_id": 0, "bos_token_id": 1,
     "eos_token_id": 2, "num_experts": 8, "num_local_experts": 8, "n_routed_experts": 8, "num_experts_per_tok": 2,
@@ -138,7 +138,7 @@ def make_batches(count: int, num_rows: int, median: int) -> list[Batch]:
 
 def measure(family: str, batches: list[Batch], rounds: int) -> Outcome:
     """Returns the measurements of a family, whose weights are the same in both arms."""
-    settings = {**_SIZES, **FAMILIES[family]}
+    settings = {**SIZES, **FAMILIES[family]}
     torch.manual_seed(0)
     inner = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings))
     models = {"padded": LanguageModel(deepcopy(inner), is_flat=False), "flat": make_flat(inner, "sdpa")}

@@ -19,12 +19,13 @@ from oumi.core.inspect import gather_facts
 from oumi.core.plan import sections
 from oumi.core.plan.fitting import changes_that_fit, memory_of, with_rows, with_what_fits
 from oumi.core.plan.lora import LoraPlan
-from oumi.core.plan.memory import LargestMicroBatch, plan_memory
+from oumi.core.plan.memory import plan_memory
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.render import plan_json, plan_text
 from oumi.core.plan.resources import MemoryPlan
 from oumi.core.plan.shapes import ModelShape, shape_of
+from oumi.core.plan.step_sizes import LargestMicroBatch
 from oumi.core.system.host import memory_limit
 from oumi.core.train import train
 from tests.runs import build, tiny_config
@@ -157,11 +158,23 @@ def test_the_rank_of_an_adapter_is_counted(plan: Plan) -> None:
     assert large.weights - small.weights == 4 * 56 * 16 * (2048 + 2048)
 
 
+def test_the_magnitudes_of_dora_are_counted(plan: Plan) -> None:
+    plain, dora = (
+        memory_of(
+            replace(plan, lora=LoraPlan({"r": 8, "target_modules": "all-linear", "use_dora": is_dora}, "MERGED")), ROWS
+        )
+        for is_dora in (False, True)
+    )
+    assert plain is not None
+    assert dora is not None
+    # A number for each output of a module.
+    assert dora.weights - plain.weights == 4 * 16 * (3 * 2048 + 2 * 512 + 2 * 8192)
+    assert dora.activations > plain.activations
+
+
 @pytest.mark.parametrize("kind", ["TRL_SFT", "HF"])
 def test_other_trainers_keep_other_things(plan: Plan, kind: str) -> None:
-    other = replace(plan, trainer=kind)
-    assert plan_memory(other, GB) is None
-    assert "memory" not in plan_text(replace(other, memory=None))
+    assert plan_memory(replace(plan, trainer=kind), GB) is None
 
 
 def test_memory_of_what_is_not_known_is_not_known(plan: Plan) -> None:
@@ -198,7 +211,7 @@ def test_a_plan_states_its_memory_and_where_it_goes(plan: Plan) -> None:
     memory = plan_json(plan)["memory"]
     assert memory["total"] == plan.memory.total  # type: ignore[union-attr]
     line = next(line for line in plan_text(plan).splitlines() if line.startswith("  memory "))
-    assert " of 1,000 GB: weights 4.9, gradients " in line
+    assert " of 1,000 GB: weights 4.9, optimizer 9.9, " in line
     assert line.split()[1:3] == ["up", "to"]
 
 

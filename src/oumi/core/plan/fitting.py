@@ -12,6 +12,8 @@ from typing import Any
 from oumi.core.configs import TrainingParams
 from oumi.core.errors import ConfigError
 from oumi.core.plan.choices import NUM_RECOMPUTED
+from oumi.core.plan.facts import Facts
+from oumi.core.plan.least_memory import plan_least_memory, with_activations
 from oumi.core.plan.lora import LoraPlan
 from oumi.core.plan.memory import plan_memory
 from oumi.core.plan.parts import Plan
@@ -61,6 +63,14 @@ def memory_of(plan: Plan, largest: LargestMicroBatch | None) -> MemoryPlan | Non
     if plan.memory is None:
         return None
     return plan_memory(plan, plan.memory.available, plan.memory.is_tight, largest)
+
+
+def with_memory(plan: Plan, facts: Facts) -> Plan:
+    """Returns the plan with its memory, before any row is read: each counts as long as it may be."""
+    memory = plan_memory(plan, facts.memory_bytes, facts.has_tight_heap)
+    if memory is None:
+        return replace(plan, least_memory=plan_least_memory(plan, facts))
+    return with_what_fits(replace(plan, memory=memory), lambda _: None)
 
 
 def with_what_fits(plan: Plan, largest_of: LargestOf) -> Plan:
@@ -144,7 +154,7 @@ def with_rows(plan: Plan, num_rows: int | None, largest_of: LargestOf) -> Plan:
     """
     plan = with_what_fits(plan.with_num_rows(num_rows), largest_of)
     if plan.memory is None:
-        return plan
+        return with_activations(plan, largest_of(plan))
     largest = largest_of(plan)
     # Rows of a stream may all be short, so only what no row can make fit is an error.
     least = memory_of(plan, largest or _SINGLE_TOKEN)
@@ -163,9 +173,10 @@ def memory_notes(plan: Plan) -> tuple[str, ...]:
             chosen["training.per_device_train_batch_size"] = plan.steps.micro_batch_rows
         if _is_recompute_auto(training) and plan.gradient_checkpointing is not None:
             chosen[f"training.gradient_checkpointing_kwargs.{NUM_RECOMPUTED}"] = "all layers"
-        return tuple(
-            f"{key}: {value}, since the memory of this run cannot be predicted" for key, value in chosen.items()
-        )
+        notes = [f"{key}: {value}, since the memory of this run cannot be predicted" for key, value in chosen.items()]
+        if plan.least_memory is not None and plan.least_memory.is_short:
+            notes.append(f"memory: not enough; {plan.device_name} has {plan.least_memory.available / 1e9:,.1f} GB")
+        return tuple(notes)
     if not memory.is_short:
         return _spare_notes(plan)
     least = memory_of(plan, _SINGLE_TOKEN)

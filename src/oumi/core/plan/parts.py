@@ -338,6 +338,8 @@ class Plan:
     """Shape of the model, None if its family is unknown."""
     memory: MemoryPlan | None
     """None if it cannot be predicted."""
+    least_memory: MemoryPlan | None
+    """What the run needs at least, where `memory` is None; None if not even that is known."""
     notes: tuple[str, ...]
     """Where the run differs from what the config suggests, and why."""
 

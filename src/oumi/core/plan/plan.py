@@ -11,8 +11,7 @@ from oumi.core.plan import adapters, sections
 from oumi.core.plan.accelerate import plan_accelerate
 from oumi.core.plan.disk import plan_disk, size_of_files
 from oumi.core.plan.facts import Facts
-from oumi.core.plan.fitting import memory_notes, with_what_fits
-from oumi.core.plan.memory import plan_memory
+from oumi.core.plan.fitting import memory_notes, with_memory
 from oumi.core.plan.notes import argument_notes, plan_notes
 from oumi.core.plan.parts import LossPlan, Plan
 from oumi.core.plan.sharding import plan_sharding
@@ -61,8 +60,8 @@ def make_plan(config: TrainingConfig, facts: Facts, world_size: int = 1, ranks_p
         disk=disk,
         shape=facts.model.shape,
         memory=None,
+        least_memory=None,
         notes=notes_on_arguments,
     )
-    plan = replace(plan, memory=plan_memory(plan, facts.memory_bytes, facts.has_tight_heap))
-    plan = with_what_fits(plan, lambda _: None)  # no row is read yet, so each counts as long as it may be
+    plan = with_memory(plan, facts)
     return replace(plan, notes=(*plan.notes, *plan_notes(plan, facts), *memory_notes(plan)))

@@ -16,6 +16,9 @@ from oumi.core.system.devices import find_device
 from oumi.core.system.peaks import nominal_flops
 from oumi.core.system.redact import redact
 
+_PURPOSES = ("weights", "gradients", "optimizer", "gathered", "activations", "loss", "process")
+"""Fields of a MemoryPlan, in the order of the text."""
+
 
 def plan_json(plan: Plan) -> dict[str, Any]:
     """Returns the plan as JSON values, with secrets masked."""
@@ -27,8 +30,9 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "per_epoch": steps.per_epoch,
         "total": steps.total,
     }
-    if plan.memory is not None:
-        record["memory"] |= {"total": plan.memory.total, "is_short": plan.memory.is_short}
+    for name in ("memory", "least_memory"):
+        if (memory := getattr(plan, name)) is not None:
+            record[name] |= {"total": memory.total, "is_short": memory.is_short}
     if (sent := plan_communication(plan)) is not None:
         record["communication"] = {**_plain(sent), "total_bytes": sent.total_bytes, "share": sent.share}
     return dict(redact(record))
@@ -159,16 +163,16 @@ def _assumptions(plan: Plan) -> str:
 
 
 def _memory(plan: Plan) -> str:
-    memory = plan.memory
+    memory = plan.memory or plan.least_memory
     if memory is None:
-        # Memory of other trainers is never predicted, so a line would say nothing.
-        return "not known before the run" if plan.is_native else ""
-    names = ["weights", "gradients", "optimizer", *(["gathered"] if memory.gathered else []), "activations", "loss"]
-    listed = ", ".join(f"{name} {getattr(memory, name) / 1e9:.1f}" for name in [*names, "process"])
-    most = "up to " if memory.is_bound else ""
+        return "not known before the run"
+    sizes = {name: getattr(memory, name) for name in _PURPOSES}
+    listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in sizes.items() if size)
+    limit = "at least " if memory.uncounted else "up to " if memory.is_bound else ""
     each = " a rank" if plan.steps.world_size > 1 else ""
     host = f"; {memory.on_host / 1e9:,.1f} GB in the memory of the host" if memory.on_host else ""
-    return f"{most}{memory.total / 1e9:,.1f} GB of {memory.available / 1e9:,.0f} GB{each}: {listed}{host}"
+    rest = f"; without {memory.uncounted}" if memory.uncounted else ""
+    return f"{limit}{memory.total / 1e9:,.1f} GB of {memory.available / 1e9:,.0f} GB{each}: {listed}{host}{rest}"
 
 
 def _recompute(plan: Plan) -> str:

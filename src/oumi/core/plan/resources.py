@@ -73,6 +73,8 @@ class MemoryPlan:
     """
     on_host: int = 0
     """Bytes in the memory of the host, which are not part of the total: what is offloaded from a GPU."""
+    uncounted: str = ""
+    """What is not counted, and why, where the total is a lower bound; empty if everything is counted."""
 
     @property
     def total(self) -> int:
