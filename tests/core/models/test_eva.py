@@ -128,6 +128,27 @@ def test_a_run_is_resumed_bitwise(tmp_path: Path, trainer: str) -> None:
     assert losses(tmp_path / "again") == losses(tmp_path / "whole")[2:]
 
 
+@pytest.mark.narrow
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_adapter_on_quantized_weights_begins_so_and_is_resumed(tmp_path: Path, bits: int) -> None:
+    config = eva_config(tmp_path, max_steps=4, save_steps=2, lr_scheduler_type="constant")
+    config.peft.q_lora, config.peft.q_lora_bits = True, bits  # type: ignore[assignment]
+    model = build_model(make_plan(config, gather_facts(config)), CPU, documents=documents(tmp_path))
+    ranks = set()
+    for name, weight in model.named_parameters():
+        if ".lora_A." in name:
+            ranks.add(len(weight))
+            torch.testing.assert_close(weight @ weight.T, torch.eye(len(weight)), rtol=0, atol=1e-4)
+    assert len(ranks) > 1
+    train(config)
+    again = config.model_copy(deep=True)
+    again.training.output_dir = str(tmp_path / "again")
+    again.training.resume_from_checkpoint = str(tmp_path / "out" / "checkpoint-2")
+    train(again)
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
 def test_too_few_tokens_are_told(tmp_path: Path) -> None:
     config = eva_config(tmp_path)
     config.peft.lora_r = 32

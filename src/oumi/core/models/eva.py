@@ -68,8 +68,8 @@ def begin_with_inputs(adapted: Any, documents: Iterable[Batch]) -> None:
         "EVA: the adapters of %d layers begin with the inputs of %d tokens, with ranks from %d to %d",
         len(ranks), num_tokens, min(ranks.values()), max(ranks.values()),
     )  # fmt: skip
-    if unseen := sorted(layers.keys() - ranks.keys()):
-        logger.warning("EVA: %d layers had no inputs, such as %s; they begin at random", len(unseen), unseen[0])
+    if others := sorted(layers.keys() - ranks.keys()):
+        logger.warning("EVA: %d layers had too few inputs, such as %s; they begin at random", len(others), others[0])
 
 
 class _Components:
@@ -115,24 +115,24 @@ class _Inputs:
         self._components[path].add(inputs[0].flatten(0, -2))
 
     def components(self) -> dict[str, _Components]:
-        """Returns the components of each layer that had any input.
+        """Returns the components of each layer that had enough inputs.
 
         Raises:
-            ConfigError: A layer had fewer inputs than it needs.
+            ConfigError: None had.
         """
         self._last = "", None
-        components = {}
-        for path in self._components:
-            part = self._components[self._same.get(path, path)]
-            if 0 < part.num_tokens < part.pca.n_components:
-                raise ConfigError(
-                    f"peft.lora_init_weights: EVA needs {part.pca.n_components} tokens for peft.lora_r, and the first "
-                    f"rows have only {part.num_tokens}; lower peft.lora_r, or take another initialization"
-                )
+        parts = {path: self._components[self._same.get(path, path)] for path in self._components}
+        most = max(parts.values(), key=lambda part: part.num_tokens)
+        if most.num_tokens < most.pca.n_components:
+            raise ConfigError(
+                f"peft.lora_init_weights: EVA needs {most.pca.n_components} tokens for peft.lora_r, and the first rows "
+                f"have only {most.num_tokens}; lower peft.lora_r, or take another initialization"
+            )
+        # Such as layers of an image encoder, where rows have no images, or few.
+        enough = {path: part for path, part in parts.items() if part.num_tokens >= part.pca.n_components}
+        for part in enough.values():
             part.finish()
-            if part.num_tokens:
-                components[path] = part
-        return components
+        return enough
 
 
 def _divided_ranks(components: dict[str, _Components], rank: int) -> dict[str, int]:
