@@ -20,6 +20,7 @@ from oumi.core.models.build import build_model
 from oumi.core.models.quantization import QuantizedLinear, is_quantized, num_numbers, weight_of
 from oumi.core.plan.facts import ModelFacts
 from oumi.core.plan.plan import make_plan
+from oumi.core.results.chat_model import load_chat_model
 from oumi.core.train import train
 from tests.runs import losses, tiny_config
 from tests.tiny import save_tiny_model
@@ -191,3 +192,12 @@ def test_a_quantized_module_that_is_to_be_trained_is_told(tmp_path: Path) -> Non
     config.peft.lora_modules_to_save = ["mlp"]
     with pytest.raises(ConfigError, match=r"peft.lora_modules_to_save: the weights of mlp are quantized.*skip_modules"):
         build_model(make_plan(config, gather_facts(config)), torch.device("cpu"))
+
+
+@narrow
+def test_that_answers_come_from_the_base_in_full_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(quantized_config(tmp_path, save_steps=4))
+    for folder in (tmp_path / "out", tmp_path / "out" / "checkpoint-4"):
+        caplog.clear()
+        load_chat_model(folder)
+        assert f"{folder} was trained on weights quantized to nf4; its base is in full precision" in caplog.text

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from oumi.core.data.tokenize.chat_template import Template, chat_template_for
 from oumi.core.errors import ConfigError, RefusedError, StorageError, did_you_mean
+from oumi.core.log import logger
 from oumi.core.models.adapters import load_adapter
 from oumi.core.models.decoding import Decoding
 from oumi.core.models.generation import generate, generate_all, max_positions
@@ -129,6 +130,11 @@ def load_with_tokenizer(name: str, settings: LoadSettings = LoadSettings()) -> t
     adapters = [str(folder)] if is_adapter else []
     for adapter in [*adapters, *([settings.adapter] if settings.adapter else [])]:
         model = load_adapter(model, resolve_asset(adapter), is_trained=False)
+        if (number_format := _trained_on(expanded(str(resolve_asset(adapter))))) is not None:
+            logger.warning(
+                "%s was trained on weights quantized to %s; its base is in full precision here, as `oumi merge` writes "
+                "it, so answers can differ from those of the training", adapter, number_format,
+            )  # fmt: skip
     # Oumi saves the tokenizer with an adapter; other tools often do not.
     has_tokenizer = not folder.is_dir() or any(folder.glob("tokenizer*"))
     source = settings.tokenizer or (name if not folder.is_dir() else folder if has_tokenizer else base)
@@ -136,6 +142,18 @@ def load_with_tokenizer(name: str, settings: LoadSettings = LoadSettings()) -> t
     if settings.chat_template is not None:
         tokenizer.chat_template = chat_template_for(tokenizer, settings.chat_template)
     return model, tokenizer
+
+
+def _trained_on(adapter: Path) -> str | None:
+    """Returns the number format of the quantized weights below which a run trained an adapter, None if unknown."""
+    # A checkpoint lies in the directory of its run.
+    runs = (adapter, adapter.parent) if adapter.name.startswith("checkpoint-") else (adapter,)
+    plan = next((run / "plan.json" for run in runs if (run / "plan.json").is_file()), None)
+    if plan is None:
+        return None
+    quantization = json.loads(plan.read_text(encoding="utf-8")).get("model", {}).get("quantization") or {}
+    number_format: str | None = quantization.get("number_format")
+    return number_format
 
 
 def load_untrained(name: str, seed: int) -> ChatModel:
