@@ -21,7 +21,7 @@ bytes, a freed block is too small for the next one of the same size; see `host.h
 """
 _HOLES_SCORED = 0.06
 """Additional fragmentation where attention allocates scores of many sizes: measured."""
-_HOLES_SHARED = 0.16
+_HOLES_SHARED = 0.1
 """Additional fragmentation where prompts are shared, so that each micro-batch has another size: measured.
 
 The gradients of all weights lie between freed blocks, which then cannot be joined. Those of an adapter are too small.
