@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from oumi.core.batch import Batch, collate
 from oumi.core.configs import TrainingConfig
+from oumi.core.data.pipeline.mixture import Mixture
+from oumi.core.data.pipeline.packing import Packed
+from oumi.core.data.training_data import load_training_data
 from oumi.core.errors import ConfigError
 from oumi.core.inspect import gather_facts
 from oumi.core.models.build import build_model
@@ -126,6 +130,20 @@ def test_a_run_is_resumed_bitwise(tmp_path: Path, trainer: str) -> None:
     name = "adapter_model.safetensors"
     assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert losses(tmp_path / "again") == losses(tmp_path / "whole")[2:]
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_each_document_of_the_first_rows_is_seen_once_and_alone(tmp_path: Path, pack: bool) -> None:
+    config = eva_config(tmp_path)
+    config.data.train.pack, config.model.model_max_length = pack, 300
+    plan = make_plan(config, gather_facts(config))
+    plan.output_dir.mkdir()
+    data = load_training_data(plan, datetime(2026, 1, 1))
+    assert isinstance(data.train, Packed if pack else Mixture)
+    batches = list(data.first_documents(plan))
+    assert {len(batch.lengths) for batch in batches} == {1}
+    expected = [row.tokens.tolist() for row in tiny_rows(tmp_path, 24)]
+    assert sorted(batch.tokens.tolist() for batch in batches) == sorted(expected)
 
 
 @pytest.mark.narrow
