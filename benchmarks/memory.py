@@ -144,6 +144,7 @@ CASES = (
     Case("31m", 4, 256, _KEPT),
     Case("31m", 4, 256, {**_DPO, **_LORA}),
     Case("31m", 2, 300, {**_DPO, **_LORA, "gradient_accumulation_steps": 2}, peft=_ATTENTION),
+    Case("qwen3", 4, 256, _DPO),
     Case("qwen3", 4, 256, {**_DPO, **_RECOMPUTED}),
     Case("31m", 4, 256, {**_DPO, **_RECOMPUTED}),
     Case("14m", 16, 256, _KTO),
