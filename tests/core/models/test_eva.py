@@ -102,12 +102,20 @@ def test_a_layer_begins_with_the_leading_singular_vectors_of_its_centered_inputs
     assert all(abs(expected[path] - ranks.get(path, 0)) <= 1 for path in shares)
 
 
-def test_the_saved_adapter_is_one_as_any_other_on_the_unchanged_base(tmp_path: Path) -> None:
-    plan = make_plan(config := eva_config(tmp_path), gather_facts(config))
+@pytest.mark.parametrize(
+    "settings", [{}, {"lora_use_dora": True}, {"lora_bias": "lora_only"}, {"lora_use_rslora": True}]
+)
+def test_the_saved_adapter_is_one_as_any_other_on_the_unchanged_base(tmp_path: Path, settings: dict[str, Any]) -> None:
+    config = eva_config(tmp_path)
+    config.peft = config.peft.model_copy(update=settings)
+    if "lora_bias" in settings:
+        shape = AutoConfig.for_model("gpt2", vocab_size=260, n_embd=64, n_layer=2, n_head=4)
+        AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path / "model")
+    plan = make_plan(config, gather_facts(config))
     model = build_model(plan, CPU, documents=documents(tmp_path))
-    for name, weight in model.named_parameters():
-        if ".lora_B." in name:
-            torch.nn.init.normal_(weight, std=0.05)
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data += torch.randn_like(weight) * 0.05
     ModelWriter(model, plan.model).write(tmp_path / "saved")
     saved = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
     assert (saved["r"], saved["init_lora_weights"], saved["eva_config"]) == (8, True, None)
@@ -115,6 +123,18 @@ def test_the_saved_adapter_is_one_as_any_other_on_the_unchanged_base(tmp_path: P
     torch.testing.assert_close(logits(PeftModel.from_pretrained(base, tmp_path / "saved")), logits(model))
     again = build_model(plan, CPU, checkpoint=tmp_path / "saved", documents=iter(()))
     assert torch.equal(logits(again), logits(model))
+
+
+def test_adapters_of_narrow_weights_are_wide(tmp_path: Path) -> None:
+    config = eva_config(tmp_path)
+    config.model.torch_dtype_str = "bfloat16"
+    model = build_model(make_plan(config, gather_facts(config)), CPU, documents=documents(tmp_path))
+    weights = {name: weight.detach() for name, weight in model.named_parameters() if ".lora_" in name}
+    assert len({weight.shape for name, weight in weights.items() if ".lora_A." in name}) > 1
+    for name, weight in weights.items():
+        assert weight.dtype == torch.float32, name
+        if ".lora_A." in name:
+            torch.testing.assert_close(weight @ weight.T, torch.eye(len(weight)), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("trainer", ["OUMI", "TRL_SFT"])

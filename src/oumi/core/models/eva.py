@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from peft import EvaConfig, initialize_lora_eva_weights
+from peft.functional import cast_adapter_dtype
 from peft.utils.incremental_pca import IncrementalPCA
+from torch import distributed
 
 from oumi.core.batch import Batch
 from oumi.core.errors import ConfigError
@@ -56,11 +58,12 @@ def begin_with_inputs(adapted: Any, documents: Iterable[Batch]) -> None:
             hook.remove()
     components = inputs.components()
     ranks = _divided_ranks(components, config.r)
-    directions = {path: components[path].pca.components_[:rank] for path, rank in ranks.items()}
-    config.init_lora_weights, config.eva_config = "eva", settings
-    initialize_lora_eva_weights(
-        adapted, eva_state_dict={f"base_model.model.{path}": rows for path, rows in directions.items()}
+    directions = _of_main_rank(
+        {path: components[path].pca.components_[:rank].cpu().clone() for path, rank in ranks.items()}
     )
+    ranks = {path: len(rows) for path, rows in directions.items()}
+    config.init_lora_weights, config.eva_config = "eva", settings
+    _set(adapted, directions)
     # What is saved is an adapter as any other.
     config.init_lora_weights, config.eva_config = True, None
     num_tokens = max(part.num_tokens for part in components.values())
@@ -70,6 +73,28 @@ def begin_with_inputs(adapted: Any, documents: Iterable[Batch]) -> None:
     )  # fmt: skip
     if others := sorted(layers.keys() - ranks.keys()):
         logger.warning("EVA: %d layers had too few inputs, such as %s; they begin at random", len(others), others[0])
+
+
+def _of_main_rank(directions: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns the directions of the main rank: a decomposition need not give the same bits on every GPU."""
+    if not distributed.is_initialized():
+        return directions
+    shared = [directions]
+    distributed.broadcast_object_list(shared, src=0)
+    return shared[0]
+
+
+def _set(adapted: Any, directions: dict[str, torch.Tensor]) -> None:
+    """Sets the adapter of each layer to its directions, and removes those without any."""
+    layers = dict(adapted_layers(adapted))
+    initialize_lora_eva_weights(
+        adapted, eva_state_dict={f"base_model.model.{path}": rows for path, rows in directions.items()}
+    )
+    # PEFT makes layers of another rank anew, in the dtype of their base, which rounds them.
+    cast_adapter_dtype(adapted, "default")
+    for path, layer in layers.items():
+        if len(directions.get(path, ())):
+            layer.lora_A["default"].weight.copy_(directions[path])
 
 
 class _Components:
