@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from oumi.core.errors import ConfigError
 from oumi.core.models.decoding import Decoding
 from oumi.core.models.generation import generate, generate_all
+from oumi.core.models.joined_cache import cache_argument, join, new_cache
 from tests.laws.test_families import NOT_TINY, build
 from tests.tiny_vision import save_tiny_gemma3, save_tiny_qwen2_vl
 
@@ -119,3 +121,30 @@ def test_samples_and_penalties_do_not_depend_on_the_batch(settings: dict[str, fl
     assert answers[0] == answers[1] != generate_all(model, Numbers(), prompts(), Decoding(NEW_TOKENS), 4)
     alone = [generate(model, Numbers(), [row], decoding, [seed])[0] for row, seed in zip(prompts(), seeds, strict=True)]
     assert answers[0] == alone
+
+
+def test_frequencies_of_longer_rows_before_do_not_stay() -> None:
+    model, decoding = build("llama"), Decoding(max_new_tokens=40)  # dynamic NTK beyond 32 tokens
+    fresh = [generate_all(build("llama"), Numbers(), [prompt], decoding, 1)[0] for prompt in prompts()]
+    for _ in range(2):
+        assert generate_all(model, Numbers(), prompts(), decoding, 4) == fresh
+        assert [generate(model, Numbers(), [prompt], decoding)[0] for prompt in prompts()] == fresh
+
+
+def test_keys_of_rows_that_left_take_no_memory() -> None:
+    model, caches = build("gpt2"), []
+    model.config.sliding_window = None
+    with torch.inference_mode():
+        for _ in range(2):
+            caches.append(new_cache(model))
+            for _ in range(2):
+                tokens = torch.zeros(4, 3, dtype=torch.long)
+                model(input_ids=tokens, use_cache=True, **{str(cache_argument(model)): caches[-1]})
+    layer = caches[0].layers[0]
+    before = StorageWeakRef(layer.keys.untyped_storage())
+    caches[0].reorder_cache(torch.tensor([1]))
+    assert before.expired()
+    before = StorageWeakRef(layer.keys.untyped_storage())
+    join(caches, 6)
+    assert before.expired()
+    assert len(layer.keys) == 5

@@ -16,7 +16,7 @@ from transformers.generation import LogitsProcessor, LogitsProcessorList
 
 from oumi.core.errors import ConfigError
 from oumi.core.models.adapters import below_adapter
-from oumi.core.models.attention.rope import follows_length, original_length
+from oumi.core.models.attention.rope import follows_length, forget_lengths, original_length
 from oumi.core.models.continuous import ContinuousBatch
 from oumi.core.models.decoding import Decoding, Generated, adjusted, answer_of
 from oumi.core.models.joined_cache import has_joinable_cache
@@ -101,6 +101,7 @@ def generate(
     longest_prompt = max(prompts, key=len)
     _check_length(longest_prompt, decoding)
     longest = len(longest_prompt)
+    forget_lengths(model)
     # Any token will do, since the attention mask hides it.
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(decoding.stop_tokens), 0)
     # Padded on the left: an answer is generated where the question ends.

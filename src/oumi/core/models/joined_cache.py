@@ -33,13 +33,21 @@ class GrowingLayer(DynamicLayer):
         if not self.is_initialized:
             return super().update(key_states, value_states, *args, **kwargs)
         num_before, end = self.keys.shape[-2], self.keys.shape[-2] + key_states.shape[-2]
-        # After rows have left or joined, the keys are other tensors.
-        if self._room is None or self._room[0].data_ptr() != self.keys.data_ptr() or self._room[0].shape[-2] < end:
+        if self._room is None or self._room[0].shape[-2] < end:
             self._room = self._with_room(self.keys, end), self._with_room(self.values, end)
         for part, new in zip(self._room, (key_states, value_states), strict=True):
             part[..., num_before:end, :] = new
         self.keys, self.values = (part[..., :end, :] for part in self._room)
         return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Keeps the rows of these indices."""
+        super().reorder_cache(beam_idx)
+        self.free_room()
+
+    def free_room(self) -> None:
+        """Frees the room after the keys and values are copied; else it would stay beside those of all layers."""
+        self._room = None
 
     @staticmethod
     def _with_room(keys_BKSE: torch.Tensor, num_tokens: int) -> torch.Tensor:
@@ -112,6 +120,8 @@ def _join_keys(layer: Any, others: Sequence[Any], width: int) -> None:
         num_kept, layer.cumulative_length = min(width, layer.sliding_window - 1), width
     layer.keys = torch.cat([_right_aligned(part.keys, num_kept) for part in (layer, *others)])
     layer.values = torch.cat([_right_aligned(part.values, num_kept) for part in (layer, *others)])
+    if isinstance(layer, GrowingLayer):
+        layer.free_room()
 
 
 def _right_aligned(keys_BKSE: torch.Tensor, width: int) -> torch.Tensor:

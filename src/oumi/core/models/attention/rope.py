@@ -35,6 +35,14 @@ def original_length(module: torch.nn.Module) -> int:
     return int(min([*lengths, module.config.max_position_embeddings]))
 
 
+def forget_lengths(model: torch.nn.Module) -> None:
+    """Makes the frequencies of a model those of short sequences again, which dynamic NTK keeps from longer ones."""
+    # A buffer that is made in inference mode could not be written to in training.
+    with torch.inference_mode(False):
+        for module in filter(follows_length, model.modules()):
+            _forget(module)
+
+
 def separate_documents(model: torch.nn.Module, documents: Documents) -> None:
     """Makes the rotary embeddings of a model see one document of a batch at a time.
 
