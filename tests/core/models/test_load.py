@@ -153,6 +153,8 @@ def test_a_padding_token_without_weights_is_refused(tmp_path: Path) -> None:
         ({"lora_target_modules": ["q_porj"]}, r"lora_target_modules: .*'q_porj', did you mean 'q_proj'"),
         ({"lora_target_modules": ["q_proj", "v_porj"]}, r"lora_target_modules: .*'v_porj', did you mean 'v_proj'"),
         ({"lora_target_modules": r".*\.q_porj"}, r"lora_target_modules: '.*' matches no path .* is model.*\.q_proj"),
+        ({"lora_target_modules": "v_proj"}, r"lora_target_modules: 'v_proj' is the end of paths, .*; write \[v_proj\]"),
+        ({"lora_target_modules": "all_linear"}, r"'all_linear' matches no path .*, did you mean 'all-linear'"),
         ({"lora_target_modules": ".*self_attn"}, "lora_target_modules: they match a module of class LlamaAttention"),
         ({"lora_target_modules": ["self_attn"]}, "lora_target_modules: they match a module of class LlamaAttention"),
         ({"lora_exclude_modules": "layers.9.*"}, r"lora_exclude_modules: 'layers.9.*' matches no path"),

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -97,13 +97,11 @@ class PeftParams(Params):
             patterns["lora_exclude_modules"] = excluded
         else:
             patterns |= {f"lora_exclude_modules[{i}]": pattern for i, pattern in enumerate(excluded or [])}
-        for key, pattern in patterns.items():
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                yield key, f"'{pattern}' is not a regular expression: {error}"
-            if not pattern:
-                yield key, "is empty; leave it out, or set null"
+        problems = {key: problem for key, pattern in patterns.items() if (problem := _problem_of(pattern))}
+        yield from problems.items()
+        # Such as two groups of the same name.
+        if excluded and not problems and (problem := _problem_of(alternatives(_listed(excluded)))):
+            yield "lora_exclude_modules", problem
 
     @property
     def initialization(self) -> str:
@@ -130,14 +128,13 @@ class PeftParams(Params):
             init = init == "default"
         # PEFT reads `all-linear` only as text, and exclusions only as a single expression.
         targets, patterns = self.lora_target_modules, _listed(self.lora_exclude_modules)
-        joined = "|".join(f"(?:{pattern})" for pattern in patterns) if len(patterns) > 1 else "".join(patterns)
         is_all = [name.lower() for name in _listed(targets)] == [ALL_LINEAR]
         return {
             "r": self.lora_r,
             "lora_alpha": self.lora_alpha,
             "lora_dropout": self.lora_dropout,
             "target_modules": ALL_LINEAR if is_all else targets,
-            "exclude_modules": joined or None,
+            "exclude_modules": alternatives(patterns) or None,
             "target_parameters": self.lora_target_parameters or None,
             "modules_to_save": self.lora_modules_to_save or None,
             "bias": self.lora_bias,
@@ -147,6 +144,30 @@ class PeftParams(Params):
             "use_dora": self.lora_use_dora,
             "use_rslora": self.lora_use_rslora,
         }
+
+
+def _problem_of(pattern: str) -> str | None:
+    """Returns what is wrong with a regular expression."""
+    if not pattern:
+        return "is empty; leave it out, or set null"
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        return f"'{pattern}' is not a regular expression: {error}"
+    return None
+
+
+def alternatives(patterns: Sequence[str]) -> str:
+    """Returns a regular expression that matches what one of several does; the flags of each, as (?i), stay its own."""
+    if len(patterns) < 2:
+        return "".join(patterns)
+    return "|".join(f"(?{flags}:{rest})" for flags, rest in map(_split_flags, patterns))
+
+
+def _split_flags(pattern: str) -> tuple[str, str]:
+    """Returns the flags at the start of a regular expression, which hold for all of it, and the rest."""
+    flags = re.match(r"\(\?([aimsux]+)\)", pattern)
+    return (flags[1], pattern[flags.end() :]) if flags else ("", pattern)
 
 
 def _listed(names: list[str] | str | None) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from oumi.core.configs.peft import ALL_LINEAR
+from oumi.core.configs.peft import ALL_LINEAR, alternatives
 from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.hub import hub_errors
 from oumi.core.log import logger
@@ -83,7 +83,7 @@ def _excluded(model: Any, excluded: Sequence[str] | str | None) -> Sequence[str]
         return excluded
     logger.info("without an adapter, since PEFT does not support their class: %s", ", ".join(special))
     if isinstance(excluded, str):  # a regular expression
-        return "|".join([f"(?:{excluded})", *map(re.escape, special)])
+        return alternatives([excluded, *map(re.escape, special)])
     return [*(excluded or ()), *special]
 
 
@@ -145,8 +145,13 @@ def _check_names(key: str, names: Sequence[str] | None, paths: Sequence[str]) ->
 def _check_pattern(key: str, pattern: str, paths: Sequence[str]) -> None:
     """Raises ConfigError unless a regular expression matches one of the dotted paths as a whole."""
     if not any(re.fullmatch(pattern, path) for path in paths):
+        if _matches({pattern}, paths):
+            raise ConfigError(
+                f"{key}: '{pattern}' is the end of paths, as text it must match whole ones; write [{pattern}]"
+            )
         nearest = max(paths, key=lambda path: SequenceMatcher(None, pattern, path).ratio())
-        raise ConfigError(f"{key}: '{pattern}' matches no path of a module as a whole; the nearest is {nearest}")
+        hint = did_you_mean(pattern, [ALL_LINEAR])
+        raise ConfigError(f"{key}: '{pattern}' matches no path of a module as a whole; the nearest is {nearest}{hint}")
 
 
 def _check_not_quantized(names: Sequence[str] | None, model: Any) -> None:
