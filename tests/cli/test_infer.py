@@ -152,17 +152,18 @@ def test_rows_without_an_answer_are_listed_after_the_others_are_answered(model_d
         {"label": 1},
         {"prompt": "Hi", "provenance": {}},
         {"text": "Once"},
+        {"text": ""},
     ]
     source, target = written(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     with pytest.raises(DataError) as caught:
         run(model_dir, "--input", source, "--output", target, "--max-new-tokens", 2)
     lines = str(caught.value).splitlines()
-    assert lines[0] == "5 rows have no answer:"
+    assert lines[0] == "6 rows have no answer:"
     for line, expected in zip(
         lines[1:],
         ("in.jsonl:2: not valid JSON", "in.jsonl:3: its last message is an answer", "in.jsonl:4: too long: it has 6",
          "in.jsonl:5: no question: expected 'messages', 'prompt' or 'text'; its keys are label",
-         "in.jsonl:6: has 'provenance' already"),
+         "in.jsonl:6: has 'provenance' already", "in.jsonl:8: is empty: it has no tokens"),
         strict=True,
     ):  # fmt: skip
         assert expected in line

@@ -76,5 +76,4 @@ def test_layers_keep_what_torch_saves(tmp_path: Path, adapter: str, dtype: str) 
     sizes = StepSizes(run.plan, run.plan.shape, division, LargestMicroBatch(tokens, tokens), True)
     # What the head reads comes on top; the first layer keeps less, since no gradient goes below an adapter.
     expected = sizes.layers_bytes - tokens * run.plan.shape.hidden * sizes.number
-    print(adapter, dtype, expected / num_bytes - 1)
     assert num_bytes == pytest.approx(expected, rel=0.05)

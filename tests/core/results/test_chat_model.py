@@ -62,6 +62,32 @@ def test_end_of_turn_may_differ_from_the_end_token():
     assert tokenizer.convert_ids_to_tokens(list(stops)) == ["<|endoftext|>", "<|im_end|>"]
 
 
+def test_a_special_token_of_the_generation_config_ends_an_answer():
+    model, tokenizer = tiny_llama(), byte_tokenizer()
+    for own, expected in ((7, []), (0, [0]), ([0, 2, 7], [0]), (None, [])):  # 7 is the byte of a character
+        model.generation_config.eos_token_id = own
+        assert make_chat_model(model, tokenizer).stops == (2, *expected)
+
+
+@pytest.mark.parametrize(
+    ("plan", "number_format"),
+    [
+        ({"model": {"quantization": {"number_format": "nf4", "bits": 4}}}, "nf4"),
+        ({"model": {"quantization": {"number_format": "as stored", "bits": 0}}}, None),
+        ({"model": {"quantization": None}}, None),
+        (["of another program"], None),
+        (None, None),
+    ],
+)
+def test_an_adapter_of_quantized_weights_on_a_base_in_full_is_warned_of(
+    model_dir, tmp_path, caplog, plan, number_format
+):
+    _save_adapter(model_dir, tmp_path)
+    (tmp_path / "plan.json").write_text("{broken" if plan is None else json.dumps(plan))
+    load_chat_model(tmp_path)
+    assert ("quantized" in caplog.text) == (number_format is not None)
+
+
 def test_streamed_pieces_add_up_to_the_answer(model_dir):
     chat_model, pieces = load_chat_model(model_dir), []
     streamed = stream_answer(chat_model, CHATS[1], pieces.append, max_new_tokens=24)

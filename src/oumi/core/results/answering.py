@@ -68,6 +68,8 @@ class Answering:
                 raise UnusableValue(f"has '{PROVENANCE}' already: is it an answer of `oumi infer`?")
             _line(row.value)  # before an answer is generated that could not be written
             tokens = self._tokens(row.value)
+            if not tokens:
+                raise UnusableValue("is empty: it has no tokens to continue")
             if len(tokens) >= self.model.max_length:
                 limit = f"the model can process {self.model.max_length} with the answer"
                 raise UnusableValue(f"too long: it has {len(tokens)} tokens, {limit}")

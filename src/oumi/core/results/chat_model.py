@@ -99,7 +99,7 @@ def make_answering_model(model: Any, tokenizer: Any, max_length: int | None = No
         model = model.to(describe_host().device)
     template = Template(tokenizer, tokenizer.chat_template) if tokenizer.chat_template is not None else None
     length = min(max_positions(model), max_length or 1 << 30)
-    return ChatModel(model.eval(), tokenizer, _stop_tokens(tokenizer), template, length)
+    return ChatModel(model.eval(), tokenizer, _stop_tokens(model, tokenizer), template, length)
 
 
 def load_chat_model(directory: Path | str) -> ChatModel:
@@ -151,9 +151,12 @@ def _trained_on(adapter: Path) -> str | None:
     plan = next((run / "plan.json" for run in runs if (run / "plan.json").is_file()), None)
     if plan is None:
         return None
-    quantization = json.loads(plan.read_text(encoding="utf-8")).get("model", {}).get("quantization") or {}
-    number_format: str | None = quantization.get("number_format")
-    return number_format
+    try:
+        quantization = json.loads(plan.read_text(encoding="utf-8"))["model"]["quantization"]
+        # Files with quantized weights are read as they are, here as in training.
+        return str(quantization["number_format"]) if quantization["bits"] else None
+    except (ValueError, KeyError, TypeError):  # its weights were in full, or the file is not a plan of Oumi
+        return None
 
 
 def load_untrained(name: str, seed: int) -> ChatModel:
@@ -260,18 +263,20 @@ def _load(kind: Any, source: Path | str, **settings: Any) -> Any:
         raise StorageError(f"{source}: cannot be loaded: {reason}") from error
 
 
-def _stop_tokens(tokenizer: Any) -> tuple[int, ...]:
-    """Returns the end token, and the special token with which the chat template ends an answer."""
-    stops = [tokenizer.eos_token_id]
-    if tokenizer.chat_template is None:
-        return tuple(token for token in stops if token is not None)
-    # Often they differ: the template ends a turn with <|im_end|>, and the end token is <|endoftext|>.
-    content = "x"
-    chat = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
-    tail = tokenizer.apply_chat_template(chat, tokenize=False).rpartition(content)[2]
+def _stop_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Returns the end token, the special token with which the chat template ends an answer, and those of the model."""
     specials = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
-    stops += [token for token in ids if token in specials][:1]
+    stops = [tokenizer.eos_token_id]
+    if tokenizer.chat_template is not None:
+        # Often they differ: the template ends a turn with <|im_end|>, and the end token is <|endoftext|>.
+        content = "x"
+        chat = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
+        tail = tokenizer.apply_chat_template(chat, tokenize=False).rpartition(content)[2]
+        ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
+        stops += [token for token in ids if token in specials][:1]
+    # GLM 4 ends a turn with the token that begins the next one, which only these name. Defaults may be any token.
+    own = model.generation_config.eos_token_id
+    stops += [token for token in (own if isinstance(own, list) else [own]) if token in specials]
     return tuple(dict.fromkeys(token for token in stops if token is not None))
 
 
