@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from oumi.core.models.attention.rope import forget_lengths
 from oumi.core.models.decoding import Decoding, adjusted, is_last
 from oumi.core.models.joined_cache import cache_argument, has_states, join, new_cache
 
@@ -85,8 +84,6 @@ class ContinuousBatch:
 
     def _add(self, rows: list[_Row]) -> None:
         """Computes prompts and the first token of their answers, and joins them to the batch."""
-        if not self._rows:
-            forget_lengths(self._model)
         caches = [self._cache] if self._rows else []
         for group in self._groups(rows):
             caches.append(new_cache(self._model))

@@ -53,13 +53,12 @@ def generate_all(
         _check_length(prompt, decoding)
     own = below_adapter(model)
     longest = min(max(map(len, prompts), default=0) + decoding.max_new_tokens, decoding.max_length)
-    is_joinable = has_joinable_cache(own)
-    if not is_joinable or _follows_longest(own, longest):
-        batch_size = 1
-    if is_joinable and decoding.num_beams == 1 and not _learns_prompt(model):
+    is_independent = has_joinable_cache(own) and not _follows_longest(own, longest)
+    if is_independent and decoding.num_beams == 1 and not _learns_prompt(model):
         batch = ContinuousBatch(own, tokenizer, decoding, batch_size)
         return [answer_of(tokens, tokenizer, decoding) for tokens in batch.answers(prompts, seeds)]
-    if own._is_stateful:  # a recurrent state takes padding for tokens
+    # A recurrent state takes padding for tokens.
+    if not is_independent or own._is_stateful:
         batch_size = 1
     answers: dict[int, Generated] = {}
     for rows in _batches([len(prompt) for prompt in prompts], decoding, batch_size):
