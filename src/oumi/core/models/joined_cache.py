@@ -20,6 +20,10 @@ _ROOM = 64
 """Tokens for which a layer gets room at once."""
 
 
+_WITHOUT_POSITIONS = {"bloom", "mpt"}
+"""Families whose attention knows only distances, which it takes from the mask (ALiBi)."""
+
+
 class GrowingLayer(DynamicLayer):
     """Keys and values of attention with room for the next tokens, which are written there.
 
@@ -85,8 +89,17 @@ def has_joinable_cache(model: Any) -> bool:
     is_known = all(type(layer) in _JOINED for layer in cache.layers)
     if name is None or not is_known or not model._supports_default_dynamic_cache():
         return False
+    # Others, such as RoFormer, count from the length of the cache, which changes when rows join.
+    has_positions = "position_ids" in inspect.signature(model.forward).parameters
+    may_join = has_positions or model.config.model_type in _WITHOUT_POSITIONS or all(map(has_states, cache.layers))
+    return may_join and _keeps_states(model, cache)
+
+
+def _keeps_states(model: Any, cache: DynamicCache) -> bool:
+    """Returns True if a model keeps the states of its layers in the cache."""
     # A trial of one token, since some keep their states elsewhere, such as RecurrentGemma in its modules.
-    model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True, **{name: cache})
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    model(input_ids=token, use_cache=True, **{str(cache_argument(model)): cache})
     states = [list(layer.conv_states.values()) for layer in cache.layers if has_states(layer)]
     return all(any(state is not None for state in of_layer) for of_layer in states)
 
