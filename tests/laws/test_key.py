@@ -122,8 +122,18 @@ NOTED = {
         "num_present",
         "temporary_bytes",
     },
-    "MemoryPlan": {"process", "weights", "gradients", "activations", "available", "is_tight", "is_bound", "on_host"},
-    "Plan": {"notes", "disk", "memory", "shape"},
+    "MemoryPlan": {
+        "process",
+        "weights",
+        "gradients",
+        "activations",
+        "available",
+        "is_tight",
+        "is_bound",
+        "on_host",
+        "uncounted",
+    },
+    "Plan": {"notes", "disk", "memory", "least_memory", "shape"},
 }
 
 

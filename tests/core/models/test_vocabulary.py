@@ -117,7 +117,7 @@ def test_new_tokens_are_rows_of_tables_that_are_trained_as_a_whole(tmp_path: Pat
 def test_an_adapter_on_the_table_of_new_tokens_is_refused(tmp_path: Path) -> None:
     config = config_of(tmp_path, use_peft=True)
     config.peft.lora_target_modules = ["q_proj", "embed_tokens"]
-    with pytest.raises(ConfigError, match=r"peft.lora_target_modules: new tokens need rows of their own in embed_toke"):
+    with pytest.raises(ConfigError, match=r"peft.lora_target_modules: new tokens need rows of their own in model.emb"):
         train(config)
 
 
