@@ -20,14 +20,14 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 400, 60, 6
 FLOORS = {
     "oumi.core.errors": 0, "oumi.core.log": 0, "oumi.core.types": 0, "oumi.embedded": 0, "oumi.core.system": 0.1,
     "oumi.core.registry": 0.2, "oumi.core.hub": 0.2, "oumi.core.recipes": 0.2,
-    "oumi.core.configs": 1, "oumi.core.plan": 2, "oumi.launcher": 2, "oumi.core.distributed": 3, "oumi.core.batch": 3,
+    "oumi.core.configs": 1, "oumi.core.plan": 2, "oumi.core.distributed": 3, "oumi.core.batch": 3,
     "oumi.core.run": 4,
     "oumi.core.data": 5, "oumi.core.models": 5, "oumi.core.methods": 5, "oumi.core.optim": 5, "oumi.core.checkpoint": 5,
     "oumi.core.models.processors": 6,  # a former import path
     "oumi.core.engine": 6, "oumi.core.callbacks": 6, "oumi.core.monitoring": 6, "oumi.core.datasets": 6,
     "oumi.models": 6, "oumi.datasets": 7, "oumi.core.trainers": 7, "oumi.core.inspect": 8, "oumi.core.run_directory": 8,
     "oumi.core.model_card": 8,
-    "oumi.core.results": 8.5,
+    "oumi.core.results": 8.5, "oumi.core.launcher": 8.5, "oumi.launcher": 9,
     "oumi.core.train": 9, "oumi.performance": 9, "oumi.builders": 9,
     "oumi.train": 10, "oumi.cli": 10, "oumi.__main__": 11, "oumi": 12,
 }  # fmt: skip

@@ -10,6 +10,7 @@ from oumi.cli.config import EXTRA
 from oumi.cli.evaluate import evaluate
 from oumi.cli.export import export
 from oumi.cli.infer import infer
+from oumi.cli.launch import launch_app, status
 from oumi.cli.merge import merge
 from oumi.cli.tokenizer import tokenizer_app
 
@@ -23,3 +24,5 @@ def add_commands(app: typer.Typer) -> None:
     app.command("eval")(evaluate)
     app.command("evaluate", hidden=True)(evaluate)  # its name in Oumi
     app.add_typer(tokenizer_app, name="tokenizer")
+    app.add_typer(launch_app, name="launch")
+    app.command(hidden=True)(status)  # short for `oumi launch status`

@@ -72,6 +72,8 @@ MODELS: Registry[Any] = Registry(
     "model", {"MlpEncoder": "oumi.models:MLPEncoder", "CnnClassifier": "oumi.models:CNNClassifier"}
 )
 """Classes of models by name: those of the package, and what user code registers."""
+CLOUDS: Registry[Any] = Registry("cloud")
+"""Functions that return a cloud, by its name; `oumi.core.launcher` adds those of the package."""
 
 
 class RegistryType(Enum):
@@ -79,11 +81,13 @@ class RegistryType(Enum):
 
     DATASET = auto()
     MODEL = auto()
+    CLOUD = auto()
 
 
 _TABLES: dict[RegistryType, tuple[Registry[Any], str]] = {
     RegistryType.DATASET: (DATASETS, "oumi.core.data.datasets"),
     RegistryType.MODEL: (MODELS, __name__),
+    RegistryType.CLOUD: (CLOUDS, "oumi.core.launcher.clouds"),
 }
 """The table of each kind, and the module that adds the parts of the package."""
 
@@ -96,6 +100,11 @@ def register(name: str, registry_type: RegistryType) -> Callable[[NewPart], NewP
 def register_dataset(name: str, subset: str | None = None) -> Callable[[NewPart], NewPart]:
     """Returns a decorator that registers the class of a data set, or of one of its subsets."""
     return register(f"{name}/{subset}" if subset else name, RegistryType.DATASET)
+
+
+def register_cloud_builder(name: str) -> Callable[[NewPart], NewPart]:
+    """Returns a decorator that registers a function without arguments that returns a `BaseCloud`."""
+    return register(name, RegistryType.CLOUD)
 
 
 class AllParts:

@@ -74,6 +74,8 @@ class JobConfig(BaseConfig):
     """Resources of each machine."""
     envs: dict[str, ScalarText] = {}
     """Environment of the job."""
+    secrets: list[str] = []
+    """Names of variables of your environment that the job gets; their values are in no file, command line or log."""
     file_mounts: dict[str, str] = {}
     """Remote path to local path."""
     storage_mounts: dict[str, StorageMount] = {}

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`oumi launch`: starts jobs on this machine, on clusters and on clouds, and looks after them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from oumi.cli.config import EXTRA
+
+if TYPE_CHECKING:
+    from oumi.core.configs import JobConfig
+    from oumi.core.launcher import BaseCluster, JobStatus
+
+launch_app = typer.Typer(no_args_is_help=True, help="Start jobs here, on Slurm and on clouds, and look after them.")
+
+ConfigOption = Annotated[str, typer.Option("--config", "-c", help="Job file, recipe or oumi:// name.")]
+ClusterOption = Annotated[str, typer.Option("--cluster", help="Name of the cluster.")]
+AnyClusterOption = Annotated[str | None, typer.Option("--cluster", help="Name of the cluster.")]
+CloudOption = Annotated[str | None, typer.Option("--cloud", help="Name of the cloud; all are searched without it.")]
+DetachOption = Annotated[bool, typer.Option("--detach/--no-detach", help="Do not follow the job's output.")]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output-filepath", help="Write the job's output to this file instead.")
+]
+
+
+@launch_app.command(context_settings=EXTRA)
+def up(
+    context: typer.Context,
+    config: ConfigOption,
+    cluster: AnyClusterOption = None,
+    detach: DetachOption = False,
+    output_filepath: OutputOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would happen, and start nothing.")] = False,
+) -> None:
+    """Create a cluster unless it exists, and run a job on it. Any key of the job can be overridden."""
+    from oumi.launcher import LAUNCHER
+
+    job = load_job(context, config)
+    if dry_run:
+        show_plan(job, cluster)
+        return
+    follow(*LAUNCHER.up(job, cluster), detach, output_filepath)
+
+
+@launch_app.command(context_settings=EXTRA)
+def run(
+    context: typer.Context,
+    config: ConfigOption,
+    cluster: ClusterOption,
+    detach: DetachOption = False,
+    output_filepath: OutputOption = None,
+) -> None:
+    """Run a job on a cluster that exists. Any key of the job can be overridden."""
+    from oumi.launcher import LAUNCHER
+
+    job = load_job(context, config)
+    status = LAUNCHER.run(job, cluster)
+    found = LAUNCHER.get_cloud(job).get_cluster(cluster)
+    assert found is not None, "it has just taken the job"
+    follow(found, status, detach, output_filepath)
+
+
+@launch_app.command(context_settings=EXTRA)
+def plan(context: typer.Context, config: ConfigOption, cluster: AnyClusterOption = None) -> None:
+    """Show what `up` would do: steps, what is uploaded, the task or batch script, the price, and what is missing."""
+    show_plan(load_job(context, config), cluster)
+
+
+@launch_app.command()
+def status(
+    cloud: CloudOption = None,
+    cluster: AnyClusterOption = None,
+    job_id: Annotated[str | None, typer.Option("--id", "--job-id", help="Id of a job.")] = None,
+) -> None:
+    """Show clusters and their jobs."""
+    from oumi.launcher import LAUNCHER
+
+    by_cloud = LAUNCHER.status(cloud, cluster, job_id)
+    show_jobs([(name, job) for name, jobs in by_cloud.items() for job in jobs])
+
+
+@launch_app.command()
+def queue(cluster: ClusterOption, cloud: CloudOption = None) -> None:
+    """Show the jobs of a cluster that wait or run, in their order."""
+    from oumi.launcher import LAUNCHER
+
+    by_cloud = LAUNCHER.status(cloud, cluster)
+    show_jobs([(name, job) for name, jobs in by_cloud.items() for job in jobs if not job.done])
+
+
+@launch_app.command()
+def logs(
+    cluster: ClusterOption,
+    cloud: CloudOption = None,
+    job_id: Annotated[str | None, typer.Option("--job-id", "--id", help="Id of the job; the last one without.")] = None,
+    follow_output: Annotated[
+        bool, typer.Option("--follow/--no-follow", "-f", help="Go on until the job ends.")
+    ] = False,
+    output_filepath: OutputOption = None,
+) -> None:
+    """Show the output of a job."""
+    from oumi.launcher import LAUNCHER
+
+    write_output(LAUNCHER.logs(cloud, cluster, job_id, follow_output), output_filepath)
+
+
+@launch_app.command()
+def stop(cluster: ClusterOption, cloud: CloudOption = None) -> None:
+    """Stop the machines of a cluster and keep their disks; a cluster without such machines ends its jobs."""
+    from oumi.launcher import LAUNCHER
+
+    LAUNCHER.stop(cloud, cluster)
+    typer.echo(f"stopped {cluster}")
+
+
+@launch_app.command()
+def down(cluster: ClusterOption, cloud: CloudOption = None) -> None:
+    """Give a cluster back, with its disks, and end its jobs."""
+    from oumi.launcher import LAUNCHER
+
+    LAUNCHER.down(cloud, cluster)
+    typer.echo(f"{cluster} is down")
+
+
+@launch_app.command()
+def cancel(
+    cluster: ClusterOption,
+    job_id: Annotated[str, typer.Option("--id", "--job-id", help="Id of the job.")],
+    cloud: CloudOption = None,
+) -> None:
+    """End a job with all of its processes."""
+    from oumi.launcher import LAUNCHER
+
+    show_jobs([("", LAUNCHER.cancel(job_id, cloud, cluster))])
+
+
+@launch_app.command()
+def which() -> None:
+    """Show the names of the clouds."""
+    from oumi.launcher import LAUNCHER
+
+    typer.echo("\n".join(LAUNCHER.which_clouds()))
+
+
+def load_job(context: typer.Context, name: str) -> JobConfig:
+    """Returns the job of a file, with the overrides of the command line."""
+    from oumi.cli.overrides import parse_overrides
+    from oumi.core.configs import JobConfig
+    from oumi.core.recipes import resolve_config
+
+    return JobConfig.load(resolve_config(name, "job"), parse_overrides(context.args))
+
+
+def show_plan(job: JobConfig, cluster: str | None) -> None:
+    """Prints what a launch would do."""
+    from oumi.launcher import LAUNCHER
+
+    launch_plan = LAUNCHER.plan(job, cluster)
+    typer.echo("\n".join(f"{number}. {step}" for number, step in enumerate(launch_plan.steps, 1)))
+    if launch_plan.cost_per_hour is not None:
+        typer.echo(f"price: ${launch_plan.cost_per_hour:.2f} an hour")
+    for warning in launch_plan.warnings:
+        typer.echo(f"! {warning}")
+    for missing in launch_plan.missing:
+        typer.echo(f"missing: {missing}")
+    if launch_plan.script:
+        typer.echo(f"\n{launch_plan.script}")
+
+
+def show_jobs(jobs: list[tuple[str, JobStatus]]) -> None:
+    """Prints a table of jobs with the names of their clouds."""
+    if not jobs:
+        typer.echo("no jobs")
+        return
+    rows = [("cloud", "cluster", "id", "name", "state", "")]
+    rows += [(cloud, job.cluster, job.id, job.name, _state(job), job.metadata) for cloud, job in jobs]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)]
+        typer.echo("  ".join([*cells, row[-1]]).rstrip())
+
+
+def _state(job: JobStatus) -> str:
+    """Returns the state in our words, and in the cloud's where these say more."""
+    return job.state if job.state == job.status.lower() else f"{job.state} ({job.status})"
+
+
+def follow(cluster: BaseCluster, status: JobStatus, is_detached: bool, output: Path | None) -> None:
+    """Shows the output of a job until it ends, unless detached; exits with 1 if it failed."""
+    typer.echo(f"job {status.id} on {cluster.name()}: {_state(status)}", err=True)
+    if is_detached:
+        typer.echo(f"follow it with: oumi launch logs --cluster {cluster.name()} --job-id {status.id} -f", err=True)
+        return
+    try:
+        write_output(cluster.logs(status.id), output)
+    except KeyboardInterrupt:
+        typer.echo(f"\njob {status.id} goes on; end it with: oumi launch cancel", err=True)
+        raise
+    last = cluster.get_job(status.id) or status
+    typer.echo(f"job {last.id}: {_state(last)} {last.metadata}".rstrip(), err=True)
+    if last.state != "succeeded":
+        raise typer.Exit(1)
+
+
+def write_output(pieces, path: Path | None) -> None:  # type: ignore[no-untyped-def]  # an iterator of text
+    """Writes output as it comes, to the console or to a file."""
+    if path is None:
+        for piece in pieces:
+            typer.echo(piece, nl=False)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for piece in pieces:
+            file.write(piece)
+            file.flush()

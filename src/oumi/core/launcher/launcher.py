@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts jobs on clouds and looks after them: the calls of `oumi.launcher` and of `oumi launch`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from oumi.core.configs import JobConfig
+from oumi.core.errors import ConfigError, did_you_mean
+from oumi.core.launcher.cloud import (
+    BaseCloud,
+    BaseCluster,
+    ClusterNotFoundError,
+    JobStatus,
+    LauncherError,
+    LaunchPlan,
+)
+from oumi.core.launcher.clouds import build_cloud
+from oumi.core.log import logger
+from oumi.core.registry import CLOUDS
+
+Result = TypeVar("Result")
+
+
+class Launcher:
+    """Every cloud by name, each built on first use."""
+
+    def __init__(self) -> None:
+        self._clouds: dict[str, BaseCloud] = {}
+
+    def get_cloud(self, job_or_name: JobConfig | str) -> BaseCloud:
+        """Returns the cloud of a job or of a name; raises ConfigError with the nearest name if there is none."""
+        name = (job_or_name if isinstance(job_or_name, str) else job_or_name.resources.cloud).lower()
+        if name not in self._clouds:
+            self._clouds[name] = build_cloud(name)
+        return self._clouds[name]
+
+    def which_clouds(self) -> list[str]:
+        """Returns the names of all clouds, sorted."""
+        return CLOUDS.names()
+
+    def plan(self, job: JobConfig, cluster_name: str | None = None) -> LaunchPlan:
+        """Returns what `up` would do, without starting anything; raises ConfigError for a job that can never run."""
+        _check(job)
+        return self.get_cloud(job).plan(job, cluster_name)
+
+    def up(self, job: JobConfig, cluster_name: str | None = None, **kwargs: object) -> tuple[BaseCluster, JobStatus]:
+        """Creates the cluster unless it exists and runs the job on it, without waiting for its end.
+
+        Args:
+            job: The job.
+            cluster_name: Name of the cluster; None leaves it to the cloud.
+            kwargs: Of the cloud, such as `idle_minutes_to_autostop` with SkyPilot.
+
+        Raises:
+            ConfigError: The job can never run on its cloud.
+            LauncherError: The cloud cannot be reached, or does not take the job.
+        """
+        _check(job)
+        cloud = self.get_cloud(job)
+        status = cloud.up_cluster(job, cluster_name, **kwargs)
+        return self._cluster(job.resources.cloud, status.cluster), status
+
+    def run(self, job: JobConfig, cluster_name: str) -> JobStatus:
+        """Runs a job on a cluster that exists; raises as `up`."""
+        _check(job)
+        return self._cluster(job.resources.cloud, cluster_name).run_job(job)
+
+    def status(
+        self, cloud: str | None = None, cluster: str | None = None, id: str | None = None
+    ) -> dict[str, list[JobStatus]]:
+        """Returns the jobs by cloud. Of all clouds, those that cannot be asked are left out, with a message."""
+
+        def matching(jobs: Iterable[JobStatus]) -> list[JobStatus]:
+            return [job for job in jobs if id in (None, job.id)]
+
+        clusters = self.clusters(cloud, cluster)
+        jobs = _in_parallel(lambda found: found[1].get_jobs(), clusters)
+        by_cloud: dict[str, list[JobStatus]] = {}
+        for (name, _), of_cluster in zip(clusters, jobs, strict=True):
+            by_cloud.setdefault(name, []).extend(matching(of_cluster))
+        return by_cloud
+
+    def clusters(self, cloud: str | None = None, cluster: str | None = None) -> list[tuple[str, BaseCluster]]:
+        """Returns clusters with the names of their clouds, of all clouds by default.
+
+        Raises:
+            LauncherError: The only cloud that was named cannot be asked.
+        """
+        names = [cloud.lower()] if cloud else self.which_clouds()
+
+        def of_cloud(name: str) -> list[BaseCluster]:
+            try:
+                return self.get_cloud(name).list_clusters()
+            except LauncherError as error:
+                if cloud:
+                    raise
+                # One cloud without credentials must not hide the jobs of the others.
+                logger.info("%s: %s", name, str(error).partition("\n")[0])
+                return []
+
+        found = zip(names, _in_parallel(of_cloud, names), strict=True)
+        return [(name, item) for name, items in found for item in items if cluster in (None, item.name())]
+
+    def stop(self, cloud_name: str | None, cluster_name: str) -> None:
+        """Stops the machines of a cluster; where a cloud has none to stop, ends its jobs."""
+        self._cluster(cloud_name, cluster_name).stop()
+
+    def down(self, cloud_name: str | None, cluster_name: str) -> None:
+        """Gives a cluster back, with its disks; ends its jobs."""
+        self._cluster(cloud_name, cluster_name).down()
+
+    def cancel(self, job_id: str, cloud_name: str | None, cluster_name: str) -> JobStatus:
+        """Ends a job and returns its status."""
+        cluster = self._cluster(cloud_name, cluster_name)
+        _require_job(cluster, job_id)
+        return cluster.cancel_job(job_id)
+
+    def logs(
+        self, cloud_name: str | None, cluster_name: str, job_id: str | None = None, follow: bool = True
+    ) -> Iterator[str]:
+        """Yields the output of a job, by default of the cluster's last one, until it ends if `follow`."""
+        cluster = self._cluster(cloud_name, cluster_name)
+        if job_id is None:
+            jobs = cluster.get_jobs()
+            if not jobs:
+                raise LauncherError(f"cluster {cluster_name} has no job")
+            job_id = jobs[-1].id
+        else:
+            _require_job(cluster, job_id)
+        return cluster.logs(job_id, follow)
+
+    def _cluster(self, cloud_name: str | None, cluster_name: str) -> BaseCluster:
+        """Returns a cluster by name; raises ClusterNotFoundError if no cloud has it, ConfigError if several have."""
+        if cloud_name:
+            cluster = self.get_cloud(cloud_name).get_cluster(cluster_name)
+            if cluster is None:
+                names = [item.name() for item in self.get_cloud(cloud_name).list_clusters()]
+                raise ClusterNotFoundError(
+                    f"{cloud_name} has no cluster '{cluster_name}'{did_you_mean(cluster_name, names)}"
+                )
+            return cluster
+        clusters = self.clusters()
+        matches = [(cloud, cluster) for cloud, cluster in clusters if cluster.name() == cluster_name]
+        if len(matches) > 1:
+            clouds = ", ".join(cloud for cloud, _ in matches)
+            raise ConfigError(
+                f"--cluster: several clouds have a cluster '{cluster_name}'; name one by --cloud: {clouds}"
+            )
+        if not matches:
+            hint = did_you_mean(cluster_name, [cluster.name() for _, cluster in clusters])
+            raise ClusterNotFoundError(f"no cloud that can be asked has a cluster '{cluster_name}'{hint}")
+        return matches[0][1]
+
+
+def _check(job: JobConfig) -> None:
+    if missing := job.missing_at_launch():
+        raise ConfigError(missing, "job")
+
+
+def _require_job(cluster: BaseCluster, job_id: str) -> None:
+    if cluster.get_job(job_id) is None:
+        ids = [job.id for job in cluster.get_jobs()]
+        raise LauncherError(f"cluster {cluster.name()} has no job '{job_id}'{did_you_mean(job_id, ids)}")
+
+
+def _in_parallel(function: Callable[..., Result], items: list) -> list[Result]:  # type: ignore[type-arg]
+    """Returns the results in order; clouds are slow to answer, so all are asked at once."""
+    if not items:
+        return []
+    with ThreadPoolExecutor(max_workers=len(items)) as pool:
+        return list(pool.map(function, items))

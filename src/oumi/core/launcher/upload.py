@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of a working directory that go to another machine: all that git would, less those of `.oumiignore`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from oumi.core.errors import ConfigError
+from oumi.core.launcher.cloud import MissingToolError
+from oumi.core.log import logger
+
+IGNORE_FILE = ".oumiignore"
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Files of one directory."""
+
+    root: Path
+    names: tuple[str, ...]
+    """Relative to the root, with `/`; links are copied as links."""
+    num_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.root}: {len(self.names):,} files, {self.num_bytes / 1e6:,.1f} MB"
+
+
+def find_upload(working_dir: str) -> Upload:
+    """Returns what is uploaded of a directory: not what `.gitignore` or `.oumiignore` name, and not `.git`.
+
+    Raises:
+        ConfigError: There is no such directory.
+        MissingToolError: git is not installed.
+    """
+    root = Path(working_dir).expanduser().resolve()
+    if not root.is_dir():
+        raise ConfigError(f"working_dir: {working_dir} is not a directory")
+    if shutil.which("git") is None:
+        raise MissingToolError("git is needed to read .gitignore; install it with your system's package manager")
+    ignored = ["-X", str(root / IGNORE_FILE)] if (root / IGNORE_FILE).is_file() else []
+    if _git(root, ["rev-parse", "--is-inside-work-tree"], check=False) == ["true\n"]:
+        names = set(_git(root, ["ls-files", "-co", "--exclude-standard", *ignored, "-z"]))
+        # Patterns apply to untracked files only, so tracked ones are taken out here.
+        names -= set(_git(root, ["ls-files", "-ci", *ignored, "-z"])) if ignored else set()
+    else:
+        with tempfile.TemporaryDirectory() as empty:
+            # An empty repository beside the directory, so that patterns mean what they mean to git.
+            subprocess.run(["git", "init", "-q", "--bare", empty], check=True, stdin=subprocess.DEVNULL)
+            place = [f"--git-dir={empty}", f"--work-tree={root}", "-c", "core.bare=false"]
+            names = set(_git(root, [*place, "ls-files", "-o", "--exclude-standard", *ignored, "-z"]))
+    # Tracked files may be deleted; a repository within this one is listed as a directory.
+    if nested := sorted(name for name in names if name.endswith("/")):
+        logger.warning("not uploaded, since it is a repository of its own: %s", ", ".join(nested))
+    files = sorted(name for name in names if not name.endswith("/") and os.path.lexists(root / name))
+    return Upload(root, tuple(files), sum((root / name).lstat().st_size for name in files))
+
+
+def _git(root: Path, arguments: Sequence[str], check: bool = True) -> list[str]:
+    """Returns the output of git, split at NUL bytes."""
+    result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=False)
+    if check and result.returncode:
+        raise ConfigError(f"working_dir: git failed: {os.fsdecode(result.stderr).strip()}")
+    return [os.fsdecode(name) for name in result.stdout.split(b"\0") if name]
