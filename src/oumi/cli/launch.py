@@ -34,6 +34,12 @@ def up(
     detach: DetachOption = False,
     output_filepath: OutputOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would happen, and start nothing.")] = False,
+    autostop: Annotated[
+        int | None,
+        typer.Option(
+            "--idle-minutes-to-autostop", help="Stop idle machines of a cloud after so many minutes, 60 by default."
+        ),
+    ] = None,
 ) -> None:
     """Create a cluster unless it exists, and run a job on it. Any key of the job can be overridden."""
     from oumi.launcher import LAUNCHER
@@ -42,7 +48,8 @@ def up(
     if dry_run:
         show_plan(job, cluster)
         return
-    follow(*LAUNCHER.up(job, cluster), detach, output_filepath)
+    options = {} if autostop is None else {"idle_minutes_to_autostop": autostop}
+    follow(*LAUNCHER.up(job, cluster, **options), detach, output_filepath)
 
 
 @launch_app.command(context_settings=EXTRA)
@@ -78,8 +85,11 @@ def status(
     """Show clusters and their jobs."""
     from oumi.launcher import LAUNCHER
 
-    by_cloud = LAUNCHER.status(cloud, cluster, job_id)
-    show_jobs([(name, job) for name, jobs in by_cloud.items() for job in jobs])
+    clusters = LAUNCHER.jobs(cloud, cluster)
+    show_jobs([(name, job) for name, _, jobs in clusters for job in jobs if job_id in (None, job.id)])
+    for name, item, jobs in clusters:
+        if not jobs and job_id is None:
+            typer.echo(f"{name} {item.name()}: {item.state()}, without jobs")
 
 
 @launch_app.command()

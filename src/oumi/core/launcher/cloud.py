@@ -113,6 +113,10 @@ class BaseCluster(ABC):
     def down(self) -> None:
         """Gives everything back; ends all jobs."""
 
+    def state(self) -> str:
+        """Returns the cloud's own word for the state of the machines."""
+        return "up"
+
     def get_job(self, job_id: str) -> JobStatus | None:
         """Returns the status of a job, None if the cluster does not know it."""
         return next((job for job in self.get_jobs() if job.id == job_id), None)

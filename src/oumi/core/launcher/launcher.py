@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -72,16 +72,29 @@ class Launcher:
         self, cloud: str | None = None, cluster: str | None = None, id: str | None = None
     ) -> dict[str, list[JobStatus]]:
         """Returns the jobs by cloud. Of all clouds, those that cannot be asked are left out, with a message."""
+        by_cloud: dict[str, list[JobStatus]] = {}
+        for name, _, jobs in self.jobs(cloud, cluster):
+            by_cloud.setdefault(name, []).extend(job for job in jobs if id in (None, job.id))
+        return by_cloud
 
-        def matching(jobs: Iterable[JobStatus]) -> list[JobStatus]:
-            return [job for job in jobs if id in (None, job.id)]
+    def jobs(
+        self, cloud: str | None = None, cluster: str | None = None
+    ) -> list[tuple[str, BaseCluster, list[JobStatus]]]:
+        """Returns clusters with the names of their clouds and with their jobs, of all clouds by default."""
+
+        def of_cluster(item: BaseCluster) -> list[JobStatus]:
+            try:
+                return item.get_jobs()
+            except LauncherError as error:
+                if cluster:
+                    raise
+                # As with clouds: one that does not answer must not hide the jobs of the others.
+                logger.warning("%s: %s", item.name(), error)
+                return []
 
         clusters = self.clusters(cloud, cluster)
-        jobs = _in_parallel(lambda found: found[1].get_jobs(), clusters)
-        by_cloud: dict[str, list[JobStatus]] = {}
-        for (name, _), of_cluster in zip(clusters, jobs, strict=True):
-            by_cloud.setdefault(name, []).extend(matching(of_cluster))
-        return by_cloud
+        jobs = _in_parallel(of_cluster, [item for _, item in clusters])
+        return [(name, item, found) for (name, item), found in zip(clusters, jobs, strict=True)]
 
     def clusters(self, cloud: str | None = None, cluster: str | None = None) -> list[tuple[str, BaseCluster]]:
         """Returns clusters with the names of their clouds, of all clouds by default.

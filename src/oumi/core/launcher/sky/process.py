@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that calls SkyPilot, in an environment of its own, so that its packages never meet ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from oumi.core.errors import ConfigError
+from oumi.core.launcher.cloud import ClusterNotFoundError, ClusterUnreachableError, LauncherError, MissingToolError
+
+INSTALL = "uv tool install --with pip 'skypilot[{cloud}]>=0.14,<0.15'"
+"""The command that installs SkyPilot; its extra brings what the cloud needs."""
+EXTRAS = {"k8s": "kubernetes", "sky-slurm": "slurm"}
+VARIABLE = "OUMI_SKY"
+"""Environment variable with the path of the command `sky`."""
+_DRIVER = Path(__file__).with_name("driver.py")
+_COLORS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_ERRORS: Mapping[str, type[LauncherError]] = {
+    "ClusterDoesNotExist": ClusterNotFoundError,
+    "ClusterNotUpError": ClusterUnreachableError,
+    "NoCloudAccessError": MissingToolError,
+}
+"""Classes of SkyPilot's errors that mean one of ours; any other is a LauncherError that names its class."""
+
+
+class SkyProcess:
+    """SkyPilot's Python, started on first use. It ends with this process, however that ends."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
+        self._records: list[dict[str, str]] = []
+        self._records_time = -1.0
+
+    def call(self, name: str, shows_progress: bool = False, **arguments: Any) -> Any:
+        """Returns the result of a function of the driver.
+
+        Args:
+            name: The function.
+            shows_progress: What SkyPilot prints goes to stderr.
+            arguments: Of the function, as JSON.
+
+        Raises:
+            LauncherError: SkyPilot refused, by the class of its error.
+            MissingToolError: SkyPilot is not installed.
+        """
+        with self._lock:
+            return next(self._answers(name, shows_progress, arguments))
+
+    def stream(self, name: str, **arguments: Any) -> Iterator[str]:
+        """Yields the texts that a function of the driver sends, as they come; raises as `call`."""
+        process = SkyProcess()  # of its own, which others need not wait for, and which ends with the stream
+        with closing(process), closing(process._answers(name, False, arguments)) as answers:
+            for answer in answers:
+                if isinstance(answer, str):
+                    yield _COLORS.sub("", answer)
+
+    def clusters(self) -> list[dict[str, str]]:
+        """Returns name, state and cloud of all clusters; of several threads that ask at once, one asks SkyPilot."""
+        asked = time.monotonic()
+        if not _may_have_clusters():  # asking starts SkyPilot's server, which takes seconds and a gigabyte
+            return []
+        with self._lock:
+            if self._records_time < asked:
+                self._records = next(self._answers("clusters", False, {}))
+                self._records_time = time.monotonic()
+            return self._records
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    pipe.close()
+            self._process = None
+
+    def _answers(self, name: str, shows_progress: bool, arguments: Mapping[str, Any]) -> Iterator[Any]:
+        """Yields texts as str, then the result."""
+        process = self._process = self._process or _start()
+        assert process.stdin is not None, "it is a pipe"
+        assert process.stdout is not None, "it is a pipe"
+        try:
+            request = {"call": name, "arguments": arguments, "shows_progress": shows_progress}
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            self._fail(process)
+        for line in process.stdout:
+            answer = json.loads(line)
+            if "text" in answer:
+                yield answer["text"]
+            elif "error" in answer:
+                self.close()
+                raise _error(**answer["error"])
+            else:
+                yield answer["result"]
+                return
+        self._fail(process)
+
+    def _fail(self, process: subprocess.Popen[str]) -> None:
+        """Raises the error of a process that ended without an answer."""
+        code = process.wait()
+        self.close()
+        raise LauncherError(f"SkyPilot ended with exit code {code}; see what `{find_python()} -c 'import sky'` says")
+
+
+def find_python() -> str | None:
+    """Returns the Python of SkyPilot, None if SkyPilot is not installed.
+
+    SkyPilot is the command `sky` of OUMI_SKY, beside our own Python, or on the PATH.
+
+    Raises:
+        ConfigError: OUMI_SKY is no such command.
+    """
+    named = os.environ.get(VARIABLE)
+    if named and not Path(named).expanduser().is_file():
+        raise ConfigError(f"{VARIABLE}: no file {named}; expected the path of the command `sky`")
+    beside = Path(sys.executable).parent / "sky"
+    command = named or (str(beside) if beside.is_file() else shutil.which("sky"))
+    if command is None:
+        return None
+    python = _python_of(Path(command).expanduser())
+    if python is None and named:
+        raise ConfigError(f"{VARIABLE}: {named} is not the command `sky` of SkyPilot, a script that names its Python")
+    return python
+
+
+def how_to_install(cloud: str) -> str:
+    """Returns the message that SkyPilot is missing, with the command that installs it for a cloud."""
+    command = INSTALL.format(cloud=EXTRAS.get(cloud, cloud))
+    return f"SkyPilot, which starts jobs on {cloud}. Install it with: {command}"
+
+
+def _python_of(script: Path) -> str | None:
+    """Returns the Python in the first lines of an installed script, None if it has none."""
+    with script.open("rb") as file:
+        head = os.fsdecode(file.read(4096))
+    # Installers write a shell's line where the path is too long for the kernel or has a space.
+    match = re.match(r"#!/bin/sh\n'''exec' \"?([^\"\n]+?)\"? \"\$0\"", head) or re.match(r"#!\s*(\S+)\s*\n", head)
+    return match[1] if match and Path(match[1]).is_file() else None
+
+
+def _start() -> subprocess.Popen[str]:
+    python = find_python()
+    if python is None:
+        raise MissingToolError(f"missing: {how_to_install('gcp')}")
+    # Ours would be found before SkyPilot's own packages.
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    environment |= {"SKYPILOT_DISABLE_USAGE_COLLECTION": "1", "DO_NOT_TRACK": "1"}
+    return subprocess.Popen(
+        [python, str(_DRIVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
+        env=environment,
+    )  # fmt: skip
+
+
+def _may_have_clusters() -> bool:
+    """Returns True unless this machine has no clusters of SkyPilot and no server elsewhere that may have some."""
+    home = Path(os.environ.get("SKY_RUNTIME_DIR") or "~").expanduser() / ".sky"
+    elsewhere = ("SKYPILOT_API_SERVER_ENDPOINT", "SKYPILOT_DB_CONNECTION_URI", "SKYPILOT_GLOBAL_CONFIG")
+    config = Path("~/.sky/config.yaml").expanduser()
+    names_server = config.is_file() and "endpoint" in config.read_text(encoding="utf-8", errors="replace")
+    return (home / "state.db").exists() or names_server or any(os.environ.get(name) for name in elsewhere)
+
+
+def _error(kind: str, message: str) -> LauncherError:
+    message = _COLORS.sub("", message).strip() or kind
+    return _ERRORS[kind](message) if kind in _ERRORS else LauncherError(f"SkyPilot: {kind}: {message}")

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SkyPilot behind the protocol of a cloud, with machines that are directories (`fake_sky`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from oumi.core.configs import JobConfig
+from oumi.core.errors import ConfigError
+from oumi.core.launcher import ClusterNotFoundError, JobState, LauncherError, MissingToolError
+from oumi.core.launcher.launcher import Launcher
+from oumi.core.launcher.sky import cloud as sky_cloud
+from oumi.core.launcher.sky.process import find_python
+from tests.core.launcher.sky_tools import install_fake_sky
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """SkyPilot with an account, and nothing else of this machine's."""
+    monkeypatch.setenv("OUMI_SKY", str(install_fake_sky(tmp_path / "sky")))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SKY_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("OUMI_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / ".sky").mkdir()
+    (tmp_path / ".sky" / "state.db").touch()
+    (tmp_path / "sky" / "home" / "account").touch()
+    yield tmp_path / "sky" / "home"
+    sky_cloud.SKY.close()
+
+
+def make_job(run: str = "echo hello", extra: str = "", cloud: str = "gcp", resources: str = "") -> JobConfig:
+    return JobConfig.from_str(f"name: job\nresources: {{cloud: {cloud}, {resources}}}\nrun: {json.dumps(run)}\n{extra}")
+
+
+def test_a_job_runs_and_its_output_is_read(home: Path) -> None:
+    launcher = Launcher()
+    cluster, status = launcher.up(make_job("echo hello; echo 'two words'"), "one")
+    assert (status.id, status.state, status.cluster, status.name) == ("1", JobState.SUCCEEDED, "one", "job")
+    assert "".join(cluster.logs("1")) == "hello\ntwo words\n"
+    assert launcher.run(make_job("exit 3"), "one").state == JobState.FAILED
+    assert [job.id for job in launcher.status("gcp")["gcp"]] == ["1", "2"]
+
+
+def test_a_state_that_is_not_known_is_told_and_not_guessed(home: Path) -> None:
+    status = Launcher().up(make_job(extra="envs: {STATE: HIBERNATING}"), "one")[1]
+    assert (status.state, status.status, status.done) == (JobState.UNKNOWN, "HIBERNATING", False)
+
+
+def test_a_stopped_cluster_is_seen_started_and_given_back(home: Path) -> None:
+    launcher = Launcher()
+    launcher.up(make_job(), "one")
+    launcher.stop("gcp", "one")
+    ((name, cluster, jobs),) = launcher.jobs("gcp")
+    assert (name, cluster.name(), cluster.state(), jobs) == ("gcp", "one", "STOPPED", [])
+    assert launcher.run(make_job(), "one").id == "2"
+    launcher.stop("gcp", "one")
+    launcher.down("gcp", "one")
+    assert launcher.clusters("gcp") == []
+    with pytest.raises(ClusterNotFoundError, match="gcp has no cluster 'one'"):
+        launcher.down("gcp", "one")
+
+
+def test_idle_machines_are_stopped_after_an_hour_unless_the_launch_says_otherwise(home: Path) -> None:
+    launcher = Launcher()
+
+    def autostop(**kwargs: object) -> object:
+        launcher.up(make_job(), "one", **kwargs)
+        return json.loads((home / "one" / "record.json").read_text())["autostop"]
+
+    assert autostop() == 60
+    assert autostop(idle_minutes_to_autostop=5) == 5  # of a cluster that is up already
+    assert autostop() == 5
+    with pytest.raises(
+        ConfigError, match=r"unknown argument 'idle_minutes', did you mean 'idle_minutes_to_autostop'\?"
+    ):
+        autostop(idle_minutes=5)
+    with pytest.raises(ConfigError, match="expected minutes, or -1 for never, got -5"):
+        autostop(idle_minutes_to_autostop=-5)
+    with pytest.raises(ConfigError, match="lambda cannot stop machines"):
+        launcher.up(make_job(cloud="lambda"), "two", idle_minutes_to_autostop=5)
+    launcher.up(make_job(cloud="lambda"), "two")
+    assert json.loads((home / "two" / "record.json").read_text())["autostop"] is None
+
+
+def test_a_cancelled_job_is_cancelled(home: Path) -> None:
+    launcher = Launcher()
+    launcher.up(make_job(extra="envs: {STATE: RUNNING}"), "one")
+    assert launcher.cancel("1", "gcp", "one").state == JobState.CANCELLED
+    with pytest.raises(LauncherError, match="cluster one has no job '7'"):
+        launcher.cancel("7", "gcp", "one")
+
+
+def test_secrets_reach_the_job_and_no_file_or_command_line(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TOKEN_OF_JOB", "s3cr3t-$(touch pwned)")
+    job = make_job('printf %s "$TOKEN_OF_JOB" | wc -c; cat /proc/$PPID/cmdline', "secrets: [TOKEN_OF_JOB]")
+    assert "s3cr3t" not in Launcher().plan(job, "one").script
+    cluster, status = Launcher().up(job, "one")
+    output = "".join(cluster.logs(status.id))
+    assert output.startswith("21\n")
+    assert "driver.py" in output
+    assert "s3cr3t" not in output
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and b"s3cr3t" in path.read_bytes()]
+    assert written == []
+    monkeypatch.delenv("TOKEN_OF_JOB")
+    with pytest.raises(ConfigError, match=r"secrets.TOKEN_OF_JOB: not set in your environment"):
+        Launcher().up(job, "one")
+    assert Launcher().plan(job, "one").missing[0].startswith("secret TOKEN_OF_JOB: not set")
+
+
+def test_exactly_the_files_that_the_plan_counts_are_uploaded(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "it's $(touch pwned)"
+    (folder / "sub").mkdir(parents=True)
+    subprocess.run(["git", "init", "-q", folder], check=True)
+    names = ["a.py", "sub/b c.py", "kept.log", "big.bin", "secret.env", "sub/.skyignore", ".gitignore", ".oumiignore"]
+    for name in names:
+        (folder / name).write_text(name)
+    (folder / ".gitignore").write_text("*.log\n*.env\n")
+    (folder / ".oumiignore").write_text("*.bin\n")
+    (folder / "sub" / ".skyignore").write_text("*.py\n")
+    subprocess.run(["git", "-C", folder, "add", "-f", "kept.log"], check=True)
+    os.symlink("a.py", folder / "link")
+    (tmp_path / "odd 'name").write_text("data")
+    job = make_job("find . -type f -o -type l | sort")
+    job.working_dir, job.file_mounts = str(folder), {"/data/x": str(tmp_path / "odd 'name")}
+    plan = Launcher().plan(job, "one")
+    assert "7 files" in plan.steps[0]
+    assert any(".skyignore is not read" in warning for warning in plan.warnings)
+    cluster, status = Launcher().up(job, "one")
+    files = set("".join(cluster.logs(status.id)).split("\n")) - {""}
+    # SkyPilot leaves out what `.skyignore` names: here, itself.
+    expected = {"./a.py", "./sub/b c.py", "./kept.log", "./.gitignore", "./.oumiignore", "./link"}
+    assert files == expected | {"./.skyignore"}
+    assert (home / "one" / "1" / "workdir" / ".skyignore").read_text() == "/.skyignore\n"
+    assert (home / "one" / "1" / "data_x").read_text() == "data"
+    assert list((tmp_path / "cache" / "launch").iterdir()) == []
+
+
+def test_a_plan_names_the_price_and_the_machine_where_they_are_known(home: Path) -> None:
+    job = make_job(resources="accelerators: 'A100:4'", extra="num_nodes: 2")
+    plan = Launcher().plan(job, "one")
+    assert plan.cost_per_hour is None
+    assert any("price is not known" in step for step in plan.steps)
+    (home / "prices.json").write_text('{"A100:4": 11.5}')
+    plan = Launcher().plan(job, "one")
+    assert plan.cost_per_hour == 23.0
+    assert any("2 machines of gcp (big-machine)" in step for step in plan.steps)
+
+
+def test_wrong_values_are_all_named_with_their_lines(home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("resources:\n  cloud: lambda\n  cpus: eight\n  use_spot: true\nrun: echo\n")
+    with pytest.raises(ConfigError, match=r'job.yaml:3:3 resources.cpus: The "cpus" field should be a number'):
+        Launcher().plan(JobConfig.from_yaml(file), "one")
+    file.write_text("resources:\n  cloud: lambda\n  use_spot: true\nrun: echo\n")
+    with pytest.raises(ConfigError) as refused:
+        Launcher().plan(JobConfig.from_yaml(file), "a b")
+    assert [problem.key for problem in refused.value.problems] == ["--cluster", "resources.use_spot"]
+
+
+def test_without_an_account_nothing_is_started_and_the_way_to_one_is_told(home: Path) -> None:
+    (home / "account").unlink()
+    assert any("gcloud init" in missing for missing in Launcher().plan(make_job(), "one").missing)
+    with pytest.raises(
+        MissingToolError, match=r"SkyPilot cannot use gcp from here:\ngcp \(compute\):\n  Run: gcloud init"
+    ):
+        Launcher().up(make_job(), "one")
+    assert [path.name for path in home.iterdir()] == []
+
+
+def test_the_accounts_of_a_server_elsewhere_are_not_looked_for_here(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "account").unlink()
+    monkeypatch.setenv("FAKE_SKY_SERVER", "https://sky.example")
+    plan = Launcher().plan(make_job(), "one")
+    assert plan.missing == ()
+    assert "https://sky.example" in plan.steps[0]
+
+
+def test_without_skypilot_a_plan_shows_the_task_and_how_to_install(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("OUMI_SKY")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_python() is None
+    plan = Launcher().plan(make_job(cloud="k8s"), "one")
+    assert "skypilot[kubernetes]" in plan.missing[0]
+    assert "infra: kubernetes" in plan.script
+    with pytest.raises(MissingToolError, match="uv tool install"):
+        Launcher().up(make_job(), "one")
+    monkeypatch.setenv("OUMI_SKY", "/no/sky")
+    with pytest.raises(ConfigError, match="OUMI_SKY: no file /no/sky"):
+        Launcher().plan(make_job(), "one")
+
+
+def test_clouds_that_are_asked_at_once_ask_skypilot_once(home: Path) -> None:
+    Launcher().up(make_job(), "one")
+    (home / "calls").unlink()
+    launchers = [threading.Thread(target=Launcher().clusters, args=(cloud,)) for cloud in ("gcp", "aws", "lambda")]
+    for thread in launchers:
+        thread.start()
+    for thread in launchers:
+        thread.join()
+    assert 1 <= (home / "calls").read_text().count("status") <= 3
+    assert [cluster.name() for _, cluster in Launcher().clusters("gcp")] == ["one"]
+    assert Launcher().clusters("aws") == []
+
+
+def test_nothing_is_asked_where_there_can_be_no_clusters(home: Path, tmp_path: Path) -> None:
+    (tmp_path / ".sky" / "state.db").unlink()
+    assert Launcher().clusters("gcp") == []
+    assert not (home / "calls").exists()
+
+
+def test_an_output_that_is_no_longer_read_ends_its_process(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_SKY_ENDLESS", "1")
+    cluster, status = Launcher().up(make_job("echo one"), "one")
+    output = cluster.logs(status.id)
+    assert next(output) == "one\n"
+    output.close()  # type: ignore[attr-defined]  # a generator
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    commands = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children]
+    assert sum(b"driver.py" in command for command in commands) <= 1  # the one for all calls
