@@ -88,10 +88,13 @@ class JobConfig(BaseConfig):
     def complaints(self) -> Iterator[Complaint]:
         if not self.run.strip():
             yield "run", "required, but empty"
+        for name in self.secrets:
+            if name in self.envs:
+                yield f"secrets.{name}", "is a variable of envs, too; keep it in one of them"
 
     def missing_at_launch(self) -> list[Problem]:
         """Returns the keys that the cloud of the job requires and that must still be set at launch."""
-        cloud = self.resources.cloud
+        cloud = self.resources.cloud.lower()
         needs = {"user": _NEEDS_USER, "working_dir": _NEEDS_WORKING_DIR}
         return [
             Problem(key, f"required on {cloud} at launch", locate(self, key))

@@ -14,6 +14,12 @@ from oumi.core.errors import ConfigError, Problem
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAX_BYTES = 128 * 1024 - 1
 """Of `NAME=value`: MAX_ARG_STRLEN of Linux, above which no program can be started with it."""
+_OF_BASH = re.compile(
+    "BASHOPTS|BASHPID|BASH_(ALIASES|ARGC|ARGV0?|CMDS|COMMAND|LINENO|SOURCE|SUBSHELL|VERSINFO)|COMP_WORDBREAKS|DIRSTACK|"
+    "EPOCHREALTIME|EPOCHSECONDS|E?UID|FUNCNAME|GROUPS|HISTCMD|LINENO|(OLD)?PWD|OPTIND|PIPESTATUS|PPID|S?RANDOM|SECONDS|"
+    "SHELLOPTS|SHLVL|_"
+)
+"""Variables that bash sets itself: a value does not arrive, or is computed as an expression, which runs code."""
 
 
 def job_script(job: JobConfig, working_dir: str | None) -> str:
@@ -21,6 +27,9 @@ def job_script(job: JobConfig, working_dir: str | None) -> str:
 
     Secrets are not part of it: a script is a file that others may read.
     """
+    texts = {"setup": job.setup or "", "run": job.run}
+    if problems := [Problem(key, reason) for key, text in texts.items() if (reason := _not_storable(text))]:
+        raise ConfigError(problems, "job")
     lines = ["#!/usr/bin/env bash", *exports(job.envs), "set -e"]
     if working_dir is not None:
         lines.append(f"cd -- {shlex.quote(working_dir)}")
@@ -35,14 +44,20 @@ def exports(variables: Mapping[str, str]) -> list[str]:
 
 def secret_values(job: JobConfig) -> dict[str, str]:
     """Returns the secrets of a job from the environment of this process; raises ConfigError if one is not set."""
-    absent = [name for name in job.secrets if name not in os.environ]
-    if absent:
-        raise ConfigError(
-            [Problem(f"secrets.{name}", f"not set in your environment: `export {name}=...`") for name in absent], "job"
-        )
+    if unset := unset_secrets(job):
+        raise ConfigError(unset, "job")
     values = {name: os.environ[name] for name in job.secrets}
     check_variables("secrets", values)
     return values
+
+
+def unset_secrets(job: JobConfig) -> list[Problem]:
+    """Returns the secrets of a job that the environment of this process lacks."""
+    return [
+        Problem(f"secrets.{name}", f"not set in your environment: `export {name}=...`")
+        for name in job.secrets
+        if name not in os.environ
+    ]
 
 
 def check_variables(key: str, variables: Mapping[str, str]) -> None:
@@ -51,9 +66,19 @@ def check_variables(key: str, variables: Mapping[str, str]) -> None:
     for name, value in variables.items():
         if not _VARIABLE.fullmatch(name):
             problems.append(Problem(f"{key}.{name}", "expected letters, digits and _, with no digit first"))
-        elif "\0" in value:
-            problems.append(Problem(f"{key}.{name}", "contains a NUL byte, which no environment can hold"))
+        elif _OF_BASH.fullmatch(name):
+            problems.append(Problem(f"{key}.{name}", "is set by bash itself; choose another name"))
+        elif reason := _not_storable(value):
+            problems.append(Problem(f"{key}.{name}", reason))
         elif (size := len(os.fsencode(f"{name}={value}"))) > _MAX_BYTES:
             problems.append(Problem(f"{key}.{name}", f"has {size:,} bytes; a process takes at most {_MAX_BYTES:,}"))
     if problems:
         raise ConfigError(problems, "job")
+
+
+def _not_storable(text: str) -> str:
+    """Returns why neither a script nor an environment can hold a text; empty if both can."""
+    try:
+        return "contains a NUL byte" if b"\0" in os.fsencode(text) else ""
+    except UnicodeEncodeError as error:
+        return f"contains U+{ord(text[error.start]):04X}, which is no character"
