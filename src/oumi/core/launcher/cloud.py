@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import ClassVar
 
 from oumi.core.configs import JobConfig
 from oumi.core.errors import OumiError
@@ -59,6 +60,8 @@ class JobStatus:
     """What else is known, such as why it failed."""
     done: bool = False
     state: JobState = JobState.UNKNOWN
+    exit_code: int | None = None
+    """Of the script, as shells have it; None until it ends and where the cloud does not tell."""
     cost_per_hour: float | None = None
     """In US dollars, of the whole cluster."""
     submit_time: datetime | None = None
@@ -132,12 +135,15 @@ class BaseCluster(ABC):
 class BaseCloud(ABC):
     """A kind of place for clusters."""
 
+    options: ClassVar[frozenset[str]] = frozenset()
+    """Keywords that `plan` and `up_cluster` take; others are refused before they are called."""
+
     @abstractmethod
-    def plan(self, job: JobConfig, name: str | None) -> LaunchPlan:
+    def plan(self, job: JobConfig, name: str | None, **options: object) -> LaunchPlan:
         """Returns what `up_cluster` would do; raises ConfigError for a job that this cloud can never run."""
 
     @abstractmethod
-    def up_cluster(self, job: JobConfig, name: str | None, **kwargs: object) -> JobStatus:
+    def up_cluster(self, job: JobConfig, name: str | None, **options: object) -> JobStatus:
         """Creates the cluster unless it exists, and runs the job on it. Raises as `plan` and `run_job` do."""
 
     @abstractmethod

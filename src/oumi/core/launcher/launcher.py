@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from oumi.core.configs import JobConfig
-from oumi.core.errors import ConfigError, did_you_mean
+from oumi.core.errors import ConfigError, Problem, did_you_mean
 from oumi.core.launcher.cloud import (
     BaseCloud,
     BaseCluster,
@@ -41,26 +41,29 @@ class Launcher:
         """Returns the names of all clouds, sorted."""
         return CLOUDS.names()
 
-    def plan(self, job: JobConfig, cluster_name: str | None = None) -> LaunchPlan:
+    def plan(self, job: JobConfig, cluster_name: str | None = None, **options: object) -> LaunchPlan:
         """Returns what `up` would do, without starting anything; raises ConfigError for a job that can never run."""
         _check(job)
-        return self.get_cloud(job).plan(job, cluster_name)
+        cloud = self.get_cloud(job)
+        _check_options(job, cloud, options)
+        return cloud.plan(job, cluster_name, **options)
 
-    def up(self, job: JobConfig, cluster_name: str | None = None, **kwargs: object) -> tuple[BaseCluster, JobStatus]:
+    def up(self, job: JobConfig, cluster_name: str | None = None, **options: object) -> tuple[BaseCluster, JobStatus]:
         """Creates the cluster unless it exists and runs the job on it, without waiting for its end.
 
         Args:
             job: The job.
             cluster_name: Name of the cluster; None leaves it to the cloud.
-            kwargs: Of the cloud, such as `idle_minutes_to_autostop` with SkyPilot.
+            options: Of the cloud: `slots` of a local queue, `idle_minutes_to_autostop` with SkyPilot.
 
         Raises:
-            ConfigError: The job can never run on its cloud.
+            ConfigError: The job can never run on its cloud, or an option is unknown there.
             LauncherError: The cloud cannot be reached, or does not take the job.
         """
         _check(job)
         cloud = self.get_cloud(job)
-        status = cloud.up_cluster(job, cluster_name, **kwargs)
+        _check_options(job, cloud, options)
+        status = cloud.up_cluster(job, cluster_name, **options)
         return self._cluster(job.resources.cloud, status.cluster), status
 
     def run(self, job: JobConfig, cluster_name: str) -> JobStatus:
@@ -71,7 +74,12 @@ class Launcher:
     def status(
         self, cloud: str | None = None, cluster: str | None = None, id: str | None = None
     ) -> dict[str, list[JobStatus]]:
-        """Returns the jobs by cloud. Of all clouds, those that cannot be asked are left out, with a message."""
+        """Returns the jobs by cloud. Of all clouds, those that cannot be asked are left out, with a message.
+
+        Raises:
+            ClusterNotFoundError: None of them has the cluster.
+            LauncherError: The only cloud that was named cannot be asked.
+        """
         by_cloud: dict[str, list[JobStatus]] = {}
         for name, _, jobs in self.jobs(cloud, cluster):
             by_cloud.setdefault(name, []).extend(job for job in jobs if id in (None, job.id))
@@ -92,11 +100,18 @@ class Launcher:
                 logger.warning("%s: %s", item.name(), error)
                 return []
 
-        clusters = self.clusters(cloud, cluster)
+        clusters = self.clusters(cloud)
+        if cluster is not None:
+            names = {item.name() for _, item in clusters}
+            clusters = [(name, item) for name, item in clusters if item.name() == cluster]
+            if not clusters:
+                raise ClusterNotFoundError(
+                    f"{cloud or 'no cloud that can be asked'} has no cluster '{cluster}'{did_you_mean(cluster, names)}"
+                )
         jobs = _in_parallel(of_cluster, [item for _, item in clusters])
         return [(name, item, found) for (name, item), found in zip(clusters, jobs, strict=True)]
 
-    def clusters(self, cloud: str | None = None, cluster: str | None = None) -> list[tuple[str, BaseCluster]]:
+    def clusters(self, cloud: str | None = None) -> list[tuple[str, BaseCluster]]:
         """Returns clusters with the names of their clouds, of all clouds by default.
 
         Raises:
@@ -115,7 +130,7 @@ class Launcher:
                 return []
 
         found = zip(names, _in_parallel(of_cloud, names), strict=True)
-        return [(name, item) for name, items in found for item in items if cluster in (None, item.name())]
+        return [(name, item) for name, items in found for item in items]
 
     def stop(self, cloud_name: str | None, cluster_name: str) -> None:
         """Stops the machines of a cluster; where a cloud has none to stop, ends its jobs."""
@@ -171,6 +186,17 @@ class Launcher:
 def _check(job: JobConfig) -> None:
     if missing := job.missing_at_launch():
         raise ConfigError(missing, "job")
+
+
+def _check_options(job: JobConfig, cloud: BaseCloud, options: dict[str, object]) -> None:
+    known = f"{job.resources.cloud} takes {', '.join(sorted(cloud.options)) or 'none'}"
+    unknown = [
+        Problem("", f"unknown argument '{name}'{did_you_mean(name, cloud.options) or f'; {known}'}")
+        for name in options
+        if name not in cloud.options
+    ]
+    if unknown:
+        raise ConfigError(unknown, "launch")
 
 
 def _require_job(cluster: BaseCluster, job_id: str) -> None:

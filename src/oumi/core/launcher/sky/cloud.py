@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from oumi.core.configs import JobConfig
 from oumi.core.configs.loading import locate
-from oumi.core.errors import ConfigError, Problem, did_you_mean
+from oumi.core.errors import ConfigError, Problem
 from oumi.core.launcher.cloud import (
     FINAL_STATES,
     BaseCloud,
@@ -50,13 +50,16 @@ SKY = SkyProcess()
 class SkyCloud(BaseCloud):
     """A cloud that SkyPilot reaches."""
 
+    options: ClassVar[frozenset[str]] = frozenset({"idle_minutes_to_autostop"})
+
     def __init__(self, cloud: str) -> None:
         """Initializes the cloud with our name of it."""
         self._cloud = cloud
         self._sky_name = INFRA.get(cloud, cloud)
 
-    def plan(self, job: JobConfig, name: str | None) -> LaunchPlan:
+    def plan(self, job: JobConfig, name: str | None, **options: object) -> LaunchPlan:
         """Returns what `up_cluster` would do; SkyPilot validates the task where it is installed."""
+        minutes = _autostop(job, options)
         task, uploads = make_task(job), find_uploads(job)
         missing = [f"secret {name}: {error}" for name, error in _absent_secrets(job)]
         warnings = list(_warnings(job, name, uploads))
@@ -68,22 +71,22 @@ class SkyCloud(BaseCloud):
             answer = self._describe(job, task, name)
             missing += answer["missing"]
         return LaunchPlan(
-            steps=tuple(_steps(job, name, uploads, answer)),
+            steps=tuple(_steps(job, name, uploads, answer, _default_autostop(job) if minutes is None else minutes)),
             script=(f"# accepted by SkyPilot {answer['version']}\n" if answer else "") + task_text(task, job.secrets),
             warnings=tuple(warnings),
             missing=tuple(missing),
             cost_per_hour=answer.get("price"),
         )
 
-    def up_cluster(self, job: JobConfig, name: str | None, **kwargs: object) -> JobStatus:
+    def up_cluster(self, job: JobConfig, name: str | None, **options: object) -> JobStatus:
         """Creates the cluster unless it is up, and runs the job on it.
 
         Args:
             job: The job.
             name: Name of the cluster, None for one that SkyPilot makes up.
-            kwargs: `idle_minutes_to_autostop`: stop the machines after so many idle minutes, -1 for never.
+            options: `idle_minutes_to_autostop`: stop the machines after so many idle minutes, -1 for never.
         """
-        autostop = _autostop(job, kwargs)
+        autostop = _autostop(job, options)
         task, uploads, secrets = make_task(job), find_uploads(job), secret_values(job)
         if find_python() is None:
             raise MissingToolError(f"missing: {how_to_install(self._cloud)}")
@@ -199,7 +202,9 @@ class SkyCluster(BaseCluster):
         )
 
 
-def _steps(job: JobConfig, name: str | None, uploads: dict[str, Upload], answer: dict[str, Any]) -> Iterator[str]:
+def _steps(
+    job: JobConfig, name: str | None, uploads: dict[str, Upload], answer: dict[str, Any], minutes: int | None
+) -> Iterator[str]:
     if answer.get("server"):
         yield f"SkyPilot's server at {answer['server']} starts the job, with its accounts"
     for key, upload in uploads.items():
@@ -212,7 +217,7 @@ def _steps(job: JobConfig, name: str | None, uploads: dict[str, Upload], answer:
     if answer and answer.get("price") is None:
         yield "the price is not known here: SkyPilot's catalog has none, or cannot be downloaded"
     yield "run the script `setup` once, then `run`" if job.setup else "run the script `run`"
-    if (minutes := _default_autostop(job)) is not None:
+    if minutes not in (None, -1):
         yield f"stop the machines after {minutes} idle minutes; their disks are kept and cost until `oumi launch down`"
 
 
@@ -234,12 +239,10 @@ def _default_autostop(job: JobConfig) -> int | None:
     return None if reason_not_to_stop(job) else IDLE_MINUTES
 
 
-def _autostop(job: JobConfig, kwargs: dict[str, object]) -> int | None:
-    """Returns the idle minutes that a launch names, None if it names none; raises ConfigError for other arguments."""
+def _autostop(job: JobConfig, options: dict[str, object]) -> int | None:
+    """Returns the idle minutes that a launch names, None if it names none; raises ConfigError for a wrong number."""
     known = "idle_minutes_to_autostop"
-    if unknown := [name for name in kwargs if name != known]:
-        raise ConfigError(f"unknown argument '{unknown[0]}'{did_you_mean(unknown[0], [known]) or f'; known: {known}'}")
-    minutes = kwargs.get(known)
+    minutes = options.get(known)
     if minutes is None:
         return None
     if not isinstance(minutes, int) or minutes < -1:
