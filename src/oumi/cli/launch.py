@@ -21,6 +21,8 @@ ClusterOption = Annotated[str, typer.Option("--cluster", help="Name of the clust
 AnyClusterOption = Annotated[str | None, typer.Option("--cluster", help="Name of the cluster.")]
 CloudOption = Annotated[str | None, typer.Option("--cloud", help="Name of the cloud; all are searched without it.")]
 DetachOption = Annotated[bool, typer.Option("--detach/--no-detach", help="Do not follow the job's output.")]
+_SAME_STATE = ("queued", "completed", "canceled")
+"""Words of clouds that say no more than ours."""
 OutputOption = Annotated[
     Path | None, typer.Option("--output-filepath", help="Write the job's output to this file instead.")
 ]
@@ -40,15 +42,19 @@ def up(
             "--idle-minutes-to-autostop", help="Stop idle machines of a cloud after so many minutes, 60 by default."
         ),
     ] = None,
+    slots: Annotated[
+        int | None, typer.Option(help="Local jobs of this cluster that run at once, from now on; 1 at first.")
+    ] = None,
 ) -> None:
     """Create a cluster unless it exists, and run a job on it. Any key of the job can be overridden."""
     from oumi.launcher import LAUNCHER
 
     job = load_job(context, config)
+    given = {"idle_minutes_to_autostop": autostop, "slots": slots}
+    options = {name: value for name, value in given.items() if value is not None}
     if dry_run:
-        show_plan(job, cluster)
+        show_plan(job, cluster, **options)
         return
-    options = {} if autostop is None else {"idle_minutes_to_autostop": autostop}
     follow(*LAUNCHER.up(job, cluster, **options), detach, output_filepath)
 
 
@@ -164,11 +170,11 @@ def load_job(context: typer.Context, name: str) -> JobConfig:
     return JobConfig.load(resolve_config(name, "job"), parse_overrides(context.args))
 
 
-def show_plan(job: JobConfig, cluster: str | None) -> None:
+def show_plan(job: JobConfig, cluster: str | None, **options: object) -> None:
     """Prints what a launch would do."""
     from oumi.launcher import LAUNCHER
 
-    launch_plan = LAUNCHER.plan(job, cluster)
+    launch_plan = LAUNCHER.plan(job, cluster, **options)
     typer.echo("\n".join(f"{number}. {step}" for number, step in enumerate(launch_plan.steps, 1)))
     if launch_plan.cost_per_hour is not None:
         typer.echo(f"price: ${launch_plan.cost_per_hour:.2f} an hour")
@@ -187,6 +193,8 @@ def show_jobs(jobs: list[tuple[str, JobStatus]]) -> None:
         return
     rows = [("cloud", "cluster", "id", "name", "state", "")]
     rows += [(cloud, job.cluster, job.id, job.name, _state(job), job.metadata) for cloud, job in jobs]
+    # A name may contain anything, such as codes that clear a terminal.
+    rows = [tuple(cell if cell.isprintable() else repr(cell) for cell in row) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)]
@@ -195,24 +203,30 @@ def show_jobs(jobs: list[tuple[str, JobStatus]]) -> None:
 
 def _state(job: JobStatus) -> str:
     """Returns the state in our words, and in the cloud's where these say more."""
-    return job.state if job.state == job.status.lower() else f"{job.state} ({job.status})"
+    word = job.status.lower()
+    return job.state if word in (job.state, *_SAME_STATE) else f"{job.state} ({job.status})"
 
 
 def follow(cluster: BaseCluster, status: JobStatus, is_detached: bool, output: Path | None) -> None:
-    """Shows the output of a job until it ends, unless detached; exits with 1 if it failed."""
-    typer.echo(f"job {status.id} on {cluster.name()}: {_state(status)}", err=True)
+    """Shows the output of a job until it ends, unless detached; exits as the job did, with 1 where that is unknown."""
+    place = f"--cluster {cluster.name()} --job-id {status.id}"
+    typer.echo(f"job {status.id} on {cluster.name()}: {_described(status)}", err=True)
     if is_detached:
-        typer.echo(f"follow it with: oumi launch logs --cluster {cluster.name()} --job-id {status.id} -f", err=True)
+        typer.echo(f"follow it with: oumi launch logs {place} -f", err=True)
         return
     try:
         write_output(cluster.logs(status.id), output)
     except KeyboardInterrupt:
-        typer.echo(f"\njob {status.id} goes on; end it with: oumi launch cancel", err=True)
+        typer.echo(f"\njob {status.id} goes on; end it with: oumi launch cancel {place}", err=True)
         raise
     last = cluster.get_job(status.id) or status
-    typer.echo(f"job {last.id}: {_state(last)} {last.metadata}".rstrip(), err=True)
+    typer.echo(f"job {last.id} on {cluster.name()}: {_described(last)}", err=True)
     if last.state != "succeeded":
-        raise typer.Exit(1)
+        raise typer.Exit(last.exit_code or 1)
+
+
+def _described(job: JobStatus) -> str:
+    return f"{_state(job)}, {job.metadata}" if job.metadata else _state(job)
 
 
 def write_output(pieces, path: Path | None) -> None:  # type: ignore[no-untyped-def]  # an iterator of text

@@ -35,6 +35,7 @@ SHORT_NAMES: Mapping[str, Mapping[str, str]] = {
         "llama3.2-3b-lora": "llama3_2/sft/3b_lora/train.yaml",
     },
     "job": {
+        "quickstart": "quickstart/local_job.yaml",
         "smollm-135m": "smollm/sft/135m/gcp_job.yaml",
         "smollm-135m-quickstart": "smollm/sft/135m/quickstart_gcp_job.yaml",
         "smollm-135m-slurm": "smollm/sft/135m/slurm_job.yaml",
