@@ -82,6 +82,31 @@ def plan(context: typer.Context, config: ConfigOption, cluster: AnyClusterOption
     show_plan(load_job(context, config), cluster)
 
 
+@launch_app.command(context_settings=EXTRA)
+def init(
+    context: typer.Context,
+    config: Annotated[str, typer.Option("--config", "-c", help="Training config, recipe or oumi:// name.")],
+    cloud: Annotated[str, typer.Option("--cloud", help="Where it runs.")],
+    device: Annotated[
+        str | None, typer.Option("--device", help="GPU, such as h100-80gb; by default the plan's.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="New job file; printed without.")] = None,
+) -> None:
+    """Write a job file that trains with a config, on the smallest GPUs that hold it. Any key can be overridden."""
+    from oumi.cli.overrides import parse_overrides
+    from oumi.core.errors import ConfigError
+    from oumi.core.launcher.job_file import make_job_file
+
+    if output is not None and output.exists():
+        raise ConfigError(f"{output} exists; delete it, or name another file")
+    text = make_job_file(config, parse_overrides(context.args), cloud, device, str(output or "job.yaml"))
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    output.write_text(text, encoding="utf-8")
+    typer.echo(f"{output}: see what it would do with `oumi launch plan -c {output}`", err=True)
+
+
 @launch_app.command()
 def status(
     cloud: CloudOption = None,

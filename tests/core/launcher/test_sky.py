@@ -113,7 +113,7 @@ def test_secrets_reach_the_job_and_no_file_or_command_line(
     monkeypatch.delenv("TOKEN_OF_JOB")
     with pytest.raises(ConfigError, match=r"secrets.TOKEN_OF_JOB: not set in your environment"):
         Launcher().up(job, "one")
-    assert Launcher().plan(job, "one").missing[0].startswith("secret TOKEN_OF_JOB: not set")
+    assert Launcher().plan(job, "one").missing[0].startswith("secrets.TOKEN_OF_JOB: not set")
 
 
 def test_exactly_the_files_that_the_plan_counts_are_uploaded(home: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from oumi.core.launcher.cloud import (
     LaunchPlan,
     MissingToolError,
 )
-from oumi.core.launcher.script import secret_values
+from oumi.core.launcher.script import secret_values, unset_secrets
 from oumi.core.launcher.sky.process import SkyProcess, find_python, how_to_install
 from oumi.core.launcher.sky.staging import RULES, find_uploads, staged
 from oumi.core.launcher.sky.task import INFRA, job_key, make_task, reason_not_to_stop, task_text, task_warnings
@@ -31,7 +31,7 @@ from oumi.core.log import logger
 IDLE_MINUTES = 60
 """Idle machines are stopped after so many minutes, unless the launch says otherwise."""
 _STORES = {"s3": "aws", "gcs": "gcp", "r2": "cloudflare"}
-_STATES = {
+STATES = {
     "INIT": JobState.PENDING,
     "PENDING": JobState.PENDING,
     "SETTING_UP": JobState.RUNNING,
@@ -61,7 +61,7 @@ class SkyCloud(BaseCloud):
         """Returns what `up_cluster` would do; SkyPilot validates the task where it is installed."""
         minutes = _autostop(job, options)
         task, uploads = make_task(job), find_uploads(job)
-        missing = [f"secret {name}: {error}" for name, error in _absent_secrets(job)]
+        missing = [str(problem) for problem in unset_secrets(job)]
         warnings = list(_warnings(job, name, uploads))
         answer: dict[str, Any] = {}
         if find_python() is None:
@@ -184,7 +184,7 @@ class SkyCluster(BaseCluster):
         return self.get_job(str(job_id)) or unseen
 
     def _status(self, record: dict[str, Any]) -> JobStatus:
-        state = _STATES.get(record["status"], JobState.UNKNOWN)
+        state = STATES.get(record["status"], JobState.UNKNOWN)
         return JobStatus(
             name=record["name"] or "",
             id=str(record["id"]),
@@ -250,14 +250,6 @@ def _autostop(job: JobConfig, options: dict[str, object]) -> int | None:
     if minutes != -1 and (reason := reason_not_to_stop(job)):
         raise ConfigError(f"{known}: {reason}")
     return minutes
-
-
-def _absent_secrets(job: JobConfig) -> Iterator[tuple[str, str]]:
-    try:
-        secret_values(job)
-    except ConfigError as error:
-        for problem in error.problems:
-            yield problem.key.removeprefix("secrets."), problem.message
 
 
 def _place(job: JobConfig, key: str) -> str:

@@ -87,8 +87,15 @@ def build(task, secrets=None):
     """Returns SkyPilot's task."""
     built = sky.Task.from_yaml_config(copy.deepcopy(task))  # which changes its argument
     if secrets:
+        close_to_others(os.path.expanduser("~/.sky"))
         built.update_secrets(secrets)  # not in from_yaml_config(), which keeps its argument as text
     return built
+
+
+def close_to_others(directory):
+    """Takes the rights of other users away: SkyPilot's server keeps requests there, with their secrets."""
+    if os.path.isdir(directory):
+        os.chmod(directory, os.stat(directory).st_mode & ~0o077)
 
 
 def wrong_keys(task):

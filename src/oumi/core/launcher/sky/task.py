@@ -41,7 +41,7 @@ def make_task(job: JobConfig) -> dict[str, Any]:
     if problems:
         raise ConfigError(problems, "job")
     task = {
-        "name": task_name(job),
+        "name": plain_name(job.name),
         "resources": _resources(job),
         "num_nodes": job.num_nodes,
         "workdir": job.working_dir,
@@ -60,14 +60,14 @@ def make_task(job: JobConfig) -> dict[str, Any]:
     return {key: value for key, value in task.items() if value not in (None, {})}
 
 
-def task_name(job: JobConfig) -> str | None:
-    """Returns the name of a job without the characters that a cloud or a shell may take for something else."""
-    return _UNSAFE.sub("-", job.name).strip("-.") or None if job.name else None
+def plain_name(name: str | None) -> str | None:
+    """Returns a name without the characters that a cloud or a shell may take for something else."""
+    return _UNSAFE.sub("-", name).strip("-.") or None if name else None
 
 
 def task_text(task: dict[str, Any], secrets: list[str]) -> str:
     """Returns a task as YAML; of secrets only the names."""
-    text = yaml.dump(task, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    text = block_yaml(task)
     if secrets:
         names = "".join(f"  {name}:  # from your environment at launch\n" for name in secrets)
         text += f"secrets:\n{names}"
@@ -106,7 +106,7 @@ def task_warnings(job: JobConfig) -> Iterator[str]:
         yield f"user: not read: {job.resources.cloud} is used with the account of your credentials"
     if job.resources.image_id and job.resources.image_id_map:
         yield "resources.image_id_map: not read, since resources.image_id is set"
-    if job.name and (name := task_name(job)) != job.name:
+    if job.name and (name := plain_name(job.name)) != job.name:
         yield f"name: SkyPilot is given {name!r}, since other characters than letters, digits, . _ - are not safe there"
     for remote, local in job.file_mounts.items():
         if _is_absent_credential(local):
@@ -186,6 +186,11 @@ def _wrong_mounts(job: JobConfig) -> Iterator[Problem]:
 
 def _is_absent_credential(local: str) -> bool:
     return local in _CREDENTIALS and not Path(local).expanduser().exists()
+
+
+def block_yaml(values: dict[str, Any]) -> str:
+    """Returns values as YAML in their order, with scripts as blocks."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
 class _Dumper(yaml.SafeDumper):
