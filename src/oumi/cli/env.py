@@ -9,18 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from oumi.core.system.environment import PACKAGES, describe_environment
-
 
 def env(
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON, including all packages.")] = False,
 ) -> None:
     """Show versions, devices and environment variables. Secrets are masked."""
+    from oumi.core.system.environment import PACKAGES, describe_environment
+
     facts = describe_environment()
-    typer.echo(json_text.dumps(facts, indent=2) if json else "\n".join(_lines(facts)))
+    typer.echo(json_text.dumps(facts, indent=2) if json else "\n".join(_lines(facts, PACKAGES)))
 
 
-def _lines(facts: dict[str, Any]) -> Iterable[str]:
+def _lines(facts: dict[str, Any], packages: Iterable[str]) -> Iterable[str]:
     device, git = facts["device"], facts["git"]
     yield f"Oumi      {facts['packages'].get('oumi', 'not installed')}"
     yield f"Python    {facts['python']}"
@@ -34,7 +34,7 @@ def _lines(facts: dict[str, Any]) -> Iterable[str]:
     if git:
         yield f"Git       {git['commit']} ({git['branch']}{', changed' if git['is_changed'] else ''})"
     yield from ("", "Packages")
-    yield from _table((name, facts["packages"].get(name, "-")) for name in PACKAGES)
+    yield from _table((name, facts["packages"].get(name, "-")) for name in packages)
     yield from ("", "Environment variables")
     yield from _table(facts["environment"].items()) if facts["environment"] else ["  none that change a run"]
 

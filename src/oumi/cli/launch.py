@@ -20,7 +20,7 @@ ConfigOption = Annotated[str, typer.Option("--config", "-c", help="Job file, rec
 ClusterOption = Annotated[str, typer.Option("--cluster", help="Name of the cluster.")]
 AnyClusterOption = Annotated[str | None, typer.Option("--cluster", help="Name of the cluster.")]
 CloudOption = Annotated[str | None, typer.Option("--cloud", help="Name of the cloud; all are searched without it.")]
-DetachOption = Annotated[bool, typer.Option("--detach/--no-detach", help="Do not follow the job's output.")]
+DetachOption = Annotated[bool, typer.Option("--detach/--no-detach", "-d", help="Do not follow the job's output.")]
 _SAME_STATE = ("queued", "completed", "canceled")
 """Words of clouds that say no more than ours."""
 OutputOption = Annotated[
@@ -55,7 +55,8 @@ def up(
     if dry_run:
         show_plan(job, cluster, **options)
         return
-    follow(*LAUNCHER.up(job, cluster, **options), detach, output_filepath)
+    found, status = LAUNCHER.up(job, cluster, **options)
+    follow(job.resources.cloud, found, status, output_filepath, detach)
 
 
 @launch_app.command(context_settings=EXTRA)
@@ -73,7 +74,7 @@ def run(
     status = LAUNCHER.run(job, cluster)
     found = LAUNCHER.get_cloud(job).get_cluster(cluster)
     assert found is not None, "it has just taken the job"
-    follow(found, status, detach, output_filepath)
+    follow(job.resources.cloud, found, status, output_filepath, detach)
 
 
 @launch_app.command(context_settings=EXTRA)
@@ -208,7 +209,7 @@ def show_plan(job: JobConfig, cluster: str | None, **options: object) -> None:
     for missing in launch_plan.missing:
         typer.echo(f"missing: {missing}")
     if launch_plan.script:
-        typer.echo(f"\n{launch_plan.script}")
+        typer.echo(f"\n{launch_plan.script}", nl=False)
 
 
 def show_jobs(jobs: list[tuple[str, JobStatus]]) -> None:
@@ -232,9 +233,9 @@ def _state(job: JobStatus) -> str:
     return job.state if word in (job.state, *_SAME_STATE) else f"{job.state} ({job.status})"
 
 
-def follow(cluster: BaseCluster, status: JobStatus, is_detached: bool, output: Path | None) -> None:
+def follow(cloud: str, cluster: BaseCluster, status: JobStatus, output: Path | None, is_detached: bool) -> None:
     """Shows the output of a job until it ends, unless detached; exits as the job did, with 1 where that is unknown."""
-    place = f"--cluster {cluster.name()} --job-id {status.id}"
+    place = f"--cloud {cloud} --cluster {cluster.name()} --job-id {status.id}"
     typer.echo(f"job {status.id} on {cluster.name()}: {_described(status)}", err=True)
     if is_detached:
         typer.echo(f"follow it with: oumi launch logs {place} -f", err=True)

@@ -132,16 +132,20 @@ class LocalCluster(BaseCluster):
             with (new / "lock").open("wb") as lock, (new / "log").open("ab") as log:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 new.rename(path)
-                process = subprocess.Popen(
-                    [sys.executable, "-IS", supervisor.__file__, str(path), str(lock.fileno())],
-                    env={**environment, supervisor.MARKER: str(path)},
-                    cwd="/",
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=[lock.fileno()],  # held from before it starts to its end
-                    start_new_session=True,
-                )
+                try:
+                    process = subprocess.Popen(
+                        [sys.executable, "-IS", supervisor.__file__, str(path), str(lock.fileno())],
+                        env={**environment, supervisor.MARKER: str(path)},
+                        cwd="/",
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        pass_fds=[lock.fileno()],  # held from before it starts to its end
+                        start_new_session=True,
+                    )
+                except OSError as error:  # such as an environment that is too large
+                    shutil.rmtree(path)
+                    raise LauncherError(f"the process of the job cannot be started: {error.strerror}") from error
         Thread(target=process.wait, daemon=True).start()  # so that it leaves no zombie in a process that stays
         return self._status(JobDirectory(path))
 
@@ -251,19 +255,26 @@ def _wait_for_end(jobs: Sequence[JobDirectory]) -> None:
     began, is_noted = time.monotonic(), False
     while jobs := [job for job in jobs if job.is_active()]:
         for job in jobs:
-            if not job.is_supervised() and (left := orphans(job.path)):
-                num_cancels = job.num_cancels()
-                supervisor.end_processes(
-                    lambda job=job: orphans(job.path),  # type: ignore[misc]  # a lambda has no types
-                    left[0].group,
-                    GRACE_S,
-                    lambda job=job, count=num_cancels: job.num_cancels() > count,  # type: ignore[misc]
-                )
+            if not job.is_supervised():
+                _end_orphans(job)
         if not is_noted and time.monotonic() - began > 2:
             is_noted = True
             ids = ", ".join(job.id for job in jobs)
             logger.info("job %s has %.0f s to end, such as for a checkpoint; cancel it again to kill it", ids, GRACE_S)
         time.sleep(_POLL_S)
+
+
+def _end_orphans(job: JobDirectory) -> None:
+    """Ends the processes of a job without a supervisor; raises LauncherError if that is not possible."""
+    processes, num_cancels = orphans(job.path), job.num_cancels()
+    if not processes:
+        return
+    left = supervisor.end_processes(
+        lambda: orphans(job.path), processes[0].group, GRACE_S, lambda: job.num_cancels() > num_cancels
+    )
+    if left:
+        pids = ", ".join(str(process.pid) for process in left)
+        raise LauncherError(f"job {job.id}: processes {pids} cannot be killed")
 
 
 def _prepare(job: JobConfig) -> tuple[dict[str, str], str]:
@@ -328,7 +339,8 @@ def _registry() -> Path:
     home = filesystem.expanded(os.environ.get("OUMI_DIR") or "~/.oumi")
     if home.parts[:1] == ("~",):
         raise LauncherError("you have no home directory: set OUMI_DIR to one for the jobs of this machine")
-    return home.absolute() / "launcher" / "local"
+    # Resolved, since the path marks the processes of a job, whichever way it is named later.
+    return home.resolve() / "launcher" / "local"
 
 
 def _cluster_dir(name: str) -> Path:

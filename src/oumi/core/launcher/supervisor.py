@@ -28,6 +28,8 @@ GRACE_S = 300.0
 """Time for a checkpoint after SIGTERM, before what still runs is killed."""
 _LEFTOVER_GRACE_S = 10.0
 """The same for what a script leaves in the background when it ends."""
+_KILL_S = 10.0
+"""Time for SIGKILL, which does not end what runs as another user or waits for a device."""
 _POLL_S = 0.1
 _PR_SET_CHILD_SUBREAPER = 36
 """From <sys/prctl.h>: processes whose parent ends become children of this one, so that none is lost."""
@@ -164,8 +166,10 @@ def boot_id() -> str:
     return ""
 
 
-def end_processes(find: Callable[[], list[Process]], group: int, grace_s: float, is_urgent: Callable[[], bool]) -> None:
-    """Ends processes: SIGTERM first, SIGKILL after a time or as soon as it is urgent.
+def end_processes(
+    find: Callable[[], list[Process]], group: int, grace_s: float, is_urgent: Callable[[], bool]
+) -> list[Process]:
+    """Ends processes: SIGTERM first, SIGKILL after a time or as soon as it is urgent. Returns those that do not end.
 
     Args:
         find: Returns those that are left.
@@ -175,16 +179,25 @@ def end_processes(find: Callable[[], list[Process]], group: int, grace_s: float,
         is_urgent: Returns True to kill at once.
     """
     signalled = {process.pid for process in find() if process.group == group}
-    _signal(signalled, signal.SIGTERM)
+    if signalled:
+        # All of them at once: a script whose command ends first would go on before it is signalled itself.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGTERM)
     deadline = time.monotonic() + grace_s
-    while processes := find():
-        if is_urgent() or time.monotonic() > deadline:
+    # Twice, for what was started while the table of processes was read.
+    while processes := find() or find():
+        if is_urgent():
+            deadline = min(deadline, time.monotonic())
+        if time.monotonic() > deadline + _KILL_S:
+            break
+        if time.monotonic() >= deadline:
             _signal({process.pid for process in processes}, signal.SIGKILL)
         elif not any(process.group == group for process in processes):
             others = {process.pid for process in processes} - signalled
             _signal(others, signal.SIGTERM)
             signalled |= others
         time.sleep(_POLL_S)
+    return processes
 
 
 def _signal(pids: set[int], number: int) -> None:
@@ -227,8 +240,8 @@ class _Supervisor:
         except OSError as error:
             self._record(state="failed", started=started, ended=time.time(), note=f"bash: {error.strerror}")
             return
-        was_ended = self._wait_for_end()
-        self._record(started=started, ended=time.time(), **self._ending(was_ended))
+        ending = self._wait_for_end()
+        self._record(started=started, ended=time.time(), **ending)
 
     def _record(self, **outcome: Any) -> None:
         """Writes what becomes of the job, on a full disk as soon as there is space."""
@@ -274,21 +287,24 @@ class _Supervisor:
             return {"state": "cancelled", "note": "before it started"}
         return {"state": "failed", "note": "its supervisor was ended by SIGTERM before the job started"}
 
-    def _wait_for_end(self) -> bool:
-        """Waits for the script and all it started; returns True if it was ended from here."""
+    def _wait_for_end(self) -> dict[str, Any]:
+        """Waits for the script, ends what is left of it, and returns how it ended."""
         while self._code is None and not self._is_ended():
             self._reap()
             time.sleep(_POLL_S)
         was_ended = self._code is None
         num_cancels = min(self._job.num_cancels(), 1)
         grace_s = GRACE_S if was_ended else _LEFTOVER_GRACE_S
-        # More than once, for what was started while the table of processes was read.
-        while self._descendants():
-            end_processes(self._descendants, self._pid, grace_s, lambda: self._job.num_cancels() > num_cancels)
-        while self._code is None:
+        left = end_processes(self._descendants, self._pid, grace_s, lambda: self._job.num_cancels() > num_cancels)
+        while self._code is None and not left:
             self._reap()
             time.sleep(_POLL_S)
-        return was_ended
+        notes = [f"processes {', '.join(str(process.pid) for process in left)} cannot be killed"] if left else []
+        if was_ended and self._job.num_cancels():
+            return {"state": "cancelled", "code": self._code, "note": "; ".join(notes)}
+        if was_ended:
+            notes.append("its supervisor was ended by SIGTERM, and ended it")
+        return {"state": "succeeded" if self._code == 0 else "failed", "code": self._code, "note": "; ".join(notes)}
 
     def _descendants(self) -> list[Process]:
         """Returns the processes of the job, without those of jobs that it has launched itself."""
@@ -321,13 +337,6 @@ class _Supervisor:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == self._pid:
                     self._code = os.waitstatus_to_exitcode(status)
-
-    def _ending(self, was_ended: bool) -> dict[str, Any]:
-        if was_ended and self._job.num_cancels():
-            return {"state": "cancelled", "code": self._code, "note": ""}
-        state = "succeeded" if self._code == 0 else "failed"
-        note = "its supervisor was ended by SIGTERM, and ended it" if was_ended else ""
-        return {"state": state, "code": self._code, "note": note}
 
 
 def main() -> None:
