@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,11 @@ from oumi.core.launcher import ClusterNotFoundError, JobState, LauncherError, Mi
 from oumi.core.launcher.launcher import Launcher
 from oumi.core.launcher.sky import cloud as sky_cloud
 from oumi.core.launcher.sky.process import find_python
+from oumi.core.recipes import list_recipes
 from tests.core.launcher.sky_tools import install_fake_sky
+from tests.fork_server import run_python, start_python
+
+RECIPE = "configs/recipes/llama3_2/sft/3b_full/gcp_job.yaml"
 
 
 @pytest.fixture
@@ -133,7 +139,7 @@ def test_exactly_the_files_that_the_plan_counts_are_uploaded(home: Path, tmp_pat
     job.working_dir, job.file_mounts = str(folder), {"/data/x": str(tmp_path / "odd 'name")}
     plan = Launcher().plan(job, "one")
     assert "7 files" in plan.steps[0]
-    assert any(".skyignore is not read" in warning for warning in plan.warnings)
+    assert any(".skyignore is neither read nor uploaded" in warning for warning in plan.warnings)
     cluster, status = Launcher().up(job, "one")
     files = set("".join(cluster.logs(status.id)).split("\n")) - {""}
     # SkyPilot leaves out what `.skyignore` names: here, itself.
@@ -173,7 +179,7 @@ def test_without_an_account_nothing_is_started_and_the_way_to_one_is_told(home: 
         MissingToolError, match=r"SkyPilot cannot use gcp from here:\ngcp \(compute\):\n  Run: gcloud init"
     ):
         Launcher().up(make_job(), "one")
-    assert [path.name for path in home.iterdir()] == []
+    assert [path.name for path in home.iterdir()] == ["pid"]
 
 
 def test_the_accounts_of_a_server_elsewhere_are_not_looked_for_here(
@@ -230,3 +236,61 @@ def test_an_output_that_is_no_longer_read_ends_its_process(home: Path, monkeypat
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
     commands = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children]
     assert sum(b"driver.py" in command for command in commands) <= 1  # the one for all calls
+
+
+@pytest.mark.parametrize("name", [recipe.name for recipe in list_recipes() if recipe.path.stem.endswith("gcp_job")])
+def test_a_job_that_ships_launches_in_dry_run(name: str, home: Path) -> None:
+    result = run_python("-m", "oumi", "launch", "up", "-c", name, "--cluster", "one", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "# accepted by SkyPilot 0.14.1" in result.stdout
+    assert "oumi distributed torchrun -m oumi train -c configs/recipes/" in result.stdout
+
+
+def test_the_command_without_an_account_says_what_is_missing_and_without_skypilot_too(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("-m", "oumi", "launch", "up", "-c", RECIPE, "--cluster", "llama3b-sft")
+    (home / "account").unlink()
+    result = run_python(*command)
+    assert result.returncode == 69
+    assert "SkyPilot cannot use gcp from here" in result.stderr
+    assert "gcloud init" in result.stderr
+    assert "Traceback" not in result.stderr
+    monkeypatch.delenv("OUMI_SKY")
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    result = run_python(*command)
+    assert result.returncode == 69
+    assert "uv tool install --with pip 'skypilot[gcp]>=0.14,<0.15'" in result.stderr
+    assert run_python(*command, "--dry-run").returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_launch_that_is_interrupted_is_taken_back_and_leaves_no_process(
+    number: signal.Signals, home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FAKE_SKY_SLOW", "1")
+    (tmp_path / "job.yaml").write_text("resources: {cloud: gcp}\nworking_dir: .\nrun: echo\n")
+    process = start_python("-m", "oumi", "launch", "up", "-c", "job.yaml", "--cluster", "one", folder=tmp_path)
+    wait_for(lambda: (home / "waiting").exists())
+    process.send_signal(number)
+    _, errors = process.communicate()
+    driver = int((home / "pid").read_text())
+    wait_for(lambda: not is_alive(driver))
+    assert (home / "taken_back").exists() == (number == signal.SIGINT)
+    if number == signal.SIGINT:
+        assert "`oumi launch status` shows machines that were started" in errors
+        assert list((tmp_path / "cache" / "launch").iterdir()) == []
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen within a minute"
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False

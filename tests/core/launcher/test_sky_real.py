@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,8 @@ from oumi.core.errors import ConfigError
 from oumi.core.launcher.launcher import Launcher
 from oumi.core.launcher.sky import cloud as sky_cloud
 from oumi.core.launcher.sky.process import find_python
-from oumi.core.launcher.sky.task import reason_not_to_stop
+from oumi.core.launcher.sky.staging import find_uploads, staged
+from oumi.core.launcher.sky.task import make_task, reason_not_to_stop
 from oumi.core.recipes import list_recipes
 from tests.core.launcher.oumi_jobs import jobs
 from tests.core.launcher.sky_tools import FAKE
@@ -166,3 +168,32 @@ output = subprocess.run(["bash", "-c", script], capture_output=True, text=True).
 print(json.dumps(json.loads(output.splitlines()[-1]) == list(values.values())))
 """
     assert ask(code) is True
+
+
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
+def test_skypilot_copies_exactly_the_files_that_the_plan_counts(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUMI_CACHE_DIR", str(home / "cache"))
+    source, target = home / "it's $(touch pwned)", home / "target"
+    subprocess.run(["git", "init", "-q", source], check=True)
+    target.mkdir()
+    (source / "sub").mkdir()
+    for name in ("a b.py", "kept.log", "left.log", "big.bin", "sub/.skyignore", "sub/x.py", "sub/it's $(touch pwned)"):
+        (source / name).write_text(name)
+    (source / ".gitignore").write_text("*.log\n")
+    (source / ".oumiignore").write_text("*.bin\n")
+    (source / "sub" / ".skyignore").write_text("*.py\n")
+    subprocess.run(["git", "-C", source, "add", "-f", "kept.log"], check=True)
+    job = JobConfig.from_str("resources: {cloud: gcp}\nrun: echo")
+    job.working_dir = str(source)
+    uploads = find_uploads(job)
+    with staged(make_task(job), uploads) as task:
+        code = f"""
+from sky.utils.command_runner import LocalProcessCommandRunner
+LocalProcessCommandRunner().rsync({task["workdir"]!r}, {str(target)!r}, up=True, stream_logs=False)
+print(1)
+"""
+        assert ask(code) == 1
+    copied = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    assert copied == set(uploads["working_dir"].names) - {"sub/.skyignore"}
+    assert copied == {".gitignore", ".oumiignore", "a b.py", "kept.log", "sub/it's $(touch pwned)", "sub/x.py"}
+    assert not list(home.rglob("pwned"))

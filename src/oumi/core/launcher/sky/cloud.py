@@ -95,13 +95,22 @@ class SkyCloud(BaseCloud):
             raise MissingToolError("\n".join([f"SkyPilot cannot use {self._cloud} from here:", *answer["missing"]]))
         for warning in _warnings(job, name, uploads):
             logger.warning("%s", warning)
-        for key, upload in uploads.items():
-            logger.info("uploads %s: %s", key, upload)
+        minutes = _default_autostop(job) if autostop is None else autostop
+        for step in _steps(job, name, uploads, answer, minutes):
+            logger.info("%s", step)
+        if answer["price"] is not None:
+            logger.info("price: $%.2f an hour", answer["price"])
         with staged(task, uploads) as uploaded:
-            result = SKY.call(
-                "up", True, task=uploaded, secrets=secrets, cluster=name,
-                autostop=_default_autostop(job) if autostop is None else autostop, sets_autostop=autostop is not None,
-            )  # fmt: skip
+            try:
+                result = SKY.call(
+                    "up", True, task=uploaded, secrets=secrets, cluster=name, autostop=minutes,
+                    sets_autostop=autostop is not None,
+                )  # fmt: skip
+            except KeyboardInterrupt:
+                logger.warning(
+                    "cancelled; `oumi launch status` shows machines that were started, `down` gives them back"
+                )
+                raise
         if result["is_reused"] and (left_out := _created_once(job)):
             logger.warning("%s: not read, since the cluster is up; they are for its creation", left_out)
         return SkyCluster(result["cluster"], "UP").job_status(result["id"], job.name or "")
@@ -227,7 +236,7 @@ def _warnings(job: JobConfig, name: str | None, uploads: dict[str, Upload]) -> I
         yield f"{reason}: they run until `oumi launch down --cluster {name or '...'}`"
     for key, upload in uploads.items():
         if any(Path(name).name == RULES for name in upload.names):
-            yield f"{key}: {RULES} is not read; .oumiignore and .gitignore say what is not uploaded"
+            yield f"{key}: {RULES} is neither read nor uploaded; .oumiignore and .gitignore say what is left out"
 
 
 def _created_once(job: JobConfig) -> str:

@@ -14,7 +14,9 @@ import json
 import os
 import signal
 import sys
+import threading
 from contextlib import contextmanager
+from queue import SimpleQueue
 
 # The directory of this file, where SkyPilot would take our modules for its own.
 sys.path.pop(0)
@@ -205,7 +207,8 @@ def clusters():
 
 def cloud_of(record):
     """Returns SkyPilot's name of the cloud of a cluster."""
-    return str(record["cloud"] or record["handle"].launched_resources.cloud).lower()
+    cloud, handle = record["cloud"], record["handle"]
+    return str(cloud or (handle and handle.launched_resources.cloud)).lower()
 
 
 def price_of(record):
@@ -232,7 +235,7 @@ def up(task, secrets, cluster, autostop, sets_autostop):
         request = sky.launch(built, cluster_name=cluster, idle_minutes_to_autostop=autostop)
     try:
         job_id, handle = sky.stream_and_get(request)
-    except KeyboardInterrupt:  # which would end this program, and not the launch
+    except KeyboardInterrupt:  # which ends this program, and would not end the launch
         sky.get(sky.api_cancel(request))
         raise
     return {"id": job_id, "cluster": handle.cluster_name, "is_reused": is_reused}
@@ -304,16 +307,26 @@ def answer(**values):
 def report(kind, error, traceback):
     """Sends the error that ends the program."""
     answer(error={"kind": kind.__name__, "message": str(error)})
+    os._exit(1)  # at once: a thread waits for stdin
+
+
+def read_requests():
+    """Puts what comes by stdin into the queue, and ends the program with it: whoever asked is gone."""
+    for line in sys.stdin:
+        REQUESTS.put(json.loads(line))
+    os._exit(0)
 
 
 CALLS = {call.__name__: call for call in (describe, clusters, up, run, queue, cancel, stop, down, logs)}
+REQUESTS = SimpleQueue()
 
 if __name__ == "__main__":
     # What the server writes on this machine for the first time is for the user alone.
     os.umask(0o077)
     sys.excepthook = report
-    for line in sys.stdin:
-        request = json.loads(line)
+    threading.Thread(target=read_requests, daemon=True).start()
+    while True:
+        request = REQUESTS.get()
         redirect(CONSOLE if request["shows_progress"] else NOWHERE)
         answer(result=CALLS[request["call"]](**request["arguments"]))
         redirect(NOWHERE)

@@ -7,12 +7,13 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ EXTRAS = {"k8s": "kubernetes", "sky-slurm": "slurm"}
 VARIABLE = "OUMI_SKY"
 """Environment variable with the path of the command `sky`."""
 _DRIVER = Path(__file__).with_name("driver.py")
+_CANCEL_SECONDS = 30
 _COLORS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _ERRORS: Mapping[str, type[LauncherError]] = {
     "ClusterDoesNotExist": ClusterNotFoundError,
@@ -92,29 +94,30 @@ class SkyProcess:
         process = self._process = self._process or _start()
         assert process.stdin is not None, "it is a pipe"
         assert process.stdout is not None, "it is a pipe"
+        is_answered = False
         try:
             request = {"call": name, "arguments": arguments, "shows_progress": shows_progress}
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
+            for line in process.stdout:
+                answer = json.loads(line)
+                if "error" in answer:
+                    raise _error(**answer["error"])
+                is_answered = "result" in answer
+                yield answer["result"] if is_answered else answer["text"]
+                if is_answered:
+                    return
+            raise _end_error(process)
         except BrokenPipeError:
-            self._fail(process)
-        for line in process.stdout:
-            answer = json.loads(line)
-            if "text" in answer:
-                yield answer["text"]
-            elif "error" in answer:
+            raise _end_error(process) from None
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)  # it takes back what SkyPilot has begun
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_CANCEL_SECONDS)
+            raise
+        finally:
+            if not is_answered:  # the rest of the answer must not be taken for that of the next call
                 self.close()
-                raise _error(**answer["error"])
-            else:
-                yield answer["result"]
-                return
-        self._fail(process)
-
-    def _fail(self, process: subprocess.Popen[str]) -> None:
-        """Raises the error of a process that ended without an answer."""
-        code = process.wait()
-        self.close()
-        raise LauncherError(f"SkyPilot ended with exit code {code}; see what `{find_python()} -c 'import sky'` says")
 
 
 def find_python() -> str | None:
@@ -162,8 +165,14 @@ def _start() -> subprocess.Popen[str]:
     environment |= {"SKYPILOT_DISABLE_USAGE_COLLECTION": "1", "DO_NOT_TRACK": "1"}
     return subprocess.Popen(
         [python, str(_DRIVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
-        env=environment,
+        env=environment, start_new_session=True,  # Ctrl-C reaches it once: from here
     )  # fmt: skip
+
+
+def _end_error(process: subprocess.Popen[str]) -> LauncherError:
+    """Returns the error of a process that ended without an answer."""
+    code = process.wait()
+    return LauncherError(f"SkyPilot ended with exit code {code}; see what `{process.args[0]} -c 'import sky'` says")  # type: ignore[index]  # a list
 
 
 def _may_have_clusters() -> bool:

@@ -19,6 +19,7 @@ from sky.utils import common
 
 __version__ = "0.14.1"
 HOME = Path(os.environ["FAKE_SKY_HOME"])
+(HOME / "pid").write_text(str(os.getpid()))
 
 
 class State(Enum):
@@ -190,7 +191,7 @@ def tail_logs(cluster_name, job_id, follow, output_stream=None):
 
 
 def api_cancel(request_ids):
-    return None
+    (HOME / "taken_back").touch()
 
 
 def get(request_id):
@@ -198,4 +199,7 @@ def get(request_id):
 
 
 def stream_and_get(request_id):
+    if os.environ.get("FAKE_SKY_SLOW"):
+        (HOME / "waiting").touch()
+        time.sleep(600)
     return request_id
