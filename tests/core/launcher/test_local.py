@@ -152,11 +152,12 @@ def test_cancel_ends_all_processes_of_a_job_after_they_have_saved(tmp_path: Path
         "trap 'sleep 0.3; echo saved; exit 75' TERM; touch ready; while :; do sleep 0.05; done"
     )
     cluster, job_id = up(
-        "setsid bash worker.sh & trap 'kill $worker; wait $worker; exit 75' TERM; worker=$!; sleep 60 & wait"
+        "bash -c \"trap 'kill \\$!; wait \\$!; exit 75' TERM; setsid bash worker.sh & wait\"; touch never"
     )
     wait_until(Path("ready").exists)
     status = cluster.cancel_job(job_id)
     assert (status.state, status.status, status.done) == (JobState.CANCELLED, "CANCELED", True)
+    assert status.metadata == "a checkpoint was saved, from which the same job resumes"
     assert marked(tmp_path) == []
     assert "".join(cluster.logs(job_id)) == "saved\n"
     assert cluster.cancel_job(job_id) == status

@@ -28,6 +28,8 @@ GRACE_S = 300.0
 """Time for a checkpoint after SIGTERM, before what still runs is killed."""
 _LEFTOVER_GRACE_S = 10.0
 """The same for what a script leaves in the background when it ends."""
+_PREEMPTED = 75
+"""Exit code of a training that a signal stopped; it has a checkpoint."""
 _KILL_S = 10.0
 """Time for SIGKILL, which does not end what runs as another user or waits for a device."""
 _POLL_S = 0.1
@@ -219,6 +221,8 @@ class _Supervisor:
         self._code: int | None = None
         """How the script ended, as `os.waitstatus_to_exitcode` has it; None while it runs."""
         self._pid = 0
+        self._has_saved = False
+        """A process that outlived the script has saved a checkpoint."""
 
     def run(self) -> None:
         if _PROC.is_dir():
@@ -300,6 +304,8 @@ class _Supervisor:
             self._reap()
             time.sleep(_POLL_S)
         notes = [f"processes {', '.join(str(process.pid) for process in left)} cannot be killed"] if left else []
+        if was_ended and self._has_saved:
+            notes.append("a checkpoint was saved, from which the same job resumes")
         if was_ended and self._job.num_cancels():
             return {"state": "cancelled", "code": self._code, "note": "; ".join(notes)}
         if was_ended:
@@ -337,6 +343,8 @@ class _Supervisor:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == self._pid:
                     self._code = os.waitstatus_to_exitcode(status)
+                elif pid and os.waitstatus_to_exitcode(status) == _PREEMPTED:
+                    self._has_saved = True
 
 
 def main() -> None:
