@@ -167,10 +167,10 @@ def test_problems_of_arguments_are_reported_with_those_of_the_file(
 
 
 def test_a_job_that_leaves_its_user_to_the_launch_passes_its_check(oumi: Callable[..., Output], tmp_path: Path) -> None:
-    (tmp_path / "a_job.yaml").write_text("resources: {cloud: slurm}\nrun: echo\nenvs: {A: true}\n")
+    (tmp_path / "a_job.yaml").write_text("resources: {cloud: polaris}\nrun: echo\nenvs: {A: true}\n")
     assert oumi("config", "check", "a_job.yaml") == (
         0,
-        "a_job.yaml: OK\n  note: user: required on slurm at launch\n",
+        "a_job.yaml: OK\n  note: user: required on polaris at launch\n",
         "",
     )
 

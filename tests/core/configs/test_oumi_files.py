@@ -30,9 +30,9 @@ PROBLEMS = {
 """Training file -> the problems that its check tells: key and words."""
 
 NOTES = {
-    "smollm_135m_slurm_job": ["user: required on slurm at launch"],
-    "countdown_slurm_job": ["user: required on slurm at launch"],
-    "gsm8k_slurm_job": ["user: required on slurm at launch"],
+    "smollm_135m_slurm_job": [],
+    "countdown_slurm_job": [],
+    "gsm8k_slurm_job": [],
     "deepseek_r1_frontier_job": ["user: required on frontier at launch"],
     "qwen3_8b_perlmutter_job": ["user: required on perlmutter at launch"],
     "llama3_70b_polaris_job": ["user: required on polaris at launch"],

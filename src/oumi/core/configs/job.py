@@ -12,7 +12,7 @@ from oumi.core.configs.base import Complaint, Params, ScalarText
 from oumi.core.configs.loading import BaseConfig, locate
 from oumi.core.errors import Problem
 
-_NEEDS_USER = ("polaris", "frontier", "perlmutter", "slurm")
+_NEEDS_USER = ("polaris", "frontier", "perlmutter")
 _NEEDS_WORKING_DIR = ("local", "frontier", "perlmutter")
 
 
@@ -65,7 +65,7 @@ class JobConfig(BaseConfig):
     name: str | None = None
     """Name to show."""
     user: str | None = None
-    """Account on the cluster; may be named at launch."""
+    """Account on the cluster; may be named at launch, as part of the cluster's name."""
     working_dir: str | None = None
     """Local directory that is copied to the nodes; may be named at launch."""
     num_nodes: PositiveInt = 1
@@ -92,12 +92,16 @@ class JobConfig(BaseConfig):
             if name in self.envs:
                 yield f"secrets.{name}", "is a variable of envs, too; keep it in one of them"
 
-    def missing_at_launch(self) -> list[Problem]:
-        """Returns the keys that the cloud of the job requires and that must still be set at launch."""
+    def missing_at_launch(self, cluster: str | None = None) -> list[Problem]:
+        """Returns the keys that the cloud of the job requires and that must still be set at launch.
+
+        Args:
+            cluster: Name of the cluster, which has that of the user in it.
+        """
         cloud = self.resources.cloud.lower()
         needs = {"user": _NEEDS_USER, "working_dir": _NEEDS_WORKING_DIR}
         return [
             Problem(key, f"required on {cloud} at launch", locate(self, key))
             for key, clouds in needs.items()
-            if cloud in clouds and not getattr(self, key)
+            if cloud in clouds and not getattr(self, key) and not (key == "user" and cluster)
         ]

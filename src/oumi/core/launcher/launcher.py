@@ -43,7 +43,7 @@ class Launcher:
 
     def plan(self, job: JobConfig, cluster_name: str | None = None, **options: object) -> LaunchPlan:
         """Returns what `up` would do, without starting anything; raises ConfigError for a job that can never run."""
-        _check(job)
+        _check(job, cluster_name)
         cloud = self.get_cloud(job)
         _check_options(job, cloud, options)
         return cloud.plan(job, cluster_name, **options)
@@ -60,7 +60,7 @@ class Launcher:
             ConfigError: The job can never run on its cloud, or an option is unknown there.
             LauncherError: The cloud cannot be reached, or does not take the job.
         """
-        _check(job)
+        _check(job, cluster_name)
         cloud = self.get_cloud(job)
         _check_options(job, cloud, options)
         status = cloud.up_cluster(job, cluster_name, **options)
@@ -68,7 +68,7 @@ class Launcher:
 
     def run(self, job: JobConfig, cluster_name: str) -> JobStatus:
         """Runs a job on a cluster that exists; raises as `up`."""
-        _check(job)
+        _check(job, cluster_name)
         return self._cluster(job.resources.cloud, cluster_name).run_job(job)
 
     def status(
@@ -183,8 +183,8 @@ class Launcher:
         return matches[0][1]
 
 
-def _check(job: JobConfig) -> None:
-    if missing := job.missing_at_launch():
+def _check(job: JobConfig, cluster: str | None) -> None:
+    if missing := job.missing_at_launch(cluster):
         raise ConfigError(missing, "job")
 
 

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clusters with a scheduler of batch jobs: Slurm and PBS, on this machine or behind ssh."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from oumi.core.configs import JobConfig
+from oumi.core.configs.loading import locate
+from oumi.core.errors import ConfigError, Problem, did_you_mean
+from oumi.core.launcher.batch_cluster import BatchCluster
+from oumi.core.launcher.cloud import BaseCloud, BaseCluster, JobStatus, LaunchPlan, MissingToolError
+from oumi.core.launcher.machine import Machine
+from oumi.core.launcher.script import secret_values
+from oumi.core.launcher.sites import SITES
+from oumi.core.launcher.submission import prepare
+
+HERE = "here"
+"""Name of the cluster whose scheduler is on this machine."""
+
+
+class BatchCloud(BaseCloud):
+    """A site, or any cluster with its scheduler: `here`, `user@host`, or `queue.user` at a site that has queues."""
+
+    def __init__(self, name: str) -> None:
+        """Initializes the cloud with a name of `SITES`."""
+        self._name, self._site = name, SITES[name]
+
+    def plan(self, job: JobConfig, name: str | None) -> LaunchPlan:
+        cluster = self._cluster_of(job, name)
+        missing = cluster.machine.missing_tools()
+        if not cluster.machine.host and shutil.which(self._site.scheduler.program) is None:
+            missing.append(self._no_scheduler())
+        submission = prepare(job, self._site, cluster.machine, cluster.queue)
+        try:
+            secret_values(job)
+        except ConfigError as error:
+            missing += [str(problem) for problem in error.problems]
+        return LaunchPlan(
+            steps=tuple(submission.steps),
+            script=str(submission.script),
+            warnings=(*self._user_warning(job, cluster), *submission.script.warnings),
+            missing=tuple(missing),
+        )
+
+    def up_cluster(self, job: JobConfig, name: str | None, **kwargs: object) -> JobStatus:
+        if kwargs:
+            raise ConfigError(f"{self._name} takes no `{next(iter(kwargs))}`")
+        cluster = self._cluster_of(job, name)
+        if not cluster.machine.host and shutil.which(self._site.scheduler.program) is None:
+            raise MissingToolError(self._no_scheduler())
+        status = cluster.run_job(job)
+        self._remember(cluster.name())
+        return status
+
+    def list_clusters(self) -> list[BaseCluster]:
+        names = self._known_names()
+        if not self._site.queues and shutil.which(self._site.scheduler.program):
+            names = [HERE, *names]
+        return [self._cluster(name) for name in dict.fromkeys(names)]
+
+    def get_cluster(self, name: str) -> BaseCluster | None:
+        # Any account is a cluster, whether a job was started there from this machine or not.
+        if name == HERE and name not in [cluster.name() for cluster in self.list_clusters()]:
+            return None
+        return self._cluster(name)
+
+    def _cluster_of(self, job: JobConfig, name: str | None) -> BatchCluster:
+        """Returns the cluster for a job; raises ConfigError if neither the name nor the job tells the user."""
+        if self._site.queues and not name:
+            if not job.user:
+                message = f"required on {self._name} at launch, or --cluster {self._site.queues[0]}.<user>"
+                raise ConfigError([Problem("user", message, locate(job, "user"))], "job")
+            name = f"{self._site.queues[0]}.{job.user}"
+        if not self._site.queues and name and name != HERE and "@" not in name and job.user:
+            name = f"{job.user}@{name}"
+        return self._cluster(name or HERE)
+
+    def _cluster(self, name: str) -> BatchCluster:
+        if not self._site.queues:
+            return BatchCluster(name, self._site, Machine("" if name == HERE else name))
+        queue, _, user = name.partition(".")
+        if queue not in self._site.queues or not user:
+            hint = did_you_mean(queue, self._site.queues)
+            raise ConfigError(
+                f"--cluster: '{name}' is no cluster of {self._name}{hint or ':'} expected <queue>.<user> with a queue "
+                f"of {', '.join(self._site.queues)}"
+            )
+        return BatchCluster(name, self._site, Machine(f"{user}@{self._site.host}"), queue)
+
+    def _user_warning(self, job: JobConfig, cluster: BatchCluster) -> list[str]:
+        user = cluster.machine.host.partition("@")[0] if "@" in cluster.machine.host else ""
+        if not job.user or job.user == user:
+            return []
+        return [f"user: '{job.user}' is not used, since the cluster is {cluster.name()}"]
+
+    def _no_scheduler(self) -> str:
+        scheduler = self._site.scheduler
+        return (
+            f"`{scheduler.program}` of {scheduler.name} is not on PATH of this machine: name a cluster by "
+            "--cluster user@host, its login node"
+        )
+
+    def _list(self) -> Path:
+        return Path.home() / ".oumi" / "launcher" / f"{self._name}.clusters"
+
+    def _known_names(self) -> list[str]:
+        """Returns the clusters that jobs were started on from here, and those of OUMI_SLURM_CONNECTIONS."""
+        lines = self._list().read_text(encoding="utf-8").splitlines() if self._list().is_file() else []
+        declared = os.environ.get("OUMI_SLURM_CONNECTIONS", "") if self._name == "slurm" else ""
+        return [*(name.strip() for name in declared.split(",") if name.strip()), *lines]
+
+    def _remember(self, name: str) -> None:
+        if name != HERE and name not in self._known_names():
+            self._list().parent.mkdir(parents=True, exist_ok=True)
+            with self._list().open("a", encoding="utf-8") as file:  # one write, so that two launches do no harm
+                file.write(f"{name}\n")

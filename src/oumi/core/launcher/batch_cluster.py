@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The jobs of an account on a cluster with a scheduler: those that were launched from any machine in 30 days.
+
+Each has a folder there (`Site.folder`) with its scripts, its output, and what the scripts note: its id, when it
+started, how it ended. The scheduler's word comes first; what the scripts noted counts once it has forgotten a job.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from oumi.core.configs import JobConfig
+from oumi.core.errors import PreemptedError
+from oumi.core.launcher.cloud import (
+    FINAL_STATES,
+    BaseCluster,
+    ClusterUnreachableError,
+    JobState,
+    JobStatus,
+    LauncherError,
+)
+from oumi.core.launcher.machine import CommandError, Machine
+from oumi.core.launcher.sites import Site
+from oumi.core.launcher.submission import LINKS, STAMP, prepare
+from oumi.core.log import logger
+
+_KEPT_DAYS = 30
+_POLL_S = 1.0
+_ASK_S = 15.0
+"""Time between two questions to the scheduler about a job whose output is followed; it serves everybody."""
+_CANCEL_S = 60.0
+"""How long a job may take to save a checkpoint and end, after it was cancelled; Slurm gives 30 s by default."""
+_CHUNK_BYTES = 4_000_000
+_FORGOTTEN = "not known to {scheduler} any more"
+
+
+@dataclass(frozen=True)
+class _Note:
+    """What the scripts of a job noted in its folder."""
+
+    id: str
+    folder: str
+    submitted: str
+    started: str
+    ended: str
+    """Exit code and time; empty while it runs, and if it was killed."""
+    is_cancelled: bool
+    name: str
+
+
+class BatchCluster(BaseCluster):
+    """An account on a cluster with a scheduler."""
+
+    def __init__(self, name: str, site: Site, machine: Machine, queue: str = "") -> None:
+        """Initializes the cluster; `queue` is where its jobs go, for a site that has several."""
+        self._name, self._site, self.machine, self.queue = name, site, machine, queue
+
+    def name(self) -> str:
+        return self._name
+
+    def get_jobs(self) -> list[JobStatus]:
+        """Returns the jobs that were launched in the last 30 days, oldest first."""
+        notes, states = self._ask()
+        return [self._status(note, states) for note in notes]
+
+    def run_job(self, job: JobConfig) -> JobStatus:
+        submission = prepare(job, self._site, self.machine, self.queue)
+        for warning in submission.script.warnings:
+            logger.warning("%s", warning)
+        job_id, folder = submission.send()
+        note = _Note(job_id, folder, str(int(time.time())), "", "", False, submission.script.name)
+        return self.get_job(job_id) or self._status(note, {job_id: ("PENDING", "")})
+
+    def cancel_job(self, job_id: str) -> JobStatus:
+        deadline_s = time.monotonic() + _CANCEL_S
+        job, note = self._job(job_id)
+        if not job.done:
+            # The note outlives what the scheduler remembers.
+            place = shlex.quote(note.folder)
+            self._run(f"id={shlex.quote(job_id)}\n: > {place}/cancelled\n{self._site.scheduler.cancel}")
+        while not job.done and time.monotonic() < deadline_s:
+            time.sleep(_POLL_S / 2)
+            job, _ = self._job(job_id)
+        return job
+
+    def logs(self, job_id: str, follow: bool = True) -> Iterator[str]:
+        _, note = self._job(job_id)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        num_bytes, asked_s, is_final = 0, time.monotonic(), not follow
+        while True:
+            has_ended, output = self._read(note.folder, num_bytes)
+            num_bytes += len(output)
+            if output:
+                yield decoder.decode(output)
+            elif is_final:
+                break
+            elif has_ended or time.monotonic() - asked_s > _ASK_S:  # a job that was put back into the queue goes on
+                asked_s = time.monotonic()
+                job, _ = self._job(job_id)
+                is_final = job.done or job.state == JobState.UNKNOWN
+            if not output and not is_final:
+                time.sleep(_POLL_S)
+        yield decoder.decode(b"", final=True)
+
+    def stop(self) -> None:
+        """Ends all jobs."""
+        for job in self.get_jobs():
+            if not job.done and job.state != JobState.UNKNOWN:
+                self.cancel_job(job.id)
+
+    def down(self) -> None:
+        """Ends all jobs; their folders stay, since results are in them."""
+        self.stop()
+
+    def _job(self, job_id: str) -> tuple[JobStatus, _Note]:
+        notes, states = self._ask()
+        for note in notes:
+            if note.id == job_id:
+                return self._status(note, states), note
+        raise LauncherError(f"cluster {self._name} has no job '{job_id}'")
+
+    def _ask(self) -> tuple[list[_Note], dict[str, tuple[str, str]]]:
+        """Returns what is noted about the jobs, and what the scheduler says of those that it knows, by id."""
+        oldest = (datetime.now(UTC) - timedelta(days=_KEPT_DAYS)).strftime(STAMP)
+        output = self._run(f"""cd {LINKS} 2> /dev/null || exit 0
+ids=
+for link in *; do
+  [[ $link > {oldest} && -s $link/id ]] || continue
+  read -r id < "$link/id"
+  ids+=,$id
+  printf '%s\\0' "$id" "$(cd -P "$link" && pwd)"
+  for note in submitted started exit cancelled name; do
+    [ ! -e "$link/$note" ] || cat "$link/$note"
+    [ $note != cancelled -o ! -e "$link/$note" ] || echo yes
+    printf '\\0'
+  done
+done
+printf '\\0'
+ids=${{ids#,}}
+[ -z "$ids" ] || {{ {self._site.scheduler.query}
+}}""")
+        fields = output.split(b"\0")
+        texts = [os.fsdecode(text) for text in fields[:-1]]
+        notes = []
+        for first in range(0, len(texts) - 1, 7):
+            job_id, folder, submitted, started, ended, is_cancelled, name = texts[first : first + 7]
+            notes.append(_Note(job_id, folder, submitted, started, ended, bool(is_cancelled), name))
+        return notes, self._site.scheduler.parse(os.fsdecode(fields[-1]))
+
+    def _status(self, note: _Note, states: dict[str, tuple[str, str]]) -> JobStatus:
+        scheduler = self._site.scheduler
+        code, _, ended = note.ended.strip().partition(" ")
+        if note.id in states:
+            word, known = states[note.id]
+            state = scheduler.state(word)
+        elif note.is_cancelled:
+            word, known, state = "CANCELLED", "", JobState.CANCELLED
+        elif code:
+            word, known, state = (
+                ("COMPLETED", "", JobState.SUCCEEDED) if code == "0" else ("FAILED", "", JobState.FAILED)
+            )
+        else:
+            word, known, state = _FORGOTTEN.format(scheduler=scheduler.name), "", JobState.UNKNOWN
+        if note.is_cancelled and state == JobState.FAILED:  # what PBS calls a job that was deleted
+            state = JobState.CANCELLED
+        if state == JobState.FAILED and code:
+            known = f"exit code {code}"
+            if int(code) == PreemptedError.exit_code:
+                known += ", stopped with a checkpoint: run it again to go on"
+        is_done = state in FINAL_STATES
+        return JobStatus(
+            name=note.name,
+            id=note.id,
+            status=word,
+            cluster=self._name,
+            metadata=", ".join(part for part in (known, f"in {note.folder}") if part),
+            done=is_done,
+            state=state,
+            submit_time=_time(note.submitted),
+            start_at=_time(note.started),
+            end_at=_time(ended) if is_done else None,
+        )
+
+    def _read(self, folder: str, num_bytes: int) -> tuple[bool, bytes]:
+        """Returns whether the job's script has ended, and what comes after so many bytes of the output."""
+        output = self._run(f"""cd -- {shlex.quote(folder)}
+[ ! -e exit ] || echo ended
+echo
+[ ! -e output.log ] || tail -c +{num_bytes + 1} output.log | head -c {_CHUNK_BYTES}""")
+        ended, _, rest = output.partition(b"\n") if not output.startswith(b"ended\n") else output.partition(b"\n\n")
+        return ended == b"ended", rest
+
+    def _run(self, script: str) -> bytes:
+        try:
+            return self.machine.run(script)
+        except CommandError as error:
+            raise ClusterUnreachableError(str(error)) from error
+
+
+def _time(seconds: str) -> datetime | None:
+    return datetime.fromtimestamp(int(seconds), UTC) if seconds.strip().isdecimal() else None

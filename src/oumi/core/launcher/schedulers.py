@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of schedulers: their commands, their options and their words for the states of a job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from oumi.core.launcher.cloud import JobState
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """A program that runs batch jobs on the machines of a cluster. Commands are lines of bash."""
+
+    name: str
+    program: str
+    """The command that exists wherever the scheduler can be used."""
+    directive: str
+    """How a line of a script begins that is an option."""
+    submit: str
+    """Prints the job's id; `$name` is its name, `$options` an array of more options."""
+    query: str
+    """Prints the states of the jobs `$ids`, which are separated by commas."""
+    parse: Callable[[str], dict[str, tuple[str, str]]]
+    """Takes the output of `query`; returns the state and what else is known, by the job's id."""
+    cancel: str
+    """Ends the job `$id` with all of its processes."""
+    on_each_node: str
+    """Starts `run.sh` once on each node."""
+    long_names: Mapping[str, str]
+    """Names of options by their letters."""
+    supervise: str
+    """The rest of the batch script, which starts `main.sh`."""
+    keeps_environment: bool
+    """The job gets the environment of the command that submits it, and the scheduler shows it to nobody else."""
+    states: Mapping[str, JobState] = field(default_factory=dict)
+
+    def state(self, word: str) -> JobState:
+        """Returns the state that a word of the scheduler stands for; UNKNOWN for a word that is not in the table."""
+        return self.states.get(word, JobState.UNKNOWN)
+
+    def option_name(self, option: str) -> str:
+        """Returns the name of an option such as `--nodes=2`, `-N2` or `-l select=2`."""
+        name, _, value = option.strip().partition(" ")
+        if name.startswith("--"):
+            return name[2:].partition("=")[0]
+        value = (name[2:] or value).strip()
+        # PBS names what is asked for within the value of -l.
+        return value.partition("=")[0] if name[1:2] == "l" and "l" not in self.long_names else self._long(name[1:2])
+
+    def option_value(self, option: str) -> str:
+        """Returns the value of an option, empty if it has none."""
+        name, blank, value = option.strip().partition(" ")
+        if name.startswith("--"):
+            return (name.partition("=")[2] or value).strip() if "=" in name or blank else ""
+        return (name[2:] or value).strip()
+
+    def _long(self, letter: str) -> str:
+        return self.long_names.get(letter, letter)
+
+
+def _slurm_states(output: str) -> dict[str, tuple[str, str]]:
+    """Parses lines `id|state|reason`; those of squeue come before those of sacct, which may lag behind."""
+    states: dict[str, tuple[str, str]] = {}
+    for line in output.splitlines():
+        job_id, _, rest = line.partition("|")
+        word, _, reason = rest.partition("|")
+        # sacct says `CANCELLED by 1000`.
+        states.setdefault(job_id, (word.partition(" ")[0], "" if reason in ("None", "") else reason))
+    return states
+
+
+def _pbs_states(output: str) -> dict[str, tuple[str, str]]:
+    """Parses the JSON of qstat; a job that has ended gets its exit code into its state, which is `F` otherwise."""
+    jobs = json.loads(output or "{}").get("Jobs", {})
+    states = {}
+    for job_id, job in jobs.items():
+        word, code = job["job_state"], job.get("Exit_status")
+        if word == "F" and code is not None:
+            word = "F0" if code == 0 else "F1"
+        states[job_id] = word, job.get("comment", "")
+    return states
+
+
+_WARN = r"""# The outermost processes that answer SIGUSR1 get it, and pass it on; it would end all others.
+warn() {
+  local pid mask key value
+  for pid in $(pgrep -P "$1"); do
+    mask=0
+    while read -r key value; do
+      case $key in SigCgt:|SigBlk:) (( mask |= 0x$value )) ;; esac
+    done < <(cat "/proc/$pid/status" 2>/dev/null)  # it may have ended by now
+    if (( mask & 0x200 )); then kill -USR1 "$pid"; else warn "$pid"; fi
+  done
+}
+"""
+
+_START = r"""export OUMI_JOB_DIR=$PWD
+rm -f exit
+date +%s > started
+trap : TERM  # all processes get it from the scheduler; this one stays to write down how the job ended
+bash main.sh &
+main=$!
+while wait "$main"; code=$?; kill -0 "$main" 2>/dev/null; do :; done
+wait "$main"
+code=$?
+"""
+
+_END = """echo "$code $(date +%s)" > exit.new && mv exit.new exit
+exit "$code"
+"""
+
+_SLURM_SUPERVISE = rf"""cd -- "$SLURM_SUBMIT_DIR"
+echo "$SLURM_JOB_ID" > id
+{_WARN}trap 'warn $$' USR1
+{_START}# 75: stopped with a checkpoint. A job that is cancelled or back in the queue already does not run any more.
+if [ "$code" = 75 ] && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then
+  if [ "${{SLURM_RESTART_COUNT:-0}}" -ge 100 ]; then
+    echo "oumi: not put back into the queue, after 100 times"
+  elif scontrol requeue "$SLURM_JOB_ID"; then
+    echo "oumi: back in the queue; it goes on from its last checkpoint"
+    exit 75
+  fi
+fi
+{_END}"""
+
+_PBS_SUPERVISE = f"""cd -- "$PBS_O_WORKDIR"
+exec >> output.log 2>&1  # PBS would copy the output when the job has ended
+echo "$PBS_JOBID" > id
+[ ! -e secrets.sh ] || . ./secrets.sh
+{_START}rm -f secrets.sh
+{_END}"""
+
+SLURM = Scheduler(
+    name="Slurm",
+    program="sbatch",
+    directive="#SBATCH",
+    submit='sbatch --parsable "${options[@]}" --output="$PWD/output.log" job.sh | cut -d ";" -f 1',
+    query="""squeue -h -t all -u "$(id -un)" -o '%i|%T|%r' || exit
+sacct -n -P -X -j "$ids" -o JobID,State 2>/dev/null || :  # where Slurm keeps accounts""",
+    parse=_slurm_states,
+    cancel='scancel "$id"',
+    # The launcher of a node starts all of its processes, which need all of its cores.
+    on_each_node='srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpu-bind=none bash "$OUMI_JOB_DIR/run.sh"',
+    long_names={
+        **{"A": "account", "C": "constraint", "D": "chdir", "G": "gpus", "J": "job-name", "N": "nodes"},
+        **{"c": "cpus-per-task", "e": "error", "n": "ntasks", "o": "output", "p": "partition", "q": "qos", "t": "time"},
+    },
+    supervise=_SLURM_SUPERVISE,
+    keeps_environment=True,
+    states={
+        **dict.fromkeys(
+            ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"),
+            JobState.PENDING,
+        ),
+        # A job that is suspended or stopped still has its machines.
+        **dict.fromkeys(
+            ("RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"), JobState.RUNNING
+        ),
+        "COMPLETED": JobState.SUCCEEDED,
+        "CANCELLED": JobState.CANCELLED,
+        **dict.fromkeys(
+            (
+                "BOOT_FAIL",
+                "DEADLINE",
+                "FAILED",
+                "LAUNCH_FAILED",
+                "NODE_FAIL",
+                "OUT_OF_MEMORY",
+                "PREEMPTED",
+                "RECONFIG_FAIL",
+                "REVOKED",
+                "TIMEOUT",
+            ),
+            JobState.FAILED,
+        ),
+    },
+)
+
+PBS = Scheduler(
+    name="PBS",
+    program="qsub",
+    directive="#PBS",
+    submit='qsub "${options[@]}" -j oe -o "$PWD/scheduler.log" job.sh',
+    # It knows no list of ids with commas; 153: of some of them it knows nothing any more.
+    query='qstat -x -f -F json ${ids//,/ } || [ "$?" = 153 ]',
+    parse=_pbs_states,
+    cancel='qdel "$id"',
+    on_each_node='mpiexec -n "$(sort -u "$PBS_NODEFILE" | wc -l)" --ppn 1 bash "$OUMI_JOB_DIR/run.sh"',
+    long_names={"A": "account", "N": "job-name", "e": "error", "k": "keep", "o": "output", "q": "queue"},
+    supervise=_PBS_SUPERVISE,
+    keeps_environment=False,
+    states={
+        **dict.fromkeys(("H", "Q", "T", "W"), JobState.PENDING),
+        **dict.fromkeys(("B", "E", "R", "S", "U"), JobState.RUNNING),
+        "F0": JobState.SUCCEEDED,
+        "F1": JobState.FAILED,
+    },
+)
