@@ -14,6 +14,7 @@ from tests.ranks import free_port
 
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "sshd", "ssh", "ssh-keygen", "rsync")
 START_S = 20
+STOP_S = 30
 _SLURM_CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -55,8 +56,10 @@ SetEnv SLURM_CONF={folder}/slurm.conf
 ForceCommand export HOME={folder}/home; cd; eval "$SSH_ORIGINAL_COMMAND"
 """
 _SSH = """#!/bin/sh
+# As if no connection were shared by the user's own config; the socket does not go to the home directory.
+[ "$1" != -G ] || exec {ssh} -F none "$@"
 exec {ssh} -o Port={port} -o IdentityFile={folder}/key -o UserKnownHostsFile={folder}/known_hosts \\
-  -o StrictHostKeyChecking=accept-new -o ControlPath={folder}/connection -F none "$@"
+  -o StrictHostKeyChecking=accept-new -o ControlPath={folder}/%C -F none "$@"
 """
 
 
@@ -139,8 +142,10 @@ class SlurmCluster:
         return "\n".join(f"{path}: {path.read_text(errors='replace')}" for path in self.folder.glob("*.[lo][ou][gt]"))
 
     def __exit__(self, *_: object) -> None:
-        self.run("scancel -u root; ssh -O exit root@127.0.0.1")
-        time.sleep(0.5)
+        self.run("ssh -O exit root@127.0.0.1; scancel --signal=KILL --full -u root; scancel -u root")
+        deadline_s = time.monotonic() + STOP_S  # else the supervisors of jobs outlive the daemons
+        while self.run("squeue -h").stdout and time.monotonic() < deadline_s:
+            time.sleep(0.1)
         for process in reversed(self._processes):
             process.terminate()
         for process in reversed(self._processes):
