@@ -15,7 +15,7 @@ from oumi.core.configs.model import DTYPES, ModelParams
 from oumi.core.configs.peft import PeftParams
 from oumi.core.configs.training_params import MixedPrecisionDtype, TrainingParams
 from oumi.core.log import current_rank, logger
-from oumi.core.system.exits import restart_count
+from oumi.core.system.exits import requeue_count, restart_count
 
 
 class TrainingConfig(BaseConfig):
@@ -49,12 +49,16 @@ class TrainingConfig(BaseConfig):
         return config
 
     def on_attempt(self) -> TrainingConfig:
-        """Returns a copy that resumes the last checkpoint if a launcher has restarted the run, or the config itself."""
-        num_restarts = restart_count()
-        if not num_restarts:
+        """Returns a copy that resumes the last checkpoint if a launcher or a scheduler has started the run before.
+
+        The config itself on the first attempt.
+        """
+        num_restarts, num_requeues = restart_count(), requeue_count()
+        if not num_restarts and not num_requeues:
             return self
         if current_rank() == 0:
-            logger.warning("restart %d after a failure: the run resumes from its last checkpoint, if any", num_restarts)
+            why = f"restart {num_restarts} after a failure" if num_restarts else f"back from the queue ({num_requeues})"
+            logger.warning("%s: the run resumes from its last checkpoint, if any", why)
         config = self.model_copy(deep=True)
         config.training.try_resume_from_last_checkpoint = True
         return config

@@ -13,9 +13,10 @@ from oumi.core.errors import ConfigError, Problem, did_you_mean
 from oumi.core.launcher.batch_cluster import BatchCluster
 from oumi.core.launcher.cloud import BaseCloud, BaseCluster, JobStatus, LaunchPlan, MissingToolError
 from oumi.core.launcher.machine import Machine
-from oumi.core.launcher.script import secret_values
+from oumi.core.launcher.script import unset_secrets
 from oumi.core.launcher.sites import SITES
 from oumi.core.launcher.submission import prepare
+from oumi.core.system.filesystem import expanded
 
 HERE = "here"
 """Name of the cluster whose scheduler is on this machine."""
@@ -28,16 +29,13 @@ class BatchCloud(BaseCloud):
         """Initializes the cloud with a name of `SITES`."""
         self._name, self._site = name, SITES[name]
 
-    def plan(self, job: JobConfig, name: str | None) -> LaunchPlan:
+    def plan(self, job: JobConfig, name: str | None, **options: object) -> LaunchPlan:
         cluster = self._cluster_of(job, name)
         missing = cluster.machine.missing_tools()
         if not cluster.machine.host and shutil.which(self._site.scheduler.program) is None:
             missing.append(self._no_scheduler())
         submission = prepare(job, self._site, cluster.machine, cluster.queue)
-        try:
-            secret_values(job)
-        except ConfigError as error:
-            missing += [str(problem) for problem in error.problems]
+        missing += [str(problem) for problem in unset_secrets(job)]
         return LaunchPlan(
             steps=tuple(submission.steps),
             script=str(submission.script),
@@ -45,9 +43,7 @@ class BatchCloud(BaseCloud):
             missing=tuple(missing),
         )
 
-    def up_cluster(self, job: JobConfig, name: str | None, **kwargs: object) -> JobStatus:
-        if kwargs:
-            raise ConfigError(f"{self._name} takes no `{next(iter(kwargs))}`")
+    def up_cluster(self, job: JobConfig, name: str | None, **options: object) -> JobStatus:
         cluster = self._cluster_of(job, name)
         if not cluster.machine.host and shutil.which(self._site.scheduler.program) is None:
             raise MissingToolError(self._no_scheduler())
@@ -104,7 +100,7 @@ class BatchCloud(BaseCloud):
         )
 
     def _list(self) -> Path:
-        return Path.home() / ".oumi" / "launcher" / f"{self._name}.clusters"
+        return expanded(os.environ.get("OUMI_DIR") or "~/.oumi") / "launcher" / f"{self._name}.clusters"
 
     def _known_names(self) -> list[str]:
         """Returns the clusters that jobs were started on from here, and those of OUMI_SLURM_CONNECTIONS."""

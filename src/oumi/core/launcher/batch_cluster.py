@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from oumi.core.configs import JobConfig
-from oumi.core.errors import PreemptedError
 from oumi.core.launcher.cloud import (
     FINAL_STATES,
     BaseCluster,
@@ -25,6 +24,7 @@ from oumi.core.launcher.cloud import (
     JobStatus,
     LauncherError,
 )
+from oumi.core.launcher.exit_codes import explain_exit
 from oumi.core.launcher.machine import CommandError, Machine
 from oumi.core.launcher.sites import Site
 from oumi.core.launcher.submission import LINKS, STAMP, prepare
@@ -170,9 +170,7 @@ ids=${{ids#,}}
         if note.is_cancelled and state == JobState.FAILED:  # what PBS calls a job that was deleted
             state = JobState.CANCELLED
         if state == JobState.FAILED and code:
-            known = f"exit code {code}"
-            if int(code) == PreemptedError.exit_code:
-                known += ", stopped with a checkpoint: run it again to go on"
+            known = explain_exit(int(code))
         is_done = state in FINAL_STATES
         return JobStatus(
             name=note.name,
@@ -182,6 +180,7 @@ ids=${{ids#,}}
             metadata=", ".join(part for part in (known, f"in {note.folder}") if part),
             done=is_done,
             state=state,
+            exit_code=int(code) if is_done and code else None,
             submit_time=_time(note.submitted),
             start_at=_time(note.started),
             end_at=_time(ended) if is_done else None,

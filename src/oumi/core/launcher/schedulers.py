@@ -98,6 +98,7 @@ warn() {
 """
 
 _START = r"""export OUMI_JOB_DIR=$PWD
+[ ! -e started ] || export OUMI_JOB_RESTARTS=1  # back from the queue: the run resumes
 rm -f exit
 date +%s > started
 trap : TERM  # all processes get it from the scheduler; this one stays to write down how the job ended

@@ -24,6 +24,8 @@ from oumi.core.log import current_rank
 from oumi.core.system.signals import is_stop_requested
 
 LAUNCHER_PID, LAUNCH_DIR, RESTARTS = "OUMI_LAUNCHER_PID", "OUMI_LAUNCH_DIR", "OUMI_LAUNCH_RESTARTS"
+JOB_RESTARTS = "OUMI_JOB_RESTARTS"
+"""Set by the script of a batch job where the scheduler sets no such variable."""
 _PR_SET_PDEATHSIG = 1
 """From <sys/prctl.h>."""
 INTERRUPTED = 130
@@ -120,6 +122,12 @@ def restart_count() -> int:
     """Returns how often an elastic launcher has started the ranks of this run again after a failure."""
     # torch does not count a restart of this machine that follows one of another machine; a launcher of ours does.
     counts = (os.environ.get(name, "") for name in (RESTARTS, "TORCHELASTIC_RESTART_COUNT"))
+    return max((int(count) for count in counts if count.isdecimal()), default=0)
+
+
+def requeue_count() -> int:
+    """Returns how often a scheduler has put the job of this process back into its queue and started it again."""
+    counts = (os.environ.get(name, "") for name in ("SLURM_RESTART_COUNT", JOB_RESTARTS))
     return max((int(count) for count in counts if count.isdecimal()), default=0)
 
 
