@@ -55,6 +55,7 @@ def up(
     if dry_run:
         show_plan(job, cluster, **options)
         return
+    create_file(output_filepath)  # before anything costs
     found, status = LAUNCHER.up(job, cluster, **options)
     follow(job.resources.cloud, found, status, output_filepath, detach)
 
@@ -71,6 +72,7 @@ def run(
     from oumi.launcher import LAUNCHER
 
     job = load_job(context, config)
+    create_file(output_filepath)
     status = LAUNCHER.run(job, cluster)
     found = LAUNCHER.get_cloud(job).get_cluster(cluster)
     assert found is not None, "it has just taken the job"
@@ -104,6 +106,7 @@ def init(
     if output is None:
         typer.echo(text, nl=False)
         return
+    create_file(output)
     output.write_text(text, encoding="utf-8")
     typer.echo(f"{output}: see what it would do with `oumi launch plan -c {output}`", err=True)
 
@@ -261,8 +264,21 @@ def write_output(pieces, path: Path | None) -> None:  # type: ignore[no-untyped-
         for piece in pieces:
             typer.echo(piece, nl=False)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    create_file(path)
     with path.open("w", encoding="utf-8") as file:
         for piece in pieces:
             file.write(piece)
             file.flush()
+
+
+def create_file(path: Path | None) -> None:
+    """Creates an empty file, if any; raises OutputError if it cannot be written."""
+    from oumi.core.errors import OutputError
+
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    except OSError as error:
+        raise OutputError(f"{path}: {error.strerror}") from None

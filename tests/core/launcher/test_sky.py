@@ -264,6 +264,15 @@ def test_the_command_without_an_account_says_what_is_missing_and_without_skypilo
     assert run_python(*command, "--dry-run").returncode == 0
 
 
+def test_an_output_file_that_cannot_be_written_is_told_before_anything_starts(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "job.yaml").write_text("resources: {cloud: gcp}\nrun: echo\n")
+    command = ("-m", "oumi", "launch", "up", "-c", "job.yaml", "--cluster", "one", "--output-filepath", "file/log")
+    result = run_python(*command, folder=tmp_path)
+    assert (result.returncode, result.stderr) == (73, "Error: file/log: File exists\n")
+    assert not (home / "one").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_launch_that_is_interrupted_is_taken_back_and_leaves_no_process(
     number: signal.Signals, home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

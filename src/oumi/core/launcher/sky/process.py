@@ -13,12 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from oumi.core.errors import ConfigError
 from oumi.core.launcher.cloud import ClusterNotFoundError, ClusterUnreachableError, LauncherError, MissingToolError
+from oumi.core.log import logger
 
 INSTALL = "uv tool install --with pip 'skypilot[{cloud}]>=0.14,<0.15'"
 """The command that installs SkyPilot; its extra brings what the cloud needs."""
@@ -26,7 +27,7 @@ EXTRAS = {"k8s": "kubernetes", "sky-slurm": "slurm"}
 VARIABLE = "OUMI_SKY"
 """Environment variable with the path of the command `sky`."""
 _DRIVER = Path(__file__).with_name("driver.py")
-_CANCEL_SECONDS = 30
+_CANCEL_SECONDS, _PATIENCE_SECONDS = 30, 8
 _COLORS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _ERRORS: Mapping[str, type[LauncherError]] = {
     "ClusterDoesNotExist": ClusterNotFoundError,
@@ -57,7 +58,7 @@ class SkyProcess:
             LauncherError: SkyPilot refused, by the class of its error.
             MissingToolError: SkyPilot is not installed.
         """
-        with self._lock:
+        with self._lock, _patience():
             return next(self._answers(name, shows_progress, arguments))
 
     def stream(self, name: str, **arguments: Any) -> Iterator[str]:
@@ -73,7 +74,7 @@ class SkyProcess:
         asked = time.monotonic()
         if not _may_have_clusters():  # asking starts SkyPilot's server, which takes seconds and a gigabyte
             return []
-        with self._lock:
+        with self._lock, _patience():
             if self._records_time < asked:
                 self._records = next(self._answers("clusters", False, {}))
                 self._records_time = time.monotonic()
@@ -167,6 +168,18 @@ def _start() -> subprocess.Popen[str]:
         [python, str(_DRIVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
         env=environment, start_new_session=True,  # Ctrl-C reaches it once: from here
     )  # fmt: skip
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Says what is waited for, if it takes long."""
+    timer = threading.Timer(_PATIENCE_SECONDS, logger.info, ("waiting for SkyPilot, whose server may have to start",))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _end_error(process: subprocess.Popen[str]) -> LauncherError:
