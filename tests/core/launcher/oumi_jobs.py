@@ -17,6 +17,12 @@ ENVS = {
     "PYTORCH_CUDA_ALLOC_CONF": (6, "expandable_segments:True"), "HF_DATASETS_TRUST_REMOTE_CODE": (3, True),
     "RAY_ENABLE_RECORD_ACTOR_TASK_LOGGING": (2, 0), "TEST_ENV_VARIABLE": (2, 1e-05), "REPO": (1, "openai-community"),
 }  # fmt: skip
+DIRECTIVES = {
+    "polaris": "#PBS -l walltime=01:00:00\n#PBS -l filesystems=home:eagle\n#PBS -A community_ai\n",
+    "frontier": "#SBATCH -A lrn081\n#SBATCH -t 02:00:00\n",
+    "perlmutter": "#SBATCH --account=m1234\n#SBATCH --time=01:00:00\n",
+    "slurm": "#SBATCH --partition=gpus\n",
+}
 NODES = {1: 137, 2: 6, 20: 1, 10: 1, 6: 1, 4: 1}
 RUNS = {
     'oumi distributed torchrun -m oumi train -c {config} --training.run_name "${{OUMI_RUN_NAME}}"': 83,
@@ -48,6 +54,7 @@ def jobs() -> Iterator[dict[str, Any]]:
             "setup": 'set -e\npip install uv && uv pip install --system "oumi[gpu]"\n',
             "run": f"set -e\nsource ./configs/sky_init.sh\n{runs[number].format(config='train.yaml')}\n",
         }  # fmt: skip
+        job["setup"] = DIRECTIVES.get(cloud, "") + job["setup"]
         envs = {name: value for name, (count, value) in ENVS.items() if number < count}
         if number < 133:
             job["envs"] = envs or {"INFERENCE_CONFIG": "infer.yaml"}

@@ -12,6 +12,7 @@ import yaml
 from oumi.core.configs import JobConfig
 from oumi.core.errors import ConfigError
 from oumi.core.launcher.sky.task import make_task, reason_not_to_stop, task_text, task_warnings
+from oumi.core.launcher.upload import without_absent_credentials
 from tests.core.launcher.oumi_jobs import ACCELERATORS, CLOUDS, ENVS, NODES, jobs
 
 FULL = """
@@ -124,12 +125,15 @@ def test_a_file_of_credentials_that_does_not_exist_is_left_out_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    job = make_job("resources: {cloud: gcp}\nrun: echo\nfile_mounts: {~/.netrc: ~/.netrc}")
-    assert "file_mounts" not in make_task(job)
-    assert list(task_warnings(job)) == ["file_mounts.~/.netrc: not mounted, since ~/.netrc does not exist here"]
+    job = make_job("resources: {cloud: gcp}\nrun: echo\nfile_mounts: {~/.netrc: ~/.netrc, /rows: s3://rows}")
+    with pytest.raises(ConfigError, match=r"file_mounts.~/.netrc: ~/.netrc: no such file"):
+        make_task(job)
+    changed, warnings = without_absent_credentials(job)
+    assert make_task(changed)["file_mounts"] == {"/rows": "s3://rows"}
+    assert warnings == ["file_mounts.~/.netrc: not copied: ~/.netrc does not exist here"]
+    assert list(job.file_mounts) == ["~/.netrc", "/rows"]
     (tmp_path / ".netrc").touch()
-    assert make_task(job)["file_mounts"] == {"~/.netrc": "~/.netrc"}
-    assert list(task_warnings(job)) == []
+    assert without_absent_credentials(job) == (job, [])
 
 
 @pytest.mark.parametrize(
@@ -177,7 +181,7 @@ def test_every_job_file_that_oumi_ships_loads_and_becomes_a_task() -> None:
         missing = [problem.key for problem in job.missing_at_launch()]
         assert missing in ([], ["user"])
         if job.resources.cloud in ("gcp", "lambda"):
-            task = make_task(job)
+            task = make_task(without_absent_credentials(job)[0])
             assert missing == []
             assert task["run"] == content["run"]
             assert all(isinstance(value, str) for value in task.get("envs", {}).values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 from oumi.core.configs import JobConfig
@@ -18,6 +19,7 @@ from oumi.core.launcher.cloud import (
     LaunchPlan,
 )
 from oumi.core.launcher.clouds import build_cloud
+from oumi.core.launcher.upload import without_absent_credentials
 from oumi.core.log import logger
 from oumi.core.registry import CLOUDS
 
@@ -43,10 +45,11 @@ class Launcher:
 
     def plan(self, job: JobConfig, cluster_name: str | None = None, **options: object) -> LaunchPlan:
         """Returns what `up` would do, without starting anything; raises ConfigError for a job that can never run."""
-        _check(job, cluster_name)
+        job, left_out = _checked(job, cluster_name)
         cloud = self.get_cloud(job)
         _check_options(job, cloud, options)
-        return cloud.plan(job, cluster_name, **options)
+        launch_plan = cloud.plan(job, cluster_name, **options)
+        return replace(launch_plan, warnings=(*left_out, *launch_plan.warnings))
 
     def up(self, job: JobConfig, cluster_name: str | None = None, **options: object) -> tuple[BaseCluster, JobStatus]:
         """Creates the cluster unless it exists and runs the job on it, without waiting for its end.
@@ -60,16 +63,19 @@ class Launcher:
             ConfigError: The job can never run on its cloud, or an option is unknown there.
             LauncherError: The cloud cannot be reached, or does not take the job.
         """
-        _check(job, cluster_name)
+        job, left_out = _checked(job, cluster_name)
         cloud = self.get_cloud(job)
         _check_options(job, cloud, options)
+        _warn(left_out)
         status = cloud.up_cluster(job, cluster_name, **options)
         return self._cluster(job.resources.cloud, status.cluster), status
 
     def run(self, job: JobConfig, cluster_name: str) -> JobStatus:
         """Runs a job on a cluster that exists; raises as `up`."""
-        _check(job, cluster_name)
-        return self._cluster(job.resources.cloud, cluster_name).run_job(job)
+        job, left_out = _checked(job, cluster_name)
+        cluster = self._cluster(job.resources.cloud, cluster_name)
+        _warn(left_out)
+        return cluster.run_job(job)
 
     def status(
         self, cloud: str | None = None, cluster: str | None = None, id: str | None = None
@@ -183,9 +189,16 @@ class Launcher:
         return matches[0][1]
 
 
-def _check(job: JobConfig, cluster: str | None) -> None:
+def _checked(job: JobConfig, cluster: str | None) -> tuple[JobConfig, list[str]]:
+    """Returns the job that a cloud is given, and what was left out of it; raises ConfigError if it is incomplete."""
     if missing := job.missing_at_launch(cluster):
         raise ConfigError(missing, "job")
+    return without_absent_credentials(job)
+
+
+def _warn(messages: list[str]) -> None:
+    for message in messages:
+        logger.warning("%s", message)
 
 
 def _check_options(job: JobConfig, cloud: BaseCloud, options: dict[str, object]) -> None:

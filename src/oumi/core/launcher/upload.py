@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from oumi.core.configs import JobConfig
 from oumi.core.errors import ConfigError
 from oumi.core.launcher.cloud import MissingToolError
 from oumi.core.log import logger
 
 IGNORE_FILE = ".oumiignore"
+CREDENTIALS = ("~/.netrc", "~/.cache/huggingface/token")
+"""Files of Weights & Biases and of the Hub: most job files mount them, for whoever has them."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,18 @@ class Upload:
 
     def __str__(self) -> str:
         return f"{self.root}: {len(self.names):,} files, {self.num_bytes / 1e6:,.1f} MB"
+
+
+def without_absent_credentials(job: JobConfig) -> tuple[JobConfig, list[str]]:
+    """Returns a job without mounts of credentials that do not exist here, and a warning for each of them."""
+    absent = {
+        remote: local
+        for remote, local in job.file_mounts.items()
+        if local in CREDENTIALS and not Path(local).expanduser().exists()
+    }
+    mounts = {remote: local for remote, local in job.file_mounts.items() if remote not in absent}
+    warnings = [f"file_mounts.{remote}: not copied: {local} does not exist here" for remote, local in absent.items()]
+    return job.model_copy(update={"file_mounts": mounts}), warnings
 
 
 def find_upload(working_dir: str) -> Upload:

@@ -24,8 +24,6 @@ _SCHEMES = {"s3": "s3://", "gcs": "gs://", "r2": "r2://"}
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 SAFE_PATH = re.compile(r"[A-Za-z0-9._/~+:=,@-]+")
 """Paths that mean the same in every shell: SkyPilot does not quote all of those that it passes on."""
-_CREDENTIALS = ("~/.netrc", "~/.cache/huggingface/token")
-"""Files that most jobs mount for who has them: of Weights & Biases and of the Hub."""
 _WORKING_DIR = PurePosixPath("~/sky_workdir")
 """Where SkyPilot puts the working directory."""
 
@@ -48,7 +46,7 @@ def make_task(job: JobConfig) -> dict[str, Any]:
         "config": job.resources.config_overrides,
         "envs": dict(job.envs),
         "file_mounts": {
-            **{remote: local for remote, local in job.file_mounts.items() if not _is_absent_credential(local)},
+            **job.file_mounts,
             **{
                 remote: {"source": mount.source, "store": mount.store, "mode": "MOUNT"}
                 for remote, mount in job.storage_mounts.items()
@@ -108,9 +106,6 @@ def task_warnings(job: JobConfig) -> Iterator[str]:
         yield "resources.image_id_map: not read, since resources.image_id is set"
     if job.name and (name := plain_name(job.name)) != job.name:
         yield f"name: SkyPilot is given {name!r}, since other characters than letters, digits, . _ - are not safe there"
-    for remote, local in job.file_mounts.items():
-        if _is_absent_credential(local):
-            yield f"file_mounts.{remote}: not mounted, since {local} does not exist here"
     if job.resources.use_spot and not _keeps_checkpoints(job):
         directory = output_dir(job) or "which is not known here"
         yield (
@@ -180,12 +175,8 @@ def _wrong_mounts(job: JobConfig) -> Iterator[Problem]:
     for remote, local in job.file_mounts.items():
         if "://" in local and not SAFE_PATH.fullmatch(local):
             yield Problem(f"file_mounts.{remote}", f"{local}: not the URL of a bucket", locate(job, "file_mounts"))
-        elif "://" not in local and not Path(local).expanduser().exists() and local not in _CREDENTIALS:
+        elif "://" not in local and not Path(local).expanduser().exists():
             yield Problem(f"file_mounts.{remote}", f"{local}: no such file or directory", locate(job, "file_mounts"))
-
-
-def _is_absent_credential(local: str) -> bool:
-    return local in _CREDENTIALS and not Path(local).expanduser().exists()
 
 
 def block_yaml(values: dict[str, Any]) -> str:
