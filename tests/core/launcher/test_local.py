@@ -263,6 +263,9 @@ def test_a_shutdown_lets_a_job_save_and_a_restart_is_noticed(registry: Path) -> 
     (directory.path / "job.json").write_text(json.dumps({**request, "host": "other-machine"}))
     status = status_of(cluster, job_id)
     assert (status.state, status.metadata) == ("unknown", "was started on other-machine, which knows its state")
+    for call in (lambda: cluster.cancel_job(job_id), cluster.down):
+        with pytest.raises(LauncherError, match="job 1 was started on other-machine"):
+            call()
     (directory.path / "job.json").write_text("")
     assert "are damaged" in status_of(cluster, job_id).metadata
 
@@ -394,8 +397,18 @@ def test_down_ends_the_jobs_and_forgets_the_queue(registry: Path) -> None:
 def test_a_registry_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("OUMI_DIR", str(tmp_path / "file"))
-    with pytest.raises(LauncherError, match="file/launcher/local: Not a directory"):
-        CLOUD.up(job("true"))
+    for call in (lambda: CLOUD.up(job("true")), lambda: CLOUD.status("local")):
+        with pytest.raises(LauncherError, match="file/launcher/local: Not a directory"):
+            call()
+    assert CLOUD.plan(job("true")).steps
+
+
+def test_output_goes_to_the_directory_of_logs_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUMI_LOGGING_DIR", str(tmp_path / "logs"))
+    cluster, job_id = up("echo out; echo err >&2")
+    assert "".join(cluster.logs(job_id)) == "out\nerr\n"
+    cluster.down()
+    assert [path.read_text() for path in (tmp_path / "logs").glob("*_local_1.log")] == ["out\nerr\n"]
 
 
 COMMAND_JOB = """

@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from threading import Thread
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from oumi.core.configs import JobConfig
+from oumi.core.configs.loading import locate
 from oumi.core.errors import ConfigError, Problem
 from oumi.core.launcher import supervisor
 from oumi.core.launcher.cloud import (
-    FINAL_STATES,
     BaseCloud,
     BaseCluster,
     JobState,
@@ -32,7 +32,7 @@ from oumi.core.launcher.cloud import (
     LauncherError,
     LaunchPlan,
 )
-from oumi.core.launcher.exit_codes import PREEMPTED, explain_exit
+from oumi.core.launcher.local_status import job_status
 from oumi.core.launcher.script import job_script, secret_values, unset_secrets
 from oumi.core.launcher.supervisor import GRACE_S, JobDirectory, list_jobs, orphans, read_slots
 from oumi.core.log import logger
@@ -42,14 +42,6 @@ DEFAULT_CLUSTER = "local"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,99}")
 _POLL_S = 0.1
 _CHUNK_BYTES = 1 << 16
-_WORDS = {
-    JobState.PENDING: "QUEUED",
-    JobState.RUNNING: "RUNNING",
-    JobState.SUCCEEDED: "COMPLETED",
-    JobState.FAILED: "FAILED",
-    JobState.CANCELLED: "CANCELED",
-}
-"""The words of Oumi for the states of local jobs."""
 _NOT_RESERVED = ("accelerators", "cpus", "memory", "instance_type", "disk_size", "disk_tier")
 _NO_MEANING = ("region", "zone", "use_spot", "image_id", "image_id_map", "config_overrides")
 
@@ -93,6 +85,8 @@ class LocalCloud(BaseCloud):
             paths = sorted(path for path in _registry().iterdir() if path.is_dir())
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise _disk_error(error) from error
         return [LocalCluster(path) for path in paths]
 
 
@@ -108,11 +102,11 @@ class LocalCluster(BaseCluster):
 
     def get_jobs(self) -> list[JobStatus]:
         """Returns all jobs since the last `down`, oldest first."""
-        return [self._status(job) for job in list_jobs(self.path)]
+        return [job_status(job) for job in list_jobs(self.path)]
 
     def get_job(self, job_id: str) -> JobStatus | None:
         """Returns the status of a job, None if there is none of that id."""
-        return next((self._status(job) for job in list_jobs(self.path) if job.id == job_id), None)
+        return next((job_status(job) for job in list_jobs(self.path) if job.id == job_id), None)
 
     def run_job(self, job: JobConfig) -> JobStatus:
         """Adds a job to the queue; raises ConfigError for one that cannot run here."""
@@ -125,10 +119,17 @@ class LocalCluster(BaseCluster):
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir(mode=0o700)
             (new / "script.sh").write_bytes(os.fsencode(script))
-            request = {"name": job.name, "submitted": time.time(), "boot": supervisor.boot_id(), "host": _host()}
+            request = {
+                "name": job.name,
+                "submitted": time.time(),
+                "boot": supervisor.boot_id(),
+                "host": socket.gethostname(),
+            }
             (new / "job.json").write_text(json.dumps(request), encoding="utf-8")
             last = max((int(job.id) for job in list_jobs(self.path)), default=0)
             path = self.path / str(last + 1)
+            if folder := os.environ.get("OUMI_LOGGING_DIR"):
+                (new / "log").symlink_to(_log_file(folder, self.name(), path.name))
             with (new / "lock").open("wb") as lock, (new / "log").open("ab") as log:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 new.rename(path)
@@ -147,7 +148,7 @@ class LocalCluster(BaseCluster):
                     shutil.rmtree(path)
                     raise LauncherError(f"the process of the job cannot be started: {error.strerror}") from error
         Thread(target=process.wait, daemon=True).start()  # so that it leaves no zombie in a process that stays
-        return self._status(JobDirectory(path))
+        return job_status(JobDirectory(path))
 
     def cancel_job(self, job_id: str) -> JobStatus:
         """Ends a job with all of its processes; a second call in the meantime leaves no time for checkpoints."""
@@ -157,7 +158,10 @@ class LocalCluster(BaseCluster):
         if job.is_active():
             job.request_cancel()
         _wait_for_end([job])
-        return self._status(job)
+        status = job_status(job)
+        if not status.done:
+            raise LauncherError(f"job {job_id} {status.metadata}: cancel it there")
+        return status
 
     def logs(self, job_id: str, follow: bool = True) -> Iterator[str]:
         """Yields stdout and stderr of a job as they come, until its end if `follow`, else what there is."""
@@ -187,67 +191,11 @@ class LocalCluster(BaseCluster):
         while True:
             self.stop()
             with _registry_locked():
-                if not any(job.is_active() for job in list_jobs(self.path)):
+                active = [job for job in self.get_jobs() if not job.done]
+                if elsewhere := [job for job in active if job.state is JobState.UNKNOWN]:
+                    raise LauncherError(f"job {elsewhere[0].id} {elsewhere[0].metadata}: end it there first")
+                if not active:
                     return shutil.rmtree(self.path)
-
-    def _status(self, job: JobDirectory) -> JobStatus:
-        is_supervised = job.is_supervised()
-        outcome = job.outcome()  # in this order, since a supervisor writes the outcome before it ends
-        try:
-            request = job.request()
-        except (ValueError, FileNotFoundError) as error:  # such as after a loss of power
-            note = f"its files in {job.path} are damaged: {error}"
-            return JobStatus("", job.id, "UNKNOWN", self.name(), note, done=True)
-        state, word, metadata = _state(job, request, outcome, is_supervised)
-        return JobStatus(
-            name=request["name"] or "",
-            id=job.id,
-            status=word,
-            cluster=self.name(),
-            metadata=metadata,
-            done=state in FINAL_STATES,
-            state=state,
-            exit_code=_exit_code(outcome.get("code")),
-            submit_time=_time(request["submitted"]),
-            start_at=_time(outcome.get("started")),
-            end_at=_time(outcome.get("ended")),
-        )
-
-
-def _state(
-    job: JobDirectory, request: dict[str, Any], outcome: dict[str, Any], is_supervised: bool
-) -> tuple[JobState, str, str]:
-    """Returns the state of a job, its word, and what else there is to say."""
-    state = JobState(outcome.get("state", JobState.PENDING))
-    word, metadata = _WORDS[state], outcome.get("note", "")
-    if state in FINAL_STATES:
-        code = outcome.get("code")
-        if state is JobState.FAILED and code is not None:
-            metadata = "; ".join(filter(None, [explain_exit(code), metadata]))
-            word = "PREEMPTED" if code == PREEMPTED else word
-    elif is_supervised:
-        if job.num_cancels():
-            word, metadata = "CANCELING", f"is being cancelled, and has {GRACE_S:.0f} s for it"
-        elif state is JobState.PENDING:
-            metadata = f"waits for one of {read_slots(job.path.parent)} slots"
-    elif left := orphans(job.path):
-        pids = ", ".join(str(process.pid) for process in left)
-        return JobState.RUNNING, "RUNNING", f"its supervisor was killed; processes {pids} go on, until it is cancelled"
-    else:
-        state, metadata = _state_without_processes(job, request)
-        word = _WORDS.get(state, "UNKNOWN")
-    return state, word, metadata
-
-
-def _state_without_processes(job: JobDirectory, request: dict[str, Any]) -> tuple[JobState, str]:
-    """Returns the state of a job whose supervisor could not write it, and why."""
-    if job.num_cancels():
-        return JobState.CANCELLED, "its supervisor was killed"
-    if request["boot"] == supervisor.boot_id():
-        return JobState.FAILED, "its supervisor was killed"
-    if request["host"] != _host():  # two machines share a home directory
-        return JobState.UNKNOWN, f"was started on {request['host']}, which knows its state"
-    return JobState.FAILED, "the machine was restarted"
 
 
 def _wait_for_end(jobs: Sequence[JobDirectory]) -> None:
@@ -288,23 +236,27 @@ def _prepare(job: JobConfig) -> tuple[dict[str, str], str]:
     if shutil.which("bash") is None:
         raise LauncherError("bash is not on PATH: install it with your system's package manager")
     for warning in _warnings(job):
-        logger.warning(warning)
+        logger.warning("%s", warning)
     return environment, script
 
 
 def _check(job: JobConfig) -> str:
     """Returns the working directory; raises ConfigError for what cannot run on this machine."""
     problems = []
+
+    def add(key: str, message: str, target: str = "") -> None:
+        problems.append(Problem(f"{key}.{target}" if target else key, message, locate(job, key)))
+
     if job.num_nodes > 1:
-        problems.append(Problem("num_nodes", f"got {job.num_nodes}, but this machine is one node"))
+        add("num_nodes", f"got {job.num_nodes}, but this machine is one node")
     for target, source in job.file_mounts.items():
         if reason := _mount_problem(target, source):
-            problems.append(Problem(f"file_mounts.{target}", reason))
+            add("file_mounts", reason, target)
     for target in job.storage_mounts:
-        problems.append(Problem(f"storage_mounts.{target}", "local jobs have no buckets; mount it here yourself"))
+        add("storage_mounts", "local jobs have no buckets; mount it here yourself", target)
     working_dir = filesystem.expanded(job.working_dir or "").absolute()
     if not working_dir.is_dir():
-        problems.append(Problem("working_dir", f"{job.working_dir} is not a directory"))
+        add("working_dir", f"{job.working_dir} is not a directory")
     if problems:
         raise ConfigError(problems, "job")
     return str(working_dir)
@@ -358,18 +310,16 @@ def _registry_locked() -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
     except OSError as error:
-        reason = f"{error.filename or _registry()}: {error.strerror}"
-        raise LauncherError(f"{reason}. OUMI_DIR sets the directory of local jobs") from error
+        raise _disk_error(error) from error
 
 
-def _host() -> str:
-    return socket.gethostname()
+def _disk_error(error: OSError) -> LauncherError:
+    reason = f"{error.filename or _registry()}: {error.strerror}"
+    return LauncherError(f"{reason}. OUMI_DIR sets the directory of local jobs")
 
 
-def _exit_code(code: int | None) -> int | None:
-    """Returns an exit code as shells have it, 128 and the number of a signal."""
-    return code if code is None or code >= 0 else 128 - code
-
-
-def _time(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds).astimezone()
+def _log_file(folder: str, cluster: str, job_id: str) -> Path:
+    """Returns a new file for the output of a job in a folder that the user names; it stays after `down`."""
+    path = filesystem.expanded(folder).absolute()
+    path.mkdir(parents=True, exist_ok=True)
+    return path / f"{datetime.now():%Y_%m_%d_%H_%M_%S_%f}_{cluster}_{job_id}.log"

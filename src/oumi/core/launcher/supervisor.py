@@ -120,7 +120,7 @@ def list_jobs(cluster: Path) -> list[JobDirectory]:
     """Returns the jobs of a cluster, oldest first."""
     try:
         names = [name for name in os.listdir(cluster) if name.isdecimal()]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return [JobDirectory(cluster / name) for name in sorted(names, key=int)]
 
@@ -129,7 +129,7 @@ def read_slots(cluster: Path) -> int:
     """Returns how many jobs of a cluster run at once."""
     try:
         return int((cluster / "slots").read_text())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return 1
 
 
