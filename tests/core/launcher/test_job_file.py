@@ -110,6 +110,22 @@ def test_overrides_and_secrets_become_part_of_the_job(folder: Path, monkeypatch:
     assert "- WANDB_API_KEY" in make_job_file(name, parse_overrides(["--training.enable_wandb", "true"]), "gcp")
 
 
+def test_what_the_run_reads_gets_there_or_is_told_not_to(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    name = write_config(folder, "1b")
+    assert read_job(make_job_file(name, [], "gcp")).file_mounts == {}
+    rows = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    rows.write_text("{}\n")
+    overrides = parse_overrides(["--data.train.datasets[0].dataset_path", str(rows)])
+    assert read_job(make_job_file(name, overrides, "gcp")).file_mounts == {str(rows): str(rows)}
+    assert read_job(make_job_file(name, overrides, "local")).file_mounts == {}
+    (folder / ".gitignore").write_text("*.jsonl\nmodels/\n")
+    text = make_job_file(name, [], "gcp")
+    assert "# rows.jsonl is not uploaded, since git ignores it" in text
+    assert "# models/1b is not uploaded" in text
+
+
 def test_what_a_job_file_cannot_be_made_of_is_refused(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     name = write_config(folder, "1b")
     with pytest.raises(ConfigError, match="--device: required with k8s, whose GPUs are not known here: a100-40gb"):

@@ -65,6 +65,8 @@ def test_a_stopped_cluster_is_seen_started_and_given_back(home: Path) -> None:
     launcher.stop("gcp", "one")
     ((name, cluster, jobs),) = launcher.jobs("gcp")
     assert (name, cluster.name(), cluster.state(), jobs) == ("gcp", "one", "STOPPED", [])
+    with pytest.raises(LauncherError, match=r"cluster one \(STOPPED\) has no job"):
+        launcher.logs("gcp", "one")
     assert launcher.run(make_job(), "one").id == "2"
     launcher.stop("gcp", "one")
     launcher.down("gcp", "one")

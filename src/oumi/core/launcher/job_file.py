@@ -18,12 +18,14 @@ from oumi.core.configs.overrides import Override
 from oumi.core.errors import ConfigError, did_you_mean
 from oumi.core.inspect import gather_facts
 from oumi.core.launcher.sky.task import block_yaml, plain_name
+from oumi.core.launcher.upload import find_upload
 from oumi.core.plan.facts import Facts
 from oumi.core.plan.parts import Plan
 from oumi.core.plan.plan import make_plan
 from oumi.core.plan.refusals import load_checked
 from oumi.core.recipes import resolve_config
 from oumi.core.system.devices import DEVICES, find_machine
+from oumi.core.system.filesystem import expanded
 
 ACCELERATORS = {
     "l4": "L4", "a10g-24gb": "A10G", "rtx-4090": "RTX4090", "a100-40gb": "A100", "l40s": "L40S",
@@ -104,10 +106,11 @@ def make_job_file(
         "working_dir": ".",
         "resources": resources,
         "secrets": list(_secrets(config)),
+        "file_mounts": {} if cloud == "local" else {path: path for path in _local_paths(config) if _is_absolute(path)},
         "setup": None if cloud == "local" else _setup(cloud),
         "run": _run(_sent_name(name, path), flags, choice, cloud),
     }
-    text = block_yaml({key: value for key, value in job.items() if value not in (None, [])})
+    text = block_yaml({key: value for key, value in job.items() if value not in (None, [], {})})
     command = f"oumi launch up -c {shlex.quote(file_name)} --cluster {job['name']} --dry-run"
     return "\n".join([*_head(choice, command, cloud, config), "", text])
 
@@ -177,8 +180,32 @@ def _head(choice: Choice | None, command: str, cloud: str, config: TrainingConfi
             f"# {config.training.output_dir} is on the disk of the machine, which `oumi launch down` deletes; a path "
             "of storage_mounts stays."
         )
+    if cloud != "local":
+        for path in _not_uploaded(config):
+            yield f"# {path} is not uploaded, since git ignores it; the config may name it by its absolute path."
     if cloud != "local" and ".dev" in __version__ and not _is_checkout(Path()):
         yield f"# oumi {__version__} is a development version: put its wheel here, and name that in `setup`."
+
+
+def _local_paths(config: TrainingConfig) -> Iterator[str]:
+    """Yields the files and directories of this machine that a run reads, as the config writes them."""
+    named = [params.dataset_path for split in (config.data.train, config.data.validation) for params in split.datasets]
+    for path in dict.fromkeys([config.model.model_name, config.model.tokenizer_name, *named]):
+        if path and "://" not in path and expanded(path).exists():
+            yield path
+
+
+def _is_absolute(path: str) -> bool:
+    return path.startswith(("/", "~"))
+
+
+def _not_uploaded(config: TrainingConfig) -> Iterator[str]:
+    """Yields the paths below this directory that a run reads and that git ignores."""
+    names = find_upload(".").names
+    for path in _local_paths(config):
+        name = os.path.normpath(path)
+        if not _is_absolute(path) and not any(file == name or file.startswith(f"{name}/") for file in names):
+            yield path
 
 
 def _secrets(config: TrainingConfig) -> Iterator[str]:

@@ -160,7 +160,7 @@ class Launcher:
         if job_id is None:
             jobs = cluster.get_jobs()
             if not jobs:
-                raise LauncherError(f"cluster {cluster_name} has no job")
+                raise LauncherError(f"cluster {cluster_name} ({cluster.state()}) has no job")
             job_id = jobs[-1].id
         else:
             _require_job(cluster, job_id)

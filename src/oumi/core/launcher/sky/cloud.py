@@ -66,7 +66,7 @@ class SkyCloud(BaseCloud):
         answer: dict[str, Any] = {}
         if find_python() is None:
             missing.insert(0, how_to_install(self._cloud))
-            warnings.append("the task is not validated, since SkyPilot is not installed")
+            warnings.append("the task is not validated: SkyPilot is not installed")
         else:
             answer = self._describe(job, task, name)
             missing += answer["missing"]

@@ -54,9 +54,9 @@ KEYS = {
     Feature.DOCKER_IMAGE: "resources.image_id",
     Feature.IMAGE_ID: "resources.image_id",
     Feature.MULTI_NODE: "num_nodes",
-    Feature.STORAGE_MOUNTING: "file_mounts",
+    Feature.STORAGE_MOUNTING: "storage_mounts",
 }
-"""The key of a task that asks for a feature of its cloud."""
+"""The key that asks for a feature of a cloud."""
 
 
 def describe(task, cloud, cluster, stores):

@@ -43,7 +43,7 @@ class SkyProcess:
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
-        self._records: list[dict[str, str]] = []
+        self._records: list[dict[str, Any]] = []
         self._records_time = -1.0
 
     def call(self, name: str, shows_progress: bool = False, **arguments: Any) -> Any:
@@ -69,8 +69,8 @@ class SkyProcess:
                 if isinstance(answer, str):
                     yield _COLORS.sub("", answer)
 
-    def clusters(self) -> list[dict[str, str]]:
-        """Returns name, state and cloud of all clusters; of several threads that ask at once, one asks SkyPilot."""
+    def clusters(self) -> list[dict[str, Any]]:
+        """Returns name, state, cloud and price of all clusters; threads that ask together share an answer."""
         asked = time.monotonic()
         if not _may_have_clusters():  # asking starts SkyPilot's server, which takes seconds and a gigabyte
             return []
