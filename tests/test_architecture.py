@@ -131,6 +131,7 @@ def test_files_and_functions_stay_small(path: Path) -> None:
         "import oumi.cli.main",
         "import oumi.core.plan.plan, oumi.core.plan.refusals, oumi.core.inspect",
         "import oumi.core.datasets",
+        "import oumi.launcher, oumi.core.launcher.local",
     ],
 )
 def test_no_torch_is_loaded_before_it_is_needed(command: str) -> None:

@@ -55,7 +55,7 @@ def up(
     if dry_run:
         show_plan(job, cluster, **options)
         return
-    create_file(output_filepath)  # before anything costs
+    check_output(output_filepath, detach)  # before anything costs
     found, status = LAUNCHER.up(job, cluster, **options)
     follow(job.resources.cloud, found, status, output_filepath, detach)
 
@@ -72,7 +72,7 @@ def run(
     from oumi.launcher import LAUNCHER
 
     job = load_job(context, config)
-    create_file(output_filepath)
+    check_output(output_filepath, detach)
     status = LAUNCHER.run(job, cluster)
     found = LAUNCHER.get_cloud(job).get_cluster(cluster)
     assert found is not None, "it has just taken the job"
@@ -264,11 +264,22 @@ def write_output(pieces, path: Path | None) -> None:  # type: ignore[no-untyped-
         for piece in pieces:
             typer.echo(piece, nl=False)
         return
+    from oumi.core.system.filesystem import storage_errors
+
     create_file(path)
-    with path.open("w", encoding="utf-8") as file:
+    with storage_errors(path), path.open("w", encoding="utf-8") as file:
         for piece in pieces:
             file.write(piece)
             file.flush()
+
+
+def check_output(path: Path | None, is_detached: bool) -> None:
+    """Creates the file for the output of a job, if any; raises ConfigError if nothing would be written to it."""
+    from oumi.core.errors import ConfigError
+
+    if path is not None and is_detached:
+        raise ConfigError("--output-filepath: --detach does not follow the output; leave out one of them")
+    create_file(path)
 
 
 def create_file(path: Path | None) -> None:

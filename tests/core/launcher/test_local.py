@@ -158,7 +158,7 @@ def test_cancel_ends_all_processes_of_a_job_after_they_have_saved(tmp_path: Path
     status = cluster.cancel_job(job_id)
     assert (status.state, status.status, status.done) == (JobState.CANCELLED, "CANCELED", True)
     assert status.metadata == "a checkpoint was saved, from which the same job resumes"
-    assert marked(tmp_path) == []
+    wait_until(lambda: not marked(tmp_path), 1)
     assert "".join(cluster.logs(job_id)) == "saved\n"
     assert cluster.cancel_job(job_id) == status
     assert cluster.get_jobs() == [status]
@@ -173,7 +173,7 @@ def test_a_second_cancel_kills_what_ignores_the_first(tmp_path: Path) -> None:
     assert status_of(cluster, job_id).state is JobState.RUNNING
     assert cluster.cancel_job(job_id).state is JobState.CANCELLED
     assert first.communicate()[0] == "cancelled\n"
-    assert marked(tmp_path) == []
+    wait_until(lambda: not marked(tmp_path), 1)
 
 
 def test_a_job_that_waits_can_be_cancelled_and_never_starts() -> None:
@@ -435,6 +435,14 @@ def test_the_commands_follow_a_job_to_its_exit_code_and_list_it() -> None:
     assert (result.returncode, Path("o/l").read_text()) == (0, "hello you\n")
     result = run_python("-m", "oumi", "launch", "queue", "--cloud", "local", "--cluster", "quue")
     assert (result.returncode, result.stderr) == (69, "Error: local has no cluster 'quue', did you mean 'queue'?\n")
+
+
+def test_a_file_for_output_that_stays_empty_is_refused() -> None:
+    Path("job.yaml").write_text(COMMAND_JOB)
+    result = run_python("-m", "oumi", "launch", "up", "-c", "job.yaml", "-d", "--output-filepath", "log")
+    assert (result.returncode, "leave out one of them" in result.stderr) == (2, True)
+    assert CLOUD.status("local") == {}
+    assert not Path("log").exists()
 
 
 def test_ctrl_c_leaves_a_job_running_and_says_so() -> None:
