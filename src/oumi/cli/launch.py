@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from oumi.cli.config import EXTRA
+from oumi.core import log
 
 if TYPE_CHECKING:
     from oumi.core.configs import JobConfig
     from oumi.core.launcher import BaseCluster, JobStatus
 
-launch_app = typer.Typer(no_args_is_help=True, help="Start jobs here, on Slurm and on clouds, and look after them.")
+launch_app = typer.Typer(no_args_is_help=True)
 
 ConfigOption = Annotated[str, typer.Option("--config", "-c", help="Job file, recipe or oumi:// name.")]
 ClusterOption = Annotated[str, typer.Option("--cluster", help="Name of the cluster.")]
@@ -26,6 +27,12 @@ _SAME_STATE = ("queued", "completed", "canceled")
 OutputOption = Annotated[
     Path | None, typer.Option("--output-filepath", help="Write the job's output to this file instead.")
 ]
+
+
+@launch_app.callback()
+def launch() -> None:
+    """Start jobs here, on Slurm and on clouds, and look after them."""
+    log.show_info()  # what is uploaded and started is logged, and seen before it is done
 
 
 @launch_app.command(context_settings=EXTRA)

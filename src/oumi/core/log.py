@@ -39,6 +39,13 @@ def start_console(level: str = "info") -> None:
         logger.addHandler(console)
 
 
+def show_info() -> None:
+    """Makes the console show what is logged at INFO, too: for commands that show no steps by themselves."""
+    for handler in logger.handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setLevel(min(handler.level, logging.INFO))
+
+
 @contextmanager
 def file(output_dir: Path, level: str = "info") -> Iterator[None]:
     """Appends this rank's log to `logs/rank_0000.log` of the run."""

@@ -184,6 +184,12 @@ def test_without_an_account_nothing_is_started_and_the_way_to_one_is_told(home: 
     assert [path.name for path in home.iterdir()] == ["pid"]
 
 
+def test_a_launch_that_fails_says_that_machines_may_go_on(home: Path) -> None:
+    with pytest.raises(LauncherError, match="SkyPilot: RuntimeError: no room\nmachines may have been started"):
+        Launcher().up(make_job(extra="envs: {FAIL: no room}"), "one")
+    assert [cluster.name() for _, cluster in Launcher().clusters("gcp")] == ["one"]
+
+
 def test_the_accounts_of_a_server_elsewhere_are_not_looked_for_here(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,6 +281,22 @@ def test_an_output_file_that_cannot_be_written_is_told_before_anything_starts(ho
     assert not (home / "one").exists()
 
 
+def test_what_is_uploaded_and_started_is_seen_before(home: Path, tmp_path: Path) -> None:
+    (home / "prices.json").write_text('{"A100:4": 11.5}')
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "rows").write_bytes(b"x" * 2_000_000)
+    (tmp_path / "job.yaml").write_text(
+        "resources: {cloud: gcp, accelerators: 'A100:4'}\nworking_dir: work\nrun: echo hi\n"
+    )
+    result = run_python("-m", "oumi", "launch", "up", "-c", "job.yaml", "--cluster", "one", folder=tmp_path)
+    assert (result.returncode, result.stdout) == (0, "hi\n")
+    told = result.stderr.splitlines()
+    started = told.index("starting machines")
+    assert f"INFO upload working_dir from {tmp_path / 'work'}: 1 files, 2.0 MB" in told[:started]
+    assert "INFO start 1 machine of gcp (big-machine), unless one is up" in told[:started]
+    assert "INFO price: $11.50 an hour" in told[:started]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_launch_that_is_interrupted_is_taken_back_and_leaves_no_process(
     number: signal.Signals, home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -289,7 +311,7 @@ def test_a_launch_that_is_interrupted_is_taken_back_and_leaves_no_process(
     wait_for(lambda: not is_alive(driver))
     assert (home / "taken_back").exists() == (number == signal.SIGINT)
     if number == signal.SIGINT:
-        assert "`oumi launch status` shows machines that were started" in errors
+        assert "cancelled; machines may have been started: see `oumi launch status`" in errors
         assert list((tmp_path / "cache" / "launch").iterdir()) == []
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -100,17 +101,11 @@ class SkyCloud(BaseCloud):
             logger.info("%s", step)
         if answer["price"] is not None:
             logger.info("price: $%.2f an hour", answer["price"])
-        with staged(task, uploads) as uploaded:
-            try:
-                result = SKY.call(
-                    "up", True, task=uploaded, secrets=secrets, cluster=name, autostop=minutes,
-                    sets_autostop=autostop is not None,
-                )  # fmt: skip
-            except KeyboardInterrupt:
-                logger.warning(
-                    "cancelled; `oumi launch status` shows machines that were started, `down` gives them back"
-                )
-                raise
+        with staged(task, uploads) as uploaded, _leftovers_told(name):
+            result = SKY.call(
+                "up", True, task=uploaded, secrets=secrets, cluster=name, autostop=minutes,
+                sets_autostop=autostop is not None,
+            )  # fmt: skip
         if result["is_reused"] and (left_out := _created_once(job)):
             logger.warning("%s: not read, since the cluster is up; they are for its creation", left_out)
         return SkyCluster(result["cluster"], "UP").job_status(result["id"], job.name or "")
@@ -211,6 +206,20 @@ class SkyCluster(BaseCluster):
         )
 
 
+@contextmanager
+def _leftovers_told(name: str | None) -> Iterator[None]:
+    """Says after a launch that failed or was cancelled that machines may go on, which cost."""
+    down = f"oumi launch down --cluster {name or '...'}"
+    hint = f"machines may have been started: see `oumi launch status`, end them with `{down}`"
+    try:
+        yield
+    except KeyboardInterrupt:
+        logger.warning("cancelled; %s", hint)
+        raise
+    except LauncherError as error:
+        raise type(error)(f"{error}\n{hint}") from error
+
+
 def _steps(
     job: JobConfig, name: str | None, uploads: dict[str, Upload], answer: dict[str, Any], minutes: int | None
 ) -> Iterator[str]:
@@ -223,7 +232,7 @@ def _steps(
     count = "1 machine" if job.num_nodes == 1 else f"{job.num_nodes} machines"
     spot = ", spot" if resources.use_spot else ""
     yield f"start {count} of {resources.cloud} ({what}{spot})" + (f", unless {name} is up" if name else "")
-    if answer and answer.get("price") is None:
+    if answer and answer["price"] is None and resources.cloud.lower() not in INFRA:  # those are the user's own machines
         yield "the price is not known here: SkyPilot's catalog has none, or cannot be downloaded"
     yield "run the script `setup` once, then `run`" if job.setup else "run the script `run`"
     if minutes not in (None, -1):

@@ -111,6 +111,8 @@ def launch(task, cluster_name=None, idle_minutes_to_autostop=None):
         write(name, jobs=[])
     cloud = next(iter(task.resources)).cloud
     write(name, state="UP", autostop=idle_minutes_to_autostop, cloud=str(cloud))
+    if (reason := task.config.get("envs", {}).get("FAIL")) is not None:
+        raise RuntimeError(reason)
     return start_job(task, name, task.config.get("setup", ""))
 
 
