@@ -135,7 +135,7 @@ time.sleep(60)
             "exit 75",
             "failed",
             "PREEMPTED",
-            "exit code 75: stopped before its end; the same job resumes from its last checkpoint",
+            "exit code 75: stopped; with `training.try_resume_from_last_checkpoint` the same job resumes",
             75,
         ),
     ],
@@ -157,7 +157,7 @@ def test_cancel_ends_all_processes_of_a_job_after_they_have_saved(tmp_path: Path
     wait_until(Path("ready").exists)
     status = cluster.cancel_job(job_id)
     assert (status.state, status.status, status.done) == (JobState.CANCELLED, "CANCELED", True)
-    assert status.metadata == "a checkpoint was saved, from which the same job resumes"
+    assert status.metadata == "saved a checkpoint; with `training.try_resume_from_last_checkpoint` the same job resumes"
     wait_until(lambda: not marked(tmp_path), 1)
     assert "".join(cluster.logs(job_id)) == "saved\n"
     assert cluster.cancel_job(job_id) == status

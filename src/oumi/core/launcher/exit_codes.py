@@ -9,7 +9,7 @@ from oumi.core.errors import PreemptedError
 
 PREEMPTED = PreemptedError.exit_code
 _MEANINGS = {
-    PREEMPTED: "stopped before its end; the same job resumes from its last checkpoint",
+    PREEMPTED: "stopped; with `training.try_resume_from_last_checkpoint` the same job resumes",
     126: "a command cannot be executed",
     127: "a command was not found",
     128 + signal.SIGKILL: "a command was killed by SIGKILL; the system does this when memory runs out",

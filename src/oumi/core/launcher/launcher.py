@@ -111,9 +111,8 @@ class Launcher:
             names = {item.name() for _, item in clusters}
             clusters = [(name, item) for name, item in clusters if item.name() == cluster]
             if not clusters:
-                raise ClusterNotFoundError(
-                    f"{cloud or 'no cloud that can be asked'} has no cluster '{cluster}'{did_you_mean(cluster, names)}"
-                )
+                absent = f"{cloud} has no" if cloud else "no cloud that can be asked has a"
+                raise ClusterNotFoundError(f"{absent} cluster '{cluster}'{did_you_mean(cluster, names)}")
         jobs = _in_parallel(of_cluster, [item for _, item in clusters])
         return [(name, item, found) for (name, item), found in zip(clusters, jobs, strict=True)]
 

@@ -308,7 +308,7 @@ class _Supervisor:
             time.sleep(_POLL_S)
         notes = [f"processes {', '.join(str(process.pid) for process in left)} cannot be killed"] if left else []
         if was_ended and self._has_saved:
-            notes.append("a checkpoint was saved, from which the same job resumes")
+            notes.append("saved a checkpoint; with `training.try_resume_from_last_checkpoint` the same job resumes")
         if was_ended and self._job.num_cancels():
             return {"state": "cancelled", "code": self._code, "note": "; ".join(notes)}
         if was_ended:
