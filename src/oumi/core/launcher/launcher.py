@@ -106,13 +106,16 @@ class Launcher:
                 logger.warning("%s: %s", item.name(), error)
                 return []
 
-        clusters = self.clusters(cloud)
+        if cloud and cluster:  # which need not be in the list of those that are known here
+            clusters = [(cloud, self._cluster(cloud, cluster))]
+        else:
+            clusters = self.clusters(cloud)
         if cluster is not None:
             names = {item.name() for _, item in clusters}
             clusters = [(name, item) for name, item in clusters if item.name() == cluster]
             if not clusters:
-                absent = f"{cloud} has no" if cloud else "no cloud that can be asked has a"
-                raise ClusterNotFoundError(f"{absent} cluster '{cluster}'{did_you_mean(cluster, names)}")
+                hint = did_you_mean(cluster, names)
+                raise ClusterNotFoundError(f"no cloud that can be asked has a cluster '{cluster}'{hint}")
         jobs = _in_parallel(of_cluster, [item for _, item in clusters])
         return [(name, item, found) for (name, item), found in zip(clusters, jobs, strict=True)]
 
