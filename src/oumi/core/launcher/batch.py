@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 from oumi.core.configs import JobConfig
@@ -16,6 +17,7 @@ from oumi.core.launcher.machine import Machine
 from oumi.core.launcher.script import unset_secrets
 from oumi.core.launcher.sites import SITES
 from oumi.core.launcher.submission import prepare
+from oumi.core.log import logger
 from oumi.core.system.filesystem import expanded
 
 HERE = "here"
@@ -30,6 +32,7 @@ class BatchCloud(BaseCloud):
         self._name, self._site = name, SITES[name]
 
     def plan(self, job: JobConfig, name: str | None, **options: object) -> LaunchPlan:
+        """Returns what `up_cluster` would do; the cluster is not asked."""
         cluster = self._cluster_of(job, name)
         missing = cluster.machine.missing_tools()
         if not cluster.machine.host and shutil.which(self._site.scheduler.program) is None:
@@ -44,20 +47,25 @@ class BatchCloud(BaseCloud):
         )
 
     def up_cluster(self, job: JobConfig, name: str | None, **options: object) -> JobStatus:
+        """Submits a job; raises as `plan`, `BatchCluster.run_job`, and if this machine has no scheduler."""
         cluster = self._cluster_of(job, name)
         if not cluster.machine.host and shutil.which(self._site.scheduler.program) is None:
             raise MissingToolError(self._no_scheduler())
+        for warning in self._user_warning(job, cluster):
+            logger.warning("%s", warning)
         status = cluster.run_job(job)
         self._remember(cluster.name())
         return status
 
     def list_clusters(self) -> list[BaseCluster]:
-        names = self._known_names()
+        """Returns this machine if it has the scheduler, and the clusters that are declared or were used from here."""
+        names = [*self._declared_names(), *self._known_names()]
         if not self._site.queues and shutil.which(self._site.scheduler.program):
             names = [HERE, *names]
         return [self._cluster(name) for name in dict.fromkeys(names)]
 
     def get_cluster(self, name: str) -> BaseCluster | None:
+        """Returns a cluster; None for `here` without its scheduler. Raises ConfigError for what is no name."""
         # Any account is a cluster, whether a job was started there from this machine or not.
         if name == HERE and name not in [cluster.name() for cluster in self.list_clusters()]:
             return None
@@ -76,7 +84,9 @@ class BatchCloud(BaseCloud):
 
     def _cluster(self, name: str) -> BatchCluster:
         if not self._site.queues:
-            return BatchCluster(name, self._site, Machine("" if name == HERE else name))
+            return BatchCluster(
+                name, self._site, Machine("" if name == HERE else name), forget=partial(self._forget, name)
+            )
         queue, _, user = name.partition(".")
         if queue not in self._site.queues or not user:
             hint = did_you_mean(queue, self._site.queues)
@@ -84,7 +94,7 @@ class BatchCloud(BaseCloud):
                 f"--cluster: '{name}' is no cluster of {self._name}{hint or ':'} expected <queue>.<user> with a queue "
                 f"of {', '.join(self._site.queues)}"
             )
-        return BatchCluster(name, self._site, Machine(f"{user}@{self._site.host}"), queue)
+        return BatchCluster(name, self._site, Machine(f"{user}@{self._site.host}"), queue, partial(self._forget, name))
 
     def _user_warning(self, job: JobConfig, cluster: BatchCluster) -> list[str]:
         user = cluster.machine.host.partition("@")[0] if "@" in cluster.machine.host else ""
@@ -102,14 +112,32 @@ class BatchCloud(BaseCloud):
     def _list(self) -> Path:
         return expanded(os.environ.get("OUMI_DIR") or "~/.oumi") / "launcher" / f"{self._name}.clusters"
 
+    def _declared_names(self) -> list[str]:
+        """Returns the clusters of OUMI_SLURM_CONNECTIONS; those that are none are told, and left out."""
+        text = os.environ.get("OUMI_SLURM_CONNECTIONS", "") if self._name == "slurm" else ""
+        names = []
+        for name in (part.strip() for part in text.split(",") if part.strip()):
+            try:
+                Machine(name)
+            except ConfigError:
+                logger.warning("OUMI_SLURM_CONNECTIONS: '%s' is left out: expected user@host", name)
+            else:
+                names.append(name)
+        return names
+
     def _known_names(self) -> list[str]:
-        """Returns the clusters that jobs were started on from here, and those of OUMI_SLURM_CONNECTIONS."""
-        lines = self._list().read_text(encoding="utf-8").splitlines() if self._list().is_file() else []
-        declared = os.environ.get("OUMI_SLURM_CONNECTIONS", "") if self._name == "slurm" else ""
-        return [*(name.strip() for name in declared.split(",") if name.strip()), *lines]
+        """Returns the clusters that jobs were started on from here."""
+        return self._list().read_text(encoding="utf-8").splitlines() if self._list().is_file() else []
 
     def _remember(self, name: str) -> None:
         if name != HERE and name not in self._known_names():
             self._list().parent.mkdir(parents=True, exist_ok=True)
             with self._list().open("a", encoding="utf-8") as file:  # one write, so that two launches do no harm
                 file.write(f"{name}\n")
+
+    def _forget(self, name: str) -> None:
+        names = self._known_names()
+        if name in names:
+            new = self._list().with_suffix(".new")
+            new.write_text("".join(f"{other}\n" for other in names if other != name), encoding="utf-8")
+            new.replace(self._list())

@@ -11,7 +11,7 @@ import codecs
 import os
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -50,18 +50,29 @@ class _Note:
     started: str
     ended: str
     """Exit code and time; empty while it runs, and if it was killed."""
-    is_cancelled: bool
     name: str
+    is_cancelled: bool = False
 
 
 class BatchCluster(BaseCluster):
     """An account on a cluster with a scheduler."""
 
-    def __init__(self, name: str, site: Site, machine: Machine, queue: str = "") -> None:
-        """Initializes the cluster; `queue` is where its jobs go, for a site that has several."""
-        self._name, self._site, self.machine, self.queue = name, site, machine, queue
+    def __init__(
+        self, name: str, site: Site, machine: Machine, queue: str = "", forget: Callable[[], None] = lambda: None
+    ) -> None:
+        """Initializes the cluster.
+
+        Args:
+            name: Its name.
+            site: Where it is.
+            machine: Where jobs are submitted.
+            queue: Where its jobs go, for a site that has several queues.
+            forget: Takes it from the list of clusters that are known here.
+        """
+        self._name, self._site, self.machine, self.queue, self._forget = name, site, machine, queue, forget
 
     def name(self) -> str:
+        """Returns `here`, `user@host` or `queue.user`."""
         return self._name
 
     def get_jobs(self) -> list[JobStatus]:
@@ -70,29 +81,32 @@ class BatchCluster(BaseCluster):
         return [self._status(note, states) for note in notes]
 
     def run_job(self, job: JobConfig) -> JobStatus:
+        """Uploads what the job needs, submits it and returns its status; raises as `prepare` and `Submission.send`."""
         submission = prepare(job, self._site, self.machine, self.queue)
         for warning in submission.script.warnings:
             logger.warning("%s", warning)
         job_id, folder = submission.send()
-        note = _Note(job_id, folder, str(int(time.time())), "", "", False, submission.script.name)
+        note = _Note(job_id, folder, str(int(time.time())), "", "", submission.script.name)
         return self.get_job(job_id) or self._status(note, {job_id: ("PENDING", "")})
 
     def cancel_job(self, job_id: str) -> JobStatus:
+        """Ends a job and returns its status, which is not final only if the scheduler takes more than 60 s for it."""
         deadline_s = time.monotonic() + _CANCEL_S
         job, note = self._job(job_id)
         if not job.done:
             # The note outlives what the scheduler remembers.
             place = shlex.quote(note.folder)
-            self._run(f"id={shlex.quote(job_id)}\n: > {place}/cancelled\n{self._site.scheduler.cancel}")
+            self.machine.run(f"id={shlex.quote(job_id)}\n{self._site.scheduler.cancel} && : > {place}/cancelled")
         while not job.done and time.monotonic() < deadline_s:
             time.sleep(_POLL_S / 2)
             job, _ = self._job(job_id)
         return job
 
     def logs(self, job_id: str, follow: bool = True) -> Iterator[str]:
+        """Yields the output of a job, of all of its attempts; if `follow`, until it ends or nobody knows its state."""
         _, note = self._job(job_id)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        num_bytes, asked_s, is_final = 0, time.monotonic(), not follow
+        num_bytes, asked_s, wait_s, is_final = 0, time.monotonic(), 0.0, not follow
         while True:
             has_ended, output = self._read(note.folder, num_bytes)
             num_bytes += len(output)
@@ -100,8 +114,9 @@ class BatchCluster(BaseCluster):
                 yield decoder.decode(output)
             elif is_final:
                 break
-            elif has_ended or time.monotonic() - asked_s > _ASK_S:  # a job that was put back into the queue goes on
-                asked_s = time.monotonic()
+            elif time.monotonic() - asked_s >= (wait_s if has_ended else _ASK_S):
+                # Its script may have ended, and the job may be back in the queue all the same.
+                asked_s, wait_s = time.monotonic(), min(2 * wait_s + _POLL_S, _ASK_S)
                 job, _ = self._job(job_id)
                 is_final = job.done or job.state == JobState.UNKNOWN
             if not output and not is_final:
@@ -115,12 +130,15 @@ class BatchCluster(BaseCluster):
                 self.cancel_job(job.id)
 
     def down(self) -> None:
-        """Ends all jobs; their folders stay, since results are in them."""
-        self.stop()
+        """Ends all jobs and forgets the cluster here; the folders of jobs stay, since results are in them."""
+        try:
+            self.stop()
+        finally:  # else one that is gone for good would be asked for ever
+            self._forget()
 
     def _job(self, job_id: str) -> tuple[JobStatus, _Note]:
         notes, states = self._ask()
-        for note in notes:
+        for note in reversed(notes):  # a scheduler that was set up anew counts from 1 again
             if note.id == job_id:
                 return self._status(note, states), note
         raise LauncherError(f"cluster {self._name} has no job '{job_id}'")
@@ -128,29 +146,34 @@ class BatchCluster(BaseCluster):
     def _ask(self) -> tuple[list[_Note], dict[str, tuple[str, str]]]:
         """Returns what is noted about the jobs, and what the scheduler says of those that it knows, by id."""
         oldest = (datetime.now(UTC) - timedelta(days=_KEPT_DAYS)).strftime(STAMP)
-        output = self._run(f"""cd {LINKS} 2> /dev/null || exit 0
+        script = f"""cd {LINKS} 2> /dev/null || exit 0
 ids=
 for link in *; do
   [[ $link > {oldest} && -s $link/id ]] || continue
   read -r id < "$link/id"
   ids+=,$id
   printf '%s\\0' "$id" "$(cd -P "$link" && pwd)"
-  for note in submitted started exit cancelled name; do
+  for note in submitted started exit name; do
     [ ! -e "$link/$note" ] || cat "$link/$note"
-    [ $note != cancelled -o ! -e "$link/$note" ] || echo yes
     printf '\\0'
   done
+  [ ! -e "$link/cancelled" ] || echo yes
+  printf '\\0'
 done
 printf '\\0'
 ids=${{ids#,}}
 [ -z "$ids" ] || {{ {self._site.scheduler.query}
-}}""")
+}}"""
+        try:
+            output = self.machine.run(script)
+        except CommandError as error:
+            raise ClusterUnreachableError(f"{self._site.scheduler.name} does not answer: {error}") from error
         fields = output.split(b"\0")
         texts = [os.fsdecode(text) for text in fields[:-1]]
         notes = []
         for first in range(0, len(texts) - 1, 7):
-            job_id, folder, submitted, started, ended, is_cancelled, name = texts[first : first + 7]
-            notes.append(_Note(job_id, folder, submitted, started, ended, bool(is_cancelled), name))
+            *words, is_cancelled = texts[first : first + 7]
+            notes.append(_Note(*words, is_cancelled=bool(is_cancelled)))
         return notes, self._site.scheduler.parse(os.fsdecode(fields[-1]))
 
     def _status(self, note: _Note, states: dict[str, tuple[str, str]]) -> JobStatus:
@@ -159,7 +182,7 @@ ids=${{ids#,}}
         if note.id in states:
             word, known = states[note.id]
             state = scheduler.state(word)
-        elif note.is_cancelled:
+        elif note.is_cancelled and code != "0":
             word, known, state = "CANCELLED", "", JobState.CANCELLED
         elif code:
             word, known, state = (
@@ -188,18 +211,12 @@ ids=${{ids#,}}
 
     def _read(self, folder: str, num_bytes: int) -> tuple[bool, bytes]:
         """Returns whether the job's script has ended, and what comes after so many bytes of the output."""
-        output = self._run(f"""cd -- {shlex.quote(folder)}
+        output = self.machine.run(f"""cd -- {shlex.quote(folder)}
 [ ! -e exit ] || echo ended
 echo
 [ ! -e output.log ] || tail -c +{num_bytes + 1} output.log | head -c {_CHUNK_BYTES}""")
-        ended, _, rest = output.partition(b"\n") if not output.startswith(b"ended\n") else output.partition(b"\n\n")
-        return ended == b"ended", rest
-
-    def _run(self, script: str) -> bytes:
-        try:
-            return self.machine.run(script)
-        except CommandError as error:
-            raise ClusterUnreachableError(str(error)) from error
+        has_ended = output.startswith(b"ended\n")
+        return has_ended, output[len(b"ended\n\n") if has_ended else 1 :]
 
 
 def _time(seconds: str) -> datetime | None:

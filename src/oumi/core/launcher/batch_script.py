@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from oumi.core.configs import JobConfig
@@ -23,8 +23,10 @@ _UNUSED = {
     "use_spot": "; name a queue that may be preempted in a `{directive}` line",
 }  # fmt: skip
 """Keys of `resources` that no scheduler knows, and what to do instead."""
+_SHORT_S = 600
+"""A time limit below it leaves no time to train after a warning, which Slurm may send a minute early."""
 _OWN_OUTPUT = ("output", "error", "keep")
-_WAIT_FOR_CHECKPOINT = "trap : TERM  # which ends what runs below, and is waited for\n"
+_STAY = "trap : {signals}  # what runs below ends with a checkpoint, and this script waits for it\n"
 
 
 @dataclass(frozen=True)
@@ -60,56 +62,92 @@ def batch_script(job: JobConfig, site: Site, queue: str, working_dir: str) -> Ba
         ConfigError: A value is wrong, or the cluster can never do what the job asks for.
     """
     scheduler = site.scheduler
-    own, warnings = _own_options(job, scheduler)
-    keys = {scheduler.option_name(option): scheduler.option_value(option) for option in own}
+    own, warnings = _own_lines(job, scheduler)
+    keys = _own_options(own, scheduler)
     options = []
-    for option in _options(job, site, queue):
-        name = scheduler.option_name(option)
-        if name not in keys:
+    is_warned = scheduler.keeps_environment and _seconds(keys.get("time", "")) >= _SHORT_S
+    for option in [*_options(job, site, queue), *(["--signal=B:USR1@120"] if is_warned else [])]:
+        [(key, value)] = scheduler.options(option)
+        if key not in keys:
             options.append(option)
-        elif keys[name] != scheduler.option_value(option):
-            warnings.append(f"{scheduler.directive} {name} of the job is used instead of `{option}`")
+        elif keys[key] != value:
+            warnings.append(f"`{option}` is not used, since a {scheduler.directive} line of the job sets {key}")
     _check_secrets(job, scheduler, keys)
     name = job.name or "oumi"
-    arguments = () if "job-name" in keys else (_name_option(scheduler, name),)
     lines = [f"{scheduler.directive} {option}" for option in [*options, *own]]
-    head = "\n".join(["#!/usr/bin/env bash", *lines])
-    is_multi_node = job.num_nodes > 1 or keys.get("nodes", "1") != "1" or keys.get("select", "1")[:2] not in ("1", "1:")
-    starts_nodes = _STARTS_NODES.search(job.run)
-    run, step = "", "setup and run are one script on the first node"
-    if is_multi_node and starts_nodes is None:
-        run = f"#!/usr/bin/env bash\n{_WAIT_FOR_CHECKPOINT}set -e\n{job.run}\n"
-        job = job.model_copy(update={"run": scheduler.on_each_node})
-        step = "setup runs once, on the first node; run starts on every node at once"
-    elif is_multi_node and starts_nodes is not None:
-        step = f"setup and run are one script on the first node, which starts the others by {starts_nodes[1]}"
-    main = job.model_copy(update={"setup": _WAIT_FOR_CHECKPOINT + (job.setup or "")})
-    files = {"job.sh": f"{head}\n{scheduler.supervise}", "main.sh": job_script(main, working_dir)}
-    if run:
-        files["run.sh"] = run
+    files, step = _files(job, scheduler, _num_nodes(job, keys), working_dir)
+    files["job.sh"] = "\n".join(["#!/usr/bin/env bash", *lines, scheduler.supervise])
     steps = [f"submit to {scheduler.name} as '{name}'", step]
-    if scheduler.keeps_environment:
+    if is_warned:
         steps.append(
             "120 s before its time ends, the job gets SIGUSR1; with exit code 75 (`oumi train` has saved a checkpoint) "
             "it goes back into the queue and goes on, at most 100 times"
         )
-    return BatchScript(files, name, arguments, tuple(steps), (*warnings, *_unused(job, site)), keys.get("account", ""))
+    return BatchScript(
+        files={file: files[file] for file in sorted(files)},
+        name=name,
+        arguments=() if "job-name" in keys else (_name_option(scheduler, name),),
+        steps=tuple(steps),
+        warnings=(*warnings, *_unused_options(keys, scheduler), *_unused_keys(job, site)),
+        account=keys.get("account", ""),
+    )
 
 
-def _own_options(job: JobConfig, scheduler: Scheduler) -> tuple[list[str], list[str]]:
-    """Returns the options in the lines for the scheduler of setup and run, and warnings for those that are left out."""
+def _files(job: JobConfig, scheduler: Scheduler, num_nodes: int, working_dir: str) -> tuple[dict[str, str], str]:
+    """Returns `main.sh`, `run.sh` where several nodes need it, and a sentence on what runs where."""
+    starts_nodes = _STARTS_NODES.search(job.run)
+    files, step = {}, "setup and run are one script on the first node"
+    run = job.run
+    if num_nodes > 1 and starts_nodes is None:
+        files["run.sh"] = f"#!/usr/bin/env bash\n{_STAY.format(signals='TERM USR1')}set -e\n{job.run}\n"
+        run, step = scheduler.on_each_node, "setup runs once, on the first node; run starts on every node at once"
+    elif num_nodes > 1 and starts_nodes is not None:
+        step += f", which starts the others by {starts_nodes[1]}"
+    setup = _STAY.format(signals="TERM") + (job.setup or "")  # SIGUSR1 passes by, to the programs that answer it
+    files["main.sh"] = job_script(job.model_copy(update={"setup": setup, "run": run}), working_dir)
+    return files, step
+
+
+def _own_lines(job: JobConfig, scheduler: Scheduler) -> tuple[list[str], list[str]]:
+    """Returns what the lines for the scheduler in setup and run say, and warnings for lines that say nothing to it."""
     text = "\n".join([job.setup or "", job.run])
-    options = [
-        line.removeprefix(scheduler.directive).strip()
-        for line in text.splitlines()
-        if line.startswith(scheduler.directive) and line[len(scheduler.directive) :].strip().startswith("-")
-    ]
-    dropped = [option for option in options if scheduler.option_name(option) in _OWN_OUTPUT]
+    lines = [line for line in text.splitlines() if line.startswith(scheduler.directive)]
+    texts = [line.removeprefix(scheduler.directive).strip() for line in lines]
     warnings = [
-        f"{scheduler.directive} {option}: not used, the output goes where `oumi launch logs` reads it"
-        for option in dropped
+        f"`{line}` is not used: expected an option" for line, text in zip(lines, texts, strict=True) if text[:1] != "-"
     ]
-    return [option for option in options if option not in dropped], warnings
+    return [text for text in texts if text.startswith("-")], warnings
+
+
+def _own_options(lines: list[str], scheduler: Scheduler) -> dict[str, str]:
+    """Returns the options in lines of a job, by name; raises ConfigError for those that no launched job can have."""
+    keys: dict[str, str] = {}
+    for line in lines:
+        try:
+            keys.update(scheduler.options(line))
+        except ValueError as error:
+            raise ConfigError([Problem("", f"`{scheduler.directive} {line}`: {error}")], "job") from error
+    if "array" in keys:
+        message = f"`{scheduler.directive} --array`: the jobs of an array would share one output; launch each by itself"
+        raise ConfigError([Problem("", message)], "job")
+    return keys
+
+
+def _num_nodes(job: JobConfig, keys: Mapping[str, str]) -> int:
+    """Returns the nodes that the job gets at least."""
+    match = re.match(r"[0-9]+", keys.get("nodes") or keys.get("select") or "")
+    return int(match[0]) if match else job.num_nodes
+
+
+def _seconds(limit: str) -> float:
+    """Returns a time limit of Slurm, `[days-]hours:minutes:seconds` and shorter forms; infinite if it is none."""
+    match = re.fullmatch(r"(?:([0-9]+)-)?([0-9]+)(?::([0-9]+))?(?::([0-9]+))?", limit)
+    if match is None:
+        return float("inf")
+    numbers = [int(group) for group in match.groups()[1:] if group]
+    # The last number counts seconds, one alone minutes, and hours after days.
+    units = (3600, 60, 1) if match[1] or len(numbers) == 3 else (60, 1)
+    return int(match[1] or 0) * 86400 + sum(number * unit for number, unit in zip(numbers, units, strict=False))
 
 
 def _options(job: JobConfig, site: Site, queue: str) -> Iterator[str]:
@@ -117,7 +155,7 @@ def _options(job: JobConfig, site: Site, queue: str) -> Iterator[str]:
     for option in site.options:
         yield option.format(nodes=job.num_nodes, queue=queue)
     if site.scheduler.keeps_environment:
-        yield from ("--export=ALL", "--open-mode=append", "--requeue", "--signal=B:USR1@120")
+        yield from ("--export=ALL", "--open-mode=append", "--requeue")
     if site.node:
         return
     resources = job.resources
@@ -160,7 +198,13 @@ def _name_option(scheduler: Scheduler, name: str) -> str:
     return f"--job-name={name}" if scheduler.keeps_environment else "-N" + re.sub(r"\W+", "-", name).strip("-_")
 
 
-def _unused(job: JobConfig, site: Site) -> Iterator[str]:
+def _unused_options(keys: Mapping[str, str], scheduler: Scheduler) -> Iterator[str]:
+    for key in _OWN_OUTPUT:
+        if key in keys:
+            yield f"{key} of a {scheduler.directive} line is not used: output goes where `oumi launch logs` reads it"
+
+
+def _unused_keys(job: JobConfig, site: Site) -> Iterator[str]:
     """Yields a warning for each key of the job that is not carried out."""
     cloud = job.resources.cloud
     for key, hint in _UNUSED.items():

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from oumi.core.errors import ConfigError
@@ -47,10 +48,9 @@ class Machine:
             raise ConfigError(f"--cluster: '{host}' is not a machine: expected user@host")
         self.host = host
 
-    def missing_tools(self, *more: str) -> list[str]:
-        """Returns what has to be installed here to use the machine, of programs that it needs itself and others."""
+    def missing_tools(self) -> list[str]:
+        """Returns what has to be installed here to use the machine."""
         programs = {"ssh": "the OpenSSH client", "rsync": "rsync"} if self.host else {}
-        programs |= {name: name for name in more}
         return [
             f"{what}: install it with your system's package manager (`{name}` is not on PATH)"
             for name, what in programs.items()
@@ -80,7 +80,7 @@ class Machine:
             errors.seek(0)
             reason = os.fsdecode(errors.read()).strip()
         _, begin, output = done.stdout.partition(_BEGIN)
-        if not begin and done.returncode:
+        if done.returncode and (not begin or (self.host and done.returncode == _UNREACHABLE)):
             raise ClusterUnreachableError(self._no_connection(done.returncode, reason))
         if done.returncode:
             raise CommandError(f"{self}: {reason or f'exit code {done.returncode}'}")
@@ -110,11 +110,12 @@ class Machine:
 
     def _ssh(self) -> list[str]:
         options = dict(_OPTIONS)
-        if not self._has_own_connection():
+        if not self._has_own_connection:
             _ssh_folder().mkdir(mode=0o700, exist_ok=True)
             options |= _SHARED
         return ["ssh", *(f"-o{name}={value}" for name, value in options.items())]
 
+    @cached_property
     def _has_own_connection(self) -> bool:
         """Returns True if the user's ssh config shares connections already: one that asks for tokens may be open."""
         try:
@@ -126,9 +127,11 @@ class Machine:
     def _no_connection(self, code: int, reason: str) -> str:
         lines = reason.splitlines() or [f"ssh ended with exit code {code}"]
         message = f"{self}: {lines[-1]}"
+        if "Host key verification failed" in reason:
+            message += f"\nAccept its key first: {shlex.join(['ssh', self.host])}"
         if "Permission denied" in reason:
             message += "\nIf it asks for a password or a token, open a connection first, which is then used:\n  "
-            options: Sequence[str] = [] if self._has_own_connection() else [f"-o{k}={v}" for k, v in _SHARED.items()]
+            options: Sequence[str] = [] if self._has_own_connection else [f"-o{k}={v}" for k, v in _SHARED.items()]
             message += shlex.join(["ssh", "-fN", *options, self.host])
         return message
 

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from oumi.core.launcher.cloud import JobState
 
@@ -29,36 +30,39 @@ class Scheduler:
     """Ends the job `$id` with all of its processes."""
     on_each_node: str
     """Starts `run.sh` once on each node."""
-    long_names: Mapping[str, str]
+    letters: Mapping[str, str]
     """Names of options by their letters."""
     supervise: str
     """The rest of the batch script, which starts `main.sh`."""
     keeps_environment: bool
     """The job gets the environment of the command that submits it, and the scheduler shows it to nobody else."""
-    states: Mapping[str, JobState] = field(default_factory=dict)
+    states: Mapping[str, JobState]
 
     def state(self, word: str) -> JobState:
         """Returns the state that a word of the scheduler stands for; UNKNOWN for a word that is not in the table."""
         return self.states.get(word, JobState.UNKNOWN)
 
-    def option_name(self, option: str) -> str:
-        """Returns the name of an option such as `--nodes=2`, `-N2` or `-l select=2`."""
-        name, _, value = option.strip().partition(" ")
-        if name.startswith("--"):
-            return name[2:].partition("=")[0]
-        value = (name[2:] or value).strip()
-        # PBS names what is asked for within the value of -l.
-        return value.partition("=")[0] if name[1:2] == "l" and "l" not in self.long_names else self._long(name[1:2])
+    def options(self, text: str) -> list[tuple[str, str]]:
+        """Returns the names and values of options such as `--nodes=2 -t 5`; a resource of PBS counts as an option.
 
-    def option_value(self, option: str) -> str:
-        """Returns the value of an option, empty if it has none."""
-        name, blank, value = option.strip().partition(" ")
-        if name.startswith("--"):
-            return (name.partition("=")[2] or value).strip() if "=" in name or blank else ""
-        return (name[2:] or value).strip()
+        Raises:
+            ValueError: A quotation is not closed.
+        """
+        options: list[tuple[str, str]] = []
+        for word in shlex.split(text, comments=True):
+            if word.startswith("--"):
+                name, _, value = word[2:].partition("=")
+                options.append((name, value))
+            elif word.startswith("-") and word[1:2].isalpha():
+                options.append((self.letters.get(word[1], word[1]), word[2:]))
+            elif options and not options[-1][1]:
+                options[-1] = options[-1][0], word
+        resources = [part.partition("=") for name, value in options if name == "l" for part in value.split(",")]
+        return [option for option in options if option[0] != "l"] + [(name, value) for name, _, value in resources]
 
-    def _long(self, letter: str) -> str:
-        return self.long_names.get(letter, letter)
+
+def _by_word(words: Mapping[JobState, str]) -> dict[str, JobState]:
+    return {word: state for state, text in words.items() for word in text.split()}
 
 
 def _slurm_states(output: str) -> dict[str, tuple[str, str]]:
@@ -138,65 +142,48 @@ SLURM = Scheduler(
     name="Slurm",
     program="sbatch",
     directive="#SBATCH",
-    submit='sbatch --parsable "${options[@]}" --output="$PWD/output.log" job.sh | cut -d ";" -f 1',
+    submit="""output=$PWD/output.log
+sbatch --parsable "${options[@]}" --output="$output" --error="$output" job.sh | cut -d ';' -f 1""",
     query="""squeue -h -t all -u "$(id -un)" -o '%i|%T|%r' || exit
 sacct -n -P -X -j "$ids" -o JobID,State 2>/dev/null || :  # where Slurm keeps accounts""",
     parse=_slurm_states,
     cancel='scancel "$id"',
     # The launcher of a node starts all of its processes, which need all of its cores.
     on_each_node='srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpu-bind=none bash "$OUMI_JOB_DIR/run.sh"',
-    long_names={
-        **{"A": "account", "C": "constraint", "D": "chdir", "G": "gpus", "J": "job-name", "N": "nodes"},
+    letters={
+        **{"A": "account", "a": "array", "C": "constraint", "D": "chdir", "G": "gpus", "J": "job-name", "N": "nodes"},
         **{"c": "cpus-per-task", "e": "error", "n": "ntasks", "o": "output", "p": "partition", "q": "qos", "t": "time"},
     },
     supervise=_SLURM_SUPERVISE,
     keeps_environment=True,
-    states={
-        **dict.fromkeys(
-            ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"),
-            JobState.PENDING,
-        ),
-        # A job that is suspended or stopped still has its machines.
-        **dict.fromkeys(
-            ("RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"), JobState.RUNNING
-        ),
-        "COMPLETED": JobState.SUCCEEDED,
-        "CANCELLED": JobState.CANCELLED,
-        **dict.fromkeys(
-            (
-                "BOOT_FAIL",
-                "DEADLINE",
-                "FAILED",
-                "LAUNCH_FAILED",
-                "NODE_FAIL",
-                "OUT_OF_MEMORY",
-                "PREEMPTED",
-                "RECONFIG_FAIL",
-                "REVOKED",
-                "TIMEOUT",
-            ),
-            JobState.FAILED,
-        ),
-    },
+    states=_by_word(
+        {
+            JobState.PENDING: "PENDING CONFIGURING REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD SPECIAL_EXIT",
+            # A job that is suspended or stopped still has its machines.
+            JobState.RUNNING: "RUNNING COMPLETING RESIZING SIGNALING STAGE_OUT STOPPED SUSPENDED",
+            JobState.SUCCEEDED: "COMPLETED",
+            JobState.CANCELLED: "CANCELLED",
+            JobState.FAILED: "BOOT_FAIL DEADLINE FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED RECONFIG_FAIL "
+            "REVOKED TIMEOUT",
+        }
+    ),
 )
 
 PBS = Scheduler(
     name="PBS",
     program="qsub",
     directive="#PBS",
-    submit='qsub "${options[@]}" -j oe -o "$PWD/scheduler.log" job.sh',
+    # It takes no shell from the first line of a script.
+    submit='qsub "${options[@]}" -S /bin/bash -j oe -o "$PWD/scheduler.log" job.sh',
     # It knows no list of ids with commas; 153: of some of them it knows nothing any more.
     query='qstat -x -f -F json ${ids//,/ } || [ "$?" = 153 ]',
     parse=_pbs_states,
     cancel='qdel "$id"',
     on_each_node='mpiexec -n "$(sort -u "$PBS_NODEFILE" | wc -l)" --ppn 1 bash "$OUMI_JOB_DIR/run.sh"',
-    long_names={"A": "account", "N": "job-name", "e": "error", "k": "keep", "o": "output", "q": "queue"},
+    letters={"A": "account", "J": "array", "N": "job-name", "e": "error", "k": "keep", "o": "output", "q": "queue"},
     supervise=_PBS_SUPERVISE,
     keeps_environment=False,
-    states={
-        **dict.fromkeys(("H", "Q", "T", "W"), JobState.PENDING),
-        **dict.fromkeys(("B", "E", "R", "S", "U"), JobState.RUNNING),
-        "F0": JobState.SUCCEEDED,
-        "F1": JobState.FAILED,
-    },
+    states=_by_word(
+        {JobState.PENDING: "H Q T W", JobState.RUNNING: "B E R S U", JobState.SUCCEEDED: "F0", JobState.FAILED: "F1"}
+    ),
 )

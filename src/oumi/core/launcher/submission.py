@@ -7,6 +7,7 @@ import os
 import secrets
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -15,7 +16,7 @@ from oumi.core.configs import JobConfig
 from oumi.core.configs.loading import locate
 from oumi.core.errors import ConfigError, Problem
 from oumi.core.launcher.batch_script import BatchScript, batch_script, quoted
-from oumi.core.launcher.cloud import LauncherError, MissingToolError
+from oumi.core.launcher.cloud import ClusterUnreachableError, LauncherError, MissingToolError
 from oumi.core.launcher.machine import CommandError, Machine
 from oumi.core.launcher.script import exports, secret_values
 from oumi.core.launcher.sites import Site
@@ -47,8 +48,10 @@ class Submission:
         """What will be done, a sentence each."""
         place = f"{self.machine.host}:{self._root_shown()}" if self.machine.host else self._root_shown()
         steps = [f"make a folder for the job's scripts and output below {place}"]
-        steps += [f"upload {upload} to {target}" for target, upload in self.uploads]
-        steps += [f"upload {path}: {path.stat().st_size / 1e6:,.1f} MB to {target}" for target, path in self.files]
+        steps += [f"upload {upload} to {_shown(target)}" for target, upload in self.uploads]
+        steps += [
+            f"upload {path}: {path.stat().st_size / 1e6:,.1f} MB to {_shown(target)}" for target, path in self.files
+        ]
         if not self.machine.host:
             steps.append("upload nothing: the job starts in its working directory")
         return [*steps, *self.script.steps]
@@ -65,17 +68,28 @@ class Submission:
         values = secret_values(self.job)  # before anything is sent
         stamp = f"{datetime.now(UTC).strftime(STAMP)}-{secrets.token_hex(2)}"
         folder = self._make_folder(stamp)
+        try:
+            self._upload(folder)
+        except BaseException:  # an interrupt, too, leaves nothing behind
+            with suppress(LauncherError):
+                self.machine.run(f"rm -r -- {shlex.quote(folder)}")
+            raise
+        try:
+            job_id = os.fsdecode(self.machine.run(self._submit_script(folder, stamp, values))).strip()
+        except CommandError as error:
+            raise LauncherError(f"{self.site.scheduler.name} did not take the job: {_with_hint(str(error))}") from error
+        except ClusterUnreachableError as error:
+            message = f"{error}\nThe job may have been submitted before: see `oumi launch status`"
+            raise ClusterUnreachableError(message) from error
+        return job_id, folder
+
+    def _upload(self, folder: str) -> None:
         for target, upload in self.uploads:
             logger.info("uploading %s to %s:%s", upload, self.machine, target)
             self.machine.send(upload, _place(target, folder))
         for target, path in self.files:
             logger.info("uploading %s to %s:%s", path, self.machine, target)
             self.machine.send_file(path, _place(target, folder))
-        try:
-            job_id = os.fsdecode(self.machine.run(self._submit_script(folder, stamp, values))).strip()
-        except CommandError as error:
-            raise LauncherError(f"{self.site.scheduler.name} did not take the job: {error}") from error
-        return job_id, folder
 
     def _make_folder(self, stamp: str) -> str:
         scheduler = self.site.scheduler
@@ -173,11 +187,21 @@ def _mount_problem(job: JobConfig, target: str, message: str) -> Problem:
     return Problem(f"file_mounts.{target}", message, locate(job, "file_mounts"))
 
 
+def _with_hint(error: str) -> str:
+    if "gres" not in error:
+        return error
+    return f"{error}\n`sinfo -o %G` there shows the GPUs by the names that resources.accelerators must use"
+
+
 def _place(target: str, folder: str) -> str:
     """Returns a path there for rsync, to which a relative one is below the home directory."""
     if target.startswith("~/"):
         return target[2:]
     return target if target.startswith("/") else f"{folder}/{target}"
+
+
+def _shown(target: str) -> str:
+    return target if target.startswith(("~/", "/")) else f"{target} in that folder"
 
 
 def _in_shell(target: str) -> str:
