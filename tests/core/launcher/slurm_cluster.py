@@ -41,7 +41,7 @@ KillWait=20
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=0
 # Names that are addresses, so that the launchers of both nodes meet.
 NodeName=127.0.0.[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]},{ports[2]} CPUs=2 RealMemory=4000
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=5 State=UP OverSubscribe=FORCE:4
 """
 _SSHD_CONF = """
 Port {port}

@@ -121,6 +121,7 @@ def test_values_arrive_byte_for_byte_and_nothing_in_them_runs(
     assert "s3cret" not in spool
 
 
+@pytest.mark.parametrize("cluster", [SSH, pytest.param("here", marks=pytest.mark.slow)], indirect=True)
 def test_run_starts_on_every_node_and_setup_on_the_first(
     cluster: BatchCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +137,7 @@ def test_run_starts_on_every_node_and_setup_on_the_first(
     assert end_of(cluster, status).state == JobState.SUCCEEDED
 
 
+@pytest.mark.parametrize("cluster", ["here", pytest.param(SSH, marks=pytest.mark.slow)], indirect=True)
 def test_a_cancelled_job_ends_with_its_processes_and_stays_cancelled(cluster: BatchCluster, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     run = f"echo $$ > {pid_file}.new; mv {pid_file}.new {pid_file}; exec sleep 300"
@@ -180,24 +182,27 @@ def test_a_job_that_slurm_refuses_leaves_nothing(cluster: BatchCluster, slurm: S
 
 _RESUMES = """
 trap 'echo stopping; sleep 1; exit 75' {signal}
-echo "attempt ${{SLURM_RESTART_COUNT:-0}}"
+echo "attempt ${{SLURM_RESTART_COUNT:-0}} ${{#A_SECRET}}"
 if [ ! -e again ]; then touch again; while :; do sleep 0.1; done; fi
 echo over
 """
 
 
-@pytest.mark.parametrize("signal", ["USR1", "TERM"])
-def test_a_job_that_is_preempted_goes_on(slurm: SlurmCluster, signal: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signal", ["USR1", pytest.param("TERM", marks=pytest.mark.slow)])
+def test_a_job_that_is_preempted_goes_on_with_its_secrets(
+    slurm: SlurmCluster, signal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_SECRET", "12345")
     cluster = cluster_of("here")
     (tmp_path / "resumes.sh").write_text(_RESUMES.format(signal=signal))
-    status = cluster.run_job(job_of("bash resumes.sh"))
+    status = cluster.run_job(job_of("bash resumes.sh", secrets=["A_SECRET"]))
     logs = cluster.logs(status.id)
-    text = next(piece for piece in logs if "attempt 0" in piece)
+    text = next(piece for piece in logs if "attempt 0 5\n" in piece)
     # Slurm sends SIGUSR1 to the batch script when the time ends; a preempted job is put back by Slurm itself.
     slurm.run(f"scancel --batch --signal=USR1 {status.id}" if signal == "USR1" else f"scontrol requeue {status.id}")
     text += "".join(logs)
     assert text.count("stopping") == 1
-    assert "attempt 1\nover\n" in text
+    assert "attempt 1 5\nover\n" in text
     assert end_of(cluster, status).state == JobState.SUCCEEDED
 
 
@@ -210,6 +215,7 @@ def test_a_program_that_does_not_answer_the_warning_is_not_ended_by_it(slurm: Sl
     assert text + "".join(logs) == "first\nsecond\n"
 
 
+@pytest.mark.parametrize("cluster", ["here", pytest.param(SSH, marks=pytest.mark.slow)], indirect=True)
 def test_logs_are_whole(cluster: BatchCluster) -> None:
     status = cluster.run_job(job_of("seq 1000000; printf '\\xff\\r%%'; sleep 2; printf end"))
     text = "".join(cluster.logs(status.id))
