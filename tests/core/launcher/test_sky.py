@@ -216,6 +216,45 @@ def test_without_skypilot_a_plan_shows_the_task_and_how_to_install(
         Launcher().plan(make_job(), "one")
 
 
+SHELL_LINE = """#!/bin/sh
+'''exec' {quote}{{python}}{quote} "$0" "$@"
+' '''
+"""
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "#!{python}\n",
+        "#! {python} \n",
+        "#!/usr/bin/env python-of-sky\n",
+        SHELL_LINE.format(quote='"'),
+        SHELL_LINE.format(quote=""),
+    ],
+)
+def test_the_python_of_skypilot_is_found_in_what_installers_write(
+    head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python, command = tmp_path / "python-of-sky", tmp_path / "sky"
+    python.write_text("#!/bin/sh\n")
+    python.chmod(0o755)
+    command.write_text(head.format(python=python) + "import sky\n")
+    command.chmod(0o755)
+    monkeypatch.delenv("OUMI_SKY", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_python() == str(python)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x7fELF", b"#!/no/python\n", b"import sky\n"])
+def test_a_command_that_is_not_skypilot_is_refused_by_name(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sky").write_bytes(content)
+    monkeypatch.setenv("OUMI_SKY", str(tmp_path / "sky"))
+    with pytest.raises(ConfigError, match="is not the command `sky` of SkyPilot"):
+        find_python()
+
+
 def test_clouds_that_are_asked_at_once_ask_skypilot_once(home: Path) -> None:
     Launcher().up(make_job(), "one")
     (home / "calls").unlink()

@@ -152,6 +152,8 @@ def _python_of(script: Path) -> str | None:
     """Returns the Python in the first lines of an installed script, None if it has none."""
     with script.open("rb") as file:
         head = os.fsdecode(file.read(4096))
+    if match := re.match(r"#!\s*\S*/env\s+(\S+)\s*\n", head):
+        return shutil.which(match[1])
     # Installers write a shell's line where the path is too long for the kernel or has a space.
     match = re.match(r"#!/bin/sh\n'''exec' \"?([^\"\n]+?)\"? \"\$0\"", head) or re.match(r"#!\s*(\S+)\s*\n", head)
     return match[1] if match and Path(match[1]).is_file() else None
