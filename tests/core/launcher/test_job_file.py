@@ -110,6 +110,16 @@ def test_overrides_and_secrets_become_part_of_the_job(folder: Path, monkeypatch:
     assert "- WANDB_API_KEY" in make_job_file(name, parse_overrides(["--training.enable_wandb", "true"]), "gcp")
 
 
+def test_a_run_whose_memory_is_unknown_gets_the_gpu_that_is_named(folder: Path) -> None:
+    name = write_config(folder, "1b", trainer_type="TRL_SFT")
+    with pytest.raises(ConfigError, match="the memory of trainer TRL_SFT cannot be predicted; name a GPU by --device"):
+        make_job_file(name, [], "gcp")
+    text = make_job_file(name, [], "gcp", "h100-80gb")
+    assert "# 1 x 1 h100-80gb: the memory of trainer TRL_SFT cannot be predicted." in text
+    assert read_job(text).resources.accelerators == "H100:1"
+    assert read_job(make_job_file(name, [], "aws", "h100-80gb")).resources.accelerators == "H100:8"
+
+
 def test_what_the_run_reads_gets_there_or_is_told_not_to(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -8,7 +8,7 @@ import os
 import shlex
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,17 +128,16 @@ def choose(path: Path, overrides: Sequence[Override], cloud: str, device: str | 
         if device.lower() not in offers:
             raise ConfigError(f"--device: {cloud} has no {device}; it has {', '.join(offers)}")
         offers = {device.lower(): offers[device.lower()]}
+    # Without a device, the memory decides, and it is known only with the files that describe the model.
+    facts = gather_facts(load_checked(path, overrides), may_download=device is None, machine=find_machine("cpu"))
     largest = ""
     for nodes, gpus in [(1, 1), (1, 2), (1, 4), (1, 8), (2, 8), (_MOST_NODES, 8)]:
         for name in (name for name in ACCELERATORS if gpus in offers.get(name, ())):
-            choice = _planned(path, overrides, name, nodes, gpus)
+            choice = _planned(path, overrides, facts, name, (nodes, gpus))
             memory = choice.plan.memory
-            if memory is None:
-                raise ConfigError(
-                    f"{path.name}: the memory of this run cannot be predicted (its model is of a family that no plan "
-                    "knows, or its files are not here); write resources.accelerators yourself"
-                )
-            if not memory.is_short:
+            if memory is None and device is None:
+                raise ConfigError(f"{path.name}: {_why_unknown(choice.plan)}; name a GPU by --device")
+            if memory is None or not memory.is_short:
                 return choice
             largest = (
                 f"{nodes * gpus} x {name}: {memory.total / 1e9:,.0f} GB on each of {memory.available / 1e9:,.0f} GB"
@@ -154,14 +153,29 @@ def disk_gib(choice: Choice) -> int:
     return math.ceil(gib / _DISK_STEP) * _DISK_STEP
 
 
-def _planned(path: Path, overrides: Sequence[Override], device: str, nodes: int, gpus: int) -> Choice:
-    config = load_checked(path, overrides)
+def _planned(path: Path, overrides: Sequence[Override], facts: Facts, device: str, size: tuple[int, int]) -> Choice:
+    """Returns the plan of a run on a number of machines with a number of GPUs each."""
+    nodes, gpus = size
+    config, machine = load_checked(path, overrides), find_machine(device)
     is_divided = config.fsdp.enable_fsdp or config.deepspeed.enable_deepspeed
     has_fsdp = nodes * gpus > 1 and not is_divided
     if has_fsdp:
         config = load_checked(path, [*overrides, Override("fsdp.enable_fsdp", "true", "--fsdp.enable_fsdp")])
-    facts = gather_facts(config, may_download=True, local_size=gpus, machine=find_machine(device))
-    return Choice(device, gpus, nodes, make_plan(config, facts, nodes * gpus, gpus), facts, has_fsdp)
+    there = replace(
+        facts,
+        device=machine.device,
+        device_name=machine.device_name,
+        has_bf16=machine.has_bf16,
+        has_fp8=machine.has_fp8,
+        memory_bytes=machine.memory_bytes,
+    )
+    return Choice(device, gpus, nodes, make_plan(config, there, nodes * gpus, gpus), there, has_fsdp)
+
+
+def _why_unknown(plan: Plan) -> str:
+    if not plan.is_native:
+        return f"the memory of trainer {plan.trainer} cannot be predicted"
+    return "the memory of this run cannot be predicted: its model is of a family that no plan knows, or is not here"
 
 
 def _head(choice: Choice | None, command: str, cloud: str, config: TrainingConfig) -> Iterator[str]:
@@ -169,11 +183,10 @@ def _head(choice: Choice | None, command: str, cloud: str, config: TrainingConfi
         yield "# Trains on this machine."
     else:
         memory = choice.plan.memory
-        assert memory is not None, "it was chosen by its memory"
-        yield (
-            f"# {choice.nodes} x {choice.gpus} {choice.device}: the plan needs {memory.total / 1e9:,.1f} of "
-            f"{memory.available / 1e9:,.1f} GB on each."
-        )
+        needs = _why_unknown(choice.plan)
+        if memory is not None:
+            needs = f"the plan needs {memory.total / 1e9:,.1f} of {memory.available / 1e9:,.1f} GB on each"
+        yield f"# {choice.nodes} x {choice.gpus} {choice.device}: {needs}."
     yield f"#   {command}"
     if cloud in OFFERS:
         yield (
