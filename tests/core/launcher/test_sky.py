@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from oumi.core.configs import JobConfig
-from oumi.core.errors import ConfigError
+from oumi.core.errors import ConfigError, StorageError
 from oumi.core.launcher import ClusterNotFoundError, JobState, LauncherError, MissingToolError
 from oumi.core.launcher.launcher import Launcher
 from oumi.core.launcher.sky import cloud as sky_cloud
 from oumi.core.launcher.sky.process import find_python
+from oumi.core.launcher.sky.staging import find_uploads, staged
 from oumi.core.recipes import list_recipes
 from tests.core.launcher.sky_tools import install_fake_sky
 from tests.fork_server import run_python, start_python
@@ -152,6 +153,24 @@ def test_exactly_the_files_that_the_plan_counts_are_uploaded(home: Path, tmp_pat
     assert list((tmp_path / "cache" / "launch").iterdir()) == []
 
 
+def test_what_cannot_be_copied_is_told(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job()
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "a").touch()
+    job.working_dir = str(tmp_path / "work")
+    uploads = {"working_dir": find_uploads(job)["working_dir"]}
+    (tmp_path / "work" / "a").unlink()  # between the count and the copy
+    with (
+        pytest.raises(StorageError, match=r"a: cannot be copied to .*: No such file"),
+        staged({"run": "echo"}, uploads),
+    ):
+        pass
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OUMI_CACHE_DIR", str(tmp_path / "file"))
+    with pytest.raises(StorageError, match="set OUMI_CACHE_DIR"):
+        Launcher().up(job, "one")
+
+
 def test_a_plan_names_the_price_and_the_machine_where_they_are_known(home: Path) -> None:
     job = make_job(resources="accelerators: 'A100:4'", extra="num_nodes: 2")
     plan = Launcher().plan(job, "one")
@@ -253,6 +272,17 @@ def test_a_command_that_is_not_skypilot_is_refused_by_name(
     monkeypatch.setenv("OUMI_SKY", str(tmp_path / "sky"))
     with pytest.raises(ConfigError, match="is not the command `sky` of SkyPilot"):
         find_python()
+
+
+def test_a_skypilot_that_cannot_start_is_told(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "broken"
+    python.write_text("#!/bin/sh\nexit 3\n")
+    python.chmod(0o755)
+    (tmp_path / "sky-command").write_text(f"#!{python}\n")
+    monkeypatch.setenv("OUMI_SKY", str(tmp_path / "sky-command"))
+    for _ in range(2):  # the process that ended is not asked again
+        with pytest.raises(LauncherError, match=f"SkyPilot ended with exit code 3; see what `{python} -c"):
+            Launcher().plan(make_job(), "one")
 
 
 def test_clouds_that_are_asked_at_once_ask_skypilot_once(home: Path) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -87,10 +87,11 @@ class SkyProcess:
             self._process.wait()
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe is not None:
-                    pipe.close()
+                    with suppress(BrokenPipeError):  # of a request that was never read
+                        pipe.close()
             self._process = None
 
-    def _answers(self, name: str, shows_progress: bool, arguments: Mapping[str, Any]) -> Iterator[Any]:
+    def _answers(self, name: str, shows_progress: bool, arguments: Mapping[str, Any]) -> Generator[Any]:
         """Yields texts as str, then the result."""
         process = self._process = self._process or _start()
         assert process.stdin is not None, "it is a pipe"
@@ -187,7 +188,7 @@ def _patience() -> Iterator[None]:
 def _end_error(process: subprocess.Popen[str]) -> LauncherError:
     """Returns the error of a process that ended without an answer."""
     code = process.wait()
-    return LauncherError(f"SkyPilot ended with exit code {code}; see what `{process.args[0]} -c 'import sky'` says")  # type: ignore[index]  # a list
+    return LauncherError(f"SkyPilot ended with exit code {code}; see what `{find_python()} -c 'import sky'` says")
 
 
 def _may_have_clusters() -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from oumi.core.configs import JobConfig
+from oumi.core.errors import StorageError
 from oumi.core.launcher.sky.task import SAFE_PATH
 from oumi.core.launcher.upload import Upload, find_upload
 from oumi.core.system.cache import cache_home
@@ -38,7 +39,10 @@ def find_uploads(job: JobConfig) -> dict[str, Upload]:
 def staged(task: Mapping[str, Any], uploads: Mapping[str, Upload]) -> Iterator[dict[str, Any]]:
     """Yields a task whose local paths are those of a temporary directory, which shares the disk space of the files."""
     parent = cache_home() / "launch"
-    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{parent}: {error.strerror}; set OUMI_CACHE_DIR to a directory for uploads") from None
     with tempfile.TemporaryDirectory(dir=parent) as root:
         changed = {**task, "file_mounts": dict(task.get("file_mounts", {}))}
         for number, (key, upload) in enumerate(uploads.items()):
@@ -71,4 +75,7 @@ def _place(source: Path, target: Path) -> None:
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:  # another file system, or another owner's file
-        shutil.copy2(source, target, follow_symlinks=False)
+        try:
+            shutil.copy2(source, target, follow_symlinks=False)
+        except OSError as error:
+            raise StorageError(f"{source}: cannot be copied to {target.parent}: {error.strerror}") from None
