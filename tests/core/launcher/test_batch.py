@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from oumi.core.configs import JobConfig
+from oumi.core.configs import JobConfig, TrainingConfig
 from oumi.core.errors import ConfigError
 from oumi.core.launcher import ClusterUnreachableError, JobState, LauncherError, MissingToolError
 from oumi.core.launcher.batch import BatchCloud
@@ -250,6 +250,15 @@ def test_a_bucket_is_refused() -> None:
     }
     with pytest.raises(ConfigError, match=r"storage_mounts\./out: slurm mounts no buckets"):
         BatchCloud("slurm").plan(JobConfig.model_validate(keys), "me@login")
+
+
+@pytest.mark.parametrize("name", ["SLURM_RESTART_COUNT", "OUMI_JOB_RESTARTS"])
+def test_a_run_that_comes_back_from_the_queue_resumes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainingConfig.model_validate({"model": {"model_name": "m"}})
+    monkeypatch.setenv(name, "0")
+    assert config.on_attempt() is config
+    monkeypatch.setenv(name, "2")
+    assert config.on_attempt().training.try_resume_from_last_checkpoint is True
 
 
 @pytest.fixture

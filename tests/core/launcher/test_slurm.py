@@ -98,7 +98,7 @@ def test_values_arrive_byte_for_byte_and_nothing_in_them_runs(
     write = f"{sys.executable} -c 'import os, sys; sys.stdout.buffer.write(os.environb[sys.argv[1].encode()])'"
     check = f"{write} VALUE > value\n{write} A_SECRET | sha256sum > secret\npwd > place\n"
     is_remote = bool(cluster.machine.host)
-    mounts = {"~/x y/$(touch ran)": str(mounted)} if is_remote else {}
+    mounts = {"~/x y/$(touch ran)": str(mounted), "below/y": str(mounted)} if is_remote else {}
     name = "a 'name' \"$(touch ran)\" `x`; #"
     job = job_of(
         check, name=name, envs={"VALUE": value}, secrets=["A_SECRET"], working_dir=str(place), file_mounts=mounts
@@ -114,6 +114,7 @@ def test_values_arrive_byte_for_byte_and_nothing_in_them_runs(
     if is_remote:
         assert not (where / "left_out").exists()
         assert (slurm.home / "x y" / "$(touch ran)").read_text() == "mounted"
+        assert (where / "below" / "y").read_text() == "mounted"
     assert not [*tmp_path.rglob("ran"), *slurm.home.rglob("ran")]
     assert not any(b"s3cret" in path.read_bytes() for path in slurm.home.rglob("*") if path.is_file())
     spool = slurm.run(f"scontrol show job -dd {status.id}; scontrol write batch_script {status.id} -").stdout

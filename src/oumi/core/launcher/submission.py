@@ -158,6 +158,8 @@ def prepare(job: JobConfig, site: Site, machine: Machine, queue: str) -> Submiss
     uploads = [(_FILES, find_upload(job.working_dir))] if machine.host and job.working_dir else []
     files: list[tuple[str, Path]] = []
     for target, source in _mounts(job, machine):
+        if not target.startswith(("~", "/")):  # as with SkyPilot, below the directory in which the job starts
+            target = f"{_FILES}/{target}"
         if source.is_dir():
             uploads.append((target, find_upload(str(source))))
         else:
