@@ -11,7 +11,7 @@ import codecs
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -30,6 +30,7 @@ from oumi.core.launcher.sites import Site
 from oumi.core.launcher.submission import LINKS, STAMP, prepare
 from oumi.core.log import logger
 
+_ACTIVE = (JobState.PENDING, JobState.RUNNING)
 _KEPT_DAYS = 30
 _POLL_S = 1.0
 _ASK_S = 15.0
@@ -91,14 +92,9 @@ class BatchCluster(BaseCluster):
 
     def cancel_job(self, job_id: str) -> JobStatus:
         """Ends a job and returns its status, which is not final only if the scheduler takes more than 60 s for it."""
-        deadline_s = time.monotonic() + _CANCEL_S
         job, note = self._job(job_id)
         if not job.done:
-            # The note outlives what the scheduler remembers.
-            place = shlex.quote(note.folder)
-            self.machine.run(f"id={shlex.quote(job_id)}\n{self._site.scheduler.cancel} && : > {place}/cancelled")
-        while not job.done and time.monotonic() < deadline_s:
-            time.sleep(_POLL_S / 2)
+            self._cancel([note])
             job, _ = self._job(job_id)
         return job
 
@@ -125,9 +121,8 @@ class BatchCluster(BaseCluster):
 
     def stop(self) -> None:
         """Ends all jobs."""
-        for job in self.get_jobs():
-            if not job.done and job.state != JobState.UNKNOWN:
-                self.cancel_job(job.id)
+        notes, states = self._ask()
+        self._cancel([note for note in notes if self._status(note, states).state in _ACTIVE])
 
     def down(self) -> None:
         """Ends all jobs and forgets the cluster here; the folders of jobs stay, since results are in them."""
@@ -135,6 +130,22 @@ class BatchCluster(BaseCluster):
             self.stop()
         finally:  # else one that is gone for good would be asked for ever
             self._forget()
+
+    def _cancel(self, notes: Sequence[_Note]) -> None:
+        """Cancels jobs and waits for their end, in which they may save checkpoints; tells those that do not end."""
+        # The note that it was cancelled outlives what the scheduler remembers of a job.
+        commands = [
+            f"id={shlex.quote(note.id)}\n{{ {self._site.scheduler.cancel}; }} "
+            f"&& : > {shlex.quote(note.folder)}/cancelled || code=1"
+            for note in notes
+        ]
+        self.machine.run("\n".join(["code=0", *commands, "exit $code"]))
+        ids, deadline_s = {note.id for note in notes}, time.monotonic() + _CANCEL_S
+        while ids := {job.id for job in self.get_jobs() if job.id in ids and job.state in _ACTIVE}:
+            if time.monotonic() > deadline_s:
+                logger.warning("%s: cancelled, and not at its end yet: %s", self._name, ", ".join(sorted(ids)))
+                return
+            time.sleep(_POLL_S / 2)
 
     def _job(self, job_id: str) -> tuple[JobStatus, _Note]:
         notes, states = self._ask()
@@ -146,19 +157,23 @@ class BatchCluster(BaseCluster):
     def _ask(self) -> tuple[list[_Note], dict[str, tuple[str, str]]]:
         """Returns what is noted about the jobs, and what the scheduler says of those that it knows, by id."""
         oldest = (datetime.now(UTC) - timedelta(days=_KEPT_DAYS)).strftime(STAMP)
+        # No process is started for a job: there may be hundreds.
         script = f"""cd {LINKS} 2> /dev/null || exit 0
 ids=
 for link in *; do
   [[ $link > {oldest} && -s $link/id ]] || continue
-  read -r id < "$link/id"
+  cd -P "$link"
+  read -r id < id
   ids+=,$id
-  printf '%s\\0' "$id" "$(cd -P "$link" && pwd)"
+  printf '%s\\0' "$id" "$PWD"
   for note in submitted started exit name; do
-    [ ! -e "$link/$note" ] || cat "$link/$note"
-    printf '\\0'
+    text=
+    [ ! -e $note ] || IFS= read -r -d '' text < $note
+    printf '%s\\0' "$text"
   done
-  [ ! -e "$link/cancelled" ] || echo yes
+  [ ! -e cancelled ] || printf yes
   printf '\\0'
+  cd {LINKS}
 done
 printf '\\0'
 ids=${{ids#,}}
