@@ -111,6 +111,16 @@ def test_run_starts_on_each_node_unless_it_does_so_itself(run: str, setup: str, 
 
 
 @pytest.mark.parametrize(
+    ("keys", "is_told"),
+    [({}, True), ({"cpus": "8"}, False), ({"setup": "#SBATCH -c 8"}, False), ({"cloud": "perlmutter"}, False)],
+)
+def test_gpus_without_cpus_are_told(keys: dict[str, str], is_told: bool) -> None:
+    job = job_of(**{"cloud": "slurm", "accelerators": "A100:4", **keys})  # type: ignore[arg-type]
+    warnings = batch_script(job, SITES[job.resources.cloud], "", "files").warnings
+    assert any(warning.startswith("resources.cpus: not set") for warning in warnings) is is_told
+
+
+@pytest.mark.parametrize(
     ("limit", "is_warned"),
     [
         ("9", False),

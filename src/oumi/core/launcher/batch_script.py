@@ -25,6 +25,7 @@ _UNUSED = {
 """Keys of `resources` that no scheduler knows, and what to do instead."""
 _SHORT_S = 600
 """A time limit below it leaves no time to train after a warning, which Slurm may send a minute early."""
+_OF_CPUS = {"cpus-per-gpu", "cpus-per-task", "exclusive", "ntasks"}
 _OWN_OUTPUT = ("output", "error", "keep")
 _STAY = "trap : {signals}  # what runs below ends with a checkpoint, and this script waits for it\n"
 
@@ -88,7 +89,7 @@ def batch_script(job: JobConfig, site: Site, queue: str, working_dir: str) -> Ba
         name=name,
         arguments=() if "job-name" in keys else (_name_option(scheduler, name),),
         steps=tuple(steps),
-        warnings=(*warnings, *_unused_options(keys, scheduler), *_unused_keys(job, site)),
+        warnings=(*warnings, *_doubts(job, site, keys), *_unused_options(keys, scheduler), *_unused_keys(job, site)),
         account=keys.get("account", ""),
     )
 
@@ -196,6 +197,12 @@ def _check_secrets(job: JobConfig, scheduler: Scheduler, keys: dict[str, str]) -
 def _name_option(scheduler: Scheduler, name: str) -> str:
     # PBS takes no blanks, and names that begin with a letter or a digit only.
     return f"--job-name={name}" if scheduler.keeps_environment else "-N" + re.sub(r"\W+", "-", name).strip("-_")
+
+
+def _doubts(job: JobConfig, site: Site, keys: Mapping[str, str]) -> Iterator[str]:
+    has_cpus = job.resources.cpus or not _OF_CPUS.isdisjoint(keys)
+    if job.resources.accelerators and not site.node and not has_cpus:
+        yield "resources.cpus: not set, and many clusters give one CPU to a job then, whatever its GPUs"
 
 
 def _unused_options(keys: Mapping[str, str], scheduler: Scheduler) -> Iterator[str]:
