@@ -298,6 +298,19 @@ def test_clouds_that_are_asked_at_once_ask_skypilot_once(home: Path) -> None:
     assert Launcher().clusters("aws") == []
 
 
+def test_clouds_that_cannot_be_asked_for_one_reason_are_told_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("OUMI_SKY")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = run_python("-m", "oumi", "launch", "status")
+    assert result.returncode == 0
+    (line,) = [line for line in result.stderr.splitlines() if "SkyPilot" in line]
+    assert line.startswith("INFO aws, azure, gcp, k8s, lambda, nebius, runpod, sky-slurm: SkyPilot is not installed")
+    with pytest.raises(MissingToolError, match="uv tool install"):
+        Launcher().clusters("gcp")
+
+
 def test_nothing_is_asked_where_there_can_be_no_clusters(home: Path, tmp_path: Path) -> None:
     (tmp_path / ".sky" / "state.db").unlink()
     assert Launcher().clusters("gcp") == []

@@ -127,18 +127,25 @@ class Launcher:
         """
         names = [cloud.lower()] if cloud else self.which_clouds()
 
-        def of_cloud(name: str) -> list[BaseCluster]:
+        def of_cloud(name: str) -> list[BaseCluster] | LauncherError:
             try:
                 return self.get_cloud(name).list_clusters()
             except LauncherError as error:
                 if cloud:
                     raise
-                # One cloud without credentials must not hide the jobs of the others.
-                logger.info("%s: %s", name, str(error).partition("\n")[0])
-                return []
+                return error
 
-        found = zip(names, _in_parallel(of_cloud, names), strict=True)
-        return [(name, item) for name, items in found for item in items]
+        clusters: list[tuple[str, BaseCluster]] = []
+        unreachable: dict[str, list[str]] = {}
+        for name, answer in zip(names, _in_parallel(of_cloud, names), strict=True):
+            if isinstance(answer, LauncherError):
+                unreachable.setdefault(str(answer).partition("\n")[0], []).append(name)
+            else:
+                clusters += [(name, item) for item in answer]
+        # One cloud without credentials must not hide the jobs of the others.
+        for reason, clouds in unreachable.items():
+            logger.info("%s: %s", ", ".join(clouds), reason)
+        return clusters
 
     def stop(self, cloud_name: str | None, cluster_name: str) -> None:
         """Stops the machines of a cluster; where a cloud has none to stop, ends its jobs."""

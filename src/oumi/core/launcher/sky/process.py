@@ -163,7 +163,8 @@ def _python_of(script: Path) -> str | None:
 def _start() -> subprocess.Popen[str]:
     python = find_python()
     if python is None:
-        raise MissingToolError(f"missing: {how_to_install('gcp')}")
+        command = INSTALL.format(cloud="gcp")
+        raise MissingToolError(f"SkyPilot is not installed, and has clusters here (~/.sky); install it with: {command}")
     # Ours would be found before SkyPilot's own packages.
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     environment |= {"SKYPILOT_DISABLE_USAGE_COLLECTION": "1", "DO_NOT_TRACK": "1"}
