@@ -166,6 +166,13 @@ def test_a_site_is_a_row_of_settings() -> None:
     assert "--gpus-per-node=4" in options_of(job_of("perlmutter"), "debug")
 
 
+@pytest.mark.parametrize(("name", "option"), [("a 'job'; é", "-Na-job"), ("$(x)", "-Nx"), ("...", "-Noumi")])
+def test_a_name_becomes_one_that_pbs_takes(name: str, option: str) -> None:
+    job = job_of("polaris")
+    job.name = name
+    assert batch_script(job, SITES["polaris"], "prod", "files").arguments == (option,)
+
+
 def test_every_word_of_slurm_has_a_state_and_others_are_unknown() -> None:
     output = "7|PENDING|Resources\n8|COMPLETING|None\n9|SUSPENDED|None\n10|OUT_OF_MEMORY|OutOfMemory\n11|NEW_WORD|\n"
     states = SLURM.parse(output + "7|FAILED\n12|CANCELLED by 1000\n13|COMPLETED\n")

@@ -195,8 +195,10 @@ def _check_secrets(job: JobConfig, scheduler: Scheduler, keys: dict[str, str]) -
 
 
 def _name_option(scheduler: Scheduler, name: str) -> str:
-    # PBS takes no blanks, and names that begin with a letter or a digit only.
-    return f"--job-name={name}" if scheduler.keeps_environment else "-N" + re.sub(r"\W+", "-", name).strip("-_")
+    if scheduler.keeps_environment:
+        return f"--job-name={name}"
+    # PBS takes no blanks, no name that begins with another sign than a letter or a digit, and at most 230 of them.
+    return "-N" + (re.sub(r"\W+", "-", name, flags=re.ASCII).strip("-_")[:230] or "oumi")
 
 
 def _doubts(job: JobConfig, site: Site, keys: Mapping[str, str]) -> Iterator[str]:
