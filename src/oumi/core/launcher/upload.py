@@ -58,22 +58,29 @@ def find_upload(working_dir: str) -> Upload:
         raise ConfigError(f"working_dir: {working_dir} is not a directory")
     if shutil.which("git") is None:
         raise MissingToolError("git is needed to read .gitignore; install it with your system's package manager")
-    ignored = ["-X", str(root / IGNORE_FILE)] if (root / IGNORE_FILE).is_file() else []
     if _git(root, ["rev-parse", "--is-inside-work-tree"], check=False) == ["true\n"]:
-        names = set(_git(root, ["ls-files", "-co", "--exclude-standard", *ignored, "-z"]))
-        # Patterns apply to untracked files only, so tracked ones are taken out here.
-        names -= set(_git(root, ["ls-files", "-ci", *ignored, "-z"])) if ignored else set()
+        names = _names(root, [])
     else:
         with tempfile.TemporaryDirectory() as empty:
             # An empty repository beside the directory, so that patterns mean what they mean to git.
             subprocess.run(["git", "init", "-q", "--bare", empty], check=True, stdin=subprocess.DEVNULL)
-            place = [f"--git-dir={empty}", f"--work-tree={root}", "-c", "core.bare=false"]
-            names = set(_git(root, [*place, "ls-files", "-o", "--exclude-standard", *ignored, "-z"]))
+            names = _names(root, [f"--git-dir={empty}", f"--work-tree={root}", "-c", "core.bare=false"])
     # Tracked files may be deleted; a repository within this one is listed as a directory.
     if nested := sorted(name for name in names if name.endswith("/")):
         logger.warning("not uploaded, since it is a repository of its own: %s", ", ".join(nested))
     files = sorted(name for name in names if not name.endswith("/") and os.path.lexists(root / name))
     return Upload(root, tuple(files), sum((root / name).lstat().st_size for name in files))
+
+
+def _names(root: Path, place: Sequence[str]) -> set[str]:
+    """Returns what `.gitignore` and `.oumiignore` leave of a directory in the repository of a place."""
+    names = set(_git(root, [*place, "ls-files", "-co", "--exclude-standard", "-z"]))
+    if (root / IGNORE_FILE).is_file() or any(name.rpartition("/")[2] == IGNORE_FILE for name in names):
+        # By directory, so that a pattern with a slash is anchored at its file and not at the repository. Tracked and
+        # other files one after the other, since git mixes them up when it is asked for both.
+        for kind in ("-c", "-o"):
+            names -= set(_git(root, [*place, "ls-files", kind, "-i", f"--exclude-per-directory={IGNORE_FILE}", "-z"]))
+    return names
 
 
 def _git(root: Path, arguments: Sequence[str], check: bool = True) -> list[str]:
