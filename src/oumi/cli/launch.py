@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import shlex
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -245,20 +247,38 @@ def _state(job: JobStatus) -> str:
 
 def follow(cloud: str, cluster: BaseCluster, status: JobStatus, output: Path | None, is_detached: bool) -> None:
     """Shows the output of a job until it ends, unless detached; exits as the job did, with 1 where that is unknown."""
-    place = f"--cloud {cloud} --cluster {cluster.name()} --job-id {status.id}"
+    place = f"--cloud {cloud} --cluster {shlex.quote(cluster.name())} --job-id {shlex.quote(status.id)}"
     typer.echo(f"job {status.id} on {cluster.name()}: {_described(status)}", err=True)
     if is_detached:
         typer.echo(f"follow it with: oumi launch logs {place} -f", err=True)
         return
     try:
-        write_output(cluster.logs(status.id), output)
+        last = _followed(cluster, status.id, output)
     except KeyboardInterrupt:
         typer.echo(f"\njob {status.id} goes on; end it with: oumi launch cancel {place}", err=True)
         raise
-    last = cluster.get_job(status.id) or status
+    if last is None:
+        typer.echo(f"job {status.id} on {cluster.name()}: unknown, the cluster does not know it any more", err=True)
+        raise typer.Exit(1)
     typer.echo(f"job {last.id} on {cluster.name()}: {_described(last)}", err=True)
     if last.state != "succeeded":
         raise typer.Exit(last.exit_code or 1)
+
+
+def _followed(cluster: BaseCluster, job_id: str, output: Path | None) -> JobStatus | None:
+    """Shows the output of a job, and returns its status when it has ended; None if the cluster has forgotten it."""
+    from oumi.core.launcher import NoOutputError
+
+    try:
+        write_output(cluster.logs(job_id), output)
+    except NoOutputError as error:
+        typer.echo(f"{error}; waiting for the end of job {job_id}", err=True)
+    pause_s = 0.1
+    # What a cloud shows may end before the job; a state that it does not know may stay so for ever.
+    while (job := cluster.get_job(job_id)) is not None and not job.done and job.state != "unknown":
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 10)
+    return job
 
 
 def _described(job: JobStatus) -> str:
@@ -290,13 +310,13 @@ def check_output(path: Path | None, is_detached: bool) -> None:
 
 
 def create_file(path: Path | None) -> None:
-    """Creates an empty file, if any; raises OutputError if it cannot be written."""
+    """Creates a file, if any, and leaves one that exists as it is; raises OutputError if it cannot be written."""
     from oumi.core.errors import OutputError
 
     if path is None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
+        path.open("ab").close()
     except OSError as error:
         raise OutputError(f"{path}: {error.strerror}") from None

@@ -11,6 +11,7 @@ from oumi.core.launcher.cloud import (
     LauncherError,
     LaunchPlan,
     MissingToolError,
+    NoOutputError,
 )
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "LaunchPlan",
     "LauncherError",
     "MissingToolError",
+    "NoOutputError",
 ]

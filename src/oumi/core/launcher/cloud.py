@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from oumi.core.configs import JobConfig
 from oumi.core.errors import OumiError
+from oumi.core.log import logger
 
 
 class LauncherError(OumiError):
@@ -32,6 +33,10 @@ class MissingToolError(LauncherError):
     """A program or a credential that the cloud needs is missing; the message says how to get it."""
 
 
+class NoOutputError(LauncherError):
+    """The cluster does not hand out the output of jobs."""
+
+
 class JobState(StrEnum):
     """What a job does, on any cloud."""
 
@@ -47,7 +52,7 @@ class JobState(StrEnum):
 FINAL_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: clouds written for Oumi change theirs in place
 class JobStatus:
     """A job as its cloud describes it."""
 
@@ -105,10 +110,6 @@ class BaseCluster(ABC):
         """Ends a job with all of its processes and returns its status; a job that has ended stays as it is."""
 
     @abstractmethod
-    def logs(self, job_id: str, follow: bool = True) -> Iterator[str]:
-        """Yields the output of a job as it comes, until the job ends if `follow`, else what there is."""
-
-    @abstractmethod
     def stop(self) -> None:
         """Ends all jobs and stops the machines, which keep their disks, where the cloud has any to stop."""
 
@@ -124,7 +125,25 @@ class BaseCluster(ABC):
         """Returns the status of a job, None if the cluster does not know it."""
         return next((job for job in self.get_jobs() if job.id == job_id), None)
 
-    def get_logs_stream(self, cluster_name: str = "", job_id: str | None = None) -> Iterator[str]:
+    def logs(self, job_id: str, follow: bool = True) -> Iterator[str]:
+        """Yields the output of a job as it comes, until the job ends if `follow`, else what there is.
+
+        Clusters written for Oumi have `get_logs_stream` instead, which always follows.
+
+        Raises:
+            NoOutputError: The cluster does not hand out the output of jobs.
+        """
+        error = NoOutputError(f"cluster {self.name()} does not hand out the output of its jobs")
+        if type(self).get_logs_stream is BaseCluster.get_logs_stream:
+            raise error
+        if not follow and (job := self.get_job(job_id)) is not None and not job.done:
+            logger.info("cluster %s shows the output of job %s until it ends; Ctrl-C leaves it", self.name(), job_id)
+        try:
+            yield from self.get_logs_stream(self.name(), job_id)
+        except NotImplementedError:
+            raise error from None
+
+    def get_logs_stream(self, cluster_name: str = "", job_id: str | None = None) -> Iterable[str]:
         """Yields the output of a job, by default of the last one, until it ends: the call that Oumi documents."""
         jobs = self.get_jobs()
         if not (job_id or jobs):
@@ -135,16 +154,21 @@ class BaseCluster(ABC):
 class BaseCloud(ABC):
     """A kind of place for clusters."""
 
-    options: ClassVar[frozenset[str]] = frozenset()
-    """Keywords that `plan` and `up_cluster` take; others are refused before they are called."""
-
-    @abstractmethod
-    def plan(self, job: JobConfig, name: str | None, **options: object) -> LaunchPlan:
-        """Returns what `up_cluster` would do; raises ConfigError for a job that this cloud can never run."""
+    options: ClassVar[frozenset[str] | None] = None
+    """Keywords that `plan` and `up_cluster` take; others are refused before they are called. None: those of the
+    signature of `up_cluster`."""
 
     @abstractmethod
     def up_cluster(self, job: JobConfig, name: str | None, **options: object) -> JobStatus:
         """Creates the cluster unless it exists, and runs the job on it. Raises as `plan` and `run_job` do."""
+
+    def plan(self, job: JobConfig, name: str | None, **options: object) -> LaunchPlan:
+        """Returns what `up_cluster` would do; raises ConfigError for a job that this cloud can never run."""
+        place = f"cluster {name}" if name else "a cluster of its choice"
+        step = f"Give the job to {type(self).__name__}, for {place}; what it does then is not known before"
+        # Written for Oumi, whose jobs have no such key.
+        secrets = [f"secrets.{secret}: the values of secrets are not passed on to this cloud" for secret in job.secrets]
+        return LaunchPlan((step,), warnings=tuple(secrets))
 
     @abstractmethod
     def list_clusters(self) -> list[BaseCluster]:

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from oumi.core.launcher.cloud import BaseCloud
-from oumi.core.registry import CLOUDS
+from oumi.core.registry import CLOUDS, import_extra_files
 
 _SKY = ("aws", "azure", "gcp", "k8s", "lambda", "nebius", "runpod", "sky-slurm")
 """Clouds that SkyPilot reaches."""
@@ -33,8 +33,15 @@ for _name, _builder in _backends().items():
         CLOUDS.register(_name)(_builder)
 
 
+def cloud_names() -> list[str]:
+    """Returns the names of all clouds, those of user files among them, sorted."""
+    import_extra_files()
+    return CLOUDS.names()
+
+
 def build_cloud(name: str) -> BaseCloud:
     """Returns a cloud by its name; raises ConfigError with the nearest name if there is none."""
+    import_extra_files()
     builder: Any = CLOUDS.get(name)
     cloud: BaseCloud = builder()
     return cloud

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from inspect import Parameter, signature
 from typing import TypeVar
 
 from oumi.core.configs import JobConfig
@@ -18,10 +19,9 @@ from oumi.core.launcher.cloud import (
     LauncherError,
     LaunchPlan,
 )
-from oumi.core.launcher.clouds import build_cloud
+from oumi.core.launcher.clouds import build_cloud, cloud_names
 from oumi.core.launcher.upload import without_absent_credentials
 from oumi.core.log import logger
-from oumi.core.registry import CLOUDS
 
 Result = TypeVar("Result")
 
@@ -41,7 +41,7 @@ class Launcher:
 
     def which_clouds(self) -> list[str]:
         """Returns the names of all clouds, sorted."""
-        return CLOUDS.names()
+        return cloud_names()
 
     def plan(self, job: JobConfig, cluster_name: str | None = None, **options: object) -> LaunchPlan:
         """Returns what `up` would do, without starting anything; raises ConfigError for a job that can never run."""
@@ -67,6 +67,11 @@ class Launcher:
         cloud = self.get_cloud(job)
         _check_options(job, cloud, options)
         _warn(left_out)
+        if type(cloud).plan is BaseCloud.plan:  # it warns of nothing itself
+            _warn(list(cloud.plan(job, cluster_name).warnings))
+            # Oumi calls `up_cluster` for new clusters only.
+            if cluster_name and not options and (cluster := cloud.get_cluster(cluster_name)) is not None:
+                return cluster, cluster.run_job(job)
         status = cloud.up_cluster(job, cluster_name, **options)
         return self._cluster(job.resources.cloud, status.cluster), status
 
@@ -134,6 +139,10 @@ class Launcher:
                 if cloud:
                     raise
                 return error
+            except Exception as error:  # user code raises anything, and must not hide the jobs of other clouds
+                if cloud:
+                    raise
+                return LauncherError(f"{type(error).__name__}: {error}")
 
         clusters: list[tuple[str, BaseCluster]] = []
         unreachable: dict[str, list[str]] = {}
@@ -211,11 +220,17 @@ def _warn(messages: list[str]) -> None:
 
 
 def _check_options(job: JobConfig, cloud: BaseCloud, options: dict[str, object]) -> None:
-    known = f"{job.resources.cloud} takes {', '.join(sorted(cloud.options)) or 'none'}"
+    names = cloud.options
+    if names is None:
+        parameters = signature(cloud.up_cluster).parameters.values()
+        if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters):
+            return
+        names = frozenset(parameter.name for parameter in parameters) - {"job", "name"}
+    known = f"{job.resources.cloud} takes {', '.join(sorted(names)) or 'none'}"
     unknown = [
-        Problem("", f"unknown argument '{name}'{did_you_mean(name, cloud.options) or f'; {known}'}")
+        Problem("", f"unknown argument '{name}'{did_you_mean(name, names) or f'; {known}'}")
         for name in options
-        if name not in cloud.options
+        if name not in names
     ]
     if unknown:
         raise ConfigError(unknown, "launch")
