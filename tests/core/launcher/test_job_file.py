@@ -11,6 +11,7 @@ import yaml
 
 from oumi.cli.overrides import parse_overrides
 from oumi.core.configs import JobConfig
+from oumi.core.configs.overrides import Override
 from oumi.core.errors import ConfigError
 from oumi.core.launcher.job_file import CLOUDS, make_job_file
 from oumi.core.launcher.sky.task import make_task
@@ -108,6 +109,14 @@ def test_overrides_and_secrets_become_part_of_the_job(folder: Path, monkeypatch:
     assert """--training.run_name 'it'"'"'s $(x)' --training.max_steps 5""" in job.run
     assert make_job_file(name, [], "gcp").count("WANDB_API_KEY") == 0
     assert "- WANDB_API_KEY" in make_job_file(name, parse_overrides(["--training.enable_wandb", "true"]), "gcp")
+
+
+def test_hostile_names_stay_within_their_comment_and_their_argument(folder: Path) -> None:
+    name = write_config(folder, "1b", output_dir="out\nrun: touch hit\u2028x: 1")
+    text = make_job_file(name, [Override("model.model_kwargs.$(touch hit)", "1", "")], "gcp", "l4", "job\nenvs: 1")
+    job = read_job(text)
+    assert job.envs == {}
+    assert job.run == "set -e\noumi train -c train.yaml '--model.model_kwargs.$(touch hit)' 1\n"
 
 
 def test_a_run_whose_memory_is_unknown_gets_the_gpu_that_is_named(folder: Path) -> None:

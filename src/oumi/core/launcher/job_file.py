@@ -91,7 +91,7 @@ def make_job_file(
     config = load_checked(path, overrides)
     choice = None if cloud == "local" else choose(path, overrides, cloud, device)
     job_name = config.training.run_name or f"{path.resolve().parent.name}-{path.stem}"
-    flags = [f"--{override.key} {shlex.quote(override.text)}" for override in overrides]
+    flags = [shlex.join([f"--{override.key}", override.text]) for override in overrides]
     if choice is not None and choice.has_fsdp:
         flags.append("--fsdp.enable_fsdp true")
     resources: dict[str, Any] = {"cloud": cloud}
@@ -112,7 +112,12 @@ def make_job_file(
     }
     text = block_yaml({key: value for key, value in job.items() if value not in (None, [], {})})
     command = f"oumi launch up -c {shlex.quote(file_name)} --cluster {job['name']} --dry-run"
-    return "\n".join([*_head(choice, command, cloud, config), "", text])
+    # A path may contain a line break, which would end the comment.
+    head = [
+        "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+        for line in _head(choice, command, cloud, config)
+    ]
+    return "\n".join([*head, "", text])
 
 
 def choose(path: Path, overrides: Sequence[Override], cloud: str, device: str | None) -> Choice:
