@@ -57,7 +57,7 @@ def marked(folder: Path) -> list[Process]:
     return [process for process in process_table() if is_marked(process)]
 
 
-def wait_until(is_reached: Callable[[], object], limit_s: float = 20) -> None:
+def wait_until(is_reached: Callable[[], object], limit_s: float = 90) -> None:
     deadline = time.monotonic() + limit_s
     while not is_reached():
         assert time.monotonic() < deadline, "not reached in time"
@@ -87,7 +87,7 @@ from oumi import launcher
 from oumi.launcher import JobConfig, JobResources
 os.setsid()
 for i in range(1, 21):
-    body = {5: "touch at5; sleep 60", 7: "sleep 60 & echo $$ > pid7.part; mv pid7.part pid7; sleep 60 | sleep 60"}
+    body = {5: "touch at5; sleep 600", 7: "sleep 600 & echo $$ > pid7.part; mv pid7.part pid7; sleep 600 | sleep 600"}
     run = f"echo start {i}; printf '%0100000d' {i}; {body.get(i, '')}\\necho; echo end {i}"
     job = JobConfig(name=f"job {i}", working_dir=".", resources=JobResources(cloud="local"), run=run)
     launcher.up(job, "sweep", slots=2)
@@ -104,14 +104,14 @@ time.sleep(60)
     assert cluster.cancel_job("5").state is JobState.CANCELLED
     wait_until(Path("pid7").exists)
     os.kill(int(Path("pid7").read_text()), signal.SIGKILL)
-    wait_until(lambda: all(status.done for status in cluster.get_jobs()), 60)
+    wait_until(lambda: all(status.done for status in cluster.get_jobs()))
 
     jobs = {int(status.id): status for status in cluster.get_jobs()}
     assert [status.name for status in jobs.values()] == [f"job {i}" for i in range(1, 21)]
     states = {i: status.state for i, status in jobs.items() if status.state is not JobState.SUCCEEDED}
     assert states == {5: JobState.CANCELLED, 7: JobState.FAILED}
     assert (jobs[7].metadata, jobs[7].exit_code) == ("killed by SIGKILL", 137)
-    wait_until(lambda: not marked(registry), 1)
+    wait_until(lambda: not marked(registry))
     for i in range(1, 21):
         output = "".join(cluster.logs(str(i)))
         # Bash may add which of its commands was ended.
@@ -158,7 +158,7 @@ def test_cancel_ends_all_processes_of_a_job_after_they_have_saved(tmp_path: Path
     status = cluster.cancel_job(job_id)
     assert (status.state, status.status, status.done) == (JobState.CANCELLED, "CANCELED", True)
     assert status.metadata == "saved a checkpoint; with `training.try_resume_from_last_checkpoint` the same job resumes"
-    wait_until(lambda: not marked(tmp_path), 1)
+    wait_until(lambda: not marked(tmp_path))
     assert "".join(cluster.logs(job_id)) == "saved\n"
     assert cluster.cancel_job(job_id) == status
     assert cluster.get_jobs() == [status]
@@ -173,11 +173,11 @@ def test_a_second_cancel_kills_what_ignores_the_first(tmp_path: Path) -> None:
     assert status_of(cluster, job_id).state is JobState.RUNNING
     assert cluster.cancel_job(job_id).state is JobState.CANCELLED
     assert first.communicate()[0] == "cancelled\n"
-    wait_until(lambda: not marked(tmp_path), 1)
+    wait_until(lambda: not marked(tmp_path))
 
 
 def test_a_job_that_waits_can_be_cancelled_and_never_starts() -> None:
-    cluster, _ = up("touch ready; sleep 60")
+    cluster, _ = up("touch ready; sleep 600")
     _, second = up("touch never")
     assert status_of(cluster, second).metadata == "waits for one of 1 slots"
     assert cluster.cancel_job(second).metadata == "before it started"
@@ -201,9 +201,9 @@ def test_what_a_script_leaves_in_the_background_ends_with_it_but_not_the_jobs_it
         "working_dir: .\nresources: {cloud: local}\nrun: until [ -e go ]; do sleep 0.05; done; echo inner\n"
     )
     Path("launch.py").write_text(inner)
-    cluster, job_id = up(f"setsid sleep 60 & sleep 60 & {os.sys.executable} launch.py")  # type: ignore[attr-defined]
+    cluster, job_id = up(f"setsid sleep 600 & sleep 600 & {os.sys.executable} launch.py")  # type: ignore[attr-defined]
     assert wait_for(cluster, job_id).state is JobState.SUCCEEDED
-    wait_until(lambda: [process for process in marked(tmp_path) if "sleep 60" in command_of(process.pid)] == [])
+    wait_until(lambda: [process for process in marked(tmp_path) if "sleep 600" in command_of(process.pid)] == [])
     Path("go").touch()
     other = LocalCluster(cluster.path.parent / "other")
     assert wait_for(other, "1").state is JobState.SUCCEEDED
@@ -218,7 +218,7 @@ def command_of(pid: int) -> str:
 
 
 def test_a_job_whose_supervisor_was_killed_goes_on_and_is_told_until_it_is_cancelled() -> None:
-    cluster, job_id = up("sleep 60 & echo $$ > pid.part; mv pid.part pid; wait")
+    cluster, job_id = up("sleep 600 & echo $$ > pid.part; mv pid.part pid; wait")
     wait_until(Path("pid").exists)
     _, later = up("true")
     script = int(Path("pid").read_text())
@@ -242,7 +242,9 @@ def test_a_job_whose_supervisor_was_killed_has_failed_once_it_ends() -> None:
 
 
 def test_a_shutdown_lets_a_job_save_and_a_restart_is_noticed(registry: Path) -> None:
-    Path("train.sh").write_text("trap 'echo saved; exit 75' TERM; echo $$ > pid.part; mv pid.part pid; sleep 60 & wait")
+    Path("train.sh").write_text(
+        "trap 'echo saved; exit 75' TERM; echo $$ > pid.part; mv pid.part pid; sleep 600 & wait"
+    )
     cluster, job_id = up("exec bash train.sh")
     wait_until(Path("pid").exists)
     os.kill(supervisor_of(int(Path("pid").read_text())), signal.SIGTERM)
@@ -351,11 +353,13 @@ def test_keys_that_this_machine_cannot_carry_out_are_refused_or_told(tmp_path: P
         working_dir="nowhere",
         file_mounts={str(tmp_path / "token"): str(tmp_path / "token"), "/elsewhere": str(tmp_path / "token"), "a": "b"},
         storage_mounts={"/bucket": {"source": "gs://bucket", "store": "gcs"}},
+        envs={"OUMI_LOCAL_JOB": "/elsewhere"},
     )
     with pytest.raises(ConfigError) as error:
         CLOUD.plan(refused)
     assert [problem.key for problem in error.value.problems] == [
-        "num_nodes", "file_mounts./elsewhere", "file_mounts.a", "storage_mounts./bucket", "working_dir",
+        "envs.OUMI_LOCAL_JOB", "num_nodes", "file_mounts./elsewhere", "file_mounts.a", "storage_mounts./bucket",
+        "working_dir",
     ]  # fmt: skip
     resources = {"cloud": "local", "accelerators": "A100:4", "cpus": "8+", "use_spot": True, "region": "x"}
     plan = CLOUD.plan(job("true", resources=resources, secrets=["NOT_SET"]), "queue", slots=3)
@@ -381,7 +385,7 @@ def test_an_unknown_option_is_refused_with_the_nearest_name() -> None:
 
 
 def test_down_ends_the_jobs_and_forgets_the_queue(registry: Path) -> None:
-    up("touch ready; sleep 60", "gone")
+    up("touch ready; sleep 600", "gone")
     wait_until(Path("ready").exists)
     up("true", "kept")
     with pytest.raises(ClusterNotFoundError, match="local has no cluster 'gon', did you mean 'gone'"):
@@ -392,6 +396,8 @@ def test_down_ends_the_jobs_and_forgets_the_queue(registry: Path) -> None:
         CLOUD.cancel("3", "local", "kept")
     with pytest.raises(ClusterNotFoundError):
         CLOUD.run(job("true"), "gone")
+    with pytest.raises(ClusterNotFoundError, match="cluster gone is down; `oumi launch up` creates it again"):
+        LocalCluster(registry / "gone").run_job(job("true"))
 
 
 def test_a_registry_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,7 +414,14 @@ def test_output_goes_to_the_directory_of_logs_that_is_named(tmp_path: Path, monk
     cluster, job_id = up("echo out; echo err >&2")
     assert "".join(cluster.logs(job_id)) == "out\nerr\n"
     cluster.down()
-    assert [path.read_text() for path in (tmp_path / "logs").glob("*_local_1.log")] == ["out\nerr\n"]
+    (log,) = (tmp_path / "logs").glob("*_local_1.log")
+    assert log.read_text() == "out\nerr\n"
+    cluster, job_id = up("true")
+    wait_for(cluster, job_id)
+    for path in (tmp_path / "logs").iterdir():
+        path.unlink()
+    with pytest.raises(LauncherError, match=r"the output of job 1 is no longer in .*/logs/.*_local_1.log"):
+        list(cluster.logs(job_id))
 
 
 COMMAND_JOB = """
@@ -445,10 +458,31 @@ def test_a_file_for_output_that_stays_empty_is_refused() -> None:
     assert not Path("log").exists()
 
 
-def test_ctrl_c_leaves_a_job_running_and_says_so() -> None:
-    Path("job.yaml").write_text("working_dir: .\nresources: {cloud: local}\nrun: touch ready; sleep 60\n")
+def test_a_job_that_is_forgotten_while_it_is_followed_ends_as_unknown(registry: Path) -> None:
+    Path("job.yaml").write_text("working_dir: .\nresources: {cloud: local}\nrun: touch ready; sleep 600\n")
     follower = start_python("-m", "oumi", "launch", "up", "-c", "job.yaml")
     wait_until(Path("ready").exists)
+    follower.send_signal(signal.SIGSTOP)  # so that it does not see the end of the job
+    CLOUD.down("local", "local")
+    follower.send_signal(signal.SIGCONT)
+    _, stderr = follower.communicate()
+    last = "job 1 on local: unknown, the cluster does not know it any more"
+    assert (follower.returncode, stderr.splitlines()[-1]) == (1, last)
+
+
+def test_a_launch_that_fails_leaves_a_file_for_output_as_it_was() -> None:
+    Path("job.yaml").write_text(COMMAND_JOB)
+    Path("log").write_text("of yesterday\n")
+    arguments = ["-c", "job.yaml", "--num_nodes", "2", "--output-filepath", "log"]
+    assert run_python("-m", "oumi", "launch", "up", *arguments).returncode == 2
+    assert Path("log").read_text() == "of yesterday\n"
+
+
+def test_ctrl_c_leaves_a_job_running_and_says_so() -> None:
+    Path("job.yaml").write_text("working_dir: .\nresources: {cloud: local}\nrun: echo ready; sleep 600\n")
+    follower = start_python("-m", "oumi", "launch", "up", "-c", "job.yaml", "--output-filepath", "log")
+    # Before that it may not follow yet.
+    wait_until(lambda: Path("log").exists() and Path("log").read_text() == "ready\n")
     follower.send_signal(signal.SIGINT)
     _, stderr = follower.communicate()
     cancel = "oumi launch cancel --cloud local --cluster local --job-id 1"

@@ -27,6 +27,7 @@ from oumi.core.launcher import supervisor
 from oumi.core.launcher.cloud import (
     BaseCloud,
     BaseCluster,
+    ClusterNotFoundError,
     JobState,
     JobStatus,
     LauncherError,
@@ -72,12 +73,12 @@ class LocalCloud(BaseCloud):
         slots = _check_slots(options.get("slots"))
         cluster = LocalCluster(path)
         environment, script = _prepare(job)
-        with _registry_locked():
+        with _registry_locked():  # until the job is in the queue, which `down` would remove in between
             path.mkdir(mode=0o700, exist_ok=True)
             if slots is not None:
                 (path / "slots.part").write_text(str(slots))
                 (path / "slots.part").replace(path / "slots")
-        return cluster.submit(job, environment, script)
+            return cluster.submit(job, environment, script)
 
     def list_clusters(self) -> list[BaseCluster]:
         """Returns the queues, those whose jobs have all ended among them."""
@@ -110,43 +111,46 @@ class LocalCluster(BaseCluster):
 
     def run_job(self, job: JobConfig) -> JobStatus:
         """Adds a job to the queue; raises ConfigError for one that cannot run here."""
-        return self.submit(job, *_prepare(job))
+        environment, script = _prepare(job)
+        with _registry_locked():
+            if not self.path.is_dir():
+                raise ClusterNotFoundError(f"cluster {self.name()} is down; `oumi launch up` creates it again")
+            return self.submit(job, environment, script)
 
     def submit(self, job: JobConfig, environment: dict[str, str], script: str) -> JobStatus:
-        """Starts the supervisor of a job, with the environment that the job is to have."""
-        with _registry_locked():
-            new = self.path / ".new"  # the job appears with all its files
-            shutil.rmtree(new, ignore_errors=True)
-            new.mkdir(mode=0o700)
-            (new / "script.sh").write_bytes(os.fsencode(script))
-            request = {
-                "name": job.name,
-                "submitted": time.time(),
-                "boot": supervisor.boot_id(),
-                "host": socket.gethostname(),
-            }
-            (new / "job.json").write_text(json.dumps(request), encoding="utf-8")
-            last = max((int(job.id) for job in list_jobs(self.path)), default=0)
-            path = self.path / str(last + 1)
-            if folder := os.environ.get("OUMI_LOGGING_DIR"):
-                (new / "log").symlink_to(_log_file(folder, self.name(), path.name))
-            with (new / "lock").open("wb") as lock, (new / "log").open("ab") as log:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                new.rename(path)
-                try:
-                    process = subprocess.Popen(
-                        [sys.executable, "-IS", supervisor.__file__, str(path), str(lock.fileno())],
-                        env={**environment, supervisor.MARKER: str(path)},
-                        cwd="/",
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                        pass_fds=[lock.fileno()],  # held from before it starts to its end
-                        start_new_session=True,
-                    )
-                except OSError as error:  # such as an environment that is too large
-                    shutil.rmtree(path)
-                    raise LauncherError(f"the process of the job cannot be started: {error.strerror}") from error
+        """Starts the supervisor of a job, with the environment that the job is to have; the registry is locked."""
+        new = self.path / ".new"  # the job appears with all its files
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(mode=0o700)
+        (new / "script.sh").write_bytes(os.fsencode(script))
+        request = {
+            "name": job.name,
+            "submitted": time.time(),
+            "boot": supervisor.boot_id(),
+            "host": socket.gethostname(),
+        }
+        (new / "job.json").write_text(json.dumps(request), encoding="utf-8")
+        last = max((int(job.id) for job in list_jobs(self.path)), default=0)
+        path = self.path / str(last + 1)
+        if folder := os.environ.get("OUMI_LOGGING_DIR"):
+            (new / "log").symlink_to(_log_file(folder, self.name(), path.name))
+        with (new / "lock").open("wb") as lock, (new / "log").open("ab") as log:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            new.rename(path)
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-IS", supervisor.__file__, str(path), str(lock.fileno())],
+                    env={**environment, supervisor.MARKER: str(path)},
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=[lock.fileno()],  # held from before it starts to its end
+                    start_new_session=True,
+                )
+            except OSError as error:  # such as an environment that is too large
+                shutil.rmtree(path)
+                raise LauncherError(f"the process of the job cannot be started: {error.strerror}") from error
         Thread(target=process.wait, daemon=True).start()  # so that it leaves no zombie in a process that stays
         return job_status(JobDirectory(path))
 
@@ -167,7 +171,11 @@ class LocalCluster(BaseCluster):
         """Yields stdout and stderr of a job as they come, until its end if `follow`, else what there is."""
         job = JobDirectory(self.path / job_id)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        with (job.path / "log").open("rb") as file:
+        try:
+            file = (job.path / "log").open("rb")
+        except FileNotFoundError:  # `OUMI_LOGGING_DIR` puts it where others clean up
+            raise LauncherError(f"the output of job {job_id} is no longer in {(job.path / 'log').resolve()}") from None
+        with file:
             while True:
                 is_last = not follow or not job.is_active()  # before it is read, so that nothing is missed
                 while chunk := file.read(_CHUNK_BYTES):
@@ -247,6 +255,9 @@ def _check(job: JobConfig) -> str:
     def add(key: str, message: str, target: str = "") -> None:
         problems.append(Problem(f"{key}.{target}" if target else key, message, locate(job, key)))
 
+    for key, names in (("envs", job.envs), ("secrets", job.secrets)):
+        if supervisor.MARKER in names:
+            add(key, "marks the processes of a job; choose another name", supervisor.MARKER)
     if job.num_nodes > 1:
         add("num_nodes", f"got {job.num_nodes}, but this machine is one node")
     for target, source in job.file_mounts.items():

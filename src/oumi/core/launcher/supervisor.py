@@ -128,7 +128,7 @@ def list_jobs(cluster: Path) -> list[JobDirectory]:
 def read_slots(cluster: Path) -> int:
     """Returns how many jobs of a cluster run at once."""
     try:
-        return int((cluster / "slots").read_text())
+        return max(int((cluster / "slots").read_text()), 1)
     except (OSError, ValueError):
         return 1
 
