@@ -17,8 +17,10 @@ for script; do :; done
 export PBS_JOBID=$id PBS_O_WORKDIR=$PWD PBS_NODEFILE={jobs}/$id/nodes
 printf 'x1\\nx2\\n' > $PBS_NODEFILE
 cp "$script" {jobs}/$id/script
-(cd /; setsid bash {jobs}/$id/script & echo $! > {jobs}/$id/pid; wait $!; echo $? > {jobs}/$id/exit) > /dev/null 2>&1 &
 echo $id
+[ ! -e {folder}/lost ] || {{ touch {folder}/unreachable; exit; }}
+[ ! -e {folder}/full ] || exit 0
+(cd /; setsid bash {jobs}/$id/script & echo $! > {jobs}/$id/pid; wait $!; echo $? > {jobs}/$id/exit) > /dev/null 2>&1 &
 """
 _QSTAT = """#!{python}
 import json, sys
@@ -29,13 +31,15 @@ for name in sys.argv[5:]:
     end = Path({jobs!r}, name, "exit")
     if Path({jobs!r}, name, "forgotten").exists():
         continue
-    ended = {{"job_state": "F", "Exit_status": int(end.read_text())}} if end.exists() else {{"job_state": "R"}}
-    jobs[name] = {{"Job_Name": "x", **ended}}
+    jobs[name] = {{"Job_Name": "x", "job_state": "R" if end.with_name("pid").exists() else "Q"}}
+    if end.exists():
+        jobs[name] |= {{"job_state": "F"}} | ({{"Exit_status": int(text)}} if (text := end.read_text()) else {{}})
 assert sys.argv[1:5] == ["-x", "-f", "-F", "json"]
 print(json.dumps({{"pbs_version": "fake", **({{"Jobs": jobs}} if jobs else {{}})}}))
 sys.exit(0 if len(jobs) == len(sys.argv) - 5 else 153)
 """
 _QDEL = """#!/bin/bash
+[ -e {jobs}/$1/pid ] || {{ touch {jobs}/$1/exit; exit; }}  # deleted before it ran: it has no exit code
 kill -TERM -- "-$(cat {jobs}/$1/pid)"
 """
 _MPIEXEC = """#!/bin/bash
@@ -56,9 +60,13 @@ while :; do
 done
 echo "$user$1" >> {folder}/hosts
 [ ! -e {folder}/unreachable ] || {{ echo "ssh: connect to host $1 port 22: No route to host" >&2; exit 255; }}
+host=$1
 shift
 cd {folder}/home
-exec env -i HOME="$PWD" USER=me PATH="$PATH" bash -c "$*"
+env -i HOME="$PWD" USER=me PATH="$PATH" bash -c "$*"
+code=$?
+[ ! -e {folder}/unreachable ] || {{ echo "Connection to $host closed" >&2; exit 255; }}
+exit $code
 """
 
 

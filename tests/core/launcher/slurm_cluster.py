@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tests.ranks import free_port
 
-_PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "sshd", "ssh", "ssh-keygen", "rsync")
-START_S = 20
+_PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "sshd", "ssh", "ssh-keygen", "rsync", "pgrep")
+START_S = 120
 STOP_S = 30
 _SLURM_CONF = """
 ClusterName=test

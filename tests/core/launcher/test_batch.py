@@ -136,10 +136,42 @@ def test_a_job_without_time_to_train_after_a_warning_gets_none(limit: str, is_wa
     assert (WARNED in options_of(job_of(setup=f"#SBATCH -t {limit}"))) is is_warned
 
 
-@pytest.mark.parametrize("line", ["--output=x", "-o x", "-e x", "--error x"])
-def test_the_output_stays_where_logs_are_read(line: str) -> None:
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [("--output=x", "output"), ("-o x", "output"), ("-e x", "error"), ("--error x", "error"), ("-D /x", "chdir")],
+)
+def test_a_line_without_effect_is_told(line: str, key: str) -> None:
     [warning] = batch_script(job_of(setup=f"#SBATCH {line}\n"), SITES["slurm"], "", "files").warnings
-    assert "put of a #SBATCH line is not used" in warning or "error of a #SBATCH line is not used" in warning
+    assert warning.startswith(f"{key} of a #SBATCH line is not used: ")
+
+
+@pytest.mark.parametrize(("line", "returns"), [("", True), ("--signal=B:TERM@60", False), ("--no-requeue", False)])
+def test_a_plan_says_that_a_job_returns_to_the_queue_only_if_it_does(line: str, returns: bool) -> None:
+    steps = batch_script(job_of(setup=f"#SBATCH {line}\n" if line else ""), SITES["slurm"], "", "files").steps
+    assert any("back into the queue" in step for step in steps) is returns
+
+
+def test_the_name_in_a_line_is_the_name_of_the_job() -> None:
+    job = job_of(setup="#SBATCH -J mine\n")
+    job.name = "other"
+    script = batch_script(job, SITES["slurm"], "", "files")
+    assert (script.name, script.arguments) == ("mine", ())
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"name": "a\0b"}, "name: contains a NUL byte"),
+        ({"name": "\ud800"}, r"name: contains U\+D800, which is no character"),
+        ({"working_dir": "a\0b"}, "working_dir: contains a NUL byte"),
+        ({"file_mounts": {"/x\0": "y"}}, "file_mounts.*: contains a NUL byte"),
+        ({"file_mounts": {"~other/x": "/etc/hosts"}}, "file_mounts.~other/x: expected a file or directory below ~/"),
+    ],
+)
+def test_a_text_that_no_script_can_hold_is_refused(keys: dict[str, object], message: str) -> None:
+    job = job_of().model_copy(update=keys)
+    with pytest.raises(ConfigError, match=message):
+        BatchCloud("slurm").plan(job, "me@login")
 
 
 @pytest.mark.parametrize("line", ["#SBATCH --array=1-3", "#SBATCH -a 1-3", "#SBATCH --comment='x"])
@@ -315,7 +347,7 @@ def test_a_job_goes_through_pbs(polaris: BatchCluster, tmp_path: Path, monkeypat
 @pytest.mark.skipif(shutil.which("rsync") is None, reason="needs rsync")
 def test_a_job_of_pbs_is_cancelled(polaris: BatchCluster, tmp_path: Path) -> None:
     status = polaris.run_job(job_of("polaris", "sleep 100"))
-    deadline_s = time.monotonic() + 20
+    deadline_s = time.monotonic() + 120
     while not list((tmp_path / "home").rglob("started")):
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
@@ -326,11 +358,64 @@ def test_a_job_of_pbs_is_cancelled(polaris: BatchCluster, tmp_path: Path) -> Non
 
 
 def test_a_cluster_that_is_gone_is_told_and_can_be_forgotten(polaris: BatchCluster, tmp_path: Path) -> None:
-    (tmp_path / "oumi" / "launcher").mkdir(parents=True)
-    (tmp_path / "oumi" / "launcher" / "polaris.clusters").write_text("debug.me\nprod.me\n")
+    known = tmp_path / "oumi" / "launcher" / "polaris.clusters"
+    known.mkdir(parents=True)
+    for name in ("debug.me", "prod.me"):
+        (known / name).touch()
     (tmp_path / "unreachable").touch()
     reason = "me@polaris.alcf.anl.gov: ssh: connect to host .* No route to host"
     for action in (polaris.get_jobs, polaris.down):
         with pytest.raises(ClusterUnreachableError, match=reason):
             action()
     assert [cluster.name() for cluster in BatchCloud("polaris").list_clusters()] == ["prod.me"]
+
+
+def test_a_job_that_is_cancelled_before_it_runs_leaves_no_secret(
+    polaris: BatchCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_SECRET", "s3cret")
+    (tmp_path / "full").touch()
+    job = job_of("polaris")
+    job.secrets = ["A_SECRET"]
+    status = polaris.run_job(job)
+    assert status.state == JobState.PENDING
+    assert [path.stat().st_mode & 0o777 for path in tmp_path.rglob("secrets.sh")] == [0o600]
+    assert polaris.cancel_job(status.id).state == JobState.CANCELLED
+    assert list(tmp_path.rglob("secrets.sh")) == []
+
+
+def test_the_jobs_of_another_queue_are_left_alone(polaris: BatchCluster, tmp_path: Path) -> None:
+    (tmp_path / "full").touch()
+    status = polaris.run_job(job_of("polaris"))
+    other = BatchCloud("polaris").get_cluster("prod.me")
+    assert other is not None
+    assert other.get_jobs() == []
+    other.down()
+    assert [(job.id, job.state) for job in polaris.get_jobs()] == [(status.id, JobState.PENDING)]
+
+
+def test_a_job_is_found_again_after_the_connection_is_lost(polaris: BatchCluster, tmp_path: Path) -> None:
+    (tmp_path / "lost").touch()
+    with pytest.raises(ClusterUnreachableError, match="may have been submitted before: see `oumi launch status`"):
+        polaris.run_job(job_of("polaris"))
+    (tmp_path / "unreachable").unlink()
+    [cluster] = BatchCloud("polaris").list_clusters()
+    assert [job.state for job in cluster.get_jobs()] == [JobState.PENDING]
+
+
+def test_an_answer_of_the_scheduler_that_cannot_be_read_is_told(polaris: BatchCluster, tmp_path: Path) -> None:
+    (tmp_path / "full").touch()
+    polaris.run_job(job_of("polaris"))
+    (tmp_path / "bin" / "qstat").write_text("#!/bin/sh\necho '{'\n")
+    with pytest.raises(ClusterUnreachableError, match="PBS answers what cannot be read"):
+        polaris.get_jobs()
+
+
+def test_a_job_for_another_user_is_told(
+    polaris: BatchCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "full").touch()
+    job = job_of("polaris")
+    job.user = "you"
+    polaris.run_job(job)
+    assert "user: 'you' is not used, since the cluster is debug.me" in caplog.text

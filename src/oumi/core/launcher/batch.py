@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from functools import partial
-from pathlib import Path
 
 from oumi.core.configs import JobConfig
 from oumi.core.configs.loading import locate
 from oumi.core.errors import ConfigError, Problem, did_you_mean
 from oumi.core.launcher.batch_cluster import BatchCluster
 from oumi.core.launcher.cloud import BaseCloud, BaseCluster, JobStatus, LaunchPlan, MissingToolError
+from oumi.core.launcher.known_clusters import KnownClusters
 from oumi.core.launcher.machine import Machine
 from oumi.core.launcher.script import unset_secrets
 from oumi.core.launcher.sites import SITES
@@ -42,7 +41,7 @@ class BatchCloud(BaseCloud):
         return LaunchPlan(
             steps=tuple(submission.steps),
             script=str(submission.script),
-            warnings=(*self._user_warning(job, cluster), *submission.script.warnings),
+            warnings=(*cluster.user_warning(job), *submission.script.warnings),
             missing=tuple(missing),
         )
 
@@ -51,15 +50,11 @@ class BatchCloud(BaseCloud):
         cluster = self._cluster_of(job, name)
         if not cluster.machine.host and shutil.which(self._site.scheduler.program) is None:
             raise MissingToolError(self._no_scheduler())
-        for warning in self._user_warning(job, cluster):
-            logger.warning("%s", warning)
-        status = cluster.run_job(job)
-        self._remember(cluster.name())
-        return status
+        return cluster.run_job(job)
 
     def list_clusters(self) -> list[BaseCluster]:
         """Returns this machine if it has the scheduler, and the clusters that are declared or were used from here."""
-        names = [*self._declared_names(), *self._known_names()]
+        names = [*self._declared_names(), *self._known().names()]
         if not self._site.queues and shutil.which(self._site.scheduler.program):
             names = [HERE, *names]
         return [self._cluster(name) for name in dict.fromkeys(names)]
@@ -84,9 +79,7 @@ class BatchCloud(BaseCloud):
 
     def _cluster(self, name: str) -> BatchCluster:
         if not self._site.queues:
-            return BatchCluster(
-                name, self._site, Machine("" if name == HERE else name), forget=partial(self._forget, name)
-            )
+            return BatchCluster(name, self._site, Machine("" if name == HERE else name), self._known())
         queue, _, user = name.partition(".")
         if queue not in self._site.queues or not user:
             hint = did_you_mean(queue, self._site.queues)
@@ -94,13 +87,7 @@ class BatchCloud(BaseCloud):
                 f"--cluster: '{name}' is no cluster of {self._name}{hint or ':'} expected <queue>.<user> with a queue "
                 f"of {', '.join(self._site.queues)}"
             )
-        return BatchCluster(name, self._site, Machine(f"{user}@{self._site.host}"), queue, partial(self._forget, name))
-
-    def _user_warning(self, job: JobConfig, cluster: BatchCluster) -> list[str]:
-        user = cluster.machine.host.partition("@")[0] if "@" in cluster.machine.host else ""
-        if not job.user or job.user == user:
-            return []
-        return [f"user: '{job.user}' is not used, since the cluster is {cluster.name()}"]
+        return BatchCluster(name, self._site, Machine(f"{user}@{self._site.host}"), self._known(), queue)
 
     def _no_scheduler(self) -> str:
         scheduler = self._site.scheduler
@@ -109,8 +96,8 @@ class BatchCloud(BaseCloud):
             "--cluster user@host, its login node"
         )
 
-    def _list(self) -> Path:
-        return expanded(os.environ.get("OUMI_DIR") or "~/.oumi") / "launcher" / f"{self._name}.clusters"
+    def _known(self) -> KnownClusters:
+        return KnownClusters(expanded(os.environ.get("OUMI_DIR") or "~/.oumi") / "launcher" / f"{self._name}.clusters")
 
     def _declared_names(self) -> list[str]:
         """Returns the clusters of OUMI_SLURM_CONNECTIONS; those that are none are told, and left out."""
@@ -124,20 +111,3 @@ class BatchCloud(BaseCloud):
             else:
                 names.append(name)
         return names
-
-    def _known_names(self) -> list[str]:
-        """Returns the clusters that jobs were started on from here."""
-        return self._list().read_text(encoding="utf-8").splitlines() if self._list().is_file() else []
-
-    def _remember(self, name: str) -> None:
-        if name != HERE and name not in self._known_names():
-            self._list().parent.mkdir(parents=True, exist_ok=True)
-            with self._list().open("a", encoding="utf-8") as file:  # one write, so that two launches do no harm
-                file.write(f"{name}\n")
-
-    def _forget(self, name: str) -> None:
-        names = self._known_names()
-        if name in names:
-            new = self._list().with_suffix(".new")
-            new.write_text("".join(f"{other}\n" for other in names if other != name), encoding="utf-8")
-            new.replace(self._list())

@@ -11,7 +11,7 @@ import codecs
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -25,6 +25,7 @@ from oumi.core.launcher.cloud import (
     LauncherError,
 )
 from oumi.core.launcher.exit_codes import explain_exit
+from oumi.core.launcher.known_clusters import KnownClusters
 from oumi.core.launcher.machine import CommandError, Machine
 from oumi.core.launcher.sites import Site
 from oumi.core.launcher.submission import LINKS, STAMP, prepare
@@ -52,25 +53,24 @@ class _Note:
     ended: str
     """Exit code and time; empty while it runs, and if it was killed."""
     name: str
+    queue: str
     is_cancelled: bool = False
 
 
 class BatchCluster(BaseCluster):
     """An account on a cluster with a scheduler."""
 
-    def __init__(
-        self, name: str, site: Site, machine: Machine, queue: str = "", forget: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, name: str, site: Site, machine: Machine, known: KnownClusters, queue: str = "") -> None:
         """Initializes the cluster.
 
         Args:
             name: Its name.
             site: Where it is.
             machine: Where jobs are submitted.
-            queue: Where its jobs go, for a site that has several queues.
-            forget: Takes it from the list of clusters that are known here.
+            known: The clusters that are known here.
+            queue: Where its jobs go, for a site that has several queues, each a cluster of its own.
         """
-        self._name, self._site, self.machine, self.queue, self._forget = name, site, machine, queue, forget
+        self._name, self._site, self.machine, self._known, self.queue = name, site, machine, known, queue
 
     def name(self) -> str:
         """Returns `here`, `user@host` or `queue.user`."""
@@ -84,11 +84,21 @@ class BatchCluster(BaseCluster):
     def run_job(self, job: JobConfig) -> JobStatus:
         """Uploads what the job needs, submits it and returns its status; raises as `prepare` and `Submission.send`."""
         submission = prepare(job, self._site, self.machine, self.queue)
-        for warning in submission.script.warnings:
+        for warning in (*self.user_warning(job), *submission.script.warnings):
             logger.warning("%s", warning)
-        job_id, folder = submission.send()
-        note = _Note(job_id, folder, str(int(time.time())), "", "", submission.script.name)
+        folder = submission.send()
+        if self.machine.host:  # before the job runs: a launch that is killed now must not leave one that nothing shows
+            self._known.add(self._name)
+        job_id = submission.submit(folder)
+        note = _Note(job_id, folder, str(int(time.time())), "", "", submission.script.name, self.queue)
         return self.get_job(job_id) or self._status(note, {job_id: ("PENDING", "")})
+
+    def user_warning(self, job: JobConfig) -> list[str]:
+        """Returns a warning if a job names another user than the cluster."""
+        user = self.machine.host.partition("@")[0] if "@" in self.machine.host else ""
+        if not job.user or job.user == user:
+            return []
+        return [f"user: '{job.user}' is not used, since the cluster is {self._name}"]
 
     def cancel_job(self, job_id: str) -> JobStatus:
         """Ends a job and returns its status, which is not final only if the scheduler takes more than 60 s for it."""
@@ -129,14 +139,14 @@ class BatchCluster(BaseCluster):
         try:
             self.stop()
         finally:  # else one that is gone for good would be asked for ever
-            self._forget()
+            self._known.remove(self._name)
 
     def _cancel(self, notes: Sequence[_Note]) -> None:
         """Cancels jobs and waits for their end, in which they may save checkpoints; tells those that do not end."""
         # The note that it was cancelled outlives what the scheduler remembers of a job.
         commands = [
             f"id={shlex.quote(note.id)}\n{{ {self._site.scheduler.cancel}; }} "
-            f"&& : > {shlex.quote(note.folder)}/cancelled || code=1"
+            f"&& cd -- {shlex.quote(note.folder)} && : > cancelled && rm -f secrets.sh || code=1"
             for note in notes
         ]
         self.machine.run("\n".join(["code=0", *commands, "exit $code"]))
@@ -166,7 +176,7 @@ for link in *; do
   read -r id < id
   ids+=,$id
   printf '%s\\0' "$id" "$PWD"
-  for note in submitted started exit name; do
+  for note in submitted started exit name queue; do
     text=
     [ ! -e $note ] || IFS= read -r -d '' text < $note
     printf '%s\\0' "$text"
@@ -186,10 +196,17 @@ ids=${{ids#,}}
         fields = output.split(b"\0")
         texts = [os.fsdecode(text) for text in fields[:-1]]
         notes = []
-        for first in range(0, len(texts) - 1, 7):
-            *words, is_cancelled = texts[first : first + 7]
+        for first in range(0, len(texts) - 1, 8):
+            *words, is_cancelled = texts[first : first + 8]
             notes.append(_Note(*words, is_cancelled=bool(is_cancelled)))
-        return notes, self._site.scheduler.parse(os.fsdecode(fields[-1]))
+        try:
+            states = self._site.scheduler.parse(os.fsdecode(fields[-1]))
+        except (ValueError, LookupError) as error:
+            raise ClusterUnreachableError(
+                f"{self._site.scheduler.name} answers what cannot be read: {error}"
+            ) from error
+        # Another queue of the account is another cluster, whose jobs this one must not end.
+        return [note for note in notes if note.queue == self.queue], states
 
     def _status(self, note: _Note, states: dict[str, tuple[str, str]]) -> JobStatus:
         scheduler = self._site.scheduler

@@ -26,7 +26,11 @@ _UNUSED = {
 _SHORT_S = 600
 """A time limit below it leaves no time to train after a warning, which Slurm may send a minute early."""
 _OF_CPUS = {"cpus-per-gpu", "cpus-per-task", "exclusive", "ntasks"}
-_OWN_OUTPUT = ("output", "error", "keep")
+_UNUSED_OPTIONS = {
+    **dict.fromkeys(("output", "error", "keep"), "output goes where `oumi launch logs` reads it"),
+    "chdir": "the job starts in working_dir",
+}
+"""Options of a job's own lines that have no effect, and why."""
 _STAY = "trap : {signals}  # what runs below ends with a checkpoint, and this script waits for it\n"
 
 
@@ -74,12 +78,12 @@ def batch_script(job: JobConfig, site: Site, queue: str, working_dir: str) -> Ba
         elif keys[key] != value:
             warnings.append(f"`{option}` is not used, since a {scheduler.directive} line of the job sets {key}")
     _check_secrets(job, scheduler, keys)
-    name = job.name or "oumi"
+    name = keys.get("job-name") or job.name or "oumi"
     lines = [f"{scheduler.directive} {option}" for option in [*options, *own]]
     files, step = _files(job, scheduler, _num_nodes(job, keys), working_dir)
     files["job.sh"] = "\n".join(["#!/usr/bin/env bash", *lines, scheduler.supervise])
     steps = [f"submit to {scheduler.name} as '{name}'", step]
-    if is_warned:
+    if is_warned and keys.keys().isdisjoint({"signal", "no-requeue"}):
         steps.append(
             "120 s before its time ends, the job gets SIGUSR1; with exit code 75 (`oumi train` has saved a checkpoint) "
             "it goes back into the queue and goes on, at most 100 times"
@@ -208,9 +212,9 @@ def _doubts(job: JobConfig, site: Site, keys: Mapping[str, str]) -> Iterator[str
 
 
 def _unused_options(keys: Mapping[str, str], scheduler: Scheduler) -> Iterator[str]:
-    for key in _OWN_OUTPUT:
+    for key, reason in _UNUSED_OPTIONS.items():
         if key in keys:
-            yield f"{key} of a {scheduler.directive} line is not used: output goes where `oumi launch logs` reads it"
+            yield f"{key} of a {scheduler.directive} line is not used: {reason}"
 
 
 def _unused_keys(job: JobConfig, site: Site) -> Iterator[str]:

@@ -77,8 +77,11 @@ def _slurm_states(output: str) -> dict[str, tuple[str, str]]:
 
 
 def _pbs_states(output: str) -> dict[str, tuple[str, str]]:
-    """Parses the JSON of qstat; a job that has ended gets its exit code into its state, which is `F` otherwise."""
-    jobs = json.loads(output or "{}").get("Jobs", {})
+    """Parses the JSON of qstat; a job that has ended gets its exit code into its state, which is `F` otherwise.
+
+    Raises ValueError for what is no JSON: PBS writes texts into it as they are.
+    """
+    jobs = json.loads(output or "{}", strict=False).get("Jobs", {})
     states = {}
     for job_id, job in jobs.items():
         word, code = job["job_state"], job.get("Exit_status")
@@ -102,6 +105,7 @@ warn() {
 """
 
 _START = r"""export OUMI_JOB_DIR=$PWD
+unset OUMI_JOB_RESTARTS  # of a job that launched this one
 [ ! -e started ] || export OUMI_JOB_RESTARTS=1  # back from the queue: the run resumes
 rm -f exit
 date +%s > started
@@ -148,8 +152,10 @@ sbatch --parsable "${options[@]}" --output="$output" --error="$output" job.sh | 
 sacct -n -P -X -j "$ids" -o JobID,State 2>/dev/null || :  # where Slurm keeps accounts""",
     parse=_slurm_states,
     cancel='scancel "$id"',
-    # The launcher of a node starts all of its processes, which need all of its cores.
-    on_each_node='srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpu-bind=none bash "$OUMI_JOB_DIR/run.sh"',
+    # The launcher of a node starts all of its processes, which need all of its cores. Both --ntasks and --export are
+    # named, since srun takes them from the job's own lines otherwise.
+    on_each_node='srun --export=ALL --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 '
+    '--cpu-bind=none bash "$OUMI_JOB_DIR/run.sh"',
     letters={
         **{"A": "account", "a": "array", "C": "constraint", "D": "chdir", "G": "gpus", "J": "job-name", "N": "nodes"},
         **{"c": "cpus-per-task", "e": "error", "n": "ntasks", "o": "output", "p": "partition", "q": "qos", "t": "time"},
@@ -184,6 +190,7 @@ PBS = Scheduler(
     supervise=_PBS_SUPERVISE,
     keeps_environment=False,
     states=_by_word(
-        {JobState.PENDING: "H Q T W", JobState.RUNNING: "B E R S U", JobState.SUCCEEDED: "F0", JobState.FAILED: "F1"}
+        # F: ended without an exit code, so it was deleted before it ran, or could not start.
+        {JobState.PENDING: "H Q T W", JobState.RUNNING: "B E R S U", JobState.SUCCEEDED: "F0", JobState.FAILED: "F F1"}
     ),
 )

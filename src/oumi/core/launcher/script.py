@@ -28,7 +28,7 @@ def job_script(job: JobConfig, working_dir: str | None) -> str:
     Secrets are not part of it: a script is a file that others may read.
     """
     texts = {"setup": job.setup or "", "run": job.run}
-    if problems := [Problem(key, reason) for key, text in texts.items() if (reason := _not_storable(text))]:
+    if problems := [Problem(key, reason) for key, text in texts.items() if (reason := not_storable(text))]:
         raise ConfigError(problems, "job")
     lines = ["#!/usr/bin/env bash", *exports(job.envs), "set -e"]
     if working_dir is not None:
@@ -68,7 +68,7 @@ def check_variables(key: str, variables: Mapping[str, str]) -> None:
             problems.append(Problem(f"{key}.{name}", "expected letters, digits and _, with no digit first"))
         elif _OF_BASH.fullmatch(name):
             problems.append(Problem(f"{key}.{name}", "is set by bash itself; choose another name"))
-        elif reason := _not_storable(value):
+        elif reason := not_storable(value):
             problems.append(Problem(f"{key}.{name}", reason))
         elif (size := len(os.fsencode(f"{name}={value}"))) > _MAX_BYTES:
             problems.append(Problem(f"{key}.{name}", f"has {size:,} bytes; a process takes at most {_MAX_BYTES:,}"))
@@ -76,7 +76,7 @@ def check_variables(key: str, variables: Mapping[str, str]) -> None:
         raise ConfigError(problems, "job")
 
 
-def _not_storable(text: str) -> str:
+def not_storable(text: str) -> str:
     """Returns why neither a script nor an environment can hold a text; empty if both can."""
     try:
         return "contains a NUL byte" if b"\0" in os.fsencode(text) else ""

@@ -18,7 +18,7 @@ from oumi.core.errors import ConfigError, Problem
 from oumi.core.launcher.batch_script import BatchScript, batch_script, quoted
 from oumi.core.launcher.cloud import ClusterUnreachableError, LauncherError, MissingToolError
 from oumi.core.launcher.machine import CommandError, Machine
-from oumi.core.launcher.script import exports, secret_values
+from oumi.core.launcher.script import exports, not_storable, secret_values
 from oumi.core.launcher.sites import Site
 from oumi.core.launcher.upload import Upload, find_upload
 from oumi.core.log import logger
@@ -37,6 +37,7 @@ class Submission:
     job: JobConfig
     site: Site
     machine: Machine
+    queue: str
     script: BatchScript
     uploads: tuple[tuple[str, Upload], ...]
     """Folders there, and what goes into them."""
@@ -59,13 +60,9 @@ class Submission:
     def _root_shown(self) -> str:
         return self.site.folder.format(account=self.script.account).replace('"', "").replace("$HOME", "~")
 
-    def send(self) -> tuple[str, str]:
-        """Sends everything and submits the job; returns the id that the scheduler gives it, and its folder there.
-
-        Raises:
-            LauncherError: The machine cannot be reached, files cannot be copied, or the scheduler refuses the job.
-        """
-        values = secret_values(self.job)  # before anything is sent
+    def send(self) -> str:
+        """Uploads what the job needs; returns its folder there. Raises LauncherError if that fails."""
+        secret_values(self.job)  # all must be set before anything is sent
         stamp = f"{datetime.now(UTC).strftime(STAMP)}-{secrets.token_hex(2)}"
         folder = self._make_folder(stamp)
         try:
@@ -74,14 +71,22 @@ class Submission:
             with suppress(LauncherError):
                 self.machine.run(f"rm -r -- {shlex.quote(folder)}")
             raise
+        return folder
+
+    def submit(self, folder: str) -> str:
+        """Submits the job from its folder; returns the id that the scheduler gives it.
+
+        Raises:
+            LauncherError: The machine cannot be reached, or the scheduler refuses the job.
+        """
+        script = self._submit_script(folder, secret_values(self.job))
         try:
-            job_id = os.fsdecode(self.machine.run(self._submit_script(folder, stamp, values))).strip()
+            return os.fsdecode(self.machine.run(script)).strip()
         except CommandError as error:
             raise LauncherError(f"{self.site.scheduler.name} did not take the job: {_with_hint(str(error))}") from error
         except ClusterUnreachableError as error:
             message = f"{error}\nThe job may have been submitted before: see `oumi launch status`"
             raise ClusterUnreachableError(message) from error
-        return job_id, folder
 
     def _upload(self, folder: str) -> None:
         for target, upload in self.uploads:
@@ -115,9 +120,9 @@ class Submission:
                 ) from error
             raise
 
-    def _submit_script(self, folder: str, stamp: str, values: dict[str, str]) -> str:
-        scheduler, link = self.site.scheduler, f"{LINKS}/{stamp}"
-        texts = self.script.files | {"name": self.script.name}
+    def _submit_script(self, folder: str, values: dict[str, str]) -> str:
+        scheduler, link = self.site.scheduler, f"{LINKS}/{PurePosixPath(folder).name}"
+        texts = self.script.files | {"name": self.script.name, "queue": self.queue}
         lines = ["set -eo pipefail", f"cd -- {shlex.quote(folder)}"]
         lines += [f"printf %s {shlex.quote(text)} > {name}" for name, text in texts.items()]
         lines += ["date +%s > submitted", f'ln -s -- "$PWD" {link}', *self._secret_lines(values)]
@@ -143,6 +148,7 @@ def prepare(job: JobConfig, site: Site, machine: Machine, queue: str) -> Submiss
         ConfigError: A value is wrong, a file does not exist, or the cluster can never do what the job asks for.
         MissingToolError: A program is missing that is needed to find out.
     """
+    _check_texts(job)
     if job.storage_mounts:
         key = next(iter(job.storage_mounts))
         message = f"{job.resources.cloud} mounts no buckets; copy what the job needs in `setup`, and results in `run`"
@@ -164,7 +170,22 @@ def prepare(job: JobConfig, site: Site, machine: Machine, queue: str) -> Submiss
             uploads.append((target, find_upload(str(source))))
         else:
             files.append((target, source))
-    return Submission(job, site, machine, script, tuple(uploads), tuple(files))
+    return Submission(job, site, machine, queue, script, tuple(uploads), tuple(files))
+
+
+def _check_texts(job: JobConfig) -> None:
+    """Raises ConfigError for names and paths that no file and no script can hold."""
+    texts = {"name": job.name, "working_dir": job.working_dir}
+    problems = [
+        Problem(key, reason, locate(job, key)) for key, text in texts.items() if text and (reason := not_storable(text))
+    ]
+    for target, source in job.file_mounts.items():
+        if reason := not_storable(target + source):
+            problems.append(_mount_problem(job, target, reason))
+        elif target.startswith("~") and not target.startswith("~/"):
+            problems.append(_mount_problem(job, target, "expected a file or directory below ~/"))
+    if problems:
+        raise ConfigError(problems, "job")
 
 
 def _mounts(job: JobConfig, machine: Machine) -> Iterator[tuple[str, Path]]:
@@ -208,6 +229,6 @@ def _shown(target: str) -> str:
 
 def _in_shell(target: str) -> str:
     """Returns the same path as a word of bash."""
-    if target == "~" or target.startswith(("~/", "/")):
+    if target == "~" or target.startswith(("~/", "/")):  # "~" is the parent of a file's target
         return shlex.quote(target[2:] or "." if target.startswith("~") else target)
     return f'"$folder"/{shlex.quote(target)}'
