@@ -19,6 +19,14 @@ from oumi.core.log import logger
 IGNORE_FILE = ".oumiignore"
 CREDENTIALS = ("~/.netrc", "~/.cache/huggingface/token")
 """Files of Weights & Biases and of the Hub: most job files mount them, for whoever has them."""
+_OF_A_REPOSITORY = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_PREFIX",
+    "GIT_COMMON_DIR",
+    "GIT_OBJECT_DIRECTORY",
+)
 
 
 @dataclass(frozen=True)
@@ -63,12 +71,14 @@ def find_upload(working_dir: str) -> Upload:
     else:
         with tempfile.TemporaryDirectory() as empty:
             # An empty repository beside the directory, so that patterns mean what they mean to git.
-            subprocess.run(["git", "init", "-q", "--bare", empty], check=True, stdin=subprocess.DEVNULL)
+            _git(root, ["init", "-q", "--bare", empty])
             names = _names(root, [f"--git-dir={empty}", f"--work-tree={root}", "-c", "core.bare=false"])
-    # Tracked files may be deleted; a repository within this one is listed as a directory.
-    if nested := sorted(name for name in names if name.endswith("/")):
-        logger.warning("not uploaded, since it is a repository of its own: %s", ", ".join(nested))
-    files = sorted(name for name in names if not name.endswith("/") and os.path.lexists(root / name))
+    # A repository within this one is listed as a directory, and without the slash if it is a submodule.
+    nested = {name for name in names if (root / name).is_dir() and not (root / name).is_symlink()}
+    if nested:
+        listed = ", ".join(sorted(f"{name.rstrip('/')}/" for name in nested))
+        logger.warning("not uploaded, since it is a repository of its own: %s", listed)
+    files = sorted(name for name in names - nested if os.path.lexists(root / name))  # tracked ones may be deleted
     return Upload(root, tuple(files), sum((root / name).lstat().st_size for name in files))
 
 
@@ -85,7 +95,15 @@ def _names(root: Path, place: Sequence[str]) -> set[str]:
 
 def _git(root: Path, arguments: Sequence[str], check: bool = True) -> list[str]:
     """Returns the output of git, split at NUL bytes."""
-    result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=False)
+    # A git that runs around this one, such as for a hook, names its own repository by variables.
+    environment = {name: value for name, value in os.environ.items() if name not in _OF_A_REPOSITORY}
+    result = subprocess.run(
+        ["git", "-C", str(root), *arguments],
+        capture_output=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env=environment,
+    )
     if check and result.returncode:
         raise ConfigError(f"working_dir: git failed: {os.fsdecode(result.stderr).strip()}")
     return [os.fsdecode(name) for name in result.stdout.split(b"\0") if name]
