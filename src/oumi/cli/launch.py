@@ -59,14 +59,14 @@ def up(
     from oumi.launcher import LAUNCHER
 
     job = load_job(context, config)
-    given = {"idle_minutes_to_autostop": autostop, "slots": slots}
-    options = {name: value for name, value in given.items() if value is not None}
+    values = {"idle_minutes_to_autostop": autostop, "slots": slots}
+    options = {name: value for name, value in values.items() if value is not None}
     if dry_run:
         show_plan(job, cluster, **options)
         return
     check_output(output_filepath, detach)  # before anything costs
-    found, status = LAUNCHER.up(job, cluster, **options)
-    follow(job.resources.cloud, found, status, output_filepath, detach)
+    target, status = LAUNCHER.up(job, cluster, **options)
+    follow(job.resources.cloud, target, status, output_filepath, detach)
 
 
 @launch_app.command(context_settings=EXTRA)
@@ -83,9 +83,9 @@ def run(
     job = load_job(context, config)
     check_output(output_filepath, detach)
     status = LAUNCHER.run(job, cluster)
-    found = LAUNCHER.get_cloud(job).get_cluster(cluster)
-    assert found is not None, "it has just taken the job"
-    follow(job.resources.cloud, found, status, output_filepath, detach)
+    target = LAUNCHER.get_cloud(job).get_cluster(cluster)
+    assert target is not None, "it has just taken the job"
+    follow(job.resources.cloud, target, status, output_filepath, detach)
 
 
 @launch_app.command(context_settings=EXTRA)
@@ -188,7 +188,7 @@ def cancel(
     """End a job with all of its processes."""
     from oumi.launcher import LAUNCHER
 
-    show_jobs([("", LAUNCHER.cancel(job_id, cloud, cluster))])
+    show_jobs([(cloud or "", LAUNCHER.cancel(job_id, cloud, cluster))])
 
 
 @launch_app.command()

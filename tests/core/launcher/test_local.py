@@ -30,9 +30,9 @@ def job(run: str, **keys: object) -> JobConfig:
 def up(run: str, cluster: str = "local", slots: int | None = None, **keys: object) -> tuple[LocalCluster, str]:
     """Returns the cluster and the id of a new job."""
     options = {} if slots is None else {"slots": slots}
-    found, status = CLOUD.up(job(run, **keys), cluster, **options)
-    assert isinstance(found, LocalCluster)
-    return found, status.id
+    cluster_of_job, status = CLOUD.up(job(run, **keys), cluster, **options)
+    assert isinstance(cluster_of_job, LocalCluster)
+    return cluster_of_job, status.id
 
 
 @pytest.fixture(autouse=True)

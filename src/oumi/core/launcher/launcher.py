@@ -122,7 +122,7 @@ class Launcher:
                 hint = did_you_mean(cluster, names)
                 raise ClusterNotFoundError(f"no cloud that can be asked has a cluster '{cluster}'{hint}")
         jobs = _in_parallel(of_cluster, [item for _, item in clusters])
-        return [(name, item, found) for (name, item), found in zip(clusters, jobs, strict=True)]
+        return [(name, item, listed) for (name, item), listed in zip(clusters, jobs, strict=True)]
 
     def clusters(self, cloud: str | None = None) -> list[tuple[str, BaseCluster]]:
         """Returns clusters with the names of their clouds, of all clouds by default.
