@@ -180,6 +180,33 @@ def test_a_line_that_no_launched_job_can_have_is_refused(line: str) -> None:
         options_of(job_of(setup=line))
 
 
+@pytest.mark.parametrize(
+    ("line", "option", "key"),
+    [
+        ("--gpus-per-node=4", "--gres=gpu:A100:4", "gpus-per-node"),
+        ("-G 4", "--gres=gpu:A100:4", "gpus"),
+        ("--mem-per-cpu=4G", "--mem=32G", "mem-per-cpu"),
+        ("--cpus-per-gpu=8", "--cpus-per-task=8", "cpus-per-gpu"),
+        ("--no-requeue", "--requeue", "no-requeue"),
+    ],
+)
+def test_a_line_that_says_the_same_by_another_option_wins(line: str, option: str, key: str) -> None:
+    job = job_of(setup=f"#SBATCH {line}\n", accelerators="A100:4", cpus="8", memory="32")
+    assert option not in options_of(job)
+    assert line in options_of(job)
+    [warning] = batch_script(job, SITES["slurm"], "", "files").warnings
+    assert warning == f"`{option}` is not used, since a #SBATCH line of the job sets {key}"
+
+
+@pytest.mark.parametrize(
+    ("resources", "is_on_each"), [("select=1:ncpus=1+1:ncpus=2", True), ("nodes=2:ppn=4", True), ("select=1", False)]
+)
+def test_chunks_of_pbs_are_nodes(resources: str, is_on_each: bool) -> None:
+    script = batch_script(job_of("polaris", setup=f"#PBS -l {resources}\n"), SITES["polaris"], "prod", "files")
+    assert ("run.sh" in script.files) is is_on_each
+    assert script.files["job.sh"].count("#PBS -l select") + script.files["job.sh"].count("#PBS -l nodes") == 1
+
+
 @pytest.mark.parametrize("line", ["#SBATCH -N2", "#SBATCH --time=5 --nodes 2-4", "#SBATCH --nodes=2"])
 def test_nodes_of_a_line_count(line: str) -> None:
     assert "run.sh" in batch_script(job_of(setup=line), SITES["slurm"], "", "files").files

@@ -26,6 +26,15 @@ _UNUSED = {
 _SHORT_S = 600
 """A time limit below it leaves no time to train after a warning, which Slurm may send a minute early."""
 _OF_CPUS = {"cpus-per-gpu", "cpus-per-task", "exclusive", "ntasks"}
+_SAME = {
+    "cpus-per-task": ("cpus-per-gpu",),
+    "gres": ("gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task"),
+    "mem": ("mem-per-cpu", "mem-per-gpu"),
+    "place": ("nodes",),
+    "requeue": ("no-requeue",),
+    "select": ("nodes",),
+}
+"""Options that a scheduler refuses beside an option of ours, or that say the same."""
 _UNUSED_OPTIONS = {
     **dict.fromkeys(("output", "error", "keep"), "output goes where `oumi launch logs` reads it"),
     "chdir": "the job starts in working_dir",
@@ -73,10 +82,11 @@ def batch_script(job: JobConfig, site: Site, queue: str, working_dir: str) -> Ba
     is_warned = scheduler.keeps_environment and _seconds(keys.get("time", "")) >= _SHORT_S
     for option in [*_options(job, site, queue), *(["--signal=B:USR1@120"] if is_warned else [])]:
         [(key, value)] = scheduler.options(option)
-        if key not in keys:
+        own_key = next((name for name in (key, *_SAME.get(key, ())) if name in keys), None)
+        if own_key is None:
             options.append(option)
-        elif keys[key] != value:
-            warnings.append(f"`{option}` is not used, since a {scheduler.directive} line of the job sets {key}")
+        elif keys[own_key] != value or own_key != key:
+            warnings.append(f"`{option}` is not used, since a {scheduler.directive} line of the job sets {own_key}")
     _check_secrets(job, scheduler, keys)
     name = keys.get("job-name") or job.name or "oumi"
     lines = [f"{scheduler.directive} {option}" for option in [*options, *own]]
@@ -140,8 +150,9 @@ def _own_options(lines: list[str], scheduler: Scheduler) -> dict[str, str]:
 
 def _num_nodes(job: JobConfig, keys: Mapping[str, str]) -> int:
     """Returns the nodes that the job gets at least."""
-    match = re.match(r"[0-9]+", keys.get("nodes") or keys.get("select") or "")
-    return int(match[0]) if match else job.num_nodes
+    text = keys.get("nodes") or keys.get("select")
+    # PBS adds chunks, `2:ncpus=8+1:ncpus=16`, of which each is one without a number.
+    return sum(int(count or 1) for count in re.findall(r"(?:^|\+)([0-9]*)", text)) if text else job.num_nodes
 
 
 def _seconds(limit: str) -> float:

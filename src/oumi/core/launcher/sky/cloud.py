@@ -101,7 +101,7 @@ class SkyCloud(BaseCloud):
             logger.info("%s", step)
         if answer["price"] is not None:
             logger.info("price: $%.2f an hour", answer["price"])
-        with staged(task, uploads) as uploaded, _leftovers_told(name):
+        with staged(task, uploads) as uploaded, _hint_at_machines(name):
             result = SKY.call(
                 "up", True, task=uploaded, secrets=secrets, cluster=name, autostop=minutes,
                 sets_autostop=autostop is not None,
@@ -207,7 +207,7 @@ class SkyCluster(BaseCluster):
 
 
 @contextmanager
-def _leftovers_told(name: str | None) -> Iterator[None]:
+def _hint_at_machines(name: str | None) -> Iterator[None]:
     """Says after a launch that failed or was cancelled that machines may go on, which cost."""
     down = f"oumi launch down --cluster {name or '...'}"
     hint = f"machines may have been started: see `oumi launch status`, end them with `{down}`"

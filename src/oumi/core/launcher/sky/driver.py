@@ -140,9 +140,9 @@ def unsupported(task):
 
 def missing(cloud, stores):
     """Returns a message for each account that SkyPilot cannot use from here."""
-    wanted = [(cloud, CloudCapability.COMPUTE)] + [(store, CloudCapability.STORAGE) for store in stores]
+    capabilities = [(cloud, CloudCapability.COMPUTE)] + [(store, CloudCapability.STORAGE) for store in stores]
     names = {}  # by their reason, which is often the same for machines and buckets
-    for name, capability in wanted:
+    for name, capability in capabilities:
         if name == "cloudflare":
             from sky.adaptors import cloudflare
 
