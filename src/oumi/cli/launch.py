@@ -247,6 +247,8 @@ def _state(job: JobStatus) -> str:
 
 def follow(cloud: str, cluster: BaseCluster, status: JobStatus, output: Path | None, is_detached: bool) -> None:
     """Shows the output of a job until it ends, unless detached; exits as the job did, with 1 where that is unknown."""
+    from oumi.core.errors import OumiError
+
     place = f"--cloud {cloud} --cluster {shlex.quote(cluster.name())} --job-id {shlex.quote(status.id)}"
     typer.echo(f"job {status.id} on {cluster.name()}: {_described(status)}", err=True)
     if is_detached:
@@ -256,6 +258,9 @@ def follow(cloud: str, cluster: BaseCluster, status: JobStatus, output: Path | N
         last = _followed(cluster, status.id, output)
     except KeyboardInterrupt:
         typer.echo(f"\njob {status.id} goes on; end it with: oumi launch cancel {place}", err=True)
+        raise
+    except OumiError:  # such as a full disk here, or a connection that is lost
+        typer.echo(f"job {status.id} is no longer followed; go on with: oumi launch logs {place} -f", err=True)
         raise
     if last is None:
         typer.echo(f"job {status.id} on {cluster.name()}: unknown, the cluster does not know it any more", err=True)

@@ -371,6 +371,14 @@ def test_keys_that_this_machine_cannot_carry_out_are_refused_or_told(tmp_path: P
     assert CLOUD.status("local") == {}, "a plan creates nothing"
 
 
+def test_a_job_that_is_made_in_python_is_checked_as_a_file_is() -> None:
+    with pytest.raises(ConfigError, match="run: required, but empty"):
+        CLOUD.up(job(" "))
+    with pytest.raises(ConfigError, match=r"secrets.A: is a variable of envs, too"):
+        CLOUD.plan(job("true", secrets=["A"], envs={"A": "1"}))
+    assert CLOUD.status("local") == {}
+
+
 @pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "", " ", "a\nb", "x" * 101, "$(touch hit)"])
 def test_a_cluster_has_a_name_that_is_a_directory_here(name: str) -> None:
     with pytest.raises(ConfigError, match="--cluster: got"):
@@ -382,6 +390,8 @@ def test_an_unknown_option_is_refused_with_the_nearest_name() -> None:
         CLOUD.up(job("true"), "local", slot=2)
     with pytest.raises(ConfigError, match="slots: expected a number > 0, got 0"):
         CLOUD.up(job("true"), "local", slots=0)
+    with pytest.raises(ConfigError, match="slots: expected a number > 0, got True"):
+        CLOUD.up(job("true"), "local", slots=True)
 
 
 def test_down_ends_the_jobs_and_forgets_the_queue(registry: Path) -> None:
@@ -392,6 +402,8 @@ def test_down_ends_the_jobs_and_forgets_the_queue(registry: Path) -> None:
         CLOUD.down("local", "gon")
     CLOUD.down("local", "gone")
     assert [cluster.name() for _, cluster in CLOUD.clusters("local")] == ["kept"]
+    with pytest.raises(ValueError, match="no cluster 'gone'"):
+        CLOUD.cancel("1", "local", "gone")
     with pytest.raises(LauncherError, match="cluster kept has no job '3'"):
         CLOUD.cancel("3", "local", "kept")
     with pytest.raises(ClusterNotFoundError):
@@ -468,6 +480,15 @@ def test_a_job_that_is_forgotten_while_it_is_followed_ends_as_unknown(registry: 
     _, stderr = follower.communicate()
     last = "job 1 on local: unknown, the cluster does not know it any more"
     assert (follower.returncode, stderr.splitlines()[-1]) == (1, last)
+
+
+def test_a_job_whose_output_cannot_be_written_here_goes_on_and_is_told() -> None:
+    Path("job.yaml").write_text(COMMAND_JOB)
+    result = run_python("-m", "oumi", "launch", "up", "-c", "job.yaml", "--output-filepath", "/dev/full")
+    assert (result.returncode, "No space left on device" in result.stderr) == (74, True)
+    follow = "oumi launch logs --cloud local --cluster local --job-id 1 -f"
+    assert f"job 1 is no longer followed; go on with: {follow}\n" in result.stderr
+    assert run_python("-m", *follow.split()).stdout == "hello \n"
 
 
 def test_a_launch_that_fails_leaves_a_file_for_output_as_it_was() -> None:

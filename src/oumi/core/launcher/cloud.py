@@ -21,7 +21,7 @@ class LauncherError(OumiError):
     exit_code = 69  # EX_UNAVAILABLE of sysexits.h
 
 
-class ClusterNotFoundError(LauncherError):
+class ClusterNotFoundError(LauncherError, ValueError):  # ValueError is what Oumi raises
     """There is no such cluster."""
 
 

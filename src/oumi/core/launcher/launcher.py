@@ -209,6 +209,7 @@ class Launcher:
 
 def _checked(job: JobConfig, cluster: str | None) -> tuple[JobConfig, list[str]]:
     """Returns the job that a cloud is given, and what was left out of it; raises ConfigError if it is incomplete."""
+    job.finalize_and_validate()  # one that is made in Python has not been
     if missing := job.missing_at_launch(cluster):
         raise ConfigError(missing, "job")
     return without_absent_credentials(job)

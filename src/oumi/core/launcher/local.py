@@ -292,7 +292,7 @@ def _warnings(job: JobConfig) -> list[str]:
 
 
 def _check_slots(slots: object) -> int | None:
-    if slots is not None and (not isinstance(slots, int) or slots < 1):
+    if slots is not None and (type(slots) is not int or slots < 1):
         raise ConfigError(f"slots: expected a number > 0, got {slots!r}")
     return slots
 
