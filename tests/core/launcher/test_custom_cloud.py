@@ -144,9 +144,12 @@ def test_every_command_works_with_a_cloud_of_user_code(folder: Path) -> None:
 
 def test_a_cloud_of_user_code_that_fails_does_not_hide_the_others(folder: Path) -> None:
     launch("up", "-c", "job.yaml", "--cluster", "c1")
+    Path("c2").mkdir()
+    Path("c2/0").write_text("no number")
     code, output, error = launch("status")
-    assert (code, "campus" in output) == (0, True)
+    assert (code, "campus  " in output) == (0, True)
     assert "closed: OSError: the campus is closed" in error
+    assert "c2: ValueError: invalid literal" in error
 
 
 def test_a_cluster_that_hands_out_no_output_is_followed_to_the_end_of_the_job(folder: Path) -> None:

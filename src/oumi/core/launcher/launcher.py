@@ -10,7 +10,7 @@ from inspect import Parameter, signature
 from typing import TypeVar
 
 from oumi.core.configs import JobConfig
-from oumi.core.errors import ConfigError, Problem, did_you_mean
+from oumi.core.errors import ConfigError, OumiError, Problem, did_you_mean
 from oumi.core.launcher.cloud import (
     BaseCloud,
     BaseCluster,
@@ -104,11 +104,11 @@ class Launcher:
         def of_cluster(item: BaseCluster) -> list[JobStatus]:
             try:
                 return item.get_jobs()
-            except LauncherError as error:
+            except Exception as error:  # user code raises anything
                 if cluster:
                     raise
                 # As with clouds: one that does not answer must not hide the jobs of the others.
-                logger.warning("%s: %s", item.name(), error)
+                logger.warning("%s: %s", item.name(), _reason(error))
                 return []
 
         if cloud and cluster:  # which need not be in the list of those that are known here
@@ -132,23 +132,19 @@ class Launcher:
         """
         names = [cloud.lower()] if cloud else self.which_clouds()
 
-        def of_cloud(name: str) -> list[BaseCluster] | LauncherError:
+        def of_cloud(name: str) -> list[BaseCluster] | str:
             try:
                 return self.get_cloud(name).list_clusters()
-            except LauncherError as error:
+            except Exception as error:  # user code raises anything
                 if cloud:
                     raise
-                return error
-            except Exception as error:  # user code raises anything, and must not hide the jobs of other clouds
-                if cloud:
-                    raise
-                return LauncherError(f"{type(error).__name__}: {error}")
+                return _reason(error).partition("\n")[0]
 
         clusters: list[tuple[str, BaseCluster]] = []
         unreachable: dict[str, list[str]] = {}
         for name, answer in zip(names, _in_parallel(of_cloud, names), strict=True):
-            if isinstance(answer, LauncherError):
-                unreachable.setdefault(str(answer).partition("\n")[0], []).append(name)
+            if isinstance(answer, str):
+                unreachable.setdefault(answer, []).append(name)
             else:
                 clusters += [(name, item) for item in answer]
         # One cloud without credentials must not hide the jobs of the others.
@@ -213,6 +209,11 @@ def _checked(job: JobConfig, cluster: str | None) -> tuple[JobConfig, list[str]]
     if missing := job.missing_at_launch(cluster):
         raise ConfigError(missing, "job")
     return without_absent_credentials(job)
+
+
+def _reason(error: Exception) -> str:
+    """Returns the message of an error, and its kind where the message is not written for users."""
+    return str(error) if isinstance(error, OumiError) else f"{type(error).__name__}: {error}"
 
 
 def _warn(messages: list[str]) -> None:
