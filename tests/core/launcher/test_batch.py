@@ -446,3 +446,12 @@ def test_a_job_for_another_user_is_told(
     job.user = "you"
     polaris.run_job(job)
     assert "user: 'you' is not used, since the cluster is debug.me" in caplog.text
+
+
+def test_output_that_breaks_off_says_that_the_job_may_go_on(polaris: BatchCluster, tmp_path: Path) -> None:
+    (tmp_path / "full").touch()
+    status = polaris.run_job(job_of("polaris"))
+    (tmp_path / "unreachable").touch()
+    command = f"oumi launch logs --cluster debug.me --job-id {status.id} -f"
+    with pytest.raises(ClusterUnreachableError, match=f"No route to host\nJob {status.id} may go on; .*{command}"):
+        next(polaris.logs(status.id))

@@ -110,6 +110,15 @@ class BatchCluster(BaseCluster):
 
     def logs(self, job_id: str, follow: bool = True) -> Iterator[str]:
         """Yields the output of a job, of all of its attempts; if `follow`, until it ends or nobody knows its state."""
+        try:
+            yield from self._output(job_id, follow)
+        except ClusterUnreachableError as error:
+            command = f"oumi launch logs --cluster {self._name} --job-id {job_id} -f"
+            raise ClusterUnreachableError(
+                f"{error}\nJob {job_id} may go on; follow it again with `{command}`"
+            ) from error
+
+    def _output(self, job_id: str, follow: bool) -> Iterator[str]:
         _, note = self._job(job_id)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         num_bytes, asked_s, wait_s, is_final = 0, time.monotonic(), 0.0, not follow
@@ -150,12 +159,13 @@ class BatchCluster(BaseCluster):
             for note in notes
         ]
         self.machine.run("\n".join(["code=0", *commands, "exit $code"]))
-        ids, deadline_s = {note.id for note in notes}, time.monotonic() + _CANCEL_S
+        ids, deadline_s, wait_s = {note.id for note in notes}, time.monotonic() + _CANCEL_S, _POLL_S / 2
         while ids := {job.id for job in self.get_jobs() if job.id in ids and job.state in _ACTIVE}:
             if time.monotonic() > deadline_s:
                 logger.warning("%s: cancelled, and not at its end yet: %s", self._name, ", ".join(sorted(ids)))
                 return
-            time.sleep(_POLL_S / 2)
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, 4 * _POLL_S)  # the scheduler serves everybody
 
     def _job(self, job_id: str) -> tuple[JobStatus, _Note]:
         notes, states = self._ask()
