@@ -169,6 +169,9 @@ def test_what_cannot_be_copied_is_told(home: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("OUMI_CACHE_DIR", str(tmp_path / "file"))
     with pytest.raises(StorageError, match="set OUMI_CACHE_DIR"):
         Launcher().up(job, "one")
+    monkeypatch.setenv("OUMI_CACHE_DIR", str(tmp_path / "$(touch pwned)"))
+    with pytest.raises(ConfigError, match=r"SkyPilot cannot upload from a path with '\$'; set OUMI_CACHE_DIR"):
+        Launcher().up(job, "one")
 
 
 def test_a_plan_names_the_price_and_the_machine_where_they_are_known(home: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from oumi.core.configs import JobConfig
-from oumi.core.errors import StorageError
+from oumi.core.errors import ConfigError, StorageError
 from oumi.core.launcher.sky.task import SAFE_PATH
 from oumi.core.launcher.upload import Upload, find_upload
 from oumi.core.system.cache import cache_home
 
 RULES = ".skyignore"
 """The file in which SkyPilot finds what to leave out, in any directory; without one, it reads .gitignore."""
+_RUN_BY_SHELLS = re.compile(r'["$`\\\n]')
 
 
 def find_uploads(job: JobConfig) -> dict[str, Upload]:
@@ -39,6 +41,10 @@ def find_uploads(job: JobConfig) -> dict[str, Upload]:
 def staged(task: Mapping[str, Any], uploads: Mapping[str, Upload]) -> Iterator[dict[str, Any]]:
     """Yields a task whose local paths are those of a temporary directory, which shares the disk space of the files."""
     parent = cache_home() / "launch"
+    if unsafe := _RUN_BY_SHELLS.search(str(parent)):  # SkyPilot puts the path between double quotes
+        raise ConfigError(
+            f"{parent}: SkyPilot cannot upload from a path with {unsafe[0]!r}; set OUMI_CACHE_DIR to another"
+        )
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
