@@ -164,6 +164,8 @@ def test_the_name_in_a_line_is_the_name_of_the_job() -> None:
         ({"name": "a\0b"}, "name: contains a NUL byte"),
         ({"name": "\ud800"}, r"name: contains U\+D800, which is no character"),
         ({"working_dir": "a\0b"}, "working_dir: contains a NUL byte"),
+        ({"working_dir": "~nobody-of-this-name/x"}, "working_dir: ~nobody-of-this-name/x is not a directory"),
+        ({"file_mounts": {"/x": "~nobody-of-this-name/x"}}, "~nobody-of-this-name/x does not exist"),
         ({"file_mounts": {"/x\0": "y"}}, "file_mounts.*: contains a NUL byte"),
         ({"file_mounts": {"~other/x": "/etc/hosts"}}, "file_mounts.~other/x: expected a file or directory below ~/"),
     ],

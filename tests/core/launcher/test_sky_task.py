@@ -191,3 +191,18 @@ def test_every_job_file_that_oumi_ships_loads_and_becomes_a_task() -> None:
     assert {name: sum(name in content.get("envs", {}) for content in files) for name in ENVS} == {
         name: count for name, (count, _) in ENVS.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "reason"),
+    [
+        ("name", "a\0b", "contains a NUL byte"),
+        ("working_dir", "\0", "NUL"),
+        ("setup", "\0", "NUL"),
+        ("run", "\ud800", "D800"),
+    ],
+)
+def test_a_text_that_no_script_can_hold_is_refused(key: str, text: str, reason: str) -> None:
+    job = make_job("resources: {cloud: gcp}\nrun: echo").model_copy(update={key: text})
+    with pytest.raises(ConfigError, match=f"{key}: .*{reason}"):
+        make_task(job)

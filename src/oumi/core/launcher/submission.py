@@ -22,6 +22,7 @@ from oumi.core.launcher.script import exports, not_storable, secret_values
 from oumi.core.launcher.sites import Site
 from oumi.core.launcher.upload import Upload, find_upload
 from oumi.core.log import logger
+from oumi.core.system.filesystem import expanded
 
 LINKS = '"$HOME"/.oumi/jobs'
 """Folder on the cluster with a link to the folder of each job, named after the time of its launch."""
@@ -153,7 +154,7 @@ def prepare(job: JobConfig, site: Site, machine: Machine, queue: str) -> Submiss
         key = next(iter(job.storage_mounts))
         message = f"{job.resources.cloud} mounts no buckets; copy what the job needs in `setup`, and results in `run`"
         raise ConfigError([Problem(f"storage_mounts.{key}", message, locate(job, "storage_mounts"))], "job")
-    folder = _FILES if machine.host else str(Path(job.working_dir or ".").expanduser().resolve())
+    folder = _FILES if machine.host else str(expanded(job.working_dir or ".").resolve())
     if not machine.host and not Path(folder).is_dir():
         problem = Problem("working_dir", f"{job.working_dir} is not a directory", locate(job, "working_dir"))
         raise ConfigError([problem], "job")
@@ -192,14 +193,14 @@ def _mounts(job: JobConfig, machine: Machine) -> Iterator[tuple[str, Path]]:
     """Yields paths there and paths here, of all mounts."""
     problems = []
     for target, text in job.file_mounts.items():
-        source = Path(text).expanduser()
+        source = expanded(text)
         if "://" in text:
             problems.append(_mount_problem(job, target, f"{text} is no file; copy it in `setup`"))
         elif not source.exists():
             problems.append(_mount_problem(job, target, f"{text} does not exist"))
         elif machine.host:
             yield target, source
-        elif Path(target).expanduser().resolve() != source.resolve():
+        elif expanded(target).resolve() != source.resolve():
             message = f"the job runs on this machine, where {text} is in place: use that path in `run`"
             problems.append(_mount_problem(job, target, message))
     if problems:

@@ -15,6 +15,7 @@ from oumi.core.configs import JobConfig
 from oumi.core.errors import ConfigError
 from oumi.core.launcher.cloud import MissingToolError
 from oumi.core.log import logger
+from oumi.core.system.filesystem import expanded
 
 IGNORE_FILE = ".oumiignore"
 CREDENTIALS = ("~/.netrc", "~/.cache/huggingface/token")
@@ -47,7 +48,7 @@ def without_absent_credentials(job: JobConfig) -> tuple[JobConfig, list[str]]:
     absent = {
         remote: local
         for remote, local in job.file_mounts.items()
-        if local in CREDENTIALS and not Path(local).expanduser().exists()
+        if local in CREDENTIALS and not expanded(local).exists()
     }
     mounts = {remote: local for remote, local in job.file_mounts.items() if remote not in absent}
     warnings = [f"file_mounts.{remote}: not copied: {local} does not exist here" for remote, local in absent.items()]
@@ -61,7 +62,7 @@ def find_upload(working_dir: str) -> Upload:
         ConfigError: There is no such directory.
         MissingToolError: git is not installed.
     """
-    root = Path(working_dir).expanduser().resolve()
+    root = expanded(working_dir).resolve()
     if not root.is_dir():
         raise ConfigError(f"working_dir: {working_dir} is not a directory")
     if shutil.which("git") is None:

@@ -20,6 +20,7 @@ from typing import Any
 from oumi.core.errors import ConfigError
 from oumi.core.launcher.cloud import ClusterNotFoundError, ClusterUnreachableError, LauncherError, MissingToolError
 from oumi.core.log import logger
+from oumi.core.system.filesystem import expanded
 
 INSTALL = "uv tool install --with pip 'skypilot[{cloud}]>=0.14,<0.15'"
 """The command that installs SkyPilot; its extra brings what the cloud needs."""
@@ -131,13 +132,13 @@ def find_python() -> str | None:
         ConfigError: OUMI_SKY is no such command.
     """
     named = os.environ.get(VARIABLE)
-    if named and not Path(named).expanduser().is_file():
+    if named and not expanded(named).is_file():
         raise ConfigError(f"{VARIABLE}: no file {named}; expected the path of the command `sky`")
     beside = Path(sys.executable).parent / "sky"
     command = named or (str(beside) if beside.is_file() else shutil.which("sky"))
     if command is None:
         return None
-    python = _python_of(Path(command).expanduser())
+    python = _python_of(expanded(command))
     if python is None and named:
         raise ConfigError(f"{VARIABLE}: {named} is not the command `sky` of SkyPilot, a script that names its Python")
     return python
@@ -194,9 +195,9 @@ def _end_error(process: subprocess.Popen[str]) -> LauncherError:
 
 def _may_have_clusters() -> bool:
     """Returns True unless this machine has no clusters of SkyPilot and no server elsewhere that may have some."""
-    home = Path(os.environ.get("SKY_RUNTIME_DIR") or "~").expanduser() / ".sky"
+    home = expanded(os.environ.get("SKY_RUNTIME_DIR") or "~") / ".sky"
     elsewhere = ("SKYPILOT_API_SERVER_ENDPOINT", "SKYPILOT_DB_CONNECTION_URI", "SKYPILOT_GLOBAL_CONFIG")
-    config = Path("~/.sky/config.yaml").expanduser()
+    config = expanded("~/.sky/config.yaml")
     names_server = config.is_file() and "endpoint" in config.read_text(encoding="utf-8", errors="replace")
     return (home / "state.db").exists() or names_server or any(os.environ.get(name) for name in elsewhere)
 

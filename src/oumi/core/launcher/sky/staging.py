@@ -17,6 +17,7 @@ from oumi.core.errors import ConfigError, StorageError
 from oumi.core.launcher.sky.task import SAFE_PATH
 from oumi.core.launcher.upload import Upload, find_upload
 from oumi.core.system.cache import cache_home
+from oumi.core.system.filesystem import expanded
 
 RULES = ".skyignore"
 """The file in which SkyPilot finds what to leave out, in any directory; without one, it reads .gitignore."""
@@ -29,7 +30,7 @@ def find_uploads(job: JobConfig) -> dict[str, Upload]:
     if job.working_dir is not None:
         uploads["working_dir"] = find_upload(job.working_dir)
     for remote, local in job.file_mounts.items():
-        path = Path(local).expanduser()
+        path = expanded(local)
         if path.is_dir():
             uploads[f"file_mounts.{remote}"] = find_upload(local)
         elif path.is_file():
@@ -53,7 +54,7 @@ def staged(task: Mapping[str, Any], uploads: Mapping[str, Upload]) -> Iterator[d
         changed = {**task, "file_mounts": dict(task.get("file_mounts", {}))}
         for number, (key, upload) in enumerate(uploads.items()):
             remote, directory = key.removeprefix("file_mounts."), Path(root, str(number))
-            if remote != key and Path(task["file_mounts"][remote]).expanduser().is_file():
+            if remote != key and expanded(task["file_mounts"][remote]).is_file():
                 # Its name reaches a shell of SkyPilot, those of files within a directory do not.
                 (name,) = upload.names
                 path = directory / (name if SAFE_PATH.fullmatch(name) else "file")

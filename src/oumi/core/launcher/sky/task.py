@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
@@ -13,8 +13,9 @@ import yaml
 from oumi.core.configs import JobConfig, TrainingConfig
 from oumi.core.configs.loading import locate
 from oumi.core.errors import ConfigError, OumiError, Problem
-from oumi.core.launcher.script import check_variables
+from oumi.core.launcher.script import check_variables, not_storable
 from oumi.core.recipes import resolve_config
+from oumi.core.system.filesystem import expanded
 
 INFRA = {"k8s": "kubernetes", "sky-slurm": "slurm"}
 """SkyPilot's names of clouds where they differ from ours."""
@@ -35,7 +36,11 @@ def make_task(job: JobConfig) -> dict[str, Any]:
         ConfigError: A name, a mount or a variable that no task can have.
     """
     check_variables("envs", job.envs)
-    problems = list(_wrong_mounts(job))
+    texts = {"name": job.name, "working_dir": job.working_dir, "setup": job.setup, "run": job.run}
+    problems = [
+        Problem(key, reason, locate(job, key)) for key, text in texts.items() if text and (reason := not_storable(text))
+    ]
+    problems += _wrong_mounts(job)
     if problems:
         raise ConfigError(problems, "job")
     task = {
@@ -122,7 +127,7 @@ def output_dir(job: JobConfig) -> str | None:
     match = re.search(r"oumi\s+train\b.*?\s(?:-c|--config)[= ]['\"]?([^\s'\"]+)", job.run, re.DOTALL)
     if not match:
         return None
-    local = Path(job.working_dir or ".").expanduser() / match[1]
+    local = expanded(job.working_dir or ".") / match[1]
     try:
         config = TrainingConfig.draft(local if local.is_file() else resolve_config(match[1])).config
     except OumiError:  # a file of the other machine
@@ -175,7 +180,7 @@ def _wrong_mounts(job: JobConfig) -> Iterator[Problem]:
     for remote, local in job.file_mounts.items():
         if "://" in local and not SAFE_PATH.fullmatch(local):
             yield Problem(f"file_mounts.{remote}", f"{local}: not the URL of a bucket", locate(job, "file_mounts"))
-        elif "://" not in local and not Path(local).expanduser().exists():
+        elif "://" not in local and not expanded(local).exists():
             yield Problem(f"file_mounts.{remote}", f"{local}: no such file or directory", locate(job, "file_mounts"))
 
 
