@@ -457,3 +457,18 @@ def test_output_that_breaks_off_says_that_the_job_may_go_on(polaris: BatchCluste
     command = f"oumi launch logs --cluster debug.me --job-id {status.id} -f"
     with pytest.raises(ClusterUnreachableError, match=f"No route to host\nJob {status.id} may go on; .*{command}"):
         next(polaris.logs(status.id))
+
+
+@pytest.mark.parametrize("has_ended", [True, False])
+def test_a_job_that_ends_before_it_is_cancelled_has_ended(
+    has_ended: bool, polaris: BatchCluster, tmp_path: Path
+) -> None:
+    (tmp_path / "full").touch()
+    status = polaris.run_job(job_of("polaris"))
+    end = f"echo 0 > {tmp_path}/jobs/$1/exit\n" if has_ended else ""
+    (tmp_path / "bin" / "qdel").write_text(f"#!/bin/sh\n{end}echo 'qdel: refused' >&2\nexit 35\n")
+    if has_ended:
+        assert polaris.cancel_job(status.id).state == JobState.SUCCEEDED
+    else:
+        with pytest.raises(LauncherError, match="qdel: refused"):
+            polaris.cancel_job(status.id)

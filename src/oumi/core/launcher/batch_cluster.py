@@ -158,7 +158,11 @@ class BatchCluster(BaseCluster):
             f"&& cd -- {shlex.quote(note.folder)} && : > cancelled && rm -f secrets.sh || code=1"
             for note in notes
         ]
-        self.machine.run("\n".join(["code=0", *commands, "exit $code"]))
+        try:
+            self.machine.run("\n".join(["code=0", *commands, "exit $code"]))
+        except CommandError:  # a job that ended by itself meanwhile cannot be cancelled, and need not be
+            if not all(self._job(note.id)[0].done for note in notes):
+                raise
         ids, deadline_s, wait_s = {note.id for note in notes}, time.monotonic() + _CANCEL_S, _POLL_S / 2
         while ids := {job.id for job in self.get_jobs() if job.id in ids and job.state in _ACTIVE}:
             if time.monotonic() > deadline_s:
