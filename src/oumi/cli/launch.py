@@ -133,7 +133,7 @@ def status(
     show_jobs([(name, job) for name, _, jobs in clusters for job in jobs if job_id in (None, job.id)])
     for name, item, jobs in clusters:
         if not jobs and job_id is None:
-            typer.echo(f"{name} {item.name()}: {item.state()}, without jobs")
+            typer.echo(f"{name} {item.name()}: {', '.join(filter(None, [item.state(), 'no jobs']))}")
 
 
 @launch_app.command()

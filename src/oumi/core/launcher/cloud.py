@@ -118,8 +118,8 @@ class BaseCluster(ABC):
         """Gives everything back; ends all jobs."""
 
     def state(self) -> str:
-        """Returns the cloud's own word for the state of the machines."""
-        return "up"
+        """Returns the cloud's own word for the state of the machines, empty where it has none."""
+        return ""
 
     def get_job(self, job_id: str) -> JobStatus | None:
         """Returns the status of a job, None if the cluster does not know it."""

@@ -102,14 +102,12 @@ class Launcher:
         """Returns clusters with the names of their clouds and with their jobs, of all clouds by default."""
 
         def of_cluster(item: BaseCluster) -> list[JobStatus]:
-            try:
-                return item.get_jobs()
-            except Exception as error:  # user code raises anything
-                if cluster:
-                    raise
+            answer = _answer(item.get_jobs, is_named=cluster is not None)
+            if isinstance(answer, str):
                 # As with clouds: one that does not answer must not hide the jobs of the others.
-                logger.warning("%s: %s", item.name(), _reason(error))
+                logger.warning("%s: %s", item.name(), answer)
                 return []
+            return answer
 
         if cloud and cluster:  # which need not be in the list of those that are known here
             clusters = [(cloud, self._cluster(cloud, cluster))]
@@ -133,18 +131,13 @@ class Launcher:
         names = [cloud.lower()] if cloud else self.which_clouds()
 
         def of_cloud(name: str) -> list[BaseCluster] | str:
-            try:
-                return self.get_cloud(name).list_clusters()
-            except Exception as error:  # user code raises anything
-                if cloud:
-                    raise
-                return _reason(error).partition("\n")[0]
+            return _answer(lambda: self.get_cloud(name).list_clusters(), is_named=cloud is not None)
 
         clusters: list[tuple[str, BaseCluster]] = []
         unreachable: dict[str, list[str]] = {}
         for name, answer in zip(names, _in_parallel(of_cloud, names), strict=True):
             if isinstance(answer, str):
-                unreachable.setdefault(answer, []).append(name)
+                unreachable.setdefault(answer.partition("\n")[0], []).append(name)
             else:
                 clusters += [(name, item) for item in answer]
         # One cloud without credentials must not hide the jobs of the others.
@@ -174,7 +167,8 @@ class Launcher:
         if job_id is None:
             jobs = cluster.get_jobs()
             if not jobs:
-                raise LauncherError(f"cluster {cluster_name} ({cluster.state()}) has no job")
+                state = f" ({cluster.state()})" if cluster.state() else ""
+                raise LauncherError(f"cluster {cluster_name}{state} has no job")
             job_id = jobs[-1].id
         else:
             _require_job(cluster, job_id)
@@ -211,9 +205,16 @@ def _checked(job: JobConfig, cluster: str | None) -> tuple[JobConfig, list[str]]
     return without_absent_credentials(job)
 
 
-def _reason(error: Exception) -> str:
-    """Returns the message of an error, and its kind where the message is not written for users."""
-    return str(error) if isinstance(error, OumiError) else f"{type(error).__name__}: {error}"
+def _answer(call: Callable[[], Result], is_named: bool) -> Result | str:
+    """Returns what a call returns; of a cloud or cluster that the user has not named, the reason if it fails."""
+    try:
+        return call()
+    except Exception as error:  # clouds of user code raise anything
+        if is_named:
+            raise
+        logger.debug("the call failed", exc_info=True)
+        # With its kind, where the message is not written for users.
+        return str(error) if isinstance(error, OumiError) else f"{type(error).__name__}: {error}"
 
 
 def _warn(messages: list[str]) -> None:

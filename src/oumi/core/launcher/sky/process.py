@@ -72,11 +72,11 @@ class SkyProcess:
 
     def clusters(self) -> list[dict[str, Any]]:
         """Returns name, state, cloud and price of all clusters; threads that ask together share an answer."""
-        asked = time.monotonic()
+        called = time.monotonic()
         if not _may_have_clusters():  # asking starts SkyPilot's server, which takes seconds and a gigabyte
             return []
         with self._lock, _patience():
-            if self._records_time < asked:
+            if self._records_time < called:
                 self._records = next(self._answers("clusters", False, {}))
                 self._records_time = time.monotonic()
             return self._records
