@@ -20,7 +20,7 @@ host.keep_freed_memory()  # before torch is imported, as in `oumi infer`
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+from transformers import LlamaForCausalLM  # noqa: E402
 
 from benchmarks.sft.workload import SHAPES  # noqa: E402
 from oumi.core.models.continuous import ContinuousBatch  # noqa: E402
@@ -65,19 +65,8 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def make_model(shape: str) -> Any:
     """Returns a Llama with weights that make every token as likely as any other."""
-    sizes = SHAPES[shape]
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=sizes.vocabulary,
-        hidden_size=sizes.hidden,
-        intermediate_size=sizes.intermediate,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.kv_heads,
-        max_position_embeddings=2048,
-        initializer_range=0.1,
-    )
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(SHAPES[shape].config(initializer_range=0.1)).eval()
 
 
 def make_prompts() -> list[list[int]]:

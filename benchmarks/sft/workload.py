@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,21 @@ class Shape:
     kv_heads: int
     intermediate: int
     vocabulary: int = 32_000
+
+    def config(self, **settings: Any) -> Any:
+        """Returns the config of a Llama of this shape."""
+        from transformers import LlamaConfig
+
+        return LlamaConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            intermediate_size=self.intermediate,
+            max_position_embeddings=2048,
+            **settings,
+        )
 
 
 SHAPES = {
@@ -195,17 +211,10 @@ def _write_tokenizer(folder: Path, tokens: Sequence[str], template: str) -> None
 
 def _write_model(folder: Path, shape: Shape) -> None:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     torch.manual_seed(_SEED)
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        intermediate_size=shape.intermediate,
-        max_position_embeddings=2048,
+    config = shape.config(
         tie_word_embeddings=True,
         rms_norm_eps=1e-5,
         bos_token_id=None,
