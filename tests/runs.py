@@ -24,6 +24,7 @@ from oumi.core.distributed.world import World
 from oumi.core.inspect import gather_facts
 from oumi.core.plan.plan import make_plan
 from oumi.core.system.host import describe_host
+from oumi.core.train import train
 from oumi.core.trainers.native import NativeTrainer
 from oumi.core.trainers.resume import find_resume_point
 from oumi.core.trainers.trl import TrlTrainer
@@ -60,6 +61,17 @@ def tiny_config(folder: Path, num_rows: int = 24, **training: Any) -> TrainingCo
             },
         }
     )
+
+
+def assert_resumed_bitwise(config: TrainingConfig, checkpoint: str, name: str) -> None:
+    """Trains, and again from a checkpoint beside it; asserts that a file of the model has the same bytes."""
+    train(config)
+    out = Path(config.training.output_dir)
+    again = config.model_copy(deep=True)
+    again.training.output_dir = str(out.with_name("again"))
+    again.training.resume_from_checkpoint = str(out / checkpoint)
+    train(again)
+    assert (out.with_name("again") / name).read_bytes() == (out / name).read_bytes()
 
 
 def build(config: TrainingConfig, kind: type[Built]) -> Built:

@@ -27,7 +27,7 @@ from oumi.core.models.build import build_model
 from oumi.core.models.saving import ModelWriter
 from oumi.core.plan.plan import make_plan
 from oumi.core.train import train
-from tests.runs import losses, tiny_config, tiny_rows
+from tests.runs import assert_resumed_bitwise, losses, tiny_config, tiny_rows
 
 CPU = torch.device("cpu")
 IDS = torch.arange(4, 40)[None]
@@ -178,13 +178,7 @@ def test_an_adapter_on_quantized_weights_begins_so_and_is_resumed(tmp_path: Path
             ranks.add(len(weight))
             torch.testing.assert_close(weight @ weight.T, torch.eye(len(weight)), rtol=0, atol=1e-4)
     assert len(ranks) > 1
-    train(config)
-    again = config.model_copy(deep=True)
-    again.training.output_dir = str(tmp_path / "again")
-    again.training.resume_from_checkpoint = str(tmp_path / "out" / "checkpoint-2")
-    train(again)
-    name = "adapter_model.safetensors"
-    assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    assert_resumed_bitwise(config, "checkpoint-2", "adapter_model.safetensors")
 
 
 def test_too_few_tokens_are_told(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from oumi.core.models.initialization import begins_with_base
 from oumi.core.models.saving import ModelWriter
 from oumi.core.plan.plan import make_plan
 from oumi.core.train import train
-from tests.runs import losses, tiny_config
+from tests.runs import assert_resumed_bitwise, losses, tiny_config
 
 KINDS = ["PISA", "pissa_niter_3", "OLORA"]
 IDS = torch.arange(4, 40)[None]
@@ -136,13 +136,7 @@ def test_loftq_is_nearer_to_the_weights_in_full(tmp_path: Path) -> None:
     torch.testing.assert_close(
         logits(PeftModel.from_pretrained(base, tmp_path / "saved")), expected, rtol=1e-4, atol=1e-5
     )
-    train(config)
-    again = config.model_copy(deep=True)
-    again.training.output_dir = str(tmp_path / "again")
-    again.training.resume_from_checkpoint = str(tmp_path / "out" / "checkpoint-2")
-    train(again)
-    name = "adapter_model.safetensors"
-    assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    assert_resumed_bitwise(config, "checkpoint-2", "adapter_model.safetensors")
 
 
 def test_a_rank_beyond_the_size_of_a_layer_is_told(tmp_path: Path) -> None:
